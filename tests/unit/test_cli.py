@@ -1,0 +1,166 @@
+"""The command line's own behaviour, with stand-in subcommands."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+import vftrace
+from vftrace import cli
+from vftrace.errors import MachineError, UsageError, VftraceError
+from vftrace.units import parse_duration
+
+
+def install_command(monkeypatch: pytest.MonkeyPatch, run: Callable[[argparse.Namespace], int]) -> None:
+    """Make `record` the only subcommand, and let it do `run`."""
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--duration", type=parse_duration)
+
+    command = SimpleNamespace(HELP="stands in", add_arguments=add_arguments, run=run)
+    monkeypatch.setattr(cli, "available_commands", lambda: ("record",))
+    monkeypatch.setattr(cli, "load_command", lambda name: command)
+
+
+def raises(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"vftrace {vftrace.__version__}\n"
+
+
+def test_the_exit_code_is_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_command(monkeypatch, lambda args: 0 if args.duration == 250_000_000 else 1)
+    assert cli.main(["record", "--duration", "250ms"]) == 0
+    assert cli.main(["record", "--duration", "251ms"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "lines"),
+    [
+        (VftraceError("no good"), 1, ["vftrace: no good"]),
+        (VftraceError("no\n  good"), 1, ["vftrace: no good"]),
+        (UsageError("what?"), 2, ["vftrace: what?"]),
+        (MachineError("no KVM"), 3, ["vftrace: no KVM"]),
+        (
+            MachineError("no bcc", "apt-get install python3-bpfcc"),
+            3,
+            ["vftrace: no bcc", "  to fix: apt-get install python3-bpfcc"],
+        ),
+        (FileNotFoundError(2, "No such file", "x.vft"), 1, ["vftrace: x.vft: No such file"]),
+        (KeyboardInterrupt(), 130, []),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    lines: list[str],
+) -> None:
+    install_command(monkeypatch, raises(error))
+    assert cli.main(["record"]) == code
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_a_bug_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_command(monkeypatch, raises(KeyError("slot")))
+    monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
+    assert cli.main(["record"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "internal error" in line
+    assert "KeyError: 'slot'" in line
+    monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
+    assert cli.main(["record"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_broken_socket_is_not_taken_for_a_reader_who_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_command(monkeypatch, raises(BrokenPipeError(32, "Broken pipe")))
+    monkeypatch.setattr(cli, "_reader_is_gone", lambda: False)
+    assert cli.main(["record"]) == 1
+    assert capsys.readouterr().err == "vftrace: Broken pipe\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["nonsense"],
+        ["--nonsense"],
+        ["record", "--nonsense"],
+        ["record", "stray"],
+        ["record", "--duration"],
+        ["record", "--duration", "soon"],
+        ["record", "--dur", "1s"],
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    install_command(monkeypatch, lambda args: 0)
+    assert cli.main(argv) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_no_subcommand_shows_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_command(monkeypatch, lambda args: 0)
+    assert cli.main([]) == 2
+    assert "stands in" in capsys.readouterr().err
+
+
+def test_commands_are_offered_in_help_order() -> None:
+    offered = cli.available_commands()
+    assert list(offered) == [name for name in cli.COMMANDS if name in offered]
+
+
+@pytest.mark.parametrize("name", cli.available_commands())
+def test_every_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: vftrace {name}")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.available_commands())])
+def test_help_never_imports_bcc(arguments: list[str]) -> None:
+    program = (
+        "import sys; from vftrace.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "sys.exit('bcc' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("usage: vftrace")
+
+
+def test_a_reader_who_leaves_ends_it_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "vftrace", "--version"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (cli.EXIT_READER_GONE, "")

@@ -1,0 +1,8 @@
+"""`python -m vftrace`."""
+
+import sys
+
+from vftrace.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

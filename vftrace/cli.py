@@ -1,0 +1,147 @@
+"""The command line: finds the subcommand's module, runs it, and turns errors into exit codes.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 this machine cannot; 130 after Ctrl-C.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import select
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn, Protocol, cast
+
+from vftrace import __version__
+from vftrace.errors import MachineError, UsageError, VftraceError
+
+COMMANDS = ("demo", "top", "serve", "record", "report", "ping", "mailbox", "doctor")
+"""Subcommands in the order of the help; one whose module is missing is not offered."""
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_READER_GONE = 141
+"""128 + SIGPIPE, what other tools end with when `| head` has read enough."""
+
+DEBUG_VARIABLE = "VFTRACE_DEBUG"
+
+
+class Command(Protocol):
+    """What a module in `vftrace.commands` offers."""
+
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the subcommand's own arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; returns the exit code."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see: {self.prog} --help)")
+
+
+def available_commands() -> tuple[str, ...]:
+    """The subcommands whose module exists, in help order; found without importing them."""
+    return tuple(
+        name
+        for name in COMMANDS
+        if importlib.util.find_spec(f"vftrace.commands.{name}") is not None
+    )
+
+
+def load_command(name: str) -> Command:
+    """Import one subcommand's module."""
+    return cast(Command, importlib.import_module(f"vftrace.commands.{name}"))
+
+
+def build_parser(argv: Sequence[str]) -> Parser:
+    """The parser for this command line; of the subcommands only the one that is named is imported."""
+    # The options before the subcommand take no values, so the first bare word is the subcommand.
+    named = next((word for word in argv if not word.startswith("-")), None)
+    parser = Parser(
+        prog="vftrace",
+        description="Where the time of a live migration goes, seen from the host with BPF.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"vftrace {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name in available_commands():
+        if named is None or named == name:
+            command = load_command(name)
+            subparser = subparsers.add_parser(
+                name, help=command.HELP, description=command.HELP, allow_abbrev=False
+            )
+            command.add_arguments(subparser)
+        else:
+            subparsers.add_parser(name)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run vftrace with these arguments (the process's own if None); returns the exit code."""
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except MachineError as error:
+        _complain(str(error))
+        if error.fix is not None:
+            print(f"  to fix: {error.fix}", file=sys.stderr)
+        return error.exit_code
+    except VftraceError as error:
+        _complain(str(error))
+        return error.exit_code
+    except OSError as error:
+        # A socket can break too: be quiet only when it is our own reader that has gone.
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            _discard_stdout()
+            return EXIT_READER_GONE
+        _complain(_describe_os_error(error))
+        return EXIT_FAILED
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        what = f"{type(error).__name__}: {error}"
+        _complain(f"internal error, please report it: {what} ({DEBUG_VARIABLE}=1 shows where)")
+        return EXIT_FAILED
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = build_parser(argv)
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    return load_command(args.command).run(args)
+
+
+def _complain(message: str) -> None:
+    print(f"vftrace: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _describe_os_error(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
+def _reader_is_gone() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _discard_stdout() -> None:
+    # What is still buffered would otherwise fail again, aloud, when the interpreter flushes at its end.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

@@ -1,0 +1,25 @@
+"""Errors a user can do something about. The command line prints each as one line and exits with its code."""
+
+from typing import ClassVar
+
+
+class VftraceError(Exception):
+    """Something failed; the message is one line that says what."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(VftraceError):
+    """The command line, or a value given on it, makes no sense."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class MachineError(VftraceError):
+    """This machine cannot do it as it is; `fix` is the command that would change that, None if there is none."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.fix = fix

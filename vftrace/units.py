@@ -1,0 +1,96 @@
+"""Reading and writing quantities: durations in integer nanoseconds, sizes in bytes, rates per second."""
+
+import re
+from decimal import ROUND_HALF_EVEN, Decimal
+
+from vftrace.errors import UsageError
+
+_NS_PER_UNIT = {
+    "ns": 1,
+    "us": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60 * 1_000_000_000,
+    "h": 3600 * 1_000_000_000,
+}
+_BITS_PER_UNIT = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ns|us|µs|μs|ms|s|m|h)?", re.ASCII)
+_BIT_RATE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(?:bits?|bps)?(?:/s)?", re.ASCII | re.IGNORECASE)
+
+# Ten years: what is longer is a slip of the keyboard, and 2**63 ns (292 years) stays far away.
+_LONGEST_NS = 10 * 365 * 24 * _NS_PER_UNIT["h"]
+
+
+def parse_duration(text: str) -> int:
+    """Read a duration such as `250ms`, `6s`, `2m` or `1.5` (a bare number is seconds) as integer nanoseconds.
+
+    Units: ns, us, ms, s, m, h. Raises `UsageError` for anything else, negative values and more than ten years.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"not a duration: {text!r} (examples: 250ms, 6s, 2m; a bare number is seconds)")
+    number, unit = match.groups()
+    unit = "s" if unit is None else unit.replace("µ", "u").replace("μ", "u")
+    exact = Decimal(number) * _NS_PER_UNIT[unit]
+    if exact > _LONGEST_NS:
+        raise UsageError(f"duration too long: {text!r} (at most ten years)")
+    return int(exact.to_integral_value(ROUND_HALF_EVEN))
+
+
+def parse_bits_per_second(text: str) -> int:
+    """Read a link speed such as `25Gbit`, `100Mbit/s`, `1.5gbps` or `1000000` as integer bits per second.
+
+    Prefixes are decimal (k, M, G, T). Raises `UsageError` for anything else and for zero.
+    """
+    match = _BIT_RATE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"not a bit rate: {text!r} (examples: 25Gbit, 100Mbit, 1000000)")
+    number, prefix = match.groups()
+    bits = int(Decimal(number) * _BITS_PER_UNIT[prefix.lower()])
+    if bits == 0:
+        raise UsageError(f"bit rate must be more than zero: {text!r}")
+    return bits
+
+
+def format_ns(ns: int) -> str:
+    """Nanoseconds for people, three significant digits below a minute: `850 ns`, `12.3 ms`, `1.00 s`, `4m05s`."""
+    if ns < 0:
+        return "-" + format_ns(-ns)
+    if ns < 1_000:
+        return f"{ns} ns"
+    for unit, limit in (("us", 1_000), ("ms", 1_000), ("s", 60)):
+        # Compared after rounding, so that 999.96 us reads 1.00 ms and never 1000 us.
+        text = _three_digits(ns / _NS_PER_UNIT[unit])
+        if float(text) < limit:
+            return f"{text} {unit}"
+    seconds = (ns + _NS_PER_UNIT["s"] // 2) // _NS_PER_UNIT["s"]
+    hours, rest = divmod(seconds, 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}h{minutes:02}m{seconds:02}s" if hours else f"{minutes}m{seconds:02}s"
+
+
+def format_bytes(count: float) -> str:
+    """A size in bytes with binary prefixes, three significant digits: `512 B`, `1.50 KiB`, `2.00 MiB`."""
+    if count < 0:
+        return "-" + format_bytes(-count)
+    if count < 1_023.5:
+        return f"{count:.0f} B"
+    value = count / 1_024
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        text = _three_digits(value)
+        if float(text) < 1_024:
+            return f"{text} {unit}"
+        value /= 1_024
+    return f"{_three_digits(value)} EiB"
+
+
+def format_rate(bytes_per_second: float) -> str:
+    """A rate given in bytes per second, as `format_bytes` writes sizes: `1.50 MiB/s`."""
+    return f"{format_bytes(bytes_per_second)}/s"
+
+
+def _three_digits(value: float) -> str:
+    if value < 9.995:
+        return f"{value:.2f}"
+    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
