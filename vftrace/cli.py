@@ -62,7 +62,7 @@ def load_command(name: str) -> Command:
 
 
 def build_parser(argv: Sequence[str]) -> Parser:
-    """The parser for this command line; of the subcommands only the one that is named is imported."""
+    """The parser for this command line; only the subcommand that is named is imported."""
     # The options before the subcommand take no values, so the first bare word is the subcommand.
     named = next((word for word in argv if not word.startswith("-")), None)
     parser = Parser(
@@ -141,7 +141,7 @@ def _reader_is_gone() -> bool:
 
 
 def _discard_stdout() -> None:
-    # What is still buffered would otherwise fail again, aloud, when the interpreter flushes at its end.
+    # What is still buffered would otherwise fail again, aloud, in the interpreter's last flush.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

@@ -1,4 +1,4 @@
-"""Errors a user can do something about. The command line prints each as one line and exits with its code."""
+"""Errors a user can do something about; each becomes one line on stderr and an exit code."""
 
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ class UsageError(VftraceError):
 
 
 class MachineError(VftraceError):
-    """This machine cannot do it as it is; `fix` is the command that would change that, None if there is none."""
+    """This machine cannot do it as it is; `fix` is the command that would change that, if any."""
 
     exit_code: ClassVar[int] = 3
 

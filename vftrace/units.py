@@ -1,4 +1,4 @@
-"""Reading and writing quantities: durations in integer nanoseconds, sizes in bytes, rates per second."""
+"""Reading and writing quantities: durations in nanoseconds, sizes in bytes, rates per second."""
 
 import re
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -16,20 +16,25 @@ _NS_PER_UNIT = {
 _BITS_PER_UNIT = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ns|us|µs|μs|ms|s|m|h)?", re.ASCII)
-_BIT_RATE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(?:bits?|bps)?(?:/s)?", re.ASCII | re.IGNORECASE)
+_BIT_RATE = re.compile(
+    r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(?:bits?|bps)?(?:/s)?", re.ASCII | re.IGNORECASE
+)
 
 # Ten years: what is longer is a slip of the keyboard, and 2**63 ns (292 years) stays far away.
 _LONGEST_NS = 10 * 365 * 24 * _NS_PER_UNIT["h"]
 
 
 def parse_duration(text: str) -> int:
-    """Read a duration such as `250ms`, `6s`, `2m` or `1.5` (a bare number is seconds) as integer nanoseconds.
+    """Read a duration such as `250ms`, `6s`, `2m` or `1.5` as integer nanoseconds.
 
-    Units: ns, us, ms, s, m, h. Raises `UsageError` for anything else, negative values and more than ten years.
+    Units: ns, us, ms, s, m, h; a bare number is seconds. Raises `UsageError` for anything else,
+    negative values and more than ten years.
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"not a duration: {text!r} (examples: 250ms, 6s, 2m; a bare number is seconds)")
+        raise UsageError(
+            f"not a duration: {text!r} (such as 250ms, 6s, 2m; a bare number is seconds)"
+        )
     number, unit = match.groups()
     unit = "s" if unit is None else unit.replace("µ", "u").replace("μ", "u")
     exact = Decimal(number) * _NS_PER_UNIT[unit]
@@ -39,7 +44,7 @@ def parse_duration(text: str) -> int:
 
 
 def parse_bits_per_second(text: str) -> int:
-    """Read a link speed such as `25Gbit`, `100Mbit/s`, `1.5gbps` or `1000000` as integer bits per second.
+    """Read a link speed such as `25Gbit`, `100Mbit/s`, `1.5gbps` or `1000000` as bits per second.
 
     Prefixes are decimal (k, M, G, T). Raises `UsageError` for anything else and for zero.
     """
@@ -54,7 +59,7 @@ def parse_bits_per_second(text: str) -> int:
 
 
 def format_ns(ns: int) -> str:
-    """Nanoseconds for people, three significant digits below a minute: `850 ns`, `12.3 ms`, `1.00 s`, `4m05s`."""
+    """Nanoseconds for people, three digits under a minute: `850 ns`, `12.3 ms`, `4m05s`."""
     if ns < 0:
         return "-" + format_ns(-ns)
     if ns < 1_000:
@@ -71,7 +76,7 @@ def format_ns(ns: int) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """A size in bytes with binary prefixes, three significant digits: `512 B`, `1.50 KiB`, `2.00 MiB`."""
+    """A size in bytes with binary prefixes, three digits: `512 B`, `1.50 KiB`, `2.00 MiB`."""
     if count < 0:
         return "-" + format_bytes(-count)
     if count < 1_023.5:

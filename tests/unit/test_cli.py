@@ -15,7 +15,9 @@ from vftrace.errors import MachineError, UsageError, VftraceError
 from vftrace.units import parse_duration
 
 
-def install_command(monkeypatch: pytest.MonkeyPatch, run: Callable[[argparse.Namespace], int]) -> None:
+def install_command(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[argparse.Namespace], int]
+) -> None:
     """Make `record` the only subcommand, and let it do `run`."""
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +140,9 @@ def test_every_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.startswith(f"usage: vftrace {name}")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.available_commands())])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in cli.available_commands())]
+)
 def test_help_never_imports_bcc(arguments: list[str]) -> None:
     program = (
         "import sys; from vftrace.cli import main\n"

@@ -1,0 +1,25 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-unit lint format
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+setup: ## install what is missing (a second when nothing is)
+	@tools/setup
+
+run: setup ## trace a real live migration on this machine
+	@.venv/bin/vftrace demo
+
+test: setup lint ## lint, types, layers, then all tests
+	.venv/bin/pytest
+
+test-unit: setup ## the tests that need neither BPF nor KVM
+	.venv/bin/pytest -m 'not host and not lab'
+
+lint: setup ## ruff, mypy --strict, and who may import whom
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+format: setup ## let ruff format the code
+	.venv/bin/ruff format .

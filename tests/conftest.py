@@ -1,0 +1,91 @@
+"""What tests may need of the machine, and what happens where it is missing.
+
+`@pytest.mark.needs("bpf", "qemu", "strace")` skips the test, with the reason, where one of them is
+not to be had; with VFTRACE_REQUIRE_ALL=1 (CI) it fails instead, so that no test is quietly left
+out. Tests below tests/host are marked `host`, which needs bpf, kvm and qemu; those below tests/lab
+are marked `lab`. What is known only while a test runs goes through the fixture `missing`.
+"""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+REQUIRE_ALL_VARIABLE = "VFTRACE_REQUIRE_ALL"
+
+QEMU = "qemu-system-x86_64"
+
+# include/uapi/linux/capability.h; beside CAP_BPF, and before there was one, enough for bpf(2).
+CAP_SYS_ADMIN = 21
+
+
+def _lacks_root() -> str | None:
+    return None if os.geteuid() == 0 else "not root"
+
+
+def _lacks_bpf() -> str | None:
+    if importlib.util.find_spec("bcc") is None:
+        return "no bcc (apt-get install python3-bpfcc)"
+    status = Path("/proc/self/status").read_text()
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    if not int(effective, 16) >> CAP_SYS_ADMIN & 1:
+        return "no CAP_SYS_ADMIN for BPF (run as root)"
+    return None
+
+
+def _lacks_kvm() -> str | None:
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    return None
+
+
+def _lacks_program(name: str) -> str | None:
+    return None if shutil.which(name) else f"no {name} on PATH"
+
+
+CHECKS: dict[str, Callable[[], str | None]] = {
+    "root": _lacks_root,
+    "bpf": _lacks_bpf,
+    "kvm": _lacks_kvm,
+    "qemu": lambda: _lacks_program(QEMU),
+}
+
+
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip the test for what this machine lacks; fail it where everything is required."""
+    if os.environ.get(REQUIRE_ALL_VARIABLE) == "1":
+        pytest.fail(f"{reason} ({REQUIRE_ALL_VARIABLE}=1 allows no skip)", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def missing() -> Callable[[str], NoReturn]:
+    """`missing("reason")` ends a test that found out, while it ran, what this machine lacks."""
+    return skip_or_fail
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the directory they live in."""
+    tests = Path(__file__).parent
+    for item in items:
+        directory = item.path.relative_to(tests).parts[0]
+        if directory == "host":
+            item.add_marker(pytest.mark.host)
+            item.add_marker(pytest.mark.needs("bpf", "kvm", "qemu"))
+        elif directory == "lab":
+            item.add_marker(pytest.mark.lab)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Check what the test needs before its fixtures are made."""
+    names = {name for marker in item.iter_markers("needs") for name in marker.args}
+    lacks = [CHECKS[name]() if name in CHECKS else _lacks_program(name) for name in sorted(names)]
+    reasons = [reason for reason in lacks if reason is not None]
+    if reasons:
+        skip_or_fail("; ".join(reasons))
