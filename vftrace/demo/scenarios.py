@@ -1,0 +1,585 @@
+"""The table of scenarios: what is done to real VMs, step by step, and how QEMU is expected to end.
+
+`run_scenario` plays one and returns its `Truth`: QEMU's own figures, what was done and when, and what the guest wrote.
+Names are stable: recordings and tests are kept under them.
+"""
+
+import asyncio
+import dataclasses
+import json
+import signal
+import tempfile
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vftrace.demo import guest, libvirt, qemu
+from vftrace.demo.display import Viewer
+from vftrace.demo.guest import DirtySet
+from vftrace.demo.qemu import MigrationFigures, Qemu, QemuError, QmpEvent, boottime_ns
+from vftrace.errors import UsageError
+
+Role = Literal["source", "destination", "other"]
+
+MIB = 1024 * 1024
+MEMORY_MIB = 128
+FIRST_PAGE = 0x1000
+"""The guest's set begins at 16 MiB: past everything firmware touches."""
+
+_POLL_SECONDS = 0.02
+_FINAL = ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One QEMU of the scenario. Times are CLOCK_BOOTTIME ns; `ended_at_ns` is when its end was noticed."""
+
+    pid: int
+    role: Role
+    uuid: str | None
+    name: str | None
+    command: tuple[str, ...]
+    started_at_ns: int
+    ended_at_ns: int | None
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something the driver did: taken just before it was asked for (CLOCK_BOOTTIME ns)."""
+
+    at_ns: int
+    what: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """QEMU's figures when the status or the number of dirty syncs had changed (polled every 20 ms)."""
+
+    at_ns: int
+    status: str | None
+    dirty_sync_count: int | None
+    dirty_pages_rate: int | None
+    transferred_bytes: int | None
+    remaining_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One migration attempt as QEMU accounts for it. `source` is the last answer of a source that was killed."""
+
+    source_pid: int
+    destination_pid: int | None
+    channel: str
+    capabilities: tuple[str, ...]
+    parameters: Mapping[str, int]
+    issued_at_ns: int
+    ended_at_ns: int
+    source: MigrationFigures | None
+    destination: MigrationFigures | None
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class GuestTruth:
+    """What the firmware guest was told to dirty, in 4 KiB guest pages; `also_dirty` it writes beside its set."""
+
+    schedule: DirtySet
+    first_page: int
+    last_page: int
+    pages: int
+    also_dirty: tuple[int, ...]
+    pages_per_second: int
+
+
+@dataclass(frozen=True)
+class GuestProgress:
+    """The guest's own counter as the driver read it: page writes so far of the VM that process `pid` holds."""
+
+    at_ns: int
+    pid: int
+    writes: int
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Everything known about a run from outside any tracer. `dirty_rate` is query-dirty-rate's answer, where asked."""
+
+    scenario: str
+    is_migration: bool
+    qemu_version: str
+    started_at_ns: int
+    ended_at_ns: int
+    processes: tuple[Process, ...]
+    attempts: tuple[Attempt, ...]
+    actions: tuple[Action, ...]
+    events: tuple[QmpEvent, ...]
+    guest: GuestTruth | None
+    progress: tuple[GuestProgress, ...]
+    dirty_rate: Mapping[str, Any] | None
+    screen_updates: int
+
+    def to_json(self) -> str:
+        """One JSON object with the fields' names as keys."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a VM is made of. `rom` None means SeaBIOS, `dirty` None a guest that is not the dirtying firmware."""
+
+    name: str | None
+    uuid: str | None
+    rom: Path | None = None
+    dirty: DirtySet | None = None
+    accel: str = "kvm"
+    extra: tuple[str, ...] = ()
+    like_libvirt: bool = False
+
+    def arguments(self, directory: Path, *, incoming: bool, held: bool) -> tuple[str, ...]:
+        """QEMU's command line; `held` does not start the vCPUs (-S)."""
+        if self.like_libvirt:
+            assert self.name and self.uuid and self.rom
+            return libvirt.arguments(
+                self.name, self.uuid, self.rom, directory, MEMORY_MIB, incoming=incoming
+            )
+        return (
+            *(
+                "-machine",
+                "pc",
+                "-accel",
+                self.accel,
+                "-m",
+                str(MEMORY_MIB),
+                "-nodefaults",
+                "-display",
+                "none",
+            ),
+            *(("-name", f"guest={self.name}") if self.name else ()),
+            *(("-uuid", self.uuid) if self.uuid else ()),
+            *(("-bios", str(self.rom)) if self.rom else ()),
+            *self.extra,
+            *(("-S",) if held else ()),
+            *(("-incoming", "defer") if incoming else ()),
+        )
+
+
+@dataclass
+class Vm:
+    """A VM of the run: its QEMU, what it was made of, and the viewer of its screen."""
+
+    qemu: Qemu
+    spec: Spec
+    role: Role
+    viewer: Viewer | None = None
+
+
+@dataclass
+class Migration:
+    """A migration that is under way; `samples` grows."""
+
+    source: Vm
+    destination: Vm | None
+    channel: str
+    capabilities: tuple[str, ...]
+    parameters: Mapping[str, int]
+    issued_at_ns: int
+    first_event: int
+    poller: "asyncio.Task[None] | None" = None
+    samples: list[Sample] = field(default_factory=list)
+    last: MigrationFigures | None = None
+
+    async def status(self, wanted: str) -> None:
+        """Wait until the source says it has this status. Raises QemuError when it ends with another."""
+        event = await self._event(
+            lambda event: event.name == "MIGRATION" and event.data["status"] in {wanted, *_FINAL},
+            f"migration status {wanted}",
+        )
+        if event.data["status"] != wanted:
+            why = (await self.source.qemu.query_migrate()).error_desc
+            raise QemuError(
+                f"the migration is {event.data['status']}, not {wanted}{f': {why}' if why else ''}"
+            )
+
+    async def dirty_sync(self, number: int) -> None:
+        """Wait until the source has made its dirty sync number `number` (the first is 1)."""
+        await self._event(
+            lambda event: event.name == "MIGRATION_PASS" and event.data["pass"] >= number,
+            f"dirty sync {number}",
+        )
+
+    async def stopped(self) -> None:
+        """Wait until the source has stopped its vCPUs."""
+        await self._event(lambda event: event.name == "STOP", "STOP")
+
+    async def poll(self) -> None:
+        """Ask for figures until the source is gone; keep those with a new status or number of dirty syncs."""
+        with suppress(QemuError):
+            while self.source.qemu.alive:
+                self.note(await self.source.qemu.query_migrate())
+                await asyncio.sleep(_POLL_SECONDS)
+
+    def note(self, now: MigrationFigures) -> None:
+        """Take an answer of query-migrate."""
+        if now.status is None:
+            return
+        before, self.last = self.last, now
+        if before is None or (before.status, before.dirty_sync_count) != (
+            now.status,
+            now.dirty_sync_count,
+        ):
+            self.samples.append(
+                Sample(
+                    **{each.name: getattr(now, each.name) for each in dataclasses.fields(Sample)}
+                )
+            )
+
+    async def _event(self, wanted: Callable[[QmpEvent], bool], what: str) -> QmpEvent:
+        return await self.source.qemu.wait_event(wanted, what, self.first_event)
+
+
+class Run:
+    """One run of a scenario: starts VMs, acts on them, and collects the Truth. Everything ends with `stack`."""
+
+    def __init__(
+        self,
+        scenario: str,
+        binary: Path,
+        directory: Path,
+        stack: AsyncExitStack,
+        on_progress: Callable[[str], None],
+    ) -> None:
+        self.scenario = scenario
+        self.binary = binary
+        self.version = qemu.qemu_version(binary)
+        self.directory = directory
+        self.on_progress = on_progress
+        self._stack = stack
+        self._started_at_ns = boottime_ns()
+        self._vms: list[Vm] = []
+        self._actions: list[Action] = []
+        self._attempts: list[Attempt] = []
+        self._progress: list[GuestProgress] = []
+        self._dirty_rate: Mapping[str, Any] | None = None
+
+    def firmware(
+        self, dirty: DirtySet, number: int = 0, *, accel: str = "kvm", anonymous: bool = False
+    ) -> Spec:
+        """A VM whose firmware dirties `dirty`. Number and scenario make its UUID and name, unless it is `anonymous`."""
+        rom = self.directory / f"firmware-{number}.rom"
+        rom.write_bytes(guest.dirtying_rom(dirty))
+        if anonymous:
+            return Spec(None, None, rom, dirty, accel)
+        return Spec(self._name(number), self._uuid(number), rom, dirty, accel)
+
+    def graphics(self) -> Spec:
+        """A VM that SeaBIOS boots from our boot sector, with a VGA card."""
+        disk = self.directory / "boot.img"
+        disk.write_bytes(guest.boot_sector() + bytes(MIB - 512))
+        # Read-only, so that source and destination may both hold it (QEMU locks images it can write).
+        drive = ("-drive", f"if=virtio,format=raw,readonly=on,file={disk}")
+        return Spec(
+            self._name(0), self._uuid(0), extra=("-device", "VGA", *drive, "-boot", "strict=on")
+        )
+
+    async def start(self, spec: Spec, role: Role, *, held: bool = False, view: bool = False) -> Vm:
+        """Start a VM; a destination waits for `migrate-incoming`. With `view` a display client draws it."""
+        number = len(self._vms)
+        screen = self.directory / f"screen-{number}"
+        arguments = spec.arguments(self.directory, incoming=role == "destination", held=held)
+        if view:
+            arguments = (*arguments, "-vnc", f"unix:{screen}")
+        log = self.directory / f"qemu-{number}.log"
+        running = await self._stack.enter_async_context(qemu.start(self.binary, arguments, log))
+        vm = Vm(running, spec, role, Viewer(screen) if view else None)
+        self._vms.append(vm)
+        if vm.viewer:
+            watching = asyncio.ensure_future(vm.viewer.watch())
+            self._stack.push_async_callback(_cancel, watching)
+        return vm
+
+    async def source(self, spec: Spec, *, view: bool = False) -> Vm:
+        """Start a VM and wait until its guest has written its whole set once, or draws."""
+        vm = await self.start(spec, "source", view=view)
+        if spec.like_libvirt:
+            await self.act("cont", vm)
+        await self.guest_runs(vm)
+        return vm
+
+    async def destination(self, source: Vm, *, held: bool = False) -> Vm:
+        """Start the VM that `source` will migrate to."""
+        return await self.start(
+            source.spec, "destination", held=held, view=source.viewer is not None
+        )
+
+    async def act(self, what: str, vm: Vm, **arguments: object) -> Any:
+        """Note and run a QMP command."""
+        self._actions.append(Action(boottime_ns(), what, vm.qemu.pid))
+        return await vm.qemu.command_qmp(what, **arguments)
+
+    async def send_signal(self, number: signal.Signals, vm: Vm) -> None:
+        """Note and send a signal; waits for the process to end where the signal ends it."""
+        self._actions.append(Action(boottime_ns(), number.name, vm.qemu.pid))
+        vm.qemu.kill(number)
+        if number in (signal.SIGKILL, signal.SIGTERM):
+            await vm.qemu.ended()
+
+    async def migrate(
+        self,
+        source: Vm,
+        destination: Vm | None,
+        *,
+        bandwidth: int,
+        downtime_ms: int,
+        capabilities: tuple[str, ...] = (),
+        parameters: Mapping[str, int] | None = None,
+        channel: str = "tcp",
+    ) -> Migration:
+        """Begin a migration. `bandwidth` in bytes/s; `channel` is tcp, unix, or an address for `migrate` itself."""
+        settings = {"max-bandwidth": bandwidth, "downtime-limit": downtime_ms, **(parameters or {})}
+        # "events": MIGRATION and MIGRATION_PASS say at once what polling would say late.
+        states = [{"capability": name, "state": True} for name in ("events", *capabilities)]
+        for vm in (source, destination):
+            if vm is not None:
+                await vm.qemu.command_qmp("migrate-set-capabilities", capabilities=states)
+                await vm.qemu.command_qmp("migrate-set-parameters", **settings)
+        address = channel if destination is None else await self._listen(destination, channel)
+        await self._read_progress(source)
+        first_event = len(source.qemu.events)
+        self.on_progress(
+            f"QEMU {source.qemu.pid} migrates over {channel} at {bandwidth / MIB:.0f} MiB/s"
+        )
+        issued_at_ns = boottime_ns()
+        migration = Migration(
+            source, destination, channel, capabilities, settings, issued_at_ns, first_event
+        )
+        await self.act("migrate", source, uri=address)
+        migration.poller = asyncio.ensure_future(migration.poll())
+        self._stack.push_async_callback(_cancel, migration.poller)
+        return migration
+
+    async def finish(self, migration: Migration) -> None:
+        """Take QEMU's last figures of a migration and close its account."""
+        assert migration.poller is not None
+        await _cancel(migration.poller)
+        if migration.source.qemu.alive:
+            migration.note(await migration.source.qemu.query_migrate())
+        destination = migration.destination
+        at_destination = None
+        if destination is not None and destination.qemu.alive:
+            at_destination = await destination.qemu.query_migrate()
+        self._attempts.append(
+            Attempt(
+                source_pid=migration.source.qemu.pid,
+                destination_pid=destination.qemu.pid if destination else None,
+                channel=migration.channel,
+                capabilities=migration.capabilities,
+                parameters=migration.parameters,
+                issued_at_ns=migration.issued_at_ns,
+                ended_at_ns=boottime_ns(),
+                source=migration.last,
+                destination=at_destination,
+                samples=tuple(migration.samples),
+            )
+        )
+        status = migration.last.status if migration.last else None
+        self.on_progress(f"QEMU {migration.source.qemu.pid}: migration {status}")
+
+    async def arrived(self, migration: Migration) -> None:
+        """Wait until the migration has completed and the guest runs at the destination; then close its account."""
+        assert migration.destination is not None
+        await migration.status("completed")
+        await migration.destination.qemu.wait_event(lambda event: event.name == "RESUME", "RESUME")
+        await self.guest_runs(migration.destination)
+        await self.finish(migration)
+
+    async def guest_runs(self, vm: Vm) -> None:
+        """Wait until the guest is seen to make progress."""
+        if vm.spec.dirty is None:
+            frame = guest.GRAPHICS_FIRST_PAGE * guest.PAGE_SIZE
+            before = await vm.qemu.read_u32(frame)
+            await vm.qemu.wait_u32(frame, lambda value: value != before, "frame drawn by the guest")
+            return
+        before = await vm.qemu.read_u32(guest.TICKS_ADDRESS)
+        await vm.qemu.wait_u32(
+            guest.TICKS_ADDRESS, lambda value: value > before, "page written by the guest"
+        )
+        await self._read_progress(vm)
+
+    async def dirty_rate(self, vm: Vm, mode: str) -> None:
+        """Have QEMU measure the dirty rate for a second."""
+        await self.act("calc-dirty-rate", vm, calc_time=1, mode=mode)
+        # There is no event for its end; QEMU answers "measuring" until then.
+        await asyncio.sleep(1)
+        while (answer := await vm.qemu.command_qmp("query-dirty-rate"))["status"] != "measured":
+            await asyncio.sleep(0.02)
+        self._dirty_rate = answer
+
+    def truth(self, scenario: "Scenario") -> Truth:
+        """What has been collected, ordered by time."""
+        dirty = next((vm.spec.dirty for vm in self._vms if vm.spec.dirty), None)
+        events = sorted(
+            (event for vm in self._vms for event in vm.qemu.events), key=lambda event: event.at_ns
+        )
+        return Truth(
+            scenario=scenario.name,
+            is_migration=scenario.is_migration,
+            qemu_version=".".join(map(str, self.version)),
+            started_at_ns=self._started_at_ns,
+            ended_at_ns=boottime_ns(),
+            processes=tuple(_process(vm) for vm in self._vms),
+            attempts=tuple(self._attempts),
+            actions=tuple(self._actions),
+            events=tuple(events),
+            guest=_guest_truth(dirty) if dirty else None,
+            progress=tuple(self._progress),
+            dirty_rate=self._dirty_rate,
+            screen_updates=sum(vm.viewer.frames for vm in self._vms if vm.viewer),
+        )
+
+    async def _listen(self, destination: Vm, channel: str) -> str:
+        """Have the destination listen; returns the address to migrate to."""
+        if channel == "unix":
+            address = f"unix:{self.directory / f'migrate-{destination.qemu.pid}'}"
+            await destination.qemu.command_qmp("migrate-incoming", uri=address)
+            return address
+        await destination.qemu.command_qmp("migrate-incoming", uri="tcp:127.0.0.1:0")
+        listening = await destination.qemu.command_qmp("query-migrate")
+        return f"tcp:127.0.0.1:{listening['socket-address'][0]['port']}"
+
+    async def _read_progress(self, vm: Vm) -> None:
+        if vm.spec.dirty is not None:
+            at_ns = boottime_ns()
+            ticks = await vm.qemu.read_u32(guest.TICKS_ADDRESS)
+            self._progress.append(
+                GuestProgress(at_ns, vm.qemu.pid, vm.spec.dirty.writes_after(ticks))
+            )
+
+    def _name(self, number: int) -> str:
+        return f"demo-{self.scenario}" + (f"-{number}" if number else "")
+
+    def _uuid(self, number: int) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"vftrace/demo/{self.scenario}/{number}"))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A row of the table: `expect` are the statuses QEMU's source must end with, one for each attempt."""
+
+    name: str
+    title: str
+    run: Callable[[Run], Awaitable[None]]
+    expect: tuple[str, ...] = ("completed",)
+
+    @property
+    def is_migration(self) -> bool:
+        """Whether the scenario migrates at all."""
+        return bool(self.expect)
+
+
+SLOW = guest.fixed(FIRST_PAGE, 3072, 1000)
+"""Half of what 8 MiB/s can send: every round is about half as long as the one before."""
+
+FAST = guest.fixed(FIRST_PAGE, 8192, 16000)
+"""The same for 128 MiB/s."""
+
+
+async def _completed(
+    run: Run,
+    *,
+    dirty: DirtySet = SLOW,
+    bandwidth: int = 8 * MIB,
+    downtime_ms: int = 20,
+    capabilities: tuple[str, ...] = (),
+    parameters: Mapping[str, int] | None = None,
+    accel: str = "kvm",
+    channel: str = "tcp",
+    number: int = 0,
+) -> None:
+    source = await run.source(run.firmware(dirty, number, accel=accel))
+    destination = await run.destination(source)
+    migration = await run.migrate(
+        source,
+        destination,
+        bandwidth=bandwidth,
+        downtime_ms=downtime_ms,
+        capabilities=capabilities,
+        parameters=parameters,
+        channel=channel,
+    )
+    await run.arrived(migration)
+    await run.send_signal(signal.SIGTERM, source)
+    await run.send_signal(signal.SIGTERM, destination)
+
+
+async def _completed_slow(run: Run) -> None:
+    await _completed(run)
+
+
+async def _completed_fast(run: Run) -> None:
+    await _completed(run, dirty=FAST, bandwidth=128 * MIB, downtime_ms=10)
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("completed-slow", "completed, slow network (8 MiB/s)", _completed_slow),
+        Scenario("completed-fast", "completed, fast network (128 MiB/s)", _completed_fast),
+    )
+}
+
+
+def run_scenario(name: str, workdir: Path, on_progress: Callable[[str], None]) -> Truth:
+    """Play a scenario; everything it makes lives in a directory under `workdir` that is gone afterwards.
+
+    Raises UsageError for an unknown name, MachineError without QEMU or KVM, QemuError when QEMU ends otherwise than
+    the scenario expects. Blocks; Ctrl-C (in the main thread) ends all VMs first.
+    """
+    scenario = SCENARIOS.get(name)
+    if scenario is None:
+        raise UsageError(f"no scenario {name}; there are: {', '.join(SCENARIOS)}")
+    return asyncio.run(_play(scenario, qemu.find_qemu(), workdir, on_progress))
+
+
+async def _play(
+    scenario: Scenario, binary: Path, workdir: Path, on_progress: Callable[[str], None]
+) -> Truth:
+    with tempfile.TemporaryDirectory(prefix=f"{scenario.name}-", dir=workdir) as directory:
+        async with AsyncExitStack() as stack:
+            run = Run(scenario.name, binary, Path(directory), stack, on_progress)
+            on_progress(scenario.title)
+            await scenario.run(run)
+        truth = run.truth(scenario)
+    ended = tuple(attempt.source.status if attempt.source else None for attempt in truth.attempts)
+    if ended != scenario.expect:
+        raise QemuError(f"QEMU ended {scenario.name} with {ended}, expected {scenario.expect}")
+    return truth
+
+
+def _process(vm: Vm) -> Process:
+    running = vm.qemu
+    return Process(
+        running.pid,
+        vm.role,
+        vm.spec.uuid,
+        vm.spec.name,
+        running.command,
+        running.started_at_ns,
+        running.ended_at_ns,
+    )
+
+
+def _guest_truth(dirty: DirtySet) -> GuestTruth:
+    pages = dirty.pages
+    return GuestTruth(
+        dirty, min(pages), max(pages), len(pages), (guest.STACK_PAGE,), dirty.pages_per_second
+    )
+
+
+async def _cancel(task: "asyncio.Future[Any]") -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
