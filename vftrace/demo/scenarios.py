@@ -486,19 +486,29 @@ SLOW = guest.fixed(FIRST_PAGE, 3072, 1000)
 FAST = guest.fixed(FIRST_PAGE, 8192, 16000)
 """The same for 128 MiB/s."""
 
+XBZRLE = guest.fixed(FIRST_PAGE, 2048, 2000)
+POSTCOPY = guest.fixed(FIRST_PAGE, 4096, 1600)
+BLACKOUT = guest.fixed(FIRST_PAGE, 8192, 8000)
+_GRAPHICS_NETWORK = 2 * MIB
 
-async def _completed(
+
+_SLOW_NETWORK = 8 * MIB
+_FAST_NETWORK = 128 * MIB
+
+
+async def _begin(
     run: Run,
     *,
     dirty: DirtySet = SLOW,
-    bandwidth: int = 8 * MIB,
+    number: int = 0,
+    accel: str = "kvm",
+    bandwidth: int = _SLOW_NETWORK,
     downtime_ms: int = 20,
     capabilities: tuple[str, ...] = (),
     parameters: Mapping[str, int] | None = None,
-    accel: str = "kvm",
     channel: str = "tcp",
-    number: int = 0,
-) -> None:
+) -> tuple[Vm, Vm, Migration]:
+    """A dirtying guest, its destination, and the migration between them under way."""
     source = await run.source(run.firmware(dirty, number, accel=accel))
     destination = await run.destination(source)
     migration = await run.migrate(
@@ -510,26 +520,318 @@ async def _completed(
         parameters=parameters,
         channel=channel,
     )
+    return source, destination, migration
+
+
+async def _arrive(run: Run, migration: Migration) -> None:
+    """The ordinary end: the guest runs at the destination, the source's process is ended, the other's after it."""
+    assert migration.destination is not None
     await run.arrived(migration)
+    await run.send_signal(signal.SIGTERM, migration.source)
+    await run.send_signal(signal.SIGTERM, migration.destination)
+
+
+async def _stay(run: Run, migration: Migration) -> None:
+    """The end of a migration that did not happen: the guest goes on at the source."""
+    await run.guest_runs(migration.source)
+    await run.finish(migration)
+    await run.send_signal(signal.SIGTERM, migration.source)
+
+
+async def _completed_slow(run: Run) -> None:
+    _, _, migration = await _begin(run)
+    await _arrive(run, migration)
+
+
+async def _completed_fast(run: Run) -> None:
+    _, _, migration = await _begin(run, dirty=FAST, bandwidth=_FAST_NETWORK, downtime_ms=10)
+    await _arrive(run, migration)
+
+
+async def _dirty_ring(run: Run) -> None:
+    _, _, migration = await _begin(run, accel="kvm,dirty-ring-size=4096")
+    await _arrive(run, migration)
+
+
+async def _multifd(run: Run) -> None:
+    _, _, migration = await _begin(
+        run, capabilities=("multifd",), parameters={"multifd-channels": 2}
+    )
+    await _arrive(run, migration)
+
+
+async def _xbzrle(run: Run) -> None:
+    # Half the bandwidth: from the second round on a page costs a few bytes instead of 4 KiB, which makes
+    # precopy converge where it would not otherwise.
+    _, _, migration = await _begin(
+        run,
+        dirty=XBZRLE,
+        bandwidth=_SLOW_NETWORK // 2,
+        capabilities=("xbzrle",),
+        parameters={"xbzrle-cache-size": 64 * MIB},
+        downtime_ms=5,
+    )
+    await _arrive(run, migration)
+
+
+async def _pause_before_switchover(run: Run) -> None:
+    source, _, migration = await _begin(
+        run, capabilities=("pause-before-switchover",), channel="unix"
+    )
+    await migration.status("pre-switchover")
+    await asyncio.sleep(1)
+    await run.act("migrate-continue", source, state="pre-switchover")
+    await _arrive(run, migration)
+
+
+async def _postcopy(run: Run) -> None:
+    source, _, migration = await _begin(
+        run,
+        dirty=POSTCOPY,
+        capabilities=("postcopy-ram",),
+        parameters={"max-postcopy-bandwidth": _SLOW_NETWORK},
+    )
+    await migration.dirty_sync(3)
+    await run.act("migrate-start-postcopy", source)
+    await migration.status("postcopy-active")
+    await _arrive(run, migration)
+
+
+async def _cancel_precopy(run: Run) -> None:
+    source, destination, migration = await _begin(run)
+    await migration.dirty_sync(3)
+    await run.act("migrate_cancel", source)
+    await migration.status("cancelled")
+    await destination.qemu.ended()
+    await _stay(run, migration)
+
+
+async def _cancel_pre_switchover(run: Run) -> None:
+    source, destination, migration = await _begin(run, capabilities=("pause-before-switchover",))
+    await migration.status("pre-switchover")
+    await run.act("migrate_cancel", source)
+    await migration.status("cancelled")
+    await destination.qemu.ended()
+    await _stay(run, migration)
+
+
+async def _dest_killed_precopy(run: Run) -> None:
+    _, destination, migration = await _begin(run)
+    await migration.dirty_sync(3)
+    await run.send_signal(signal.SIGKILL, destination)
+    await migration.status("failed")
+    await _stay(run, migration)
+
+
+async def _source_killed_precopy(run: Run) -> None:
+    source, destination, migration = await _begin(run)
+    await migration.dirty_sync(3)
+    await run.send_signal(signal.SIGKILL, source)
+    await destination.qemu.ended()
+    await run.finish(migration)
+
+
+async def _dest_killed_blackout(run: Run) -> None:
+    # A limit of 30 s lets QEMU stop the guest after the first round with most of its set dirty again. In the
+    # blackout QEMU sends as fast as it can (migration/migration.c, migration_completion), which may take less
+    # than a kill: so the destination is frozen first, as if its host hung, and killed half a second later.
+    _, destination, migration = await _begin(run, dirty=BLACKOUT, downtime_ms=30_000)
+    await migration.stopped()
+    await run.send_signal(signal.SIGSTOP, destination)
+    await asyncio.sleep(0.5)
+    await run.send_signal(signal.SIGKILL, destination)
+    await migration.status("failed")
+    await _stay(run, migration)
+
+
+async def _libvirt(run: Run) -> None:
+    source = await run.source(run.firmware(SLOW))
+    destination = await run.destination(source, held=True)
+    migration = await run.migrate(source, destination, bandwidth=_SLOW_NETWORK, downtime_ms=20)
+    await migration.status("completed")
+    await asyncio.sleep(0.3)
+    await run.act("cont", destination)
+    await _arrive(run, migration)
+
+
+async def _libvirt_cmdline(run: Run) -> None:
+    spec = dataclasses.replace(run.firmware(SLOW), like_libvirt=True)
+    source = await run.source(spec)
+    destination = await run.destination(source)
+    migration = await run.migrate(source, destination, bandwidth=_SLOW_NETWORK, downtime_ms=20)
+    await migration.status("completed")
+    await run.act("cont", destination)
+    await _arrive(run, migration)
+
+
+async def _paused_before(run: Run) -> None:
+    source = await run.source(run.firmware(SLOW))
+    await run.act("stop", source)
+    destination = await run.destination(source)
+    migration = await run.migrate(source, destination, bandwidth=_SLOW_NETWORK, downtime_ms=20)
+    await migration.status("completed")
+    await destination.qemu.wait_event(
+        lambda event: event.name == "MIGRATION" and event.data["status"] == "completed", "arrival"
+    )
+    await run.finish(migration)
     await run.send_signal(signal.SIGTERM, source)
     await run.send_signal(signal.SIGTERM, destination)
 
 
-async def _completed_slow(run: Run) -> None:
-    await _completed(run)
+async def _file(run: Run) -> None:
+    source = await run.source(run.firmware(SLOW))
+    path = run.directory / "saved"
+    with path.open("wb") as saved:
+        if run.version >= (8, 2, 0):
+            channel = f"file:{path}"
+        else:  # older QEMU has no file: address, but takes an open file
+            await source.qemu.pass_file("saved", saved.fileno())
+            channel = "fd:saved"
+        migration = await run.migrate(
+            source, None, bandwidth=_SLOW_NETWORK, downtime_ms=20, channel=channel
+        )
+        await migration.status("completed")
+    await run.finish(migration)
+    await run.send_signal(signal.SIGTERM, source)
 
 
-async def _completed_fast(run: Run) -> None:
-    await _completed(run, dirty=FAST, bandwidth=128 * MIB, downtime_ms=10)
+async def _four_at_once(run: Run) -> None:
+    async def one(number: int) -> None:
+        dirty = guest.fixed(FIRST_PAGE + number * 0x400, 1024 + number * 256, 600)
+        _, _, migration = await _begin(run, dirty=dirty, number=number, bandwidth=5 * MIB)
+        await _arrive(run, migration)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(4):
+            group.create_task(one(number))
 
 
-SCENARIOS: Mapping[str, Scenario] = {
-    scenario.name: scenario
-    for scenario in (
-        Scenario("completed-slow", "completed, slow network (8 MiB/s)", _completed_slow),
-        Scenario("completed-fast", "completed, fast network (128 MiB/s)", _completed_fast),
-    )
-}
+async def _there_and_back(run: Run) -> None:
+    dirty = guest.fixed(FIRST_PAGE, 1536, 1000)
+    source, there, migration = await _begin(run, dirty=dirty)
+    await run.arrived(migration)
+    await run.send_signal(signal.SIGTERM, source)
+    back = await run.destination(there)
+    migration = await run.migrate(there, back, bandwidth=_SLOW_NETWORK, downtime_ms=20)
+    await _arrive(run, migration)
+
+
+async def _no_uuid(run: Run) -> None:
+    source = await run.source(run.firmware(SLOW, anonymous=True))
+    destination = await run.destination(source)
+    migration = await run.migrate(source, destination, bandwidth=_SLOW_NETWORK, downtime_ms=20)
+    await _arrive(run, migration)
+
+
+async def _graphics(run: Run) -> None:
+    source = await run.source(run.graphics(), view=True)
+    destination = await run.destination(source)
+    migration = await run.migrate(source, destination, bandwidth=_GRAPHICS_NETWORK, downtime_ms=20)
+    await _arrive(run, migration)
+
+
+async def _stop_cont(run: Run) -> None:
+    vm = await run.source(run.firmware(SLOW))
+    for _ in range(2):
+        await run.act("stop", vm)
+        await asyncio.sleep(0.3)
+        await run.act("cont", vm)
+        await run.guest_runs(vm)
+    await run.send_signal(signal.SIGTERM, vm)
+
+
+async def _display_only(run: Run) -> None:
+    vm = await run.source(run.graphics(), view=True)
+    await asyncio.sleep(1.5)
+    await run.send_signal(signal.SIGTERM, vm)
+
+
+async def _boot(run: Run) -> None:
+    vm = await run.source(run.graphics())
+    await run.send_signal(signal.SIGTERM, vm)
+
+
+async def _calc_dirty_rate(run: Run, mode: str, accel: str = "kvm") -> None:
+    vm = await run.source(run.firmware(SLOW, accel=accel))
+    await run.dirty_rate(vm, mode)
+    await run.send_signal(signal.SIGTERM, vm)
+
+
+async def _calc_dirty_rate_bitmap(run: Run) -> None:
+    await _calc_dirty_rate(run, "dirty-bitmap")
+
+
+async def _calc_dirty_rate_sampling(run: Run) -> None:
+    await _calc_dirty_rate(run, "page-sampling")
+
+
+async def _calc_dirty_rate_ring(run: Run) -> None:
+    await _calc_dirty_rate(run, "dirty-ring", "kvm,dirty-ring-size=4096")
+
+
+_TABLE = (
+    Scenario("completed-slow", "completed, slow network (8 MiB/s)", _completed_slow),
+    Scenario("completed-fast", "completed, fast network (128 MiB/s)", _completed_fast),
+    Scenario("dirty-ring", "completed, KVM dirty ring instead of the bitmap", _dirty_ring),
+    Scenario("multifd", "completed, two multifd channels", _multifd),
+    Scenario("xbzrle", "completed, xbzrle-compressed", _xbzrle),
+    Scenario(
+        "pause-before-switchover",
+        "completed, held for 1 s with the guest stopped before the switchover",
+        _pause_before_switchover,
+    ),
+    Scenario("postcopy", "completed in postcopy, started after two rounds", _postcopy),
+    Scenario("cancel-precopy", "cancelled in precopy", _cancel_precopy, ("cancelled",)),
+    Scenario(
+        "cancel-pre-switchover",
+        "cancelled with the guest stopped before the switchover",
+        _cancel_pre_switchover,
+        ("cancelled",),
+    ),
+    Scenario(
+        "dest-killed-precopy", "destination killed in precopy", _dest_killed_precopy, ("failed",)
+    ),
+    Scenario(
+        "source-killed-precopy", "source killed in precopy", _source_killed_precopy, ("active",)
+    ),
+    Scenario(
+        "dest-killed-blackout",
+        "destination hangs and is killed in the blackout; the guest goes on at the source",
+        _dest_killed_blackout,
+        ("failed",),
+    ),
+    Scenario("libvirt", "completed as libvirt does it: the destination waits for cont", _libvirt),
+    Scenario("paused-before", "completed with a guest that was paused before", _paused_before),
+    Scenario("file", "the running guest saved to a file", _file),
+    Scenario("four-at-once", "four guests at once", _four_at_once, ("completed",) * 4),
+    Scenario("there-and-back", "there and back again", _there_and_back, ("completed",) * 2),
+    Scenario("graphics", "a graphics guest under SeaBIOS while a viewer draws it", _graphics),
+    Scenario("libvirt-cmdline", "a command line as libvirt writes it", _libvirt_cmdline),
+    Scenario("no-uuid", "a guest with neither UUID nor name", _no_uuid),
+    Scenario("stop-cont", "no migration: stopped and continued twice", _stop_cont, ()),
+    Scenario("display-only", "no migration: a viewer draws a graphics guest", _display_only, ()),
+    Scenario(
+        "calc-dirty-rate-bitmap",
+        "no migration: QEMU measures the dirty rate by the bitmap",
+        _calc_dirty_rate_bitmap,
+        (),
+    ),
+    Scenario(
+        "calc-dirty-rate-sampling",
+        "no migration: QEMU measures the dirty rate by sampling pages",
+        _calc_dirty_rate_sampling,
+        (),
+    ),
+    Scenario(
+        "calc-dirty-rate-ring",
+        "no migration: QEMU measures the dirty rate by the dirty ring",
+        _calc_dirty_rate_ring,
+        (),
+    ),
+    Scenario("boot", "no migration: SeaBIOS boots a graphics guest", _boot, ()),
+)
+
+SCENARIOS: Mapping[str, Scenario] = {scenario.name: scenario for scenario in _TABLE}
 
 
 def run_scenario(name: str, workdir: Path, on_progress: Callable[[str], None]) -> Truth:
