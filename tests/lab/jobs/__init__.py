@@ -1,0 +1,10 @@
+"""The lab's jobs, by name. They run inside the emulated machine; the outside reads their docs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jobs import basic
+from vftlab.job import Job
+
+JOBS: dict[str, Callable[[Job], None]] = {**basic.JOBS}

@@ -1,0 +1,101 @@
+"""What every job has: a place for results, a truth to write, helpers to prepare the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TRACER = Path("/src/vftrace/commands/record.py")
+TRACER_READY_S = 120.0
+
+
+class Failed(Exception):
+    """The job did not show what it is there to show."""
+
+
+def boottime_ns() -> int:
+    """The clock of every time stamp in the lab: CLOCK_BOOTTIME in ns, as vftrace's own."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def say(text: str) -> None:
+    """A line of the job's output, with the seconds since the machine booted."""
+    print(f"{boottime_ns() / 1e9:8.3f}  {text}", flush=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The job that runs: its name, its directory of results, its arguments."""
+
+    name: str
+    results: Path
+    arguments: tuple[str, ...] = ()
+
+    def write_truth(self, truth: dict[str, object]) -> None:
+        """Write truth.json: what happened, from sources that are not vftrace."""
+        whole = {"schema": 1, "job": self.name, "kernel": os.uname().release, **truth}
+        (self.results / "truth.json").write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def modprobe(*modules: str) -> None:
+    """Load modules; Failed if one cannot be."""
+    for module in modules:
+        result = subprocess.run(["modprobe", module], capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise Failed(f"modprobe {module}: {result.stderr.strip()}")
+
+
+def wait_for(what: str, seconds: float, condition: object) -> None:
+    """Wait until `condition()` is true; Failed after `seconds`."""
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise Failed(f"{what}: not within {seconds:.0f} s")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def traced(results: Path) -> Iterator[None]:
+    """With VFTRACE=1 in the environment: vftrace records the whole job into recording.vft.
+
+    VFTRACE_OPTIONS is put before the subcommand's own options. Without the subcommand in the tree
+    the job runs untraced, and says so.
+    """
+    if os.environ.get("VFTRACE") != "1":
+        yield
+        return
+    if not TRACER.exists():
+        say("VFTRACE=1, but the tree has no vftrace/commands/record.py: not traced")
+        yield
+        return
+    options = os.environ.get("VFTRACE_OPTIONS", "").split()
+    command = [sys.executable, "-m", "vftrace", "record", *options, "-o", results / "recording.vft"]
+    begun = time.monotonic()
+    with (results / "vftrace.err").open("w") as errors:
+        tracer = subprocess.Popen(command, stderr=errors, stdout=errors)
+    log = results / "vftrace.err"
+
+    def ready() -> bool:
+        if tracer.poll() is not None:
+            raise Failed(f"vftrace ended with {tracer.returncode}: {log.read_text().strip()}")
+        return "ready" in log.read_text().splitlines()
+
+    try:
+        wait_for("vftrace ready", TRACER_READY_S, ready)
+        say(f"vftrace ready after {time.monotonic() - begun:.1f} s")
+        yield
+        tracer.send_signal(signal.SIGINT)
+        if tracer.wait(60) != 0:
+            raise Failed(f"vftrace ended with {tracer.returncode}: {log.read_text().strip()}")
+    finally:
+        tracer.kill()
+        tracer.wait()

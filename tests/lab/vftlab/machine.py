@@ -1,0 +1,86 @@
+"""The emulated machine: a QEMU command line, started from the userspace image's own QEMU."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from vftlab.build import Built
+from vftlab.common import TREE
+
+PCI_NIC = "52:54:00:11:22:33"
+# With 2900 MiB and more the VF mailbox registers of the emulated igb are not reached.
+MEMORY_MIB = 2560
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One emulated machine; `results` is its only writable share."""
+
+    built: Built
+    results: Path
+    shell: bool = False
+
+    @property
+    def console(self) -> Path:
+        """The kernel's console (not the job's output)."""
+        return self.results / ".lab" / "console"
+
+    def command(self) -> list[str]:
+        """The words to start it. The job's output, or the shell, is on its standard output.
+
+        The userspace image's QEMU runs here by its own dynamic loader and libraries: igb needs
+        QEMU 8, and Debian 12 has 7.2.
+        """
+        tree = self.built.root.tree
+        libraries = tree / "usr/lib/x86_64-linux-gnu"
+        qemu = [
+            str(libraries / "ld-linux-x86-64.so.2"),
+            "--library-path",
+            f"{libraries}:{libraries}/pulseaudio",
+            str(tree / "usr/bin/qemu-system-x86_64"),
+            "-L",
+            str(tree / "usr/share/qemu"),
+            "-L",
+            str(tree / "usr/share/seabios"),
+        ]
+        kernel = [
+            "console=ttyS0 loglevel=4 audit=0 apparmor=0 panic=-1 mitigations=off nokaslr tsc=reliable",
+            "random.trust_cpu=on intel_iommu=on",
+        ]
+        stdio = "stdio,id=job,signal=off" if self.shell else "stdio,id=job,signal=on"
+        return [
+            *qemu,
+            *("-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"),
+            *("-smp", "2", "-m", str(MEMORY_MIB)),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-kernel", str(self.built.pack.vmlinuz), "-initrd", str(self.built.pack.initrd)),
+            *("-append", " ".join(kernel)),
+            *("-serial", f"file:{self.console}"),
+            *("-chardev", stdio, "-device", "virtio-serial-pci"),
+            *("-device", "virtconsole,chardev=job"),
+            *self._disk("root", self.built.root.image),
+            *self._disk("mod", self.built.modules_image),
+            *self._share("tree", TREE, "readonly=on"),
+            *self._share("results", self.results, "readonly=off"),
+            *("-device", "intel-iommu,intremap=on,caching-mode=on"),
+            *("-netdev", "user,id=net,restrict=on"),
+            *("-device", "pcie-root-port,id=rp,slot=1,chassis=1"),
+            *("-device", f"igb,bus=rp,netdev=net,mac={PCI_NIC}"),
+        ]
+
+    def _disk(self, name: str, image: Path) -> list[str]:
+        drive = f"if=none,id={name},file={image},format=raw,readonly=on,file.locking=off"
+        return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
+
+    def _share(self, tag: str, path: Path, access: str) -> list[str]:
+        share = f"local,id={tag},path={path},security_model=none,multidevs=remap,{access}"
+        return ["-fsdev", share, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+
+
+def die_with_parent() -> None:
+    """For preexec_fn: have the kernel kill this process when its parent ends, however it does."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
