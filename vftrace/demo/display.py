@@ -1,4 +1,6 @@
-"""A display client: a small RFB (VNC) viewer that looks at nothing, so that QEMU really draws the guest's screen."""
+"""A display client: a small RFB (VNC) viewer that looks at nothing, so that QEMU really draws the
+guest's screen.
+"""
 
 import asyncio
 import struct
@@ -20,7 +22,9 @@ class Viewer:
         self.frames = 0
 
     async def watch(self) -> None:
-        """Ask for one update after another until the server goes away. Raises QemuError if it speaks no RFB."""
+        """Ask for one update after another until the server goes away. Raises QemuError if it
+        speaks no RFB.
+        """
         reader, writer = await asyncio.open_unix_connection(str(self._path))
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             try:

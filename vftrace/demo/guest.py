@@ -1,10 +1,13 @@
-"""Guests small enough to be written by hand: firmware images that dirty a known set of pages, and a boot sector that draws.
+"""Guests small enough to be written by hand: firmware images that dirty a known set of pages, and a
+boot sector that draws.
 
-The firmware runs in 16-bit real mode with 4 GiB data segments ("unreal mode"), entered right at the reset vector: no
-paging, no tables in memory, so that apart from the pages it is told to write it dirties one page only (`STACK_PAGE`:
-the interrupt frame and a counter). It sleeps in HLT between timer ticks; a busy loop would take a whole host CPU from
-the migration it is there for. What it writes is not code but data: a schedule of steps in the ROM, so that any pattern
-(fixed, growing, sliding, bursts) is the same few instructions and can be predicted exactly in Python (`written_pages`).
+The firmware runs in 16-bit real mode with 4 GiB data segments ("unreal mode"), entered right at the
+reset vector: no paging, no tables in memory, so that apart from the pages it is told to write it
+dirties one page only (`STACK_PAGE`: the interrupt frame and a counter). It sleeps in HLT between
+timer ticks; a busy loop would take a whole host CPU from the migration it is there for. What it
+writes is not code but data: a schedule of steps in the ROM, so that any pattern (fixed, growing,
+sliding, bursts) is the same few instructions and can be predicted exactly in Python
+(`written_pages`).
 """
 
 import struct
@@ -18,13 +21,18 @@ PAGE_SIZE = 4096
 """Bytes; the pages counted here are 4 KiB guest pages, as in KVM's dirty log."""
 
 ROM_SIZE = 65536
-"""Bytes. QEMU's pc machine takes a multiple of 64 KiB for -bios (hw/i386/x86.c, x86_bios_rom_init)."""
+"""Bytes. QEMU's pc machine takes a multiple of 64 KiB for -bios (hw/i386/x86.c, x86_bios_rom_init).
+"""
 
 STACK_PAGE = 7
-"""Guest page with the firmware's stack and tick counter: dirtied at every tick, the only one beside the schedule."""
+"""Guest page with the firmware's stack and tick counter: dirtied at every tick, the only one beside
+the schedule.
+"""
 
 TICKS_ADDRESS = STACK_PAGE * PAGE_SIZE
-"""Guest physical address of a u32: how many times the firmware has used up its budget of page writes."""
+"""Guest physical address of a u32: how many times the firmware has used up its budget of page
+writes.
+"""
 
 PIT_HZ = 1_193_182
 """Input clock of the 8254 timer, Hz."""
@@ -46,7 +54,9 @@ class GuestError(VftraceError):
 
 @dataclass(frozen=True)
 class Step:
-    """One pass: every page of [first_page, first_page + pages) written once, in order; then `pause_ticks` of sleep."""
+    """One pass: every page of [first_page, first_page + pages) written once, in order; then
+    `pause_ticks` of sleep.
+    """
 
     first_page: int
     pages: int
@@ -57,8 +67,8 @@ class Step:
 class DirtySet:
     """What the guest writes: `steps` in order, for ever again from `steps[loop_from]`.
 
-    The first `prefill` page writes come as fast as the vCPU can make them, so that memory holds something to send;
-    after that `pages_per_tick` at each of `ticks_per_second` timer ticks.
+    The first `prefill` page writes come as fast as the vCPU can make them, so that memory holds
+    something to send; after that `pages_per_tick` at each of `ticks_per_second` timer ticks.
     """
 
     steps: tuple[Step, ...]
@@ -78,7 +88,9 @@ class DirtySet:
         return frozenset(page for step in self.steps for page in _pages_of(step))
 
     def writes_after(self, ticks: int) -> int:
-        """Page writes made when the counter at TICKS_ADDRESS reads `ticks`; more by less than one tick's worth."""
+        """Page writes made when the counter at TICKS_ADDRESS reads `ticks`; more by less than one
+        tick's worth.
+        """
         return 0 if ticks == 0 else self.prefill + (ticks - 1) * self.pages_per_tick
 
 
@@ -97,7 +109,7 @@ def growing(
     pages_per_second: int,
     ticks_per_second: int = 200,
 ) -> DirtySet:
-    """A set that begins with `pages` pages, is `step` larger with each pass and stays at `largest`."""
+    """A set of `pages` pages that is `step` larger with each pass and stays at `largest`."""
     if step < 1 or largest < pages:
         raise GuestError(f"a growing set needs a step of at least 1 and {largest} >= {pages}")
     sizes = [*range(pages, largest, step), largest]
@@ -113,7 +125,9 @@ def sliding(
     pages_per_second: int,
     ticks_per_second: int = 200,
 ) -> DirtySet:
-    """A window of `window` pages that moves `step` pages up with each pass, through `region` pages and from the start again."""
+    """A window of `window` pages that moves `step` pages up with each pass, through `region` pages
+    and from the start again.
+    """
     if step < 1 or region < window:
         raise GuestError(f"a sliding window needs a step of at least 1 and {region} >= {window}")
     offsets = range(0, region - window + 1, step)
@@ -138,12 +152,15 @@ def bursts(
 
 
 def written_pages(dirty: DirtySet, start: int, count: int) -> frozenset[int]:
-    """The distinct guest pages that the page writes number `start` to `start + count - 1` go to (the first is 0)."""
+    """The distinct guest pages that the page writes number `start` to `start + count - 1` go to
+    (the first is 0).
+    """
     return frozenset(islice(_writes(dirty), start, start + count))
 
 
 def dirtying_rom(dirty: DirtySet) -> bytes:
-    """A firmware image for QEMU's -bios that writes `dirty`: each page's first u32 becomes the number of the pass.
+    """A firmware image for QEMU's -bios that writes `dirty`: each page's first u32 becomes the
+    number of the pass.
 
     Raises GuestError when the schedule does not fit the ROM, the addresses or the timer.
     """
@@ -172,7 +189,8 @@ def dirtying_rom(dirty: DirtySet) -> bytes:
         (0x40, divisor >> 8),
     ):  # 8254: channel 0, mode 2
         code.emit(f"b0 {value:02x} e6 {port:02x}")
-    # With KVM's own irqchip the 8259 reaches the vCPU only through the local APIC: enable it, LINT0 = ExtINT.
+    # With KVM's own irqchip the 8259 reaches the vCPU only through the local APIC: enable it, LINT0
+    # = ExtINT.
     for register, value in ((0xFEE000F0, 0x10F), (0xFEE00350, 0x700)):
         code.emit("66 67 c7 05").raw(
             struct.pack("<II", register, value)
@@ -239,7 +257,9 @@ def read_rom(rom: bytes) -> DirtySet:
 
 
 def exits_rom(port: int = 0x5F0) -> bytes:
-    """A firmware image that reads an I/O port nobody serves, for ever: each read is one exit of KVM_RUN to user space."""
+    """A firmware image that reads an I/O port nobody serves, for ever: each read is one exit of
+    KVM_RUN to user space.
+    """
     if not 0 <= port <= 0xFFFF:
         raise GuestError(f"no such I/O port: {port}")
     code = _Code()
@@ -254,10 +274,11 @@ GRAPHICS_PAGES = 64
 
 
 def boot_sector() -> bytes:
-    """512 bytes for SeaBIOS to boot: mode 13h, then a new colour over the whole screen at each BIOS tick (18.2 Hz).
+    """512 bytes for SeaBIOS to boot: mode 13h, then a new colour over the whole screen at each BIOS
+    tick (18.2 Hz).
 
-    With each frame it also writes once to each of GRAPHICS_PAGES pages from GRAPHICS_FIRST_PAGE, so that a migration
-    has something to send that is not the screen.
+    With each frame it also writes once to each of GRAPHICS_PAGES pages from GRAPHICS_FIRST_PAGE, so
+    that a migration has something to send that is not the screen.
     """
     code = _Code()
     code.emit("fa 31 c0 8e d8 8e d0 bc 00 7c fb fc")  # cli; ds = ss = 0; sp = 0x7c00; sti; cld
@@ -318,7 +339,9 @@ class _Code:
 
 
 def _enter_unreal_mode(code: _Code) -> None:
-    """Load ds and es in protected mode with a 4 GiB limit and go back: real mode keeps the cached limit."""
+    """Load ds and es in protected mode with a 4 GiB limit and go back: real mode keeps the cached
+    limit.
+    """
     code.emit("2e 66 0f 01 16").raw(struct.pack("<H", _GDT_POINTER))  # o32 lgdt cs:[pointer]
     code.emit("0f 20 c0 0c 01 0f 22 c0 eb 00")  # mov eax,cr0; or al,1; mov cr0,eax; jmp $+2
     code.emit("bb 08 00 8e db 8e c3")  # mov bx,8; mov ds,bx; mov es,bx
@@ -327,9 +350,11 @@ def _enter_unreal_mode(code: _Code) -> None:
 
 def _rom(code: bytes, data: dict[int, bytes]) -> bytes:
     rom = bytearray(ROM_SIZE)
-    # One descriptor: data, base 0, limit 4 GiB, accessed (so that loading it writes nothing to the ROM).
+    # One descriptor: data, base 0, limit 4 GiB, accessed (so that loading it writes nothing to the
+    # ROM).
     gdt = bytes(8) + struct.pack("<Q", 0x00CF93000000FFFF)
-    # The ROM is seen at f000:0000, too; the reset vector jumps there because an interrupt could not return above.
+    # The ROM is seen at f000:0000, too; the reset vector jumps there because an interrupt could not
+    # return above.
     pieces = {
         0: code,
         **data,
@@ -375,7 +400,8 @@ def _check(dirty: DirtySet) -> None:
     if len(dirty.steps) > room:
         raise GuestError(f"the schedule has {len(dirty.steps)} steps, the ROM has room for {room}")
     for step in dirty.steps:
-        # Below 1 MiB are the stack, the video memory and the ROM itself; 3 GiB is where a pc's low RAM ends at most.
+        # Below 1 MiB are the stack, the video memory and the ROM itself; 3 GiB is where a pc's low
+        # RAM ends at most.
         if (
             step.pages < 1
             or step.first_page < 0x100

@@ -1,4 +1,6 @@
-"""The command line libvirt 9 and 10 write for a small VM (src/qemu/qemu_command.c), as far as it works without libvirt."""
+"""The command line libvirt 9 and 10 write for a small VM (src/qemu/qemu_command.c), as far as it
+works without libvirt.
+"""
 
 import json
 from pathlib import Path
@@ -7,7 +9,9 @@ from pathlib import Path
 def arguments(
     name: str, uuid: str, rom: Path, directory: Path, memory_mib: int, *, incoming: bool
 ) -> tuple[str, ...]:
-    """QEMU's arguments; `directory` gets the secret that libvirt keeps beside each domain. The VM starts held (-S)."""
+    """QEMU's arguments; `directory` gets the secret that libvirt keeps beside each domain. The VM
+    starts held (-S).
+    """
     key = directory / "master-key.aes"
     key.write_bytes(bytes(32))
     return (

@@ -1,8 +1,9 @@
 """Starts QEMU, talks to it, and keeps what it says about its own migrations.
 
-Every QEMU started here is killed by the kernel when its parent dies (PR_SET_PDEATHSIG) and by its context manager
-otherwise. QMP runs over a socket pair that QEMU inherits, so there is no socket file to clean up or to wait for.
-All times are CLOCK_BOOTTIME nanoseconds; QMP's own event times are wall-clock and are converted on arrival.
+Every QEMU started here is killed by the kernel when its parent dies (PR_SET_PDEATHSIG) and by its
+context manager otherwise. QMP runs over a socket pair that QEMU inherits, so there is no socket
+file to clean up or to wait for. All times are CLOCK_BOOTTIME nanoseconds; QMP's own event times are
+wall-clock and are converted on arrival.
 """
 
 import asyncio
@@ -25,7 +26,8 @@ from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
 
 from vftrace.errors import MachineError, VftraceError
 
-# A QEMU that is killed on purpose is an error to the library; it must not print that on the user's terminal.
+# A QEMU that is killed on purpose is an error to the library; it must not print that on the user's
+# terminal.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 _BINARIES = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm")
@@ -45,7 +47,9 @@ def boottime_ns() -> int:
 
 
 def find_qemu() -> Path:
-    """The installed QEMU for x86-64. Raises MachineError, with what to install, when it or /dev/kvm is missing."""
+    """The installed QEMU for x86-64. Raises MachineError, with what to install, when it or /dev/kvm
+    is missing.
+    """
     found = next((path for name in _BINARIES if (path := shutil.which(name))), None)
     if found is None:
         raise MachineError("QEMU is not installed", "apt-get install qemu-system-x86")
@@ -77,7 +81,9 @@ class QmpEvent:
 
 @dataclass(frozen=True)
 class MigrationFigures:
-    """One answer to query-migrate: times in milliseconds and sizes in bytes as QEMU gives them, None where it is silent."""
+    """One answer to query-migrate: times in milliseconds and sizes in bytes as QEMU gives them,
+    None where it is silent.
+    """
 
     at_ns: int
     status: str | None
@@ -140,7 +146,9 @@ class Qemu:
         return self.ended_at_ns is None
 
     async def command_qmp(self, command: str, **arguments: object) -> Any:
-        """Run a QMP command ("_" in argument names stands for "-") and return its answer. Raises QemuError."""
+        """Run a QMP command ("_" in argument names stands for "-") and return its answer. Raises
+        QemuError.
+        """
         named = {key.replace("_", "-"): value for key, value in arguments.items()}
         try:
             async with asyncio.timeout(_TIMEOUT):
@@ -159,7 +167,9 @@ class Qemu:
     async def wait_event(
         self, wanted: Callable[[QmpEvent], bool], what: str, since: int = 0
     ) -> QmpEvent:
-        """The first `wanted` one of `events[since:]`, or to come. Raises QemuError when QEMU ends or time is up."""
+        """The first `wanted` one of `events[since:]`, or to come. Raises QemuError when QEMU ends
+        or time is up.
+        """
         seen = since
         try:
             async with asyncio.timeout(_TIMEOUT):
@@ -181,7 +191,9 @@ class Qemu:
         return MigrationFigures.of(boottime_ns(), answer)
 
     async def read_u32(self, address: int) -> int:
-        """A little-endian word of guest physical memory, read by the monitor: the vCPU is not disturbed."""
+        """A little-endian word of guest physical memory, read by the monitor: the vCPU is not
+        disturbed.
+        """
         text = await self.command_qmp("human-monitor-command", command_line=f"xp/1xw {address:#x}")
         match = re.search(r": 0x([0-9a-f]{8})", str(text))
         if match is None:
@@ -191,7 +203,9 @@ class Qemu:
         return int(match[1], 16)
 
     async def wait_u32(self, address: int, wanted: Callable[[int], bool], what: str) -> int:
-        """Read a word of guest memory every 5 ms until it is `wanted`. Raises QemuError when time is up."""
+        """Read a word of guest memory every 5 ms until it is `wanted`. Raises QemuError when time
+        is up.
+        """
         try:
             async with asyncio.timeout(_TIMEOUT):
                 while not wanted(value := await self.read_u32(address)):
@@ -232,7 +246,9 @@ class Qemu:
 
 @asynccontextmanager
 async def start(binary: Path, arguments: tuple[str, ...], log: Path) -> AsyncIterator[Qemu]:
-    """A QEMU with `arguments` and a QMP monitor of its own; killed at the end, whatever happened. `log` gets its messages."""
+    """A QEMU with `arguments` and a QMP monitor of its own; killed at the end, whatever happened.
+    `log` gets its messages.
+    """
     ours, theirs = socket.socketpair()
     qmp = ("-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control")
     command = (str(binary), *arguments, *qmp)
@@ -243,7 +259,8 @@ async def start(binary: Path, arguments: tuple[str, ...], log: Path) -> AsyncIte
             stdout=messages,
             stderr=messages,
             pass_fds=(theirs.fileno(),),
-            # A group of its own, so that Ctrl-C in the terminal reaches us and not QEMU: we end it in order.
+            # A group of its own, so that Ctrl-C in the terminal reaches us and not QEMU: we end it
+            # in order.
             start_new_session=True,
             preexec_fn=_die_with_parent(os.getpid()),
         )

@@ -1,7 +1,7 @@
 """The table of scenarios: what is done to real VMs, step by step, and how QEMU is expected to end.
 
-`run_scenario` plays one and returns its `Truth`: QEMU's own figures, what was done and when, and what the guest wrote.
-Names are stable: recordings and tests are kept under them.
+`run_scenario` plays one and returns its `Truth`: QEMU's own figures, what was done and when, and
+what the guest wrote. Names are stable: recordings and tests are kept under them.
 """
 
 import asyncio
@@ -35,7 +35,9 @@ _FINAL = ("completed", "failed", "cancelled")
 
 @dataclass(frozen=True)
 class Process:
-    """One QEMU of the scenario. Times are CLOCK_BOOTTIME ns; `ended_at_ns` is when its end was noticed."""
+    """One QEMU of the scenario. Times are CLOCK_BOOTTIME ns; `ended_at_ns` is when its end was
+    noticed.
+    """
 
     pid: int
     role: Role
@@ -57,7 +59,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Sample:
-    """QEMU's figures when the status or the number of dirty syncs had changed (polled every 20 ms)."""
+    """QEMU's figures when status or number of dirty syncs had changed (polled every 20 ms)."""
 
     at_ns: int
     status: str | None
@@ -69,7 +71,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One migration attempt as QEMU accounts for it. `source` is the last answer of a source that was killed."""
+    """One migration attempt as QEMU accounts for it.
+
+    `source` and `destination` are the last answers to query-migrate. QEMU gives no figures after a
+    failure or a cancel; `counted` is the last answer of the source that had any.
+    """
 
     source_pid: int
     destination_pid: int | None
@@ -79,13 +85,16 @@ class Attempt:
     issued_at_ns: int
     ended_at_ns: int
     source: MigrationFigures | None
+    counted: MigrationFigures | None
     destination: MigrationFigures | None
     samples: tuple[Sample, ...]
 
 
 @dataclass(frozen=True)
 class GuestTruth:
-    """What the firmware guest was told to dirty, in 4 KiB guest pages; `also_dirty` it writes beside its set."""
+    """What the firmware guest was told to dirty, in 4 KiB guest pages; `also_dirty` it writes
+    beside its set.
+    """
 
     schedule: DirtySet
     first_page: int
@@ -97,7 +106,9 @@ class GuestTruth:
 
 @dataclass(frozen=True)
 class GuestProgress:
-    """The guest's own counter as the driver read it: page writes so far of the VM that process `pid` holds."""
+    """The guest's own counter as the driver read it: page writes so far of the VM that process
+    `pid` holds.
+    """
 
     at_ns: int
     pid: int
@@ -106,7 +117,9 @@ class GuestProgress:
 
 @dataclass(frozen=True)
 class Truth:
-    """Everything known about a run from outside any tracer. `dirty_rate` is query-dirty-rate's answer, where asked."""
+    """Everything known about a run from outside any tracer. `dirty_rate` is query-dirty-rate's
+    answer, where asked.
+    """
 
     scenario: str
     is_migration: bool
@@ -129,7 +142,9 @@ class Truth:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a VM is made of. `rom` None means SeaBIOS, `dirty` None a guest that is not the dirtying firmware."""
+    """What a VM is made of. `rom` None means SeaBIOS, `dirty` None a guest that is not the dirtying
+    firmware.
+    """
 
     name: str | None
     uuid: str | None
@@ -142,7 +157,9 @@ class Spec:
     def arguments(self, directory: Path, *, incoming: bool, held: bool) -> tuple[str, ...]:
         """QEMU's command line; `held` does not start the vCPUs (-S)."""
         if self.like_libvirt:
-            assert self.name and self.uuid and self.rom
+            assert self.name is not None
+            assert self.uuid is not None
+            assert self.rom is not None
             return libvirt.arguments(
                 self.name, self.uuid, self.rom, directory, MEMORY_MIB, incoming=incoming
             )
@@ -191,9 +208,12 @@ class Migration:
     poller: "asyncio.Task[None] | None" = None
     samples: list[Sample] = field(default_factory=list)
     last: MigrationFigures | None = None
+    counted: MigrationFigures | None = None
 
     async def status(self, wanted: str) -> None:
-        """Wait until the source says it has this status. Raises QemuError when it ends with another."""
+        """Wait until the source says it has this status. Raises QemuError when it ends with
+        another.
+        """
         event = await self._event(
             lambda event: event.name == "MIGRATION" and event.data["status"] in {wanted, *_FINAL},
             f"migration status {wanted}",
@@ -216,7 +236,9 @@ class Migration:
         await self._event(lambda event: event.name == "STOP", "STOP")
 
     async def poll(self) -> None:
-        """Ask for figures until the source is gone; keep those with a new status or number of dirty syncs."""
+        """Ask for figures until the source is gone; keep those with a new status or number of dirty
+        syncs.
+        """
         with suppress(QemuError):
             while self.source.qemu.alive:
                 self.note(await self.source.qemu.query_migrate())
@@ -227,6 +249,8 @@ class Migration:
         if now.status is None:
             return
         before, self.last = self.last, now
+        if now.dirty_sync_count is not None:
+            self.counted = now
         if before is None or (before.status, before.dirty_sync_count) != (
             now.status,
             now.dirty_sync_count,
@@ -242,7 +266,9 @@ class Migration:
 
 
 class Run:
-    """One run of a scenario: starts VMs, acts on them, and collects the Truth. Everything ends with `stack`."""
+    """One run of a scenario: starts VMs, acts on them, and collects the Truth. Everything ends with
+    `stack`.
+    """
 
     def __init__(
         self,
@@ -268,7 +294,9 @@ class Run:
     def firmware(
         self, dirty: DirtySet, number: int = 0, *, accel: str = "kvm", anonymous: bool = False
     ) -> Spec:
-        """A VM whose firmware dirties `dirty`. Number and scenario make its UUID and name, unless it is `anonymous`."""
+        """A VM whose firmware dirties `dirty`. Number and scenario make its UUID and name, unless
+        it is `anonymous`.
+        """
         rom = self.directory / f"firmware-{number}.rom"
         rom.write_bytes(guest.dirtying_rom(dirty))
         if anonymous:
@@ -279,14 +307,17 @@ class Run:
         """A VM that SeaBIOS boots from our boot sector, with a VGA card."""
         disk = self.directory / "boot.img"
         disk.write_bytes(guest.boot_sector() + bytes(MIB - 512))
-        # Read-only, so that source and destination may both hold it (QEMU locks images it can write).
+        # Read-only, so that source and destination may both hold it (QEMU locks images it can
+        # write).
         drive = ("-drive", f"if=virtio,format=raw,readonly=on,file={disk}")
         return Spec(
             self._name(0), self._uuid(0), extra=("-device", "VGA", *drive, "-boot", "strict=on")
         )
 
     async def start(self, spec: Spec, role: Role, *, held: bool = False, view: bool = False) -> Vm:
-        """Start a VM; a destination waits for `migrate-incoming`. With `view` a display client draws it."""
+        """Start a VM; a destination waits for `migrate-incoming`. With `view` a display client
+        draws it.
+        """
         number = len(self._vms)
         screen = self.directory / f"screen-{number}"
         arguments = spec.arguments(self.directory, incoming=role == "destination", held=held)
@@ -296,9 +327,6 @@ class Run:
         running = await self._stack.enter_async_context(qemu.start(self.binary, arguments, log))
         vm = Vm(running, spec, role, Viewer(screen) if view else None)
         self._vms.append(vm)
-        if vm.viewer:
-            watching = asyncio.ensure_future(vm.viewer.watch())
-            self._stack.push_async_callback(_cancel, watching)
         return vm
 
     async def source(self, spec: Spec, *, view: bool = False) -> Vm:
@@ -307,13 +335,15 @@ class Run:
         if spec.like_libvirt:
             await self.act("cont", vm)
         await self.guest_runs(vm)
+        self._view(vm)
         return vm
 
     async def destination(self, source: Vm, *, held: bool = False) -> Vm:
         """Start the VM that `source` will migrate to."""
-        return await self.start(
-            source.spec, "destination", held=held, view=source.viewer is not None
-        )
+        viewed = source.viewer is not None
+        vm = await self.start(source.spec, "destination", held=held, view=viewed)
+        self._view(vm)
+        return vm
 
     async def act(self, what: str, vm: Vm, **arguments: object) -> Any:
         """Note and run a QMP command."""
@@ -338,7 +368,9 @@ class Run:
         parameters: Mapping[str, int] | None = None,
         channel: str = "tcp",
     ) -> Migration:
-        """Begin a migration. `bandwidth` in bytes/s; `channel` is tcp, unix, or an address for `migrate` itself."""
+        """Begin a migration. `bandwidth` in bytes/s; `channel` is tcp, unix, or an address for
+        `migrate` itself.
+        """
         settings = {"max-bandwidth": bandwidth, "downtime-limit": downtime_ms, **(parameters or {})}
         # "events": MIGRATION and MIGRATION_PASS say at once what polling would say late.
         states = [{"capability": name, "state": True} for name in ("events", *capabilities)]
@@ -381,6 +413,7 @@ class Run:
                 issued_at_ns=migration.issued_at_ns,
                 ended_at_ns=boottime_ns(),
                 source=migration.last,
+                counted=migration.counted,
                 destination=at_destination,
                 samples=tuple(migration.samples),
             )
@@ -389,7 +422,9 @@ class Run:
         self.on_progress(f"QEMU {migration.source.qemu.pid}: migration {status}")
 
     async def arrived(self, migration: Migration) -> None:
-        """Wait until the migration has completed and the guest runs at the destination; then close its account."""
+        """Wait until the migration has completed and the guest runs at the destination; then close
+        its account.
+        """
         assert migration.destination is not None
         await migration.status("completed")
         await migration.destination.qemu.wait_event(lambda event: event.name == "RESUME", "RESUME")
@@ -450,6 +485,14 @@ class Run:
         listening = await destination.qemu.command_qmp("query-migrate")
         return f"tcp:127.0.0.1:{listening['socket-address'][0]['port']}"
 
+    def _view(self, vm: Vm) -> None:
+        """Begin to draw the VM's screen. A source's only once its guest draws: a viewer slows its
+        boot.
+        """
+        if vm.viewer is not None:
+            watching = asyncio.ensure_future(vm.viewer.watch())
+            self._stack.push_async_callback(_cancel, watching)
+
     async def _read_progress(self, vm: Vm) -> None:
         if vm.spec.dirty is not None:
             at_ns = boottime_ns()
@@ -467,7 +510,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A row of the table: `expect` are the statuses QEMU's source must end with, one for each attempt."""
+    """A row of the table: `expect` are the statuses QEMU's source must end with, one for each
+    attempt.
+    """
 
     name: str
     title: str
@@ -489,7 +534,6 @@ FAST = guest.fixed(FIRST_PAGE, 8192, 16000)
 XBZRLE = guest.fixed(FIRST_PAGE, 2048, 2000)
 POSTCOPY = guest.fixed(FIRST_PAGE, 4096, 1600)
 BLACKOUT = guest.fixed(FIRST_PAGE, 8192, 8000)
-_GRAPHICS_NETWORK = 2 * MIB
 
 
 _SLOW_NETWORK = 8 * MIB
@@ -524,7 +568,9 @@ async def _begin(
 
 
 async def _arrive(run: Run, migration: Migration) -> None:
-    """The ordinary end: the guest runs at the destination, the source's process is ended, the other's after it."""
+    """The ordinary end: the guest runs at the destination, the source's process is ended, the
+    other's after it.
+    """
     assert migration.destination is not None
     await run.arrived(migration)
     await run.send_signal(signal.SIGTERM, migration.source)
@@ -561,8 +607,8 @@ async def _multifd(run: Run) -> None:
 
 
 async def _xbzrle(run: Run) -> None:
-    # Half the bandwidth: from the second round on a page costs a few bytes instead of 4 KiB, which makes
-    # precopy converge where it would not otherwise.
+    # Half the bandwidth: from the second round on a page costs a few bytes instead of 4 KiB, which
+    # makes precopy converge where it would not otherwise.
     _, _, migration = await _begin(
         run,
         dirty=XBZRLE,
@@ -632,12 +678,15 @@ async def _source_killed_precopy(run: Run) -> None:
 
 
 async def _dest_killed_blackout(run: Run) -> None:
-    # A limit of 30 s lets QEMU stop the guest after the first round with most of its set dirty again. In the
-    # blackout QEMU sends as fast as it can (migration/migration.c, migration_completion), which may take less
-    # than a kill: so the destination is frozen first, as if its host hung, and killed half a second later.
+    # A limit of 30 s lets QEMU stop the guest after 100 ms, with nearly all of its set still to
+    # send. In the blackout QEMU sends as fast as it can (migration/migration.c,
+    # migration_completion), which can be over before a kill: so the destination is frozen early, as
+    # if its host hung. What QEMU sends until it stops the guest fits the socket's buffers, what it
+    # sends afterwards does not.
     _, destination, migration = await _begin(run, dirty=BLACKOUT, downtime_ms=30_000)
-    await migration.stopped()
+    await destination.qemu.wait_event(lambda event: event.data.get("status") == "active", "stream")
     await run.send_signal(signal.SIGSTOP, destination)
+    await migration.stopped()
     await asyncio.sleep(0.5)
     await run.send_signal(signal.SIGKILL, destination)
     await migration.status("failed")
@@ -726,7 +775,11 @@ async def _no_uuid(run: Run) -> None:
 async def _graphics(run: Run) -> None:
     source = await run.source(run.graphics(), view=True)
     destination = await run.destination(source)
-    migration = await run.migrate(source, destination, bandwidth=_GRAPHICS_NETWORK, downtime_ms=20)
+    # Each frame dirties more than a limit of 1 ms allows: precopy goes on until the limit is
+    # raised, as an operator would do it.
+    migration = await run.migrate(source, destination, bandwidth=2 * MIB, downtime_ms=1)
+    await migration.dirty_sync(6)
+    await run.act("migrate-set-parameters", source, downtime_limit=500)
     await _arrive(run, migration)
 
 
@@ -835,20 +888,24 @@ SCENARIOS: Mapping[str, Scenario] = {scenario.name: scenario for scenario in _TA
 
 
 def run_scenario(name: str, workdir: Path, on_progress: Callable[[str], None]) -> Truth:
-    """Play a scenario; everything it makes lives in a directory under `workdir` that is gone afterwards.
+    """Play a scenario to its end, as `play` does, in an event loop of its own.
 
-    Raises UsageError for an unknown name, MachineError without QEMU or KVM, QemuError when QEMU ends otherwise than
-    the scenario expects. Blocks; Ctrl-C (in the main thread) ends all VMs first.
+    Ctrl-C (in the main thread) ends all VMs before it is raised.
+    """
+    return asyncio.run(play(name, workdir, on_progress))
+
+
+async def play(name: str, workdir: Path, on_progress: Callable[[str], None]) -> Truth:
+    """Play a scenario; all it makes lives in a directory under `workdir` that is gone afterwards.
+
+    `on_progress` gets a line now and then. Cancelling the task ends all VMs. Raises UsageError for
+    an unknown name, MachineError without QEMU or KVM, QemuError when QEMU ends otherwise than the
+    scenario expects.
     """
     scenario = SCENARIOS.get(name)
     if scenario is None:
         raise UsageError(f"no scenario {name}; there are: {', '.join(SCENARIOS)}")
-    return asyncio.run(_play(scenario, qemu.find_qemu(), workdir, on_progress))
-
-
-async def _play(
-    scenario: Scenario, binary: Path, workdir: Path, on_progress: Callable[[str], None]
-) -> Truth:
+    binary = qemu.find_qemu()
     with tempfile.TemporaryDirectory(prefix=f"{scenario.name}-", dir=workdir) as directory:
         async with AsyncExitStack() as stack:
             run = Run(scenario.name, binary, Path(directory), stack, on_progress)
