@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT
+ *
+ * Ships the non-zero parts of a user-space bitmap as VFT_PIECE records. A piece is 4 KiB of
+ * bitmap (128 MiB of guest memory in 4 KiB pages). One call of walk_pieces() does
+ * PIECES_PER_CALL of them; the walker then tail-calls itself, 33 times at most (the kernel's
+ * MAX_TAIL_CALL_CNT), so 33 * PIECES_PER_CALL * 4 KiB is the longest bitmap that is read whole.
+ */
+#define PIECES_PER_CALL 32
+#define PIECE_BYTES (VFT_PIECE_WORDS * 8)
+
+struct walk {
+	u64 user;
+	u64 offset;
+	u64 bytes;
+	u64 calls;
+	struct vft_piece piece;
+};
+
+/* Keyed by thread, not by CPU: fentry programs may be preempted. */
+BPF_TABLE("lru_hash", u64, struct walk, walks, 256);
+BPF_TABLE("array", u32, struct walk, new_walk, 1);
+BPF_PROG_ARRAY(walkers, 2);
+
+static __always_inline struct walk *walk_begin(u64 id, struct thread *t, u64 user)
+{
+	struct walk *walk = walks.lookup(&id);
+	u32 zero = 0;
+
+	if (!walk) {
+		struct walk *fresh = new_walk.lookup(&zero);
+		if (!fresh)
+			return NULL;
+		walks.update(&id, fresh);
+		walk = walks.lookup(&id);
+		if (!walk)
+			return NULL;
+	}
+	walk->user = user;
+	walk->offset = 0;
+	walk->bytes = t->bitmap_bytes;
+	walk->calls = 0;
+	t->pieces = 0;
+	t->read_errors = 0;
+	t->walked_bytes = 0;
+	return walk;
+}
+
+static __always_inline void ship_piece(struct walk *walk, struct vm *vm, struct thread *t, u32 bytes)
+{
+	struct vft_piece *piece = &walk->piece;
+	u64 any = 0, all = ~0ULL;
+	u32 size;
+
+	if (bpf_probe_read_user(piece->word, bytes, (void *)(walk->user + walk->offset))) {
+		t->read_errors++;
+		return;
+	}
+#pragma nounroll
+	for (u32 i = 0; i < VFT_PIECE_WORDS; i += 8) {
+		u64 *w = &piece->word[i];
+
+		any |= w[0] | w[1] | w[2] | w[3] | w[4] | w[5] | w[6] | w[7];
+		all &= w[0] & w[1] & w[2] & w[3] & w[4] & w[5] & w[6] & w[7];
+	}
+	if (!any)
+		return;
+	piece->call_ns = t->enter_ns;
+	piece->first_page = t->first_page + walk->offset * 8;
+	piece->slot = t->slot;
+	piece->words = bytes / 8;
+	piece->fill = all == ~0ULL ? VFT_FILL_ONES : VFT_FILL_WORDS;
+	size = sizeof(*piece) - sizeof(piece->word);
+	if (piece->fill == VFT_FILL_WORDS)
+		size += bytes;
+	fill_header(&piece->h, vm, VFT_PIECE, size);
+	if (size <= sizeof(*piece))
+		send(piece, size, NO_WAKE);
+	t->pieces++;
+}
+
+/* True when there is more to walk. */
+static __always_inline bool walk_pieces(struct walk *walk, struct vm *vm, struct thread *t)
+{
+#pragma nounroll
+	for (u32 i = 0; i < PIECES_PER_CALL; i++) {
+		u64 left = walk->bytes - walk->offset;
+		u32 bytes = left < PIECE_BYTES ? left : PIECE_BYTES;
+
+		if (walk->offset >= walk->bytes)
+			break;
+		if (bytes < PIECE_BYTES) {
+			/* the tail: words behind it must not hold an older piece's bits */
+			u32 zero = 0;
+			struct walk *clean = new_walk.lookup(&zero);
+
+			if (clean)
+				bpf_probe_read_kernel(walk->piece.word, PIECE_BYTES, clean->piece.word);
+		}
+		bytes &= 0x1ff8 /* whole words; also tells the verifier the range */;
+		if (bytes > PIECE_BYTES)
+			break;
+		ship_piece(walk, vm, t, bytes);
+		walk->offset += bytes;
+	}
+	t->walked_bytes = walk->offset;
+	return walk->offset < walk->bytes;
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT
+ *
+ * The end of a process: sched:sched_process_exit fires for each thread, and the process has
+ * ended when its last one did. Since 6.16 the tracepoint says so itself (group_dead, kernel
+ * commit 2fe3e78ab: offset given as GROUP_DEAD_OFFSET); before that signal->live, which
+ * do_exit() has counted down already, is read at the offsets that BTF gives.
+ */
+static __always_inline bool group_dead(void *ctx)
+{
+#ifdef GROUP_DEAD_OFFSET
+	u8 dead = 0;
+
+	bpf_probe_read_kernel(&dead, sizeof(dead), ctx + GROUP_DEAD_OFFSET);
+	return dead;
+#elif defined(TASK_SIGNAL_OFFSET)
+	void *task = (void *)bpf_get_current_task(), *signal = NULL;
+	s32 live = 1;
+
+	bpf_probe_read_kernel(&signal, sizeof(signal), task + TASK_SIGNAL_OFFSET);
+	bpf_probe_read_kernel(&live, sizeof(live), signal + SIGNAL_LIVE_OFFSET);
+	return live == 0;
+#else
+	return false;
+#endif
+}
+
+int tp_process_exit(void *ctx)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct vft_exit e = {};
+	struct vm *vm = current_vm();
+	u32 tgid = id >> 32;
+
+	if (!vm)
+		return 0;
+	threads.delete(&id);
+	sending.delete(&id);
+	walks.delete(&id);
+	if (!group_dead(ctx))
+		return 0;
+	vm->unreported = vm->nr_channels;
+	report_channels(vm);
+	e.last_exit_ns = vm->last_exit_ns;
+	EMIT(vm, VFT_EXIT, &e);
+	vms.delete(&tgid);
+	return 0;
+}

@@ -1,0 +1,67 @@
+"""What the live subcommands share: ending cleanly, durations, the ready line."""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+
+from vftrace.units import parse_duration
+
+
+def add_live_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every subcommand that traces this host."""
+    parser.add_argument(
+        "--duration", type=parse_duration, metavar="TIME", help="end after this time, e.g. 30s"
+    )
+    parser.add_argument(
+        "--way",
+        choices=("fentry", "kprobe", "tracepoint"),
+        help="attach in this way only (default: the cheapest this kernel takes)",
+    )
+
+
+class Deadline:
+    """A duration in nanoseconds from now, or None for ever."""
+
+    def __init__(self, duration_ns: int | None) -> None:
+        self._end = None if duration_ns is None else time.monotonic_ns() + duration_ns
+
+    def passed(self) -> bool:
+        """Whether the time is over."""
+        return self._end is not None and time.monotonic_ns() >= self._end
+
+
+class Interrupt:
+    """SIGINT and SIGTERM set a flag instead of ending the process in the middle of something."""
+
+    def __init__(self) -> None:
+        self.set = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Interrupt":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.set = True
+
+
+def say_ready() -> None:
+    """Print `ready` on a line of its own on standard error and tell systemd, if it asked (sd_notify(3))."""
+    print("ready", file=sys.stderr, flush=True)
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        path = "\0" + address[1:] if address.startswith("@") else address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            try:
+                notify.sendto(b"READY=1", path)
+            except OSError as error:
+                print(f"vftrace: systemd was not told: {error.strerror}", file=sys.stderr)

@@ -1,0 +1,36 @@
+"""`vftrace record`: write what the kernel side sees to a file, for `vftrace report`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from vftrace.commands.common import Deadline, Interrupt, add_live_arguments, say_ready
+
+HELP = "record migrations on this host to a file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`-o FILE`, `--duration`, `--way`."""
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    add_live_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record until Ctrl-C, SIGTERM or the duration's end."""
+    from vftrace.sources.live import LiveSource
+    from vftrace.sources.recording import RecordingWriter
+
+    with Interrupt() as interrupt:
+        source = LiveSource(args.way)
+        writer = RecordingWriter(args.output, source.host)
+        try:
+            deadline = Deadline(args.duration)
+            say_ready()
+            while not interrupt.set and not deadline.passed():
+                writer.write(source.read())
+        finally:
+            writer.write(source.close())
+            writer.close()
+    size = args.output.stat().st_size
+    print(f"vftrace: wrote {args.output} ({size} bytes)", file=sys.stderr)
+    return 0

@@ -1,0 +1,251 @@
+"""What happened: one frozen dataclass for each kind of record (the layouts are in bpf/wire.h).
+
+Every event begins with the same four fields: `at_ns` (CLOCK_BOOTTIME, integer nanoseconds),
+`seq` (its place in the stream of its process, so that a loss shows as a hole), `tgid` and `tid`.
+Field names are those of the uAPI structures they were read from. `ret` is what the ioctl
+returned, a negative errno on failure.
+"""
+
+from dataclasses import dataclass
+
+USER_STREAM = 0xFFFF_FFFF
+"""`tgid` of records the collector writes itself: ticks, clock samples, who is who."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What all records begin with."""
+
+    at_ns: int
+    seq: int
+    tgid: int
+    tid: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmCreated(Event):
+    """KVM_CREATE_VM succeeded."""
+
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuCreated(Event):
+    """KVM_CREATE_VCPU returned; `fd` is negative if it failed."""
+
+    fd: int
+    vcpu_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Region(Event):
+    """KVM_SET_USER_MEMORY_REGION(2); `size` 0 deletes the slot, sizes are in bytes."""
+
+    slot: int
+    flags: int
+    gpa: int
+    size: int
+    uaddr: int
+    ret: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capability(Event):
+    """KVM_ENABLE_CAP."""
+
+    cap: int
+    ret: int
+    arg0: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetDirtyLog(Event):
+    """KVM_GET_DIRTY_LOG, seen at its return.
+
+    `pieces` non-zero parts of the bitmap were sent before it, `walked_bytes` of `bitmap_bytes` were
+    read (0: the slot's size was not known), `read_errors` parts could not be read.
+    """
+
+    enter_ns: int
+    last_exit_ns: int
+    bitmap_bytes: int
+    walked_bytes: int
+    slot: int
+    ret: int
+    pieces: int
+    read_errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClearDirtyLog(Event):
+    """KVM_CLEAR_DIRTY_LOG; its bitmap was read before the call."""
+
+    enter_ns: int
+    first_page: int
+    bitmap_bytes: int
+    walked_bytes: int
+    num_pages: int
+    slot: int
+    ret: int
+    pieces: int
+    read_errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece(Event):
+    """A non-zero part of a bitmap: bit i of `bits` is page `first_page` + i of the slot."""
+
+    call_ns: int
+    first_page: int
+    slot: int
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResetDirtyRings(Event):
+    """KVM_RESET_DIRTY_RINGS; `pushes`, `ring_full_exits` and `untracked` are totals of the process."""
+
+    enter_ns: int
+    last_exit_ns: int
+    pushes: int
+    ring_full_exits: int
+    ret: int
+    pieces: int
+    untracked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clock(Event):
+    """KVM_GET_CLOCK, KVM_SET_CLOCK or KVM_KVMCLOCK_CTRL, with the VM's latest vCPU exit."""
+
+    enter_ns: int
+    last_exit_ns: int
+    op: int
+    ret: int
+
+    GET = 0
+    SET = 1
+    CTRL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Event):
+    """A vCPU enters the guest, for the first time (`exit_ns` 0) or more than 1 ms after its last exit."""
+
+    exit_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuState(Event):
+    """KVM_SET_MP_STATE: QEMU's full register set ends with it (kvm_arch_put_registers)."""
+
+    ret: int
+
+
+@dataclass(frozen=True, slots=True)
+class Channel(Event):
+    """Totals of what a process sent on one fd while it logs; `error` is a negative errno or 0."""
+
+    bytes: int
+    calls: int
+    first_ns: int
+    last_ns: int
+    error_ns: int
+    fd: int
+    error: int
+    sender_tid: int
+    op: int
+
+
+@dataclass(frozen=True, slots=True)
+class Userfault(Event):
+    """A userfaultfd ioctl; `calls` and `bytes` are the process's totals of COPY, ZEROPAGE, CONTINUE."""
+
+    calls: int
+    bytes: int
+    op: int
+    ret: int
+
+    API = 0
+    REGISTER = 1
+    UNREGISTER = 2
+    COPY = 3
+    ZEROPAGE = 4
+    CONTINUE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Exit(Event):
+    """The last thread of a process ended."""
+
+    last_exit_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick(Event):
+    """Time passed: written every 100 ms by the reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClockSample(Event):
+    """CLOCK_REALTIME minus CLOCK_BOOTTIME, with the kernel's error bound (adjtimex maxerror), in ns."""
+
+    realtime_offset_ns: int
+    error_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Process(Event):
+    """Who a VMM process is, read from /proc when it was first seen.
+
+    `late`: it was there before vftrace started, `running`: with a vCPU inside KVM_RUN. `incoming` and `started_paused` are QEMU's `-incoming`
+    and `-S`. `start_time` is field 22 of /proc/PID/stat, in clock ticks since boot.
+    """
+
+    pid: int
+    start_time: int
+    uuid: str | None
+    name: str | None
+    vmm: str
+    incoming: bool
+    started_paused: bool
+    late: bool
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FileDescriptor(Event):
+    """What an fd of a process is: kind (tcp, unix, pipe, file, unknown) and, for tcp, the remote address."""
+
+    pid: int
+    fd: int
+    kind: str
+    peer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gone(Event):
+    """A VMM process is no longer there, found by looking (its Exit record may be lost)."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost(Event):
+    """Records that did not fit into the ring, in total since the start."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class End(Event):
+    """The recording was closed in order; `streams` holds the next `seq` of each live process."""
+
+    streams: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown(Event):
+    """A record of a kind this version does not know, or one that does not fit its kind's layout."""
+
+    kind: int

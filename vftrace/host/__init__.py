@@ -1,0 +1,1 @@
+"""Who is who on this host: processes to VMs, fds to devices and peers."""

@@ -1,0 +1,140 @@
+"""Who a VMM process is: read from /proc, for processes that start and for those that run already.
+
+QEMU takes its identity on the command line: `-uuid U` (or `-smbios type=1,uuid=U`), `-name N`,
+`-name guest=N,...`; libvirt writes the latter (qemu-options.hx). Option values may also be JSON.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
+_NO_UUID = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a command line says: `uuid` in lower case, `name`, the executable's name, `-incoming`, `-S`."""
+
+    uuid: str | None
+    name: str | None
+    vmm: str
+    incoming: bool
+    started_paused: bool
+
+
+def identity_of(argv: list[str]) -> Identity:
+    """Read a VMM's command line. Never raises: what is not there is None or False."""
+    uuid = _uuid_of(argv)
+    name = _field(_option(argv, "name"), "guest")
+    return Identity(
+        uuid=uuid,
+        name=name,
+        vmm=Path(argv[0]).name if argv and argv[0] else "unknown",
+        incoming=_option(argv, "incoming") is not None,
+        started_paused=any(word in ("-S", "--S") for word in argv),
+    )
+
+
+def _uuid_of(argv: list[str]) -> str | None:
+    candidates = [_option(argv, "uuid")]
+    candidates += [_field(v, "uuid", bare=False) for v in _options(argv, "smbios")]
+    for candidate in candidates:
+        if candidate is not None and _UUID.fullmatch(candidate) and candidate != _NO_UUID:
+            return candidate.lower()
+    return None
+
+
+def _options(argv: list[str], option: str) -> list[str]:
+    words = (f"-{option}", f"--{option}")
+    return [value for word, value in zip(argv, argv[1:], strict=False) if word in words]
+
+
+def _option(argv: list[str], option: str) -> str | None:
+    values = _options(argv, option)
+    return values[-1] if values else None
+
+
+def _field(value: str | None, key: str, *, bare: bool = True) -> str | None:
+    """The field `key` of `a=b,key=value`; with `bare` a first word without `=` is it too."""
+    if value is None:
+        return None
+    if value.startswith("{"):
+        try:
+            found = json.loads(value).get(key)
+        except (ValueError, AttributeError):
+            return None
+        return found if isinstance(found, str) else None
+    # QEMU writes a comma inside a value as two of them.
+    fields = value.replace(",,", "\0").split(",")
+    for i, field in enumerate(fields):
+        name, equals, content = field.partition("=")
+        if equals and name == key:
+            return content.replace("\0", ",") or None
+        if bare and i == 0 and not equals:
+            return field.replace("\0", ",") or None
+    return None
+
+
+def command_line(pid: int) -> list[str]:
+    """A process's arguments; empty if it has gone or is a kernel thread."""
+    try:
+        data = (PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return []
+    return [word.decode(errors="replace") for word in data.rstrip(b"\0").split(b"\0")]
+
+
+def start_time(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat: clock ticks since boot. None if there is no such process."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    # The command's name (field 2) may hold blanks and brackets: count from its last one.
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def vmm_pids() -> Iterator[int]:
+    """Processes that hold a KVM VM fd (`anon_inode:kvm-vm`)."""
+    for entry in PROC.iterdir():
+        if entry.name.isdigit() and _holds_vm(entry):
+            yield int(entry.name)
+
+
+def _holds_vm(process: Path) -> bool:
+    try:
+        return any(_link(fd) == "anon_inode:kvm-vm" for fd in (process / "fd").iterdir())
+    except OSError:
+        return False
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
+
+
+def threads_in_kvm_run(pid: int) -> Iterator[int]:
+    """Threads that are inside KVM_RUN: blocked there by /proc/PID/task/TID/syscall, or running under
+    a vCPU thread's name (QEMU: `CPU 0/KVM`)."""
+    kvm_run = 0xAE80
+    try:
+        tasks = list((PROC / str(pid) / "task").iterdir())
+    except OSError:
+        return
+    for task in tasks:
+        try:
+            words = (task / "syscall").read_text().split()
+            name = (task / "comm").read_text().strip()
+        except OSError:
+            continue
+        in_ioctl = len(words) > 2 and words[0] != "-1" and int(words[2], 16) == kvm_run
+        if in_ioctl or (words[0] == "running" and name.startswith("CPU ")):
+            yield int(task.name)

@@ -1,0 +1,1 @@
+"""The heart: events in, immutable migrations out. No clock, no I/O."""

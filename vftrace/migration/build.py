@@ -1,0 +1,370 @@
+"""From what was gathered to one immutable Migration: outcome, phases, checkpoints."""
+
+import errno
+from dataclasses import dataclass
+
+from vftrace.migration.model import (
+    CHECKPOINTS,
+    Cause,
+    ChannelUse,
+    Checkpoint,
+    Dirty,
+    Downtime,
+    Evidence,
+    Migration,
+    Outcome,
+    Phase,
+    Role,
+    Round,
+)
+from vftrace.migration.process import PAGE_SIZE, Arrival, Process
+from vftrace.migration.source import Session
+
+Source = tuple[Process, Session]
+Destination = tuple[Process, Arrival]
+
+# QEMU sends QMP events between the error and the switch-off; a destination that died is seen by then.
+_PEER_END_WINDOW_NS = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How it ended: `outcome` None while it runs."""
+
+    outcome: Outcome | None
+    cause: Cause | None
+    ended_at_ns: int | None
+
+
+def build_migration(
+    source: Source | None,
+    destination: Destination | None,
+    peer_ended_ns: int | None,
+    key: str,
+    doubt_ns: int | None,
+    trace_ended_ns: int | None,
+) -> Migration:
+    """One migration from either side or both. At least one of `source` and `destination` is given.
+
+    `peer_ended_ns`: when a destination that never acted ended. `doubt_ns`: since when records of the
+    collector itself are missing. `trace_ended_ns`: the end of the trace, None while it goes on.
+    """
+    process, session = source if source else (None, None)
+    peer, arrival = destination if destination else (None, None)
+    fds = session.channel_fds(process.peers) if process and session else set()
+    times = _times(session, arrival)
+    verdict = _verdict(session, arrival, times, fds, peer_ended_ns)
+    if verdict.outcome is None and trace_ended_ns is not None:
+        verdict = Verdict("unknown", "trace-ended", None)
+    started = session.started_at_ns if session else arrival.first_act_ns if arrival else 0
+    rounds = session.rounds(fds) if session else ()
+    main = process or peer
+    assert main is not None
+    ended = verdict.ended_at_ns
+    role: Role = "stitched" if source and destination else "source" if source else "destination"
+    return Migration(
+        key=key,
+        attempt=session.number if session else 0,
+        pid=process.pid if process else main.pid,
+        peer_pid=peer.pid if process and peer else None,
+        uuid=main.identity.uuid if main.identity else None,
+        name=main.identity.name if main.identity else None,
+        role=role,
+        strategy="plain",
+        strategy_evidence=_evidence(session, arrival),
+        outcome=verdict.outcome,
+        cause=verdict.cause,
+        was_paused=_was_paused(session, arrival),
+        postcopy=arrival is not None and arrival.postcopy_first_ns is not None,
+        incomplete=_incomplete(process, peer, started, ended, doubt_ns),
+        missed_beginning=session.missed_beginning if session else False,
+        started_at_ns=started,
+        ended_at_ns=ended,
+        phases=_phases(session, arrival, times, verdict),
+        rounds=rounds,
+        dirty=_dirty(session, rounds),
+        channel=_channel(process, session, fds),
+        downtime=_downtime(times),
+        stopped_at_ns=times.get("vcpus-stopped"),
+    )
+
+
+def _times(session: Session | None, arrival: Arrival | None) -> dict[str, int]:
+    """The checkpoints that were passed. A time before that of an earlier one is not believed."""
+    times: dict[str, int] = {}
+    if session is not None and session.stop is not None:
+        times["vcpus-stopped"] = session.stop.last_exit_ns
+        times["clock-read"] = session.stop.enter_ns
+        sweep = session.final_sweep()
+        if sweep is not None:
+            times["final-sync-done"] = sweep.end_ns
+        if session.saved is not None:
+            times["state-saved"] = session.saved.enter_ns
+    resumed = session.resumed_at_ns if session else None
+    if resumed is not None:
+        times["vcpus-running"] = resumed
+    elif arrival is not None:
+        loaded_after = times.get("state-saved", times.get("final-sync-done", 0))
+        if arrival.loaded_at_ns is not None and arrival.loaded_at_ns >= loaded_after:
+            times["devices-loaded"] = arrival.loaded_at_ns
+        if arrival.clock_set_at_ns is not None:
+            if arrival.started_paused and "devices-loaded" in times:
+                times["held"] = arrival.clock_set_at_ns
+            times["clock-set"] = arrival.clock_set_at_ns
+        if arrival.running_at_ns is not None:
+            times["vcpus-running"] = arrival.running_at_ns
+    believed: dict[str, int] = {}
+    latest = 0
+    for name in CHECKPOINTS:
+        if name in times and times[name] >= latest:
+            latest = believed[name] = times[name]
+    return believed
+
+
+def _verdict(
+    session: Session | None,
+    arrival: Arrival | None,
+    times: dict[str, int],
+    fds: set[int],
+    peer_ended_ns: int | None,
+) -> Verdict:
+    if session is None:
+        return _destination_verdict(arrival)
+    ran = arrival.running_at_ns if arrival else None
+    if session.resumed_at_ns is not None and session.stop is not None:
+        return _resumed_verdict(session, arrival, fds, peer_ended_ns)
+    if session.logging_off_at_ns is not None:
+        return _switched_off_verdict(session, arrival, fds, peer_ended_ns)
+    if arrival is not None and arrival.postcopy_first_ns is not None:
+        return _postcopy_verdict(session, arrival)
+    if ran is not None:
+        return Verdict("completed", None, ran)
+    ended = session.process_ended_at_ns
+    if ended is not None:
+        loaded = times.get("devices-loaded")
+        if session.saved is not None or loaded is not None:
+            if arrival is not None and arrival.ended_at_ns is not None:
+                return Verdict("failed", "destination-ended", arrival.ended_at_ns)
+            return Verdict("completed", None, ended)
+        return Verdict("failed", "source-ended", ended)
+    return Verdict(None, None, None)
+
+
+def _destination_verdict(arrival: Arrival | None) -> Verdict:
+    assert arrival is not None
+    if arrival.running_at_ns is not None:
+        if arrival.postcopy_first_ns is not None and arrival.postcopy_done_ns is None:
+            if arrival.ended_at_ns is not None:
+                return Verdict("failed", "destination-ended", arrival.ended_at_ns)
+            return Verdict(None, None, None)
+        return Verdict("completed", None, arrival.postcopy_done_ns or arrival.running_at_ns)
+    if arrival.ended_at_ns is not None:
+        return Verdict("failed", "destination-ended", arrival.ended_at_ns)
+    return Verdict(None, None, None)
+
+
+def _postcopy_verdict(session: Session, arrival: Arrival) -> Verdict:
+    if arrival.postcopy_done_ns is not None and arrival.running_at_ns is not None:
+        return Verdict("completed", None, max(arrival.postcopy_done_ns, arrival.running_at_ns))
+    if arrival.ended_at_ns is not None:
+        return Verdict("failed", "destination-ended", arrival.ended_at_ns)
+    if session.process_ended_at_ns is not None:
+        return Verdict("failed", "source-ended", session.process_ended_at_ns)
+    return Verdict(None, None, None)
+
+
+def _resumed_verdict(
+    session: Session, arrival: Arrival | None, fds: set[int], peer_ended_ns: int | None
+) -> Verdict:
+    assert session.resumed_at_ns is not None
+    sweeps_after = any(sweep.start_ns > session.resumed_at_ns for sweep in session.sweeps)
+    if not session.ended and sweeps_after:
+        return Verdict(None, None, None)
+    peer_ended = arrival.ended_at_ns if arrival else peer_ended_ns
+    at = session.resumed_at_ns
+    if peer_ended is not None and abs(at - peer_ended) < _PEER_END_WINDOW_NS:
+        return Verdict("failed", "destination-ended", at)
+    # A cancel shuts the socket down too: an error after the stop tells nothing by itself.
+    return Verdict("failed", "resumed-after-stop", at)
+
+
+def _switched_off_verdict(
+    session: Session, arrival: Arrival | None, fds: set[int], peer_ended_ns: int | None
+) -> Verdict:
+    at = session.logging_off_at_ns
+    assert at is not None
+    peer_ended = arrival.ended_at_ns if arrival else peer_ended_ns
+    if peer_ended is not None and peer_ended <= at:
+        return Verdict("failed", "destination-ended", at)
+    if session.error(fds):
+        return Verdict("failed", "channel-error", at)
+    return Verdict("cancelled", "cancelled", at)
+
+
+def _was_paused(session: Session | None, arrival: Arrival | None) -> bool | None:
+    """Whether the guest was stopped before the migration began.
+
+    Such a guest's latest exit is older than the session, nothing entered it since, and no clock is read in
+    the blackout, because nothing has to be stopped.
+    """
+    if session is None:
+        return None
+    if session.stop is not None or session.last_run_ns is not None:
+        return False
+    if session.missed_beginning or not session.sweeps:
+        return None
+    done = session.process_ended_at_ns is not None or (
+        arrival is not None and arrival.loaded_at_ns is not None
+    )
+    if not done:
+        return None
+    return session.last_exit_ns < session.started_at_ns
+
+
+def _incomplete(
+    process: Process | None,
+    peer: Process | None,
+    started: int,
+    ended: int | None,
+    own_doubt_ns: int | None,
+) -> bool:
+    """Whether a record that could matter is missing: since it began, or among the collector's own."""
+    doubts = [p.doubt_ns for p in (process, peer) if p is not None]
+    if any(doubt is not None and doubt >= started for doubt in doubts):
+        return True
+    if peer is not None and peer.doubt_ns is not None:
+        return True
+    return own_doubt_ns is not None and (ended is None or own_doubt_ns <= ended)
+
+
+def _phases(
+    session: Session | None, arrival: Arrival | None, times: dict[str, int], verdict: Verdict
+) -> tuple[Phase, ...]:
+    phases: list[Phase] = []
+    if session is not None:
+        phases += _source_phases(session, arrival, times, verdict)
+    if arrival is not None:
+        phases += _destination_phases(session, arrival, times, verdict)
+    return tuple(phases)
+
+
+def _chain(role: str, marks: list[tuple[str, int | None]], end: int | None) -> list[Phase]:
+    """Phases that follow each other: each begins at its mark and ends at the next one that is known."""
+    known = [(name, at) for name, at in marks if at is not None]
+    phases = []
+    for index, (name, at) in enumerate(known):
+        until = known[index + 1][1] if index + 1 < len(known) else end
+        if until is None or until >= at:
+            phases.append(Phase(name, role, at, until))
+    return phases
+
+
+def _source_phases(
+    session: Session, arrival: Arrival | None, times: dict[str, int], verdict: Verdict
+) -> list[Phase]:
+    first = session.sweeps[0].end_ns if session.sweeps else None
+    resumed = session.resumed_at_ns
+    ran = arrival.running_at_ns if arrival and resumed is None else None
+    end = session.process_ended_at_ns or session.logging_off_at_ns
+    cleanup = resumed or ran or (session.logging_off_at_ns if not session.stop else None)
+    marks: list[tuple[str, int | None]] = [
+        ("setup", session.started_at_ns),
+        ("precopy", first),
+        ("stop", times.get("vcpus-stopped")),
+        ("final-sync", times.get("clock-read")),
+        ("device-save", times.get("final-sync-done")),
+        ("handover", times.get("state-saved")),
+    ]
+    postcopy_end = None
+    if arrival is not None and arrival.postcopy_first_ns is not None and ran is not None:
+        marks.append(("postcopy", ran))
+        postcopy_end = arrival.postcopy_done_ns
+        marks.append(("cleanup", postcopy_end))
+    else:
+        marks.append(("cleanup", cleanup))
+    if end is None and verdict.outcome in ("failed", "cancelled"):
+        end = verdict.ended_at_ns
+    return _chain("source", marks, end)
+
+
+def _destination_phases(
+    session: Session | None, arrival: Arrival, times: dict[str, int], verdict: Verdict
+) -> list[Phase]:
+    resumed = session.resumed_at_ns if session else None
+    running = arrival.running_at_ns if resumed is None else None
+    postcopy = arrival.postcopy_first_ns is not None and running is not None
+    incoming = session.started_at_ns if session else arrival.first_act_ns
+    marks: list[tuple[str, int | None]] = [
+        ("incoming", incoming),
+        ("device-load", times.get("state-saved") if session else arrival.loaded_at_ns),
+        ("resume", times.get("devices-loaded") or arrival.clock_set_at_ns),
+    ]
+    if postcopy:
+        marks += [("postcopy", running), ("running", arrival.postcopy_done_ns)]
+    else:
+        marks.append(("running", running))
+    return _chain("destination", marks, arrival.ended_at_ns)
+
+
+def _downtime(times: dict[str, int]) -> Downtime:
+    checkpoints = []
+    before = times.get("vcpus-stopped")
+    for name in CHECKPOINTS:
+        at = times.get(name)
+        ns = None
+        if at is not None and before is not None:
+            ns, before = at - before, at
+        checkpoints.append(Checkpoint(name, at, ns))
+    started, ended = times.get("vcpus-stopped"), times.get("vcpus-running")
+    vcpu_ns = ended - started if started is not None and ended is not None else None
+    longest = max((c for c in checkpoints if c.ns), key=lambda c: c.ns or 0, default=None)
+    return Downtime(
+        vcpu_ns=vcpu_ns,
+        set_by=longest.name if longest and vcpu_ns is not None else None,
+        checkpoints=tuple(checkpoints),
+    )
+
+
+def _dirty(session: Session | None, rounds: tuple[Round, ...]) -> Dirty:
+    if session is None or not rounds:
+        return Dirty(None, None, None, PAGE_SIZE, None)
+    later = [round_.new_pages for round_ in rounds[1:]]
+    known = [pages for pages in later if pages is not None]
+    new_pages = sum(known) if len(known) == len(later) else None
+    return Dirty(
+        new_pages=new_pages,
+        distinct_pages=session.distinct_pages(),
+        rate_bytes_per_second=_rate(rounds),
+        page_size=PAGE_SIZE,
+        kvm_pages=new_pages,
+    )
+
+
+def _rate(rounds: tuple[Round, ...]) -> float | None:
+    """New pages of the last round whose pages are known, per time since the sweep before it."""
+    for before, round_ in zip(rounds[-2::-1], rounds[:0:-1], strict=False):
+        ns = round_.at_ns - before.at_ns
+        if round_.new_pages is not None and ns > 0:
+            return round_.new_pages * PAGE_SIZE * 1e9 / ns
+    return None
+
+
+def _channel(process: Process | None, session: Session | None, fds: set[int]) -> ChannelUse:
+    if process is None or session is None or not fds:
+        return ChannelUse("unknown", None, None)
+    kinds = {process.descriptors[fd].kind for fd in fds if fd in process.descriptors}
+    error = session.error(fds)
+    return ChannelUse(
+        kind=kinds.pop() if len(kinds) == 1 else "unknown",
+        bytes=session.sent_bytes(fds),
+        error=errno.errorcode.get(-error, str(error)) if error else None,
+    )
+
+
+def _evidence(session: Session | None, arrival: Arrival | None) -> tuple[Evidence, ...]:
+    evidence = []
+    if session is not None:
+        evidence.append(Evidence("dirty logging on for the largest memslot", session.started_at_ns))
+    if arrival is not None and arrival.clock_set_at_ns is not None:
+        evidence.append(Evidence("destination sets its clock", arrival.clock_set_at_ns))
+    return tuple(evidence)

@@ -1,0 +1,115 @@
+"""Exact dirty accounting, on bits.
+
+Under manual protect KVM_GET_DIRTY_LOG returns every page that was dirtied and not yet cleared, so what
+is new is `got & ~(got before & ~cleared since)`. Arithmetic on counts would be wrong: QEMU's CLEAR
+carries more bits than the log has. Bitmaps are sparse: a dict of pieces of `PIECE_PAGES` bits.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from vftrace.events import Piece
+
+PIECE_PAGES = 32768
+"""Bits of one piece: 4 KiB of bitmap, as bpf/bitmap.h sends them."""
+
+Bitmap = dict[int, int]
+"""Piece number to its bits; a piece of zeroes is absent."""
+
+
+def bitmap_of(pieces: Iterable[Piece]) -> Bitmap:
+    """The bitmap that pieces make; a piece may begin anywhere."""
+    bitmap: Bitmap = {}
+    for piece in pieces:
+        number, shift = divmod(piece.first_page, PIECE_PAGES)
+        bits = piece.bits << shift
+        while bits:
+            low = bits & ((1 << PIECE_PAGES) - 1)
+            if low:
+                bitmap[number] = bitmap.get(number, 0) | low
+            bits >>= PIECE_PAGES
+            number += 1
+    return bitmap
+
+
+def count(bitmap: Bitmap) -> int:
+    """Pages in a bitmap."""
+    return sum(bits.bit_count() for bits in bitmap.values())
+
+
+def union(bitmap: Bitmap, other: Bitmap) -> Bitmap:
+    """Pages in either."""
+    merged = dict(bitmap)
+    for number, bits in other.items():
+        merged[number] = merged.get(number, 0) | bits
+    return merged
+
+
+def minus(bitmap: Bitmap, other: Bitmap) -> Bitmap:
+    """Pages in the first and not in the second."""
+    rest = {}
+    for number, bits in bitmap.items():
+        left = bits & ~other.get(number, 0)
+        if left:
+            rest[number] = left
+    return rest
+
+
+def common(bitmap: Bitmap, other: Bitmap) -> Bitmap:
+    """Pages in both."""
+    both = {}
+    for number, bits in bitmap.items():
+        kept = bits & other.get(number, 0)
+        if kept:
+            both[number] = kept
+    return both
+
+
+def covers(bitmap: Bitmap, pages: int) -> bool:
+    """Whether all of the first `pages` pages are set."""
+    return pages > 0 and count(bitmap) >= pages
+
+
+@dataclass
+class SlotLog:
+    """The log of one memslot since logging went on for it.
+
+    `manual` is KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (None: not known), `initially_set` its second bit.
+    `fresh` are pages that became dirty since the last sweep took them; `known` is False from the moment
+    a part of a bitmap is missing until the next sweep.
+    """
+
+    pages: int
+    manual: bool | None
+    initially_set: bool | None
+    shadow: Bitmap = field(default_factory=dict)
+    fresh: Bitmap = field(default_factory=dict)
+    known: bool = True
+    first: bool = True
+    last_initial: bool = False
+
+    def got(self, bitmap: Bitmap) -> None:
+        """A GET_DIRTY_LOG returned this."""
+        initial = self.first and self.initially_set is not False and covers(bitmap, self.pages)
+        self.last_initial = self.last_initial or initial
+        self.first = False
+        self.fresh = union(self.fresh, minus(bitmap, self.shadow))
+        if self.manual is False:
+            self.shadow = {}
+        else:
+            self.shadow = bitmap
+
+    def cleared(self, bitmap: Bitmap) -> None:
+        """A CLEAR_DIRTY_LOG asked for this; only manual protect has that call."""
+        self.manual = True
+        self.shadow = minus(self.shadow, bitmap)
+
+    def damaged(self) -> None:
+        """A part of a bitmap is missing: nothing is known until the next whole GET."""
+        self.known = False
+
+    def take(self) -> tuple[Bitmap | None, bool]:
+        """What became dirty since the last sweep (None: not known), and whether it was the initial all-ones."""
+        fresh, initial = (self.fresh if self.known else None), self.last_initial
+        self.fresh, self.known, self.last_initial = {}, True, False
+        return fresh, initial

@@ -1,0 +1,231 @@
+"""One logging session of a process: a migration's source side, once its thread sends bytes.
+
+A session opens when a thread switches dirty logging on for the largest memslot. Display code, firmware
+and dirty-rate measurements log too; what makes a session a migration is that the same thread then
+sends on a socket, pipe or file.
+"""
+
+from dataclasses import dataclass, field
+
+from vftrace.events import Channel, Clock, GetDirtyLog, ResetDirtyRings
+from vftrace.migration import dirty
+from vftrace.migration.dirty import Bitmap, SlotLog
+from vftrace.migration.model import Round, SlotRound
+
+
+@dataclass
+class Sweep:
+    """One pass over the logged slots by the session's thread. Times in ns; bytes by fd at its start."""
+
+    start_ns: int
+    end_ns: int
+    sent: dict[int, int]
+    slots: dict[int, SlotRound] = field(default_factory=dict)
+    redirtied: int | None = 0
+    initial: bool = False
+
+
+@dataclass
+class Session:
+    """What is known of one logging session. `tid` is the thread that switched logging on."""
+
+    pid: int
+    tid: int
+    number: int
+    started_at_ns: int
+    baseline: dict[int, int]
+    """Bytes each fd had sent before."""
+    baseline_errors: dict[int, int]
+    missed_beginning: bool = False
+    sweeps: list[Sweep] = field(default_factory=list)
+    open_sweep: Sweep | None = None
+    ever: dict[int, Bitmap] = field(default_factory=dict)
+    channels: dict[int, Channel] = field(default_factory=dict)
+    """The latest totals of each fd since the session began."""
+    by_thread: dict[int, int] = field(default_factory=dict)
+    """Latest bytes of fds that the session's thread was seen to send on."""
+    by_main: set[int] = field(default_factory=set)
+    stop: Clock | None = None
+    """The clock read of the stop that the session's thread made itself."""
+    saved: Clock | None = None
+    """The second clock read, after the final sweep: the state has been read."""
+    resumed_at_ns: int | None = None
+    paused_exit_ns: int | None = None
+    last_exit_ns: int = 0
+    last_run_ns: int | None = None
+    logging_off_at_ns: int | None = None
+    process_ended_at_ns: int | None = None
+    ring: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can come of this session."""
+        return self.logging_off_at_ns is not None or self.process_ended_at_ns is not None
+
+    @property
+    def is_migration(self) -> bool:
+        """Whether the session's thread has sent anything."""
+        return bool(self.by_thread)
+
+    def got_dirty_log(self, event: GetDirtyLog, log: SlotLog | None, logged: Bitmap | None) -> None:
+        """A GET_DIRTY_LOG by the session's thread. `logged` None: its bits are not known."""
+        self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
+        sweep = self.open_sweep
+        if sweep is None or event.slot in sweep.slots:
+            sweep = self._begin_sweep(event.enter_ns, event.at_ns)
+        fresh, initial = (None, False) if log is None else log.take()
+        # Under INITIALLY_SET the first sweep is all ones: logged, but nobody knows what is new.
+        if initial and len(self.sweeps) == 1:
+            fresh = None
+            sweep.initial = True
+        sweep.end_ns = max(sweep.end_ns, event.at_ns)
+        sweep.slots[event.slot] = SlotRound(
+            slot=event.slot,
+            new_pages=None if fresh is None else dirty.count(fresh),
+            logged_pages=None if logged is None else dirty.count(logged),
+        )
+        self._count_again(sweep, event.slot, fresh)
+
+    def reset_rings(self, event: ResetDirtyRings, fresh: dict[int, Bitmap] | None) -> None:
+        """A KVM_RESET_DIRTY_RINGS by the session's thread: with rings each is a sweep."""
+        self.ring = True
+        self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
+        sweep = self._begin_sweep(event.enter_ns, event.at_ns)
+        if fresh is None:
+            sweep.redirtied = None
+            sweep.slots[-1] = SlotRound(-1, None, None)
+            return
+        for slot, bitmap in fresh.items():
+            pages = dirty.count(bitmap)
+            sweep.slots[slot] = SlotRound(slot, pages, pages)
+            self._count_again(sweep, slot, bitmap)
+
+    def _begin_sweep(self, start_ns: int, end_ns: int) -> Sweep:
+        sent = {fd: channel.bytes for fd, channel in self.channels.items()}
+        self.open_sweep = Sweep(start_ns, end_ns, sent)
+        self.sweeps.append(self.open_sweep)
+        return self.open_sweep
+
+    def _count_again(self, sweep: Sweep, slot: int, fresh: Bitmap | None) -> None:
+        if fresh is None:
+            if not sweep.initial:
+                sweep.redirtied = None
+            return
+        seen = self.ever.get(slot, {})
+        if sweep.redirtied is not None:
+            sweep.redirtied += dirty.count(dirty.common(fresh, seen))
+        if len(self.sweeps) > 1:
+            self.ever[slot] = dirty.union(seen, fresh)
+
+    def sent(self, event: Channel) -> None:
+        """Totals of an fd of the process."""
+        before = self.channels.get(event.fd)
+        if before is not None and event.bytes < before.bytes:
+            return
+        if event.bytes <= self.baseline.get(event.fd, 0) and event.error_ns <= self.started_at_ns:
+            return
+        self.channels[event.fd] = event
+        if event.sender_tid == self.tid:
+            self.by_thread[event.fd] = event.bytes
+        elif event.sender_tid == self.pid:
+            self.by_main.add(event.fd)
+
+    def clock_read(self, event: Clock) -> None:
+        """A KVM_GET_CLOCK by the session's thread: the first is the stop, one after the final sweep the end."""
+        self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
+        if self.stop is None or self.resumed_at_ns is not None:
+            self.stop, self.saved, self.resumed_at_ns = event, None, None
+        elif self.final_sweep() is not None:
+            self.saved = event
+
+    def ran(self, at_ns: int) -> None:
+        """A vCPU of the process entered the guest again."""
+        self.last_run_ns = at_ns
+        if self.stop is not None and self.resumed_at_ns is None and at_ns > self.stop.at_ns:
+            self.resumed_at_ns = at_ns
+
+    def final_sweep(self) -> Sweep | None:
+        """The last sweep after the stop."""
+        if self.stop is None:
+            return None
+        after = [sweep for sweep in self.sweeps if sweep.start_ns >= self.stop.at_ns]
+        return after[-1] if after else None
+
+    def channel_fds(self, peers: dict[int, str | None]) -> set[int]:
+        """The fds of the migration channel: the one the thread sends on, and those to the same peer.
+
+        The thread also writes QMP events and wakes others by eventfd, so the one with most bytes is
+        taken, and not one the main thread answers on.
+        """
+        candidates = {fd: n for fd, n in self.by_thread.items() if fd not in self.by_main}
+        candidates = candidates or self.by_thread
+        if not candidates:
+            return set()
+        main = max(candidates, key=lambda fd: candidates[fd] - self.baseline.get(fd, 0))
+        fds = {main}
+        host = _host(peers.get(main))
+        for fd, channel in self.channels.items():
+            # multifd's channels have threads of their own and the same peer
+            # (QEMU migration/multifd.c, multifd_send_thread)
+            own_thread = channel.sender_tid not in (self.pid, self.tid)
+            if own_thread and fd not in self.by_main and _host(peers.get(fd)) == host:
+                same_kind = channel.op == self.channels[main].op
+                if host is not None or same_kind:
+                    fds.add(fd)
+        return fds
+
+    def sent_bytes(self, fds: set[int]) -> int:
+        """Bytes on these fds since the session began."""
+        return sum(
+            channel.bytes - self.baseline.get(fd, 0)
+            for fd, channel in self.channels.items()
+            if fd in fds
+        )
+
+    def error(self, fds: set[int]) -> int:
+        """The first negative errno on these fds since the session began, or 0."""
+        errors = [
+            (channel.error_ns, channel.error)
+            for fd, channel in self.channels.items()
+            if fd in fds and channel.error and channel.error_ns > self.baseline_errors.get(fd, 0)
+        ]
+        return min(errors)[1] if errors else 0
+
+    def rounds(self, fds: set[int]) -> tuple[Round, ...]:
+        """The sweeps as rounds; the bytes of each are those sent until the next."""
+        totals = [
+            sum(n - self.baseline.get(fd, 0) for fd, n in sweep.sent.items() if fd in fds)
+            for sweep in self.sweeps
+        ]
+        totals.append(self.sent_bytes(fds))
+        rounds = []
+        for index, sweep in enumerate(self.sweeps):
+            slots = tuple(sweep.slots[slot] for slot in sorted(sweep.slots) if slot >= 0)
+            every = sweep.slots.values()
+            rounds.append(
+                Round(
+                    at_ns=sweep.start_ns,
+                    duration_ns=max(0, sweep.end_ns - sweep.start_ns),
+                    new_pages=_sum([slot.new_pages for slot in every]),
+                    redirtied_pages=sweep.redirtied if index > 0 else None,
+                    logged_pages=_sum([slot.logged_pages for slot in every]),
+                    sent_bytes=totals[index + 1] - totals[index],
+                    slots=slots,
+                )
+            )
+        return tuple(rounds)
+
+    def distinct_pages(self) -> int | None:
+        """Pages that became dirty after the first sweep, each counted once; None if a part is not known."""
+        if any(slot.new_pages is None for sweep in self.sweeps[1:] for slot in sweep.slots.values()):
+            return None
+        return sum(dirty.count(bitmap) for bitmap in self.ever.values())
+
+
+def _host(peer: str | None) -> str | None:
+    return None if peer is None else peer.rpartition(":")[0]
+
+
+def _sum(values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None

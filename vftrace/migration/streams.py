@@ -1,0 +1,36 @@
+"""Finds what is missing from a stream of numbered records, whatever order they come in."""
+
+_MAX_MISSING = 4096
+
+
+class Stream:
+    """One process's records. `accept` says whether a record is new; `holes` whether any is missing."""
+
+    def __init__(self, first: int = 0) -> None:
+        self._next = first
+        self._missing: set[int] = set()
+        self._overflow = False
+
+    def accept(self, seq: int) -> bool:
+        """Take a record's number; False if it was there before."""
+        if seq >= self._next:
+            if seq - self._next > _MAX_MISSING:
+                self._overflow = True
+            else:
+                self._missing.update(range(self._next, seq))
+            self._next = seq + 1
+            return True
+        if seq in self._missing:
+            self._missing.remove(seq)
+            return True
+        return False
+
+    def ends_at(self, next_seq: int) -> None:
+        """The writer says how many records there were."""
+        if next_seq > self._next:
+            self._overflow = True
+
+    @property
+    def holes(self) -> bool:
+        """Whether a record is missing."""
+        return self._overflow or bool(self._missing)

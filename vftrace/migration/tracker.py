@@ -1,0 +1,268 @@
+"""Events in, snapshots out: routes events to processes, finds who migrates to whom, and ages what ended."""
+
+from dataclasses import dataclass, field
+
+from vftrace import events
+from vftrace.events import USER_STREAM, Event
+from vftrace.migration.build import build_migration
+from vftrace.migration.model import Migration, Snapshot, Vm
+from vftrace.migration.process import Arrival, Process
+from vftrace.migration.source import Session
+from vftrace.migration.streams import Stream
+
+MAX_ENDED_PROCESSES = 256
+"""Ended processes are kept for what they tell of their migrations, the oldest forgotten first."""
+
+
+@dataclass
+class Pair:
+    """A source's session and the destination's arrival that belong together."""
+
+    source: Process
+    session: Session
+    destination: Process
+    arrival: Arrival
+
+
+@dataclass
+class Tracker:
+    """Feed it events sorted by time; ask for a `snapshot` whenever one is wanted."""
+
+    _processes: dict[int, Process] = field(default_factory=dict)
+    _ended: list[Process] = field(default_factory=list)
+    _pairs: list[Pair] = field(default_factory=list)
+    _user: Stream = field(default_factory=Stream)
+    _user_doubt_ns: int | None = None
+    _now_ns: int = 0
+    _events: int = 0
+    _lost: int = 0
+    _unknown: int = 0
+    _clock: list[tuple[int, int, int]] = field(default_factory=list)
+    _ended_at_ns: int | None = None
+
+    def feed(self, event: Event) -> None:
+        """Take one event. Never raises on content: what makes no sense is counted or ignored."""
+        self._events += 1
+        self._now_ns = max(self._now_ns, event.at_ns)
+        if isinstance(event, events.Unknown):
+            self._unknown += 1
+        if event.tgid == USER_STREAM:
+            self._feed_own(event)
+        else:
+            self._feed_kernel(event)
+
+    def finish(self) -> None:
+        """There is nothing more: what has not ended is `unknown` from here on."""
+        self._ended_at_ns = self._now_ns
+
+    # -- the collector's own records ------------------------------------------------------------
+
+    def _feed_own(self, event: Event) -> None:
+        if not self._user.accept(event.seq):
+            return
+        if self._user.holes and self._user_doubt_ns is None:
+            self._user_doubt_ns = event.at_ns
+        match event:
+            case events.Process():
+                self._identify(event)
+            case events.FileDescriptor():
+                process = self._processes.get(event.pid)
+                if process is not None:
+                    process.descriptors[event.fd] = event
+            case events.Gone():
+                process = self._processes.get(event.pid)
+                if process is not None:
+                    # It ended without a word: its last records are lost.
+                    process.doubt_ns = event.at_ns
+                    self._end(process, event.at_ns)
+            case events.Lost():
+                self._lost = max(self._lost, event.count)
+            case events.ClockSample():
+                sample = (event.at_ns, event.realtime_offset_ns, event.error_ns)
+                if len(self._clock) < 2 or self._clock[-1][1:] != sample[1:]:
+                    self._clock.append(sample)
+            case events.End():
+                for pid, next_seq in event.streams.items():
+                    if pid in self._processes:
+                        stream = self._processes[pid].stream
+                        stream.ends_at(next_seq)
+                        if stream.holes:
+                            self._processes[pid].doubt_ns = event.at_ns
+            case _:
+                pass
+
+    def _identify(self, event: events.Process) -> None:
+        process = self._processes.get(event.pid)
+        if process is None:
+            process = self._new_process(event.pid, event.at_ns)
+        process.identity = event
+        if process.arrival is not None:
+            process.arrival.started_paused = event.started_paused
+
+    # -- what the kernel side says --------------------------------------------------------------
+
+    def _feed_kernel(self, event: Event) -> None:
+        process = self._processes.get(event.tgid)
+        if process is None:
+            process = self._new_process(event.tgid, event.at_ns)
+        holes = process.stream.holes
+        if not process.stream.accept(event.seq):
+            return
+        if process.stream.holes and not holes:
+            process.lost_something(event.at_ns)
+        elif process.stream.holes:
+            process.doubt_ns = event.at_ns
+        process.feed(event)
+        self._find_pair(process, event)
+        if isinstance(event, events.Exit):
+            self._end(process, event.at_ns)
+
+    def _new_process(self, pid: int, at_ns: int) -> Process:
+        process = Process(pid, at_ns)
+        self._processes[pid] = process
+        return process
+
+    def _end(self, process: Process, at_ns: int) -> None:
+        process.end(at_ns)
+        self._processes.pop(process.pid, None)
+        self._ended.append(process)
+        if len(self._ended) > MAX_ENDED_PROCESSES:
+            forgotten = self._ended.pop(0)
+            self._pairs = [
+                pair
+                for pair in self._pairs
+                if pair.source is not forgotten and pair.destination is not forgotten
+            ]
+
+    # -- source and destination on one host -----------------------------------------------------
+
+    def _find_pair(self, process: Process, event: Event) -> None:
+        """Pair a destination with its source as soon as it acts."""
+        if any(pair.destination is process for pair in self._pairs):
+            return
+        if isinstance(event, events.VcpuState) and process.arrival is None:
+            # A register set while its source migrates is the load; those at boot came before.
+            if process.waits and self._source_for(process, event.at_ns) is not None:
+                process.loads_state(event.at_ns)
+                assert process.arrival is not None
+                process.arrival.loaded_at_ns = event.at_ns
+        if process.arrival is None:
+            return
+        found = self._source_for(process, process.arrival.first_act_ns)
+        if found is not None:
+            source, session = found
+            self._pairs.append(Pair(source, session, process, process.arrival))
+
+    def _source_for(self, destination: Process, at_ns: int) -> tuple[Process, Session] | None:
+        taken = {id(pair.session) for pair in self._pairs}
+        candidates = [
+            (process, session)
+            for process in (*self._ended, *self._processes.values())
+            for session in process.sessions
+            if process is not destination
+            and session.is_migration
+            and id(session) not in taken
+            and session.started_at_ns < at_ns
+            and session.logging_off_at_ns is None
+            and session.started_at_ns >= (destination.created_at_ns or 0)
+        ]
+        uuid = _uuid(destination)
+        if uuid is not None:
+            same = [c for c in candidates if _uuid(c[0]) == uuid]
+            return max(same, key=lambda c: c[1].started_at_ns) if same else None
+        # Without a UUID: by time and exclusivity, one stopped source and one destination.
+        stopped = [c for c in candidates if _uuid(c[0]) is None and c[1].stop is not None]
+        waiting = [
+            p
+            for p in self._processes.values()
+            if p is not destination and p.waits and _uuid(p) is None
+        ]
+        return stopped[0] if len(stopped) == 1 and not waiting else None
+
+    # -- results --------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Everything known now, immutable."""
+        return Snapshot(
+            at_ns=self._now_ns,
+            vms=tuple(self._vm(process) for process in self._processes.values()),
+            migrations=self._migrations(),
+            events=self._events,
+            lost=self._lost,
+            unknown_records=self._unknown,
+            clock=tuple(self._clock),
+        )
+
+    def _vm(self, process: Process) -> Vm:
+        identity = process.identity
+        running: bool | None = None
+        if process.last_run_ns is not None or process.last_stop_ns is not None:
+            running = (process.last_run_ns or 0) > (process.last_stop_ns or 0)
+        elif identity is not None and (identity.running or not identity.late):
+            running = identity.running
+        return Vm(
+            key=_key(process),
+            pid=process.pid,
+            uuid=identity.uuid if identity else None,
+            name=identity.name if identity else None,
+            vmm=identity.vmm if identity else None,
+            started_at_ns=process.created_at_ns,
+            running=running,
+        )
+
+    def _migrations(self) -> tuple[Migration, ...]:
+        by_session = {id(pair.session): pair for pair in self._pairs}
+        paired = {id(pair.arrival) for pair in self._pairs}
+        processes = (*self._ended, *self._processes.values())
+        found = []
+        for process in processes:
+            for session in process.sessions:
+                if session.is_migration:
+                    pair = by_session.get(id(session))
+                    found.append(
+                        build_migration(
+                            source=(process, session),
+                            destination=(pair.destination, pair.arrival) if pair else None,
+                            peer_ended_ns=self._peer_ended(process, session),
+                            key=_key(process),
+                            doubt_ns=self._user_doubt_ns,
+                            trace_ended_ns=self._ended_at_ns,
+                        )
+                    )
+            arrival = process.arrival
+            if arrival is not None and id(arrival) not in paired:
+                found.append(
+                    build_migration(
+                        source=None,
+                        destination=(process, arrival),
+                        peer_ended_ns=None,
+                        key=_key(process),
+                        doubt_ns=self._user_doubt_ns,
+                        trace_ended_ns=self._ended_at_ns,
+                    )
+                )
+        return tuple(sorted(found, key=lambda m: (m.started_at_ns, m.pid)))
+
+    def _peer_ended(self, source: Process, session: Session) -> int | None:
+        """When a destination of the same UUID, which never ran, ended during the session."""
+        uuid = _uuid(source)
+        for process in self._ended:
+            ended = process.ended_at_ns
+            if (
+                uuid is not None
+                and process is not source
+                and _uuid(process) == uuid
+                and process.waits
+                and ended is not None
+                and ended >= session.started_at_ns
+            ):
+                return ended
+        return None
+
+
+def _uuid(process: Process) -> str | None:
+    return process.identity.uuid if process.identity else None
+
+
+def _key(process: Process) -> str:
+    return _uuid(process) or f"pid-{process.pid}"

@@ -1,0 +1,1 @@
+"""What people and programs read: each output is made from a snapshot."""

@@ -1,0 +1,96 @@
+"""The report as JSON: the stable form that report.schema.json describes."""
+
+from typing import Any
+
+from vftrace.migration.model import Migration, Snapshot
+from vftrace.sources.recording import HostInfo
+
+SCHEMA = 1
+
+
+def report_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
+    """The whole report. Integers are nanoseconds or counts, None is not known."""
+    return {
+        "schema": SCHEMA,
+        "hosts": [
+            {
+                "name": host.name,
+                "boot_id": host.boot_id,
+                "kernel": host.kernel,
+                "clock": [
+                    {"at_ns": at, "realtime_offset_ns": offset, "error_ns": error}
+                    for at, offset, error in snapshot.clock
+                ],
+                "events": snapshot.events,
+                "lost": snapshot.lost,
+            }
+        ],
+        "migrations": [_migration(host, migration) for migration in snapshot.migrations],
+    }
+
+
+def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
+    stitched = m.role == "stitched"
+    return {
+        "vm": {"uuid": m.uuid, "name": m.name, "pid": m.pid},
+        "peer_pid": m.peer_pid,
+        "attempt": m.attempt,
+        "role": m.role,
+        "host": host.name,
+        "peer_host": host.name if stitched else None,
+        "strategy": m.strategy,
+        "strategy_evidence": [{"event": e.event, "at_ns": e.at_ns} for e in m.strategy_evidence],
+        "outcome": m.outcome or "unknown",
+        "cause": m.cause,
+        "was_paused": m.was_paused,
+        "postcopy": m.postcopy,
+        "incomplete": m.incomplete,
+        "missed_beginning": m.missed_beginning,
+        "started_at_ns": m.started_at_ns,
+        "ended_at_ns": m.ended_at_ns,
+        "phases": [
+            {
+                "name": p.name,
+                "role": p.role,
+                "start_at_ns": p.start_at_ns,
+                "end_at_ns": p.end_at_ns,
+            }
+            for p in m.phases
+        ],
+        "rounds": [
+            {
+                "at_ns": r.at_ns,
+                "duration_ns": r.duration_ns,
+                "new_pages": r.new_pages,
+                "redirtied_pages": r.redirtied_pages,
+                "logged_pages": r.logged_pages,
+                "sent_bytes": r.sent_bytes,
+                "slots": [
+                    {"slot": s.slot, "new_pages": s.new_pages, "logged_pages": s.logged_pages}
+                    for s in r.slots
+                ],
+            }
+            for r in m.rounds
+        ],
+        "dirty": {
+            "new_pages": m.dirty.new_pages,
+            "distinct_pages": m.dirty.distinct_pages,
+            "rate_bytes_per_second": m.dirty.rate_bytes_per_second,
+            "page_size": m.dirty.page_size,
+            "sources": {"kvm": m.dirty.kvm_pages, "vfio": None, "iommu": None},
+        },
+        "channel": {"kind": m.channel.kind, "bytes": m.channel.bytes, "error": m.channel.error},
+        "downtime": {
+            "vcpu_ns": m.downtime.vcpu_ns,
+            "service_ns": None,
+            "uncertainty_ns": 0 if stitched else None,
+            "set_by": m.downtime.set_by,
+            "checkpoints": [
+                {"name": c.name, "at_ns": c.at_ns, "ns": c.ns} for c in m.downtime.checkpoints
+            ],
+            "devices": [],
+        },
+        "devices": [],
+        "vfs": [],
+        "forecast": None,
+    }

@@ -1,0 +1,1 @@
+"""What this kernel can carry, how each probe is attached, and the loader: the only place that imports bcc."""

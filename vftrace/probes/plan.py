@@ -1,0 +1,91 @@
+"""The probes, and for each the ways to attach it, tried in order.
+
+A probe is what `doctor` lists and `vftrace_probe_attached` names. Hooks are pairs of where
+(tracepoint or kernel function) and which function of bpf/vftrace.bpf.c runs there.
+"""
+
+from dataclasses import dataclass
+
+FENTRY, KPROBE, TRACEPOINT = "fentry", "kprobe", "tracepoint"
+WAYS = (FENTRY, KPROBE, TRACEPOINT)
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One place and the BPF function that runs there; `at_return` is a kretprobe."""
+
+    where: str
+    function: str
+    at_return: bool = False
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to attach a probe; `optional` hooks may be missing from a kernel."""
+
+    name: str
+    hooks: tuple[Hook, ...]
+    optional: tuple[Hook, ...] = ()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is watched, why, and how. `needed`: without it vftrace has nothing to say."""
+
+    name: str
+    what: str
+    ways: tuple[Way, ...]
+    needed: bool = False
+
+
+def _syscalls(call: str, enter: str, leave: str) -> tuple[Hook, ...]:
+    return (
+        Hook(f"syscalls:sys_enter_{call}", enter),
+        Hook(f"syscalls:sys_exit_{call}", leave),
+    )
+
+
+# The calls a migration channel is written with: sockets by sendmsg, fd: and file: targets by the rest
+# (QEMU io/channel-socket.c, io/channel-file.c).
+SENDERS = ("sendmsg", "sendto", "write", "writev", "pwrite64", "pwritev")
+
+PROBES = (
+    Probe(
+        "ioctl",
+        "KVM and userfaultfd requests of every VMM",
+        (Way(TRACEPOINT, _syscalls("ioctl", "tp_ioctl_enter", "tp_ioctl_exit")),),
+        needed=True,
+    ),
+    Probe(
+        "channel",
+        "bytes and errors of the migration channel",
+        (
+            Way(
+                TRACEPOINT,
+                tuple(
+                    hook for c in SENDERS for hook in _syscalls(c, f"tp_{c}_enter", "tp_send_exit")
+                ),
+            ),
+        ),
+        needed=True,
+    ),
+    Probe(
+        "process",
+        "the end of a VMM",
+        (Way(TRACEPOINT, (Hook("sched:sched_process_exit", "tp_process_exit"),)),),
+        needed=True,
+    ),
+    Probe(
+        "dirty-ring",
+        "pages pushed to KVM's dirty rings",
+        (
+            Way(
+                TRACEPOINT,
+                (
+                    Hook("kvm:kvm_dirty_ring_push", "tp_dirty_ring_push"),
+                    Hook("kvm:kvm_dirty_ring_exit", "tp_dirty_ring_exit"),
+                ),
+            ),
+        ),
+    ),
+)

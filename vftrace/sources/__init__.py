@@ -1,0 +1,1 @@
+"""Where records come from: the live ring, or a recording. Both give the same bytes."""

@@ -1,0 +1,175 @@
+"""The live source: what the kernel side sends, plus the collector's own records, as one stream of bytes.
+
+The collector's records are ticks (so that time passes in a recording too), clock samples, losses,
+and who is who. They have a stream of their own (`events.USER_STREAM`).
+"""
+
+import ctypes
+import os
+import platform
+import socket
+import time
+from pathlib import Path
+
+from vftrace import __version__, events, wire
+from vftrace.host import descriptors, processes
+from vftrace.probes.loader import Probes
+from vftrace.sources.recording import HostInfo
+
+TICK_NS = 100_000_000
+CLOCK_SAMPLE_NS = 1_000_000_000
+POLL_MS = 20
+
+_VM_CREATED, _CHANNEL, _EXIT = 1, 12, 14
+
+
+def boottime_ns() -> int:
+    """CLOCK_BOOTTIME, the clock of all events."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class _Timex(ctypes.Structure):
+    # struct timex of <sys/timex.h>; only maxerror (microseconds) is used
+    _fields_ = [
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("rest", ctypes.c_char * 256),
+    ]
+
+
+def clock_sample() -> tuple[int, int]:
+    """CLOCK_REALTIME - CLOCK_BOOTTIME and its error bound, ns: the kernel's maxerror and the time it took to read both."""
+    before = boottime_ns()
+    realtime = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    after = boottime_ns()
+    timex = _Timex()
+    ctypes.CDLL(None).adjtimex(ctypes.byref(timex))
+    return realtime - (before + after) // 2, timex.maxerror * 1000 + (after - before)
+
+
+def host_info(probes: Probes) -> HostInfo:
+    """What a recording says of the host it was made on."""
+    return HostInfo(
+        name=socket.gethostname(),
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        kernel=platform.release(),
+        vftrace=__version__,
+        started_at_ns=boottime_ns(),
+        probes={s.probe.name: s.way or f"not attached: {s.reason}" for s in probes.status},
+    )
+
+
+class LiveSource:
+    """Attached probes and a clock. `read()` gives the records that came since the last call."""
+
+    def __init__(self, way: str | None = None) -> None:
+        """Raises MachineError where this machine cannot do it. `way` forces one way to attach."""
+        self._records: list[bytes] = []
+        self._seq = 0
+        self._start_times: dict[int, int | None] = {}
+        self._described: set[tuple[int, int]] = set()
+        self._lost = 0
+        self._clock_offset: int | None = None
+        self._next_tick_ns = 0
+        self._next_clock_ns = 0
+        self.probes = Probes(self._on_kernel_record, way)
+        self.host = host_info(self.probes)
+        # Probes first, then the VMs that run already: none can slip between.
+        for pid in processes.vmm_pids():
+            in_kvm_run = list(processes.threads_in_kvm_run(pid))
+            self.probes.watch(pid, in_kvm_run)
+            self._identify(pid, late=True, running=bool(in_kvm_run))
+
+    def read(self) -> list[bytes]:
+        """Wait a moment, then return what came, in order of arrival."""
+        self.probes.poll(POLL_MS)
+        self._keep_time()
+        records, self._records = self._records, []
+        return records
+
+    def close(self) -> list[bytes]:
+        """Detach; returns the last records, the End record among them."""
+        self.probes.poll(0)
+        self._report_lost()
+        self._add(events.End(*self._head(), streams=self.probes.streams()))
+        self.probes.close()
+        records, self._records = self._records, []
+        return records
+
+    def _on_kernel_record(self, record: bytes) -> None:
+        self._records.append(record)
+        _, _, _, kind, _, tgid, _ = wire.HEADER.unpack_from(record)
+        if kind == _VM_CREATED:
+            self._identify(tgid, late=False)
+        elif kind == _CHANNEL:
+            self._describe(record)
+        elif kind == _EXIT:
+            self._start_times.pop(tgid, None)
+            self._described = {key for key in self._described if key[0] != tgid}
+
+    def _identify(self, pid: int, *, late: bool, running: bool = False) -> None:
+        start = processes.start_time(pid)
+        identity = processes.identity_of(processes.command_line(pid))
+        self._start_times[pid] = start
+        self._add(
+            events.Process(
+                *self._head(),
+                pid=pid,
+                start_time=start or 0,
+                uuid=identity.uuid,
+                name=identity.name,
+                vmm=identity.vmm,
+                incoming=identity.incoming,
+                started_paused=identity.started_paused,
+                late=late,
+                running=running,
+            )
+        )
+
+    def _describe(self, record: bytes) -> None:
+        event = wire.decode(record)
+        if isinstance(event, events.Channel) and (event.tgid, event.fd) not in self._described:
+            found = descriptors.describe(event.tgid, event.fd)
+            if found is not descriptors.UNKNOWN:
+                self._described.add((event.tgid, event.fd))
+                self._add(
+                    events.FileDescriptor(
+                        *self._head(), pid=event.tgid, fd=event.fd, kind=found.kind, peer=found.peer
+                    )
+                )
+
+    def _keep_time(self) -> None:
+        now = boottime_ns()
+        if now >= self._next_clock_ns:
+            self._sample_clock()
+            self._next_clock_ns = now + CLOCK_SAMPLE_NS
+        if now >= self._next_tick_ns:
+            self._report_lost()
+            self._report_gone()
+            self._add(events.Tick(*self._head()))
+            self._next_tick_ns = now + TICK_NS
+
+    def _sample_clock(self) -> None:
+        offset, error = clock_sample()
+        self._add(events.ClockSample(*self._head(), offset, error))
+
+    def _report_lost(self) -> None:
+        lost = self.probes.lost()
+        if lost != self._lost:
+            self._lost = lost
+            self._add(events.Lost(*self._head(), count=lost))
+
+    def _report_gone(self) -> None:
+        for pid, start in list(self._start_times.items()):
+            if processes.start_time(pid) != start:
+                del self._start_times[pid]
+                self._add(events.Gone(*self._head(), pid=pid))
+
+    def _head(self) -> tuple[int, int, int, int]:
+        self._seq += 1
+        return boottime_ns(), self._seq - 1, events.USER_STREAM, os.getpid()
+
+    def _add(self, event: events.Event) -> None:
+        self._records.append(wire.encode(event))

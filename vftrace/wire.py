@@ -1,0 +1,110 @@
+"""Bytes to events and, for the collector's own records, events to bytes.
+
+The layouts are those of bpf/wire.h (a test compares them). Records of the collector itself use
+the same header; what names things is JSON behind it.
+"""
+
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from vftrace import events
+from vftrace.events import Event
+
+HEADER = struct.Struct("<QQIHHII")
+"""at_ns, seq, size, kind, reserved, tgid, tid."""
+
+MAX_RECORD = 1 << 20
+"""Bytes; nothing that is written is longer, so a larger size means a damaged file."""
+
+PIECE_KIND = 7
+_PIECE = struct.Struct("<QQIHH")
+_FILL_ONES = 1
+
+# kind: (struct in bpf/wire.h, layout behind the header, event). Pads are the C struct's.
+FIXED: dict[int, tuple[str, struct.Struct, type[Event]]] = {
+    1: ("vft_vm_created", struct.Struct("<iI"), events.VmCreated),
+    2: ("vft_vcpu_created", struct.Struct("<iI"), events.VcpuCreated),
+    3: ("vft_region", struct.Struct("<IIQQQiI"), events.Region),
+    4: ("vft_cap", struct.Struct("<IiQ"), events.Capability),
+    5: ("vft_get_dirty_log", struct.Struct("<QQQQIiII"), events.GetDirtyLog),
+    6: ("vft_clear_dirty_log", struct.Struct("<QQQQIIiIII"), events.ClearDirtyLog),
+    8: ("vft_reset_dirty_rings", struct.Struct("<QQQQiIII"), events.ResetDirtyRings),
+    9: ("vft_clock", struct.Struct("<QQIi"), events.Clock),
+    10: ("vft_run", struct.Struct("<Q"), events.Run),
+    11: ("vft_vcpu_state", struct.Struct("<iI"), events.VcpuState),
+    12: ("vft_channel", struct.Struct("<QQQQQiiII"), events.Channel),
+    13: ("vft_uffd", struct.Struct("<QQIi"), events.Userfault),
+    14: ("vft_exit", struct.Struct("<Q"), events.Exit),
+    100: ("", struct.Struct("<"), events.Tick),
+    101: ("", struct.Struct("<qq"), events.ClockSample),
+    102: ("", struct.Struct("<Q"), events.Lost),
+    103: ("", struct.Struct("<Q"), events.Gone),
+}
+
+# kind: (event, what turns its JSON fields into the event's own)
+NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    110: (events.Process, dict),
+    111: (events.FileDescriptor, dict),
+    112: (
+        events.End,
+        lambda fields: {"streams": {int(k): int(v) for k, v in fields["streams"].items()}},
+    ),
+}
+
+_FIXED_KIND = {event: (kind, layout) for kind, (_, layout, event) in FIXED.items()}
+_NAMED_KIND = {event: kind for kind, (event, _) in NAMED.items()}
+
+
+def decode(record: bytes) -> Event:
+    """One record as an event; a kind or a layout that is not known gives `events.Unknown`.
+
+    Raises ValueError if the record is shorter than a header or its size field is wrong.
+    """
+    if len(record) < HEADER.size:
+        raise ValueError(f"record of {len(record)} bytes is shorter than its header")
+    at_ns, seq, size, kind, _, tgid, tid = HEADER.unpack_from(record)
+    if size != len(record):
+        raise ValueError(f"record of {len(record)} bytes says it has {size}")
+    body = memoryview(record)[HEADER.size :]
+    known = FIXED.get(kind)
+    if known is not None and len(body) == known[1].size:
+        fields = known[1].unpack(body)
+        own = len(known[2].__slots__)
+        return known[2](at_ns, seq, tgid, tid, *fields[:own])
+    if kind == PIECE_KIND:
+        return _decode_piece(at_ns, seq, tgid, tid, body)
+    named = NAMED.get(kind)
+    if named is not None:
+        try:
+            return named[0](at_ns, seq, tgid, tid, **named[1](json.loads(bytes(body))))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            pass
+    return events.Unknown(at_ns, seq, tgid, tid, kind)
+
+
+def _decode_piece(at_ns: int, seq: int, tgid: int, tid: int, body: memoryview) -> Event:
+    if len(body) >= _PIECE.size:
+        call_ns, first_page, slot, words, fill = _PIECE.unpack_from(body)
+        data = body[_PIECE.size :]
+        if fill == _FILL_ONES and not data:
+            bits = (1 << words * 64) - 1
+            return events.Piece(at_ns, seq, tgid, tid, call_ns, first_page, slot, bits)
+        if fill != _FILL_ONES and len(data) == words * 8:
+            bits = int.from_bytes(data, "little")
+            return events.Piece(at_ns, seq, tgid, tid, call_ns, first_page, slot, bits)
+    return events.Unknown(at_ns, seq, tgid, tid, PIECE_KIND)
+
+
+def encode(event: Event) -> bytes:
+    """A record of the collector's own; raises KeyError for events that only the kernel side writes pieces of."""
+    own = {name: getattr(event, name) for name in type(event).__slots__}
+    if type(event) in _FIXED_KIND:
+        kind, layout = _FIXED_KIND[type(event)]
+        body = layout.pack(*own.values(), *[0] * (len(layout.format) - 1 - len(own)))
+    else:
+        kind = _NAMED_KIND[type(event)]
+        body = json.dumps(own, separators=(",", ":")).encode()
+    size = HEADER.size + len(body)
+    return HEADER.pack(event.at_ns, event.seq, size, kind, 0, event.tgid, event.tid) + body
