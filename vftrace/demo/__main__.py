@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from vftrace.demo.scenarios import SCENARIOS, run_scenario
-from vftrace.errors import VftraceError
+from vftrace.errors import MachineError, VftraceError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(text)
     except VftraceError as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, MachineError) and error.fix is not None:
+            print(f"  to fix: {error.fix}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

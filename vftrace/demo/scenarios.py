@@ -750,9 +750,12 @@ async def _four_at_once(run: Run) -> None:
         _, _, migration = await _begin(run, dirty=dirty, number=number, bandwidth=5 * MIB)
         await _arrive(run, migration)
 
-    async with asyncio.TaskGroup() as group:
-        for number in range(4):
-            group.create_task(one(number))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(4):
+                group.create_task(one(number))
+    except* QemuError as errors:
+        raise errors.exceptions[0] from None
 
 
 async def _there_and_back(run: Run) -> None:
