@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jobs import basic
+from jobs import basic, steer, vfio
 from vftlab.job import Job
 
-JOBS: dict[str, Callable[[Job], None]] = {**basic.JOBS}
+JOBS: dict[str, Callable[[Job], None]] = {**basic.JOBS, **vfio.JOBS, **steer.JOBS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -109,9 +110,11 @@ def run(command: Sequence[str | Path], log: Path, cwd: Path | None = None) -> No
         except FileNotFoundError:
             raise LabError(f"{words[0]} is not installed", EXIT_CANNOT) from None
     if result.returncode:
-        tail = log.read_text(errors="replace").strip().splitlines()[-3:]
-        said = " | ".join(line.strip() for line in tail)
-        raise LabError(f"{Path(words[0]).name} failed ({result.returncode}): {said} (all of it: {log})")
+        lines = log.read_text(errors="replace").strip().splitlines()
+        start = max(i for i, line in enumerate(lines) if line.startswith("$ "))
+        errors = [line for line in lines[start:] if re.search(r"\berror\b|^E:", line)]
+        said = (errors or lines)[0 if errors else -1].strip()
+        raise LabError(f"{Path(words[0]).name} failed ({result.returncode}): {said} (see {log})")
 
 
 def output(command: Sequence[str | Path]) -> str:

@@ -23,11 +23,14 @@ def main() -> int:
         return _script(TREE / job, arguments)
     from jobs import JOBS
 
-    from vftlab.job import Failed, Job, traced
+    from vftlab.job import EXIT_CANNOT_HERE, CannotHere, Failed, Job, traced
 
     try:
         with traced(RESULTS):
             JOBS[job](Job(job, RESULTS, tuple(arguments)))
+    except CannotHere as reason:
+        print(f"job {job}: not on this kernel: {reason}", flush=True)
+        return EXIT_CANNOT_HERE
     except Failed as failure:
         print(f"job {job}: {failure}", flush=True)
         return 1

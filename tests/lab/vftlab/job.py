@@ -21,6 +21,13 @@ class Failed(Exception):
     """The job did not show what it is there to show."""
 
 
+class CannotHere(Failed):
+    """This kernel lacks what the job is about."""
+
+
+EXIT_CANNOT_HERE = 77
+
+
 def boottime_ns() -> int:
     """The clock of every time stamp in the lab: CLOCK_BOOTTIME in ns, as vftrace's own."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

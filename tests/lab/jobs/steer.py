@@ -1,0 +1,241 @@
+"""Jobs that migrate a VM with devices of our own driver, which does what it is told and logs it.
+
+Where a kernel's VFIO has no precopy (6.1) the devices are P2P only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from vftlab.devices import STOP_COPY_ARCS, Steer, has_precopy, vfio_option
+from vftlab.job import CannotHere, Failed, Job, say
+from vftlab.vm import Migration, Vm, migrate, migration_truth, run_state, vm, vm_truth
+
+KIB = 1 << 10
+MIB = 1 << 20
+HEADER = 24
+
+
+def best_kind() -> str:
+    return "precopy-p2p" if has_precopy() else "p2p"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two VMs, and the devices of each in the same order."""
+
+    job: Job
+    source: Vm
+    destination: Vm
+    sources: list[Steer]
+    targets: list[Steer]
+
+    def finish(self, migration: Migration, **more: object) -> None:
+        """Write the truth: QEMU's figures and the devices' own logs."""
+        devices = [
+            {"uuid": device.name, "role": role, "log": device.log()}
+            for role, devices in (("source", self.sources), ("destination", self.targets))
+            for device in devices
+        ]
+        self.job.write_truth(
+            {
+                "vms": [vm_truth(self.source, "source"), vm_truth(self.destination, "destination")],
+                "migration": migration_truth(migration),
+                "devices": devices,
+                **more,
+            }
+        )
+        for device in (*self.sources, *self.targets):
+            say(f"{device.name[-2:]}: {' '.join(device.walked())}")
+
+    def expect(self, migration: Migration, status: str, source: str, destination: str) -> None:
+        """Failed unless the migration and both VMs ended like this."""
+        seen = (migration.status, run_state(self.source), run_state(self.destination))
+        say(f"migration {seen[0]}, source {seen[1]}, destination {seen[2]}")
+        if seen != (status, source, destination):
+            raise Failed(f"expected {(status, source, destination)}, saw {seen}")
+
+
+@contextlib.contextmanager
+def pair(job: Job, kinds: Sequence[str]) -> Iterator[Pair]:
+    """A VM with a device of each kind, and one like it that waits for it."""
+    sources = [Steer.create(10 + i, kind) for i, kind in enumerate(kinds)]
+    targets = [Steer.create(20 + i, kind) for i, kind in enumerate(kinds)]
+    options = [[vfio_option(d.name, i) for i, d in enumerate(s)] for s in (sources, targets)]
+    with (
+        vm("source", job.results, devices=options[0]) as source,
+        vm("destination", job.results, devices=options[1], incoming=True) as destination,
+    ):
+        yield Pair(job, source, destination, sources, targets)
+
+
+def _moved(device: Steer, what: str) -> int:
+    return sum(int(str(entry["bytes"])) for entry in device.log() if entry["what"] == what)
+
+
+def _arc_ns(device: Steer, old: str, new: str) -> int:
+    """How long the device's last arc from `old` to `new` took, by its own clock."""
+    began = 0
+    took = None
+    for entry in device.log():
+        if (entry.get("from"), entry.get("to")) == (old, new):
+            if entry["what"] == "arc":
+                began = int(str(entry["at_ns"]))
+            elif entry["what"] == "state":
+                took = int(str(entry["at_ns"])) - began
+    if took is None:
+        raise Failed(f"{device.name} never went from {old} to {new}")
+    return took
+
+
+def steer_downtime(job: Job) -> None:
+    """Two devices that take set times and move set bytes: the truth for per-device downtime."""
+    kinds = [best_kind(), "p2p"]
+    precopy = 256 * KIB if has_precopy() else 0
+    sizes = [(precopy, 512 * KIB), (0, MIB)]
+    with pair(job, kinds) as two:
+        save = STOP_COPY_ARCS[kinds[0]]
+        # (device, from, to, microseconds)
+        delays = [
+            (two.sources[0], *save, 40_000),
+            (two.sources[0], "STOP_COPY", "STOP", 20_000),
+            (two.sources[1], "RUNNING_P2P", "STOP", 30_000),
+            (two.sources[1], "STOP", "STOP_COPY", 10_000),
+            (two.targets[0], "RESUMING", "STOP", 50_000),
+            (two.targets[1], "RUNNING_P2P", "RUNNING", 120_000),
+        ]
+        for device, old, new, micros in delays:
+            device.command(f"delay {old} {new} {micros}")
+        for source, target, (before, after) in zip(two.sources, two.targets, sizes, strict=True):
+            source.command(f"bytes {before} {after}")
+            target.command(f"bytes {before} {after}")
+        migration = migrate(two.source)
+        two.destination.monitor.wait_event("RESUME", 20)
+        set_times = [
+            {"uuid": device.name, "from": old, "to": new, "us": micros}
+            for device, old, new, micros in delays
+        ]
+        two.finish(migration, set_times=set_times, set_bytes=[HEADER + a + b for a, b in sizes])
+        two.expect(migration, "completed", "postmigrate", "running")
+        for device, old, new, micros in delays:
+            took = _arc_ns(device, old, new)
+            say(f"{device.name[-2:]} {old} to {new}: set {micros} us, took {took // 1000} us")
+            if took < micros * 1000:
+                raise Failed(f"{device.name} left {old} for {new} sooner than set")
+        for source, target, (before, after) in zip(two.sources, two.targets, sizes, strict=True):
+            moved = (_moved(source, "saved"), _moved(target, "loaded"))
+            if moved != (HEADER + before + after,) * 2:
+                raise Failed(f"{source.name} saved and loaded {moved}, set {before} + {after}")
+        total = sum(HEADER + before + after for before, after in sizes)
+        say(f"bytes set {total}, QEMU counted {migration.vfio_bytes}")
+        if migration.vfio_bytes != total:
+            raise Failed(f"QEMU counted {migration.vfio_bytes} bytes of device state, not {total}")
+
+
+def _failing(
+    job: Job, steer: Callable[[Pair], None], source: str, destination: str, walked: str = ""
+) -> None:
+    """Migrate with one steered device; the migration must fail and leave the VMs like this."""
+    with pair(job, [best_kind()]) as two:
+        for device in (*two.sources, *two.targets):
+            device.command(f"bytes {64 * KIB if has_precopy() else 0} {64 * KIB}")
+        steer(two)
+        migration = migrate(two.source)
+        if source == "running":
+            # QEMU says `failed` before the VM runs again.
+            two.source.monitor.wait_running(10)
+        if destination == "gone":
+            two.destination.process.wait(20)
+        two.finish(migration)
+        say(f"QEMU's reason: {migration.result.get('error-desc')}")
+        two.expect(migration, "failed", source, destination)
+        seen = two.sources[0].walked()
+        if walked and seen[-len(walked.split()) :] != walked.split():
+            raise Failed(f"the source's device walked {' '.join(seen)}, not ... {walked}")
+
+
+def _fail_save(two: Pair, *, broken: bool = False) -> None:
+    old, new = STOP_COPY_ARCS[best_kind()]
+    two.sources[0].command(f"fail {old} {new} 5 1" + (" error" if broken else ""))
+
+
+def steer_fail_resuming(job: Job) -> None:
+    """The destination's device refuses RESUMING with -22."""
+    _failing(
+        job, lambda two: two.targets[0].command("fail STOP RESUMING 22 1"), "running", "gone"
+    )
+
+
+def steer_fail_load(job: Job) -> None:
+    """The destination's device fails while its state is written, with -5."""
+    _failing(job, lambda two: two.targets[0].command("fail-write 66000 5"), "running", "gone")
+
+
+def steer_fail_save(job: Job) -> None:
+    """The source's device fails while its state is read after the stop, with -5."""
+    _failing(job, lambda two: two.sources[0].command("fail-read 66000 5"), "running", "gone")
+
+
+def steer_fail_stop_copy(job: Job) -> None:
+    """The source's device refuses STOP_COPY with -5, and the source runs on."""
+    _failing(job, _fail_save, "running", "gone")
+
+
+def steer_error(job: Job) -> None:
+    """The source's device goes to ERROR instead of STOP_COPY; QEMU resets it and runs on."""
+    _failing(job, lambda two: _fail_save(two, broken=True), "running", "gone")
+
+
+def steer_refuse(job: Job) -> None:
+    """The source's device refuses PRE_COPY with -16: the migration ends as it starts."""
+    if not has_precopy():
+        raise CannotHere("VFIO without precopy")
+    _failing(
+        job,
+        lambda two: two.sources[0].command("fail RUNNING PRE_COPY 16 1"),
+        "running",
+        "inmigrate",
+        walked="RUNNING",
+    )
+
+
+# Guest memory that the firmware leaves alone, and how many pages the device writes from there on.
+TOUCHES = ((16 * MIB, 7), (20 * MIB, 100), (32 * MIB, 1))
+
+
+def steer_dma(job: Job) -> None:
+    """A device writes to known pages during precopy, with whatever dirty tracking there is."""
+    with pair(job, [best_kind()]) as two:
+
+        def touch() -> None:
+            for iova, pages in TOUCHES:
+                two.sources[0].command(f"touch {iova} {pages}")
+                say(f"the device wrote to {pages} pages from {iova:#x} on")
+
+        migration = migrate(two.source, during=touch)
+        two.destination.monitor.wait_event("RESUME", 20)
+        log = two.sources[0].log()
+        logged = any(entry["what"] == "log-start" for entry in log)
+        reported = sum(int(str(e["pages"])) for e in log if e["what"] == "reported")
+        touched = sum(pages for _, pages in TOUCHES)
+        two.finish(
+            migration, tracking="device" if logged else "iommu", touched=touched, reported=reported
+        )
+        two.expect(migration, "completed", "postmigrate", "running")
+        say(f"tracked by {'the device' if logged else 'the IOMMU driver'}, reported {reported}")
+        if logged and reported != touched:
+            raise Failed(f"the device wrote to {touched} pages and reported {reported}")
+
+
+JOBS: dict[str, Callable[[Job], None]] = {
+    "steer-downtime": steer_downtime,
+    "steer-fail-resuming": steer_fail_resuming,
+    "steer-fail-load": steer_fail_load,
+    "steer-fail-save": steer_fail_save,
+    "steer-fail-stop-copy": steer_fail_stop_copy,
+    "steer-error": steer_error,
+    "steer-refuse": steer_refuse,
+    "steer-dma": steer_dma,
+}

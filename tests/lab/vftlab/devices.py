@@ -1,0 +1,190 @@
+"""Passed-through devices inside the emulated machine: mtty, vftsteer, and igb's functions."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from vftlab.job import Failed, boottime_ns, modprobe, wait_for
+
+STOP_COPY, P2P, PRE_COPY = 1, 2, 4
+STATES = (
+    "ERROR STOP RUNNING STOP_COPY RESUMING RUNNING_P2P PRE_COPY PRE_COPY_P2P".split()
+)
+PF = "0000:01:00.0"
+PCI = Path("/sys/bus/pci")
+
+
+def device_uuid(number: int) -> str:
+    """The same device has the same UUID in every run."""
+    return str(uuid.UUID(int=0x6C616264_0000_4000_8000_000000000000 + number))
+
+
+def _create(parent: Path, kind: str, name: str) -> None:
+    place = parent / "mdev_supported_types" / kind / "create"
+    if not place.exists():
+        raise Failed(f"this kernel's {parent.name} has no devices of type {kind}")
+    place.write_text(name)
+
+
+def vfio_option(name: str, number: int = 0) -> str:
+    """The value of QEMU's -device for a mediated device, as vf<number>."""
+    # With the device's own tracking DMA_LOGGING_REPORT is used; mtty offers it on kernels that
+    # then refuse the report (no iommufd).
+    tracking = ",x-device-dirty-page-tracking=off" if name in Mtty.made else ""
+    return (
+        f"vfio-pci,sysfsdev=/sys/bus/mdev/devices/{name},id=vf{number},enable-migration=on{tracking}"
+    )
+
+
+class Mtty:
+    """The kernel's sample device. Its module, with debug messages on, logs every arc it walks."""
+
+    made: set[str] = set()
+
+    @classmethod
+    def create(cls, number: int, flags: int) -> str:
+        """A device with these migration flags; its UUID."""
+        if not Path("/sys/module/mtty").exists():
+            modprobe("vfio-pci", "mdev", "kvm-amd")
+            subprocess.run(["modprobe", "mtty", "dyndbg=+p"], check=True)
+        name = device_uuid(number)
+        Path("/sys/module/mtty/parameters/lab_flags").write_text(str(flags))
+        _create(Path("/sys/class/mdev_bus/mtty"), "mtty-2", name)
+        cls.made.add(name)
+        return name
+
+    @staticmethod
+    def states(*names: str) -> dict[str, list[dict[str, object]]]:
+        """Arcs each device walked, from the kernel's log: at_ns (CLOCK_BOOTTIME), from, to."""
+        log, offset_ns = _kernel_log()
+        found: dict[str, list[dict[str, object]]] = {name: [] for name in names}
+        arc = r"^\[ *(\d+)\.(\d+)\] mtty (\S+): mtty_step_state: (\d) -> (\d)$"
+        for seconds, micros, name, old, new in re.findall(arc, log, re.MULTILINE):
+            if name in found:
+                at_ns = int(seconds) * 10**9 + int(micros) * 1000 + offset_ns
+                entry = {"at_ns": at_ns, "what": "arc"}
+                found[name].append(entry | {"from": STATES[int(old)], "to": STATES[int(new)]})
+        return found
+
+
+def _kernel_log() -> tuple[str, int]:
+    """The kernel's log, and what to add to its time stamps for CLOCK_BOOTTIME, in ns.
+
+    Its clock starts a little off. A marker is written just after its time was read, so each marker
+    gives a lower bound, and the largest of some is the best.
+    """
+    times = []
+    for _ in range(5):
+        times.append(boottime_ns())
+        # Without its end of line the record would wait for more.
+        Path("/dev/kmsg").write_text(f"lab marker {times[-1]}\n")
+    log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
+    offsets = []
+    for at_ns in times:
+        at = re.search(rf"^\[ *(\d+)\.(\d+)\] lab marker {at_ns}$", log, re.MULTILINE)
+        if at is None:
+            raise Failed("the kernel's log does not show what was written into it")
+        offsets.append(at_ns - (int(at[1]) * 10**9 + int(at[2]) * 1000))
+    return log, max(offsets)
+
+
+@dataclass(frozen=True)
+class Steer:
+    """A device of tests/lab/modules/vftsteer, which says what its commands and its log mean."""
+
+    name: str
+
+    @classmethod
+    def create(cls, number: int, kind: str) -> Steer:
+        """A device of `kind`: stop-copy, p2p, precopy or precopy-p2p."""
+        modprobe("vfio-pci", "mdev", "kvm-amd", "vftsteer")
+        steer = cls(device_uuid(number))
+        _create(Path("/sys/devices/vftsteer"), f"vftsteer-{kind}", steer.name)
+        return steer
+
+    @property
+    def _place(self) -> Path:
+        return Path("/sys/kernel/debug/vftsteer") / self.name
+
+    def command(self, text: str) -> None:
+        """Write one command; Failed with what the kernel said if it refuses."""
+        try:
+            (self._place / "control").write_text(text + "\n")
+        except OSError as error:
+            raise Failed(f"vftsteer refused {text!r}: {error.strerror}") from None
+
+    def state(self) -> str:
+        return (self._place / "state").read_text().strip()
+
+    def log(self) -> list[dict[str, object]]:
+        """What happened to the device, from its module."""
+        entries: list[dict[str, object]] = []
+        for line in (self._place / "log").read_text().splitlines():
+            at, what, old, new, ret, a, b = line.split()
+            entry: dict[str, object] = {"at_ns": int(at), "what": what}
+            if old != "-":
+                entry |= {"from": old, "to": new}
+            if int(ret):
+                entry["ret"] = int(ret)
+            names = {
+                "saved": ("bytes", None),
+                "loaded": ("bytes", None),
+                "lost": ("bytes", None),
+                "touched": ("iova", "pages"),
+                "reported": ("iova", "pages"),
+                "log-start": ("page_size", "ranges"),
+                "read-failed": ("bytes", None),
+                "write-failed": ("bytes", None),
+            }.get(what, (None, None))
+            entry |= {key: int(value) for key, value in zip(names, (a, b), strict=True) if key}
+            entries.append(entry)
+        return entries
+
+    def walked(self) -> list[str]:
+        """The states it was in since it was opened, one after the other."""
+        entries = [entry for entry in self.log() if entry["what"] in ("state", "reset")]
+        return ["RUNNING", *(str(entry["to"]) for entry in entries)]
+
+
+STOP_COPY_ARCS = {
+    "precopy-p2p": ("PRE_COPY_P2P", "STOP_COPY"),
+    "precopy": ("PRE_COPY", "STOP_COPY"),
+    "p2p": ("STOP", "STOP_COPY"),
+    "stop-copy": ("STOP", "STOP_COPY"),
+}
+
+
+def has_precopy() -> bool:
+    """Whether this kernel's VFIO has PRE_COPY (6.2 and newer): our driver then offers it."""
+    modprobe("vfio-pci", "mdev", "kvm-amd", "vftsteer")
+    types = Path("/sys/devices/vftsteer/mdev_supported_types")
+    return (types / "vftsteer-precopy-p2p").exists()
+
+
+def functions(count: int) -> list[str]:
+    """Bring the igb card up with `count` VFs, each on vfio-pci; their PCI addresses."""
+    modprobe("vfio-pci", "igb")
+    card = PCI / "devices" / PF
+    wait_for("igb's interface", 20, lambda: (card / "net").exists())
+    interface = next((card / "net").iterdir()).name
+    # The PF comes up before its VFs: their mailboxes are served by its interrupt.
+    subprocess.run(["ip", "link", "set", interface, "up"], check=True)
+    carrier = Path("/sys/class/net") / interface / "carrier"
+    wait_for("igb's link", 20, lambda: carrier.read_text().strip() == "1")
+    (card / "sriov_numvfs").write_text(str(count))
+    addresses = []
+    for number in range(count):
+        address = (card / f"virtfn{number}").resolve().name
+        device = PCI / "devices" / address
+        if (device / "driver").exists():
+            (device / "driver/unbind").write_text(address)
+        (device / "driver_override").write_text("vfio-pci")
+        (PCI / "drivers_probe").write_text(address)
+        if (device / "driver").resolve().name != "vfio-pci":
+            raise Failed(f"{address} did not bind to vfio-pci")
+        addresses.append(address)
+    return addresses
