@@ -23,9 +23,6 @@ from vftrace.migration.source import Session
 Source = tuple[Process, Session]
 Destination = tuple[Process, Arrival]
 
-# QEMU sends QMP events between the error and the switch-off; a destination that died is seen by then.
-_PEER_END_WINDOW_NS = 5_000_000_000
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -74,7 +71,7 @@ def build_migration(
         strategy_evidence=_evidence(session, arrival),
         outcome=verdict.outcome,
         cause=verdict.cause,
-        was_paused=_was_paused(session, arrival),
+        was_paused=_was_paused(session),
         postcopy=arrival is not None and arrival.postcopy_first_ns is not None,
         incomplete=_incomplete(process, peer, started, ended, doubt_ns),
         missed_beginning=session.missed_beginning if session else False,
@@ -140,11 +137,14 @@ def _verdict(
     if ran is not None:
         return Verdict("completed", None, ran)
     ended = session.process_ended_at_ns
+    loaded = times.get("devices-loaded")
+    if loaded is not None and _was_paused(session):
+        return Verdict("completed", None, loaded)
+    if arrival is not None and arrival.ended_at_ns is not None:
+        if ended is None or arrival.ended_at_ns <= ended:
+            return Verdict("failed", "destination-ended", arrival.ended_at_ns)
     if ended is not None:
-        loaded = times.get("devices-loaded")
         if session.saved is not None or loaded is not None:
-            if arrival is not None and arrival.ended_at_ns is not None:
-                return Verdict("failed", "destination-ended", arrival.ended_at_ns)
             return Verdict("completed", None, ended)
         return Verdict("failed", "source-ended", ended)
     return Verdict(None, None, None)
@@ -180,45 +180,48 @@ def _resumed_verdict(
     sweeps_after = any(sweep.start_ns > session.resumed_at_ns for sweep in session.sweeps)
     if not session.ended and sweeps_after:
         return Verdict(None, None, None)
-    peer_ended = arrival.ended_at_ns if arrival else peer_ended_ns
-    at = session.resumed_at_ns
-    if peer_ended is not None and abs(at - peer_ended) < _PEER_END_WINDOW_NS:
-        return Verdict("failed", "destination-ended", at)
-    # A cancel shuts the socket down too: an error after the stop tells nothing by itself.
-    return Verdict("failed", "resumed-after-stop", at)
+    cause = _channel_cause(session, arrival, fds, peer_ended_ns)
+    return Verdict("failed", cause or "resumed-after-stop", session.resumed_at_ns)
 
 
 def _switched_off_verdict(
     session: Session, arrival: Arrival | None, fds: set[int], peer_ended_ns: int | None
 ) -> Verdict:
     at = session.logging_off_at_ns
-    assert at is not None
-    peer_ended = arrival.ended_at_ns if arrival else peer_ended_ns
-    if peer_ended is not None and peer_ended <= at:
-        return Verdict("failed", "destination-ended", at)
-    if session.error(fds):
-        return Verdict("failed", "channel-error", at)
+    cause = _channel_cause(session, arrival, fds, peer_ended_ns)
+    if cause is not None:
+        return Verdict("failed", cause, at)
     return Verdict("cancelled", "cancelled", at)
 
 
-def _was_paused(session: Session | None, arrival: Arrival | None) -> bool | None:
+def _channel_cause(
+    session: Session, arrival: Arrival | None, fds: set[int], peer_ended_ns: int | None
+) -> Cause | None:
+    """What an error of the migration channel says; None if there was none that means a failure.
+
+    A cancel shuts the socket down (QEMU migrate_fd_cancel), which gives the source EPIPE first and ends
+    the destination afterwards; a destination that died ended before the error.
+    """
+    error = session.error(fds)
+    if error is None:
+        return None
+    at, number = error
+    ended = arrival.ended_at_ns if arrival and arrival.ended_at_ns else peer_ended_ns
+    if ended is not None and ended <= at:
+        return "destination-ended"
+    if ended is not None and number == -errno.EPIPE:
+        return None
+    return "channel-error"
+
+
+def _was_paused(session: Session | None) -> bool | None:
     """Whether the guest was stopped before the migration began.
 
-    Such a guest's latest exit is older than the session, nothing entered it since, and no clock is read in
-    the blackout, because nothing has to be stopped.
+    No clock is read in the blackout of such a guest, because nothing has to be stopped.
     """
     if session is None:
         return None
-    if session.stop is not None or session.last_run_ns is not None:
-        return False
-    if session.missed_beginning or not session.sweeps:
-        return None
-    done = session.process_ended_at_ns is not None or (
-        arrival is not None and arrival.loaded_at_ns is not None
-    )
-    if not done:
-        return None
-    return session.last_exit_ns < session.started_at_ns
+    return session.paused_before and session.stop is None and session.last_run_ns is None
 
 
 def _incomplete(
@@ -351,13 +354,14 @@ def _rate(rounds: tuple[Round, ...]) -> float | None:
 
 def _channel(process: Process | None, session: Session | None, fds: set[int]) -> ChannelUse:
     if process is None or session is None or not fds:
-        return ChannelUse("unknown", None, None)
+        return ChannelUse("unknown", None, None, None)
     kinds = {process.descriptors[fd].kind for fd in fds if fd in process.descriptors}
     error = session.error(fds)
     return ChannelUse(
         kind=kinds.pop() if len(kinds) == 1 else "unknown",
         bytes=session.sent_bytes(fds),
-        error=errno.errorcode.get(-error, str(error)) if error else None,
+        state_bytes=session.state_bytes(fds),
+        error=errno.errorcode.get(-error[1], str(-error[1])) if error else None,
     )
 
 

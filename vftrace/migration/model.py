@@ -90,10 +90,15 @@ class Dirty:
 
 @dataclass(frozen=True, slots=True)
 class ChannelUse:
-    """The migration channel: kind tcp, unix, pipe, file or unknown; `error` an errno name."""
+    """The migration channel: kind tcp, unix, pipe, file or unknown; `error` an errno name.
+
+    `state_bytes` are those of `bytes` sent after the state was read: vCPUs and devices. QEMU's `transferred`
+    in query-migrate's `ram` is the rest.
+    """
 
     kind: str
     bytes: int | None
+    state_bytes: int | None
     error: str | None
 
 

@@ -88,6 +88,15 @@ class Process:
             and self.first_run_ns is None
         )
 
+    @property
+    def paused(self) -> bool | None:
+        """Whether its vCPUs are stopped: the clock was read since they last ran, or they never ran."""
+        if self.last_stop_ns is not None or self.last_run_ns is not None:
+            return (self.last_stop_ns or 0) > (self.last_run_ns or 0)
+        if self.identity is not None and self.identity.running:
+            return False
+        return True if self.created_at_ns is not None and self.doubt_ns is None else None
+
     def feed(self, event: Event) -> None:
         """Take one event of this process. Never raises on content."""
         if event.at_ns < self.last_event_ns and not isinstance(event, events.Piece):
@@ -189,6 +198,7 @@ class Process:
             started_at_ns=at_ns,
             baseline={fd: channel.bytes for fd, channel in self.channels.items()},
             baseline_errors={fd: channel.error_ns for fd, channel in self.channels.items()},
+            paused_before=self.paused,
             missed_beginning=missed_beginning,
         )
         self.sessions.append(self.session)

@@ -36,6 +36,8 @@ class Session:
     baseline: dict[int, int]
     """Bytes each fd had sent before."""
     baseline_errors: dict[int, int]
+    paused_before: bool | None
+    """Whether the guest was stopped when the session began; None if that was not seen."""
     missed_beginning: bool = False
     sweeps: list[Sweep] = field(default_factory=list)
     open_sweep: Sweep | None = None
@@ -49,8 +51,8 @@ class Session:
     """The clock read of the stop that the session's thread made itself."""
     saved: Clock | None = None
     """The second clock read, after the final sweep: the state has been read."""
+    sent_at_save: dict[int, int] | None = None
     resumed_at_ns: int | None = None
-    paused_exit_ns: int | None = None
     last_exit_ns: int = 0
     last_run_ns: int | None = None
     logging_off_at_ns: int | None = None
@@ -131,12 +133,14 @@ class Session:
             self.by_main.add(event.fd)
 
     def clock_read(self, event: Clock) -> None:
-        """A KVM_GET_CLOCK by the session's thread: the first is the stop, one after the final sweep the end."""
+        """A KVM_GET_CLOCK by the session's thread: the first is the stop, the second is made when the state
+        is read (QEMU hw/i386/kvm/clock.c: kvmclock_vm_state_change, kvmclock_pre_save)."""
         self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
         if self.stop is None or self.resumed_at_ns is not None:
             self.stop, self.saved, self.resumed_at_ns = event, None, None
-        elif self.final_sweep() is not None:
+        else:
             self.saved = event
+            self.sent_at_save = {fd: channel.bytes for fd, channel in self.channels.items()}
 
     def ran(self, at_ns: int) -> None:
         """A vCPU of the process entered the guest again."""
@@ -182,14 +186,22 @@ class Session:
             if fd in fds
         )
 
-    def error(self, fds: set[int]) -> int:
-        """The first negative errno on these fds since the session began, or 0."""
+    def state_bytes(self, fds: set[int]) -> int | None:
+        """Bytes sent after the state was read: what vCPUs and devices are made of."""
+        if self.saved is None or self.sent_at_save is None:
+            return None
+        return self.sent_bytes(fds) - sum(
+            n - self.baseline.get(fd, 0) for fd, n in self.sent_at_save.items() if fd in fds
+        )
+
+    def error(self, fds: set[int]) -> tuple[int, int] | None:
+        """The first error on these fds since the session began: (time, negative errno), or None."""
         errors = [
             (channel.error_ns, channel.error)
             for fd, channel in self.channels.items()
             if fd in fds and channel.error and channel.error_ns > self.baseline_errors.get(fd, 0)
         ]
-        return min(errors)[1] if errors else 0
+        return min(errors) if errors else None
 
     def rounds(self, fds: set[int]) -> tuple[Round, ...]:
         """The sweeps as rounds; the bytes of each are those sent until the next."""

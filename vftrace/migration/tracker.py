@@ -141,8 +141,10 @@ class Tracker:
         if any(pair.destination is process for pair in self._pairs):
             return
         if isinstance(event, events.VcpuState) and process.arrival is None:
-            # A register set while its source migrates is the load; those at boot came before.
-            if process.waits and self._source_for(process, event.at_ns) is not None:
+            # Registers set after the source read its own are the load. A boot sets them earlier; a
+            # destination that gives up sets them while the source still runs.
+            found = self._source_for(process, event.at_ns) if process.waits else None
+            if found is not None and (found[1].saved or found[1].paused_before):
                 process.loads_state(event.at_ns)
                 assert process.arrival is not None
                 process.arrival.loaded_at_ns = event.at_ns
@@ -195,11 +197,7 @@ class Tracker:
 
     def _vm(self, process: Process) -> Vm:
         identity = process.identity
-        running: bool | None = None
-        if process.last_run_ns is not None or process.last_stop_ns is not None:
-            running = (process.last_run_ns or 0) > (process.last_stop_ns or 0)
-        elif identity is not None and (identity.running or not identity.late):
-            running = identity.running
+        paused = process.paused
         return Vm(
             key=_key(process),
             pid=process.pid,
@@ -207,7 +205,7 @@ class Tracker:
             name=identity.name if identity else None,
             vmm=identity.vmm if identity else None,
             started_at_ns=process.created_at_ns,
-            running=running,
+            running=None if paused is None else not paused,
         )
 
     def _migrations(self) -> tuple[Migration, ...]:

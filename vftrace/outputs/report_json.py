@@ -79,7 +79,12 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
             "page_size": m.dirty.page_size,
             "sources": {"kvm": m.dirty.kvm_pages, "vfio": None, "iommu": None},
         },
-        "channel": {"kind": m.channel.kind, "bytes": m.channel.bytes, "error": m.channel.error},
+        "channel": {
+            "kind": m.channel.kind,
+            "bytes": m.channel.bytes,
+            "state_bytes": m.channel.state_bytes,
+            "error": m.channel.error,
+        },
         "downtime": {
             "vcpu_ns": m.downtime.vcpu_ns,
             "service_ns": None,

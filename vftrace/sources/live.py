@@ -69,6 +69,7 @@ class LiveSource:
         self._records: list[bytes] = []
         self._seq = 0
         self._start_times: dict[int, int | None] = {}
+        self._missing: set[int] = set()
         self._described: set[tuple[int, int]] = set()
         self._lost = 0
         self._clock_offset: int | None = None
@@ -162,10 +163,12 @@ class LiveSource:
             self._add(events.Lost(*self._head(), count=lost))
 
     def _report_gone(self) -> None:
-        for pid, start in list(self._start_times.items()):
-            if processes.start_time(pid) != start:
-                del self._start_times[pid]
-                self._add(events.Gone(*self._head(), pid=pid))
+        # At the second look only: the first may come before the ring's own word of the end.
+        missing = {p for p, start in self._start_times.items() if processes.start_time(p) != start}
+        for pid in missing & self._missing:
+            del self._start_times[pid]
+            self._add(events.Gone(*self._head(), pid=pid))
+        self._missing = missing
 
     def _head(self) -> tuple[int, int, int, int]:
         self._seq += 1
