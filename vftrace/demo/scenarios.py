@@ -34,6 +34,20 @@ _FINAL = ("completed", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
+class GuestTruth:
+    """What the firmware guest was told to dirty, in 4 KiB guest pages; `also_dirty` it writes
+    beside its set.
+    """
+
+    schedule: DirtySet
+    first_page: int
+    last_page: int
+    pages: int
+    also_dirty: tuple[int, ...]
+    pages_per_second: int
+
+
+@dataclass(frozen=True)
 class Process:
     """One QEMU of the scenario. Times are CLOCK_BOOTTIME ns; `ended_at_ns` is when its end was
     noticed.
@@ -46,6 +60,7 @@ class Process:
     command: tuple[str, ...]
     started_at_ns: int
     ended_at_ns: int | None
+    guest: GuestTruth | None
 
 
 @dataclass(frozen=True)
@@ -91,20 +106,6 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class GuestTruth:
-    """What the firmware guest was told to dirty, in 4 KiB guest pages; `also_dirty` it writes
-    beside its set.
-    """
-
-    schedule: DirtySet
-    first_page: int
-    last_page: int
-    pages: int
-    also_dirty: tuple[int, ...]
-    pages_per_second: int
-
-
-@dataclass(frozen=True)
 class GuestProgress:
     """The guest's own counter as the driver read it: page writes so far of the VM that process
     `pid` holds.
@@ -130,7 +131,6 @@ class Truth:
     attempts: tuple[Attempt, ...]
     actions: tuple[Action, ...]
     events: tuple[QmpEvent, ...]
-    guest: GuestTruth | None
     progress: tuple[GuestProgress, ...]
     dirty_rate: Mapping[str, Any] | None
     screen_updates: int
@@ -455,7 +455,6 @@ class Run:
 
     def truth(self, scenario: "Scenario") -> Truth:
         """What has been collected, ordered by time."""
-        dirty = next((vm.spec.dirty for vm in self._vms if vm.spec.dirty), None)
         events = sorted(
             (event for vm in self._vms for event in vm.qemu.events), key=lambda event: event.at_ns
         )
@@ -469,7 +468,6 @@ class Run:
             attempts=tuple(self._attempts),
             actions=tuple(self._actions),
             events=tuple(events),
-            guest=_guest_truth(dirty) if dirty else None,
             progress=tuple(self._progress),
             dirty_rate=self._dirty_rate,
             screen_updates=sum(vm.viewer.frames for vm in self._vms if vm.viewer),
@@ -899,15 +897,22 @@ def run_scenario(name: str, workdir: Path, on_progress: Callable[[str], None]) -
 
 
 async def play(name: str, workdir: Path, on_progress: Callable[[str], None]) -> Truth:
-    """Play a scenario; all it makes lives in a directory under `workdir` that is gone afterwards.
-
-    `on_progress` gets a line now and then. Cancelling the task ends all VMs. Raises UsageError for
-    an unknown name, MachineError without QEMU or KVM, QemuError when QEMU ends otherwise than the
-    scenario expects.
-    """
+    """Play a scenario of the table as `play_scenario` does. Raises UsageError for an unknown one."""
     scenario = SCENARIOS.get(name)
     if scenario is None:
         raise UsageError(f"no scenario {name}; there are: {', '.join(SCENARIOS)}")
+    return await play_scenario(scenario, workdir, on_progress)
+
+
+async def play_scenario(
+    scenario: Scenario, workdir: Path, on_progress: Callable[[str], None]
+) -> Truth:
+    """Play a scenario, of the table or not; its files live in a directory under `workdir` that is
+    gone afterwards.
+
+    `on_progress` gets a line now and then. Cancelling the task ends all VMs. Raises MachineError
+    without QEMU or KVM, QemuError when QEMU ends otherwise than the scenario expects.
+    """
     binary = qemu.find_qemu()
     with tempfile.TemporaryDirectory(prefix=f"{scenario.name}-", dir=workdir) as directory:
         async with AsyncExitStack() as stack:
@@ -931,6 +936,7 @@ def _process(vm: Vm) -> Process:
         running.command,
         running.started_at_ns,
         running.ended_at_ns,
+        _guest_truth(vm.spec.dirty) if vm.spec.dirty else None,
     )
 
 
