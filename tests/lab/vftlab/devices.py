@@ -103,7 +103,7 @@ class Steer:
         """A device of `kind`: stop-copy, p2p, precopy or precopy-p2p."""
         modprobe("vfio-pci", "mdev", "kvm-amd", "vftsteer")
         steer = cls(device_uuid(number))
-        _create(Path("/sys/devices/vftsteer"), f"vftsteer-{kind}", steer.name)
+        _create(Path("/sys/class/mdev_bus/vftsteer"), f"vftsteer-{kind}", steer.name)
         return steer
 
     @property
@@ -161,7 +161,7 @@ STOP_COPY_ARCS = {
 def has_precopy() -> bool:
     """Whether this kernel's VFIO has PRE_COPY (6.2 and newer): our driver then offers it."""
     modprobe("vfio-pci", "mdev", "kvm-amd", "vftsteer")
-    types = Path("/sys/devices/vftsteer/mdev_supported_types")
+    types = Path("/sys/class/mdev_bus/vftsteer/mdev_supported_types")
     return (types / "vftsteer-precopy-p2p").exists()
 
 
@@ -188,3 +188,12 @@ def functions(count: int) -> list[str]:
             raise Failed(f"{address} did not bind to vfio-pci")
         addresses.append(address)
     return addresses
+
+
+def remove_all() -> None:
+    """Take away all mediated devices and VFs, so that the next job starts from nothing."""
+    for device in Path("/sys/bus/mdev/devices").glob("*"):
+        (device / "remove").write_text("1")
+    vfs = PCI / "devices" / PF / "sriov_numvfs"
+    if vfs.exists() and vfs.read_text().strip() != "0":
+        vfs.write_text("0")

@@ -1,40 +1,60 @@
-"""Runs one job inside the emulated machine; started by guest/labinit."""
+"""Runs jobs inside the emulated machine; started by guest/labinit."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+
+from vftlab.job import EXIT_CANNOT_HERE, CannotHere, Failed, Job, say, traced
 
 TREE = Path("/src")
 RESULTS = Path("/results")
 
 
-def _script(path: Path, arguments: list[str]) -> int:
-    return subprocess.run([str(path), *arguments], check=False).returncode
+def _run(name: str) -> int:
+    """Run one job with its own directory of results; its exit code."""
+    from jobs import JOBS
+
+    from vftlab.devices import remove_all
+
+    results = RESULTS / name
+    results.mkdir(exist_ok=True)
+    say(f"== {name}")
+    try:
+        try:
+            with traced(results):
+                JOBS[name](Job(name, results))
+        finally:
+            remove_all()
+    except CannotHere as reason:
+        say(f"{name}: not on this kernel: {reason}")
+        return EXIT_CANNOT_HERE
+    except Failed as failure:
+        say(f"{name} FAILED: {failure}")
+        return 1
+    except Exception:
+        traceback.print_exc(file=sys.stdout)
+        return 1
+    return 0
 
 
 def main() -> int:
-    job = os.environ["LAB_JOB"]
-    arguments = shlex.split(os.environ.get("LAB_ARGUMENTS", ""))
-    if "/" in job:
-        return _script(TREE / job, arguments)
-    from jobs import JOBS
-
-    from vftlab.job import EXIT_CANNOT_HERE, CannotHere, Failed, Job, traced
-
-    try:
-        with traced(RESULTS):
-            JOBS[job](Job(job, RESULTS, tuple(arguments)))
-    except CannotHere as reason:
-        print(f"job {job}: not on this kernel: {reason}", flush=True)
-        return EXIT_CANNOT_HERE
-    except Failed as failure:
-        print(f"job {job}: {failure}", flush=True)
-        return 1
-    return 0
+    """Run $LAB_JOBS, one after the other. The exit code is the worst of theirs, 0 if none failed."""
+    if script := os.environ.get("LAB_SCRIPT"):
+        arguments = shlex.split(os.environ.get("LAB_ARGUMENTS", ""))
+        return subprocess.run([str(TREE / script), *arguments], check=False).returncode
+    names = os.environ["LAB_JOBS"].split()
+    codes = {name: _run(name) for name in names}
+    (RESULTS / ".lab/codes").write_text(json.dumps(codes))
+    failed = [code for code in codes.values() if code not in (0, EXIT_CANNOT_HERE)]
+    if failed:
+        return max(failed)
+    return EXIT_CANNOT_HERE if set(codes.values()) == {EXIT_CANNOT_HERE} else 0
 
 
 if __name__ == "__main__":

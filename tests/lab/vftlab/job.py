@@ -40,11 +40,10 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """The job that runs: its name, its directory of results, its arguments."""
+    """The job that runs: its name, and its own directory of results."""
 
     name: str
     results: Path
-    arguments: tuple[str, ...] = ()
 
     def write_truth(self, truth: dict[str, object]) -> None:
         """Write truth.json: what happened, from sources that are not vftrace."""

@@ -1,8 +1,9 @@
-"""Run one job in the emulated machine: `tests/lab/run KERNEL JOB`."""
+"""Run jobs in the emulated machine: `tests/lab/run KERNEL JOB [JOB ...]`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -13,27 +14,32 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vftlab.build import KERNELS, ensure
-from vftlab.common import EXIT_USAGE, LAB, LabError, Progress
+from vftlab.common import LAB, TREE, LabError, Progress
 from vftlab.machine import Machine, die_with_parent
 
 EXIT_TIMEOUT = 124
 EXIT_DIED = 125
-TIMEOUT_S = 300.0
+TIMEOUT_S = 600.0
 # Handed to jobs as they are, so that one job can be run in several ways.
 PASSED_ON = re.compile(r"VFTRACE(_.*)?|LAB_.*")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: exit code, seconds from power on to power off, directory of results."""
+    """How a run ended.
+
+    `code` is 0 or the worst of the jobs' exit codes, `codes` has each (77: not on this kernel);
+    `seconds` is from power on to power off; `results` has a directory for each job.
+    """
 
     code: int
     seconds: float
     results: Path
+    codes: dict[str, int]
 
 
 def jobs() -> dict[str, str]:
@@ -44,12 +50,12 @@ def jobs() -> dict[str, str]:
     return {name: (job.__doc__ or "").strip().splitlines()[0] for name, job in JOBS.items()}
 
 
-def _prepare(results: Path, job: str, extra: dict[str, str]) -> None:
+def _prepare(results: Path, extra: dict[str, str]) -> None:
     shutil.rmtree(results, ignore_errors=True)
     (results / ".lab").mkdir(parents=True)
     settings = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
     settings.pop("VFTRACE_LAB_CACHE", None)
-    settings |= {"LAB_JOB": job, **extra}
+    settings |= extra
     lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
     (results / ".lab/env").write_text("".join(lines))
 
@@ -58,27 +64,37 @@ def _ended(machine: Machine, begun: float) -> Outcome:
     rc = machine.results / ".lab/rc"
     text = rc.read_text().strip() if rc.exists() else ""
     seconds = time.monotonic() - begun
-    return Outcome(int(text) if text.isdigit() else EXIT_DIED, seconds, machine.results)
+    codes = machine.results / ".lab/codes"
+    return Outcome(
+        int(text) if text.isdigit() else EXIT_DIED,
+        seconds,
+        machine.results,
+        json.loads(codes.read_text()) if codes.exists() else {},
+    )
 
 
-def run_job(
+def run_jobs(
     kernel: str,
-    job: str,
+    names: Sequence[str],
     results: Path,
     *,
-    arguments: Sequence[str] = (),
+    script: str | None = None,
     timeout_s: float = TIMEOUT_S,
     environment: dict[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Boot `kernel`, run the job, copy its output to standard output as it comes.
+    """Boot `kernel`, run the jobs one after the other, copy their output to standard output.
 
-    `results` is emptied first. The exit code is the job's; 124 when it took longer than
-    `timeout_s`, 125 when the machine ended without the job. Raises LabError if images are missing
-    and cannot be built. An interrupt ends the machine.
+    With `script`, a path in the tree, that is run instead, and `names` are its arguments.
+    `results` is emptied first. The exit code is 124 when it took longer than `timeout_s`, 125 when
+    the machine ended without the jobs. Raises LabError if images are missing and cannot be built.
+    An interrupt ends the machine.
     """
     built = ensure([kernel], progress or Progress())[kernel]
-    _prepare(results, job, {"LAB_ARGUMENTS": shlex.join(arguments), **(environment or {})})
+    what = {"LAB_JOBS": " ".join(names)}
+    if script is not None:
+        what = {"LAB_SCRIPT": script, "LAB_ARGUMENTS": shlex.join(names)}
+    _prepare(results, what | (environment or {}))
     machine = Machine(built, results)
     begun = time.monotonic()
     with subprocess.Popen(
@@ -105,7 +121,7 @@ def run_job(
             process.kill()
     outcome = _ended(machine, begun)
     if outcome.code == EXIT_DIED and outcome.seconds >= timeout_s:
-        return Outcome(EXIT_TIMEOUT, outcome.seconds, results)
+        return replace(outcome, code=EXIT_TIMEOUT)
     return outcome
 
 
@@ -113,8 +129,8 @@ def run_shell(kernel: str, results: Path, progress: Progress) -> Outcome:
     """Boot `kernel` and give the terminal to a shell in it, until the shell ends."""
     built = ensure([kernel], progress)[kernel]
     size = shutil.get_terminal_size()
-    sizes = {"LAB_ROWS": str(size.lines), "LAB_COLUMNS": str(size.columns)}
-    _prepare(results, "shell", sizes)
+    rows, columns = str(size.lines), str(size.columns)
+    _prepare(results, {"LAB_SHELL": "1", "LAB_ROWS": rows, "LAB_COLUMNS": columns})
     machine = Machine(built, results, shell=True)
     progress.say("booting; the tree is /src, `exit` or Ctrl-D powers off")
     begun = time.monotonic()
@@ -134,16 +150,19 @@ def _tail(path: Path, lines: int = 15) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tests/lab/run", description="Run one job on a stock kernel in an emulated machine."
+        prog="tests/lab/run",
+        description="Run jobs on a stock kernel in an emulated machine, all in one boot.",
+        epilog="VFTRACE=1 in the environment has vftrace record each job. Exit code: 0, the worst of"
+        " the jobs' (77: not on this kernel), 124 timeout, 125 the machine died, 2 usage.",
     )
     parser.add_argument("kernel", nargs="?", metavar="KERNEL", help=f"of {', '.join(KERNELS)}")
     parser.add_argument(
-        "job", nargs="?", metavar="JOB", help="see --list; a path with a slash is run as a script"
+        "jobs", nargs="*", metavar="JOB", help="see --list, or `all`; or a script's arguments"
     )
-    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="handed to the job")
     parser.add_argument("--list", action="store_true", help="print the jobs")
-    parser.add_argument("--shell", action="store_true", help="a shell instead of a job")
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S")
+    parser.add_argument("--shell", action="store_true", help="a shell instead of jobs")
+    parser.add_argument("--script", metavar="FILE", help="an executable in the tree instead of jobs")
+    parser.add_argument("--timeout", type=float, metavar="S", help="120, and 60 more for each job")
     parser.add_argument("--results", type=Path, metavar="DIR", help="emptied first")
     return parser
 
@@ -151,26 +170,29 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
+    known = jobs()
     if options.list:
-        for name, text in jobs().items():
+        for name, text in known.items():
             print(f"{name:24} {text}")
         return 0
-    if options.kernel is None or (options.job is None) != options.shell:
-        parser.error("KERNEL and either JOB or --shell are needed")
+    names = list(known) if options.jobs == ["all"] else options.jobs
+    if options.kernel is None or not (names or options.shell or options.script):
+        parser.error("KERNEL and a JOB, --shell or --script are needed")
+    if not options.script and (unknown := [name for name in names if name not in known]):
+        parser.error(f"no job {unknown[0]!r}; --list prints them")
     progress = Progress()
-    name = "shell" if options.shell else Path(options.job).name
-    results = (options.results or LAB / "results" / f"{options.kernel}-{name}").resolve()
+    label = "shell" if options.shell else names[0] if len(names) == 1 else "jobs"
+    results = (options.results or LAB / "results" / f"{options.kernel}-{label}").resolve()
     try:
         if options.shell:
             outcome = run_shell(options.kernel, results, progress)
         else:
-            _check_job(options.job)
-            outcome = run_job(
+            outcome = run_jobs(
                 options.kernel,
-                options.job,
+                names,
                 results,
-                arguments=options.arguments,
-                timeout_s=options.timeout,
+                script=_in_tree(options.script) if options.script else None,
+                timeout_s=options.timeout or 120 + 60 * len(names),
                 progress=progress,
             )
     except LabError as error:
@@ -183,13 +205,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = _tail(results / ".lab/console")
         why = "took too long" if outcome.code == EXIT_TIMEOUT else "ended without a result"
         print(f"lab: the machine {why}; the end of its console:\n{said}", file=sys.stderr)
+    for name, code in outcome.codes.items():
+        progress.say(f"{name}: " + {0: "ok", 77: "not on this kernel"}.get(code, "FAILED"))
     progress.say(f"exit code {outcome.code}, machine on for {outcome.seconds:.1f} s, see {results}")
     return outcome.code
 
 
-def _check_job(job: str) -> None:
-    if "/" in job:
-        if not (Path.cwd() / job).resolve().is_relative_to(LAB.parent.parent):
-            raise LabError(f"the script {job} is not in the tree that the machine sees", EXIT_USAGE)
-    elif job not in jobs():
-        raise LabError(f"no job {job!r}; `tests/lab/run --list` prints them", EXIT_USAGE)
+def _in_tree(script: str) -> str:
+    path = Path(script).resolve()
+    if not path.is_relative_to(TREE) or not os.access(path, os.X_OK):
+        raise LabError(f"{script} is not an executable in the tree, which is all that is seen inside")
+    return str(path.relative_to(TREE))

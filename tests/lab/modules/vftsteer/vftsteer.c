@@ -32,6 +32,7 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/pci.h>
+#include <linux/platform_device.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/string.h>
@@ -167,7 +168,7 @@ static struct steer_type {
 
 static struct mdev_type *steer_type_list[ARRAY_SIZE(steer_types)];
 static struct mdev_parent steer_parent;
-static struct device *steer_root;
+static struct platform_device *steer_platform;
 static struct dentry *steer_debugfs;
 
 static struct steer_dev *to_steer(struct vfio_device *vdev)
@@ -637,38 +638,43 @@ static int touch_pages(struct steer_dev *dev, u64 iova, u64 pages)
 
 /* ---- the rest of a PCI device, as little as a VMM accepts ---- */
 
-static ssize_t access_config(struct steer_dev *dev, char __user *to, const char __user *from,
-			     size_t count, loff_t *pos)
+static bool in_config(loff_t pos, size_t count, u64 *offset)
 {
-	u64 offset = *pos & (BIT_ULL(STEER_INDEX_SHIFT) - 1);
-	u8 bytes[8];
-	size_t i;
-
-	if (*pos >> STEER_INDEX_SHIFT != VFIO_PCI_CONFIG_REGION_INDEX ||
-	    offset >= STEER_CONFIG_SIZE)
-		return -EINVAL;
-	count = min3(count, sizeof(bytes), (size_t)(STEER_CONFIG_SIZE - offset));
-	if (to && copy_to_user(to, dev->config + offset, count))
-		return -EFAULT;
-	if (from && copy_from_user(bytes, from, count))
-		return -EFAULT;
-	/* Only the command register can be written: there are no BARs and no interrupts. */
-	for (i = 0; from && i < count; i++)
-		if (offset + i == PCI_COMMAND || offset + i == PCI_COMMAND + 1)
-			dev->config[offset + i] = bytes[i];
-	*pos += count;
-	return count;
+	*offset = pos & (BIT_ULL(STEER_INDEX_SHIFT) - 1);
+	return pos >> STEER_INDEX_SHIFT == VFIO_PCI_CONFIG_REGION_INDEX &&
+	       *offset <= STEER_CONFIG_SIZE && count <= STEER_CONFIG_SIZE - *offset;
 }
 
 static ssize_t steer_read(struct vfio_device *vdev, char __user *buf, size_t count, loff_t *pos)
 {
-	return access_config(to_steer(vdev), buf, NULL, count, pos);
+	u64 offset;
+
+	if (!in_config(*pos, count, &offset))
+		return -EINVAL;
+	if (copy_to_user(buf, to_steer(vdev)->config + offset, count))
+		return -EFAULT;
+	*pos += count;
+	return count;
 }
 
 static ssize_t steer_write(struct vfio_device *vdev, const char __user *buf, size_t count,
 			   loff_t *pos)
 {
-	return access_config(to_steer(vdev), NULL, buf, count, pos);
+	struct steer_dev *dev = to_steer(vdev);
+	u64 offset, at;
+	u8 byte;
+
+	if (!in_config(*pos, count, &offset))
+		return -EINVAL;
+	/* Only the command register can be written: there are no BARs and no interrupts. */
+	for (at = offset; at < offset + count; at++) {
+		if (copy_from_user(&byte, buf + (at - offset), 1))
+			return -EFAULT;
+		if (at == PCI_COMMAND || at == PCI_COMMAND + 1)
+			dev->config[at] = byte;
+	}
+	*pos += count;
+	return count;
 }
 
 static int fill_region(struct vfio_region_info *info)
@@ -1009,6 +1015,16 @@ static struct mdev_driver steer_driver = {
 	},
 };
 
+/* The name of the parent's driver is the first half of the names of its types. */
+static int steer_platform_probe(struct platform_device *unused)
+{
+	return 0;
+}
+
+static struct platform_driver steer_platform_driver = {
+	.driver = { .name = "vftsteer" },
+};
+
 static int __init steer_start(void)
 {
 	size_t i;
@@ -1017,16 +1033,17 @@ static int __init steer_start(void)
 	for (i = 0; i < ARRAY_SIZE(steer_types); i++)
 		steer_type_list[i] = &steer_types[i].type;
 	steer_debugfs = debugfs_create_dir("vftsteer", NULL);
-	steer_root = root_device_register("vftsteer");
-	if (IS_ERR(steer_root)) {
-		ret = PTR_ERR(steer_root);
-		goto no_root;
+	steer_platform = platform_create_bundle(&steer_platform_driver, steer_platform_probe,
+						NULL, 0, NULL, 0);
+	if (IS_ERR(steer_platform)) {
+		ret = PTR_ERR(steer_platform);
+		goto no_platform;
 	}
 	ret = mdev_register_driver(&steer_driver);
 	if (ret)
 		goto no_driver;
-	ret = mdev_register_parent(&steer_parent, steer_root, &steer_driver, steer_type_list,
-				   ARRAY_SIZE(steer_type_list));
+	ret = mdev_register_parent(&steer_parent, &steer_platform->dev, &steer_driver,
+				   steer_type_list, ARRAY_SIZE(steer_type_list));
 	if (ret)
 		goto no_parent;
 	return 0;
@@ -1034,8 +1051,9 @@ static int __init steer_start(void)
 no_parent:
 	mdev_unregister_driver(&steer_driver);
 no_driver:
-	root_device_unregister(steer_root);
-no_root:
+	platform_device_unregister(steer_platform);
+	platform_driver_unregister(&steer_platform_driver);
+no_platform:
 	debugfs_remove_recursive(steer_debugfs);
 	return ret;
 }
@@ -1044,7 +1062,8 @@ static void __exit steer_stop(void)
 {
 	mdev_unregister_parent(&steer_parent);
 	mdev_unregister_driver(&steer_driver);
-	root_device_unregister(steer_root);
+	platform_device_unregister(steer_platform);
+	platform_driver_unregister(&steer_platform_driver);
 	debugfs_remove_recursive(steer_debugfs);
 }
 
