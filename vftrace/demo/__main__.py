@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from vftrace.demo.scenarios import SCENARIOS, run_scenario
@@ -34,8 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     # A polite kill is Ctrl-C: all VMs are ended first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tempfile.TemporaryDirectory(prefix="vftrace-demo-") as temporary:
-            truth = run_scenario(options.name, options.workdir or Path(temporary), _progress)
+        with ExitStack() as stack:
+            workdir = options.workdir or Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="vftrace-demo-"))
+            )
+            truth = run_scenario(options.name, workdir, _progress)
         text = truth.to_json()
         if options.out:
             options.out.write_text(text + "\n")

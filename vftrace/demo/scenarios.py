@@ -897,7 +897,7 @@ def run_scenario(name: str, workdir: Path, on_progress: Callable[[str], None]) -
 
 
 async def play(name: str, workdir: Path, on_progress: Callable[[str], None]) -> Truth:
-    """Play a scenario of the table as `play_scenario` does. Raises UsageError for an unknown one."""
+    """Play a scenario of the table as `play_scenario` does. Raises UsageError for another name."""
     scenario = SCENARIOS.get(name)
     if scenario is None:
         raise UsageError(f"no scenario {name}; there are: {', '.join(SCENARIOS)}")
