@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jobs import basic, steer, vfio
+from jobs import attach, basic, igb, steer, vfio
 from vftlab.job import Job
 
-JOBS: dict[str, Callable[[Job], None]] = {**basic.JOBS, **vfio.JOBS, **steer.JOBS}
+JOBS: dict[str, Callable[[Job], None]] = {
+    **basic.JOBS,
+    **attach.JOBS,
+    **vfio.JOBS,
+    **steer.JOBS,
+    **igb.JOBS,
+}

@@ -196,8 +196,8 @@ def steer_refuse(job: Job) -> None:
         job,
         lambda two: two.sources[0].command("fail RUNNING PRE_COPY 16 1"),
         "running",
-        "inmigrate",
-        walked="RUNNING",
+        "gone",
+        walked="RUNNING_P2P RUNNING",
     )
 
 

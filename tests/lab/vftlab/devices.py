@@ -146,8 +146,12 @@ class Steer:
 
     def walked(self) -> list[str]:
         """The states it was in since it was opened, one after the other."""
-        entries = [entry for entry in self.log() if entry["what"] in ("state", "reset")]
-        return ["RUNNING", *(str(entry["to"]) for entry in entries)]
+        states = ["RUNNING"]
+        for entry in self.log():
+            moved = entry["what"] == "state" or entry["what"] == "reset"
+            if moved and entry["to"] != states[-1]:
+                states.append(str(entry["to"]))
+        return states
 
 
 STOP_COPY_ARCS = {

@@ -1,0 +1,117 @@
+"""What this kernel lets a tracer attach to, found by trying."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vftlab.job import Failed, Job, modprobe, say
+
+# BCC must not look for kernel headers: none are installed, and none are needed.
+SHIM = Path("/src/bpf/shim")
+
+# Functions by what they are for. The first two groups must take both kinds of probe on all kernels.
+UAPI = (
+    "kvm_dev_ioctl kvm_vm_ioctl kvm_vcpu_ioctl kvm_device_ioctl vfio_device_fops_unl_ioctl "
+    "vfio_group_fops_unl_ioctl vfio_fops_unl_ioctl vfio_device_fops_release "
+    "vfio_pci_core_enable vfio_pci_core_disable pcie_flr pci_try_reset_function"
+).split()
+MAILBOX = (
+    "igb_read_mbx igb_write_mbx igb_check_for_rst ixgbe_read_mbx ixgbe_write_mbx "
+    "ixgbe_check_for_rst ixgbe_msg_task ixgbe_ping_all_vfs"
+).split()
+OTHER = (
+    "iommufd_fops_ioctl vfio_df_open vfio_df_close vfio_mig_get_next_state i40e_vc_process_vf_msg "
+    "ice_vc_process_vf_msg mark_page_dirty_in_slot"
+).split()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One function: the module it is in, and whether each kind of probe attached."""
+
+    function: str
+    module: str | None
+    kprobe: bool
+    fentry: bool
+
+
+def _modules() -> dict[str, str]:
+    """The module of every function, `vmlinux` for the kernel itself."""
+    found: dict[str, str] = {}
+    for line in Path("/proc/kallsyms").read_text().splitlines():
+        words = line.split()
+        found.setdefault(words[2], words[3].strip("[]") if len(words) > 3 else "vmlinux")
+    return found
+
+
+def _fentry(modules: dict[str, str], functions: list[str]) -> set[str]:
+    """The functions that take a fentry probe: all at once, halved where the kernel refuses."""
+    from bcc import BPF
+
+    if not functions:
+        return set()
+    text = "".join(
+        f"KFUNC_PROBE({name}) {{ return 0; }}\n"
+        if modules[name] == "vmlinux"
+        else f"MODULE_KFUNC_PROBE({modules[name]}, {name}) {{ return 0; }}\n"
+        for name in functions
+    )
+    try:
+        BPF(text=text.encode()).cleanup()
+    except Exception as error:  # BCC raises Exception itself
+        if len(functions) == 1:
+            say(f"fentry {functions[0]}: {error}")
+            return set()
+        half = len(functions) // 2
+        return _fentry(modules, functions[:half]) | _fentry(modules, functions[half:])
+    return set(functions)
+
+
+def _kprobe(functions: list[str]) -> set[str]:
+    from bcc import BPF
+
+    program = BPF(text=b"int probe(void *ctx) { return 0; }")
+    took = set()
+    for name in functions:
+        try:
+            program.attach_kprobe(event=name.encode(), fn_name=b"probe")
+        except Exception as error:
+            say(f"kprobe {name}: {error}")
+        else:
+            took.add(name)
+    program.cleanup()
+    return took
+
+
+def attach(job: Job) -> None:
+    """Try fentry and kprobe on every function vftrace could use, and print the table."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(SHIM)
+    modprobe("kvm-amd", "vfio-pci", "igb", "ixgbe", "i40e", "ice")
+    modules = _modules()
+    wanted = [*UAPI, *MAILBOX, *OTHER]
+    present = [name for name in wanted if name in modules]
+    begun = time.monotonic()
+    fentry = _fentry(modules, present)
+    say(f"fentry took {time.monotonic() - begun:.1f} s")
+    kprobe = _kprobe(present)
+    rows = [Row(name, modules.get(name), name in kprobe, name in fentry) for name in wanted]
+    print(f"{'function':32} {'module':16} kprobe fentry")
+    for row in rows:
+        print(f"{row.function:32} {row.module or '-':16} {row.kprobe!s:6} {row.fentry!s}")
+    (job.results / "attach.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    job.write_truth({"functions": [asdict(row) for row in rows]})
+    lacking = [
+        row.function
+        for row in rows
+        if row.function not in OTHER and not (row.kprobe and row.fentry)
+    ]
+    if lacking:
+        raise Failed(f"not both ways: {', '.join(lacking)}")
+
+
+JOBS: dict[str, Callable[[Job], None]] = {"attach": attach}

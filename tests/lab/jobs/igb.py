@@ -1,0 +1,96 @@
+"""Jobs with virtual functions of the emulated igb card, passed through with vfio-pci.
+
+Such a VF cannot migrate, so it is unplugged first; the firmware image lets go of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vftlab.devices import PF, functions
+from vftlab.job import Failed, Job, boottime_ns, say
+from vftlab.vm import Vm, migrate, migration_truth, run_state, vm, vm_truth
+
+
+def _unplug(machine: Vm, name: str) -> dict[str, object]:
+    """Ask the guest to let go of the device, wait until it has; when it was asked and gone."""
+    asked_at_ns = boottime_ns()
+    machine.monitor("device_del", id=name)
+    event = machine.monitor.wait_event("DEVICE_DELETED", 20)
+    say(f"{machine.name}: {name} unplugged in {(event.at_ns - asked_at_ns) / 1e6:.0f} ms")
+    return {"what": "unplug", "asked_at_ns": asked_at_ns, "done_at_ns": event.at_ns}
+
+
+def _plug(machine: Vm, name: str, address: str) -> dict[str, object]:
+    asked_at_ns = boottime_ns()
+    machine.monitor("device_add", driver="vfio-pci", host=address, id=name)
+    done_at_ns = boottime_ns()
+    say(f"{machine.name}: {address} plugged in {(done_at_ns - asked_at_ns) / 1e6:.0f} ms")
+    return {"what": "plug", "asked_at_ns": asked_at_ns, "done_at_ns": done_at_ns}
+
+
+def _moved(source: Vm, destination: Vm) -> dict[str, object]:
+    """Migrate and wait until the destination runs."""
+    migration = migrate(source)
+    destination.monitor.wait_event("RESUME", 20)
+    ended = (migration.status, run_state(source), run_state(destination))
+    if ended != ("completed", "postmigrate", "running"):
+        raise Failed(f"migration, source and destination are {ended}")
+    return migration_truth(migration)
+
+
+def unplug(job: Job) -> None:
+    """Detach a VF, migrate, attach another VF on the destination."""
+    first, second = functions(2)
+    with (
+        vm("source", job.results, devices=[f"vfio-pci,host={first},id=vf0"]) as source,
+        vm("destination", job.results, incoming=True) as destination,
+    ):
+        acts = [{"vm": "source", "address": first, **_unplug(source, "vf0")}]
+        migration = _moved(source, destination)
+        acts.append({"vm": "destination", "address": second, **_plug(destination, "vf0", second)})
+        job.write_truth(
+            {
+                "vms": [vm_truth(source, "source"), vm_truth(destination, "destination")],
+                "migration": migration,
+                "pf": PF,
+                "acts": acts,
+            }
+        )
+
+
+def unplug_only(job: Job) -> None:
+    """Detach a VF and attach it again, without a migration: no strategy may see one."""
+    (address,) = functions(1)
+    with vm("source", job.results, devices=[f"vfio-pci,host={address},id=vf0"]) as source:
+        acts = [
+            {"vm": "source", "address": address, **_unplug(source, "vf0")},
+            {"vm": "source", "address": address, **_plug(source, "vf1", address)},
+        ]
+        job.write_truth({"vms": [vm_truth(source, "none")], "pf": PF, "acts": acts})
+
+
+def plug_after(job: Job) -> None:
+    """Migrate without any VF, then attach one on the destination: a plain migration."""
+    (address,) = functions(1)
+    with (
+        vm("source", job.results) as source,
+        vm("destination", job.results, incoming=True) as destination,
+    ):
+        migration = _moved(source, destination)
+        acts = [{"vm": "destination", "address": address, **_plug(destination, "vf0", address)}]
+        job.write_truth(
+            {
+                "vms": [vm_truth(source, "source"), vm_truth(destination, "destination")],
+                "migration": migration,
+                "pf": PF,
+                "acts": acts,
+            }
+        )
+
+
+JOBS: dict[str, Callable[[Job], None]] = {
+    "unplug": unplug,
+    "unplug-only": unplug_only,
+    "plug-after": plug_after,
+}
