@@ -1,0 +1,144 @@
+"""The report's text: what set the downtime comes first, and what is not known is said."""
+
+import dataclasses
+import gzip
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.unit.golden_text import RECORDINGS, check, recording
+from vftrace.migration.model import Snapshot
+from vftrace.outputs.report_text import render_report
+from vftrace.sources.recording import HostInfo, Recording
+from vftrace.sources.replay import track
+
+SCENARIOS = sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz"))
+NOT_MIGRATIONS = ("boot", "display-only", "stop-cont")
+
+
+def load(name: str) -> tuple[HostInfo, Snapshot]:
+    opened = Recording(recording(name))
+    return opened.host, track(opened).snapshot()
+
+
+def text_of(
+    host: HostInfo,
+    snapshot: Snapshot,
+    damage: str | None = None,
+    *,
+    width: int = 80,
+    ascii: bool = False,  # noqa: A002
+) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=None, highlight=False)
+    console.print(render_report(host, snapshot, damage, ascii=ascii))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["libvirt", "cancel-precopy", "dest-killed-blackout", "paused-before", "four-at-once", "boot"],
+)
+def test_the_text_of(name: str) -> None:
+    check(f"report-{name}", text_of(*load(name)))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("width", [80, 160])
+def test_no_line_is_longer_than_the_terminal(name: str, width: int) -> None:
+    text = text_of(*load(name), width=width)
+    assert max(len(line) for line in text.splitlines()) <= width
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_ascii_is_ascii_and_says_the_same(name: str) -> None:
+    host, snapshot = load(name)
+    text = text_of(host, snapshot, ascii=True)
+    assert text.isascii()
+    words = re.compile(r"[A-Za-z0-9.]{2,}")
+    assert set(words.findall(text_of(host, snapshot))) <= set(words.findall(text))
+
+
+def test_an_ascii_console_gets_ascii() -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console = Console(file=out, width=80, color_system=None, highlight=False)
+    console.print(render_report(*load("libvirt"), None, ascii=False))
+
+
+def test_the_first_line_says_what_set_the_downtime() -> None:
+    # By QMP's events: the destination had loaded, and resumed when somebody said cont.
+    truth = json.loads((RECORDINGS / "libvirt.truth.json").read_text())
+    destination = truth["attempts"][0]["destination_pid"]
+    events = [e for e in truth["events"] if e["pid"] == destination]
+    resumed_ns = next(e["at_ns"] for e in events if e["name"] == "RESUME")
+    loaded_ns = max(e["at_ns"] for e in events if e["data"].get("status") == "completed")
+    first = text_of(*load("libvirt"), width=200).splitlines()[0]
+    match = re.fullmatch(
+        r"downtime (\d+) ms, set by held \((\d+) ms\): "
+        r"the destination was loaded and waited for cont",
+        first,
+    )
+    assert match is not None
+    assert int(match[2]) == pytest.approx((resumed_ns - loaded_ns) / 1e6, abs=5)
+    assert int(match[1]) > int(match[2])
+
+
+@pytest.mark.parametrize("name", NOT_MIGRATIONS)
+def test_no_migration_is_one_clear_line(name: str) -> None:
+    lines = text_of(*load(name)).splitlines()
+    assert lines[0].startswith("no migration in this recording")
+    assert len(lines) == 2
+
+
+def test_damage_and_losses_are_said_before_any_figure() -> None:
+    host, snapshot = load("libvirt")
+    migration = dataclasses.replace(snapshot.migrations[0], incomplete=True, missed_beginning=True)
+    poor = dataclasses.replace(snapshot, lost=17, unknown_records=2, migrations=(migration,))
+    lines = text_of(host, poor, "cut in the middle of a record", width=120).splitlines()
+    assert lines[1].startswith("! RECORDING DAMAGED: cut in the middle of a record")
+    assert lines[2].startswith("! 17 EVENTS LOST")
+    assert lines[3].startswith("! 2 records of kinds")
+    assert any(line.startswith("! INCOMPLETE") for line in lines)
+    assert any(line.startswith("! BEGINNING MISSED") for line in lines)
+    assert "17 lost" in lines[4]
+
+
+def test_a_cut_recording_is_reported_up_to_the_cut(tmp_path: Path) -> None:
+    whole = gzip.decompress(recording("libvirt").read_bytes())
+    path = tmp_path / "cut.vft"
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    opened = Recording(path)
+    snapshot = track(opened).snapshot()
+    lines = text_of(opened.host, snapshot, opened.damage).splitlines()
+    assert lines[0].startswith("downtime none so far")
+    assert "RECORDING DAMAGED" in lines[1]
+    assert any("unknown: the trace ended first" in line for line in lines)
+
+
+def test_a_hostile_name_cannot_steer_the_terminal() -> None:
+    host, snapshot = load("libvirt")
+    name = "\x1b[2J\x07evil[bold]\n\u202e"
+    migration = dataclasses.replace(snapshot.migrations[0], name=name)
+    text = text_of(host, dataclasses.replace(snapshot, migrations=(migration,)))
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "\u202e" not in text
+    assert "evil[bold]" in text
+
+
+def test_many_rounds_are_shortened_and_counted() -> None:
+    host, snapshot = load("libvirt")
+    migration = snapshot.migrations[0]
+    rounds = tuple(
+        dataclasses.replace(migration.rounds[1], at_ns=migration.started_at_ns + i * 10**9)
+        for i in range(500)
+    )
+    many = dataclasses.replace(migration, rounds=rounds)
+    text = text_of(host, dataclasses.replace(snapshot, migrations=(many,)))
+    assert "Rounds: 500" in text
+    assert "460 more" in text
+    assert len(text.splitlines()) < 100

@@ -1,0 +1,98 @@
+"""Characters for bars and lines, and the same in ASCII."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """What to draw with. `levels` rise from nothing to a full cell."""
+
+    ascii: bool
+    full: str
+    thin: str
+    track: str
+    levels: str
+    rule: str
+    cursor: str
+    arrow: str
+    ellipsis: str
+    up: str
+    down: str
+
+
+UNICODE = Glyphs(
+    ascii=False,
+    full="█",
+    thin="▏",
+    track="·",
+    levels=" ▁▂▃▄▅▆▇█",
+    rule="─",
+    cursor="▶",
+    arrow="→",
+    ellipsis="…",
+    up="↑",
+    down="↓",
+)
+ASCII = Glyphs(
+    ascii=True,
+    full="#",
+    thin="|",
+    track=".",
+    levels=" .:-=+*#@",
+    rule="-",
+    cursor=">",
+    arrow="->",
+    ellipsis="...",
+    up="^",
+    down="v",
+)
+
+
+def glyphs(*, ascii: bool) -> Glyphs:  # noqa: A002
+    """The set for this terminal."""
+    return ASCII if ascii else UNICODE
+
+
+def clean(text: str, g: Glyphs) -> str:
+    """A name from a command line, made harmless: no control characters, ASCII where needed."""
+    shown = "".join(c if c.isprintable() else "?" for c in text)
+    return shown.encode("ascii", "replace").decode() if g.ascii else shown
+
+
+def shorten(text: str, width: int, g: Glyphs) -> str:
+    """At most `width` characters, the end cut off with an ellipsis."""
+    if len(text) <= width:
+        return text
+    return (text[: max(0, width - len(g.ellipsis))] + g.ellipsis)[:width]
+
+
+def span(start: float, end: float, width: int, g: Glyphs) -> str:
+    """An interval on a line of `width` cells; `start` and `end` are fractions of the line.
+
+    What is shorter than half a cell gets a thin mark, so that nothing that happened is invisible.
+    """
+    if width <= 0:
+        return ""
+    if (end - start) * width < 0.5:
+        at = min(width - 1, max(0, int(start * width)))
+        return g.track * at + g.thin + g.track * (width - at - 1)
+    first = min(width - 1, max(0, round(start * width)))
+    last = min(width, max(first + 1, round(end * width)))
+    return g.track * first + g.full * (last - first) + g.track * (width - last)
+
+
+def sparkline(values: Sequence[float | None], width: int, g: Glyphs) -> str:
+    """The last `width` values, each as high as its share of the largest; `?` where not known."""
+    shown = values[-width:] if width > 0 else ()
+    largest = max((v for v in shown if v is not None), default=0)
+    return "".join(_level(value, largest, g) for value in shown)
+
+
+def _level(value: float | None, largest: float, g: Glyphs) -> str:
+    if value is None:
+        return "?"
+    if value <= 0 or largest <= 0:
+        return g.levels[0]
+    steps = len(g.levels) - 1
+    return g.levels[max(1, min(steps, round(value / largest * steps)))]
