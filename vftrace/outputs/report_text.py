@@ -22,13 +22,13 @@ from vftrace.outputs.terminal.tables import (
     seconds,
     size,
 )
-from vftrace.outputs.terminal.words import headline, losses, roles, title, verdict, warnings
+from vftrace.outputs.terminal.words import headline, label, losses, roles, title, verdict, warnings
 from vftrace.sources.recording import HostInfo
 from vftrace.units import format_ns
 
 WARNING = "bold yellow"
 SET_BY = "bold"
-NAME_WIDTH = 28
+NAME_WIDTH = 22
 
 
 def render_report(
@@ -105,7 +105,7 @@ def _overview(snapshot: Snapshot, g: Glyphs) -> RenderableType:
     for m in snapshot.migrations:
         total = None if m.ended_at_ns is None else m.ended_at_ns - m.started_at_ns
         table.add_row(
-            shorten(title(m.name, m.uuid, m.pid, g), NAME_WIDTH, g),
+            shorten(label(m.name, m.uuid, m.pid, g), NAME_WIDTH, g),
             m.outcome or "running",
             UNKNOWN if total is None else format_ns(total),
             UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns),

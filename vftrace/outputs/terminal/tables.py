@@ -57,7 +57,13 @@ def plain_table(*columns: tuple[str, str]) -> Table:
     """No lines, columns two spaces apart; `columns` are heading and `left` or `right`."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for heading, justify in columns:
-        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+        table.add_column(
+            heading,
+            justify="right" if justify == "right" else "left",
+            no_wrap=True,
+            # Rich's ellipsis is not ASCII.
+            overflow="crop",
+        )
     return table
 
 

@@ -47,6 +47,11 @@ def title(name: str | None, uuid: str | None, pid: int, g: Glyphs) -> str:
     return clean(uuid, g) if uuid is not None else f"pid {pid}"
 
 
+def label(name: str | None, uuid: str | None, pid: int, g: Glyphs) -> str:
+    """The same in one word: the name, else the short UUID, else the pid."""
+    return clean(name or uuid_short(uuid) or f"pid {pid}", g)
+
+
 def happens(migration: Migration, checkpoint: str) -> str:
     """What happens up to this checkpoint, short."""
     if checkpoint == "vcpus-running" and came_back(migration):
