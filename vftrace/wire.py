@@ -51,6 +51,9 @@ NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]]
         events.End,
         lambda fields: {"streams": {int(k): int(v) for k, v in fields["streams"].items()}},
     ),
+    120: (events.PingSettings, dict),
+    121: (events.PingGap, dict),
+    122: (events.PingSummary, dict),
 }
 
 _FIXED_KIND = {event: (kind, layout) for kind, (_, layout, event) in FIXED.items()}
