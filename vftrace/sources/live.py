@@ -64,6 +64,9 @@ def host_info(probes: Probes) -> HostInfo:
 class LiveSource:
     """Attached probes and a clock. `read()` gives the records that came since the last call."""
 
+    ended = False
+    """A live source never ends by itself."""
+
     def __init__(self, way: str | None = None) -> None:
         """Raises MachineError where this machine cannot do it. `way` forces one way to attach."""
         self._records: list[bytes] = []
@@ -82,6 +85,10 @@ class LiveSource:
             in_kvm_run = list(processes.threads_in_kvm_run(pid))
             self.probes.watch(pid, in_kvm_run)
             self._identify(pid, late=True, running=bool(in_kvm_run))
+
+    def now_ns(self) -> int:
+        """CLOCK_BOOTTIME."""
+        return boottime_ns()
 
     def read(self) -> list[bytes]:
         """Wait a moment, then return what came, in order of arrival."""
