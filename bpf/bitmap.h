@@ -6,6 +6,7 @@
  * MAX_TAIL_CALL_CNT), so 33 * PIECES_PER_CALL * 4 KiB is the longest bitmap that is read whole.
  */
 #define PIECES_PER_CALL 32
+#define WORDS_PER_TURN 8
 #define PIECE_BYTES (VFT_PIECE_WORDS * 8)
 
 struct walk {
@@ -19,7 +20,7 @@ struct walk {
 /* Keyed by thread, not by CPU: fentry programs may be preempted. */
 BPF_TABLE("lru_hash", u64, struct walk, walks, 256);
 BPF_TABLE("array", u32, struct walk, new_walk, 1);
-BPF_PROG_ARRAY(walkers, 2);
+BPF_PROG_ARRAY(walkers, 1);
 
 static __always_inline struct walk *walk_begin(u64 id, struct thread *t, u64 user)
 {
@@ -51,16 +52,18 @@ static __always_inline void ship_piece(struct walk *walk, struct vm *vm, struct 
 	u64 any = 0, all = ~0ULL;
 	u32 size;
 
-	if (bpf_probe_read_user(piece->word, bytes, (void *)(walk->user + walk->offset))) {
+	if (read_user(piece->word, bytes, (void *)(walk->user + walk->offset))) {
 		t->read_errors++;
 		return;
 	}
+	/* Many words a turn: what the verifier has to follow are the turns. */
 #pragma nounroll
-	for (u32 i = 0; i < VFT_PIECE_WORDS; i += 8) {
-		u64 *w = &piece->word[i];
-
-		any |= w[0] | w[1] | w[2] | w[3] | w[4] | w[5] | w[6] | w[7];
-		all &= w[0] & w[1] & w[2] & w[3] & w[4] & w[5] & w[6] & w[7];
+	for (u32 i = 0; i < VFT_PIECE_WORDS; i += WORDS_PER_TURN) {
+#pragma unroll
+		for (u32 j = 0; j < WORDS_PER_TURN; j++) {
+			any |= piece->word[i + j];
+			all &= piece->word[i + j];
+		}
 	}
 	if (!any)
 		return;
@@ -94,7 +97,7 @@ static __always_inline bool walk_pieces(struct walk *walk, struct vm *vm, struct
 			struct walk *clean = new_walk.lookup(&zero);
 
 			if (clean)
-				bpf_probe_read_kernel(walk->piece.word, PIECE_BYTES, clean->piece.word);
+				read_kernel(walk->piece.word, PIECE_BYTES, clean->piece.word);
 		}
 		bytes &= 0x1ff8 /* whole words; also tells the verifier the range */;
 		if (bytes > PIECE_BYTES)

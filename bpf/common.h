@@ -3,6 +3,7 @@
  * What every probe shares: the one ring, the table of watched processes, and emit().
  */
 #include <linux/types.h>
+#include <uapi/linux/ptrace.h>
 #include "wire.h"
 
 #define MAX_CHANNELS 32
@@ -40,6 +41,8 @@ struct thread {
 	u64 first_page;
 	u32 slot;
 	u32 num_pages;
+	s32 ret;
+	u32 pad;
 };
 
 struct slot_key {
@@ -53,6 +56,11 @@ BPF_TABLE("hash", u64, struct thread, threads, 65536);
 BPF_TABLE("hash", struct slot_key, u64, slot_pages, 65536);
 BPF_TABLE("array", u32, u64, lost, 1);
 BPF_TABLE("array", u32, struct vm, new_vm, 1);
+
+/* By helper number (include/uapi/linux/bpf.h): where these are called by name, BCC reads all of
+ * /proc/kallsyms once for every call in the text, to see whether the kernel has them (since 5.5). */
+static long (*const read_user)(void *to, u32 size, const void *from) = (void *)112;
+static long (*const read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 
 #define now_ns() bpf_ktime_get_boot_ns()
 

@@ -86,38 +86,19 @@ static __always_inline void run_exit(struct thread *t)
 		vm->last_exit_ns = now;
 }
 
-/* Reads what the call is about; true when a bitmap has to be walked before the call. */
-static __always_inline bool kvm_enter(u64 id, u32 cmd, u64 arg)
+/* Remembers the call; what it is about is read when it returns. */
+static __always_inline void kvm_enter(u64 id, u32 cmd, u64 arg)
 {
 	struct thread t = { .cmd = cmd, .arg = arg, .enter_ns = now_ns() };
-	struct vm *vm;
-	struct thread *slot;
-	struct walk *walk;
-	struct kvm_clear_dirty_log_arg clear = {};
 	struct thread *old;
 
 	if (cmd != KVM_CREATE_VM && !current_vm())
-		return false;
+		return;
 	/* a vCPU thread keeps the time of its last exit across other calls */
 	old = threads.lookup(&id);
 	if (old)
 		t.exit_ns = old->exit_ns;
-	if (cmd == KVM_CLEAR_DIRTY_LOG) {
-		bpf_probe_read_user(&clear, sizeof(clear), (void *)arg);
-		t.slot = clear.slot;
-		t.num_pages = clear.num_pages;
-		t.first_page = clear.first_page;
-		t.bitmap_bytes = bitmap_bytes(clear.num_pages);
-	}
 	threads.update(&id, &t);
-	if (cmd != KVM_CLEAR_DIRTY_LOG)
-		return false;
-	slot = threads.lookup(&id);
-	vm = current_vm();
-	if (!slot || !vm)
-		return false;
-	walk = walk_begin(id, slot, clear.bitmap);
-	return walk && walk_pieces(walk, vm, slot);
 }
 
 static __always_inline void report_channels(struct vm *vm);
@@ -162,7 +143,7 @@ static __always_inline void region_done(struct vm *vm, struct thread *t, s32 ret
 	struct slot_key key = {};
 	u64 pages;
 
-	bpf_probe_read_user(&region, sizeof(region), (void *)t->arg);
+	read_user(&region, sizeof(region), (void *)t->arg);
 	e.slot = region.slot;
 	e.flags = region.flags;
 	e.gpa = region.gpa;
@@ -207,12 +188,13 @@ static __always_inline void clock_done(struct vm *vm, struct thread *t, u32 op, 
 	EMIT(vm, VFT_CLOCK, &e);
 }
 
-/* True when a bitmap has to be walked: the caller tail-calls the walker, which ends the call. */
+/* True when a bitmap is to be walked: the caller tail-calls the walker, which ends the call. */
 static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 {
 	struct vm *vm = current_vm();
 	struct slot_key key = { .tgid = id >> 32 };
 	struct kvm_get_dirty_log_arg get = {};
+	struct kvm_clear_dirty_log_arg clear = {};
 	struct kvm_cap_arg cap = {};
 	struct walk *walk;
 	u64 *pages;
@@ -223,6 +205,7 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 	}
 	if (!vm)
 		return false;
+	t->ret = ret;
 	switch (t->cmd) {
 	case KVM_CREATE_VCPU: {
 		struct vft_vcpu_created e = { .fd = ret, .vcpu_id = t->arg };
@@ -237,7 +220,7 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 	case KVM_ENABLE_CAP: {
 		struct vft_cap e = { .ret = ret };
 
-		bpf_probe_read_user(&cap, sizeof(cap), (void *)t->arg);
+		read_user(&cap, sizeof(cap), (void *)t->arg);
 		e.cap = cap.cap;
 		e.arg0 = cap.arg0;
 		EMIT(vm, VFT_CAP, &e);
@@ -245,7 +228,7 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 	}
 	case KVM_GET_DIRTY_LOG:
 		report_channels(vm);
-		bpf_probe_read_user(&get, sizeof(get), (void *)t->arg);
+		read_user(&get, sizeof(get), (void *)t->arg);
 		key.slot = get.slot;
 		t->slot = get.slot;
 		t->bitmap_bytes = 0;
@@ -255,14 +238,22 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 			t->bitmap_bytes = bitmap_bytes(*pages);
 		t->pieces = t->read_errors = 0;
 		t->walked_bytes = 0;
-		if (!ret) {
-			walk = walk_begin(id, t, get.bitmap);
-			if (walk && walk_pieces(walk, vm, t))
-				return true;
-		}
+		if (!ret && walk_begin(id, t, get.bitmap))
+			return true;
 		get_dirty_log_done(vm, t, ret);
 		break;
 	case KVM_CLEAR_DIRTY_LOG:
+		/* The kernel only reads this bitmap (kvm_clear_dirty_log_protect), QEMU changes it
+		 * after the call (kvm_log_clear_one_slot): it still says what was asked for. */
+		read_user(&clear, sizeof(clear), (void *)t->arg);
+		t->slot = clear.slot;
+		t->num_pages = clear.num_pages;
+		t->first_page = clear.first_page;
+		t->bitmap_bytes = bitmap_bytes(clear.num_pages);
+		t->pieces = t->read_errors = 0;
+		t->walked_bytes = 0;
+		if (walk_begin(id, t, clear.bitmap))
+			return true;
 		clear_dirty_log_done(vm, t, ret);
 		break;
 	case KVM_RESET_DIRTY_RINGS:
@@ -272,8 +263,7 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 			walk->bytes = __sync_lock_test_and_set(&vm->touched_count, 0);
 			if (walk->bytes > MAX_TOUCHED)
 				walk->bytes = MAX_TOUCHED;
-			if (ship_chunks(walk, vm, t))
-				return true;
+			return true;
 		}
 		reset_rings_done(vm, t, ret);
 		break;
@@ -295,6 +285,22 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 	}
 	}
 	return false;
+}
+
+/* Calls on a vCPU fd where only their beginning is seen: a kretprobe on kvm_vcpu_ioctl would hold an
+ * instance for every vCPU that waits inside KVM_RUN. */
+static __always_inline void vcpu_enter_only(u32 cmd)
+{
+	struct thread t = { .enter_ns = now_ns() };
+	struct vm *vm = current_vm();
+	struct vft_vcpu_state e = {};
+
+	if (!vm)
+		return;
+	if (cmd == KVM_SET_MP_STATE)
+		EMIT(vm, VFT_VCPU_STATE, &e);
+	else if (cmd == KVM_KVMCLOCK_CTRL)
+		clock_done(vm, &t, VFT_CLOCK_CTRL, 0);
 }
 
 /* A vCPU thread keeps its entry for the time of its last exit, any other gives it back. */

@@ -10,14 +10,14 @@ static __always_inline bool group_dead(void *ctx)
 #ifdef GROUP_DEAD_OFFSET
 	u8 dead = 0;
 
-	bpf_probe_read_kernel(&dead, sizeof(dead), ctx + GROUP_DEAD_OFFSET);
+	read_kernel(&dead, sizeof(dead), ctx + GROUP_DEAD_OFFSET);
 	return dead;
 #elif defined(TASK_SIGNAL_OFFSET)
 	void *task = (void *)bpf_get_current_task(), *signal = NULL;
 	s32 live = 1;
 
-	bpf_probe_read_kernel(&signal, sizeof(signal), task + TASK_SIGNAL_OFFSET);
-	bpf_probe_read_kernel(&live, sizeof(live), signal + SIGNAL_LIVE_OFFSET);
+	read_kernel(&signal, sizeof(signal), task + TASK_SIGNAL_OFFSET);
+	read_kernel(&live, sizeof(live), signal + SIGNAL_LIVE_OFFSET);
 	return live == 0;
 #else
 	return false;

@@ -100,8 +100,11 @@ static __always_inline void ship_chunk(struct walk *walk, struct vm *vm, struct 
 	piece->first_page = key->number * VFT_PIECE_WORDS * 64;
 	__sync_lock_test_and_set(&chunk->touched, 0);
 #pragma nounroll
-	for (u32 i = 0; i < VFT_PIECE_WORDS; i++)
-		piece->word[i] = __sync_lock_test_and_set(&chunk->word[i], 0);
+	for (u32 i = 0; i < VFT_PIECE_WORDS; i += WORDS_PER_TURN) {
+#pragma unroll
+		for (u32 j = 0; j < WORDS_PER_TURN; j++)
+			piece->word[i + j] = __sync_lock_test_and_set(&chunk->word[i + j], 0);
+	}
 	touched.delete(&at);
 	piece->call_ns = t->enter_ns;
 	piece->words = VFT_PIECE_WORDS;

@@ -42,7 +42,7 @@ static __always_inline void uffd_exit(struct thread *t, s32 ret)
 	}
 	if (e.op >= VFT_UFFD_COPY) {
 		/* COPY: len@16; ZEROPAGE and CONTINUE begin with {start, len} */
-		bpf_probe_read_user(&length, sizeof(length),
+		read_user(&length, sizeof(length),
 				    (void *)(t->arg + (e.op == VFT_UFFD_COPY ? 16 : 8)));
 		if (!ret) {
 			__sync_fetch_and_add(&vm->uffd_calls, 1);

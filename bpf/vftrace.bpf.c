@@ -12,9 +12,6 @@
 #include "uffd.h"
 #include "process.h"
 
-#define WALK_GET 0
-#define WALK_RING 1
-
 static __always_inline int ioctl_enter(void *ctx, u32 fd, u32 cmd, u64 arg)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -22,8 +19,7 @@ static __always_inline int ioctl_enter(void *ctx, u32 fd, u32 cmd, u64 arg)
 	if (cmd == KVM_RUN) {
 		run_enter(fd);
 	} else if (is_kvm(cmd)) {
-		if (kvm_enter(id, cmd, arg))
-			walkers.call(ctx, WALK_GET);
+		kvm_enter(id, cmd, arg);
 	} else if (is_uffd(cmd) && current_vm()) {
 		struct thread t = { .cmd = cmd, .arg = arg, .enter_ns = now_ns() };
 
@@ -46,13 +42,13 @@ static __always_inline int ioctl_exit(void *ctx, s32 ret)
 	if (is_uffd(t->cmd))
 		uffd_exit(t, ret);
 	else if (kvm_exit(id, t, ret))
-		walkers.call(ctx, t->cmd == KVM_RESET_DIRTY_RINGS ? WALK_RING : WALK_GET);
+		walkers.call(ctx, 0);
 	call_done(id, t);
 	return 0;
 }
 
-/* The walker goes on where ioctl_enter (CLEAR) or ioctl_exit (GET) stopped. */
-int walk_bitmap(void *ctx)
+/* The walker goes on where ioctl_exit stopped, as often as tail calls allow. */
+static __always_inline int walk_on(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct thread *t = threads.lookup(&id);
@@ -61,29 +57,31 @@ int walk_bitmap(void *ctx)
 
 	if (!t || !walk || !vm)
 		return 0;
-	if (walk_pieces(walk, vm, t))
-		walkers.call(ctx, WALK_GET);
-	if (t->cmd == KVM_GET_DIRTY_LOG) {
-		get_dirty_log_done(vm, t, 0);
-		call_done(id, t);
+	switch (t->cmd) {
+	case KVM_GET_DIRTY_LOG:
+	case KVM_CLEAR_DIRTY_LOG:
+		if (walk_pieces(walk, vm, t))
+			walkers.call(ctx, 0);
+		if (t->cmd == KVM_GET_DIRTY_LOG)
+			get_dirty_log_done(vm, t, t->ret);
+		else
+			clear_dirty_log_done(vm, t, t->ret);
+		break;
+	case KVM_RESET_DIRTY_RINGS:
+		if (ship_chunks(walk, vm, t))
+			walkers.call(ctx, 0);
+		reset_rings_done(vm, t, t->ret);
+		break;
+	default:
+		return 0;
 	}
+	call_done(id, t);
 	return 0;
 }
 
-int walk_ring(void *ctx)
+int walk(void *ctx)
 {
-	u64 id = bpf_get_current_pid_tgid();
-	struct thread *t = threads.lookup(&id);
-	struct walk *walk = walks.lookup(&id);
-	struct vm *vm = current_vm();
-
-	if (!t || !walk || !vm)
-		return 0;
-	if (ship_chunks(walk, vm, t))
-		walkers.call(ctx, WALK_RING);
-	reset_rings_done(vm, t, 0);
-	call_done(id, t);
-	return 0;
+	return walk_on(ctx);
 }
 
 /* Tracepoints syscalls:sys_enter_* and sys_exit_*: the layout is the same for all of them. */
@@ -99,6 +97,21 @@ struct syscall_exit {
 	long ret;
 };
 
+#define TP_SENDER(name, op) \
+int tp_##name##_enter(struct syscall_enter *ctx) { return send_enter(ctx->args[0], op); }
+TP_SENDER(sendmsg, VFT_SENDMSG)
+TP_SENDER(sendto, VFT_SENDTO)
+TP_SENDER(write, VFT_WRITE)
+TP_SENDER(writev, VFT_WRITEV)
+TP_SENDER(pwrite64, VFT_PWRITE)
+TP_SENDER(pwritev, VFT_PWRITEV)
+
+int tp_send_exit(struct syscall_exit *ctx)
+{
+	return send_exit(ctx->ret);
+}
+
+#ifdef WAY_TRACEPOINT
 int tp_ioctl_enter(struct syscall_enter *ctx)
 {
 	return ioctl_enter(ctx, ctx->args[0], ctx->args[1], ctx->args[2]);
@@ -108,17 +121,75 @@ int tp_ioctl_exit(struct syscall_exit *ctx)
 {
 	return ioctl_exit(ctx, ctx->ret);
 }
+#else
+#define KP_SENDER(name, op) \
+int kp_##name(struct pt_regs *ctx) { return send_enter(PT_REGS_PARM1(ctx), op); }
+KP_SENDER(sendmsg, VFT_SENDMSG)
+KP_SENDER(sendto, VFT_SENDTO)
+KP_SENDER(write, VFT_WRITE)
+KP_SENDER(writev, VFT_WRITEV)
+KP_SENDER(pwrite64, VFT_PWRITE)
+KP_SENDER(pwritev, VFT_PWRITEV)
 
-#define SENDER(name, op) \
-int tp_##name##_enter(struct syscall_enter *ctx) { return send_enter(ctx->args[0], op); }
-SENDER(sendmsg, VFT_SENDMSG)
-SENDER(sendto, VFT_SENDTO)
-SENDER(write, VFT_WRITE)
-SENDER(writev, VFT_WRITEV)
-SENDER(pwrite64, VFT_PWRITE)
-SENDER(pwritev, VFT_PWRITEV)
-
-int tp_send_exit(struct syscall_exit *ctx)
+int kr_send(struct pt_regs *ctx)
 {
-	return send_exit(ctx->ret);
+	return send_exit(PT_REGS_RC(ctx));
 }
+#endif
+
+#ifdef WAY_KPROBE
+/* The entry points of the file_operations: static, but with these names in 6.1, 6.12 and 7.x. */
+int kp_ioctl(struct pt_regs *ctx, void *file, unsigned int cmd, unsigned long arg)
+{
+	return ioctl_enter(ctx, 0, cmd, arg);
+}
+
+int kr_ioctl(struct pt_regs *ctx)
+{
+	return ioctl_exit(ctx, PT_REGS_RC(ctx));
+}
+
+int kp_vcpu_ioctl(struct pt_regs *ctx, void *file, unsigned int cmd, unsigned long arg)
+{
+	if (cmd == KVM_RUN)
+		run_enter(0);
+	else
+		vcpu_enter_only(cmd);
+	return 0;
+}
+
+/* kvm:kvm_userspace_exit is the end of KVM_RUN (virt/kvm/kvm_main.c, kvm_vcpu_ioctl). */
+int tp_userspace_exit(void *ctx)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct thread *t = threads.lookup(&id);
+
+	if (t && t->cmd == KVM_RUN)
+		run_exit(t);
+	return 0;
+}
+#endif
+
+#ifdef WAY_FENTRY
+/* KVM_MODULE says whether kvm is a module here. The walker is hung up on kvm_device_ioctl, which has
+ * kvm_vm_ioctl's prototype, because the kernel allows tail calls between programs of one prototype only
+ * (bpf_prog_map_compatible); called there they find no walk to go on with and return. */
+#ifdef KVM_MODULE
+#define KVM_FENTRY(name, args...) MODULE_KFUNC_PROBE(kvm, name, ##args)
+#define KVM_FEXIT(name, args...) MODULE_KRETFUNC_PROBE(kvm, name, ##args)
+#else
+#define KVM_FENTRY(name, args...) KFUNC_PROBE(name, ##args)
+#define KVM_FEXIT(name, args...) KRETFUNC_PROBE(name, ##args)
+#endif
+#define IOCTL_ARGS void *file, unsigned int cmd, unsigned long arg
+
+KVM_FENTRY(kvm_dev_ioctl, IOCTL_ARGS) { return ioctl_enter(ctx, 0, cmd, arg); }
+KVM_FEXIT(kvm_dev_ioctl, IOCTL_ARGS, long ret) { return ioctl_exit(ctx, ret); }
+KVM_FENTRY(kvm_vm_ioctl, IOCTL_ARGS) { return ioctl_enter(ctx, 0, cmd, arg); }
+KVM_FEXIT(kvm_vm_ioctl, IOCTL_ARGS, long ret) { return ioctl_exit(ctx, ret); }
+KVM_FENTRY(kvm_vcpu_ioctl, IOCTL_ARGS) { return ioctl_enter(ctx, 0, cmd, arg); }
+KVM_FEXIT(kvm_vcpu_ioctl, IOCTL_ARGS, long ret) { return ioctl_exit(ctx, ret); }
+KVM_FEXIT(kvm_device_ioctl, IOCTL_ARGS, long ret) { return walk_on(ctx); }
+KFUNC_PROBE(userfaultfd_ioctl, IOCTL_ARGS) { return ioctl_enter(ctx, 0, cmd, arg); }
+KRETFUNC_PROBE(userfaultfd_ioctl, IOCTL_ARGS, long ret) { return ioctl_exit(ctx, ret); }
+#endif

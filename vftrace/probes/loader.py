@@ -10,18 +10,20 @@ from typing import Any
 
 from vftrace.errors import MachineError
 from vftrace.probes import btf, kernel
-from vftrace.probes.plan import PROBES, TRACEPOINT, Probe, Way
+from vftrace.probes.plan import FENTRY, KPROBE, PROBES, Hook, Probe, Way
 from vftrace.probes.text import program_text, shim_directory
 
 EVENT_PAGES = 4096
 """Size of the ring in pages: 16 MiB, more than a second of the busiest migration measured."""
+
+KRETPROBE_INSTANCES = 1024
 
 INSTALL_BCC = "apt-get install python3-bpfcc   (Fedora: dnf install python3-bcc)"
 
 
 @dataclass(frozen=True)
 class ProbeStatus:
-    """How a probe is attached: `way` is None where it is not, and `reason` says why."""
+    """How a probe is attached (`way` None: it is not), and why not in the ways tried before."""
 
     probe: Probe
     way: str | None
@@ -42,15 +44,7 @@ class Probes:
         self._error: BaseException | None = None
         bcc = _import_bcc()
         os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
-        with _captured_stderr() as complaint:
-            try:
-                self._bpf = bcc.BPF(text=program_text(), cflags=_cflags())
-            except Exception as error:
-                raise MachineError(
-                    f"the BPF program does not compile here: {_first_line(complaint(), error)}"
-                ) from error
-            self._load_walkers(bcc)
-            self.status = tuple(self._attach(probe, way) for probe in PROBES)
+        self.status = self._load(bcc, way)
         for status in self.status:
             if status.probe.needed and status.way is None:
                 self.close()
@@ -106,40 +100,103 @@ class Probes:
         except BaseException as error:
             self._error = error
 
-    def _load_walkers(self, bcc: Any) -> None:
-        for index, name in enumerate(("walk_bitmap", "walk_ring")):
-            function = self._bpf.load_func(name, bcc.BPF.TRACEPOINT)
-            self._bpf["walkers"][ctypes.c_int(index)] = ctypes.c_int(function.fd)
+    def _load(self, bcc: Any, forced: str | None) -> tuple[ProbeStatus, ...]:
+        """Compile and attach in the first way the kernel takes: the ioctl probe's, the others follow it."""
+        ioctl, *others = PROBES
+        reasons = []
+        for way in ioctl.ways:
+            if forced not in (None, way.name):
+                continue
+            reason = _refused(way) or self._try_ioctl(bcc, way)
+            if reason is None:
+                first = ProbeStatus(ioctl, way.name, "; ".join(reasons) or None)
+                return (first, *(self._attach(probe, forced) for probe in others))
+            reasons.append(f"{way.name}: {reason}")
+        raise MachineError(
+            f"KVM's requests cannot be traced here: {'; '.join(reasons)}", fix="vftrace doctor"
+        )
+
+    def _try_ioctl(self, bcc: Any, way: Way) -> str | None:
+        """Compile for this way, load the walker, attach. Returns why not, with nothing left behind."""
+        with _captured_stderr() as complaint:
+            try:
+                # fentry programs are attached in here
+                self._bpf = bcc.BPF(text=program_text(), cflags=_cflags(way))
+            except Exception as error:
+                return _first_line(complaint(), error)
+            try:
+                reason = self._hang_up(way)
+                if reason is None:
+                    self._bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(self._walker(bcc, way))
+            except Exception as error:
+                reason = _first_line(complaint(), error)
+        if reason is not None:
+            self._bpf.cleanup()
+        return reason
+
+    def _walker(self, bcc: Any, way: Way) -> int:
+        """The program that is tail-called, of the type it must have to be called from this way."""
+        if way.name == FENTRY:
+            loaded = self._bpf.funcs.items()
+            return int(next(f.fd for name, f in loaded if name.endswith(b"kvm_device_ioctl")))
+        kind = bcc.BPF.KPROBE if way.name == KPROBE else bcc.BPF.TRACEPOINT
+        return int(self._bpf.load_func("walk", kind).fd)
 
     def _attach(self, probe: Probe, forced: str | None) -> ProbeStatus:
         reasons = []
-        for way in probe.ways:
-            if forced is not None and way.name != forced and len(probe.ways) > 1:
-                continue
-            reason = self._try(way)
+        ways = [way for way in probe.ways if forced == way.name] or probe.ways
+        for way in ways:
+            with _captured_stderr():
+                reason = _refused(way) or self._hang_up(way)
             if reason is None:
-                return ProbeStatus(probe, way.name, None)
+                return ProbeStatus(probe, way.name, "; ".join(reasons) or None)
             reasons.append(f"{way.name}: {reason}")
-        return ProbeStatus(probe, None, "; ".join(reasons) or "no way was allowed")
+        return ProbeStatus(probe, None, "; ".join(reasons))
 
-    def _try(self, way: Way) -> str | None:
-        """Attach all hooks of one way; returns why not, with nothing left attached."""
-        attached = []
-        for hook in way.hooks:
-            if way.name == TRACEPOINT and not kernel.has_tracepoint(hook.where):
-                self._detach(attached)
-                return f"no tracepoint {hook.where}"
+    def _hang_up(self, way: Way) -> str | None:
+        """Attach all hooks of one way; returns why not, with none of them left attached."""
+        attached: list[Hook] = []
+        for hook in (*way.hooks, *way.optional):
             try:
-                self._bpf.attach_tracepoint(tp=hook.where, fn_name=hook.function)
+                self._attach_hook(hook)
             except Exception as error:
-                self._detach(attached)
+                if hook in way.optional:
+                    continue
+                for done in attached:
+                    self._detach(done)
                 return f"{hook.where}: {_first_line('', error)}"
-            attached.append(hook.where)
+            attached.append(hook)
         return None
 
-    def _detach(self, places: list[str]) -> None:
-        for place in places:
-            self._bpf.detach_tracepoint(tp=place)
+    def _attach_hook(self, hook: Hook) -> None:
+        if ":" in hook.where:
+            if not kernel.has_tracepoint(hook.where):
+                raise LookupError("no such tracepoint")
+            self._bpf.attach_tracepoint(tp=hook.where, fn_name=hook.function)
+        elif hook.at_return:
+            # Each call that sleeps holds an instance; the default is too few for blocking sends.
+            self._bpf.attach_kretprobe(
+                event=hook.where, fn_name=hook.function, maxactive=KRETPROBE_INSTANCES
+            )
+        else:
+            self._bpf.attach_kprobe(event=hook.where, fn_name=hook.function)
+
+    def _detach(self, hook: Hook) -> None:
+        if ":" in hook.where:
+            self._bpf.detach_tracepoint(tp=hook.where)
+        elif hook.at_return:
+            self._bpf.detach_kretprobe(event=hook.where, fn_name=hook.function)
+        else:
+            self._bpf.detach_kprobe(event=hook.where, fn_name=hook.function)
+
+
+def _refused(way: Way) -> str | None:
+    """Why this kernel cannot take this way, where that can be told without compiling anything."""
+    if way.name == FENTRY:
+        return kernel.refuses_fentry()
+    if way.name == KPROBE and not kernel.has_kprobes():
+        return "this kernel is built without kprobes"
+    return None
 
 
 def _import_bcc() -> Any:
@@ -157,8 +214,14 @@ def _import_bcc() -> Any:
     return bcc
 
 
-def _cflags() -> list[str]:
-    flags = [f"-DEVENT_PAGES={EVENT_PAGES}", "-Wno-everything"]
+def _cflags(way: Way) -> list[str]:
+    flags = [
+        f"-DEVENT_PAGES={EVENT_PAGES}",
+        f"-DWAY_{way.name.upper()}",
+        "-Wno-everything",
+    ]
+    if way.name == FENTRY and kernel.module_of("kvm_vm_ioctl") == "kvm":
+        flags.append("-DKVM_MODULE")
     dead = kernel.tracepoint_field_offset("sched:sched_process_exit", "group_dead")
     if dead is not None:
         return [*flags, f"-DGROUP_DEAD_OFFSET={dead}"]

@@ -12,7 +12,7 @@ WAYS = (FENTRY, KPROBE, TRACEPOINT)
 
 @dataclass(frozen=True)
 class Hook:
-    """One place and the BPF function that runs there; `at_return` is a kretprobe."""
+    """One place (a tracepoint has a colon, a kernel function none) and the BPF function that runs there."""
 
     where: str
     function: str
@@ -21,7 +21,10 @@ class Hook:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to attach a probe; `optional` hooks may be missing from a kernel."""
+    """One way to attach a probe; `optional` hooks may be missing from a kernel.
+
+    fentry hooks stand in the BPF text itself (BCC attaches them when it compiles), so that way has none.
+    """
 
     name: str
     hooks: tuple[Hook, ...]
@@ -45,21 +48,57 @@ def _syscalls(call: str, enter: str, leave: str) -> tuple[Hook, ...]:
     )
 
 
+def _kprobes(function: str, enter: str, leave: str | None) -> tuple[Hook, ...]:
+    entry = (Hook(function, enter),)
+    return entry if leave is None else (*entry, Hook(function, leave, at_return=True))
+
+
 # The calls a migration channel is written with: sockets by sendmsg, fd: and file: targets by the rest
-# (QEMU io/channel-socket.c, io/channel-file.c).
-SENDERS = ("sendmsg", "sendto", "write", "writev", "pwrite64", "pwritev")
+# (QEMU io/channel-socket.c, io/channel-file.c). Second: the kernel's function for it, where it has a
+# name of its own (net/socket.c, fs/read_write.c).
+SENDERS = {
+    "sendmsg": "__sys_sendmsg",
+    "sendto": "__sys_sendto",
+    "write": "ksys_write",
+    "writev": "do_writev",
+    "pwrite64": "ksys_pwrite64",
+    "pwritev": "do_pwritev",
+}
 
 PROBES = (
     Probe(
         "ioctl",
         "KVM and userfaultfd requests of every VMM",
-        (Way(TRACEPOINT, _syscalls("ioctl", "tp_ioctl_enter", "tp_ioctl_exit")),),
+        (
+            Way(FENTRY, ()),
+            Way(
+                KPROBE,
+                (
+                    *_kprobes("kvm_dev_ioctl", "kp_ioctl", "kr_ioctl"),
+                    *_kprobes("kvm_vm_ioctl", "kp_ioctl", "kr_ioctl"),
+                    *_kprobes("kvm_vcpu_ioctl", "kp_vcpu_ioctl", None),
+                    Hook("kvm:kvm_userspace_exit", "tp_userspace_exit"),
+                ),
+                optional=_kprobes("userfaultfd_ioctl", "kp_ioctl", "kr_ioctl"),
+            ),
+            Way(TRACEPOINT, _syscalls("ioctl", "tp_ioctl_enter", "tp_ioctl_exit")),
+        ),
         needed=True,
     ),
     Probe(
         "channel",
         "bytes and errors of the migration channel",
         (
+            Way(
+                KPROBE,
+                _kprobes(SENDERS["sendmsg"], "kp_sendmsg", "kr_send"),
+                optional=tuple(
+                    hook
+                    for call, function in SENDERS.items()
+                    if call != "sendmsg"
+                    for hook in _kprobes(function, f"kp_{call}", "kr_send")
+                ),
+            ),
             Way(
                 TRACEPOINT,
                 tuple(
