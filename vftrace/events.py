@@ -198,8 +198,9 @@ class ClockSample(Event):
 class Process(Event):
     """Who a VMM process is, read from /proc when it was first seen.
 
-    `late`: it was there before vftrace started, `running`: with a vCPU inside KVM_RUN. `incoming` and `started_paused` are QEMU's `-incoming`
-    and `-S`. `start_time` is field 22 of /proc/PID/stat, in clock ticks since boot.
+    `late`: it was there before vftrace started, `running`: with a vCPU inside KVM_RUN. `incoming` and
+    `started_paused` are QEMU's `-incoming` and `-S`. `start_time` is field 22 of /proc/PID/stat, in clock
+    ticks since boot.
     """
 
     pid: int

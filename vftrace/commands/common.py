@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from types import FrameType
+from typing import Self
 
 from vftrace.units import parse_duration
 
@@ -41,7 +42,7 @@ class Interrupt:
         self.set = False
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> "Interrupt":
+    def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._on_signal)
         return self

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -51,7 +52,7 @@ def _uuid_of(argv: list[str]) -> str | None:
 
 def _options(argv: list[str], option: str) -> list[str]:
     words = (f"-{option}", f"--{option}")
-    return [value for word, value in zip(argv, argv[1:], strict=False) if word in words]
+    return [value for word, value in pairwise(argv) if word in words]
 
 
 def _option(argv: list[str], option: str) -> str | None:

@@ -39,12 +39,14 @@ def build_migration(
     peer_ended_ns: int | None,
     key: str,
     doubt_ns: int | None,
+    peer_doubt_ns: int | None,
     trace_ended_ns: int | None,
 ) -> Migration:
     """One migration from either side or both. At least one of `source` and `destination` is given.
 
     `peer_ended_ns`: when a destination that never acted ended. `doubt_ns`: since when records of the
-    collector itself are missing. `trace_ended_ns`: the end of the trace, None while it goes on.
+    collector itself are missing. `peer_doubt_ns`: when records went missing, latest, of whoever may be the
+    side that is not given. `trace_ended_ns`: the end of the trace, None while it goes on.
     """
     process, session = source if source else (None, None)
     peer, arrival = destination if destination else (None, None)
@@ -73,7 +75,7 @@ def build_migration(
         cause=verdict.cause,
         was_paused=_was_paused(session),
         postcopy=arrival is not None and arrival.postcopy_first_ns is not None,
-        incomplete=_incomplete(process, peer, started, ended, doubt_ns),
+        incomplete=_incomplete(process, peer, started, ended, doubt_ns, peer_doubt_ns),
         missed_beginning=session.missed_beginning if session else False,
         started_at_ns=started,
         ended_at_ns=ended,
@@ -106,7 +108,7 @@ def _times(session: Session | None, arrival: Arrival | None) -> dict[str, int]:
             times["devices-loaded"] = arrival.loaded_at_ns
         if arrival.clock_set_at_ns is not None:
             if arrival.started_paused and "devices-loaded" in times:
-                times["held"] = arrival.clock_set_at_ns
+                times["held"] = arrival.clock_asked_at_ns or arrival.clock_set_at_ns
             times["clock-set"] = arrival.clock_set_at_ns
         if arrival.running_at_ns is not None:
             times["vcpus-running"] = arrival.running_at_ns
@@ -140,9 +142,9 @@ def _verdict(
     loaded = times.get("devices-loaded")
     if loaded is not None and _was_paused(session):
         return Verdict("completed", None, loaded)
-    if arrival is not None and arrival.ended_at_ns is not None:
-        if ended is None or arrival.ended_at_ns <= ended:
-            return Verdict("failed", "destination-ended", arrival.ended_at_ns)
+    gone = arrival.ended_at_ns if arrival else None
+    if gone is not None and (ended is None or gone <= ended):
+        return Verdict("failed", "destination-ended", gone)
     if ended is not None:
         if session.saved is not None or loaded is not None:
             return Verdict("completed", None, ended)
@@ -230,9 +232,10 @@ def _incomplete(
     started: int,
     ended: int | None,
     own_doubt_ns: int | None,
+    peer_doubt_ns: int | None,
 ) -> bool:
     """Whether a record that could matter is missing: since it began, or among the collector's own."""
-    doubts = [p.doubt_ns for p in (process, peer) if p is not None]
+    doubts = [p.doubt_ns for p in (process, peer) if p is not None] + [peer_doubt_ns]
     if any(doubt is not None and doubt >= started for doubt in doubts):
         return True
     if peer is not None and peer.doubt_ns is not None:
@@ -247,7 +250,7 @@ def _phases(
     if session is not None:
         phases += _source_phases(session, arrival, times, verdict)
     if arrival is not None:
-        phases += _destination_phases(session, arrival, times, verdict)
+        phases += _destination_phases(session, arrival, times)
     return tuple(phases)
 
 
@@ -291,7 +294,7 @@ def _source_phases(
 
 
 def _destination_phases(
-    session: Session | None, arrival: Arrival, times: dict[str, int], verdict: Verdict
+    session: Session | None, arrival: Arrival, times: dict[str, int]
 ) -> list[Phase]:
     resumed = session.resumed_at_ns if session else None
     running = arrival.running_at_ns if resumed is None else None

@@ -25,6 +25,7 @@ class Arrival:
     started_paused: bool
     first_act_ns: int
     loaded_at_ns: int | None = None
+    clock_asked_at_ns: int | None = None
     clock_set_at_ns: int | None = None
     running_at_ns: int | None = None
     ended_at_ns: int | None = None
@@ -331,6 +332,7 @@ class Process:
             self._arrive(event.at_ns)
             assert self.arrival is not None
             self.arrival.clock_set_at_ns = event.at_ns
+            self.arrival.clock_asked_at_ns = event.enter_ns
             if self.arrival.loaded_at_ns is None:
                 self.arrival.loaded_at_ns = self.last_state_ns
 

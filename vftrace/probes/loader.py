@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from vftrace.errors import MachineError
 from vftrace.probes import btf, kernel
@@ -54,7 +54,7 @@ class Probes:
                 )
         self._bpf["events"].open_ring_buffer(self._on_ring)
 
-    def __enter__(self) -> "Probes":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,7 +103,7 @@ class Probes:
     def _load(self, bcc: Any, forced: str | None) -> tuple[ProbeStatus, ...]:
         """Compile and attach in the first way the kernel takes: the ioctl probe's, the others follow it."""
         ioctl, *others = PROBES
-        reasons = []
+        reasons: list[str] = []
         for way in ioctl.ways:
             if forced not in (None, way.name):
                 continue
@@ -143,7 +143,7 @@ class Probes:
         return int(self._bpf.load_func("walk", kind).fd)
 
     def _attach(self, probe: Probe, forced: str | None) -> ProbeStatus:
-        reasons = []
+        reasons: list[str] = []
         ways = [way for way in probe.ways if forced == way.name] or probe.ways
         for way in ways:
             with _captured_stderr():

@@ -40,7 +40,7 @@ class _Timex(ctypes.Structure):
 
 
 def clock_sample() -> tuple[int, int]:
-    """CLOCK_REALTIME - CLOCK_BOOTTIME and its error bound, ns: the kernel's maxerror and the time it took to read both."""
+    """CLOCK_REALTIME - CLOCK_BOOTTIME and its error bound, ns: the kernel's maxerror and how long both took to read."""
     before = boottime_ns()
     realtime = time.clock_gettime_ns(time.CLOCK_REALTIME)
     after = boottime_ns()

@@ -1,0 +1,221 @@
+"""`vftrace demo`: a real migration on this machine, traced, and the report beside QEMU's own figures."""
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vftrace.errors import MachineError, VftraceError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vftrace.demo.beside import Comparison
+    from vftrace.demo.scenarios import Truth
+    from vftrace.live import Pump
+
+HELP = "migrate a small VM on this machine, traced, and report it"
+
+SAMPLE = Path(__file__).resolve().parent.parent / "demo" / "sample.vft.gz"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--scenario`, `--list`, `--keep`, `--replay`, `--ascii`, `--no-live`."""
+    parser.add_argument("--scenario", default="completed-slow", metavar="NAME")
+    parser.add_argument("--list", action="store_true", help="list the scenarios and end")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep the recording")
+    parser.add_argument(
+        "--replay", action="store_true", help="replay the recording that ships with vftrace"
+    )
+    parser.add_argument("--no-live", action="store_true", help="progress lines, no live view")
+    parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Play, trace, report. Where the machine cannot, say why and replay a real recording."""
+    from rich.console import Console
+
+    from vftrace.demo.scenarios import SCENARIOS
+
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if args.list:
+        for scenario in SCENARIOS.values():
+            console.print(f"{scenario.name:26} {scenario.title}")
+        return 0
+    if args.scenario not in SCENARIOS:
+        raise VftraceError(f"no scenario {args.scenario!r}; see: vftrace demo --list")
+    if not args.replay:
+        try:
+            _check_machine()
+            return _play(console, args)
+        except MachineError as error:
+            print(f"vftrace: no live demo here: {error}", file=sys.stderr)
+            if error.fix:
+                print(f"  to fix: {error.fix}", file=sys.stderr)
+            print("vftrace: replaying a recording of a real migration instead", file=sys.stderr)
+    return _replay(console, args)
+
+
+def _check_machine() -> None:
+    """Raises MachineError that names what is missing and how to get it. QEMU itself is looked for later."""
+    kvm = Path("/dev/kvm")
+    if not kvm.exists():
+        raise MachineError("there is no /dev/kvm", fix="modprobe kvm-intel   (or kvm-amd)")
+    try:
+        kvm.open("r+b", buffering=0).close()
+    except OSError as error:
+        raise MachineError(f"/dev/kvm: {error.strerror}", fix="run it with sudo") from error
+    if shutil.which("qemu-system-x86_64") is None:
+        raise MachineError(
+            "QEMU is not installed",
+            fix="apt-get install qemu-system-x86   (Fedora: dnf install qemu-system-x86-core)",
+        )
+
+
+def _play(console: "Console", args: argparse.Namespace) -> int:
+    from vftrace.demo.beside import compare
+    from vftrace.live import Pump
+    from vftrace.outputs.report_text import render_report
+    from vftrace.sources.live import LiveSource
+    from vftrace.sources.recording import RecordingWriter
+
+    live = sys.stdout.isatty() and not args.no_live
+    # A polite kill is Ctrl-C: the VMs are ended first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="vftrace-demo-") as directory:
+        source = LiveSource()
+        writer = RecordingWriter(args.keep or Path(directory) / "demo.vft", source.host)
+        pump = Pump(source, writer)
+        player = Player(args.scenario, Path(directory))
+        try:
+            player.start()
+            _watch(pump, player, live=live)
+        finally:
+            player.stop()
+            pump.close()
+            writer.close()
+        truth = player.result()
+        snapshot = pump.snapshot()
+    console.print(render_report(pump.host, snapshot, None, ascii=args.ascii))
+    _print_comparison(console, truth, compare(truth, snapshot))
+    if args.keep:
+        print(f"vftrace: the recording is {args.keep}: vftrace report {args.keep}", file=sys.stderr)
+    return 0
+
+
+class Player:
+    """Plays a scenario in a thread of its own, so that the main thread can draw and be interrupted."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self._name = name
+        self._directory = directory
+        self._truth: Truth | None = None
+        self._error: BaseException | None = None
+        self._cancel: threading.Event = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="scenario")
+        self.lines: list[str] = []
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    @property
+    def playing(self) -> bool:
+        """Whether it still plays."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End all VMs if it still plays, and wait for that."""
+        self._cancel.set()
+        self._thread.join()
+
+    def result(self) -> "Truth":
+        """What QEMU says of it. Raises what the scenario raised."""
+        if self._error is not None:
+            raise self._error
+        assert self._truth is not None
+        return self._truth
+
+    def _run(self) -> None:
+        import asyncio
+
+        from vftrace.demo.scenarios import play
+
+        async def until_cancelled() -> "Truth":
+            task = asyncio.ensure_future(play(self._name, self._directory, self.lines.append))
+            while not task.done():
+                if self._cancel.is_set():
+                    task.cancel()
+                await asyncio.wait([task], timeout=0.1)
+            return task.result()
+
+        try:
+            self._truth = asyncio.run(until_cancelled())
+        except BaseException as error:
+            self._error = error
+
+
+def _watch(pump: "Pump", player: Player, *, live: bool) -> None:
+    """Read events while the scenario plays; draw the live view, or say what happens line by line."""
+    if live:
+        from vftrace.commands.top import watch
+
+        watch(pump, until=lambda: not player.playing)
+        return
+    said = 0
+    seen: dict[tuple[int, int], str] = {}
+    while player.playing:
+        pump.step()
+        for line in player.lines[said:]:
+            print(f"  {line}", flush=True)
+            said += 1
+        for line in _news(pump, seen):
+            print(f"  {line}", flush=True)
+
+
+def _news(pump: "Pump", seen: dict[tuple[int, int], str]) -> list[str]:
+    """A line for each migration whose phase or round has changed."""
+    lines = []
+    for m in pump.snapshot().migrations:
+        current = [phase.name for phase in m.phases if phase.end_at_ns is None]
+        state = m.outcome or f"{', '.join(current)}, round {len(m.rounds)}"
+        if seen.get((m.pid, m.attempt)) != state:
+            seen[(m.pid, m.attempt)] = state
+            lines.append(f"traced: {m.name or m.key}: {state}")
+    return lines
+
+
+def _print_comparison(console: "Console", truth: "Truth", comparisons: "tuple[Comparison, ...]") -> None:
+    from rich.table import Table
+
+    if not truth.attempts:
+        console.print("QEMU was asked for no migration in this scenario, and none was seen.")
+        return
+    for comparison in comparisons:
+        table = Table(
+            title=f"Beside QEMU {truth.qemu_version}'s own figures", title_justify="left", box=None
+        )
+        table.add_column("")
+        table.add_column("vftrace", justify="right", no_wrap=True)
+        table.add_column("QEMU", justify="right", no_wrap=True)
+        table.add_column("")
+        for row in comparison.rows:
+            table.add_row(row.figure, row.ours, row.qemu, row.note)
+        console.print(table)
+        if comparison.migration is None:
+            console.print("vftrace saw no migration for this one: please report it.")
+
+
+def _replay(console: "Console", args: argparse.Namespace) -> int:
+    from vftrace.outputs.report_text import render_report
+    from vftrace.sources.recording import Recording
+    from vftrace.sources.replay import track
+
+    recording = Recording(SAMPLE)
+    snapshot = track(recording).snapshot()
+    console.print(render_report(recording.host, snapshot, recording.damage, ascii=args.ascii))
+    return 0

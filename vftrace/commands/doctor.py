@@ -1,0 +1,60 @@
+"""`vftrace doctor`: each probe, how it is attached, or why not and what to do."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vftrace.errors import MachineError
+
+if TYPE_CHECKING:
+    from vftrace.probes.checks import Finding
+
+HELP = "say what this machine can trace, and what to do where it cannot"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--way`."""
+    parser.add_argument(
+        "--way",
+        choices=("fentry", "kprobe", "tracepoint"),
+        help="try this way to attach only",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings; 0 if vftrace can work here, 3 if not."""
+    from vftrace.probes.checks import findings
+
+    found = list(findings())
+    found += _probe_findings(args.way) if all(f.state != "bad" for f in found) else []
+    width = max(len(finding.name) for finding in found)
+    for finding in found:
+        print(f"{finding.state:4}  {finding.name:{width}}  {finding.text}")
+        if finding.fix:
+            print(f"{'':{width + 8}}to fix: {finding.fix}")
+    bad = [finding for finding in found if finding.state == "bad"]
+    if bad:
+        raise MachineError(
+            f"vftrace cannot trace here: {', '.join(f.name for f in bad)}", fix=bad[0].fix
+        )
+    print("vftrace can trace migrations on this machine.")
+    return 0
+
+
+def _probe_findings(way: str | None) -> "list[Finding]":
+    from vftrace.probes.checks import Finding
+    from vftrace.probes.loader import Probes
+
+    try:
+        with Probes(lambda _: None, way) as probes:
+            found = []
+            for status in probes.status:
+                name = f"probe {status.probe.name}"
+                if status.way is None:
+                    state = "bad" if status.probe.needed else "warn"
+                    found.append(Finding(name, state, f"not attached: {status.reason}"))
+                else:
+                    tried = f" ({status.reason})" if status.reason else ""
+                    found.append(Finding(name, "ok", f"{status.way}: {status.probe.what}{tried}"))
+            return found
+    except MachineError as error:
+        return [Finding("probes", "bad", str(error))]

@@ -1,0 +1,89 @@
+"""What `doctor` looks at beside the probes: this machine's fitness, one finding a line."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from vftrace.errors import MachineError
+from vftrace.probes import kernel
+
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+"""PROC_PID_INIT_INO (include/linux/proc_ns.h): inode of the initial pid namespace."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`state` is ok, warn or bad; `fix` is what to do, None if nothing has to be."""
+
+    name: str
+    state: str
+    text: str
+    fix: str | None = None
+
+
+def findings() -> tuple[Finding, ...]:
+    """Everything that can be told without loading a program."""
+    return (
+        Finding("kernel", "ok", f"{platform.release()} {platform.machine()}"),
+        _privileges(),
+        _pid_namespace(),
+        _tracefs(),
+        _btf(),
+        _bcc(),
+        _kvm(),
+        Finding("32-bit VMMs", "ok", "not seen: their ioctls take another entry (compat_ioctl)"),
+    )
+
+
+def _privileges() -> Finding:
+    try:
+        kernel.require_bpf()
+    except MachineError as error:
+        return Finding("privileges", "bad", str(error), error.fix)
+    return Finding("privileges", "ok", "root" if os.geteuid() == 0 else "capabilities")
+
+
+def _pid_namespace() -> Finding:
+    try:
+        inode = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError as error:
+        return Finding("pid namespace", "warn", error.strerror or "unknown")
+    if inode == INITIAL_PID_NAMESPACE:
+        return Finding("pid namespace", "ok", "the host's own")
+    return Finding(
+        "pid namespace",
+        "bad",
+        "not the host's: the kernel's pids are not those of this /proc",
+        "run it on the host, or in a container with the host's pid namespace (--pid=host)",
+    )
+
+
+def _tracefs() -> Finding:
+    try:
+        return Finding("tracefs", "ok", str(kernel.tracefs()))
+    except MachineError as error:
+        return Finding("tracefs", "bad", str(error), error.fix)
+
+
+def _btf() -> Finding:
+    if Path("/sys/kernel/btf/vmlinux").exists():
+        return Finding("BTF", "ok", "/sys/kernel/btf/vmlinux")
+    return Finding("BTF", "warn", "none: fentry is not possible, kprobes and tracepoints are")
+
+
+def _bcc() -> Finding:
+    fix = "apt-get install python3-bpfcc   (Fedora: dnf install python3-bcc)"
+    try:
+        import bcc
+    except ImportError:
+        return Finding("BCC", "bad", "Python's bindings are not installed", fix)
+    if not hasattr(bcc, "BPF"):
+        return Finding("BCC", "bad", "PyPI's package of that name hides it", "pip uninstall bcc")
+    return Finding("BCC", "ok", str(getattr(bcc, "__version__", "unknown version")))
+
+
+def _kvm() -> Finding:
+    if Path("/dev/kvm").exists():
+        return Finding("KVM", "ok", "/dev/kvm")
+    return Finding("KVM", "warn", "no /dev/kvm: no VM can run here now", "modprobe kvm-intel or kvm-amd")
