@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from vftrace.migration.model import Migration, Snapshot
+from vftrace.outputs.terminal.clock import wall_time
+from vftrace.outputs.terminal.figures import mean_dirty_rate
 from vftrace.outputs.terminal.glyphs import Glyphs, clean, glyphs, shorten
 from vftrace.outputs.terminal.tables import (
     UNKNOWN,
     blackout_table,
     count,
-    mean_dirty_rate,
     phases_table,
     plain_table,
     rate,
@@ -125,14 +125,14 @@ def render_migration(
     for warning in warnings(m):
         yield Text(f"! {warning}", WARNING)
     facts = Table.grid(padding=(0, 2, 0, 0))
-    for label, value in _facts(m, snapshot, g):
-        facts.add_row(Text(label, "dim"), Text(value))
+    for what, value in _facts(m, snapshot, g):
+        facts.add_row(Text(what, "dim"), Text(value))
     yield facts
     if m.stopped_at_ns is not None:
         total = UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns)
         yield Text()
         yield Text(f"Blackout: {total} (last vCPU exit to first vCPU entry)", "bold")
-        yield blackout_table(m, width, g)
+        yield blackout_table(m, snapshot.at_ns, width, g)
     yield Text()
     yield Text("Phases", "bold")
     yield phases_table(m, snapshot.at_ns, width, g)
@@ -178,13 +178,3 @@ def _dirtied(m: Migration) -> str:
         f"{count(m.dirty.new_pages)} new pages after round 1 ({size(pages)}), "
         f"{count(m.dirty.distinct_pages)} distinct, {rate(mean_dirty_rate(m))} on average"
     )
-
-
-def wall_time(snapshot: Snapshot, at_ns: int) -> str:
-    """UTC by the clock sample before `at_ns`, else the first one; `-` where there is none."""
-    if not snapshot.clock:
-        return UNKNOWN
-    before = [sample for sample in snapshot.clock if sample[0] <= at_ns]
-    _, offset, _ = before[-1] if before else snapshot.clock[0]
-    when = datetime.fromtimestamp((at_ns + offset) / 1e9, UTC)
-    return f"{when:%Y-%m-%d %H:%M:%S}.{when.microsecond // 1000:03} UTC"

@@ -67,6 +67,14 @@ def shorten(text: str, width: int, g: Glyphs) -> str:
     return (text[: max(0, width - len(g.ellipsis))] + g.ellipsis)[:width]
 
 
+def shorten_middle(text: str, width: int, g: Glyphs) -> str:
+    """At most `width` characters, cut in the middle: names often differ in their ends."""
+    if len(text) <= width or width < len(g.ellipsis) + 2:
+        return text[:width]
+    kept = width - len(g.ellipsis)
+    return text[: kept - kept // 2] + g.ellipsis + text[len(text) - kept // 2 :]
+
+
 def span(start: float, end: float, width: int, g: Glyphs) -> str:
     """An interval on a line of `width` cells; `start` and `end` are fractions of the line.
 

@@ -3,7 +3,8 @@
 from rich.table import Table
 from rich.text import Text
 
-from vftrace.migration.model import Migration, Round
+from vftrace.migration.model import Migration
+from vftrace.outputs.terminal.figures import AWAITED, bandwidth, blackout, dirty_rate
 from vftrace.outputs.terminal.glyphs import Glyphs, span
 from vftrace.outputs.terminal.words import happens
 from vftrace.units import format_bytes, format_rate
@@ -67,8 +68,11 @@ def plain_table(*columns: tuple[str, str]) -> Table:
     return table
 
 
-def blackout_table(migration: Migration, width: int, g: Glyphs) -> Table:
-    """The checkpoints, one below the other: each bar begins where the one before ended."""
+def blackout_table(migration: Migration, now_ns: int, width: int, g: Glyphs) -> Table:
+    """The checkpoints, one below the other: each bar begins where the one before ended.
+
+    Of a blackout that lasts, only those that were passed, and what goes on now.
+    """
     table = plain_table(
         ("checkpoint", "left"),
         ("took", "right"),
@@ -76,11 +80,15 @@ def blackout_table(migration: Migration, width: int, g: Glyphs) -> Table:
         ("", "left"),
         ("what happens until it", "left"),
     )
-    total = sum(c.ns or 0 for c in migration.downtime.checkpoints)
+    lasting = blackout(migration, now_ns)
+    checkpoints = migration.downtime.checkpoints
+    if lasting is not None:
+        checkpoints = tuple(c for c in checkpoints if c.at_ns is not None)
+    total = lasting.ns if lasting else sum(c.ns or 0 for c in checkpoints)
     # 15 + 11 + 5 + 33 for the other columns and two spaces between all of them.
     bar = max(6, min(50, width - 72))
     gone = 0
-    for checkpoint in migration.downtime.checkpoints:
+    for checkpoint in checkpoints:
         ns = checkpoint.ns
         largest = checkpoint.name == migration.downtime.set_by
         style = "bold" if largest else "dim" if ns is None else ""
@@ -96,6 +104,16 @@ def blackout_table(migration: Migration, width: int, g: Glyphs) -> Table:
             Text(drawn, BLACKOUT_STYLE),
             happens(migration, checkpoint.name),
             style=style,
+        )
+    if lasting is not None and not lasting.at_least:
+        drawn = span(gone / total, 1, bar, g) if total else ""
+        table.add_row(
+            f"{g.cursor} so far",
+            milliseconds(lasting.since_ns),
+            f"{100 * lasting.since_ns / total:.0f}%" if total else UNKNOWN,
+            Text(drawn, BLACKOUT_STYLE),
+            AWAITED[lasting.since],
+            style="bold",
         )
     return table
 
@@ -167,26 +185,3 @@ def rounds_table(migration: Migration, width: int, *, last: int | None = None) -
             cells.append(rate(bandwidth(round_, after)))
         table.add_row(*cells)
     return table
-
-
-def dirty_rate(before: Round | None, round_: Round, page_size: int) -> float | None:
-    """New pages per time since the sweep before, in bytes per second."""
-    if before is None or round_.new_pages is None or round_.at_ns <= before.at_ns:
-        return None
-    return round_.new_pages * page_size * 1e9 / (round_.at_ns - before.at_ns)
-
-
-def mean_dirty_rate(migration: Migration) -> float | None:
-    """New pages per time between the first sweep and the last, in bytes per second."""
-    pages = migration.dirty.new_pages
-    if pages is None or len(migration.rounds) < 2:
-        return None
-    ns = migration.rounds[-1].at_ns - migration.rounds[0].at_ns
-    return pages * migration.dirty.page_size * 1e9 / ns if ns > 0 else None
-
-
-def bandwidth(round_: Round, after: Round | None) -> float | None:
-    """Bytes sent per time until the next sweep, in bytes per second; None for the last round."""
-    if after is None or round_.sent_bytes is None or after.at_ns <= round_.at_ns:
-        return None
-    return round_.sent_bytes * 1e9 / (after.at_ns - round_.at_ns)

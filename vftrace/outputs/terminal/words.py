@@ -1,6 +1,7 @@
 """The model's names in words: what a checkpoint stands for, why a migration ended as it did."""
 
 from vftrace.migration.model import Checkpoint, Migration, Snapshot
+from vftrace.outputs.terminal.figures import AWAITED, blackout
 from vftrace.outputs.terminal.glyphs import Glyphs, clean
 from vftrace.units import format_bytes, format_ns
 
@@ -104,15 +105,21 @@ def _why_no_downtime(migration: Migration, now_ns: int) -> str:
     if migration.was_paused:
         return "none: the guest was paused before the migration"
     if migration.stopped_at_ns is None and migration.role != "destination":
-        if migration.outcome is None or migration.outcome == "unknown":
-            return "none so far: the guest was never stopped"
+        if migration.outcome is None:
+            return "none so far: the guest runs"
+        if migration.outcome == "unknown":
+            return "none so far: the guest ran when the trace ended"
         if migration.outcome == "completed":
             return "not known: the stop was not seen"
         return "none: the guest was never stopped"
     if migration.channel.kind == "file":
         return "not known: the guest was stopped and written to a file, nobody ran it again"
-    if migration.outcome is None and migration.stopped_at_ns is not None:
-        return f"{format_ns(max(0, now_ns - migration.stopped_at_ns))} so far"
+    lasting = blackout(migration, now_ns)
+    if lasting is not None and lasting.at_least:
+        return f"at least {format_ns(lasting.ns)}: handed over, the destination is not seen here"
+    if lasting is not None:
+        since = f"{format_ns(lasting.since_ns)} since {lasting.since}"
+        return f"{format_ns(lasting.ns)} so far, {since}: {AWAITED[lasting.since]}"
     if migration.outcome == "unknown" and migration.stopped_at_ns is not None:
         lasted = format_ns(max(0, now_ns - migration.stopped_at_ns))
         return f"not known: the trace ended {lasted} into the blackout"
