@@ -52,6 +52,7 @@ def build_migration(
     peer, arrival = destination if destination else (None, None)
     fds = session.channel_fds(process.peers) if process and session else set()
     times = _times(session, arrival)
+    postcopy = arrival is not None and arrival.postcopy_first_ns is not None
     verdict = _verdict(session, arrival, times, fds, peer_ended_ns)
     if verdict.outcome is None and trace_ended_ns is not None:
         verdict = Verdict("unknown", "trace-ended", None)
@@ -74,7 +75,7 @@ def build_migration(
         outcome=verdict.outcome,
         cause=verdict.cause,
         was_paused=_was_paused(session),
-        postcopy=arrival is not None and arrival.postcopy_first_ns is not None,
+        postcopy=postcopy,
         incomplete=_incomplete(process, peer, started, ended, doubt_ns, peer_doubt_ns),
         missed_beginning=session.missed_beginning if session else False,
         started_at_ns=started,
@@ -82,7 +83,7 @@ def build_migration(
         phases=_phases(session, arrival, times, verdict),
         rounds=rounds,
         dirty=_dirty(session, rounds),
-        channel=_channel(process, session, fds),
+        channel=_channel(process, session, fds, postcopy=postcopy),
         downtime=_downtime(times),
         stopped_at_ns=times.get("vcpus-stopped"),
     )
@@ -355,7 +356,9 @@ def _rate(rounds: tuple[Round, ...]) -> float | None:
     return None
 
 
-def _channel(process: Process | None, session: Session | None, fds: set[int]) -> ChannelUse:
+def _channel(
+    process: Process | None, session: Session | None, fds: set[int], *, postcopy: bool
+) -> ChannelUse:
     if process is None or session is None or not fds:
         return ChannelUse("unknown", None, None, None)
     kinds = {process.descriptors[fd].kind for fd in fds if fd in process.descriptors}
@@ -363,7 +366,8 @@ def _channel(process: Process | None, session: Session | None, fds: set[int]) ->
     return ChannelUse(
         kind=kinds.pop() if len(kinds) == 1 else "unknown",
         bytes=session.sent_bytes(fds),
-        state_bytes=session.state_bytes(fds),
+        # in postcopy the pages that are still missing follow the state
+        state_bytes=None if postcopy else session.state_bytes(fds),
         error=errno.errorcode.get(-error[1], str(-error[1])) if error else None,
     )
 
