@@ -1,0 +1,355 @@
+"""What Prometheus needs beyond a snapshot: totals that only grow, and which process is which `vm`.
+
+`Accounts.update` takes a snapshot and gives a `View`, from which every metric is read. Times are
+CLOCK_BOOTTIME nanoseconds.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vftrace.events import Event
+from vftrace.migration.model import Migration, Phase, Snapshot, Vm
+from vftrace.sources.recording import HostInfo
+
+SETTLE_NS = 1_000_000_000
+"""A migration is counted this long after its end: a role or an outcome can still change when the other
+side's last events come in."""
+
+MAX_ENDED_VMS = 1000
+"""Ended VMs that are kept; a host that starts and ends VMs in a loop must not fill the memory."""
+
+_LONGEST_LABEL = 80
+
+DOWNTIME_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
+    *(1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0),
+)
+"""0.3 s is QEMU's default downtime-limit (migration/options.c)."""
+PHASE_BUCKETS = (
+    *(0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+    *(1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0),
+)
+SYNC_BUCKETS = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5),
+)
+
+SOURCE_PHASES = (
+    *("setup", "precopy", "stop", "final-sync", "device-save", "handover", "postcopy"),
+    "cleanup",
+)
+DESTINATION_PHASES = ("incoming", "device-load", "resume", "postcopy")
+"""Without `running`: that is the VM's life, and has no duration of interest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is known now. `probes` maps each probe to how it is attached, None where it is not.
+
+    `ended`: nothing more will come (a replay's end).
+    """
+
+    snapshot: Snapshot
+    now_ns: int
+    host: HostInfo
+    probes: Mapping[str, str | None]
+    event_counts: Mapping[type[Event], int]
+    ended: bool = False
+
+
+class Histogram:
+    """A histogram over fixed upper bounds (`le`), in seconds."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self.sum += seconds
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """(`le`, values up to it) as Prometheus wants them, `+Inf` last."""
+        total = 0
+        buckets = []
+        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((str(bound), float(total)))
+        return buckets
+
+
+@dataclass
+class VmTotals:
+    """What only grows of one `vm`: bytes sent, pages dirtied by source, rounds."""
+
+    sent_bytes: int = 0
+    dirty_pages: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+
+
+@dataclass
+class _Seen:
+    """How much of one migration has been added to the totals."""
+
+    sent_bytes: int = 0
+    dirty_pages: int = 0
+    rounds: int = 0
+    syncs: int = 0
+    counted: bool = False
+    phases: set[tuple[str, str]] = field(default_factory=set)
+
+
+@dataclass
+class _Kept:
+    """A `vm` that is or was there: its process, and when it was last seen."""
+
+    vm: Vm
+    seen_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmView:
+    """One `vm` at one scrape.
+
+    `source` and `destination` are its latest migrations seen from that side, each None without one that
+    runs or has ended within the time that ended things are kept. `paused` None: not known, or ended.
+    """
+
+    label: str
+    vm: Vm
+    paused: bool | None
+    source: Migration | None
+    destination: Migration | None
+    totals: VmTotals
+
+    @property
+    def sides(self) -> Iterator[tuple[str, Migration]]:
+        """(role, migration) of each side that is there."""
+        if self.source is not None:
+            yield "source", self.source
+        if self.destination is not None:
+            yield "destination", self.destination
+
+    @property
+    def migrations(self) -> tuple[Migration, ...]:
+        """The one or two migrations, the one that began last first."""
+        found = {id(m): m for _, m in self.sides}
+        return tuple(sorted(found.values(), key=lambda m: m.started_at_ns, reverse=True))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything a scrape reads."""
+
+    reading: Reading
+    vms: tuple[VmView, ...]
+    accounts: "Accounts"
+
+    def unix_seconds(self, at_ns: int) -> float | None:
+        """CLOCK_BOOTTIME as Unix time; None where no clock sample is known."""
+        clock = self.reading.snapshot.clock
+        if not clock:
+            return None
+        sample = next((s for s in reversed(clock) if s[0] <= at_ns), clock[0])
+        return (at_ns + sample[1]) / 1e9
+
+
+class Accounts:
+    """The totals. Not thread-safe: its user holds a lock.
+
+    `keep_ns`: how long what has ended stays. `warn` gets a line about what an operator should know.
+    """
+
+    def __init__(self, keep_ns: int, warn: Callable[[str], None]) -> None:
+        self._keep_ns = keep_ns
+        self._warn = warn
+        self._seen: dict[tuple[str, int, int], _Seen] = {}
+        self._totals: dict[str, VmTotals] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._second: set[tuple[str, int]] = set()
+        self.migrations: Counter[tuple[str, str, str]] = Counter()
+        self.incomplete = 0
+        self.downtime = {"vcpu": Histogram(DOWNTIME_BUCKETS)}
+        self.phases = {
+            (role, phase): Histogram(PHASE_BUCKETS)
+            for role, phases in (("source", SOURCE_PHASES), ("destination", DESTINATION_PHASES))
+            for phase in phases
+        }
+        self.sync = Histogram(SYNC_BUCKETS)
+
+    def update(self, reading: Reading) -> View:
+        """Add what is new, forget what has been gone for long; call it once a second or more often."""
+        snapshot = reading.snapshot
+        self._find_second(snapshot)
+        by_label: dict[str, list[Migration]] = {}
+        for migration in snapshot.migrations:
+            by_label.setdefault(self._label(migration), []).append(migration)
+            self._add(migration, reading)
+        identities = {_identity(migration) for migration in snapshot.migrations}
+        self._seen = {key: seen for key, seen in self._seen.items() if key in identities}
+        processes: dict[str, list[Vm]] = {}
+        for vm in snapshot.vms:
+            processes.setdefault(self._label(vm), []).append(vm)
+        self._keep(processes, by_label, reading.now_ns)
+        vms = tuple(
+            self._view(label, kept, processes.get(label, []), by_label.get(label, []), reading)
+            for label, kept in self._kept.items()
+        )
+        return View(reading, vms, self)
+
+    # -- which process is which vm --------------------------------------------------------------
+
+    def _label(self, thing: Vm | Migration) -> str:
+        label = clean(thing.key)
+        return f"{label}#{thing.pid}" if (thing.key, thing.pid) in self._second else label
+
+    def _find_second(self, snapshot: Snapshot) -> None:
+        """Of two VMs that run at once under one UUID, and are no migration's two ends, mark the second."""
+        present = {(vm.key, vm.pid) for vm in snapshot.vms}
+        present |= {(migration.key, migration.pid) for migration in snapshot.migrations}
+        self._second &= present
+        first: dict[str, Vm] = {}
+        for vm in snapshot.vms:
+            if not vm.running or (vm.key, vm.pid) in self._second:
+                continue
+            other = first.setdefault(vm.key, vm)
+            if other is not vm and not _belong_together(vm, other, snapshot):
+                self._second.add((vm.key, vm.pid))
+                self._warn(
+                    f"two VMs run with the UUID {clean(vm.key)}: the metrics of pid {vm.pid} have "
+                    f'vm="{self._label(vm)}", those of pid {other.pid} the bare UUID'
+                )
+
+    def _keep(
+        self, processes: dict[str, list[Vm]], migrations: dict[str, list[Migration]], now_ns: int
+    ) -> None:
+        labels = {vm.pid: label for label, vms in processes.items() for vm in vms}
+        for label, vms in processes.items():
+            running = next((vm for vm in vms if vm.running), vms[0])
+            self._kept[label] = _Kept(running, now_ns)
+        for label, found in migrations.items():
+            if label not in self._kept:
+                last = max(found, key=lambda m: m.started_at_ns)
+                self._kept[label] = _Kept(_vm_of(last), last.ended_at_ns or now_ns)
+        self._kept = {
+            label: kept
+            for label, kept in self._kept.items()
+            if now_ns - kept.seen_ns <= self._keep_ns
+            # A process that has got its UUID now is not also an ended VM called pid-N.
+            and labels.get(kept.vm.pid, label) == label
+        }
+        ended = sorted(
+            (kept.seen_ns, label) for label, kept in self._kept.items() if label not in processes
+        )
+        for _, label in ended[: max(0, len(ended) - MAX_ENDED_VMS)]:
+            del self._kept[label]
+        self._totals = {label: self._totals.get(label, VmTotals()) for label in self._kept}
+
+    def _view(
+        self,
+        label: str,
+        kept: _Kept,
+        processes: list[Vm],
+        migrations: list[Migration],
+        reading: Reading,
+    ) -> VmView:
+        shown = [m for m in migrations if self._is_recent(m, reading.now_ns)]
+        return VmView(
+            label=label,
+            vm=kept.vm,
+            paused=_paused(processes),
+            source=_latest(shown, ("source", "stitched")),
+            destination=_latest(shown, ("destination", "stitched")),
+            totals=self._totals[label],
+        )
+
+    def _is_recent(self, migration: Migration, now_ns: int) -> bool:
+        ended = migration.ended_at_ns
+        return migration.outcome is None or ended is None or now_ns - ended <= self._keep_ns
+
+    # -- what only grows ------------------------------------------------------------------------
+
+    def _add(self, migration: Migration, reading: Reading) -> None:
+        seen = self._seen.setdefault(_identity(migration), _Seen())
+        totals = self._totals.setdefault(self._label(migration), VmTotals())
+        # Figures of a migration may be taken back (an fd turns out not to be its channel): a total
+        # waits until they have grown past what it has.
+        sent = migration.channel.bytes or 0
+        totals.sent_bytes += max(0, sent - seen.sent_bytes)
+        seen.sent_bytes = max(sent, seen.sent_bytes)
+        pages = sum(round_.new_pages or 0 for round_ in migration.rounds[1:])
+        totals.dirty_pages["kvm"] += max(0, pages - seen.dirty_pages)
+        seen.dirty_pages = max(pages, seen.dirty_pages)
+        rounds = len(migration.rounds)
+        totals.rounds += max(0, rounds - seen.rounds)
+        seen.rounds = max(rounds, seen.rounds)
+        # The newest sweep may still be going on.
+        done = rounds if migration.outcome is not None else rounds - 1
+        for round_ in migration.rounds[seen.syncs : max(0, done)]:
+            self.sync.observe(round_.duration_ns / 1e9)
+        seen.syncs = max(seen.syncs, done)
+        if _settled(migration, reading):
+            self._count(migration, seen)
+
+    def _count(self, migration: Migration, seen: _Seen) -> None:
+        if not seen.counted:
+            seen.counted = True
+            outcome = migration.outcome or "unknown"
+            self.migrations[migration.role, migration.strategy, outcome] += 1
+            self.incomplete += migration.incomplete
+            if migration.downtime.vcpu_ns is not None:
+                self.downtime["vcpu"].observe(migration.downtime.vcpu_ns / 1e9)
+        for phase in migration.phases:
+            self._count_phase(phase, seen)
+
+    def _count_phase(self, phase: Phase, seen: _Seen) -> None:
+        key = phase.role, phase.name
+        if phase.end_at_ns is None or key in seen.phases or key not in self.phases:
+            return
+        seen.phases.add(key)
+        self.phases[key].observe((phase.end_at_ns - phase.start_at_ns) / 1e9)
+
+
+def clean(text: str | None) -> str:
+    """A label value that is bounded and printable, whatever a command line holds."""
+    shortened = str(text or "")[:_LONGEST_LABEL]
+    return "".join(c if c.isprintable() else "�" for c in shortened)
+
+
+def _identity(migration: Migration) -> tuple[str, int, int]:
+    side = "destination" if migration.role == "destination" else "source"
+    return side, migration.pid, migration.started_at_ns
+
+
+def _settled(migration: Migration, reading: Reading) -> bool:
+    if migration.outcome is None:
+        return False
+    ended = migration.ended_at_ns
+    return reading.ended or ended is None or reading.now_ns - ended >= SETTLE_NS
+
+
+def _belong_together(vm: Vm, other: Vm, snapshot: Snapshot) -> bool:
+    pids = {vm.pid, other.pid}
+    return any(
+        {m.pid, m.peer_pid} == pids or (m.outcome is None and m.pid in pids)
+        for m in snapshot.migrations
+    )
+
+
+def _paused(processes: list[Vm]) -> bool | None:
+    known = [vm.running for vm in processes if vm.running is not None]
+    return None if not known else not any(known)
+
+
+def _latest(migrations: list[Migration], roles: tuple[str, ...]) -> Migration | None:
+    mine = [m for m in migrations if m.role in roles]
+    return max(mine, key=lambda m: m.started_at_ns, default=None)
+
+
+def _vm_of(migration: Migration) -> Vm:
+    """A VM of which only its migration is left."""
+    return Vm(migration.key, migration.pid, migration.uuid, migration.name, None, None, None)

@@ -1,0 +1,515 @@
+"""The metrics: one table, from which the exposition and docs/metrics.md are made.
+
+A metric is added by adding one entry to `METRICS`; its `samples` reads a `View`. Label values come
+from fixed lists or are cleaned and bounded, whatever a guest does.
+"""
+
+import platform
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, get_args
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from vftrace import __version__, events
+from vftrace.migration.model import Outcome, Role, Strategy
+from vftrace.outputs.accounting import Accounts, Histogram, Reading, View, VmView, clean
+
+PREFIX = "vftrace_"
+
+Labels = tuple[str, ...]
+Samples = Iterable[tuple[Labels, float | Histogram]]
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: `name` without the prefix, `unit` as the docs say it, `probe` what feeds it,
+    `alert` what to alert on."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram", "info"]
+    help: str
+    unit: str
+    labels: Labels
+    probe: str
+    alert: str
+    samples: Callable[[View], Samples]
+
+
+_OWN_PROBES: dict[type[events.Event], str] = {
+    events.Channel: "channel",
+    events.Exit: "process",
+    **dict.fromkeys(
+        (
+            events.VmCreated,
+            events.VcpuCreated,
+            events.Region,
+            events.Capability,
+            events.GetDirtyLog,
+            events.ClearDirtyLog,
+            events.Piece,
+            events.ResetDirtyRings,
+            events.Clock,
+            events.Run,
+            events.VcpuState,
+            events.Userfault,
+        ),
+        "ioctl",
+    ),
+    events.Unknown: "unknown",
+}
+
+COLLECTOR = "collector"
+"""What `events_total` calls the records that vftrace's own reader writes: time, clock, who is who."""
+
+
+def probe_of(event: type[events.Event]) -> str:
+    """The probe an event comes from, as `vftrace doctor` calls it."""
+    return _OWN_PROBES.get(event, COLLECTOR)
+
+
+def _build_info(view: View) -> Samples:
+    yield (__version__, clean(view.reading.host.kernel), platform.python_version()), 1
+
+
+def _probe_attached(view: View) -> Samples:
+    for probe, method in view.reading.probes.items():
+        yield (clean(probe), clean(method or "none")), method is not None
+
+
+def _events(view: View) -> Samples:
+    counts = {COLLECTOR: 0, **dict.fromkeys(_OWN_PROBES.values(), 0)}
+    for event, count in view.reading.event_counts.items():
+        counts[probe_of(event)] += count
+    for probe, count in counts.items():
+        yield (probe,), count
+
+
+def _lost(view: View) -> Samples:
+    yield (), view.reading.snapshot.lost
+
+
+def _incomplete(view: View) -> Samples:
+    yield (), view.accounts.incomplete
+
+
+def _vm_info(view: View) -> Samples:
+    for vm in view.vms:
+        yield (vm.label, clean(vm.vm.name), clean(vm.vm.vmm)), 1
+
+
+def _vm_paused(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.paused is not None:
+            yield (vm.label,), vm.paused
+
+
+def _active(view: View) -> Samples:
+    for vm in view.vms:
+        for role, migration in vm.sides:
+            yield (vm.label, role), migration.outcome is None
+
+
+def _phase(view: View) -> Samples:
+    for vm in view.vms:
+        for role, migration in vm.sides:
+            for phase in migration.phases:
+                if phase.role == role:
+                    yield (vm.label, role, phase.name), phase.end_at_ns is None
+
+
+def _migrations(view: View) -> Samples:
+    for key in product(get_args(Role), get_args(Strategy), get_args(Outcome)):
+        yield key, view.accounts.migrations[key]
+
+
+def _phase_seconds(view: View) -> Samples:
+    yield from view.accounts.phases.items()
+
+
+def _downtime_seconds(view: View) -> Samples:
+    for kind, histogram in view.accounts.downtime.items():
+        yield (kind,), histogram
+
+
+def _last_downtime(view: View) -> Samples:
+    for vm in view.vms:
+        for migration in vm.migrations:
+            if migration.downtime.vcpu_ns is not None:
+                yield (vm.label, "vcpu"), migration.downtime.vcpu_ns / 1e9
+                break
+
+
+def _last_checkpoint(view: View) -> Samples:
+    for vm in view.vms:
+        for migration in vm.migrations:
+            # The first checkpoint is where the blackout begins: it has no time before it.
+            passed = [c for c in migration.downtime.checkpoints[1:] if c.ns is not None]
+            if passed:
+                for checkpoint in passed:
+                    yield (vm.label, checkpoint.name), (checkpoint.ns or 0) / 1e9
+                break
+
+
+def _sent_bytes(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.source is not None and vm.source.channel.bytes is not None:
+            yield (vm.label,), vm.totals.sent_bytes
+
+
+def _stopped(view: View) -> Samples:
+    for vm in view.vms:
+        stopped, _ = _latest_blackout(vm)
+        if stopped is not None:
+            yield from _timestamp(view, vm.label, stopped)
+
+
+def _resumed(view: View) -> Samples:
+    for vm in view.vms:
+        _, resumed = _latest_blackout(vm)
+        if resumed is not None:
+            yield from _timestamp(view, vm.label, resumed)
+
+
+def _latest_blackout(vm: VmView) -> tuple[int | None, int | None]:
+    """When it began and ended, as far as seen here; of one migration, never the ends of two."""
+    for migration in vm.migrations:
+        resumed = migration.downtime.checkpoints[-1].at_ns
+        if migration.stopped_at_ns is not None or resumed is not None:
+            return migration.stopped_at_ns, resumed
+    return None, None
+
+
+def _timestamp(view: View, label: str, at_ns: int) -> Samples:
+    seconds = view.unix_seconds(at_ns)
+    if seconds is not None:
+        yield (label,), seconds
+
+
+def _clock_error(view: View) -> Samples:
+    if view.reading.snapshot.clock:
+        yield (), view.reading.snapshot.clock[-1][2] / 1e9
+
+
+def _dirty_pages(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.source is not None:
+            for source, pages in vm.totals.dirty_pages.items():
+                yield (vm.label, source), pages
+
+
+def _dirty_rate(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.source is not None and vm.source.outcome is None:
+            rate = vm.source.dirty.rate_bytes_per_second
+            if rate is not None:
+                yield (vm.label,), rate
+
+
+def _dirty_rounds(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.source is not None:
+            yield (vm.label,), vm.totals.rounds
+
+
+def _dirty_sync(view: View) -> Samples:
+    yield (), view.accounts.sync
+
+
+METRICS = (
+    Metric(
+        "build_info",
+        "info",
+        "1, with the version of vftrace, the traced kernel and Python.",
+        "",
+        ("version", "kernel", "python"),
+        "none",
+        "versions that differ within a fleet",
+        _build_info,
+    ),
+    Metric(
+        "probe_attached",
+        "gauge",
+        "Whether a probe is attached, and how (fentry, kprobe, tracepoint, none).",
+        "",
+        ("probe", "method"),
+        "none",
+        "0: a part of what vftrace can see is missing (`vftrace doctor` says why)",
+        _probe_attached,
+    ),
+    Metric(
+        "events_total",
+        "counter",
+        "Records read, by the probe that wrote them; `collector` is vftrace's own reader.",
+        "events",
+        ("probe",),
+        "all",
+        "the collector's rate at 0 for a minute: the reader hangs",
+        _events,
+    ),
+    Metric(
+        "events_lost_total",
+        "counter",
+        "Records that did not fit into the ring buffer; what they touch is marked incomplete.",
+        "events",
+        (),
+        "all",
+        "any increase",
+        _lost,
+    ),
+    Metric(
+        "migrations_incomplete_total",
+        "counter",
+        "Ended migrations of which records are missing.",
+        "migrations",
+        (),
+        "all",
+        "any increase: figures of these migrations have gaps",
+        _incomplete,
+    ),
+    Metric(
+        "vm_info",
+        "info",
+        "1 for each VM on this host, with its name and the name of the VMM's executable.",
+        "",
+        ("vm", "name", "vmm"),
+        "ioctl",
+        "nothing; joins a name to the other metrics",
+        _vm_info,
+    ),
+    Metric(
+        "vm_paused",
+        "gauge",
+        "Whether no vCPU of the VM is allowed to run; absent where that is not known.",
+        "",
+        ("vm",),
+        "ioctl",
+        "1 for longer than anybody pauses a VM for",
+        _vm_paused,
+    ),
+    Metric(
+        "migration_active",
+        "gauge",
+        "Whether a migration of the VM goes on here, by this host's role in it.",
+        "",
+        ("vm", "role"),
+        "ioctl, channel",
+        "1 for longer than a migration may take: precopy does not converge",
+        _active,
+    ),
+    Metric(
+        "migration_phase",
+        "gauge",
+        "1 for the phase the migration is in, 0 for those it has been through.",
+        "",
+        ("vm", "role", "phase"),
+        "ioctl, channel",
+        "1 for too long in a phase of the blackout: stop, final-sync, device-save, handover",
+        _phase,
+    ),
+    Metric(
+        "migrations_total",
+        "counter",
+        "Migrations that ended, each counted once, a second after its end; `stitched`: both roles "
+        "were seen here.",
+        "migrations",
+        ("role", "strategy", "outcome"),
+        "ioctl, channel, process",
+        "an increase with outcome failed",
+        _migrations,
+    ),
+    Metric(
+        "migration_phase_seconds",
+        "histogram",
+        "How long the phases of ended migrations took.",
+        "seconds",
+        ("role", "phase"),
+        "ioctl, channel, process",
+        "nothing; for quantiles of a fleet",
+        _phase_seconds,
+    ),
+    Metric(
+        "migration_downtime_seconds",
+        "histogram",
+        "Downtime of ended migrations where both its ends were seen here; vcpu: latest exit of a vCPU "
+        "on the source to the first entry on the destination, or on the source again.",
+        "seconds",
+        ("kind",),
+        "ioctl",
+        "a quantile over the downtime you promise",
+        _downtime_seconds,
+    ),
+    Metric(
+        "migration_last_downtime_seconds",
+        "gauge",
+        "Downtime of the VM's latest migration, where both its ends were seen here.",
+        "seconds",
+        ("vm", "kind"),
+        "ioctl",
+        "over the downtime you promise",
+        _last_downtime,
+    ),
+    Metric(
+        "migration_last_checkpoint_seconds",
+        "gauge",
+        "The latest blackout by checkpoint: the time from the checkpoint before it to this one.",
+        "seconds",
+        ("vm", "checkpoint"),
+        "ioctl",
+        "nothing; says what set the downtime",
+        _last_checkpoint,
+    ),
+    Metric(
+        "migration_sent_bytes_total",
+        "counter",
+        "Bytes the VM sent on its migration channels, all its migrations together.",
+        "bytes",
+        ("vm",),
+        "channel",
+        "its rate near 0 while migration_active is 1: the channel stalls",
+        _sent_bytes,
+    ),
+    Metric(
+        "migration_stopped_timestamp_seconds",
+        "gauge",
+        "Unix time of the latest vCPU exit of the VM's latest blackout; set on the source's host.",
+        "seconds",
+        ("vm",),
+        "ioctl",
+        "nothing; a rule joins it with the destination's resumed time",
+        _stopped,
+    ),
+    Metric(
+        "migration_resumed_timestamp_seconds",
+        "gauge",
+        "Unix time at which a vCPU ran again after the latest blackout; set on the host it ran on.",
+        "seconds",
+        ("vm",),
+        "ioctl",
+        "nothing; minus the source's stopped time it is the downtime across two hosts",
+        _resumed,
+    ),
+    Metric(
+        "clock_error_seconds",
+        "gauge",
+        "The kernel's bound on the error of this host's clock (adjtimex), to judge times of two hosts by.",
+        "seconds",
+        (),
+        "none",
+        "more than the precision you want of downtimes across two hosts",
+        _clock_error,
+    ),
+    Metric(
+        "dirty_pages_total",
+        "counter",
+        "New pages found by the rounds after the first, by what dirtied them (kvm: the guest).",
+        "pages",
+        ("vm", "source"),
+        "ioctl, dirty-ring",
+        "nothing; see the rate",
+        _dirty_pages,
+    ),
+    Metric(
+        "dirty_rate_bytes_per_second",
+        "gauge",
+        "New pages of the latest round by the time since the round before; only while migrating.",
+        "bytes_per_second",
+        ("vm",),
+        "ioctl, dirty-ring",
+        "over the rate of migration_sent_bytes_total for minutes: precopy does not converge",
+        _dirty_rate,
+    ),
+    Metric(
+        "dirty_rounds_total",
+        "counter",
+        "Rounds: sweeps over all logged memory, as QEMU's dirty-sync-count.",
+        "rounds",
+        ("vm",),
+        "ioctl",
+        "tens of rounds in one migration: precopy does not converge",
+        _dirty_rounds,
+    ),
+    Metric(
+        "dirty_sync_seconds",
+        "histogram",
+        "How long a round's sweep over the dirty logs took.",
+        "seconds",
+        (),
+        "ioctl",
+        "a quantile that is a good part of the downtime limit: the last sweep is a part of the blackout",
+        _dirty_sync,
+    ),
+)
+
+
+class Exporter(Collector):
+    """A prometheus_client collector: builds every family at each scrape from what `read` gives.
+
+    `read` None until there is a source: then nothing is exposed. `keep_ns`: how long VMs and migrations
+    that ended stay. `warn` gets lines for the operator.
+    """
+
+    def __init__(self, keep_ns: int, warn: Callable[[str], None]) -> None:
+        self.read: Callable[[], Reading] | None = None
+        self._accounts = Accounts(keep_ns, warn)
+        self._lock = threading.Lock()
+
+    def update(self) -> None:
+        """Count what has ended since the last call; once a second, so that scrapes may be rare."""
+        if self.read is not None:
+            with self._lock:
+                self._accounts.update(self.read())
+
+    def describe(self) -> Iterable[Family]:
+        """The families without samples, so that registering reads nothing."""
+        return [_family(metric) for metric in METRICS]
+
+    def collect(self) -> Iterator[Family]:
+        """The families of this moment."""
+        if self.read is None:
+            return
+        with self._lock:
+            families = list(families_of(self._accounts.update(self.read())))
+        yield from families
+
+
+def families_of(view: View) -> Iterator[Family]:
+    """All metrics as prometheus_client's families."""
+    for metric in METRICS:
+        family = _family(metric)
+        for labels, value in metric.samples(view):
+            _add(family, metric, labels, value)
+        yield family
+
+
+def _family(metric: Metric) -> Family:
+    name = PREFIX + metric.name
+    unit = metric.unit if metric.name.removesuffix("_total").endswith("_" + metric.unit) else ""
+    labels = metric.labels
+    if metric.kind == "counter":
+        return CounterMetricFamily(name, metric.help, labels=labels, unit=unit)
+    if metric.kind == "histogram":
+        return HistogramMetricFamily(name, metric.help, labels=labels, unit=unit)
+    if metric.kind == "info":
+        return InfoMetricFamily(name.removesuffix("_info"), metric.help)
+    return GaugeMetricFamily(name, metric.help, labels=labels, unit=unit)
+
+
+def _add(family: Family, metric: Metric, labels: Labels, value: float | Histogram) -> None:
+    if isinstance(value, Histogram):
+        assert isinstance(family, HistogramMetricFamily)
+        family.add_metric(labels, value.cumulative(), value.sum)
+    elif isinstance(family, InfoMetricFamily):
+        family.add_metric((), dict(zip(metric.labels, labels, strict=True)))
+    else:
+        assert not isinstance(family, HistogramMetricFamily)
+        family.add_metric(labels, float(value))
