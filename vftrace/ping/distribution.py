@@ -1,0 +1,33 @@
+"""Durations, counted by the microsecond, and their percentiles."""
+
+from collections import Counter
+
+_NS_PER_US = 1_000
+
+
+class Distribution:
+    """Counts durations in nanoseconds; memory grows with their spread, not with their number."""
+
+    def __init__(self) -> None:
+        self._by_us: Counter[int] = Counter()
+        self.count = 0
+        self.least_ns = 0
+        self.most_ns = 0
+
+    def add(self, ns: int) -> None:
+        """Count one duration; less than nothing (two clock readings apart) is nothing."""
+        ns = max(ns, 0)
+        self.least_ns = min(self.least_ns, ns) if self.count else ns
+        self.most_ns = max(self.most_ns, ns)
+        self.count += 1
+        self._by_us[ns // _NS_PER_US] += 1
+
+    def quantile_ns(self, share: float) -> int:
+        """The least duration that `share` (0 to 1) of all do not exceed, to a microsecond; 0 for none."""
+        wanted = share * self.count
+        seen = 0
+        for us in sorted(self._by_us):
+            seen += self._by_us[us]
+            if seen >= wanted:
+                return min((us + 1) * _NS_PER_US, self.most_ns)
+        return 0

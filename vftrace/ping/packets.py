@@ -1,0 +1,62 @@
+"""What a probe carries, and the ICMP header around it (RFC 792, RFC 4443)."""
+
+import struct
+from dataclasses import dataclass
+
+COOKIE_BYTES = 8
+_PAYLOAD = struct.Struct(f"!{COOKIE_BYTES}sQ")
+_ICMP = struct.Struct("!BBHHH")
+
+ECHO_REQUEST, ECHO_REPLY = 8, 0
+ECHO6_REQUEST, ECHO6_REPLY = 128, 129
+
+
+@dataclass(frozen=True)
+class Packets:
+    """Makes and reads the packets of one run; `cookie` tells them from everybody else's."""
+
+    cookie: bytes
+
+    def payload(self, slot: int) -> bytes:
+        """What is sent for a slot, and comes back unchanged."""
+        return _PAYLOAD.pack(self.cookie, slot)
+
+    def slot_of(self, payload: bytes) -> int | None:
+        """The slot that a reply answers; None if it is not ours."""
+        if len(payload) < _PAYLOAD.size:
+            return None
+        cookie, slot = _PAYLOAD.unpack_from(payload)
+        return slot if cookie == self.cookie else None
+
+    def echo_request(self, slot: int, version: int) -> bytes:
+        """An ICMP echo request; the kernel itself fills in the checksum of ICMPv6."""
+        kind = ECHO_REQUEST if version == 4 else ECHO6_REQUEST
+        # Only switches and firewalls on the way look at these two; a reply is known by its cookie.
+        identifier = int.from_bytes(self.cookie[:2], "big")
+        body = self.payload(slot)
+        header = _ICMP.pack(kind, 0, 0, identifier, slot & 0xFFFF)
+        if version == 4:
+            header = _ICMP.pack(kind, 0, checksum(header + body), identifier, slot & 0xFFFF)
+        return header + body
+
+    def slot_of_echo(self, packet: bytes, version: int) -> int | None:
+        """The slot that an ICMP message answers; None if it is not an echo reply of ours."""
+        wanted = ECHO_REPLY if version == 4 else ECHO6_REPLY
+        if len(packet) < _ICMP.size or packet[0] != wanted or packet[1] != 0:
+            return None
+        return self.slot_of(packet[_ICMP.size :])
+
+
+def without_ip_header(packet: bytes) -> bytes:
+    """What follows the IPv4 header, which a raw IPv4 socket gives too; empty if there is none."""
+    if not packet or packet[0] >> 4 != 4:
+        return b""
+    return packet[(packet[0] & 0xF) * 4 :]
+
+
+def checksum(data: bytes) -> int:
+    """The internet checksum (RFC 1071) of an even number of bytes."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF

@@ -1,0 +1,160 @@
+"""What a ping prints: the live line, a line for each gap, the summary, JSON."""
+
+import os
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+from vftrace.ping.gaps import HELD, LOST, OWN, Gap
+from vftrace.ping.ledger import GAP_INTERVALS, Ledger
+from vftrace.ping.session import Session
+from vftrace.units import format_ns
+
+SCHEMA = 1
+
+_MS = 1_000_000
+_EDGES_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+_BAR_WIDTH = 40
+
+
+def ping_json(session: Session, gaps: list[Gap]) -> dict[str, Any]:
+    """The result for programs: times in ns, `start_at_ns` on CLOCK_BOOTTIME.
+
+    `gaps` holds losses longer than GAP_INTERVALS; `longest_gap_ns` is the longest time without
+    replies, shorter losses and held replies among them.
+    """
+    ledger = session.ledger
+    return {
+        "schema": SCHEMA,
+        "address": session.target.address,
+        "protocol": session.protocol,
+        "interval_ns": ledger.interval_ns,
+        "sent": ledger.sent_count,
+        "received": ledger.received,
+        "missed_slots": ledger.missed_slots,
+        "longest_gap_ns": ledger.longest.ns if ledger.longest else 0,
+        "gaps": [
+            {"start_at_ns": gap.start_ns, "ns": gap.ns, "lost": gap.lost}
+            for gap in gaps
+            if gap.kind == LOST and ledger.is_long(gap)
+        ],
+    }
+
+
+def live_line(session: Session, now_ns: int) -> str:
+    """Where it stands, in one line."""
+    ledger = session.ledger
+    parts = [
+        f"{session.target.address}: {ledger.sent_count} sent",
+        f"{ledger.lost} lost",
+        f"longest gap {_longest(ledger)}",
+        f"p99 {format_ns(ledger.round_trips.quantile_ns(0.99))}",
+        f"missed {ledger.missed_slots}",
+    ]
+    silence_ns = ledger.silence_ns(now_ns)
+    if silence_ns > GAP_INTERVALS * ledger.interval_ns:
+        parts.append(f"NO REPLY FOR {format_ns(silence_ns)}")
+    return ", ".join(parts)
+
+
+def gap_line(gap: Gap, realtime_offset_ns: int) -> str:
+    """One gap, at its wall-clock time: printed when it is settled."""
+    at = _wall_time(gap.start_ns, realtime_offset_ns)
+    if gap.kind == OWN:
+        return f"{at}  {format_ns(gap.ns)} without probes: this machine was late, not the guest"
+    return f"{at}  {describe(gap)}"
+
+
+def describe(gap: Gap) -> str:
+    """A gap in words, with its bounds."""
+    parts = [f"{gap.lost} lost"]
+    if gap.kind == HELD:
+        parts.append(f"{gap.late} answered late")
+    if gap.missed:
+        parts.append(f"{gap.missed} within it not sent")
+    most = "open" if gap.most_ns is None else format_ns(gap.most_ns)
+    name = "without a reply" if gap.kind == LOST else "until held replies came"
+    bounds = f"{format_ns(gap.least_ns)} to {most}"
+    return f"{format_ns(gap.ns)} {name} ({bounds}; {', '.join(parts)})"
+
+
+def summary(session: Session, realtime_offset_ns: int) -> list[str]:
+    """The result for people."""
+    ledger = session.ledger
+    interval = format_ns(ledger.interval_ns)
+    where = session.target.address + (f" port {session.port}" if session.port else "")
+    lines = [
+        f"{where}, {session.protocol}, every {interval}",
+        f"  probes      {ledger.sent_count} sent, {ledger.received} answered, {_lost(ledger)}",
+    ]
+    odd = (
+        (ledger.duplicates, "duplicate"),
+        (ledger.reordered, "out of order"),
+        (ledger.after_timeout, f"after {format_ns(ledger.timeout_ns)}, counted as lost"),
+    )
+    if any(count for count, _ in odd):
+        lines.append("  replies     " + ", ".join(f"{n} {name}" for n, name in odd if n))
+    if ledger.received:
+        trips = ledger.round_trips
+        lines.append(
+            f"  round trip  least {format_ns(trips.least_ns)}, half {_quantile(trips, 0.5)}, "
+            f"99 % {_quantile(trips, 0.99)}, most {format_ns(trips.most_ns)}"
+        )
+    if session.errors:
+        said = ", ".join(f"{os.strerror(number)} ({n})" for number, n in session.errors.items())
+        lines.append(f"  network     {said}")
+    late = ledger.late
+    lines.append(
+        f"  own sending late by half {_quantile(late, 0.5)}, 99 % {_quantile(late, 0.99)}, "
+        f"99.9 % {_quantile(late, 0.999)}, most {format_ns(late.most_ns)}; "
+        f"{ledger.missed_slots} slots missed{'' if session.fifo else '; no real-time priority'}"
+    )
+    if ledger.longest is None:
+        lines.append("  longest gap none")
+    else:
+        at = _wall_time(ledger.longest.start_ns, realtime_offset_ns)
+        lines.append(f"  longest gap {describe(ledger.longest)}")
+        lines.append(f"              from {at}")
+    return lines + histogram(ledger.losses_ns)
+
+
+def histogram(losses_ns: Counter[int]) -> list[str]:
+    """Losses by length; `losses_ns` counts each length."""
+    counts = [0] * (len(_EDGES_MS) + 1)
+    for ns, count in losses_ns.items():
+        counts[sum(ns >= edge * _MS for edge in _EDGES_MS)] += count
+    filled = [place for place, count in enumerate(counts) if count]
+    if not filled:
+        return []
+    lines = ["  gaps by length"]
+    for place in range(filled[0], filled[-1] + 1):
+        bar = "#" * -(-counts[place] * _BAR_WIDTH // max(counts))
+        lines.append(f"    {_bucket(place):>16}  {counts[place]:>6}  {bar}".rstrip())
+    return lines
+
+
+def _bucket(place: int) -> str:
+    edges = [format_ns(ms * _MS) for ms in _EDGES_MS]
+    if place == 0:
+        return f"under {edges[0]}"
+    if place == len(edges):
+        return f"{edges[-1]} and more"
+    return f"{edges[place - 1]}-{edges[place]}"
+
+
+def _lost(ledger: Ledger) -> str:
+    share = ledger.lost / ledger.sent_count if ledger.sent_count else 0.0
+    return f"{ledger.lost} lost ({share:.2%})"
+
+
+def _longest(ledger: Ledger) -> str:
+    return format_ns(ledger.longest.ns) if ledger.longest else "none"
+
+
+def _quantile(distribution: Any, share: float) -> str:
+    return format_ns(distribution.quantile_ns(share))
+
+
+def _wall_time(at_ns: int, realtime_offset_ns: int) -> str:
+    wall = datetime.fromtimestamp((at_ns + realtime_offset_ns) / 1e9, tz=UTC).astimezone()
+    return wall.strftime("%H:%M:%S.%f")[:-3]
