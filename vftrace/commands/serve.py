@@ -1,0 +1,226 @@
+"""`vftrace serve`: metrics of this host's migrations for Prometheus."""
+
+import argparse
+import os
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vftrace.commands.common import Deadline, Interrupt, add_live_arguments, say_ready
+from vftrace.errors import UsageError
+from vftrace.units import parse_duration
+
+if TYPE_CHECKING:
+    from vftrace.live import Pump, ReplaySource
+    from vftrace.outputs.accounting import Reading
+
+HELP = "serve metrics of migrations on this host to Prometheus"
+
+DEFAULT_ADDRESS = "127.0.0.1:9843"
+DEFAULT_PATH = "/metrics"
+
+_UPDATE_SECONDS = 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is traced, what is served, and where."""
+    add_live_arguments(parser)
+    parser.add_argument(
+        "--vm",
+        action="append",
+        default=[],
+        metavar="UUID|NAME|PID",
+        help="only this VM (repeatable)",
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="also record what is seen to a file"
+    )
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="serve a recording instead")
+    parser.add_argument("--speed", metavar="N", help="of --replay: 1 as it was, 0 all at once")
+    add_web_arguments(parser)
+
+
+def add_web_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every subcommand that serves metrics; exporter-toolkit's names."""
+    web = parser.add_argument_group("metrics")
+    web.add_argument(
+        "--web.listen-address",
+        dest="web_addresses",
+        action="append",
+        type=parse_address,
+        metavar="HOST:PORT",
+        help=f"where to listen (repeatable; default {DEFAULT_ADDRESS}, or systemd's sockets)",
+    )
+    web.add_argument(
+        "--web.telemetry-path",
+        dest="web_path",
+        type=parse_path,
+        default=DEFAULT_PATH,
+        metavar="PATH",
+        help="where the metrics are (default %(default)s)",
+    )
+    web.add_argument(
+        "--web.config.file",
+        dest="web_config",
+        type=Path,
+        metavar="FILE",
+        help="TLS and basic auth, in exporter-toolkit's format",
+    )
+    web.add_argument(
+        "--keep",
+        type=parse_duration,
+        default="5m",
+        metavar="TIME",
+        help="how long VMs and migrations that ended stay in the metrics (default %(default)s)",
+    )
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Read `127.0.0.1:9843`, `[::]:9843` or `:9843` (all addresses) as host and port.
+
+    Raises UsageError for anything else.
+    """
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    well_formed = colon and port.isascii() and port.isdigit() and (bracketed or ":" not in host)
+    if not well_formed or int(port) > 65535:
+        raise UsageError(f"not an address to listen on: {text!r} (such as {DEFAULT_ADDRESS})")
+    return host[1:-1] if bracketed else host, int(port)
+
+
+def parse_path(text: str) -> str:
+    """Check a path for the metrics. Raises UsageError where it is none, or is taken."""
+    if not text.startswith("/") or not text.isprintable() or "?" in text or text.startswith("/-/"):
+        raise UsageError(f"not a path for the metrics: {text!r} (such as {DEFAULT_PATH})")
+    return text
+
+
+class Service:
+    """The metrics over HTTP: listens at once, is ready when `attach` was called.
+
+    `tick` belongs into the loop that steps the pump; `close` ends it.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """`args` as `add_web_arguments` made them. VftraceError where the address or the file is no good."""
+        from prometheus_client import ProcessCollector
+        from prometheus_client.registry import CollectorRegistry
+
+        from vftrace.outputs import http, webconfig
+        from vftrace.outputs.prometheus import Exporter
+
+        config = (
+            webconfig.WebConfig()
+            if args.web_config is None
+            else webconfig.read_web_config(args.web_config)
+        )
+        sockets = http.activated_sockets(os.environ)
+        if args.web_addresses or not sockets:
+            addresses = args.web_addresses or [parse_address(DEFAULT_ADDRESS)]
+            sockets += [http.listen(host, port) for host, port in addresses]
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._exporter = Exporter(args.keep, _say)
+        registry.register(self._exporter)
+        app = http.make_app(registry, args.web_path, lambda: self._ready, config)
+        self._servers = http.Servers(sockets, app, config)
+        self._ready = False
+        self._next_update = 0.0
+        self.urls = tuple(url + args.web_path for url in self._servers.urls)
+        self._servers.start()
+
+    def attach(self, pump: "Pump", wanted: list[str]) -> None:
+        """Serve what this pump knows, of the `wanted` VMs (all if none is named)."""
+        self._exporter.read = lambda: reading_of(pump, wanted)
+        self._ready = True
+
+    def tick(self) -> None:
+        """Count what has ended, once a second, so that scrapes may be rare."""
+        now = time.monotonic()
+        if now >= self._next_update:
+            self._exporter.update()
+            self._next_update = now + _UPDATE_SECONDS
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._servers.stop()
+
+
+def reading_of(pump: "Pump", wanted: list[str]) -> "Reading":
+    """What the metrics are made of, now."""
+    from vftrace.live import filter_snapshot
+    from vftrace.outputs.accounting import Reading
+
+    # `ended` first: what is settled by the end must be in the snapshot that says so.
+    ended = pump.ended
+    return Reading(
+        snapshot=filter_snapshot(pump.snapshot(), wanted),
+        now_ns=pump.now_ns(),
+        host=pump.host,
+        probes={state.name: state.method for state in pump.probe_status},
+        event_counts=pump.event_counts(),
+        ended=ended,
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C, SIGTERM or the duration's end."""
+    if args.replay is not None and (args.record is not None or args.way is not None):
+        raise UsageError("--record and --way are for tracing, not with --replay")
+    if args.speed is not None and args.replay is None:
+        raise UsageError("--speed is for --replay")
+    with ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
+        deadline = Deadline(args.duration)
+        service = Service(args)
+        stack.callback(service.close)
+        pump, replay = _open(args, stack)
+        service.attach(pump, args.vm)
+        for url in service.urls:
+            _say(f"serving {url}")
+        say_ready()
+        while not interrupt.set and not deadline.passed():
+            pump.step()
+            service.tick()
+            if replay is not None and pump.ended:
+                _say_end(replay)
+                replay = None
+            if pump.ended:
+                time.sleep(0.1)
+    return 0
+
+
+def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySource | None]":
+    """The pump, closed by `stack`; the replay if it is one."""
+    from vftrace.live import Pump, ReplaySource, parse_speed
+
+    if args.replay is not None:
+        replay = ReplaySource(args.replay, parse_speed(args.speed or "1"))
+        return Pump(replay), replay
+    from vftrace.sources.live import LiveSource
+    from vftrace.sources.recording import RecordingWriter
+
+    source = LiveSource(args.way)
+    writer = None
+    try:
+        if args.record is not None:
+            writer = RecordingWriter(args.record, source.host)
+            stack.callback(writer.close)
+    except BaseException:
+        source.close()
+        raise
+    pump = Pump(source, writer)
+    stack.callback(pump.close)
+    return pump, None
+
+
+def _say_end(replay: "ReplaySource") -> None:
+    if replay.damage is not None:
+        _say(f"the recording is not whole: {replay.damage}")
+    _say("the replay has ended; its last state stays served (Ctrl-C ends)")
+
+
+def _say(line: str) -> None:
+    print(f"vftrace: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,247 @@
+"""`--web.config.file`: TLS, client certificates and basic auth in exporter-toolkit's format.
+
+Keys that this server cannot honour are refused, never ignored: who writes a cipher list into the
+file must not believe that it is in force.
+"""
+
+import hashlib
+import re
+import secrets
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import yaml
+
+from vftrace.errors import VftraceError
+
+_MAX_CACHED = 100
+_BCRYPT_HASH = re.compile(r"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}", re.ASCII)
+_BCRYPT_LONGEST = 72
+
+_VERSIONS = {
+    "TLS10": ssl.TLSVersion.TLSv1,
+    "TLS11": ssl.TLSVersion.TLSv1_1,
+    "TLS12": ssl.TLSVersion.TLSv1_2,
+    "TLS13": ssl.TLSVersion.TLSv1_3,
+}
+# Python's ssl verifies every certificate it asks for. RequestClientCert makes no difference to who is
+# let in, so asking for none is the same.
+_CLIENT_AUTH = {
+    "": ssl.CERT_NONE,
+    "NoClientCert": ssl.CERT_NONE,
+    "RequestClientCert": ssl.CERT_NONE,
+    "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
+    "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
+}
+_TLS_KEYS = {
+    *("cert_file", "key_file", "client_auth_type", "client_ca_file", "client_allowed_sans"),
+    *("min_version", "max_version", "prefer_server_cipher_suites"),
+}
+_TLS_NOT_HERE = {
+    *("cert", "key", "client_ca", "key_path_ref", "cert_ref", "client_ca_ref", "key_ref"),
+    *("cipher_suites", "curve_preferences"),
+}
+_HEADERS = {
+    *("Content-Security-Policy", "Strict-Transport-Security", "X-Content-Type-Options"),
+    *("X-Frame-Options", "X-XSS-Protection"),
+}
+
+Complain = Callable[[str], VftraceError]
+
+
+class Users:
+    """The users of basic auth: name to bcrypt hash. Thread-safe."""
+
+    def __init__(self, hashes: Mapping[str, str]) -> None:
+        self._hashes = {user: text.encode() for user, text in hashes.items()}
+        # A wrong name must take as long as a wrong password.
+        self._nobody = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(10))
+        self._salt = secrets.token_bytes(16)
+        self._right: set[bytes] = set()
+        self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._hashes)
+
+    def accepts(self, user: str, password: str) -> bool:
+        """Whether the password is the user's. One bcrypt at a time, so that guessing costs one CPU at most."""
+        expected = self._hashes.get(user)
+        # NUL cannot be in a user's name or a hash, so no two triples look alike.
+        triple = b"\0".join((user.encode(), expected or b"", password.encode()))
+        mark = hashlib.sha256(self._salt + triple).digest()
+        with self._lock:
+            if mark in self._right:
+                return True
+            secret = password.encode()
+            fits = len(secret) <= _BCRYPT_LONGEST and b"\0" not in secret
+            right = bcrypt.checkpw(secret if fits else b"", expected or self._nobody)
+            if not (right and fits and expected is not None):
+                return False
+            if len(self._right) >= _MAX_CACHED:
+                self._right.clear()
+            self._right.add(mark)
+            return True
+
+
+@dataclass(frozen=True)
+class WebConfig:
+    """What the file says. `tls` None: plain HTTP. `allowed_sans` empty: every verified client."""
+
+    tls: ssl.SSLContext | None = None
+    allowed_sans: frozenset[str] = frozenset()
+    users: Users = field(default_factory=lambda: Users({}))
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def read_web_config(path: Path) -> WebConfig:
+    """Read the file; VftraceError, one line, for whatever is wrong with it."""
+
+    def complain(what: str) -> VftraceError:
+        return VftraceError(f"{path}: {what}")
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise complain(str(error.strerror)) from error
+    except UnicodeDecodeError as error:
+        raise complain("not a text file") from error
+    except yaml.YAMLError as error:
+        raise complain(f"not YAML: {' '.join(str(error).split())}") from error
+    sections = _section("the file", {} if content is None else content, complain)
+    _only(
+        "the file",
+        sections,
+        {"tls_server_config", "http_server_config", "basic_auth_users"},
+        complain,
+    )
+    tls_section = sections.get("tls_server_config")
+    server = _section("http_server_config", sections.get("http_server_config") or {}, complain)
+    users = _section("basic_auth_users", sections.get("basic_auth_users") or {}, complain)
+    tls, sans = None, frozenset[str]()
+    if tls_section is not None:
+        section = _section("tls_server_config", tls_section, complain)
+        tls, sans = _tls(section, path.parent, complain)
+    return WebConfig(tls, sans, _users(users, complain), _headers(server, complain))
+
+
+def _tls(
+    section: dict[str, Any], directory: Path, complain: Complain
+) -> tuple[ssl.SSLContext, frozenset[str]]:
+    for key in sorted(_TLS_NOT_HERE & section.keys()):
+        raise complain(f"tls_server_config: {key} is not supported here")
+    _only("tls_server_config", section, _TLS_KEYS, complain)
+    policy = _text(section, "client_auth_type", complain)
+    ca_file = _text(section, "client_ca_file", complain)
+    if policy not in _CLIENT_AUTH:
+        raise complain(
+            f"tls_server_config: client_auth_type {policy!r} is not supported here "
+            f"(there are: {', '.join(sorted(filter(None, _CLIENT_AUTH)))})"
+        )
+    if ca_file and not policy:
+        raise complain("tls_server_config: client_ca_file without client_auth_type")
+    if _CLIENT_AUTH[policy] != ssl.CERT_NONE and not ca_file:
+        raise complain(f"tls_server_config: client_auth_type {policy} without client_ca_file")
+    sans = section.get("client_allowed_sans") or []
+    if not isinstance(sans, list) or not all(isinstance(san, str) for san in sans):
+        raise complain("tls_server_config: client_allowed_sans is no list of names")
+    if sans and _CLIENT_AUTH[policy] != ssl.CERT_REQUIRED:
+        raise complain(
+            "tls_server_config: client_allowed_sans needs client_auth_type "
+            "RequireAndVerifyClientCert"
+        )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _version(section, "min_version", "TLS12", complain)
+    context.maximum_version = _version(section, "max_version", "TLS13", complain)
+    if context.minimum_version > context.maximum_version:
+        raise complain("tls_server_config: min_version is above max_version")
+    context.verify_mode = _CLIENT_AUTH[policy]
+    _load(context, section, directory, complain)
+    return context, frozenset(sans)
+
+
+def _load(
+    context: ssl.SSLContext, section: dict[str, Any], directory: Path, complain: Complain
+) -> None:
+    names = {
+        key: _text(section, key, complain) for key in ("cert_file", "key_file", "client_ca_file")
+    }
+    for key in ("cert_file", "key_file"):
+        if not names[key]:
+            raise complain(f"tls_server_config: {key} is missing")
+    paths = {key: directory / name for key, name in names.items() if name}
+    for key, path in paths.items():
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise complain(f"tls_server_config: {key}: {path}: {error.strerror}") from error
+    try:
+        # A password would be asked for on the terminal; the format has no place for one.
+        context.load_cert_chain(paths["cert_file"], paths["key_file"], password=lambda: "")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise complain(
+            f"tls_server_config: {paths['cert_file']} and {paths['key_file']} are no certificate "
+            f"and its key: {error}"
+        ) from error
+    if "client_ca_file" in paths:
+        try:
+            context.load_verify_locations(cafile=paths["client_ca_file"])
+        except (ssl.SSLError, OSError) as error:
+            raise complain(
+                f"tls_server_config: {paths['client_ca_file']} holds no certificate: {error}"
+            ) from error
+
+
+def _version(
+    section: dict[str, Any], key: str, otherwise: str, complain: Complain
+) -> ssl.TLSVersion:
+    name = _text(section, key, complain) or otherwise
+    if name not in _VERSIONS:
+        raise complain(f"tls_server_config: {key} {name!r} is none of {', '.join(_VERSIONS)}")
+    return _VERSIONS[name]
+
+
+def _users(section: dict[str, Any], complain: Complain) -> Users:
+    for user, text in section.items():
+        if not isinstance(text, str) or not _BCRYPT_HASH.fullmatch(text):
+            raise complain(
+                f"basic_auth_users: what stands for {user!r} is no bcrypt hash "
+                "(htpasswd -nBC 10 USER makes one)"
+            )
+    return Users(section)
+
+
+def _headers(section: dict[str, Any], complain: Complain) -> tuple[tuple[str, str], ...]:
+    # http2 only allows it; this server speaks HTTP/1 and every client can.
+    _only("http_server_config", section, {"http2", "headers"}, complain)
+    headers = _section("headers", section.get("headers") or {}, complain)
+    _only("http_server_config: headers", headers, _HEADERS, complain)
+    for name, value in headers.items():
+        if not isinstance(value, str) or not value.isprintable():
+            raise complain(f"http_server_config: headers: {name} is no line of text")
+    return tuple(headers.items())
+
+
+def _section(name: str, content: object, complain: Complain) -> dict[str, Any]:
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise complain(f"{name} is not a set of keys and values")
+    return content
+
+
+def _only(name: str, section: dict[str, Any], known: set[str], complain: Complain) -> None:
+    for key in section:
+        if key not in known:
+            raise complain(f"{name}: {key!r} is not known (there are: {', '.join(sorted(known))})")
+
+
+def _text(section: dict[str, Any], key: str, complain: Complain) -> str:
+    value = section.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise complain(f"tls_server_config: {key} is no text")
+    return value
