@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vftlab.devices import PF, functions
-from vftlab.job import Failed, Job, boottime_ns, say
+from vftlab.job import Failed, Job, boottime_ns, modprobe, say
 from vftlab.vm import Vm, migrate, migration_truth, run_state, vm, vm_truth
 
 
@@ -37,6 +37,22 @@ def _moved(source: Vm, destination: Vm) -> dict[str, object]:
     if ended != ("completed", "postmigrate", "running"):
         raise Failed(f"migration, source and destination are {ended}")
     return migration_truth(migration)
+
+
+def plain(job: Job) -> None:
+    """Migrate a VM that has no passed-through device."""
+    modprobe("kvm-amd")
+    with (
+        vm("source", job.results) as source,
+        vm("destination", job.results, incoming=True) as destination,
+    ):
+        migration = _moved(source, destination)
+        job.write_truth(
+            {
+                "vms": [vm_truth(source, "source"), vm_truth(destination, "destination")],
+                "migration": migration,
+            }
+        )
 
 
 def unplug(job: Job) -> None:
@@ -90,6 +106,7 @@ def plug_after(job: Job) -> None:
 
 
 JOBS: dict[str, Callable[[Job], None]] = {
+    "plain": plain,
     "unplug": unplug,
     "unplug-only": unplug_only,
     "plug-after": plug_after,

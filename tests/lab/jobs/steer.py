@@ -8,14 +8,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vftlab.devices import STOP_COPY_ARCS, Steer, has_precopy, vfio_option
 from vftlab.job import CannotHere, Failed, Job, say
 from vftlab.vm import Migration, Vm, migrate, migration_truth, run_state, vm, vm_truth
 
+PAGE = 4096
 KIB = 1 << 10
 MIB = 1 << 20
 HEADER = 24
+# Of the failing jobs; a device that cannot precopy moves only the second part.
+PRECOPY_BYTES = 64 * KIB
+STOP_BYTES = 64 * KIB
 
 
 def best_kind() -> str:
@@ -134,75 +139,96 @@ def steer_downtime(job: Job) -> None:
             raise Failed(f"QEMU counted {migration.vfio_bytes} bytes of device state, not {total}")
 
 
-def _failing(
-    job: Job, steer: Callable[[Pair], None], source: str, destination: str, walked: str = ""
-) -> None:
-    """Migrate with one steered device; the migration must fail and leave the VMs like this."""
+# How the source's device walks on from the VM's first start, with precopy and without.
+STOPPED = (
+    "PRE_COPY PRE_COPY_P2P STOP_COPY STOP RUNNING_P2P RUNNING",
+    "RUNNING_P2P STOP STOP_COPY STOP RUNNING_P2P RUNNING",
+)
+
+
+def _failing(job: Job, steer: Callable[[Pair], None], walked: tuple[str, str]) -> None:
+    """Migrate with one steered device: the migration must fail, and the source run on.
+
+    `walked` is what the source's device must have walked since the VM started: with precopy, and
+    without.
+    """
     with pair(job, [best_kind()]) as two:
         for device in (*two.sources, *two.targets):
-            device.command(f"bytes {64 * KIB if has_precopy() else 0} {64 * KIB}")
+            device.command(f"bytes {PRECOPY_BYTES} {STOP_BYTES}")
         steer(two)
         migration = migrate(two.source)
-        if source == "running":
-            # QEMU says `failed` before the VM runs again.
-            two.source.monitor.wait_running(10)
-        if destination == "gone":
-            two.destination.process.wait(20)
+        # QEMU says `failed` before the VM runs again.
+        two.source.monitor.wait_running(10)
+        two.destination.process.wait(20)
         two.finish(migration)
         say(f"QEMU's reason: {migration.result.get('error-desc')}")
-        two.expect(migration, "failed", source, destination)
-        seen = two.sources[0].walked()
-        if walked and seen[-len(walked.split()) :] != walked.split():
-            raise Failed(f"the source's device walked {' '.join(seen)}, not ... {walked}")
+        two.expect(migration, "failed", "running", "gone")
+        start = "RUNNING RUNNING_P2P RUNNING"
+        wanted = f"{start} {walked[0 if has_precopy() else 1]}".split()
+        if (seen := two.sources[0].walked()) != wanted:
+            raise Failed(f"the source's device walked {' '.join(seen)}, not {' '.join(wanted)}")
 
 
-def _fail_save(two: Pair, *, broken: bool = False) -> None:
+def _after_the_stop() -> int:
+    """A place in the state that is only read, and written, after the source's device stopped."""
+    return HEADER + (PRECOPY_BYTES if has_precopy() else 0) + STOP_BYTES // 2
+
+
+def _fail_stop_copy(two: Pair, *, broken: bool = False) -> None:
     old, new = STOP_COPY_ARCS[best_kind()]
     two.sources[0].command(f"fail {old} {new} 5 1" + (" error" if broken else ""))
 
 
 def steer_fail_resuming(job: Job) -> None:
     """The destination's device refuses RESUMING with -22."""
-    _failing(
-        job, lambda two: two.targets[0].command("fail STOP RESUMING 22 1"), "running", "gone"
-    )
+    refuse = "fail STOP RESUMING 22 1"
+    _failing(job, lambda two: two.targets[0].command(refuse), ("PRE_COPY RUNNING", ""))
 
 
 def steer_fail_load(job: Job) -> None:
     """The destination's device fails while its state is written, with -5."""
-    _failing(job, lambda two: two.targets[0].command("fail-write 66000 5"), "running", "gone")
+    at = _after_the_stop()
+    _failing(job, lambda two: two.targets[0].command(f"fail-write {at} 5"), STOPPED)
 
 
 def steer_fail_save(job: Job) -> None:
     """The source's device fails while its state is read after the stop, with -5."""
-    _failing(job, lambda two: two.sources[0].command("fail-read 66000 5"), "running", "gone")
+    at = _after_the_stop()
+    _failing(job, lambda two: two.sources[0].command(f"fail-read {at} 5"), STOPPED)
 
 
 def steer_fail_stop_copy(job: Job) -> None:
     """The source's device refuses STOP_COPY with -5, and the source runs on."""
-    _failing(job, _fail_save, "running", "gone")
+    # From PRE_COPY QEMU has no state to fall back on and resets; else it falls back on STOP.
+    reset = "PRE_COPY PRE_COPY_P2P RUNNING RUNNING_P2P RUNNING"
+    _failing(job, _fail_stop_copy, (reset, "RUNNING_P2P STOP RUNNING_P2P RUNNING"))
 
 
 def steer_error(job: Job) -> None:
     """The source's device goes to ERROR instead of STOP_COPY; QEMU resets it and runs on."""
-    _failing(job, lambda two: _fail_save(two, broken=True), "running", "gone")
+    broken = "ERROR RUNNING RUNNING_P2P RUNNING"
+    walked = (f"PRE_COPY PRE_COPY_P2P {broken}", f"RUNNING_P2P STOP {broken}")
+    _failing(job, lambda two: _fail_stop_copy(two, broken=True), walked)
 
 
 def steer_refuse(job: Job) -> None:
     """The source's device refuses PRE_COPY with -16: the migration ends as it starts."""
     if not has_precopy():
         raise CannotHere("VFIO without precopy")
-    _failing(
-        job,
-        lambda two: two.sources[0].command("fail RUNNING PRE_COPY 16 1"),
-        "running",
-        "gone",
-        walked="RUNNING_P2P RUNNING",
-    )
+    _failing(job, lambda two: two.sources[0].command("fail RUNNING PRE_COPY 16 1"), ("", ""))
 
 
 # Guest memory that the firmware leaves alone, and how many pages the device writes from there on.
 TOUCHES = ((16 * MIB, 7), (20 * MIB, 100), (32 * MIB, 1))
+
+
+def _written_pages(machine: Vm, address: int, pages: int) -> int:
+    """How many of the guest's pages from `address` on are not empty."""
+    dump = Path("/tmp/pages")
+    machine.monitor("pmemsave", val=address, size=pages * PAGE, filename=str(dump))
+    memory = dump.read_bytes()
+    dump.unlink()
+    return sum(any(memory[at : at + PAGE]) for at in range(0, len(memory), PAGE))
 
 
 def steer_dma(job: Job) -> None:
@@ -227,6 +253,10 @@ def steer_dma(job: Job) -> None:
         say(f"tracked by {'the device' if logged else 'the IOMMU driver'}, reported {reported}")
         if logged and reported != touched:
             raise Failed(f"the device wrote to {touched} pages and reported {reported}")
+        arrived = sum(_written_pages(two.destination, iova, pages) for iova, pages in TOUCHES)
+        say(f"{arrived} of {touched} pages arrived")
+        if arrived != touched:
+            raise Failed(f"the device wrote to {touched} pages, {arrived} arrived")
 
 
 JOBS: dict[str, Callable[[Job], None]] = {

@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from vftlab.job import Failed, boottime_ns, modprobe, wait_for
+from vftlab.job import CannotHere, Failed, boottime_ns, modprobe, wait_for
 
 STOP_COPY, P2P, PRE_COPY = 1, 2, 4
 STATES = (
@@ -43,29 +43,32 @@ def vfio_option(name: str, number: int = 0) -> str:
 class Mtty:
     """The kernel's sample device. Its module, with debug messages on, logs every arc it walks."""
 
-    made: set[str] = set()
+    made: dict[str, int] = {}
+    """When each was created, CLOCK_BOOTTIME in ns."""
 
     @classmethod
     def create(cls, number: int, flags: int) -> str:
         """A device with these migration flags; its UUID."""
         if not Path("/sys/module/mtty").exists():
             modprobe("vfio-pci", "mdev", "kvm-amd")
-            subprocess.run(["modprobe", "mtty", "dyndbg=+p"], check=True)
+            if subprocess.run(["modprobe", "mtty", "dyndbg=+p"], check=False).returncode:
+                raise CannotHere("its mtty sample cannot migrate, so it was not built")
         name = device_uuid(number)
+        cls.made[name] = boottime_ns()
         Path("/sys/module/mtty/parameters/lab_flags").write_text(str(flags))
         _create(Path("/sys/class/mdev_bus/mtty"), "mtty-2", name)
-        cls.made.add(name)
         return name
 
-    @staticmethod
-    def states(*names: str) -> dict[str, list[dict[str, object]]]:
+    @classmethod
+    def states(cls, *names: str) -> dict[str, list[dict[str, object]]]:
         """Arcs each device walked, from the kernel's log: at_ns (CLOCK_BOOTTIME), from, to."""
         log, offset_ns = _kernel_log()
         found: dict[str, list[dict[str, object]]] = {name: [] for name in names}
         arc = r"^\[ *(\d+)\.(\d+)\] mtty (\S+): mtty_step_state: (\d) -> (\d)$"
         for seconds, micros, name, old, new in re.findall(arc, log, re.MULTILINE):
-            if name in found:
-                at_ns = int(seconds) * 10**9 + int(micros) * 1000 + offset_ns
+            at_ns = int(seconds) * 10**9 + int(micros) * 1000 + offset_ns
+            # An earlier job may have had a device of the same name.
+            if name in found and at_ns > cls.made[name]:
                 entry = {"at_ns": at_ns, "what": "arc"}
                 found[name].append(entry | {"from": STATES[int(old)], "to": STATES[int(new)]})
         return found
@@ -171,7 +174,7 @@ def has_precopy() -> bool:
 
 def functions(count: int) -> list[str]:
     """Bring the igb card up with `count` VFs, each on vfio-pci; their PCI addresses."""
-    modprobe("vfio-pci", "igb")
+    modprobe("vfio-pci", "igb", "kvm-amd")
     card = PCI / "devices" / PF
     wait_for("igb's interface", 20, lambda: (card / "net").exists())
     interface = next((card / "net").iterdir()).name

@@ -14,6 +14,8 @@ from vftlab.job import EXIT_CANNOT_HERE, CannotHere, Failed, Job, say, traced
 
 TREE = Path("/src")
 RESULTS = Path("/results")
+# $VFTRACE: one recording of all jobs, or one of each.
+ALL, EACH = "1", "each"
 
 
 def _run(name: str) -> int:
@@ -27,7 +29,7 @@ def _run(name: str) -> int:
     say(f"== {name}")
     try:
         try:
-            with traced(results):
+            with traced(results, EACH):
                 JOBS[name](Job(name, results))
         finally:
             remove_all()
@@ -49,7 +51,12 @@ def main() -> int:
         arguments = shlex.split(os.environ.get("LAB_ARGUMENTS", ""))
         return subprocess.run([str(TREE / script), *arguments], check=False).returncode
     names = os.environ["LAB_JOBS"].split()
-    codes = {name: _run(name) for name in names}
+    try:
+        with traced(RESULTS, ALL):
+            codes = {name: _run(name) for name in names}
+    except Failed as failure:
+        say(f"FAILED: {failure}")
+        return 1
     (RESULTS / ".lab/codes").write_text(json.dumps(codes))
     failed = [code for code in codes.values() if code not in (0, EXIT_CANNOT_HERE)]
     if failed:

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 TRACER = Path("/src/vftrace/commands/record.py")
-TRACER_READY_S = 120.0
+# Generous: the machine is emulated, and BCC compiles.
+TRACER_READY_S = 240.0
 
 
 class Failed(Exception):
@@ -44,10 +45,18 @@ class Job:
 
     name: str
     results: Path
+    started_at_ns: int = field(default_factory=boottime_ns)
 
     def write_truth(self, truth: dict[str, object]) -> None:
         """Write truth.json: what happened, from sources that are not vftrace."""
-        whole = {"schema": 1, "job": self.name, "kernel": os.uname().release, **truth}
+        whole = {
+            "schema": 1,
+            "job": self.name,
+            "kernel": os.uname().release,
+            "started_at_ns": self.started_at_ns,
+            "ended_at_ns": boottime_ns(),
+            **truth,
+        }
         (self.results / "truth.json").write_text(json.dumps(whole, indent=1) + "\n")
 
 
@@ -70,25 +79,28 @@ def wait_for(what: str, seconds: float, condition: object) -> None:
 
 
 @contextlib.contextmanager
-def traced(results: Path) -> Iterator[None]:
-    """With VFTRACE=1 in the environment: vftrace records the whole job into recording.vft.
+def traced(results: Path, wanted: str) -> Iterator[None]:
+    """If $VFTRACE is `wanted`: vftrace records what runs meanwhile into results/recording.vft.
 
-    VFTRACE_OPTIONS is put before the subcommand's own options. Without the subcommand in the tree
-    the job runs untraced, and says so.
+    VFTRACE_OPTIONS is put after `record`. The modules to trace are loaded first, unless
+    LAB_LATE_MODULES=1 leaves that to the jobs. Without the subcommand in the tree nothing is
+    traced, and a line says so. Failed if vftrace does not become ready or does not end well.
     """
-    if os.environ.get("VFTRACE") != "1":
+    if os.environ.get("VFTRACE") != wanted:
         yield
         return
     if not TRACER.exists():
-        say("VFTRACE=1, but the tree has no vftrace/commands/record.py: not traced")
+        say("VFTRACE is set, but the tree has no vftrace/commands/record.py: not traced")
         yield
         return
+    if os.environ.get("LAB_LATE_MODULES") != "1":
+        modprobe("kvm-amd", "vfio-pci", "mdev", "igb", "ixgbe")
     options = os.environ.get("VFTRACE_OPTIONS", "").split()
     command = [sys.executable, "-m", "vftrace", "record", *options, "-o", results / "recording.vft"]
     begun = time.monotonic()
-    with (results / "vftrace.err").open("w") as errors:
-        tracer = subprocess.Popen(command, stderr=errors, stdout=errors)
     log = results / "vftrace.err"
+    with log.open("w") as errors:
+        tracer = subprocess.Popen(command, stderr=errors, stdout=errors)
 
     def ready() -> bool:
         if tracer.poll() is not None:

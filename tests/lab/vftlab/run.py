@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tests/lab/run",
         description="Run jobs on a stock kernel in an emulated machine, all in one boot.",
-        epilog="VFTRACE=1 in the environment has vftrace record each job. Exit code: 0, the worst of"
+        epilog="VFTRACE=1 in the environment: vftrace records them all, VFTRACE=each: each apart. Exit code: 0, the worst of"
         " the jobs' (77: not on this kernel), 124 timeout, 125 the machine died, 2 usage.",
     )
     parser.add_argument("kernel", nargs="?", metavar="KERNEL", help=f"of {', '.join(KERNELS)}")
