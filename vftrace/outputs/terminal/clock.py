@@ -24,6 +24,12 @@ def wall_time(snapshot: Snapshot, at_ns: int) -> str:
     return f"{when:%Y-%m-%d %H:%M:%S}.{when.microsecond // 1000:03} UTC"
 
 
+def precise_time(snapshot: Snapshot, at_ns: int) -> str:
+    """The time of day in UTC to the millisecond: `22:27:01.817Z`."""
+    when = _utc(snapshot, at_ns)
+    return UNKNOWN_TIME if when is None else f"{when:%H:%M:%S}.{when.microsecond // 1000:03}Z"
+
+
 def clock_time(snapshot: Snapshot, at_ns: int) -> str:
     """The time of day in UTC, short: `22:27:01Z`."""
     when = _utc(snapshot, at_ns)

@@ -1,5 +1,6 @@
 """What the live view shows at the moment, and how each key changes it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -166,13 +167,8 @@ def cursor(state: ViewState, rows: list[Row]) -> Row:
 
 def _migration_under(state: ViewState, snapshot: Snapshot) -> Row | None:
     rows = all_rows(snapshot, state)
-    if not rows:
-        return None
-    row = cursor(state, rows)
-    if row[0] == "migration":
-        return row
-    own = [m for m in snapshot.migrations if row[1] in (m.pid, m.peer_pid)]
-    return row_of(max(own, key=lambda m: m.started_at_ns)) if own else None
+    found = migration_of(cursor(state, rows), snapshot) if rows else None
+    return None if found is None else row_of(found)
 
 
 # -- which rows there are -----------------------------------------------------------------------
@@ -212,6 +208,18 @@ def vms(snapshot: Snapshot, state: ViewState) -> list[Vm]:
 def find(snapshot: Snapshot, row: Row | None) -> Migration | None:
     """The migration of a row, if it is still known."""
     return next((m for m in snapshot.migrations if row_of(m) == row), None)
+
+
+def migration_of(row: Row, snapshot: Snapshot) -> Migration | None:
+    """The migration a row stands for: itself, or a VM's newest."""
+    if row[0] == "migration":
+        return find(snapshot, row)
+    return newest([m for m in snapshot.migrations if row[1] in (m.pid, m.peer_pid)])
+
+
+def newest(found: Iterable[Migration]) -> Migration | None:
+    """The one that began last."""
+    return max(found, key=lambda m: m.started_at_ns, default=None)
 
 
 def matches(thing: Migration | Vm, text: str) -> bool:

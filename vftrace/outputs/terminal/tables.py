@@ -25,6 +25,7 @@ STYLES = {
     "running": "green",
     "cleanup": "cyan",
 }
+OUTCOME_STYLES = {"completed": "green", "failed": "bold red", "cancelled": "yellow"}
 BLACKOUT_STYLE = "red"
 """The guest stands still."""
 

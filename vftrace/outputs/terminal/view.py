@@ -1,67 +1,36 @@
 """The live view: one frame, drawn from a snapshot, the time, and the state of the view."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.cells import set_cell_size
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from vftrace.migration.model import Migration, Snapshot, Vm
+from vftrace.migration.model import Snapshot
 from vftrace.outputs.terminal import state as view_state
 from vftrace.outputs.terminal.clock import clock_time
-from vftrace.outputs.terminal.figures import (
-    bandwidth_now,
-    blackout,
-    compact,
-    current_phase,
-    dirty_rate,
-)
 from vftrace.outputs.terminal.glyphs import (
     Glyphs,
     clean,
     glyphs,
     shorten,
-    shorten_middle,
-    sparkline,
 )
-from vftrace.outputs.terminal.state import BINDINGS, ViewState, row_of
-from vftrace.outputs.terminal.tables import (
-    UNKNOWN,
-    WIDE,
-    blackout_table,
-    count,
-    phases_table,
-    rounds_table,
-    size,
-)
+from vftrace.outputs.terminal.listing import list_page
+from vftrace.outputs.terminal.state import BINDINGS, ViewState
+from vftrace.outputs.terminal.timeline import TITLE, WARNING, one_line, timeline
 from vftrace.outputs.terminal.words import (
     headline,
     label,
     losses,
-    roles,
-    set_by,
-    title,
-    uuid_short,
-    verdict,
-    warnings,
 )
 from vftrace.sources.recording import HostInfo
-from vftrace.units import format_ns
 
 TALL = 40
 """From this many lines on, the migration under the cursor is shown in full below the list."""
 
-SIDE_BY_SIDE = 150
-"""From this many columns on, the blackout and the phases stand beside each other."""
-
 NOT_ATTACHED = "not attached"
-TITLE = "bold"
 BAR = "reverse"
-WARNING = "bold yellow"
-OUTCOME_STYLES = {"completed": "green", "failed": "bold red", "cancelled": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -99,6 +68,23 @@ class Frame:
                 yield Segment.line()
 
 
+@dataclass(frozen=True)
+class Once:
+    """The list as lines, all of them, without a cursor: for a pipe, or a look in passing."""
+
+    frame: Frame
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        frame, width = self.frame, options.max_width
+        g = glyphs(ascii=frame.ascii or options.ascii_only)
+        for line in _header(frame, width, g):
+            line.style = ""
+            line.spans.clear()
+            yield line
+        page, _ = list_page(frame.snapshot, frame.now_ns, frame.state, width, g, cursor=False)
+        yield from page
+
+
 def _top(state: ViewState, length: int, room: int, focus: int | None) -> int:
     """The first line shown: so that the cursor is in sight, or as far as was scrolled."""
     furthest = max(0, length - room)
@@ -132,7 +118,7 @@ def _header(frame: Frame, width: int, g: Glyphs) -> list[Text]:
     first = _ends(left, right, width, g)
     first.stylize(BAR)
     lines = [first, _probes_line(host, snapshot, width, g)]
-    lines += [_one_line(f"! {warning}", width, g, WARNING) for warning in losses(snapshot)]
+    lines += [one_line(f"! {warning}", width, g, WARNING) for warning in losses(snapshot)]
     if frame.state.screen == "list":
         lines += _last_word(frame, width, g)
     return lines
@@ -140,7 +126,7 @@ def _header(frame: Frame, width: int, g: Glyphs) -> list[Text]:
 
 def _last_word(frame: Frame, width: int, g: Glyphs) -> list[Text]:
     """What set the downtime of the newest migration, in one line, two where it needs them."""
-    newest = _newest(list(frame.snapshot.migrations))
+    newest = view_state.newest(frame.snapshot.migrations)
     if newest is None:
         return []
     name = label(newest.name, newest.uuid, newest.pid, g)
@@ -199,7 +185,7 @@ def _body(
         case "timeline":
             return _timeline_page(frame, width, g), None
         case "list":
-            return _list(frame, width, room, g)
+            return _list_page(frame, width, room, g)
 
 
 def _help() -> list[RenderableType]:
@@ -228,288 +214,18 @@ def _timeline_page(frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
     return timeline(migration, frame.now_ns, width, g)
 
 
-def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[RenderableType]:
-    """One migration in full: verdict, blackout, phases, rounds."""
-    m = migration
-    lasts = (m.ended_at_ns or now_ns) - m.started_at_ns
-    page: list[RenderableType] = [
-        _one_line(
-            f"{title(m.name, m.uuid, m.pid, g)}  {verdict(m)}, {format_ns(max(0, lasts))}",
-            width,
-            g,
-            TITLE,
-        ),
-        Text(headline(m, now_ns), OUTCOME_STYLES.get(m.outcome or "", "")),
-        *(Text(f"! {warning}", WARNING) for warning in warnings(m)),
-        _one_line(
-            f"{roles(m, g)}; {m.channel.kind} channel, sent {size(m.channel.bytes)}"
-            + (f", ERROR {m.channel.error}" if m.channel.error else ""),
-            width,
-            g,
-        ),
-    ]
-    if m.stopped_at_ns is None:
-        page += [Text(), phases_table(m, now_ns, width, g)]
-    elif width >= SIDE_BY_SIDE:
-        both = Table.grid(padding=(0, 4, 0, 0))
-        left = width // 2
-        both.add_row(
-            blackout_table(m, now_ns, left, g), phases_table(m, now_ns, width - left - 6, g)
-        )
-        page += [Text(), both]
-    else:
-        page += [Text(), blackout_table(m, now_ns, width, g)]
-        page += [Text(), phases_table(m, now_ns, width, g)]
-    if m.rounds:
-        page += [Text(), *_sparklines(m, width, g), rounds_table(m, width)]
-    return page
-
-
-def _sparklines(m: Migration, width: int, g: Glyphs) -> list[RenderableType]:
-    """New pages and dirty rate of each round, newest on the right."""
-    pages = [r.new_pages for r in m.rounds]
-    rates = [None] + [
-        dirty_rate(before, r, m.dirty.page_size)
-        for before, r in zip(m.rounds, m.rounds[1:], strict=False)
-    ]
-    room = max(1, min(60, width - 44))
-    known_pages = [p for p in pages if p is not None]
-    known_rates = [r for r in rates if r is not None]
-    return [
-        Text(
-            f"new pages  {sparkline(pages, room, g)}  at most "
-            f"{count(max(known_pages, default=None))} a round, ? not known"
-        ),
-        Text(
-            f"dirty rate {sparkline(rates, room, g)}  at most "
-            f"{compact(max(known_rates, default=None))} a second"
-        ),
-    ]
-
-
-# -- the list -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of the list: `width` 0 takes what is left. Shown from `from_width` columns on."""
-
-    heading: str
-    width: int
-    right: bool = True
-    from_width: int = 0
-
-
-ACTIVE = (
-    Column("VM", 0, right=False),
-    Column("role", 6, right=False, from_width=WIDE),
-    Column("phase", 11, right=False),
-    Column("for", 7),
-    Column("round", 5),
-    Column("new", 6),
-    Column("re-dirt", 7, from_width=WIDE),
-    Column("logged", 7, from_width=WIDE),
-    Column("dirty/s", 7),
-    Column("sent", 5),
-    Column("sent/s", 6),
-    Column("blackout", 9),
-    Column(" new pages by round", 30, right=False, from_width=140),
-)
-FINISHED = (
-    Column("VM", 0, right=False),
-    Column("role", 6, right=False, from_width=WIDE),
-    Column("outcome", 9, right=False),
-    Column("ended", 9, from_width=WIDE),
-    Column("total", 7),
-    Column("rounds", 6, from_width=WIDE),
-    Column("sent", 5),
-    Column("downtime", 8),
-    Column("set by, or cause", 22, right=False),
-    Column("the longest of the others", 42, right=False, from_width=140),
-)
-VMS = (
-    Column("VM", 0, right=False),
-    Column("uuid", 8, right=False),
-    Column("pid", 8),
-    Column("vCPUs", 7, right=False),
-    Column("up", 7),
-    Column("VMM", 20, right=False),
-    Column("last migration", 40, right=False, from_width=140),
-)
-ROLE_WORDS = {"source": "source", "destination": "dest.", "stitched": "both"}
-
-
-def _list(
+def _list_page(
     frame: Frame, width: int, room: int, g: Glyphs
 ) -> tuple[list[RenderableType], int | None]:
+    """The list, and where there is room the migration under the cursor below it."""
     snapshot, state = frame.snapshot, frame.state
-    active = view_state.active(snapshot, state)
-    finished = view_state.finished(snapshot, state)
-    vms = view_state.vms(snapshot, state)
+    page, focus = list_page(snapshot, frame.now_ns, state, width, g)
     rows = view_state.all_rows(snapshot, state)
-    if not rows:
-        return _nothing(frame, g), None
-    chosen = view_state.cursor(state, rows)
-    page: list[RenderableType] = []
-    focus = 0
-    sections = (
-        ("Migrating", ACTIVE, [(row_of(m), _active_cells(m, frame, g)) for m in active]),
-        ("Finished", FINISHED, [(row_of(m), _finished_cells(m, frame, g)) for m in finished]),
-        ("VMs", VMS, [(row_of(vm), _vm_cells(vm, frame, g)) for vm in vms]),
-    )
-    for name, columns, section in sections:
-        if name == "Finished" and not section:
-            continue
-        if page:
-            page.append(Text())
-        page.append(Text(f"{name}: {len(section)}" + _why_none(name, section), TITLE))
-        if not section:
-            continue
-        page.append(_row(columns, [c.heading for c in columns], width, g, " ", "dim"))
-        for row, cells in section:
-            here = row == chosen
-            if here:
-                focus = len(page)
-            page.append(
-                _row(columns, cells, width, g, g.cursor if here else " ", "bold" if here else "")
-            )
-    shown = view_state.find(snapshot, chosen) or _newest(active, finished)
-    if room >= TALL - 3 and shown is not None:
-        # There is room for both: the list above, what is under the cursor below.
-        rest = [
-            Text(g.rule * width, "dim"),
-            *timeline(shown, frame.now_ns, width, g),
-        ]
-        page += [Text(), *rest]
+    chosen = view_state.migration_of(view_state.cursor(state, rows), snapshot) if rows else None
+    if room >= TALL and chosen is not None:
+        rule = Text(g.rule * width, "dim")
+        page = [*page, Text(), rule, *timeline(chosen, frame.now_ns, width, g)]
     return page, focus
-
-
-def _why_none(name: str, section: Sequence[object]) -> str:
-    if section or name != "Migrating":
-        return ""
-    return " (waiting for a VMM to switch on dirty logging and send)"
-
-
-def _newest(*groups: list[Migration]) -> Migration | None:
-    found = [m for group in groups for m in group]
-    return max(found, key=lambda m: m.started_at_ns, default=None)
-
-
-def _nothing(frame: Frame, g: Glyphs) -> list[RenderableType]:
-    """What is waited for when there is nothing to show."""
-    snapshot, state = frame.snapshot, frame.state
-    if state.filter and (snapshot.vms or snapshot.migrations):
-        return [
-            Text(),
-            Text(f"  Nothing matches {clean(state.filter, g)!r} in name, UUID or pid.", TITLE),
-            Text("  Esc shows all again."),
-        ]
-    return [
-        Text(),
-        Text("  No VM runs on this host, and none has migrated since vftrace started.", TITLE),
-        Text(),
-        Text("  Waiting for a process that creates a KVM VM (KVM_CREATE_VM), such as QEMU."),
-        Text("  A migration shows as soon as it switches on dirty logging for the VM's memory."),
-        Text("  In another terminal, `vftrace demo` migrates a small VM on this machine."),
-    ]
-
-
-def _row(
-    columns: Sequence[Column], cells: Sequence[str], width: int, g: Glyphs, mark: str, style: str
-) -> Text:
-    """One line of a section."""
-    shown = [(c, cell) for c, cell in zip(columns, cells, strict=True) if width >= c.from_width]
-    fixed = sum(c.width for c, _ in shown) + len(shown) + 1
-    flexible = min(40, max(8, width - fixed))
-    text = f"{mark} "
-    for index, (column, cell) in enumerate(shown):
-        room = column.width or flexible
-        cell = shorten(cell, room, g) if index else shorten_middle(cell, room, g)
-        if column.right:
-            cell = cell.rjust(room)
-        text += (" " if index else "") + set_cell_size(cell, room)
-    line = Text(set_cell_size(text, width), style, no_wrap=True)
-    for outcome, colour in OUTCOME_STYLES.items():
-        line.highlight_words([f" {outcome} "], colour)
-    return line
-
-
-def _active_cells(m: Migration, frame: Frame, g: Glyphs) -> list[str]:
-    phase = current_phase(m)
-    last = m.rounds[-1] if m.rounds else None
-    before = m.rounds[-2] if len(m.rounds) > 1 else None
-    rate = dirty_rate(before, last, m.dirty.page_size) if last else None
-    stop = blackout(m, frame.now_ns)
-    lasting = UNKNOWN
-    if stop is not None:
-        lasting = (">=" if stop.at_least else "") + format_ns(stop.ns)
-    return [
-        _name(m, g),
-        ROLE_WORDS[m.role],
-        phase.name if phase else UNKNOWN,
-        format_ns(max(0, frame.now_ns - m.started_at_ns)),
-        str(len(m.rounds)),
-        count(last.new_pages if last else None),
-        count(last.redirtied_pages if last else None),
-        count(last.logged_pages if last else None),
-        compact(rate),
-        compact(m.channel.bytes),
-        compact(bandwidth_now(m, frame.snapshot.at_ns)),
-        lasting,
-        " " + sparkline([r.new_pages for r in m.rounds], 29, g),
-    ]
-
-
-def _finished_cells(m: Migration, frame: Frame, g: Glyphs) -> list[str]:
-    largest = set_by(m)
-    why = f"{largest.name} {format_ns(largest.ns)}" if largest and largest.ns is not None else ""
-    if m.outcome != "completed":
-        why = m.cause or ""
-    elif m.channel.kind == "file":
-        why = "to a file, not a move"
-    elif m.was_paused:
-        why = "was paused before"
-    others = sorted(
-        (c for c in m.downtime.checkpoints if c.ns and c is not largest), key=lambda c: -(c.ns or 0)
-    )
-    ended = m.ended_at_ns
-    return [
-        _name(m, g),
-        ROLE_WORDS[m.role],
-        m.outcome or UNKNOWN,
-        UNKNOWN if ended is None else clock_time(frame.snapshot, ended),
-        UNKNOWN if ended is None else format_ns(ended - m.started_at_ns),
-        str(len(m.rounds)),
-        compact(m.channel.bytes),
-        UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns),
-        why or UNKNOWN,
-        ", ".join(f"{c.name} {format_ns(c.ns or 0)}" for c in others[:2]) or UNKNOWN,
-    ]
-
-
-def _vm_cells(vm: Vm, frame: Frame, g: Glyphs) -> list[str]:
-    running = {True: "run", False: "stopped", None: UNKNOWN}[vm.running]
-    started = vm.started_at_ns
-    own = [m for m in frame.snapshot.migrations if vm.pid in (m.pid, m.peer_pid)]
-    last = _newest(own)
-    return [
-        label(vm.name, vm.uuid, vm.pid, g),
-        clean(uuid_short(vm.uuid) or UNKNOWN, g),
-        str(vm.pid),
-        running,
-        UNKNOWN if started is None else format_ns(max(0, frame.now_ns - started)),
-        clean(vm.vmm or UNKNOWN, g),
-        UNKNOWN if last is None else headline(last, frame.now_ns),
-    ]
-
-
-def _name(m: Migration, g: Glyphs) -> str:
-    doubt = "!" if m.incomplete or m.missed_beginning else ""
-    return doubt + label(m.name, m.uuid, m.pid, g)
-
-
-def _one_line(text: str, width: int, g: Glyphs, style: str = "") -> Text:
-    return Text(shorten(text, width, g), style, no_wrap=True)
 
 
 def _ends(left: str, right: str, width: int, g: Glyphs, style: str = "") -> Text:

@@ -1,0 +1,244 @@
+"""`vftrace top`: VMs and their migrations, live; lines or JSON where there is no terminal."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from vftrace.commands.common import Deadline, Interrupt, add_live_arguments, say_ready
+from vftrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vftrace.live import Pump
+    from vftrace.migration.model import Snapshot
+    from vftrace.outputs.terminal.keys import KeyReader
+
+HELP = "watch VMs and their migrations live"
+
+REDRAW_SECONDS = 0.2
+IDLE_SECONDS = 0.05
+ONCE_NS = 1_000_000_000
+
+Until = Callable[[], bool]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--vm`, `--once`, `--json`, `--ascii`, `--replay`, `--speed`, `--record`, `--duration`, `--way`."""
+    parser.add_argument(
+        "--vm",
+        action="append",
+        default=[],
+        metavar="UUID|NAME|PID",
+        help="show only this VM (may be given several times)",
+    )
+    parser.add_argument("--once", action="store_true", help="print one state after 1 s and end")
+    parser.add_argument("--json", action="store_true", help="print JSON, one document per line")
+    parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="play a recording instead")
+    parser.add_argument(
+        "--speed", metavar="N", help="of a replay: 1 as it was (default), 10, 0.5; 0 all at once"
+    )
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write a recording as well")
+    add_live_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show what happens until q, Ctrl-C, SIGTERM or the duration's end."""
+    _check(args)
+    with Interrupt() as interrupt, ExitStack() as stack:
+        pump = _open(args, stack)
+        if args.duration is None and args.once:
+            args.duration = ONCE_NS
+        deadline = Deadline(args.duration)
+
+        def until() -> bool:
+            return interrupt.set or deadline.passed()
+
+        if args.once:
+            _once(pump, args, until)
+        elif args.json or not _can_draw():
+            if args.replay is None:
+                say_ready()
+            _lines(pump, args, until)
+        else:
+            watch(pump, until=until, wanted=args.vm, note=_note(args), ascii=args.ascii)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.speed is not None and args.replay is None:
+        raise UsageError("--speed is for --replay")
+    if args.replay is not None and args.record is not None:
+        raise UsageError("--record of a --replay would be the same recording again")
+    if args.replay is not None and args.way is not None:
+        raise UsageError("--way is for tracing this host, not for --replay")
+
+
+def _open(args: argparse.Namespace, stack: ExitStack) -> "Pump":
+    """What is to be watched; `stack` closes it in order."""
+    from vftrace.live import Pump, ReplaySource, parse_speed
+    from vftrace.sources.recording import RecordingWriter
+
+    if args.replay is not None:
+        return Pump(ReplaySource(args.replay, parse_speed(args.speed or "1")))
+    from vftrace.sources.live import LiveSource
+
+    source = LiveSource(args.way)
+    writer = None
+    if args.record is not None:
+        try:
+            writer = RecordingWriter(args.record, source.host)
+        except BaseException:
+            source.close()
+            raise
+        stack.callback(writer.close)
+    pump = Pump(source, writer)
+    stack.callback(pump.close)
+    return pump
+
+
+def _note(args: argparse.Namespace) -> str:
+    if args.replay is not None:
+        return f"replay {args.replay.name} x{args.speed or 1}"
+    return f"recording to {args.record.name}" if args.record is not None else ""
+
+
+def _can_draw() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def _step(pump: "Pump") -> None:
+    """Read once; at the end of a replay there is nothing to wait for but the keys."""
+    if pump.ended:
+        time.sleep(IDLE_SECONDS)
+    else:
+        pump.step()
+
+
+def _once(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
+    from rich.console import Console
+
+    from vftrace.live import filter_snapshot
+    from vftrace.outputs.terminal.lines import state_json
+    from vftrace.outputs.terminal.state import ViewState
+    from vftrace.outputs.terminal.view import Frame, Once
+
+    while not until() and not pump.ended:
+        pump.step()
+    snapshot = filter_snapshot(pump.snapshot(), args.vm)
+    if args.json:
+        print(json.dumps(state_json(pump.host, snapshot, pump.now_ns())), flush=True)
+        return
+    frame = Frame(pump.host, snapshot, pump.now_ns(), ViewState(), _note(args), args.ascii)
+    Console(highlight=False).print(Once(frame))
+
+
+def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
+    """A line, or with `--json` a document, for each change."""
+    from vftrace.live import filter_snapshot
+    from vftrace.outputs.terminal.glyphs import glyphs
+    from vftrace.outputs.terminal.lines import changes, state_json
+
+    unicode = (sys.stdout.encoding or "ascii").lower().startswith("utf")
+    g = glyphs(ascii=args.ascii or not unicode)
+    before: Snapshot | None = None
+    last = False
+    while not last:
+        last = until() or pump.ended
+        if not last:
+            pump.step()
+        snapshot = filter_snapshot(pump.snapshot(), args.vm)
+        if before is not None and _same(before, snapshot):
+            continue
+        if args.json:
+            print(json.dumps(state_json(pump.host, snapshot, pump.now_ns())), flush=True)
+        else:
+            for line in changes(before, snapshot, g):
+                print(line, flush=True)
+        before = snapshot
+
+
+def _same(before: "Snapshot", after: "Snapshot") -> bool:
+    """Whether nothing but time has passed."""
+    return (before.vms, before.migrations, before.lost) == (after.vms, after.migrations, after.lost)
+
+
+def watch(
+    pump: "Pump",
+    *,
+    until: Until = lambda: False,
+    wanted: list[str] | None = None,
+    note: str = "",
+    ascii: bool = False,  # noqa: A002
+) -> None:
+    """Draw the live view on the alternate screen until q is pressed or `until` says so.
+
+    Steps the pump meanwhile. The terminal is left as it was, whatever happens. `wanted` are UUIDs,
+    names or pids to show, all if empty; `note` is shown in the first line.
+    """
+    from rich.console import Console
+
+    from vftrace.live import filter_snapshot
+    from vftrace.outputs.terminal.state import ViewState, press
+    from vftrace.outputs.terminal.view import Frame
+
+    console = Console(highlight=False)
+    state = ViewState()
+    frozen: Frame | None = None
+    with _keyboard() as keys, _alternate_screen(console):
+        drawn_at, drawn_size = 0.0, console.size
+        while not state.quit and not until():
+            _step(pump)
+            snapshot = filter_snapshot(pump.snapshot(), wanted or [])
+            if frozen is not None:
+                snapshot = frozen.snapshot
+            pressed = keys.read() if keys is not None else []
+            for key in pressed:
+                state = press(state, key, snapshot)
+            due = time.monotonic() - drawn_at >= REDRAW_SECONDS
+            if not (due or pressed or console.size != drawn_size):
+                continue
+            now_ns = frozen.now_ns if frozen is not None else pump.now_ns()
+            ended = f"{note}, at its end" if pump.ended and note else note
+            frame = Frame(pump.host, snapshot, now_ns, state, ended, ascii)
+            frozen = frame if state.paused else None
+            console.update_screen(frame)
+            drawn_at, drawn_size = time.monotonic(), console.size
+
+
+@contextlib.contextmanager
+def _alternate_screen(console: "Console") -> Iterator[None]:
+    console.set_alt_screen(True)
+    console.show_cursor(False)
+    try:
+        yield
+    finally:
+        console.show_cursor(True)
+        console.set_alt_screen(False)
+
+
+@contextlib.contextmanager
+def _keyboard() -> Iterator["KeyReader | None"]:
+    """The terminal's keys: of standard input, else of the controlling terminal, else none."""
+    from vftrace.outputs.terminal.keys import KeyReader
+
+    with ExitStack() as stack:
+        terminal = _terminal(stack)
+        yield None if terminal is None else stack.enter_context(KeyReader(terminal.fileno()))
+
+
+def _terminal(stack: ExitStack) -> TextIO | None:
+    if sys.stdin is not None and sys.stdin.isatty():
+        return sys.stdin
+    try:
+        return stack.enter_context(Path("/dev/tty").open())
+    except OSError:
+        return None
