@@ -55,9 +55,6 @@ def _rows(attempt: Attempt, m: Migration) -> tuple[Row, ...]:
     counted = attempt.counted or qemu
     ended = m.ended_at_ns - m.started_at_ns if m.ended_at_ns is not None else None
     own = source_downtime_ns(m)
-    ram = None
-    if m.channel.bytes is not None:
-        ram = m.channel.bytes - (m.channel.state_bytes or 0)
     return (
         Row("outcome", m.outcome or "unknown", (qemu.status if qemu else None) or "-", m.cause or ""),
         Row(
@@ -86,10 +83,11 @@ def _rows(attempt: Attempt, m: Migration) -> tuple[Row, ...]:
             "from logging on until the destination runs; QEMU: from setup until sent",
         ),
         Row(
-            "RAM sent, bytes",
-            _text(ram),
+            "sent, bytes",
+            _text(m.channel.bytes),
             _text(counted.transferred_bytes if counted else None),
-            f"and {m.channel.state_bytes} of vCPU and device state"
+            # seen: 7.2 leaves them out of `transferred`, 10.0 counts them
+            f"{m.channel.state_bytes} of them vCPU and device state; QEMU 7.2 does not count those"
             if m.channel.state_bytes
             else "transferred",
         ),

@@ -92,8 +92,8 @@ class Dirty:
 class ChannelUse:
     """The migration channel: kind tcp, unix, pipe, file or unknown; `error` an errno name.
 
-    `state_bytes` are those of `bytes` sent after the state was read: vCPUs and devices. QEMU's `transferred`
-    in query-migrate's `ram` is the rest.
+    `state_bytes` are those of `bytes` sent after the state was read: vCPUs and devices. QEMU 7.2 leaves them
+    out of its `transferred`, QEMU 10.0 counts them.
     """
 
     kind: str
