@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jobs import attach, basic, igb, steer, vfio
 from vftlab.job import Job
+
+from jobs import attach, basic, igb, steer, vfio
 
 JOBS: dict[str, Callable[[Job], None]] = {
     **basic.JOBS,

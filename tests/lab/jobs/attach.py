@@ -9,25 +9,45 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vftlab.job import Failed, Job, modprobe, say
+from vftlab.job import Job, JobError, modprobe, say
 
 # BCC must not look for kernel headers: none are installed, and none are needed.
 SHIM = Path("/src/bpf/shim")
 
 # Functions by what they are for. The first two groups must take both kinds of probe on all kernels.
 UAPI = (
-    "kvm_dev_ioctl kvm_vm_ioctl kvm_vcpu_ioctl kvm_device_ioctl vfio_device_fops_unl_ioctl "
-    "vfio_group_fops_unl_ioctl vfio_fops_unl_ioctl vfio_device_fops_release "
-    "vfio_pci_core_enable vfio_pci_core_disable pcie_flr pci_try_reset_function"
-).split()
+    "kvm_dev_ioctl",
+    "kvm_vm_ioctl",
+    "kvm_vcpu_ioctl",
+    "kvm_device_ioctl",
+    "vfio_device_fops_unl_ioctl",
+    "vfio_group_fops_unl_ioctl",
+    "vfio_fops_unl_ioctl",
+    "vfio_device_fops_release",
+    "vfio_pci_core_enable",
+    "vfio_pci_core_disable",
+    "pcie_flr",
+    "pci_try_reset_function",
+)
 MAILBOX = (
-    "igb_read_mbx igb_write_mbx igb_check_for_rst ixgbe_read_mbx ixgbe_write_mbx "
-    "ixgbe_check_for_rst ixgbe_msg_task ixgbe_ping_all_vfs"
-).split()
+    "igb_read_mbx",
+    "igb_write_mbx",
+    "igb_check_for_rst",
+    "ixgbe_read_mbx",
+    "ixgbe_write_mbx",
+    "ixgbe_check_for_rst",
+    "ixgbe_msg_task",
+    "ixgbe_ping_all_vfs",
+)
 OTHER = (
-    "iommufd_fops_ioctl vfio_df_open vfio_df_close vfio_mig_get_next_state i40e_vc_process_vf_msg "
-    "ice_vc_process_vf_msg mark_page_dirty_in_slot"
-).split()
+    "iommufd_fops_ioctl",
+    "vfio_df_open",
+    "vfio_df_close",
+    "vfio_mig_get_next_state",
+    "i40e_vc_process_vf_msg",
+    "ice_vc_process_vf_msg",
+    "mark_page_dirty_in_slot",
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +131,7 @@ def attach(job: Job) -> None:
         if row.function not in OTHER and not (row.kprobe and row.fentry)
     ]
     if lacking:
-        raise Failed(f"not both ways: {', '.join(lacking)}")
+        raise JobError(f"not both ways: {', '.join(lacking)}")
 
 
 JOBS: dict[str, Callable[[Job], None]] = {"attach": attach}

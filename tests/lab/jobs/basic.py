@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from vftlab.job import Failed, Job, boottime_ns, say
+from vftlab.job import Job, JobError, boottime_ns, say
 
 
 def hello(job: Job) -> None:
@@ -32,7 +32,7 @@ def hello(job: Job) -> None:
     job.write_truth({"machine": facts})
     missing = [name for name in ("btf", "igb", "tree", "svm") if not facts[name]]
     if missing:
-        raise Failed(f"the machine lacks {', '.join(missing)}")
+        raise JobError(f"the machine lacks {', '.join(missing)}")
 
 
 JOBS: dict[str, Callable[[Job], None]] = {"hello": hello}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vftlab.devices import PF, functions
-from vftlab.job import Failed, Job, boottime_ns, modprobe, say
+from vftlab.job import Job, JobError, boottime_ns, modprobe, say
 from vftlab.vm import Vm, migrate, migration_truth, run_state, vm, vm_truth
 
 
@@ -35,7 +35,7 @@ def _moved(source: Vm, destination: Vm) -> dict[str, object]:
     destination.monitor.wait_event("RESUME", 20)
     ended = (migration.status, run_state(source), run_state(destination))
     if ended != ("completed", "postmigrate", "running"):
-        raise Failed(f"migration, source and destination are {ended}")
+        raise JobError(f"migration, source and destination are {ended}")
     return migration_truth(migration)
 
 

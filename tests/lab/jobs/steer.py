@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vftlab.devices import STOP_COPY_ARCS, Steer, has_precopy, vfio_option
-from vftlab.job import CannotHere, Failed, Job, say
+from vftlab.job import CannotHereError, Job, JobError, say
 from vftlab.vm import Migration, Vm, migrate, migration_truth, run_state, vm, vm_truth
 
 PAGE = 4096
@@ -56,11 +56,11 @@ class Pair:
             say(f"{device.name[-2:]}: {' '.join(device.walked())}")
 
     def expect(self, migration: Migration, status: str, source: str, destination: str) -> None:
-        """Failed unless the migration and both VMs ended like this."""
+        """JobError unless the migration and both VMs ended like this."""
         seen = (migration.status, run_state(self.source), run_state(self.destination))
         say(f"migration {seen[0]}, source {seen[1]}, destination {seen[2]}")
         if seen != (status, source, destination):
-            raise Failed(f"expected {(status, source, destination)}, saw {seen}")
+            raise JobError(f"expected {(status, source, destination)}, saw {seen}")
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def _arc_ns(device: Steer, old: str, new: str) -> int:
             elif entry["what"] == "state":
                 took = int(str(entry["at_ns"])) - began
     if took is None:
-        raise Failed(f"{device.name} never went from {old} to {new}")
+        raise JobError(f"{device.name} never went from {old} to {new}")
     return took
 
 
@@ -128,15 +128,17 @@ def steer_downtime(job: Job) -> None:
             took = _arc_ns(device, old, new)
             say(f"{device.name[-2:]} {old} to {new}: set {micros} us, took {took // 1000} us")
             if took < micros * 1000:
-                raise Failed(f"{device.name} left {old} for {new} sooner than set")
+                raise JobError(f"{device.name} left {old} for {new} sooner than set")
         for source, target, (before, after) in zip(two.sources, two.targets, sizes, strict=True):
             moved = (_moved(source, "saved"), _moved(target, "loaded"))
             if moved != (HEADER + before + after,) * 2:
-                raise Failed(f"{source.name} saved and loaded {moved}, set {before} + {after}")
+                raise JobError(f"{source.name} saved and loaded {moved}, set {before} + {after}")
         total = sum(HEADER + before + after for before, after in sizes)
         say(f"bytes set {total}, QEMU counted {migration.vfio_bytes}")
         if migration.vfio_bytes != total:
-            raise Failed(f"QEMU counted {migration.vfio_bytes} bytes of device state, not {total}")
+            raise JobError(
+                f"QEMU counted {migration.vfio_bytes} bytes of device state, not {total}"
+            )
 
 
 # How the source's device walks on from the VM's first start, with precopy and without.
@@ -166,7 +168,7 @@ def _failing(job: Job, steer: Callable[[Pair], None], walked: tuple[str, str]) -
         start = "RUNNING RUNNING_P2P RUNNING"
         wanted = f"{start} {walked[0 if has_precopy() else 1]}".split()
         if (seen := two.sources[0].walked()) != wanted:
-            raise Failed(f"the source's device walked {' '.join(seen)}, not {' '.join(wanted)}")
+            raise JobError(f"the source's device walked {' '.join(seen)}, not {' '.join(wanted)}")
 
 
 def _after_the_stop() -> int:
@@ -214,7 +216,7 @@ def steer_error(job: Job) -> None:
 def steer_refuse(job: Job) -> None:
     """The source's device refuses PRE_COPY with -16: the migration ends as it starts."""
     if not has_precopy():
-        raise CannotHere("VFIO without precopy")
+        raise CannotHereError("VFIO without precopy")
     _failing(job, lambda two: two.sources[0].command("fail RUNNING PRE_COPY 16 1"), ("", ""))
 
 
@@ -252,11 +254,11 @@ def steer_dma(job: Job) -> None:
         two.expect(migration, "completed", "postmigrate", "running")
         say(f"tracked by {'the device' if logged else 'the IOMMU driver'}, reported {reported}")
         if logged and reported != touched:
-            raise Failed(f"the device wrote to {touched} pages and reported {reported}")
+            raise JobError(f"the device wrote to {touched} pages and reported {reported}")
         arrived = sum(_written_pages(two.destination, iova, pages) for iova, pages in TOUCHES)
         say(f"{arrived} of {touched} pages arrived")
         if arrived != touched:
-            raise Failed(f"the device wrote to {touched} pages, {arrived} arrived")
+            raise JobError(f"the device wrote to {touched} pages, {arrived} arrived")
 
 
 JOBS: dict[str, Callable[[Job], None]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vftlab.devices import P2P, PRE_COPY, STOP_COPY, Mtty, vfio_option
-from vftlab.job import Failed, Job, say
+from vftlab.job import Job, JobError, say
 from vftlab.vm import migrate, migration_truth, run_state, vm, vm_truth
 
 # The sequences of QEMU's hw/vfio/migration.c; RUNNING is where every device starts.
@@ -33,7 +33,7 @@ def _walked(arcs: list[dict[str, object]]) -> list[str]:
 def _expect(what: str, seen: list[str], wanted: str) -> None:
     say(f"{what}: {' '.join(seen)}")
     if seen != wanted.split():
-        raise Failed(f"{what} walked {' '.join(seen)}, not {wanted}")
+        raise JobError(f"{what} walked {' '.join(seen)}, not {wanted}")
 
 
 def _migration(job: Job, kinds: list[int], cancel: bool = False) -> None:
@@ -69,7 +69,7 @@ def _migration(job: Job, kinds: list[int], cancel: bool = False) -> None:
         say(f"vfio bytes {migration.vfio_bytes}, downtime {migration.result.get('downtime')} ms")
         wanted = "cancelled" if cancel else "completed"
         if migration.status != wanted:
-            raise Failed(f"the migration is {migration.status}, not {wanted}")
+            raise JobError(f"the migration is {migration.status}, not {wanted}")
         for name, target, flags in zip(sources, targets, kinds, strict=True):
             if cancel:
                 _expect("source", _walked(states[name]), "RUNNING PRE_COPY RUNNING")
@@ -77,7 +77,7 @@ def _migration(job: Job, kinds: list[int], cancel: bool = False) -> None:
                 _expect("source", _walked(states[name]), SOURCE[flags])
                 _expect("destination", _walked(states[target]), DESTINATION[flags])
         if cancel and run_state(source) != "running":
-            raise Failed(f"the source is {run_state(source)} after the cancel")
+            raise JobError(f"the source is {run_state(source)} after the cancel")
 
 
 def vfio_precopy_p2p(job: Job) -> None:

@@ -104,7 +104,9 @@ class Archive:
         fields = dict(re.findall(r"^(Version|Depends): (.*)$", text, re.MULTILINE))
         if "Version" not in fields:
             raise LabError(f"no package {package} in {', '.join(self.suites)}", EXIT_CANNOT)
-        depends = [re.split(r"[ |(]", item.strip())[0] for item in fields.get("Depends", "").split(",")]
+        depends = [
+            re.split(r"[ |(]", item.strip())[0] for item in fields.get("Depends", "").split(",")
+        ]
         return fields["Version"], [name for name in depends if name]
 
     def versions(self, packages: Sequence[str]) -> dict[str, str]:

@@ -7,12 +7,20 @@ import subprocess
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from vftlab.job import CannotHere, Failed, boottime_ns, modprobe, wait_for
+from vftlab.job import CannotHereError, JobError, boottime_ns, modprobe, wait_for
 
 STOP_COPY, P2P, PRE_COPY = 1, 2, 4
 STATES = (
-    "ERROR STOP RUNNING STOP_COPY RESUMING RUNNING_P2P PRE_COPY PRE_COPY_P2P".split()
+    "ERROR",
+    "STOP",
+    "RUNNING",
+    "STOP_COPY",
+    "RESUMING",
+    "RUNNING_P2P",
+    "PRE_COPY",
+    "PRE_COPY_P2P",
 )
 PF = "0000:01:00.0"
 PCI = Path("/sys/bus/pci")
@@ -26,7 +34,7 @@ def device_uuid(number: int) -> str:
 def _create(parent: Path, kind: str, name: str) -> None:
     place = parent / "mdev_supported_types" / kind / "create"
     if not place.exists():
-        raise Failed(f"this kernel's {parent.name} has no devices of type {kind}")
+        raise JobError(f"this kernel's {parent.name} has no devices of type {kind}")
     place.write_text(name)
 
 
@@ -35,15 +43,13 @@ def vfio_option(name: str, number: int = 0) -> str:
     # With the device's own tracking DMA_LOGGING_REPORT is used; mtty offers it on kernels that
     # then refuse the report (no iommufd).
     tracking = ",x-device-dirty-page-tracking=off" if name in Mtty.made else ""
-    return (
-        f"vfio-pci,sysfsdev=/sys/bus/mdev/devices/{name},id=vf{number},enable-migration=on{tracking}"
-    )
+    return f"vfio-pci,sysfsdev=/sys/bus/mdev/devices/{name},id=vf{number},enable-migration=on{tracking}"
 
 
 class Mtty:
     """The kernel's sample device. Its module, with debug messages on, logs every arc it walks."""
 
-    made: dict[str, int] = {}
+    made: ClassVar[dict[str, int]] = {}
     """When each was created, CLOCK_BOOTTIME in ns."""
 
     @classmethod
@@ -52,7 +58,7 @@ class Mtty:
         if not Path("/sys/module/mtty").exists():
             modprobe("vfio-pci", "mdev", "kvm-amd")
             if subprocess.run(["modprobe", "mtty", "dyndbg=+p"], check=False).returncode:
-                raise CannotHere("its mtty sample cannot migrate, so it was not built")
+                raise CannotHereError("its mtty sample cannot migrate, so it was not built")
         name = device_uuid(number)
         cls.made[name] = boottime_ns()
         Path("/sys/module/mtty/parameters/lab_flags").write_text(str(flags))
@@ -90,7 +96,7 @@ def _kernel_log() -> tuple[str, int]:
     for at_ns in times:
         at = re.search(rf"^\[ *(\d+)\.(\d+)\] lab marker {at_ns}$", log, re.MULTILINE)
         if at is None:
-            raise Failed("the kernel's log does not show what was written into it")
+            raise JobError("the kernel's log does not show what was written into it")
         offsets.append(at_ns - (int(at[1]) * 10**9 + int(at[2]) * 1000))
     return log, max(offsets)
 
@@ -114,11 +120,11 @@ class Steer:
         return Path("/sys/kernel/debug/vftsteer") / self.name
 
     def command(self, text: str) -> None:
-        """Write one command; Failed with what the kernel said if it refuses."""
+        """Write one command; JobError with what the kernel said if it refuses."""
         try:
             (self._place / "control").write_text(text + "\n")
         except OSError as error:
-            raise Failed(f"vftsteer refused {text!r}: {error.strerror}") from None
+            raise JobError(f"vftsteer refused {text!r}: {error.strerror}") from None
 
     def state(self) -> str:
         return (self._place / "state").read_text().strip()
@@ -192,7 +198,7 @@ def functions(count: int) -> list[str]:
         (device / "driver_override").write_text("vfio-pci")
         (PCI / "drivers_probe").write_text(address)
         if (device / "driver").resolve().name != "vfio-pci":
-            raise Failed(f"{address} did not bind to vfio-pci")
+            raise JobError(f"{address} did not bind to vfio-pci")
         addresses.append(address)
     return addresses
 

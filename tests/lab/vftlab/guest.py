@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from vftlab.job import EXIT_CANNOT_HERE, CannotHere, Failed, Job, say, traced
+from vftlab.job import EXIT_CANNOT_HERE, CannotHereError, Job, JobError, say, traced
 
 TREE = Path("/src")
 RESULTS = Path("/results")
@@ -33,10 +33,10 @@ def _run(name: str) -> int:
                 JOBS[name](Job(name, results))
         finally:
             remove_all()
-    except CannotHere as reason:
+    except CannotHereError as reason:
         say(f"{name}: not on this kernel: {reason}")
         return EXIT_CANNOT_HERE
-    except Failed as failure:
+    except JobError as failure:
         say(f"{name} FAILED: {failure}")
         return 1
     except Exception:
@@ -54,7 +54,7 @@ def main() -> int:
     try:
         with traced(RESULTS, ALL):
             codes = {name: _run(name) for name in names}
-    except Failed as failure:
+    except JobError as failure:
         say(f"FAILED: {failure}")
         return 1
     (RESULTS / ".lab/codes").write_text(json.dumps(codes))

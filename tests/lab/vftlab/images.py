@@ -7,7 +7,6 @@ headers to build our own modules against, and the few source files named in SOUR
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -21,12 +20,27 @@ from vftlab.debian import KEYRING, Archive
 ROOT_SUITES = ("trixie", "trixie-security")
 ROOT_PACKAGES = (
     # what vftrace runs with
-    "python3 python3-bpfcc python3-rich python3-prometheus-client "
+    "python3",
+    "python3-bpfcc",
+    "python3-rich",
+    "python3-prometheus-client",
     # what jobs drive, and what looks at them
-    "qemu-system-x86 iproute2 iputils-ping pciutils ethtool kmod procps bpftool strace "
+    "qemu-system-x86",
+    "iproute2",
+    "iputils-ping",
+    "pciutils",
+    "ethtool",
+    "kmod",
+    "procps",
+    "bpftool",
+    "strace",
     # the initramfs's shell, and what builds modules on the outside
-    "busybox-static gcc make libc6-dev libelf-dev"
-).split()
+    "busybox-static",
+    "gcc",
+    "make",
+    "libc6-dev",
+    "libelf-dev",
+)
 
 KERNEL_SUITES = {
     "6.1": ("bookworm", "bookworm-security"),
@@ -40,13 +54,42 @@ KERNEL_DEPENDS = r"linux-(image|binary|modules|headers|kbuild|base|source)-.*[0-
 SOURCES = ("*/samples/vfio-mdev/mtty.c", "*/drivers/net/ethernet/intel/ixgbe/*.h")
 
 INITRD_MODULES = (
-    "virtio_pci virtio_blk virtio_console crc32c_generic ext4 overlay 9pnet_virtio 9p".split()
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_console",
+    "crc32c_generic",
+    "ext4",
+    "overlay",
+    "9pnet_virtio",
+    "9p",
 )
 MODULES = (
-    "kvm kvm-amd vfio vfio-pci vfio_iommu_type1 mdev iommufd "
-    "igb igbvf ixgbe ixgbevf i40e iavf ice "
-    "virtio_net failover net_failover bonding bridge 8021q tun veth dummy macvlan sch_netem"
-).split()
+    "kvm",
+    "kvm-amd",
+    "vfio",
+    "vfio-pci",
+    "vfio_iommu_type1",
+    "mdev",
+    "iommufd",
+    "igb",
+    "igbvf",
+    "ixgbe",
+    "ixgbevf",
+    "i40e",
+    "iavf",
+    "ice",
+    "virtio_net",
+    "failover",
+    "net_failover",
+    "bonding",
+    "bridge",
+    "8021q",
+    "tun",
+    "veth",
+    "dummy",
+    "macvlan",
+    "sch_netem",
+)
 
 
 @dataclass(frozen=True)
@@ -99,13 +142,13 @@ class Pack:
 
 
 def root_key(versions: dict[str, str]) -> str:
-    """The name of a root made of these packages by this code."""
+    """The name of a root made of these packages; the number stands for how it is made here."""
     listed = "\n".join(f"{name}={version}" for name, version in sorted(versions.items()))
     return digest("root 1", listed)
 
 
 def pack_key(packages: dict[str, str]) -> str:
-    """The name of a kernel pack made of these packages by this code."""
+    """The name of a kernel pack made of these packages; the number stands for how."""
     listed = "\n".join(f"{name}={version}" for name, version in sorted(packages.items()))
     wanted = " ".join((*SOURCES, *INITRD_MODULES, *MODULES))
     return digest("pack 1", listed, wanted, digest_files([LAB / "guest" / "init"]))
@@ -120,7 +163,10 @@ def make_ext4(tree: Path, image: Path, log: Path) -> None:
     )
     size = f"{int(blocks * 1.15) + 16}M"
     image.unlink(missing_ok=True)
-    run(["mke2fs", "-q", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-d", tree, image, size], log)
+    run(
+        ["mke2fs", "-q", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-d", tree, image, size],
+        log,
+    )
 
 
 def build_root(into: Path, archive: Archive, log: Path) -> None:
@@ -217,8 +263,9 @@ def _closure(modules_dir: Path, wanted: Sequence[str]) -> list[str]:
 
     for module in wanted:
         # Not every kernel has every module: what is not there cannot be loaded, and jobs say so.
-        if (path := by_name.get(module.replace("-", "_"))) is not None:
-            add(path)
+        found = by_name.get(module.replace("-", "_"))
+        if found is not None:
+            add(found)
     return ordered
 
 
@@ -260,7 +307,7 @@ def build_initrd(pack: Pack, busybox: Path, log: Path) -> None:
     for number, path in enumerate(_closure(modules_dir, INITRD_MODULES)):
         shutil.copy(modules_dir / path, tree / "mods" / f"{number:02d}-{Path(path).name}")
     shutil.copy(LAB / "guest/init", tree / "init")
-    os.chmod(tree / "init", 0o755)
+    (tree / "init").chmod(0o755)
     # Not compressed: the emulated machine would spend longer unpacking than QEMU does copying.
     script = f"cd '{tree}' && find . | cpio --quiet -o -H newc > '{pack.initrd}'"
     run(["bash", "-c", script], log)

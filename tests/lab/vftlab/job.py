@@ -18,11 +18,11 @@ TRACER = Path("/src/vftrace/commands/record.py")
 TRACER_READY_S = 240.0
 
 
-class Failed(Exception):
+class JobError(Exception):
     """The job did not show what it is there to show."""
 
 
-class CannotHere(Failed):
+class CannotHereError(JobError):
     """This kernel lacks what the job is about."""
 
 
@@ -61,20 +61,20 @@ class Job:
 
 
 def modprobe(*modules: str) -> None:
-    """Load modules; Failed if one cannot be."""
+    """Load modules; JobError if one cannot be."""
     for module in modules:
         result = subprocess.run(["modprobe", module], capture_output=True, text=True, check=False)
         if result.returncode:
-            raise Failed(f"modprobe {module}: {result.stderr.strip()}")
+            raise JobError(f"modprobe {module}: {result.stderr.strip()}")
 
 
 def wait_for(what: str, seconds: float, condition: object) -> None:
-    """Wait until `condition()` is true; Failed after `seconds`."""
+    """Wait until `condition()` is true; JobError after `seconds`."""
     assert callable(condition)
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            raise Failed(f"{what}: not within {seconds:.0f} s")
+            raise JobError(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.02)
 
 
@@ -84,7 +84,7 @@ def traced(results: Path, wanted: str) -> Iterator[None]:
 
     VFTRACE_OPTIONS is put after `record`. The modules to trace are loaded first, unless
     LAB_LATE_MODULES=1 leaves that to the jobs. Without the subcommand in the tree nothing is
-    traced, and a line says so. Failed if vftrace does not become ready or does not end well.
+    traced, and a line says so. JobError if vftrace does not become ready or does not end well.
     """
     if os.environ.get("VFTRACE") != wanted:
         yield
@@ -96,7 +96,8 @@ def traced(results: Path, wanted: str) -> Iterator[None]:
     if os.environ.get("LAB_LATE_MODULES") != "1":
         modprobe("kvm-amd", "vfio-pci", "mdev", "igb", "ixgbe")
     options = os.environ.get("VFTRACE_OPTIONS", "").split()
-    command = [sys.executable, "-m", "vftrace", "record", *options, "-o", results / "recording.vft"]
+    recording = str(results / "recording.vft")
+    command = [sys.executable, "-m", "vftrace", "record", *options, "-o", recording]
     begun = time.monotonic()
     log = results / "vftrace.err"
     with log.open("w") as errors:
@@ -104,7 +105,7 @@ def traced(results: Path, wanted: str) -> Iterator[None]:
 
     def ready() -> bool:
         if tracer.poll() is not None:
-            raise Failed(f"vftrace ended with {tracer.returncode}: {log.read_text().strip()}")
+            raise JobError(f"vftrace ended with {tracer.returncode}: {log.read_text().strip()}")
         return "ready" in log.read_text().splitlines()
 
     try:
@@ -113,7 +114,7 @@ def traced(results: Path, wanted: str) -> Iterator[None]:
         yield
         tracer.send_signal(signal.SIGINT)
         if tracer.wait(60) != 0:
-            raise Failed(f"vftrace ended with {tracer.returncode}: {log.read_text().strip()}")
+            raise JobError(f"vftrace ended with {tracer.returncode}: {log.read_text().strip()}")
     finally:
         tracer.kill()
         tracer.wait()

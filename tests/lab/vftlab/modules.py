@@ -28,7 +28,7 @@ MODULE_PARM_DESC(lab_flags, "VFIO_MIGRATION_* of devices created from now on");
 _MTTY_ARCS = """
 	if (!(mdev_state->vdev.migration_flags & VFIO_MIGRATION_P2P)) {
 		if ((cur == VFIO_DEVICE_STATE_RUNNING && new == VFIO_DEVICE_STATE_STOP) ||
-		    (cur == VFIO_DEVICE_STATE_STOP && new == VFIO_DEVICE_STATE_RUNNING))
+			(cur == VFIO_DEVICE_STATE_STOP && new == VFIO_DEVICE_STATE_RUNNING))
 			return NULL;
 		if (cur == VFIO_DEVICE_STATE_PRE_COPY && new == VFIO_DEVICE_STATE_STOP_COPY)
 			cur = VFIO_DEVICE_STATE_PRE_COPY_P2P;
@@ -45,7 +45,9 @@ def lab_mtty(source: str) -> str:
             raise LabError(f"mtty.c has {count} places that match {pattern!r}, not one")
         return text
 
-    source = replace(r"vdev->migration_flags = [^;]*;", "vdev->migration_flags = lab_flags;", source)
+    source = replace(
+        r"vdev->migration_flags = [^;]*;", "vdev->migration_flags = lab_flags;", source
+    )
     source = replace(r"(?=^static struct mtty_type \{)", _MTTY_PARAMETER.strip() + r"\n\n", source)
     step = r"(mtty_step_state\([^{]*\{\s*enum vfio_device_mig_state cur = mdev_state->state;)"
     return replace(step, r"\1" + _MTTY_ARCS, source)
@@ -82,9 +84,9 @@ def build_modules(into: Path, root: Root, pack: Pack, log: Path) -> list[str]:
     build_initrd(pack, root.tree / "usr/bin/busybox", log)
     chroot = into / "chroot"
     # Hard links: half a second, where a copy of the whole image would take ten.
-    for tree in (f"{root.tree}/.", f"{pack.headers}/."):
-        chroot.mkdir(parents=True, exist_ok=True)
-        run(["cp", "-al", tree, chroot], log)
+    chroot.mkdir()
+    for layer in (root.tree, pack.headers):
+        run(["cp", "-al", f"{layer}/.", chroot], log)
     kernel = chroot / "usr/lib/modules" / pack.release
     kernel.mkdir(parents=True, exist_ok=True)
     build = kernel / "build"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vftlab.job import Failed, boottime_ns
+from vftlab.job import JobError, boottime_ns
 
 ANSWER_S = 60.0
 
@@ -25,7 +25,7 @@ class Event:
     data: dict[str, Any]
 
 
-class Refused(Failed):
+class RefusedError(JobError):
     """QEMU answered a command with an error."""
 
 
@@ -52,7 +52,7 @@ class Monitor:
             except OSError:
                 connection.close()
                 if time.monotonic() > end:
-                    raise Failed(f"QEMU did not open {path} within {seconds:.0f} s") from None
+                    raise JobError(f"QEMU did not open {path} within {seconds:.0f} s") from None
                 time.sleep(0.05)
 
     def _read(self) -> None:
@@ -69,32 +69,32 @@ class Monitor:
         self._answers.put({"error": {"desc": "QEMU has gone"}})
 
     def __call__(self, command: str, **arguments: Any) -> Any:
-        """Execute a command; what it returned, or Refused."""
+        """Execute a command; what it returned, or RefusedError."""
         message = {"execute": command, "arguments": arguments}
         try:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
             answer = self._answers.get(timeout=ANSWER_S)
         except (OSError, queue.Empty):
-            raise Refused(f"{command}: no answer") from None
+            raise RefusedError(f"{command}: no answer") from None
         if "error" in answer:
-            raise Refused(f"{command}: {answer['error']['desc']}")
+            raise RefusedError(f"{command}: {answer['error']['desc']}")
         return answer["return"]
 
     def wait_event(self, name: str, seconds: float) -> Event:
-        """The first event of that name, past or to come; Failed after `seconds`."""
+        """The first event of that name, past or to come; JobError after `seconds`."""
         end = time.monotonic() + seconds
         while True:
             for event in list(self.events):
                 if event.name == name:
                     return event
             if time.monotonic() > end:
-                raise Failed(f"no event {name} within {seconds:.0f} s")
+                raise JobError(f"no event {name} within {seconds:.0f} s")
             time.sleep(0.02)
 
     def wait_running(self, seconds: float) -> None:
-        """Wait until the VM runs; Failed after `seconds`."""
+        """Wait until the VM runs; JobError after `seconds`."""
         end = time.monotonic() + seconds
         while self("query-status")["status"] != "running":
             if time.monotonic() > end:
-                raise Failed(f"the VM does not run within {seconds:.0f} s")
+                raise JobError(f"the VM does not run within {seconds:.0f} s")
             time.sleep(0.02)

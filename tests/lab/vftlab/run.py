@@ -110,7 +110,7 @@ def run_jobs(
         try:
             assert process.stdout is not None
             with (results / "output").open("wb") as copy:
-                while chunk := process.stdout.read1(65536):
+                while chunk := os.read(process.stdout.fileno(), 65536):
                     copy.write(chunk)
                     copy.flush()
                     sys.stdout.buffer.write(chunk)
@@ -152,8 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tests/lab/run",
         description="Run jobs on a stock kernel in an emulated machine, all in one boot.",
-        epilog="VFTRACE=1 in the environment: vftrace records them all, VFTRACE=each: each apart. Exit code: 0, the worst of"
-        " the jobs' (77: not on this kernel), 124 timeout, 125 the machine died, 2 usage.",
+        epilog="VFTRACE=1 in the environment: vftrace records them all, VFTRACE=each: each apart."
+        " Exit code: 0, the worst of the jobs' (77: not on this kernel), 124 timeout, 125 the"
+        " machine died, 2 usage.",
     )
     parser.add_argument("kernel", nargs="?", metavar="KERNEL", help=f"of {', '.join(KERNELS)}")
     parser.add_argument(
@@ -161,7 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="print the jobs")
     parser.add_argument("--shell", action="store_true", help="a shell instead of jobs")
-    parser.add_argument("--script", metavar="FILE", help="an executable in the tree instead of jobs")
+    parser.add_argument(
+        "--script", metavar="FILE", help="an executable in the tree instead of jobs"
+    )
     parser.add_argument("--timeout", type=float, metavar="S", help="120, and 60 more for each job")
     parser.add_argument("--results", type=Path, metavar="DIR", help="emptied first")
     return parser
@@ -214,5 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _in_tree(script: str) -> str:
     path = Path(script).resolve()
     if not path.is_relative_to(TREE) or not os.access(path, os.X_OK):
-        raise LabError(f"{script} is not an executable in the tree, which is all that is seen inside")
+        raise LabError(
+            f"{script} is not an executable in the tree, which is all that is seen inside"
+        )
     return str(path.relative_to(TREE))

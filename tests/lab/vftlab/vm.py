@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vftlab.firmware import rom
-from vftlab.job import Failed, boottime_ns, say
-from vftlab.qmp import Event, Monitor, Refused
+from vftlab.job import JobError, boottime_ns, say
+from vftlab.qmp import Event, Monitor, RefusedError
 
 VM_UUID = "6c616200-0000-4000-8000-000000000001"
 MIGRATION_PORT = 4455
@@ -70,8 +70,8 @@ def vm(
     try:
         try:
             connection = Monitor(monitor)
-        except Failed as failure:
-            raise Failed(f"{name}: {failure}; it said: {log.read_text().strip()}") from None
+        except JobError as failure:
+            raise JobError(f"{name}: {failure}; it said: {log.read_text().strip()}") from None
         connection(
             "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
         )
@@ -146,7 +146,7 @@ def migrate(
             else:
                 qmp("migrate-set-parameters", **{"max-bandwidth": GIB, "downtime-limit": 2000})
         if time.monotonic() > end:
-            raise Failed(f"migration still {status} after {seconds:.0f} s: {answer}")
+            raise JobError(f"migration still {status} after {seconds:.0f} s: {answer}")
         time.sleep(0.05)
 
 
@@ -154,7 +154,7 @@ def run_state(machine: Vm) -> str:
     """QEMU's own word for what the VM does, or `gone`."""
     try:
         return str(machine.monitor("query-status")["status"])
-    except Refused:
+    except RefusedError:
         return "gone"
 
 

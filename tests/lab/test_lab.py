@@ -1,0 +1,151 @@
+"""The lab's jobs on stock kernels, and what their truths must add up to.
+
+All jobs of one kernel run in one boot. LAB_FULL=1 runs every job on every kernel; otherwise 6.12
+runs them all and the others those in ESSENTIAL. LAB_KERNELS="6.1 7.x" picks kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from typing import Any
+
+import pytest
+from jobs import JOBS
+from vftlab.build import KERNELS
+from vftlab.common import LAB
+from vftlab.run import Outcome, run_jobs
+
+pytestmark = pytest.mark.lab
+
+EXIT_CANNOT_HERE = 77
+ESSENTIAL = (
+    "hello",
+    "attach",
+    "vfio-precopy-p2p",
+    "steer-downtime",
+    "steer-error",
+    "steer-dma",
+    "unplug",
+)
+# VFIO got precopy, and mtty its migration, in 6.2 and later.
+NOT_ON_6_1 = {name for name in JOBS if name.startswith("vfio-")} | {"steer-refuse"}
+
+
+def _jobs(kernel: str) -> list[str]:
+    whole = kernel == "6.12" or os.environ.get("LAB_FULL") == "1"
+    return list(JOBS) if whole else list(ESSENTIAL)
+
+
+def _kernels() -> list[str]:
+    return os.environ.get("LAB_KERNELS", " ".join(KERNELS)).split()
+
+
+@cache
+def outcome(kernel: str) -> Outcome:
+    """One boot of the kernel with all its jobs, when the first test asks for it."""
+    return run_jobs(
+        kernel,
+        _jobs(kernel),
+        LAB / "results" / f"{kernel}-test",
+        timeout_s=120 + 40 * len(_jobs(kernel)),
+    )
+
+
+def truth(kernel: str, job: str) -> dict[str, Any]:
+    """A job's truth.json; the test is skipped where the kernel cannot run the job."""
+    done = outcome(kernel)
+    if done.codes.get(job) == EXIT_CANNOT_HERE:
+        pytest.skip("not on this kernel")
+    found: dict[str, Any] = json.loads((done.results / job / "truth.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kernel", "job"), [(kernel, job) for kernel in _kernels() for job in _jobs(kernel)]
+)
+def test_job(kernel: str, job: str) -> None:
+    done = outcome(kernel)
+    output = (done.results / "output").read_text(errors="replace")
+    assert job in done.codes, f"the machine ended with {done.code} before this job:\n{output}"
+    cannot = kernel == "6.1" and job in NOT_ON_6_1
+    assert done.codes[job] == (EXIT_CANNOT_HERE if cannot else 0), output
+
+
+@pytest.mark.parametrize("kernel", _kernels())
+def test_qemu_and_the_driver_agree_on_bytes(kernel: str) -> None:
+    found = truth(kernel, "steer-downtime")
+    saved, loaded = (
+        sum(
+            entry["bytes"]
+            for device in found["devices"]
+            if device["role"] == role
+            for entry in device["log"]
+            if entry["what"] == what
+        )
+        for role, what in (("source", "saved"), ("destination", "loaded"))
+    )
+    assert saved == loaded == sum(found["set_bytes"]) == found["migration"]["vfio_bytes"]
+
+
+def blackout_ns(found: dict[str, Any], number: int) -> int:
+    """From the source device's first arc towards a stop to its successor's RUNNING."""
+    source, target = (
+        [device for device in found["devices"] if device["role"] == role][number]["log"]
+        for role in ("source", "destination")
+    )
+    migrated_at = found["migration"]["asked_at_ns"]
+    left = next(
+        entry["at_ns"]
+        for entry in source
+        if entry["at_ns"] > migrated_at
+        and entry["what"] == "arc"
+        and entry["to"] in ("PRE_COPY_P2P", "RUNNING_P2P", "STOP")
+    )
+    again = [
+        entry["at_ns"] for entry in target if entry["what"] == "state" and entry["to"] == "RUNNING"
+    ]
+    return int(again[-1]) - int(left)
+
+
+@pytest.mark.parametrize("kernel", _kernels())
+def test_a_device_is_away_for_at_least_what_it_was_told_to_take(kernel: str) -> None:
+    found = truth(kernel, "steer-downtime")
+    names = [
+        [device["uuid"] for device in found["devices"] if device["role"] == role]
+        for role in ("source", "destination")
+    ]
+    for number, pair in enumerate(zip(*names, strict=True)):
+        told_ns = sum(1000 * entry["us"] for entry in found["set_times"] if entry["uuid"] in pair)
+        assert blackout_ns(found, number) >= told_ns
+
+
+@pytest.mark.parametrize("kernel", _kernels())
+def test_a_broken_device_is_in_error_until_it_is_reset(kernel: str) -> None:
+    found = truth(kernel, "steer-error")
+    (source,) = (device["log"] for device in found["devices"] if device["role"] == "source")
+    kinds = [entry["what"] for entry in source]
+    broken = next(i for i, entry in enumerate(source) if entry.get("to") == "ERROR")
+    assert source[broken]["ret"] == -5
+    assert "reset" in kinds[broken:]
+    between = source[broken + 1 : broken + kinds[broken:].index("reset")]
+    assert not [entry for entry in between if entry["what"] == "state"]
+
+
+@pytest.mark.parametrize("kernel", _kernels())
+def test_the_unplugged_vf_was_gone_before_the_migration(kernel: str) -> None:
+    found = truth(kernel, "unplug")
+    away, back = found["acts"]
+    statuses = {entry["status"]: entry["at_ns"] for entry in found["migration"]["statuses"]}
+    assert away["done_at_ns"] < found["migration"]["asked_at_ns"]
+    assert statuses["completed"] < back["asked_at_ns"]
+    assert away["address"] != back["address"]
+
+
+def test_only_6_1_logs_dma_itself() -> None:
+    if not {"6.1", "6.12"} <= set(_kernels()):
+        pytest.skip("needs both kernels")
+    # Debian's later kernels have no iommufd, and with it no bitmap to report into.
+    assert truth("6.1", "steer-dma")["tracking"] == "device"
+    assert truth("6.12", "steer-dma")["tracking"] == "iommu"

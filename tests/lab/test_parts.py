@@ -1,0 +1,70 @@
+"""The lab's own parts that can be checked without booting anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from vftlab.common import LabError
+from vftlab.debian import Archive, Mirror
+from vftlab.firmware import ROM_SIZE, rom
+from vftlab.images import _closure
+from vftlab.modules import lab_mtty
+
+MTTY = """\
+static struct mtty_type {
+} mtty_types[2];
+static struct file *mtty_step_state(struct mdev_state *mdev_state,
+\t\t\t\t     enum vfio_device_mig_state new)
+{
+\tenum vfio_device_mig_state cur = mdev_state->state;
+
+}
+\tvdev->migration_flags = VFIO_MIGRATION_STOP_COPY |
+\t\t\t\tVFIO_MIGRATION_P2P |
+\t\t\t\tVFIO_MIGRATION_PRE_COPY;
+"""
+
+
+def test_mtty_gets_a_parameter_for_its_flags() -> None:
+    text = lab_mtty(MTTY)
+    assert "vdev->migration_flags = lab_flags;" in text
+    assert text.index("module_param(lab_flags") < text.index("struct mtty_type {")
+    assert text.index("cur = mdev_state->state;") < text.index("new == VFIO_DEVICE_STATE_STOP_COPY")
+
+
+def test_an_unknown_mtty_is_refused() -> None:
+    with pytest.raises(LabError, match="0 places"):
+        lab_mtty(MTTY.replace("migration_flags", "flags"))
+
+
+@pytest.mark.parametrize("pages", [0, 97])
+def test_the_firmware_stays_below_640_kib(pages: int) -> None:
+    with pytest.raises(ValueError, match="1 to 96"):
+        rom(pages)
+
+
+def test_the_firmware_starts_where_the_processor_does() -> None:
+    image = rom(1)
+    assert len(image) == ROM_SIZE
+    # jmp far f000:0000 at the reset vector, 16 bytes below 4 GiB
+    assert image[-16:-11] == bytes([0xEA, 0x00, 0x00, 0x00, 0xF0])
+
+
+def test_a_mirror_without_security_updates_has_fewer_sources(tmp_path: Path) -> None:
+    suites = ("trixie", "trixie-security")
+    assert len(Mirror("http://a/debian", None).lines(suites)) == 1
+    both = Mirror("http://a/debian", "http://a/security")
+    assert [line.split()[-2:] for line in both.lines(suites)] == [
+        ["trixie", "main"],
+        ["trixie-security", "main"],
+    ]
+    assert not Archive(tmp_path, suites, both).fresh()
+
+
+def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
+    (tmp_path / "modules.dep").write_text(
+        "k/igb.ko: k/dca.ko k/i2c-algo-bit.ko\nk/dca.ko:\nk/i2c-algo-bit.ko:\nk/other.ko:\n"
+    )
+    loaded = _closure(tmp_path, ["igb", "i2c_algo_bit", "absent"])
+    assert loaded == ["k/dca.ko", "k/i2c-algo-bit.ko", "k/igb.ko"]
