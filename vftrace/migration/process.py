@@ -60,6 +60,7 @@ class Process:
     pieces: dict[tuple[int, int], list[events.Piece]] = field(default_factory=dict)
     switched_on: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     """By thread: (time, slot) of the flags it switched on in its last burst."""
+    vcpu_threads: set[int] = field(default_factory=set)
     sessions: list[Session] = field(default_factory=list)
     session: Session | None = None
     arrival: Arrival | None = None
@@ -128,6 +129,8 @@ class Process:
                 self._userfault(event)
             case events.VmCreated():
                 self.created_at_ns = event.at_ns
+            case events.VcpuCreated():
+                self.vcpu_threads.add(event.tid)
             case events.Exit():
                 self.end(event.at_ns)
             case _:
@@ -188,8 +191,13 @@ class Process:
         if burst and event.at_ns - burst[0][0] > _BURST_NS:
             burst.clear()
         burst.append((event.at_ns, event.slot))
-        if event.size >= largest and self.session is None:
+        if event.size >= largest and self.session is None and self._may_migrate(event.tid):
             self._open_session(event.tid, burst[0][0])
+
+    def _may_migrate(self, tid: int) -> bool:
+        """Whether a thread may be a migration's: no vCPU is. Where records are missing, the largest slot we
+        know may be a display's, which vCPUs and the main thread log."""
+        return tid not in self.vcpu_threads and (self.doubt_ns is None or tid != self.pid)
 
     def _open_session(self, tid: int, at_ns: int, *, missed_beginning: bool = False) -> None:
         self.session = Session(
@@ -311,6 +319,7 @@ class Process:
     # -- vCPUs and clock ------------------------------------------------------------------------
 
     def _run(self, event: events.Run) -> None:
+        self.vcpu_threads.add(event.tid)
         self.last_run_ns = event.at_ns
         if self.first_run_ns is None:
             self.first_run_ns = event.at_ns

@@ -82,14 +82,21 @@ class Tracker:
                 if len(self._clock) < 2 or self._clock[-1][1:] != sample[1:]:
                     self._clock.append(sample)
             case events.End():
-                for pid, next_seq in event.streams.items():
-                    if pid in self._processes:
-                        stream = self._processes[pid].stream
-                        stream.ends_at(next_seq)
-                        if stream.holes:
-                            self._processes[pid].doubt_ns = event.at_ns
+                self._compare_streams(event)
             case _:
                 pass
+
+    def _compare_streams(self, event: events.End) -> None:
+        """The writer says which processes lived at the end, and how many records each had sent."""
+        for process in self._processes.values():
+            next_seq = event.streams.get(process.pid)
+            if next_seq is None:
+                # It ended without a word: its last records are lost.
+                process.doubt_ns = event.at_ns
+                continue
+            process.stream.ends_at(next_seq)
+            if process.stream.holes:
+                process.doubt_ns = event.at_ns
 
     def _identify(self, event: events.Process) -> None:
         process = self._processes.get(event.pid)
@@ -224,6 +231,7 @@ class Tracker:
                             peer_ended_ns=self._peer_ended(process, session),
                             key=_key(process),
                             doubt_ns=self._user_doubt_ns,
+                            peer_doubt_ns=None if pair else self._peer_doubt(process),
                             trace_ended_ns=self._ended_at_ns,
                         )
                     )
@@ -236,10 +244,18 @@ class Tracker:
                         peer_ended_ns=None,
                         key=_key(process),
                         doubt_ns=self._user_doubt_ns,
+                        peer_doubt_ns=self._peer_doubt(process),
                         trace_ended_ns=self._ended_at_ns,
                     )
                 )
         return tuple(sorted(found, key=lambda m: (m.started_at_ns, m.pid)))
+
+    def _peer_doubt(self, process: Process) -> int | None:
+        """When something went missing, latest, of a process that may be the other side of a migration of
+        which only `process` is known."""
+        others = (*self._ended, *self._processes.values())
+        doubts = [p.doubt_ns for p in others if p is not process and _uuid(p) == _uuid(process)]
+        return max((doubt for doubt in doubts if doubt is not None), default=None)
 
     def _peer_ended(self, source: Process, session: Session) -> int | None:
         """When a destination of the same UUID, which never ran, ended during the session."""
