@@ -40,9 +40,6 @@ static __always_inline struct walk *walk_begin(u64 id, struct thread *t, u64 use
 	walk->offset = 0;
 	walk->bytes = t->bitmap_bytes;
 	walk->calls = 0;
-	t->pieces = 0;
-	t->read_errors = 0;
-	t->walked_bytes = 0;
 	return walk;
 }
 

@@ -101,67 +101,100 @@ static __always_inline void kvm_enter(u64 id, u32 cmd, u64 arg)
 	threads.update(&id, &t);
 }
 
+/* What the end of a call has to say. One place sends it: BCC inlines everything, and each send in the text
+ * makes the program longer to compile. */
+union kvm_record {
+	struct vft_header h;
+	struct vft_vcpu_created vcpu;
+	struct vft_region region;
+	struct vft_cap cap;
+	struct vft_get_dirty_log get;
+	struct vft_clear_dirty_log clear;
+	struct vft_reset_dirty_rings reset;
+	struct vft_clock clock;
+	struct vft_vcpu_state state;
+};
+
+#define SAYS(record, number, member) do { \
+	(record)->h.kind = number; \
+	(record)->h.size = sizeof((record)->member); \
+} while (0)
+
+static __always_inline void emit_record(struct vm *vm, union kvm_record *r)
+{
+	u32 size = r->h.size;
+
+	if (!size || size > sizeof(*r))
+		return;
+	fill_header(&r->h, vm, r->h.kind, size);
+	send(r, size, NO_WAKE);
+}
+
 static __always_inline void report_channels(struct vm *vm);
 
-static __always_inline void get_dirty_log_done(struct vm *vm, struct thread *t, s32 ret)
+/* A dirty log's bitmap, or the ring's, has been walked. */
+static __always_inline void walk_done(struct vm *vm, struct thread *t)
 {
-	struct vft_get_dirty_log e = {
-		.enter_ns = t->enter_ns, .last_exit_ns = vm->last_exit_ns,
-		.bitmap_bytes = t->bitmap_bytes, .walked_bytes = t->walked_bytes, .slot = t->slot,
-		.ret = ret, .pieces = t->pieces, .read_errors = t->read_errors,
-	};
+	union kvm_record r = {};
 
-	EMIT(vm, VFT_GET_DIRTY_LOG, &e);
+	if (t->cmd == KVM_GET_DIRTY_LOG) {
+		r.get.enter_ns = t->enter_ns;
+		r.get.last_exit_ns = vm->last_exit_ns;
+		r.get.bitmap_bytes = t->bitmap_bytes;
+		r.get.walked_bytes = t->walked_bytes;
+		r.get.slot = t->slot;
+		r.get.ret = t->ret;
+		r.get.pieces = t->pieces;
+		r.get.read_errors = t->read_errors;
+		SAYS(&r, VFT_GET_DIRTY_LOG, get);
+	} else if (t->cmd == KVM_CLEAR_DIRTY_LOG) {
+		r.clear.enter_ns = t->enter_ns;
+		r.clear.first_page = t->first_page;
+		r.clear.num_pages = t->num_pages;
+		r.clear.bitmap_bytes = t->bitmap_bytes;
+		r.clear.walked_bytes = t->walked_bytes;
+		r.clear.slot = t->slot;
+		r.clear.ret = t->ret;
+		r.clear.pieces = t->pieces;
+		r.clear.read_errors = t->read_errors;
+		SAYS(&r, VFT_CLEAR_DIRTY_LOG, clear);
+	} else {
+		r.reset.enter_ns = t->enter_ns;
+		r.reset.last_exit_ns = vm->last_exit_ns;
+		r.reset.pushes = vm->pushes;
+		r.reset.ring_full_exits = vm->ring_full_exits;
+		r.reset.ret = t->ret;
+		r.reset.pieces = t->pieces;
+		r.reset.untracked = vm->untracked;
+		SAYS(&r, VFT_RESET_DIRTY_RINGS, reset);
+	}
+	emit_record(vm, &r);
 }
 
-static __always_inline void reset_rings_done(struct vm *vm, struct thread *t, s32 ret)
-{
-	struct vft_reset_dirty_rings e = {
-		.enter_ns = t->enter_ns, .last_exit_ns = vm->last_exit_ns, .pushes = vm->pushes,
-		.ring_full_exits = vm->ring_full_exits, .ret = ret, .pieces = t->pieces,
-		.untracked = vm->untracked,
-	};
-
-	EMIT(vm, VFT_RESET_DIRTY_RINGS, &e);
-}
-
-static __always_inline void clear_dirty_log_done(struct vm *vm, struct thread *t, s32 ret)
-{
-	struct vft_clear_dirty_log e = {
-		.enter_ns = t->enter_ns, .first_page = t->first_page, .num_pages = t->num_pages,
-		.bitmap_bytes = t->bitmap_bytes, .walked_bytes = t->walked_bytes, .slot = t->slot,
-		.ret = ret, .pieces = t->pieces, .read_errors = t->read_errors,
-	};
-
-	EMIT(vm, VFT_CLEAR_DIRTY_LOG, &e);
-}
-
-static __always_inline void region_done(struct vm *vm, struct thread *t, s32 ret)
+static __always_inline void region_done(struct vm *vm, struct thread *t, struct vft_region *e)
 {
 	struct kvm_region_arg region = {};
-	struct vft_region e = {};
 	struct slot_key key = {};
 	u64 pages;
 
 	read_user(&region, sizeof(region), (void *)t->arg);
-	e.slot = region.slot;
-	e.flags = region.flags;
-	e.gpa = region.gpa;
-	e.bytes = region.bytes;
-	e.uaddr = region.uaddr;
-	e.ret = ret;
-	if (!ret) {
-		key.tgid = bpf_get_current_pid_tgid() >> 32;
-		key.slot = region.slot;
-		pages = region.bytes >> PAGE_SHIFT;
-		if (pages)
-			slot_pages.update(&key, &pages);
-		else
-			slot_pages.delete(&key);
-		if (region.flags & KVM_MEM_LOG_DIRTY_PAGES)
-			vm->logging = 1;
-	}
-	EMIT(vm, VFT_REGION, &e);
+	e->slot = region.slot;
+	e->flags = region.flags;
+	e->gpa = region.gpa;
+	e->bytes = region.bytes;
+	e->uaddr = region.uaddr;
+	e->ret = t->ret;
+	if (t->ret)
+		return;
+	key.tgid = bpf_get_current_pid_tgid() >> 32;
+	key.slot = region.slot;
+	pages = region.bytes >> PAGE_SHIFT;
+	if (pages)
+		slot_pages.update(&key, &pages);
+	else
+		slot_pages.delete(&key);
+	if (region.flags & KVM_MEM_LOG_DIRTY_PAGES)
+		vm->logging = 1;
 }
 
 static __always_inline void vm_created(s32 fd)
@@ -179,111 +212,109 @@ static __always_inline void vm_created(s32 fd)
 		EMIT_WAKING(vm, VFT_VM_CREATED, &e, WAKE);
 }
 
-static __always_inline void clock_done(struct vm *vm, struct thread *t, u32 op, s32 ret)
+/* What the walker needs to know of a GET or CLEAR; the user's bitmap, 0 if there is nothing to walk. */
+static __always_inline u64 describe_walk(u64 id, struct thread *t)
 {
-	struct vft_clock e = {
-		.enter_ns = t->enter_ns, .last_exit_ns = vm->last_exit_ns, .op = op, .ret = ret,
-	};
+	struct kvm_get_dirty_log_arg get = {};
+	struct kvm_clear_dirty_log_arg clear = {};
+	struct slot_key key = { .tgid = id >> 32 };
+	u64 *pages;
 
-	EMIT(vm, VFT_CLOCK, &e);
+	if (t->cmd == KVM_GET_DIRTY_LOG) {
+		read_user(&get, sizeof(get), (void *)t->arg);
+		key.slot = get.slot;
+		t->slot = get.slot;
+		pages = slot_pages.lookup(&key);
+		t->bitmap_bytes = pages ? bitmap_bytes(*pages) : 0;
+		return t->ret ? 0 : get.bitmap;
+	}
+	/* The kernel only reads this bitmap (kvm_clear_dirty_log_protect), QEMU changes it after the call
+	 * (kvm_log_clear_one_slot): it still says what was asked for. */
+	read_user(&clear, sizeof(clear), (void *)t->arg);
+	t->slot = clear.slot;
+	t->num_pages = clear.num_pages;
+	t->first_page = clear.first_page;
+	t->bitmap_bytes = bitmap_bytes(clear.num_pages);
+	return clear.bitmap;
 }
 
 /* True when a bitmap is to be walked: the caller tail-calls the walker, which ends the call. */
+static __always_inline bool walk_due(u64 id, struct vm *vm, struct thread *t)
+{
+	u64 bitmap = 0;
+	struct walk *walk;
+
+	if (t->cmd != KVM_RESET_DIRTY_RINGS) {
+		bitmap = describe_walk(id, t);
+		if (!bitmap)
+			return false;
+	}
+	walk = walk_begin(id, t, bitmap);
+	if (walk && t->cmd == KVM_RESET_DIRTY_RINGS) {
+		walk->bytes = __sync_lock_test_and_set(&vm->touched_count, 0);
+		if (walk->bytes > MAX_TOUCHED)
+			walk->bytes = MAX_TOUCHED;
+	}
+	return walk;
+}
+
+/* True when a bitmap is to be walked. */
 static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 {
 	struct vm *vm = current_vm();
-	struct slot_key key = { .tgid = id >> 32 };
-	struct kvm_get_dirty_log_arg get = {};
-	struct kvm_clear_dirty_log_arg clear = {};
+	union kvm_record r = {};
 	struct kvm_cap_arg cap = {};
-	struct walk *walk;
-	u64 *pages;
+	u32 cmd = t->cmd;
 
-	if (t->cmd == KVM_CREATE_VM) {
+	if (cmd == KVM_CREATE_VM) {
 		vm_created(ret);
 		return false;
 	}
 	if (!vm)
 		return false;
 	t->ret = ret;
-	switch (t->cmd) {
-	case KVM_CREATE_VCPU: {
-		struct vft_vcpu_created e = { .fd = ret, .vcpu_id = t->arg };
-
-		EMIT(vm, VFT_VCPU_CREATED, &e);
+	if (cmd == KVM_GET_DIRTY_LOG || cmd == KVM_RESET_DIRTY_RINGS || cmd == KVM_GET_CLOCK)
+		report_channels(vm);
+	switch (cmd) {
+	case KVM_GET_DIRTY_LOG:
+	case KVM_CLEAR_DIRTY_LOG:
+	case KVM_RESET_DIRTY_RINGS:
+		t->pieces = t->read_errors = 0;
+		t->walked_bytes = t->first_page = 0;
+		if (walk_due(id, vm, t))
+			return true;
+		walk_done(vm, t);
+		return false;
+	case KVM_CREATE_VCPU:
+		r.vcpu.fd = ret;
+		r.vcpu.vcpu_id = t->arg;
+		SAYS(&r, VFT_VCPU_CREATED, vcpu);
 		break;
-	}
 	case KVM_SET_USER_MEMORY_REGION:
 	case KVM_SET_USER_MEMORY_REGION2:
-		region_done(vm, t, ret);
+		region_done(vm, t, &r.region);
+		SAYS(&r, VFT_REGION, region);
 		break;
-	case KVM_ENABLE_CAP: {
-		struct vft_cap e = { .ret = ret };
-
+	case KVM_ENABLE_CAP:
 		read_user(&cap, sizeof(cap), (void *)t->arg);
-		e.cap = cap.cap;
-		e.arg0 = cap.arg0;
-		EMIT(vm, VFT_CAP, &e);
+		r.cap.cap = cap.cap;
+		r.cap.ret = ret;
+		r.cap.arg0 = cap.arg0;
+		SAYS(&r, VFT_CAP, cap);
 		break;
+	case KVM_SET_MP_STATE:
+		r.state.ret = ret;
+		SAYS(&r, VFT_VCPU_STATE, state);
+		break;
+	default:
+		r.clock.enter_ns = t->enter_ns;
+		r.clock.last_exit_ns = vm->last_exit_ns;
+		r.clock.op = cmd == KVM_GET_CLOCK ? VFT_CLOCK_GET :
+			     cmd == KVM_SET_CLOCK ? VFT_CLOCK_SET : VFT_CLOCK_CTRL;
+		r.clock.ret = ret;
+		SAYS(&r, VFT_CLOCK, clock);
 	}
-	case KVM_GET_DIRTY_LOG:
-		report_channels(vm);
-		read_user(&get, sizeof(get), (void *)t->arg);
-		key.slot = get.slot;
-		t->slot = get.slot;
-		t->bitmap_bytes = 0;
-		t->first_page = 0;
-		pages = slot_pages.lookup(&key);
-		if (pages)
-			t->bitmap_bytes = bitmap_bytes(*pages);
-		t->pieces = t->read_errors = 0;
-		t->walked_bytes = 0;
-		if (!ret && walk_begin(id, t, get.bitmap))
-			return true;
-		get_dirty_log_done(vm, t, ret);
-		break;
-	case KVM_CLEAR_DIRTY_LOG:
-		/* The kernel only reads this bitmap (kvm_clear_dirty_log_protect), QEMU changes it
-		 * after the call (kvm_log_clear_one_slot): it still says what was asked for. */
-		read_user(&clear, sizeof(clear), (void *)t->arg);
-		t->slot = clear.slot;
-		t->num_pages = clear.num_pages;
-		t->first_page = clear.first_page;
-		t->bitmap_bytes = bitmap_bytes(clear.num_pages);
-		t->pieces = t->read_errors = 0;
-		t->walked_bytes = 0;
-		if (walk_begin(id, t, clear.bitmap))
-			return true;
-		clear_dirty_log_done(vm, t, ret);
-		break;
-	case KVM_RESET_DIRTY_RINGS:
-		report_channels(vm);
-		walk = walk_begin(id, t, 0);
-		if (walk) {
-			walk->bytes = __sync_lock_test_and_set(&vm->touched_count, 0);
-			if (walk->bytes > MAX_TOUCHED)
-				walk->bytes = MAX_TOUCHED;
-			return true;
-		}
-		reset_rings_done(vm, t, ret);
-		break;
-	case KVM_GET_CLOCK:
-		report_channels(vm);
-		clock_done(vm, t, VFT_CLOCK_GET, ret);
-		break;
-	case KVM_SET_CLOCK:
-		clock_done(vm, t, VFT_CLOCK_SET, ret);
-		break;
-	case KVM_KVMCLOCK_CTRL:
-		clock_done(vm, t, VFT_CLOCK_CTRL, ret);
-		break;
-	case KVM_SET_MP_STATE: {
-		struct vft_vcpu_state e = { .ret = ret };
-
-		EMIT(vm, VFT_VCPU_STATE, &e);
-		break;
-	}
-	}
+	emit_record(vm, &r);
 	return false;
 }
 
@@ -291,16 +322,20 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
  * instance for every vCPU that waits inside KVM_RUN. */
 static __always_inline void vcpu_enter_only(u32 cmd)
 {
-	struct thread t = { .enter_ns = now_ns() };
+	union kvm_record r = {};
 	struct vm *vm = current_vm();
-	struct vft_vcpu_state e = {};
 
 	if (!vm)
 		return;
-	if (cmd == KVM_SET_MP_STATE)
-		EMIT(vm, VFT_VCPU_STATE, &e);
-	else if (cmd == KVM_KVMCLOCK_CTRL)
-		clock_done(vm, &t, VFT_CLOCK_CTRL, 0);
+	if (cmd == KVM_SET_MP_STATE) {
+		SAYS(&r, VFT_VCPU_STATE, state);
+	} else if (cmd == KVM_KVMCLOCK_CTRL) {
+		r.clock.enter_ns = now_ns();
+		r.clock.last_exit_ns = vm->last_exit_ns;
+		r.clock.op = VFT_CLOCK_CTRL;
+		SAYS(&r, VFT_CLOCK, clock);
+	}
+	emit_record(vm, &r);
 }
 
 /* A vCPU thread keeps its entry for the time of its last exit, any other gives it back. */

@@ -62,19 +62,15 @@ static __always_inline int walk_on(void *ctx)
 	case KVM_CLEAR_DIRTY_LOG:
 		if (walk_pieces(walk, vm, t))
 			walkers.call(ctx, 0);
-		if (t->cmd == KVM_GET_DIRTY_LOG)
-			get_dirty_log_done(vm, t, t->ret);
-		else
-			clear_dirty_log_done(vm, t, t->ret);
 		break;
 	case KVM_RESET_DIRTY_RINGS:
 		if (ship_chunks(walk, vm, t))
 			walkers.call(ctx, 0);
-		reset_rings_done(vm, t, t->ret);
 		break;
 	default:
 		return 0;
 	}
+	walk_done(vm, t);
 	call_done(id, t);
 	return 0;
 }
