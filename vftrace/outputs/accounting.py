@@ -296,6 +296,9 @@ class Accounts:
             self._count(migration, seen)
 
     def _count(self, migration: Migration, seen: _Seen) -> None:
+        if migration.channel.kind == "file":
+            # A VM saved to a file has not moved.
+            return
         if not seen.counted:
             seen.counted = True
             outcome = migration.outcome or "unknown"

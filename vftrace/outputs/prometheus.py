@@ -320,7 +320,7 @@ METRICS = (
         "migrations_total",
         "counter",
         "Migrations that ended, each counted once, a second after its end; `stitched`: both roles "
-        "were seen here.",
+        "were seen here. A VM saved to a file has not migrated.",
         "migrations",
         ("role", "strategy", "outcome"),
         "ioctl, channel, process",
