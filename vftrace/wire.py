@@ -19,8 +19,10 @@ MAX_RECORD = 1 << 20
 """Bytes; nothing that is written is longer, so a larger size means a damaged file."""
 
 PIECE_KIND = 7
+END_KIND = 112
 _PIECE = struct.Struct("<QQIHH")
 _FILL_ONES = 1
+_PIECE_WORDS = 512
 
 # kind: (struct in bpf/wire.h, layout behind the header, event). Pads are the C struct's.
 FIXED: dict[int, tuple[str, struct.Struct, type[Event]]] = {
@@ -47,7 +49,7 @@ FIXED: dict[int, tuple[str, struct.Struct, type[Event]]] = {
 NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]] = {
     110: (events.Process, dict),
     111: (events.FileDescriptor, dict),
-    112: (
+    END_KIND: (
         events.End,
         lambda fields: {"streams": {int(k): int(v) for k, v in fields["streams"].items()}},
     ),
@@ -91,6 +93,8 @@ def _decode_piece(at_ns: int, seq: int, tgid: int, tid: int, body: memoryview) -
     if len(body) >= _PIECE.size:
         call_ns, first_page, slot, words, fill = _PIECE.unpack_from(body)
         data = body[_PIECE.size :]
+        if words > _PIECE_WORDS:
+            return events.Unknown(at_ns, seq, tgid, tid, PIECE_KIND)
         if fill == _FILL_ONES and not data:
             bits = (1 << words * 64) - 1
             return events.Piece(at_ns, seq, tgid, tid, call_ns, first_page, slot, bits)

@@ -335,7 +335,8 @@ def _downtime(times: dict[str, int]) -> Downtime:
 def _dirty(session: Session | None, rounds: tuple[Round, ...]) -> Dirty:
     if session is None or not rounds:
         return Dirty(None, None, None, PAGE_SIZE, None)
-    later = [round_.new_pages for round_ in rounds[1:]]
+    # With rings no sweep is needed to begin with, and a sync that finds nothing makes none.
+    later = [round_.new_pages for round_ in (rounds if session.ring else rounds[1:])]
     known = [pages for pages in later if pages is not None]
     new_pages = sum(known) if len(known) == len(later) else None
     return Dirty(

@@ -79,7 +79,8 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Dirty:
-    """Totals. `new_pages` sums the rounds after the first, `distinct_pages` counts each page once."""
+    """Totals. `new_pages` sums the rounds after the first (dirty ring: all rounds), `distinct_pages` counts each
+    page once."""
 
     new_pages: int | None
     distinct_pages: int | None

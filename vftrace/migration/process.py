@@ -227,9 +227,11 @@ class Process:
     # -- dirty logs -----------------------------------------------------------------------------
 
     def _piece(self, event: events.Piece) -> None:
-        if self.pieces_held < _MAX_PENDING_PIECES:
-            self.pieces.setdefault((event.tid, event.call_ns), []).append(event)
-            self.pieces_held += 1
+        if self.pieces_held >= _MAX_PENDING_PIECES:
+            oldest = next(iter(self.pieces))
+            self.pieces_held -= len(self.pieces.pop(oldest))
+        self.pieces.setdefault((event.tid, event.call_ns), []).append(event)
+        self.pieces_held += 1
 
     def _take_pieces(self, tid: int, call_ns: int) -> list[events.Piece]:
         """The pieces of one call. Older ones of the same thread belong to nothing any more."""

@@ -12,6 +12,9 @@ from vftrace.migration import dirty
 from vftrace.migration.dirty import Bitmap, SlotLog
 from vftrace.migration.model import Round, SlotRound
 
+_MAX_OTHER_SWEEPS = 64
+"""Of a session that is no migration: QEMU's dirty limit sweeps as long as the VM lives."""
+
 
 @dataclass
 class Sweep:
@@ -106,6 +109,8 @@ class Session:
         sent = {fd: channel.bytes for fd, channel in self.channels.items()}
         self.open_sweep = Sweep(start_ns, end_ns, sent)
         self.sweeps.append(self.open_sweep)
+        if not self.is_migration and len(self.sweeps) > _MAX_OTHER_SWEEPS:
+            del self.sweeps[0]
         return self.open_sweep
 
     def _count_again(self, sweep: Sweep, slot: int, fresh: Bitmap | None) -> None:
@@ -116,7 +121,8 @@ class Session:
         seen = self.ever.get(slot, {})
         if sweep.redirtied is not None:
             sweep.redirtied += dirty.count(dirty.common(fresh, seen))
-        if len(self.sweeps) > 1:
+        # A first sweep's pages are what there was before, except with rings, which begin empty.
+        if self.ring or len(self.sweeps) > 1:
             self.ever[slot] = dirty.union(seen, fresh)
 
     def sent(self, event: Channel) -> None:
@@ -228,8 +234,9 @@ class Session:
         return tuple(rounds)
 
     def distinct_pages(self) -> int | None:
-        """Pages that became dirty after the first sweep, each counted once; None if a part is not known."""
-        if any(slot.new_pages is None for sweep in self.sweeps[1:] for slot in sweep.slots.values()):
+        """Pages that became dirty while it lasted, each counted once; None if a part is not known."""
+        counted = self.sweeps if self.ring else self.sweeps[1:]
+        if any(slot.new_pages is None for sweep in counted for slot in sweep.slots.values()):
             return None
         return sum(dirty.count(bitmap) for bitmap in self.ever.values())
 

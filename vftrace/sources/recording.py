@@ -2,7 +2,7 @@
 
 Layout: `MAGIC`, a u32 length and that many bytes of JSON (who recorded), then frames of a u32
 CRC-32 and one record (its header holds its size). A frame that is cut or damaged ends the file.
-gzip-compressed recordings are read as they are.
+gzip-compressed recordings are read as they are. The last record of a whole recording is `events.End`.
 """
 
 import gzip
@@ -73,15 +73,18 @@ class Recording:
         self.host = self._read_meta()
 
     def __iter__(self) -> Iterator[bytes]:
+        last_kind = None
         while True:
             start = self._read(_U32.size)
             if not start:
+                if last_kind != wire.END_KIND and self.damage is None:
+                    self.damage = "cut between two records, or its writer was killed: it has no end"
                 return
             head = self._read(wire.HEADER.size)
             if len(start) < _U32.size or len(head) < wire.HEADER.size:
                 self.damage = "cut in the middle of a record"
                 return
-            size = wire.HEADER.unpack(head)[2]
+            _, _, size, last_kind, *_ = wire.HEADER.unpack(head)
             if not wire.HEADER.size <= size <= wire.MAX_RECORD:
                 self.damage = "damaged: a record with an impossible size"
                 return
