@@ -22,6 +22,16 @@ enum vft_kind {
 	VFT_CHANNEL = 12,
 	VFT_UFFD = 13,
 	VFT_EXIT = 14,
+	VFT_VFIO_OPEN = 20,
+	VFT_VFIO_CLOSE = 21,
+	VFT_VFIO_STATE = 22,
+	VFT_VFIO_MIGRATION = 23,
+	VFT_VFIO_DATA_SIZE = 24,
+	VFT_VFIO_PRECOPY_INFO = 25,
+	VFT_VFIO_RESET = 26,
+	VFT_VFIO_DIRTY_TRACKING = 27,
+	VFT_VFIO_DIRTY = 28,
+	VFT_VFIO_DATA = 29,
 };
 
 /* seq counts the records of one stream: a process (tgid), or what belongs to no process
@@ -173,6 +183,127 @@ struct vft_uffd {
 	u64 bytes;
 	u32 op;
 	s32 ret;
+};
+
+#define VFT_NAME 48
+
+enum vft_vfio_how { VFT_VFIO_GROUP = 0, VFT_VFIO_BIND = 1, VFT_VFIO_SEEN = 2 };
+
+/* A VFIO device fd: given out by its group, bound to an iommufd, or seen first by another request.
+ * The name is a PCI address or a UUID, empty where it is not known. */
+struct vft_vfio_open {
+	struct vft_header h;
+	s32 fd;
+	u32 how;
+	char name[VFT_NAME];
+};
+
+struct vft_vfio_close {
+	struct vft_header h;
+	s32 fd;
+	u32 pad;
+};
+
+enum vft_vfio_op { VFT_VFIO_GET = 0, VFT_VFIO_SET = 1 };
+
+/* DEVICE_FEATURE MIG_DEVICE_STATE. data_fd -1: none was given out. */
+struct vft_vfio_state {
+	struct vft_header h;
+	u64 enter_ns;
+	s32 fd;
+	u32 op;
+	u32 state;
+	s32 data_fd;
+	s32 ret;
+	u32 pad;
+};
+
+/* DEVICE_FEATURE MIGRATION: STOP_COPY 1, P2P 2, PRE_COPY 4. */
+struct vft_vfio_migration {
+	struct vft_header h;
+	u64 flags;
+	s32 fd;
+	s32 ret;
+};
+
+struct vft_vfio_data_size {
+	struct vft_header h;
+	u64 stop_copy_length;
+	s32 fd;
+	s32 ret;
+};
+
+struct vft_vfio_precopy_info {
+	struct vft_header h;
+	u64 initial_bytes;
+	u64 dirty_bytes;
+	s32 data_fd;
+	s32 ret;
+};
+
+enum vft_vfio_reset_op { VFT_VFIO_DEVICE_RESET = 0, VFT_VFIO_HOT_RESET = 1, VFT_VFIO_FLR = 2 };
+
+/* An FLR is seen at its beginning (enter_ns 0), by the device's name, whatever fd it is for (fd -1). */
+struct vft_vfio_reset {
+	struct vft_header h;
+	u64 enter_ns;
+	s32 fd;
+	u32 op;
+	char name[VFT_NAME];
+	s32 ret;
+	u32 pad;
+};
+
+enum vft_vfio_by { VFT_VFIO_BY_DEVICE = 0, VFT_VFIO_BY_CONTAINER = 1, VFT_VFIO_BY_IOMMUFD = 2 };
+
+/* Dirty tracking of DMA goes on or off. dma_maps and dma_unmaps: the process's totals. */
+struct vft_vfio_dirty_tracking {
+	struct vft_header h;
+	u64 enter_ns;
+	u64 page_size;
+	u64 dma_maps;
+	u64 dma_unmaps;
+	s32 fd;
+	u32 by;
+	u32 on;
+	s32 ret;
+};
+
+/* A bitmap of pages written by DMA: shipped as pieces whose page 0 is at iova. */
+struct vft_vfio_dirty {
+	struct vft_header h;
+	u64 enter_ns;
+	u64 iova;
+	u64 length;
+	u64 page_size;
+	u64 bitmap_bytes;
+	u64 walked_bytes;
+	s32 fd;
+	u32 by;
+	u32 unmap;
+	s32 ret;
+	u32 pieces;
+	u32 read_errors;
+};
+
+enum vft_vfio_data_op { VFT_VFIO_SAVE = 0, VFT_VFIO_LOAD = 1 };
+#define VFT_VFIO_DATA_END 1	/* a read said that there is no more */
+#define VFT_VFIO_DATA_LEFT 2	/* the device has left the state that the fd belongs to */
+
+/* Totals of a device's data fd since it was given out. */
+struct vft_vfio_data {
+	struct vft_header h;
+	u64 bytes;
+	u64 calls;
+	u64 first_ns;
+	u64 last_ns;
+	u64 error_ns;
+	s32 fd;
+	s32 data_fd;
+	u32 op;
+	s32 error;
+	u32 flags;
+	u32 pad;
 };
 
 /* The last thread of a process ended. */

@@ -182,6 +182,163 @@ class Exit(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class VfioOpen(Event):
+    """A VFIO device fd: from its group, bound to an iommufd, or met by another request.
+
+    `name` is a PCI address or a mediated device's UUID, empty where the kernel side did not see it.
+    """
+
+    fd: int
+    how: int
+    name: str
+
+    GROUP = 0
+    BIND = 1
+    SEEN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class VfioClose(Event):
+    """A device fd was closed by a process that lives on: the device has left the VM."""
+
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class VfioState(Event):
+    """VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE: `state` is what was asked for (SET) or answered (GET).
+
+    `data_fd` is -1 where none was given out.
+    """
+
+    enter_ns: int
+    fd: int
+    op: int
+    state: int
+    data_fd: int
+    ret: int
+
+    GET = 0
+    SET = 1
+
+
+@dataclass(frozen=True, slots=True)
+class VfioMigration(Event):
+    """VFIO_DEVICE_FEATURE_MIGRATION: what the device can do."""
+
+    flags: int
+    fd: int
+    ret: int
+
+    STOP_COPY = 1
+    P2P = 2
+    PRE_COPY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class VfioDataSize(Event):
+    """VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: the device's estimate in bytes."""
+
+    stop_copy_length: int
+    fd: int
+    ret: int
+
+
+@dataclass(frozen=True, slots=True)
+class VfioPrecopyInfo(Event):
+    """VFIO_MIG_GET_PRECOPY_INFO: bytes that can be read before the stop."""
+
+    initial_bytes: int
+    dirty_bytes: int
+    data_fd: int
+    ret: int
+
+
+@dataclass(frozen=True, slots=True)
+class VfioReset(Event):
+    """A reset: by VFIO_DEVICE_RESET or VFIO_DEVICE_PCI_HOT_RESET on `fd`, or a function level reset.
+
+    The last is seen at its beginning, by `name` (fd -1, enter_ns 0).
+    """
+
+    enter_ns: int
+    fd: int
+    op: int
+    name: str
+    ret: int
+
+    DEVICE = 0
+    HOT = 1
+    FLR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class VfioDirtyTracking(Event):
+    """Dirty tracking of DMA went on or off, by a device, a container or an iommufd (`by`).
+
+    `dma_maps` and `dma_unmaps` count the process's requests so far.
+    """
+
+    enter_ns: int
+    page_size: int
+    dma_maps: int
+    dma_unmaps: int
+    fd: int
+    by: int
+    on: int
+    ret: int
+
+    DEVICE = 0
+    CONTAINER = 1
+    IOMMUFD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class VfioDirty(Event):
+    """A bitmap of pages that DMA wrote, read and cleared; with `unmap` the last one of a mapping.
+
+    Its pieces (`Piece`, same thread and `enter_ns`) count `page_size` pages from `iova`.
+    """
+
+    enter_ns: int
+    iova: int
+    length: int
+    page_size: int
+    bitmap_bytes: int
+    walked_bytes: int
+    fd: int
+    by: int
+    unmap: int
+    ret: int
+    pieces: int
+    read_errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class VfioData(Event):
+    """Totals of a device's data fd since it was given out; `error` is a negative errno or 0.
+
+    `flags`: END: a read said that there is no more; LEFT: the device has left that state.
+    """
+
+    bytes: int
+    calls: int
+    first_ns: int
+    last_ns: int
+    error_ns: int
+    fd: int
+    data_fd: int
+    op: int
+    error: int
+    flags: int
+
+    SAVE = 0
+    LOAD = 1
+    END = 1
+    LEFT = 2
+
+
+@dataclass(frozen=True, slots=True)
 class Tick(Event):
     """Time passed: written every 100 ms by the reader."""
 
@@ -222,6 +379,24 @@ class FileDescriptor(Event):
     fd: int
     kind: str
     peer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Device(Event):
+    """Which device a VFIO device fd of a process is, read from /proc and /sys.
+
+    `address` is a PCI address or a mediated device's UUID; `id` QEMU's; `driver` the one it is bound to;
+    `pf` and `vf` are a virtual function's card and number.
+    """
+
+    pid: int
+    fd: int
+    address: str
+    id: str | None
+    driver: str | None
+    pf: str | None
+    vf: int | None
+    late: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ the same header; what names things is JSON behind it.
 """
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,16 @@ FIXED: dict[int, tuple[str, struct.Struct, type[Event]]] = {
     12: ("vft_channel", struct.Struct("<QQQQQiiII"), events.Channel),
     13: ("vft_uffd", struct.Struct("<QQIi"), events.Userfault),
     14: ("vft_exit", struct.Struct("<Q"), events.Exit),
+    20: ("vft_vfio_open", struct.Struct("<iI48s"), events.VfioOpen),
+    21: ("vft_vfio_close", struct.Struct("<iI"), events.VfioClose),
+    22: ("vft_vfio_state", struct.Struct("<QiIIiiI"), events.VfioState),
+    23: ("vft_vfio_migration", struct.Struct("<Qii"), events.VfioMigration),
+    24: ("vft_vfio_data_size", struct.Struct("<Qii"), events.VfioDataSize),
+    25: ("vft_vfio_precopy_info", struct.Struct("<QQii"), events.VfioPrecopyInfo),
+    26: ("vft_vfio_reset", struct.Struct("<QiI48siI"), events.VfioReset),
+    27: ("vft_vfio_dirty_tracking", struct.Struct("<QQQQiIIi"), events.VfioDirtyTracking),
+    28: ("vft_vfio_dirty", struct.Struct("<QQQQQQiIIiII"), events.VfioDirty),
+    29: ("vft_vfio_data", struct.Struct("<QQQQQiiIiII"), events.VfioData),
     100: ("", struct.Struct("<"), events.Tick),
     101: ("", struct.Struct("<qq"), events.ClockSample),
     102: ("", struct.Struct("<Q"), events.Lost),
@@ -49,6 +60,7 @@ FIXED: dict[int, tuple[str, struct.Struct, type[Event]]] = {
 NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]] = {
     110: (events.Process, dict),
     111: (events.FileDescriptor, dict),
+    113: (events.Device, dict),
     END_KIND: (
         events.End,
         lambda fields: {"streams": {int(k): int(v) for k, v in fields["streams"].items()}},
@@ -58,7 +70,10 @@ NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]]
     122: (events.PingSummary, dict),
 }
 
+_WITH_TEXT = {kind for kind, (_, layout, _) in FIXED.items() if "s" in layout.format}
+
 _FIXED_KIND = {event: (kind, layout) for kind, (_, layout, event) in FIXED.items()}
+_FIELDS = re.compile(r"\d*[a-zA-Z]")
 _NAMED_KIND = {event: kind for kind, (event, _) in NAMED.items()}
 
 
@@ -76,6 +91,8 @@ def decode(record: bytes) -> Event:
     known = FIXED.get(kind)
     if known is not None and len(body) == known[1].size:
         fields = known[1].unpack(body)
+        if kind in _WITH_TEXT:
+            fields = tuple(_text(f) if isinstance(f, bytes) else f for f in fields)
         own = len(known[2].__slots__)
         return known[2](at_ns, seq, tgid, tid, *fields[:own])
     if kind == PIECE_KIND:
@@ -87,6 +104,11 @@ def decode(record: bytes) -> Event:
         except (ValueError, TypeError, KeyError, AttributeError):
             pass
     return events.Unknown(at_ns, seq, tgid, tid, kind)
+
+
+def _text(field: bytes) -> str:
+    """A C string in a field of fixed length."""
+    return field.split(b"\0", 1)[0].decode("ascii", errors="replace")
 
 
 def _decode_piece(at_ns: int, seq: int, tgid: int, tid: int, body: memoryview) -> Event:
@@ -109,7 +131,9 @@ def encode(event: Event) -> bytes:
     own = {name: getattr(event, name) for name in type(event).__slots__}
     if type(event) in _FIXED_KIND:
         kind, layout = _FIXED_KIND[type(event)]
-        body = layout.pack(*own.values(), *[0] * (len(layout.format) - 1 - len(own)))
+        values = [v.encode() if isinstance(v, str) else v for v in own.values()]
+        pads = len(_FIELDS.findall(layout.format)) - len(values)
+        body = layout.pack(*values, *[0] * pads)
     else:
         kind = _NAMED_KIND[type(event)]
         body = json.dumps(own, separators=(",", ":")).encode()

@@ -65,6 +65,21 @@ _OWN_PROBES: dict[type[events.Event], str] = {
         ),
         "ioctl",
     ),
+    **dict.fromkeys(
+        (
+            events.VfioOpen,
+            events.VfioClose,
+            events.VfioState,
+            events.VfioMigration,
+            events.VfioDataSize,
+            events.VfioReset,
+            events.VfioDirtyTracking,
+            events.VfioDirty,
+        ),
+        "vfio",
+    ),
+    events.VfioPrecopyInfo: "vfio-data",
+    events.VfioData: "vfio-data",
     events.Unknown: "unknown",
 }
 

@@ -50,9 +50,10 @@ def tracepoint_field_offset(name: str, field: str) -> int | None:
     return None if match is None else int(match[1])
 
 
-def has_kprobes() -> bool:
-    """Whether this kernel was built with kprobes (a kernel without them has no such PMU)."""
-    return Path("/sys/bus/event_source/devices/kprobe/type").exists()
+def refuses_kprobes() -> str | None:
+    """Why this kernel does not take kprobes, None if it does (one built without them has no such PMU)."""
+    there = Path("/sys/bus/event_source/devices/kprobe/type").exists()
+    return None if there else "this kernel is built without kprobes"
 
 
 def require_bpf() -> None:
@@ -107,3 +108,9 @@ def module_of(function: str) -> str | None:
     pattern = re.compile(rf"^\w+ [tT] {re.escape(function)}(?:\t\[(\w+)\])?$", re.MULTILINE)
     match = pattern.search(Path("/proc/kallsyms").read_text())
     return None if match is None else match[1] or "vmlinux"
+
+
+def functions_ending(*ends: str) -> list[str]:
+    """Names of the functions of modules that end so."""
+    pattern = re.compile(rf"^\w+ [tT] (\w+(?:{'|'.join(map(re.escape, ends))}))\t\[", re.MULTILINE)
+    return sorted(set(pattern.findall(Path("/proc/kallsyms").read_text())))

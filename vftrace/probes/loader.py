@@ -1,33 +1,21 @@
 """Compiles, loads and attaches the probes with BCC, and reads the ring."""
 
-import contextlib
 import ctypes
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Self
 
 from vftrace.errors import MachineError
 from vftrace.probes import btf, kernel
-from vftrace.probes.plan import FENTRY, KPROBE, PROBES, Hook, Probe, Way
+from vftrace.probes.attach import captured_stderr, first_line, hang_up
+from vftrace.probes.plan import FENTRY, KPROBE, PROBES, Probe, ProbeStatus, Way
 from vftrace.probes.text import program_text, shim_directory
+from vftrace.probes.vfio import VfioProbes
 
 EVENT_PAGES = 4096
 """Size of the ring in pages: 16 MiB, more than a second of the busiest migration measured."""
 
-KRETPROBE_INSTANCES = 1024
-
 INSTALL_BCC = "apt-get install python3-bpfcc   (Fedora: dnf install python3-bcc)"
-
-
-@dataclass(frozen=True)
-class ProbeStatus:
-    """How a probe is attached (`way` None: it is not), and why not in the ways tried before."""
-
-    probe: Probe
-    way: str | None
-    reason: str | None
 
 
 class Probes:
@@ -44,14 +32,15 @@ class Probes:
         self._error: BaseException | None = None
         bcc = _import_bcc()
         os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
-        self.status = self._load(bcc, way)
-        for status in self.status:
+        self._own_status = self._load(bcc, way)
+        for status in self._own_status:
             if status.probe.needed and status.way is None:
-                self.close()
+                self._bpf.cleanup()
                 raise MachineError(
                     f"probe {status.probe.name} cannot be attached: {status.reason}",
                     fix="vftrace doctor",
                 )
+        self.vfio = VfioProbes(bcc, way)
         self._bpf["events"].open_ring_buffer(self._on_ring)
 
     def __enter__(self) -> Self:
@@ -59,6 +48,15 @@ class Probes:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def status(self) -> tuple[ProbeStatus, ...]:
+        """How each probe is attached now."""
+        return (*self._own_status, *self.vfio.status)
+
+    def follow(self) -> None:
+        """Attach what belongs to modules that were loaded since; cheap where there are none."""
+        self.vfio.follow()
 
     def poll(self, timeout_ms: int) -> None:
         """Wait for a record that wakes, at most `timeout_ms`, then hand over what is in the ring."""
@@ -91,6 +89,7 @@ class Probes:
 
     def close(self) -> None:
         """Detach everything. What was watched does not notice."""
+        self.vfio.close()
         self._bpf.cleanup()
 
     def _on_ring(self, _cpu: int, data: int, size: int) -> None:
@@ -118,18 +117,18 @@ class Probes:
 
     def _try_ioctl(self, bcc: Any, way: Way) -> str | None:
         """Compile for this way, load the walker, attach. Returns why not, with nothing left behind."""
-        with _captured_stderr() as complaint:
+        with captured_stderr() as complaint:
             try:
                 # fentry programs are attached in here
                 self._bpf = bcc.BPF(text=program_text(), cflags=_cflags(way))
             except Exception as error:
-                return _first_line(complaint(), error)
+                return first_line(complaint(), error)
             try:
-                reason = self._hang_up(way)
+                reason = hang_up(self._bpf, way)
                 if reason is None:
                     self._bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(self._walker(bcc, way))
             except Exception as error:
-                reason = _first_line(complaint(), error)
+                reason = first_line(complaint(), error)
         if reason is not None:
             self._bpf.cleanup()
         return reason
@@ -146,57 +145,19 @@ class Probes:
         reasons: list[str] = []
         ways = [way for way in probe.ways if forced == way.name] or probe.ways
         for way in ways:
-            with _captured_stderr():
-                reason = _refused(way) or self._hang_up(way)
+            with captured_stderr():
+                reason = _refused(way) or hang_up(self._bpf, way)
             if reason is None:
                 return ProbeStatus(probe, way.name, "; ".join(reasons) or None)
             reasons.append(f"{way.name}: {reason}")
         return ProbeStatus(probe, None, "; ".join(reasons))
-
-    def _hang_up(self, way: Way) -> str | None:
-        """Attach all hooks of one way; returns why not, with none of them left attached."""
-        attached: list[Hook] = []
-        for hook in (*way.hooks, *way.optional):
-            try:
-                self._attach_hook(hook)
-            except Exception as error:
-                if hook in way.optional:
-                    continue
-                for done in attached:
-                    self._detach(done)
-                return f"{hook.where}: {_first_line('', error)}"
-            attached.append(hook)
-        return None
-
-    def _attach_hook(self, hook: Hook) -> None:
-        if ":" in hook.where:
-            if not kernel.has_tracepoint(hook.where):
-                raise LookupError("no such tracepoint")
-            self._bpf.attach_tracepoint(tp=hook.where, fn_name=hook.function)
-        elif hook.at_return:
-            # Each call that sleeps holds an instance; the default is too few for blocking sends.
-            self._bpf.attach_kretprobe(
-                event=hook.where, fn_name=hook.function, maxactive=KRETPROBE_INSTANCES
-            )
-        else:
-            self._bpf.attach_kprobe(event=hook.where, fn_name=hook.function)
-
-    def _detach(self, hook: Hook) -> None:
-        if ":" in hook.where:
-            self._bpf.detach_tracepoint(tp=hook.where)
-        elif hook.at_return:
-            self._bpf.detach_kretprobe(event=hook.where, fn_name=hook.function)
-        else:
-            self._bpf.detach_kprobe(event=hook.where, fn_name=hook.function)
 
 
 def _refused(way: Way) -> str | None:
     """Why this kernel cannot take this way, where that can be told without compiling anything."""
     if way.name == FENTRY:
         return kernel.refuses_fentry()
-    if way.name == KPROBE and not kernel.has_kprobes():
-        return "this kernel is built without kprobes"
-    return None
+    return kernel.refuses_kprobes() if way.name == KPROBE else None
 
 
 def _import_bcc() -> Any:
@@ -230,27 +191,3 @@ def _cflags(way: Way) -> list[str]:
     if signal is not None and live is not None:
         flags += [f"-DTASK_SIGNAL_OFFSET={signal}", f"-DSIGNAL_LIVE_OFFSET={live}"]
     return flags
-
-
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """clang and libbpf write to file descriptor 2; keep that off the user's screen."""
-    with tempfile.TemporaryFile() as sink:
-        saved = os.dup(2)
-        os.dup2(sink.fileno(), 2)
-
-        def text() -> str:
-            sink.seek(0)
-            return sink.read().decode(errors="replace")
-
-        try:
-            yield text
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
-def _first_line(complaint: str, error: Exception) -> str:
-    lines = [line.strip() for line in complaint.splitlines() if "error" in line]
-    text = lines[0] if lines else str(error)
-    return text.splitlines()[0] if text else type(error).__name__

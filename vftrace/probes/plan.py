@@ -41,6 +41,15 @@ class Probe:
     needed: bool = False
 
 
+@dataclass(frozen=True)
+class ProbeStatus:
+    """How a probe is attached (`way` None: it is not), and why not in the ways tried before."""
+
+    probe: Probe
+    way: str | None
+    reason: str | None
+
+
 def _syscalls(call: str, enter: str, leave: str) -> tuple[Hook, ...]:
     return (
         Hook(f"syscalls:sys_enter_{call}", enter),
@@ -128,3 +137,58 @@ PROBES = (
         ),
     ),
 )
+
+# Probes of the second object (bpf/vfio.bpf.c), attached while the vfio module is loaded.
+VFIO = Probe(
+    "vfio",
+    "requests to VFIO devices, groups, containers and iommufd, and device resets",
+    (
+        Way(
+            KPROBE,
+            _kprobes("vfio_device_fops_unl_ioctl", "kp_device_request", "kr_request"),
+            optional=(
+                *_kprobes("vfio_group_fops_unl_ioctl", "kp_request", "kr_request"),
+                *_kprobes("vfio_fops_unl_ioctl", "kp_request", "kr_request"),
+                *_kprobes("iommufd_fops_ioctl", "kp_request", "kr_request"),
+                Hook("vfio_device_fops_release", "kp_release"),
+                Hook("pcie_flr", "kp_flr"),
+            ),
+        ),
+        Way(
+            TRACEPOINT,
+            (
+                *_syscalls("ioctl", "tp_request", "tp_request_exit"),
+                Hook("syscalls:sys_enter_close", "tp_close"),
+            ),
+        ),
+    ),
+)
+
+VFIO_DATA = Probe(
+    "vfio-data",
+    "bytes of device state that a VMM reads and writes",
+    (
+        Way(
+            KPROBE,
+            (
+                *_kprobes("ksys_read", "kp_data", "kr_data"),
+                *_kprobes("ksys_write", "kp_data", "kr_data"),
+            ),
+        ),
+        Way(
+            TRACEPOINT,
+            (
+                *_syscalls("read", "tp_data", "tp_data_exit"),
+                *_syscalls("write", "tp_data", "tp_data_exit"),
+            ),
+        ),
+    ),
+)
+"""Attached when the first device that can migrate is met: every read of the host passes these."""
+
+
+def precopy_info(functions: list[str]) -> Way:
+    """VFIO_MIG_GET_PRECOPY_INFO goes to the data fd, whose ioctl function is the variant driver's own."""
+    return Way(
+        KPROBE, (), tuple(h for f in functions for h in _kprobes(f, "kp_request", "kr_request"))
+    )

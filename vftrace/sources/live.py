@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from vftrace import __version__, events, wire
-from vftrace.host import descriptors, processes
+from vftrace.host import descriptors, devices, processes
 from vftrace.probes.loader import Probes
 from vftrace.sources.recording import HostInfo
 
@@ -21,6 +21,7 @@ CLOCK_SAMPLE_NS = 1_000_000_000
 POLL_MS = 20
 
 _VM_CREATED, _CHANNEL, _EXIT = 1, 12, 14
+_VFIO_OPEN, _VFIO_MIGRATION = 20, 23
 
 
 def boottime_ns() -> int:
@@ -85,6 +86,10 @@ class LiveSource:
             in_kvm_run = list(processes.threads_in_kvm_run(pid))
             self.probes.watch(pid, in_kvm_run)
             self._identify(pid, late=True, running=bool(in_kvm_run))
+            held = devices.device_fds(pid)
+            self.probes.vfio.watch(pid, list(held))
+            for fd in held:
+                self._find_device(pid, fd, "", late=True)
 
     def now_ns(self) -> int:
         """CLOCK_BOOTTIME."""
@@ -113,6 +118,12 @@ class LiveSource:
             self._identify(tgid, late=False)
         elif kind == _CHANNEL:
             self._describe(record)
+        elif kind == _VFIO_OPEN:
+            event = wire.decode(record)
+            if isinstance(event, events.VfioOpen):
+                self._find_device(tgid, event.fd, event.name, late=False)
+        elif kind == _VFIO_MIGRATION:
+            self.probes.vfio.count_data()
         elif kind == _EXIT:
             self._start_times.pop(tgid, None)
             self._described = {key for key in self._described if key[0] != tgid}
@@ -148,6 +159,23 @@ class LiveSource:
                     )
                 )
 
+    def _find_device(self, pid: int, fd: int, name: str, *, late: bool) -> None:
+        found = devices.find(pid, fd, name, processes.command_line(pid))
+        if found is not None:
+            self._add(
+                events.Device(
+                    *self._head(),
+                    pid=pid,
+                    fd=fd,
+                    address=found.address,
+                    id=found.id,
+                    driver=found.driver,
+                    pf=found.pf,
+                    vf=found.vf,
+                    late=late,
+                )
+            )
+
     def _keep_time(self) -> None:
         now = boottime_ns()
         if now >= self._next_clock_ns:
@@ -156,6 +184,7 @@ class LiveSource:
         if now >= self._next_tick_ns:
             self._report_lost()
             self._report_gone()
+            self.probes.follow()
             self._add(events.Tick(*self._head()))
             self._next_tick_ns = now + TICK_NS
 

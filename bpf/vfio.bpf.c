@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT
+ *
+ * VFIO's probes: an object of their own, loaded when the vfio module is there. Either way to attach
+ * ends in the functions of vfio.h.
+ */
+#define SECOND_OBJECT
+#include "common.h"
+#include "bitmap.h"
+#include "vfio.h"
+
+/* Only the end of a request is heavy, so there is one of it for every probe. */
+static __always_inline int request_exit(void *ctx, s32 ret)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct call *c = calls.lookup(&id);
+	struct vm *vm = current_vm();
+
+	if (!c)
+		return 0;
+	c->t.ret = ret;
+	if (vm && vfio_exit(id, vm, c))
+		walkers.call(ctx, 0);
+	calls.delete(&id);
+	return 0;
+}
+
+/* Goes on where request_exit stopped, as often as tail calls allow. */
+int walk(void *ctx)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct call *c = calls.lookup(&id);
+	struct walk *walk = walks.lookup(&id);
+	struct vm *vm = current_vm();
+
+	if (!c || !walk || !vm)
+		return 0;
+	if (walk_pieces(walk, vm, &c->t))
+		walkers.call(ctx, 0);
+	dirty_done(vm, c);
+	calls.delete(&id);
+	return 0;
+}
+
+#ifdef WAY_KPROBE
+/* The fd a system call was made with: its first argument, from the task's saved registers (x86-64:
+ * di, arm64: x0). By helper number, bpf_get_current_task_btf and bpf_task_pt_regs. */
+static void *(*const current_task)(void) = (void *)158;
+static void *(*const task_registers)(void *task) = (void *)175;
+
+static __always_inline s32 user_fd(void)
+{
+	u64 fd = -1;
+
+	read_kernel(&fd, sizeof(fd), task_registers(current_task()) + FIRST_ARGUMENT_OFFSET);
+	return fd;
+}
+
+static __always_inline void read_device_name(char *name, void *device)
+{
+	void *text = NULL;
+
+	/* struct device begins with its kobject, and that with its name */
+	read_kernel(&text, sizeof(text), device);
+	read_kernel_text(name, VFT_NAME, text);
+}
+
+/* A device file is met by one of its requests; its end (release) is told by file, not by fd. */
+static __always_inline void device_seen(struct vm *vm, u64 file, s32 fd)
+{
+	struct fd_key key = key_of(fd), *old = device_files.lookup(&file);
+	struct vft_vfio_open e = { .fd = fd, .how = VFT_VFIO_SEEN };
+	void *at = NULL;
+
+	if (old && old->tgid == key.tgid && old->fd == fd)
+		return;
+	device_files.update(&file, &key);
+	read_kernel(&at, sizeof(at), (void *)file + FILE_PRIVATE_OFFSET);
+#ifdef VFIO_DEVICE_FILE
+	read_kernel(&at, sizeof(at), at);	/* struct vfio_device_file begins with its device */
+#endif
+	read_kernel(&at, sizeof(at), at);	/* struct vfio_device begins with its struct device */
+	read_device_name(e.name, at);
+	vfio_opened(vm, &e);
+}
+
+int kp_request(struct pt_regs *ctx, void *file, u32 cmd, u64 arg)
+{
+	vfio_enter(user_fd(), cmd, arg);
+	return 0;
+}
+
+int kp_device_request(struct pt_regs *ctx, u64 file, u32 cmd, u64 arg)
+{
+	struct vm *vm = current_vm();
+	s32 fd;
+
+	if (!vm)
+		return 0;
+	fd = user_fd();
+	device_seen(vm, file, fd);
+	vfio_enter(fd, cmd, arg);
+	return 0;
+}
+
+int kr_request(struct pt_regs *ctx)
+{
+	return request_exit(ctx, PT_REGS_RC(ctx));
+}
+
+/* vfio_device_fops_release(inode, file). */
+int kp_release(struct pt_regs *ctx, void *inode, u64 file)
+{
+	struct fd_key *key = device_files.lookup(&file);
+	struct vm *vm = current_vm();
+	s32 fd;
+
+	if (!key)
+		return 0;
+	fd = key->fd;
+	if (vm && key->tgid == bpf_get_current_pid_tgid() >> 32)
+		vfio_closed(vm, fd);
+	device_files.delete(&file);
+	return 0;
+}
+
+int kp_flr(struct pt_regs *ctx, void *pci_dev)
+{
+	struct vft_vfio_reset e = { .fd = -1, .op = VFT_VFIO_FLR };
+	struct vm *vm = current_vm();
+
+	if (!vm)
+		return 0;
+	read_device_name(e.name, pci_dev + PCI_DEVICE_OFFSET);
+	EMIT(vm, VFT_VFIO_RESET, &e);
+	return 0;
+}
+
+int kp_data(struct pt_regs *ctx)
+{
+	return data_enter(PT_REGS_PARM1(ctx));
+}
+
+int kr_data(struct pt_regs *ctx)
+{
+	return data_exit(PT_REGS_RC(ctx));
+}
+#else
+/* Tracepoints syscalls:sys_enter_* and sys_exit_*: the layout is the same for all of them. */
+struct syscall_enter {
+	u64 common;
+	long nr;
+	u64 args[6];
+};
+
+struct syscall_exit {
+	u64 common;
+	long nr;
+	long ret;
+};
+
+int tp_request(struct syscall_enter *ctx)
+{
+	vfio_enter(ctx->args[0], ctx->args[1], ctx->args[2]);
+	return 0;
+}
+
+int tp_request_exit(struct syscall_exit *ctx)
+{
+	return request_exit(ctx, ctx->ret);
+}
+
+int tp_close(struct syscall_enter *ctx)
+{
+	struct fd_key key = key_of(ctx->args[0]);
+	struct vm *vm = current_vm();
+
+	if (vm && device_fds.lookup(&key))
+		vfio_closed(vm, key.fd);
+	return 0;
+}
+
+int tp_data(struct syscall_enter *ctx)
+{
+	return data_enter(ctx->args[0]);
+}
+
+int tp_data_exit(struct syscall_exit *ctx)
+{
+	return data_exit(ctx->ret);
+}
+#endif

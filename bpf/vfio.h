@@ -1,0 +1,441 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT
+ *
+ * VFIO's uAPI (include/uapi/linux/vfio.h, iommufd.h): what a VMM asks of device, group, container and
+ * iommufd. Some numbers mean one thing on a device fd and another on a container fd; the arguments
+ * tell which, because what is valid for one is refused by the other:
+ *   0x3b75  DEVICE_FEATURE needs GET, SET or PROBE in flags, DIRTY_PAGES knows flags 1, 2 and 4 only
+ *   0x3b71  PCI_HOT_RESET needs flags 0, MAP_DMA at least one
+ *   0x3b72  UNMAP_DMA has argsz 24, or 48 with a bitmap; QUERY_GFX_PLANE has more
+ * So nothing here depends on how the probes are attached.
+ */
+#define VFIO_GROUP_GET_DEVICE_FD 0x3b6a
+#define VFIO_DEVICE_RESET 0x3b6f
+#define VFIO_MAP_DMA_OR_HOT_RESET 0x3b71
+#define VFIO_UNMAP_DMA 0x3b72
+#define VFIO_FEATURE_OR_DIRTY_PAGES 0x3b75
+#define VFIO_DEVICE_BIND_IOMMUFD 0x3b76
+#define VFIO_MIG_GET_PRECOPY_INFO 0x3b79
+#define IOMMU_HWPT_SET_DIRTY_TRACKING 0x3b8b
+#define IOMMU_HWPT_GET_DIRTY_BITMAP 0x3b8c
+
+#define FEATURE_GET 0x10000
+#define FEATURE_SET 0x20000
+#define FEATURE_PROBE 0x40000
+enum feature { MIGRATION = 1, MIG_DEVICE_STATE = 2, DMA_LOGGING_START = 6, DMA_LOGGING_STOP = 7,
+	       DMA_LOGGING_REPORT = 8, MIG_DATA_SIZE = 9 };
+enum state { STOP_COPY = 3, RESUMING = 4, PRE_COPY = 6, PRE_COPY_P2P = 7 };
+
+#define DATA_REPORT_NS 100000000
+#define EINTR 4
+#define EAGAIN 11
+#define ENOMSG 42	/* PRE_COPY: nothing to read now */
+
+static long (*const read_kernel_text)(void *to, u32 size, const void *from) = (void *)115;
+static long (*const read_user_text)(void *to, u32 size, const void *from) = (void *)114;
+
+struct fd_key {
+	u32 tgid;
+	s32 fd;
+};
+
+/* A device's data fd, from the request that gave it out to the one that ends its state. */
+struct data {
+	u64 bytes;
+	u64 calls;
+	u64 first_ns;
+	u64 last_ns;
+	u64 error_ns;
+	u64 reported_ns;
+	s32 device_fd;
+	s32 error;
+	u32 op;
+	u32 flags;
+};
+
+/* One for each thread inside a request. `t` is what the walker of bitmap.h works with. */
+struct call {
+	struct thread t;
+	u64 iova;
+	u64 length;
+	u64 page_size;
+	u32 by;
+	u32 unmap;
+};
+
+struct dma {
+	u64 maps;
+	u64 unmaps;
+};
+
+BPF_TABLE("lru_hash", u64, struct call, calls, 4096);
+BPF_TABLE("lru_hash", u64, struct fd_key, device_files, 4096);
+BPF_TABLE("lru_hash", struct fd_key, u32, device_fds, 4096);
+BPF_TABLE("lru_hash", struct fd_key, struct data, data_fds, 1024);
+BPF_TABLE("lru_hash", struct fd_key, s32, data_of_device, 1024);
+BPF_TABLE("lru_hash", u64, s32, moving, 4096);
+BPF_TABLE("lru_hash", u32, struct dma, dma_counts, 1024);
+
+static __always_inline struct fd_key key_of(s32 fd)
+{
+	struct fd_key key = { .tgid = bpf_get_current_pid_tgid() >> 32, .fd = fd };
+
+	return key;
+}
+
+static __always_inline void report_data(struct vm *vm, s32 data_fd, struct data *d)
+{
+	struct vft_vfio_data e = {
+		.bytes = d->bytes, .calls = d->calls, .first_ns = d->first_ns, .last_ns = d->last_ns,
+		.error_ns = d->error_ns, .fd = d->device_fd, .data_fd = data_fd, .op = d->op,
+		.error = d->error, .flags = d->flags,
+	};
+
+	d->reported_ns = now_ns();
+	EMIT(vm, VFT_VFIO_DATA, &e);
+}
+
+/* The device's data fd follows its state: totals are reported at every change. */
+static __always_inline void follow_data(struct vm *vm, s32 fd, u32 state, s32 data_fd, s32 ret)
+{
+	bool moves = state == STOP_COPY || state == RESUMING || state == PRE_COPY || state == PRE_COPY_P2P;
+	struct fd_key device = key_of(fd), key = key_of(data_fd);
+	s32 *old = data_of_device.lookup(&device);
+
+	if (old) {
+		struct fd_key old_key = key_of(*old);
+		struct data *d = data_fds.lookup(&old_key);
+
+		if (d) {
+			if (!moves)
+				d->flags |= VFT_VFIO_DATA_LEFT;
+			report_data(vm, old_key.fd, d);
+			if (!moves)
+				data_fds.delete(&old_key);
+		}
+		if (!moves)
+			data_of_device.delete(&device);
+	}
+	if (!ret && moves && data_fd >= 0) {
+		struct data fresh = {
+			.device_fd = fd, .op = state == RESUMING ? VFT_VFIO_LOAD : VFT_VFIO_SAVE,
+		};
+
+		data_fds.update(&key, &fresh);
+		data_of_device.update(&device, &data_fd);
+	}
+}
+
+static __always_inline int data_enter(s32 fd)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct fd_key key = key_of(fd);
+
+	if (current_vm() && data_fds.lookup(&key))
+		moving.update(&id, &fd);
+	return 0;
+}
+
+static __always_inline int data_exit(long ret)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	s32 *fd = moving.lookup(&id);
+	struct vm *vm = current_vm();
+	struct fd_key key;
+	struct data *d;
+	bool report = false;
+
+	if (!fd)
+		return 0;
+	key = key_of(*fd);
+	moving.delete(&id);
+	d = data_fds.lookup(&key);
+	if (!vm || !d || ret == -EAGAIN || ret == -EINTR || ret == -ENOMSG)
+		return 0;
+	d->last_ns = now_ns();
+	if (!d->first_ns)
+		d->first_ns = d->last_ns;
+	if (ret > 0) {
+		__sync_fetch_and_add(&d->bytes, ret);
+		__sync_fetch_and_add(&d->calls, 1);
+	} else if (ret == 0) {
+		report = !(d->flags & VFT_VFIO_DATA_END);
+		d->flags |= VFT_VFIO_DATA_END;
+	} else {
+		report = true;
+		d->error = ret;
+		d->error_ns = d->last_ns;
+	}
+	if (report || d->last_ns - d->reported_ns > DATA_REPORT_NS)
+		report_data(vm, key.fd, d);
+	return 0;
+}
+
+static __always_inline void vfio_opened(struct vm *vm, struct vft_vfio_open *e)
+{
+	struct fd_key key = key_of(e->fd);
+	u32 known = 1;
+
+	device_fds.update(&key, &known);
+	EMIT(vm, VFT_VFIO_OPEN, e);
+}
+
+static __always_inline void vfio_closed(struct vm *vm, s32 fd)
+{
+	struct fd_key key = key_of(fd);
+	struct vft_vfio_close e = { .fd = fd };
+
+	follow_data(vm, fd, 0, -1, -1);
+	device_fds.delete(&key);
+	EMIT(vm, VFT_VFIO_CLOSE, &e);
+}
+
+static __always_inline void vfio_enter(s32 fd, u32 cmd, u64 arg)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct call c = { .t = { .cmd = cmd, .arg = arg, .fd = fd } };
+
+	switch (cmd) {
+	case VFIO_GROUP_GET_DEVICE_FD:
+	case VFIO_DEVICE_RESET:
+	case VFIO_MAP_DMA_OR_HOT_RESET:
+	case VFIO_UNMAP_DMA:
+	case VFIO_FEATURE_OR_DIRTY_PAGES:
+	case VFIO_DEVICE_BIND_IOMMUFD:
+	case VFIO_MIG_GET_PRECOPY_INFO:
+	case IOMMU_HWPT_SET_DIRTY_TRACKING:
+	case IOMMU_HWPT_GET_DIRTY_BITMAP:
+		if (current_vm()) {
+			c.t.enter_ns = now_ns();
+			calls.update(&id, &c);
+		}
+	}
+}
+
+static __always_inline void tracking_done(struct vm *vm, struct thread *t, u32 by, u32 on, u64 page_size)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct dma *count = dma_counts.lookup(&tgid);
+	struct vft_vfio_dirty_tracking e = {
+		.enter_ns = t->enter_ns, .page_size = page_size, .fd = t->fd, .by = by, .on = on,
+		.ret = t->ret,
+	};
+
+	if (count) {
+		e.dma_maps = count->maps;
+		e.dma_unmaps = count->unmaps;
+	}
+	EMIT(vm, VFT_VFIO_DIRTY_TRACKING, &e);
+}
+
+static __always_inline void reset_done(struct vm *vm, struct thread *t, u32 op)
+{
+	struct vft_vfio_reset e = {
+		.enter_ns = t->enter_ns, .fd = t->fd, .op = op, .ret = t->ret,
+	};
+
+	EMIT(vm, VFT_VFIO_RESET, &e);
+}
+
+static __always_inline void count_dma(bool unmap)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct dma *count = dma_counts.lookup(&tgid), fresh = {};
+
+	if (!count) {
+		dma_counts.update(&tgid, &fresh);
+		count = dma_counts.lookup(&tgid);
+		if (!count)
+			return;
+	}
+	__sync_fetch_and_add(unmap ? &count->unmaps : &count->maps, 1);
+}
+
+static __always_inline void dirty_done(struct vm *vm, struct call *c)
+{
+	struct vft_vfio_dirty e = {
+		.enter_ns = c->t.enter_ns, .iova = c->iova, .length = c->length,
+		.page_size = c->page_size, .bitmap_bytes = c->t.bitmap_bytes,
+		.walked_bytes = c->t.walked_bytes, .fd = c->t.fd, .by = c->by, .unmap = c->unmap,
+		.ret = c->t.ret, .pieces = c->t.pieces, .read_errors = c->t.read_errors,
+	};
+
+	EMIT(vm, VFT_VFIO_DIRTY, &e);
+}
+
+/* True when there is a bitmap to walk. */
+static __always_inline bool dirty_begin(u64 id, struct vm *vm, struct call *c, u64 bitmap)
+{
+	u64 page_size = c->page_size;
+
+	c->t.bitmap_bytes = 0;
+	c->t.pieces = c->t.read_errors = 0;
+	c->t.walked_bytes = 0;
+	if (!c->t.ret && page_size) {
+		c->t.bitmap_bytes = (c->length / page_size + 63) / 64 * 8;
+		if (walk_begin(id, &c->t, bitmap))
+			return true;
+	}
+	dirty_done(vm, c);
+	return false;
+}
+
+static __always_inline bool feature_exit(u64 id, struct vm *vm, struct call *c, u32 flags)
+{
+	u64 data[5] = {}; /* of the longest feature */
+	struct thread *t = &c->t;
+	void *arg = (void *)t->arg + 8;
+
+	if (flags & FEATURE_PROBE)
+		return false;
+	switch (flags & 0xffff) {
+	case MIGRATION: {
+		struct vft_vfio_migration e = { .fd = t->fd, .ret = t->ret };
+
+		read_user(&e.flags, sizeof(e.flags), arg);
+		EMIT(vm, VFT_VFIO_MIGRATION, &e);
+		break;
+	}
+	case MIG_DEVICE_STATE: {
+		struct vft_vfio_state e = {
+			.enter_ns = t->enter_ns, .fd = t->fd, .ret = t->ret, .data_fd = -1,
+			.op = flags & FEATURE_SET ? VFT_VFIO_SET : VFT_VFIO_GET,
+		};
+
+		read_user(&e.state, sizeof(e.state), arg);
+		if (e.op == VFT_VFIO_SET && !t->ret)
+			read_user(&e.data_fd, sizeof(e.data_fd), arg + 4);
+		if (e.op == VFT_VFIO_SET)
+			follow_data(vm, t->fd, e.state, e.data_fd, t->ret);
+		EMIT(vm, VFT_VFIO_STATE, &e);
+		break;
+	}
+	case DMA_LOGGING_START:
+		read_user(data, 8, arg);
+		tracking_done(vm, t, VFT_VFIO_BY_DEVICE, 1, data[0]);
+		break;
+	case DMA_LOGGING_STOP:
+		tracking_done(vm, t, VFT_VFIO_BY_DEVICE, 0, 0);
+		break;
+	case DMA_LOGGING_REPORT:
+		read_user(data, 32, arg);
+		c->iova = data[0];
+		c->length = data[1];
+		c->page_size = data[2];
+		c->by = VFT_VFIO_BY_DEVICE;
+		return dirty_begin(id, vm, c, data[3]);
+	case MIG_DATA_SIZE: {
+		struct vft_vfio_data_size e = { .fd = t->fd, .ret = t->ret };
+
+		read_user(&e.stop_copy_length, sizeof(e.stop_copy_length), arg);
+		EMIT(vm, VFT_VFIO_DATA_SIZE, &e);
+		break;
+	}
+	}
+	return false;
+}
+
+static __always_inline bool dirty_pages_exit(u64 id, struct vm *vm, struct call *c, u32 flags)
+{
+	u64 data[5] = {};
+
+	if (flags != 4) {
+		tracking_done(vm, &c->t, VFT_VFIO_BY_CONTAINER, flags == 1, 0);
+		return false;
+	}
+	read_user(data, sizeof(data), (void *)c->t.arg + 8);
+	c->iova = data[0];
+	c->length = data[1];
+	c->page_size = data[2];
+	c->by = VFT_VFIO_BY_CONTAINER;
+	return dirty_begin(id, vm, c, data[4]);
+}
+
+static __always_inline bool unmap_exit(u64 id, struct vm *vm, struct call *c, u32 argsz, u32 flags)
+{
+	u64 data[5] = {};
+
+	if (argsz != 24 && argsz != 48)
+		return false;
+	count_dma(true);
+	if (!(flags & 1) || argsz != 48)
+		return false;
+	read_user(data, sizeof(data), (void *)c->t.arg + 8);
+	c->iova = data[0];
+	c->length = data[1];
+	c->page_size = data[2];
+	c->by = VFT_VFIO_BY_CONTAINER;
+	c->unmap = 1;
+	return dirty_begin(id, vm, c, data[4]);
+}
+
+static __always_inline bool iommufd_exit(u64 id, struct vm *vm, struct call *c)
+{
+	u32 head[4] = {};
+	u64 data[4] = {};
+
+	read_user(head, sizeof(head), (void *)c->t.arg);
+	if (c->t.cmd == IOMMU_HWPT_SET_DIRTY_TRACKING) {
+		tracking_done(vm, &c->t, VFT_VFIO_BY_IOMMUFD, head[1] & 1, 0);
+		return false;
+	}
+	read_user(data, sizeof(data), (void *)c->t.arg + 16);
+	c->iova = data[0];
+	c->length = data[1];
+	c->page_size = data[2];
+	c->by = VFT_VFIO_BY_IOMMUFD;
+	return dirty_begin(id, vm, c, data[3]);
+}
+
+/* True when there is a bitmap to walk: the caller tail-calls the walker, which ends the call. */
+static __always_inline bool vfio_exit(u64 id, struct vm *vm, struct call *c)
+{
+	struct thread *t = &c->t;
+	u32 head[2] = {}; /* argsz, flags */
+
+	switch (t->cmd) {
+	case VFIO_GROUP_GET_DEVICE_FD: {
+		struct vft_vfio_open e = { .fd = t->ret, .how = VFT_VFIO_GROUP };
+
+		read_user_text(e.name, sizeof(e.name), (void *)t->arg);
+		if (t->ret >= 0)
+			vfio_opened(vm, &e);
+		return false;
+	}
+	case VFIO_DEVICE_BIND_IOMMUFD: {
+		struct vft_vfio_open e = { .fd = t->fd, .how = VFT_VFIO_BIND };
+
+		if (!t->ret)
+			vfio_opened(vm, &e);
+		return false;
+	}
+	case VFIO_DEVICE_RESET:
+		reset_done(vm, t, VFT_VFIO_DEVICE_RESET);
+		return false;
+	case VFIO_MIG_GET_PRECOPY_INFO: {
+		struct vft_vfio_precopy_info e = { .data_fd = t->fd, .ret = t->ret };
+
+		read_user(&e.initial_bytes, 16, (void *)t->arg + 8);
+		EMIT(vm, VFT_VFIO_PRECOPY_INFO, &e);
+		return false;
+	}
+	case IOMMU_HWPT_SET_DIRTY_TRACKING:
+	case IOMMU_HWPT_GET_DIRTY_BITMAP:
+		return iommufd_exit(id, vm, c);
+	}
+	read_user(head, sizeof(head), (void *)t->arg);
+	switch (t->cmd) {
+	case VFIO_FEATURE_OR_DIRTY_PAGES:
+		if (head[1] & (FEATURE_GET | FEATURE_SET | FEATURE_PROBE))
+			return feature_exit(id, vm, c, head[1]);
+		return dirty_pages_exit(id, vm, c, head[1]);
+	case VFIO_MAP_DMA_OR_HOT_RESET:
+		if (head[1])
+			count_dma(false);
+		else
+			reset_done(vm, t, VFT_VFIO_HOT_RESET);
+		return false;
+	case VFIO_UNMAP_DMA:
+		return unmap_exit(id, vm, c, head[0], head[1]);
+	}
+	return false;
+}
