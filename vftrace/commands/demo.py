@@ -78,7 +78,7 @@ def _check_machine() -> None:
 
 def _play(console: "Console", args: argparse.Namespace) -> int:
     from vftrace.demo.beside import compare
-    from vftrace.live import Pump
+    from vftrace.live import Pump, filter_snapshot
     from vftrace.outputs.report_text import render_report
     from vftrace.sources.live import LiveSource
     from vftrace.sources.recording import RecordingWriter
@@ -99,7 +99,9 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
             pump.close()
             writer.close()
         truth = player.result()
-        snapshot = pump.snapshot()
+        # other VMs of this host are none of the demo's business
+        own = [str(process.pid) for process in truth.processes]
+        snapshot = filter_snapshot(pump.snapshot(), own)
     console.print(render_report(pump.host, snapshot, None, ascii=args.ascii))
     _print_comparison(console, truth, compare(truth, snapshot))
     if args.keep:

@@ -57,6 +57,8 @@ def build_migration(
     if verdict.outcome is None and trace_ended_ns is not None:
         verdict = Verdict("unknown", "trace-ended", None)
     started = session.started_at_ns if session else arrival.first_act_ns if arrival else 0
+    if session is not None and session.missed_beginning:
+        started = min(started, times.get("vcpus-stopped", started))
     rounds = session.rounds(fds) if session else ()
     main = process or peer
     assert main is not None
@@ -376,7 +378,10 @@ def _channel(
 def _evidence(session: Session | None, arrival: Arrival | None) -> tuple[Evidence, ...]:
     evidence = []
     if session is not None:
-        evidence.append(Evidence("dirty logging on for the largest memslot", session.started_at_ns))
+        began = "dirty logging on for the largest memslot"
+        if session.missed_beginning:
+            began = "dirty log read by a thread that sends"
+        evidence.append(Evidence(began, session.started_at_ns))
     if arrival is not None and arrival.clock_set_at_ns is not None:
         evidence.append(Evidence("destination sets its clock", arrival.clock_set_at_ns))
     return tuple(evidence)

@@ -247,7 +247,7 @@ class Process:
         log = None if slot is None else slot.log
         if event.ret != 0:
             return
-        if self.session is None and slot is None and event.last_exit_ns:
+        if slot is None:
             self._maybe_missed_beginning(event)
         whole = (
             event.bitmap_bytes > 0
@@ -267,7 +267,11 @@ class Process:
     def _maybe_missed_beginning(self, event: events.GetDirtyLog) -> None:
         """A thread other than the main one reads the log of slots we never saw: vftrace came late."""
         late = self.identity is not None and self.identity.late
-        if late and event.tid != self.pid:
+        current = self.session
+        # a guess that has sent nothing gives way to the next
+        guess = current is not None and current.missed_beginning and not current.is_migration
+        other = current is None or (guess and current.tid != event.tid)
+        if late and other and event.tid != self.pid:
             self._open_session(event.tid, event.enter_ns, missed_beginning=True)
 
     def _clear_dirty_log(self, event: events.ClearDirtyLog) -> None:
