@@ -32,6 +32,7 @@ LEAST_INTERVAL_NS = 100_000
 
 LARGEST_PORT = 65_535
 _WAIT_MS = 50
+_SUSPEND_NS = 50_000_000
 _TICK_NS = 100_000_000
 _SECOND_NS = 1_000_000_000
 
@@ -130,8 +131,10 @@ def _ping(
                     print(gap_line(gap, _realtime_offset_ns()), flush=True)
 
     interrupts = 0
+    to_boottime_ns = _to_boottime_ns(0)
     while (records := process.read(_WAIT_MS)) is not None:
-        take(session.feed(records, _boottime_ns() - time.monotonic_ns()))
+        to_boottime_ns = _to_boottime_ns(to_boottime_ns)
+        take(session.feed(records, to_boottime_ns))
         if recorder is not None:
             recorder.keep_time(session)
         line.show(lambda: live_line(session, session.now_ns))
@@ -240,6 +243,12 @@ def _recorder(path: Path | None) -> Iterator[_Recorder | None]:
 
 def _boottime_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _to_boottime_ns(before_ns: int) -> int:
+    """CLOCK_BOOTTIME - CLOCK_MONOTONIC: only a suspend changes it, readings differ by what ran between."""
+    now_ns = _boottime_ns() - time.monotonic_ns()
+    return now_ns if abs(now_ns - before_ns) > _SUSPEND_NS else before_ns
 
 
 def _realtime_offset_ns() -> int:

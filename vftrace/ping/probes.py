@@ -165,13 +165,16 @@ def _prepared(opened: socket.socket, target: Target) -> socket.socket:
     try:
         opened.connect(target.sockaddr)
     except OSError as error:
-        raise unreachable(target.address, error) from error
+        raise _unreachable(target.address, error) from error
     return opened
 
 
-def unreachable(address: str, error: OSError) -> VftraceError:
+def _unreachable(address: str, error: OSError) -> VftraceError:
     """What is said when the address cannot be pinged at all."""
-    return VftraceError(f"cannot reach {address}: {error.strerror}")
+    hint = ""
+    if error.errno == errno.EINVAL and ipaddress.ip_address(address).is_link_local:
+        hint = f" (a link-local address needs its interface: {address}%eth0)"
+    return VftraceError(f"cannot reach {address}: {error.strerror}{hint}")
 
 
 class DatagramPinger:
@@ -261,14 +264,9 @@ class TcpPinger:
         return self._epoll.fileno()
 
     def send(self, slot: int) -> None:
-        """Start one attempt, and give up those that are too old; raises OSError."""
+        """Start one attempt; raises OSError."""
         now_ns = time.monotonic_ns()
-        while self._attempts:
-            number, (oldest, _, started_ns) = next(iter(self._attempts.items()))
-            if now_ns - started_ns <= self._give_up_ns:
-                break
-            del self._attempts[number]
-            oldest.close()
+        self._give_up(now_ns)
         attempt = socket.socket(self._target.family, socket.SOCK_STREAM)
         attempt.setblocking(False)
         # Closing sends RST: no TIME_WAIT, which would use up the ports.
@@ -287,6 +285,7 @@ class TcpPinger:
     def receive(self, latest_ns: int) -> list[tuple[int, int]]:
         """The attempts that have been answered. There is no time stamp of the kernel's here."""
         replies, self._answered = self._answered, []
+        self._give_up(time.monotonic_ns())
         for number, _ in self._epoll.poll(0):
             attempt, slot, _ = self._attempts.pop(number)
             result = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -294,6 +293,14 @@ class TcpPinger:
                 replies.append((slot, min(time.monotonic_ns(), latest_ns)))
             attempt.close()
         return replies
+
+    def _give_up(self, now_ns: int) -> None:
+        while self._attempts:
+            number, (oldest, _, started_ns) = next(iter(self._attempts.items()))
+            if now_ns - started_ns <= self._give_up_ns:
+                return
+            del self._attempts[number]
+            oldest.close()
 
 
 def _allow_open_files(wanted: int) -> None:

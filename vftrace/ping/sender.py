@@ -128,8 +128,10 @@ class Sender:
 
     def _receive(self) -> None:
         now_ns = time.monotonic_ns()
+        # A reply that is read after the next slot's time was not late, this process was.
+        latest_ns = now_ns if self._timer_fd < 0 else self._schedule.due_ns(self._next_slot)
         try:
-            replies = self._pinger.receive(self._schedule.due_ns(self._next_slot))
+            replies = self._pinger.receive(latest_ns)
         except OSError as error:
             self._add(REFUSED, failed=error.errno or 0)
             return
