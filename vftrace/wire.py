@@ -8,7 +8,7 @@ import json
 import re
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from vftrace import events
 from vftrace.events import Event
@@ -75,6 +75,14 @@ _WITH_TEXT = {kind for kind, (_, layout, _) in FIXED.items() if "s" in layout.fo
 _FIXED_KIND = {event: (kind, layout) for kind, (_, layout, event) in FIXED.items()}
 _FIELDS = re.compile(r"\d*[a-zA-Z]")
 _NAMED_KIND = {event: kind for kind, (event, _) in NAMED.items()}
+# What a JSON field may be: a file can hold anything. Of a container its own kind is checked.
+_TYPES = {
+    kind: {
+        name: get_origin(hint) if get_origin(hint) in (dict, tuple) else hint
+        for name, hint in get_type_hints(event).items()
+    }
+    for kind, (event, _) in NAMED.items()
+}
 
 
 def decode(record: bytes) -> Event:
@@ -100,8 +108,10 @@ def decode(record: bytes) -> Event:
     named = NAMED.get(kind)
     if named is not None:
         try:
-            return named[0](at_ns, seq, tgid, tid, **named[1](json.loads(bytes(body))))
-        except (ValueError, TypeError, KeyError, AttributeError):
+            own_fields = named[1](json.loads(bytes(body)))
+            if all(isinstance(value, _TYPES[kind][name]) for name, value in own_fields.items()):
+                return named[0](at_ns, seq, tgid, tid, **own_fields)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             pass
     return events.Unknown(at_ns, seq, tgid, tid, kind)
 

@@ -1,0 +1,293 @@
+"""The two halves of the wire format agree, and hostile bytes never raise anything but ValueError."""
+
+import dataclasses
+import json
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vftrace import events, wire
+
+WIRE_H = Path(__file__).parents[2] / "bpf" / "wire.h"
+SIZES = {"u8": 1, "char": 1, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
+CODES = {"u8": "B", "u16": "H", "s32": "i", "u32": "I", "s64": "q", "u64": "Q"}
+# Where Python's name is not C's: the struct says bytes, the uAPI (and so the event) says size.
+OTHER_NAMES = {("vft_region", "bytes"): "size"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A member of a C struct: `count` is 0 where it is no array."""
+
+    ctype: str
+    name: str
+    count: int
+    offset: int
+
+    @property
+    def code(self) -> str:
+        """The struct module's character for it."""
+        if self.ctype == "char":
+            return f"{self.count}s"
+        return f"{self.count or ''}{CODES[self.ctype]}"
+
+
+def _parse() -> tuple[dict[str, list[Field]], dict[str, int]]:
+    """Structs (without their header) and constants of wire.h; natural alignment is checked here."""
+    text = re.sub(r"/\*.*?\*/", "", WIRE_H.read_text(), flags=re.DOTALL)
+    constants = {name: int(n) for name, n in re.findall(r"#define (VFT_\w+) (\d+)", text)}
+    constants |= {name: int(n) for name, n in re.findall(r"(VFT_\w+) = (\d+)", text)}
+    structs = {}
+    for name, body in re.findall(r"struct (vft_\w+) \{(.*?)\};", text, flags=re.DOTALL):
+        fields = []
+        offset = 0
+        for declaration in filter(None, map(str.strip, body.split(";"))):
+            ctype, names = (
+                declaration.rsplit(None, 1)
+                if "," not in declaration
+                else (declaration.split(None, 1))
+            )
+            if ctype == "struct vft_header":
+                offset += wire.HEADER.size
+                continue
+            for each in map(str.strip, names.split(",")):
+                found = re.fullmatch(r"(\w+)(?:\[(\w+)\])?", each)
+                assert found is not None, declaration
+                length = found[2]
+                count = 0 if length is None else constants.get(length) or int(length)
+                assert offset % SIZES[ctype] == 0, f"{name}.{each} would be padded"
+                fields.append(Field(ctype, found[1], count, offset))
+                offset += SIZES[ctype] * (count or 1)
+        largest = max((SIZES[field.ctype] for field in fields), default=8)
+        assert offset % max(largest, 8) == 0, f"{name} would be padded at its end"
+        structs[name] = fields
+    return structs, constants
+
+
+STRUCTS, CONSTANTS = _parse()
+KINDS = {name: number for name, number in CONSTANTS.items() if f"{name.lower()}" in STRUCTS}
+
+
+def _offsets(layout: struct.Struct) -> Iterator[tuple[str, int]]:
+    """(code, offset) of each item of a layout, of whichever width."""
+    codes = re.findall(r"\d*[a-zA-Z]", layout.format)
+    for i, code in enumerate(codes):
+        yield code, struct.calcsize("<" + "".join(codes[:i]))
+
+
+def test_the_header_is_the_same() -> None:
+    fields = STRUCTS["vft_header"]
+    assert [(f.code, f.offset) for f in fields] == list(_offsets(wire.HEADER))
+    assert [f.name for f in fields] == ["at_ns", "seq", "size", "kind", "reserved", "tgid", "tid"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, (name, _, _) in wire.FIXED.items() if name]
+)
+def test_each_layout_is_the_structs(kind: int, name: str) -> None:
+    _, layout, event = wire.FIXED[kind]
+    fields = STRUCTS[name]
+    assert [(f.code, f.offset - wire.HEADER.size) for f in fields] == list(_offsets(layout))
+    assert (
+        layout.size
+        == fields[-1].offset + SIZES[fields[-1].ctype] * (fields[-1].count or 1) - wire.HEADER.size
+    )
+    named = [OTHER_NAMES.get((name, f.name), f.name) for f in fields if f.name != "pad"]
+    assert named == list(event.__slots__)
+
+
+def test_the_piece_is_the_structs() -> None:
+    *fields, words = STRUCTS["vft_piece"]
+    assert [(f.name, f.code, f.offset) for f in fields] == [
+        ("call_ns", "Q", 32),
+        ("first_page", "Q", 40),
+        ("slot", "I", 48),
+        ("words", "H", 52),
+        ("fill", "H", 54),
+    ]
+    assert (words.name, words.offset, words.count) == ("word", 56, CONSTANTS["VFT_PIECE_WORDS"])
+
+
+def test_every_struct_has_its_kind_and_every_kind_its_decoder() -> None:
+    """Numbers as in enum vft_kind; nothing that the kernel sends is missing in Python."""
+    known = {name: kind for kind, (name, _, _) in wire.FIXED.items() if name}
+    known["vft_piece"] = wire.PIECE_KIND
+    enum = re.search(r"enum vft_kind \{(.*?)\};", WIRE_H.read_text(), flags=re.DOTALL)
+    assert enum is not None
+    numbers = dict(re.findall(r"VFT_(\w+) = (\d+)", enum[1]))
+    assert {f"vft_{name.lower()}": int(n) for name, n in numbers.items()} == known
+    assert set(known) | {"vft_header"} == set(STRUCTS)
+
+
+def test_enums_of_the_uapi_are_the_events() -> None:
+    assert (
+        CONSTANTS["VFT_CLOCK_GET"],
+        CONSTANTS["VFT_CLOCK_SET"],
+        CONSTANTS["VFT_CLOCK_CTRL"],
+    ) == (events.Clock.GET, events.Clock.SET, events.Clock.CTRL)
+    for name in ("API", "REGISTER", "UNREGISTER", "COPY", "ZEROPAGE", "CONTINUE"):
+        assert getattr(events.Userfault, name) == CONSTANTS[f"VFT_UFFD_{name}"]
+
+
+def test_a_record_made_as_the_kernel_makes_it() -> None:
+    """By hand, from the header's text: a GET_DIRTY_LOG and its two pieces."""
+    head = struct.pack("<QQIHHII", 1000, 7, 32 + 48, 5, 0, 42, 43)
+    body = struct.pack("<QQQQIiII", 900, 800, 4104, 4104, 3, -14, 2, 1)
+    assert wire.decode(head + body) == events.GetDirtyLog(
+        *(1000, 7, 42, 43), 900, 800, 4104, 4104, 3, -14, 2, 1
+    )
+    head = struct.pack("<QQIHHII", 1000, 8, 32 + 24 + 16, 7, 0, 42, 43)
+    body = struct.pack("<QQIHHQQ", 900, 32768, 3, 2, 0, 1 << 63, 1)
+    assert wire.decode(head + body) == events.Piece(
+        *(1000, 8, 42, 43), 900, 32768, 3, 1 << 63 | 1 << 64
+    )
+    head = struct.pack("<QQIHHII", 1000, 9, 32 + 24, 7, 0, 42, 43)
+    body = struct.pack("<QQIHH", 900, 0, 3, 512, 1)
+    piece = wire.decode(head + body)
+    assert isinstance(piece, events.Piece)
+    assert piece.bits.bit_count() == 32768
+
+
+# -- round trips -------------------------------------------------------------------------------
+
+U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))
+S32 = st.integers(-(1 << 31), (1 << 31) - 1)
+S64 = st.integers(-(1 << 63), (1 << 63) - 1)
+HEAD = st.tuples(U64, U64, U32, U32)
+TEXT = st.text(max_size=40)
+
+
+def _own(head: tuple[int, int, int, int]) -> st.SearchStrategy[events.Event]:
+    return st.one_of(
+        st.just(events.Tick(*head)),
+        st.builds(lambda a, b: events.ClockSample(*head, a, b), S64, st.integers(0, 1 << 62)),
+        st.builds(lambda n: events.Lost(*head, n), U64),
+        st.builds(lambda n: events.Gone(*head, n), U32),
+        st.builds(
+            lambda *rest: events.Process(*head, *rest),
+            *(U32, U64, st.none() | TEXT, st.none() | TEXT, TEXT),
+            *(st.booleans(), st.booleans(), st.booleans(), st.booleans()),
+        ),
+        st.builds(
+            lambda *rest: events.FileDescriptor(*head, *rest), U32, S32, TEXT, st.none() | TEXT
+        ),
+        st.builds(lambda s: events.End(*head, s), st.dictionaries(U32, U64, max_size=5)),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(HEAD.flatmap(_own))
+def test_what_the_collector_writes_is_read_back(event: events.Event) -> None:
+    assert wire.decode(wire.encode(event)) == event
+
+
+# -- hostile bytes -----------------------------------------------------------------------------
+
+
+def _decodes_or_refuses(record: bytes) -> None:
+    try:
+        event = wire.decode(record)
+    except ValueError:
+        return
+    assert isinstance(event, events.Event)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes(record: bytes) -> None:
+    _decodes_or_refuses(record)
+
+
+ALL_KINDS = [*wire.FIXED, wire.PIECE_KIND, *wire.NAMED, 0, 999]
+
+
+@given(HEAD, st.sampled_from(ALL_KINDS) | U16, st.binary(max_size=200))
+def test_any_body_under_a_right_header(
+    head: tuple[int, int, int, int], kind: int, body: bytes
+) -> None:
+    """With the right size nothing is refused: what does not fit is Unknown."""
+    at_ns, seq, tgid, tid = head
+    packed = wire.HEADER.pack(at_ns, seq, wire.HEADER.size + len(body), kind, 0, tgid, tid)
+    event = wire.decode(packed + body)
+    assert (event.at_ns, event.seq, event.tgid, event.tid) == head
+    if isinstance(event, events.Unknown):
+        assert event.kind == kind
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+def _fields(kind: int) -> st.SearchStrategy[tuple[int, Any]]:
+    """A body with all the names that this kind has, and anything in them."""
+    names = wire.NAMED[kind][0].__slots__
+    return st.fixed_dictionaries(dict.fromkeys(names, JSON)).map(lambda made: (kind, made))
+
+
+def _decode_json(kind: int, text: str) -> events.Event:
+    body = text.encode()
+    head = wire.HEADER.pack(0, 0, wire.HEADER.size + len(body), kind, 0, 0, 0)
+    return wire.decode(head + body)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(wire.NAMED)).flatmap(_fields))
+def test_json_of_the_wrong_type(made: tuple[int, Any]) -> None:
+    """Every field of an event has the type its class says, whatever the JSON was."""
+    kind, fields = made
+    event = _decode_json(kind, json.dumps(fields))
+    if isinstance(event, events.End):
+        assert all(isinstance(n, int) for pair in event.streams.items() for n in pair)
+    elif not isinstance(event, events.Unknown):
+        for name, hint in get_type_hints(type(event)).items():
+            assert isinstance(getattr(event, name), hint)
+
+
+@given(st.sampled_from(sorted(wire.NAMED)), JSON)
+def test_json_of_the_wrong_shape(kind: int, value: object) -> None:
+    event = _decode_json(kind, json.dumps(value))
+    assert isinstance(event, events.Unknown | wire.NAMED[kind][0])
+
+
+def test_json_without_a_bottom() -> None:
+    assert _decode_json(110, "[" * 100_000) == events.Unknown(0, 0, 0, 0, 110)
+
+
+@settings(max_examples=40, deadline=None)
+@given(HEAD.flatmap(_own), st.data())
+def test_a_truncated_record_is_refused(event: events.Event, data: st.DataObject) -> None:
+    record = wire.encode(event)
+    cut = data.draw(st.integers(0, len(record) - 1))
+    with pytest.raises(ValueError, match="record of"):
+        wire.decode(record[:cut])
+
+
+@settings(max_examples=40, deadline=None)
+@given(HEAD.flatmap(_own), U32)
+def test_a_wrong_size_is_refused(event: events.Event, size: int) -> None:
+    record = wire.encode(event)
+    wrong = record[:16] + struct.pack("<I", size) + record[20:]
+    if size == len(record):
+        assert wire.decode(wrong) == event
+    else:
+        with pytest.raises(ValueError, match="says it has"):
+            wire.decode(wrong)
+
+
+@given(st.sampled_from([0, 1, 2, 65535]), st.integers(0, 65535), st.integers(0, 4200))
+def test_a_piece_is_never_larger_than_the_kernels(fill: int, words: int, length: int) -> None:
+    """24 bytes must not become a bitmap of 65535 words."""
+    body = struct.pack("<QQIHH", 1, 0, 0, words, fill) + bytes(length)
+    head = wire.HEADER.pack(0, 0, wire.HEADER.size + len(body), wire.PIECE_KIND, 0, 0, 0)
+    event = wire.decode(head + body)
+    assert isinstance(event, events.Piece | events.Unknown)
+    if isinstance(event, events.Piece):
+        assert event.bits.bit_length() <= CONSTANTS["VFT_PIECE_WORDS"] * 64
