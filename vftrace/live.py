@@ -92,8 +92,12 @@ class ReplaySource:
         """The time the replay has come to; it stands still at the end."""
         if self._at_once or self.ended or self._first_ns is None:
             return self._newest_ns
+        if self._pending is None:
+            return self._newest_ns
         passed = time.monotonic_ns() - self._started_ns
-        return self._first_ns + round(passed * self._speed)
+        # Never past the next record, so that time does not jump back where the recording ends.
+        next_ns: int = wire.HEADER.unpack_from(self._pending)[0]
+        return max(self._newest_ns, min(next_ns, self._first_ns + round(passed * self._speed)))
 
     def read(self) -> list[bytes]:
         """The records that are due, at most a few thousand; waits a moment if there are none."""

@@ -1,0 +1,633 @@
+"""`vftrace serve` from outside: pages, formats, TLS, who may read, sockets, replay, clean ends."""
+
+import base64
+import contextlib
+import gzip
+import http.client
+import os
+import shlex
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import bcrypt
+import pytest
+from prometheus_client import CollectorRegistry
+
+from vftrace import wire
+from vftrace.commands.serve import parse_address, parse_path
+from vftrace.errors import UsageError, VftraceError
+from vftrace.live import Pump, ReplaySource, parse_speed
+from vftrace.outputs.http import MAX_CLIENTS, activated_sockets, listen, make_app
+from vftrace.outputs.webconfig import Users, WebConfig, read_web_config
+from vftrace.sources.recording import Recording, RecordingWriter
+
+RECORDINGS = Path(__file__).resolve().parents[2] / "tests/golden/recordings"
+SLOW = RECORDINGS / "completed-slow.vft.gz"
+PASSWORD = "correct horse"
+HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+
+
+@dataclass
+class Served:
+    """A `vftrace serve` that runs, and where."""
+
+    process: "subprocess.Popen[str]"
+    url: str
+
+    def get(
+        self,
+        path: str = "/metrics",
+        headers: dict[str, str] | None = None,
+        context: ssl.SSLContext | None = None,
+        method: str = "GET",
+    ) -> tuple[int, Any, bytes]:
+        """Status, headers and body."""
+        base = self.url.removesuffix("/metrics")
+        request = urllib.request.Request(base + path, headers=headers or {}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+                return answer.status, answer.headers, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read()
+
+
+@contextlib.contextmanager
+def serve(*arguments: str, address: str = "127.0.0.1:0", **options: Any) -> Iterator[Served]:
+    """Serve a replay; ends it by SIGTERM and checks that it went quietly."""
+    command = [sys.executable, "-m", "vftrace", "serve", "--replay", str(SLOW), "--speed", "0"]
+    command += ["--web.listen-address", address, *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            yield Served(process, _url_of(process))
+        finally:
+            process.terminate()
+            _, said = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "Traceback" not in said
+
+
+def _url_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stderr is not None
+    url = ""
+    while (line := process.stderr.readline()) != "ready\n":
+        assert line, "it ended before it was ready"
+        if "serving " in line:
+            url = line.split()[-1]
+    return url
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serve() as running:
+        # All of the recording, and the second after which an end is counted.
+        deadline = time.monotonic() + 20
+        while b'outcome="completed",role="stitched",strategy="plain"} 1.0' not in running.get()[2]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield running
+
+
+# -- pages --------------------------------------------------------------------------------------
+
+
+def test_landing_page_links_to_pages_that_are_there(served: Served) -> None:
+    status, headers, body = served.get("/")
+    assert (status, headers.get_content_type()) == (200, "text/html")
+    links = [part.split(b'"')[0].decode() for part in body.split(b'href="')[1:]]
+    assert links == ["/metrics", "/-/healthy", "/-/ready"]
+    assert [served.get(link)[0] for link in links] == [200, 200, 200]
+
+
+def test_other_pages_are_not_there(served: Served) -> None:
+    assert served.get("/metric")[0] == 404
+    assert served.get("/../etc/passwd")[0] == 404
+    assert served.get("/", method="POST")[0] == 405
+    assert served.get("/metrics", method="POST")[0] == 405
+
+
+def test_head_has_no_body(served: Served) -> None:
+    status, headers, body = served.get("/", method="HEAD")
+    assert (status, body) == (200, b"")
+    assert int(headers["Content-Length"]) > 100
+
+
+def test_text_format_and_gzip(served: Served) -> None:
+    _, headers, plain = served.get()
+    assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    _, headers, packed = served.get(headers={"Accept-Encoding": "gzip"})
+    assert headers["Content-Encoding"] == "gzip"
+    ours = [line for line in plain.splitlines() if b"vftrace" in line]
+    assert [x for x in gzip.decompress(packed).splitlines() if b"vftrace" in x] == ours
+
+
+def test_openmetrics_when_asked_for(served: Served) -> None:
+    _, headers, body = served.get(headers={"Accept": "application/openmetrics-text;version=1.0.0"})
+    assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert body.endswith(b"# EOF\n")
+
+
+def test_the_processs_own_cost_is_there(served: Served) -> None:
+    _, _, body = served.get()
+    assert b"\nprocess_cpu_seconds_total " in body
+    assert b"\nprocess_resident_memory_bytes " in body
+
+
+def test_ready_only_once_there_is_something_to_serve() -> None:
+    ready = False
+    app = make_app(CollectorRegistry(), "/metrics", lambda: ready, WebConfig())
+    assert ask(app, "/-/ready") == "503 Service Unavailable"
+    assert ask(app, "/-/healthy") == "200 OK"
+    ready = True
+    assert ask(app, "/-/ready") == "200 OK"
+
+
+def test_a_failing_collector_is_one_line_and_500(capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken:
+        def collect(self) -> Any:
+            raise ValueError("boom")
+
+        def describe(self) -> Any:
+            return []
+
+    registry = CollectorRegistry()
+    registry.register(Broken())
+    app = make_app(registry, "/metrics", lambda: True, WebConfig())
+    assert ask(app, "/metrics") == "500 Internal Server Error"
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def ask(app: Any, path: str, **headers: str) -> str:
+    """The status of one request, without a socket."""
+    environ: dict[str, Any] = {"PATH_INFO": path, **headers}
+    setup_testing_defaults(environ)
+    statuses: list[str] = []
+    list(app(environ, lambda status, _headers: statuses.append(status)))
+    (status,) = statuses
+    return status
+
+
+def test_another_path_for_the_metrics() -> None:
+    with serve("--web.telemetry-path", "/v/metrics") as running:
+        assert running.url.endswith("/v/metrics")
+        assert b"vftrace_build_info" in _fetch(running.url)[2]
+
+
+def _fetch(url: str) -> tuple[int, Any, bytes]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.status, answer.headers, answer.read()
+
+
+# -- bad clients --------------------------------------------------------------------------------
+
+
+def test_rude_clients_do_no_harm(served: Served) -> None:
+    host, port = served.url.split("/")[2].split(":")
+    for rude in (b"\x16\x03\x01\x00\xff", b"GET\r\n\r\n", b"\0" * 10_000, b"", b"x" * 100_000):
+        client = socket.create_connection((host, int(port)), timeout=5)
+        with client, contextlib.suppress(OSError):
+            client.sendall(rude)
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(4096):
+                pass
+    assert served.get()[0] == 200
+
+
+def test_too_many_connections_are_closed_and_then_it_goes_on(served: Served) -> None:
+    host, port = served.url.split("/")[2].split(":")
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            for _ in range(MAX_CLIENTS + 5)
+        ]
+        # Accepted in the order they came: the last ones find no place.
+        assert clients[-1].recv(1) == b""
+    deadline = time.monotonic() + 5
+    while True:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if served.get("/-/healthy")[0] == 200:
+                break
+        assert time.monotonic() < deadline
+
+
+# -- addresses ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:9843", ("127.0.0.1", 9843)),
+        ("[::]:0", ("::", 0)),
+        (":9843", ("", 9843)),
+        ("host.example:1", ("host.example", 1)),
+    ],
+)
+def test_addresses(text: str, expected: tuple[str, int]) -> None:
+    assert parse_address(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "9843", "::1:80", "a:b", "a:70000", "a:-1", "a:", "[::1]"])
+def test_bad_addresses(text: str) -> None:
+    with pytest.raises(UsageError, match="not an address"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize("text", ["", "metrics", "/-/ready", "/a?b", "/\n"])
+def test_bad_paths(text: str) -> None:
+    with pytest.raises(UsageError, match="not a path"):
+        parse_path(text)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "fast", "nan"])
+def test_bad_speeds(text: str) -> None:
+    with pytest.raises(UsageError, match="not a speed"):
+        parse_speed(text)
+
+
+def test_ipv6_and_all_addresses() -> None:
+    for host in ("::", ""):
+        with listen(host, 0) as listening:
+            port = listening.getsockname()[1]
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+
+def run_cli(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "vftrace", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, **options)
+
+
+def test_an_address_in_use_is_one_line() -> None:
+    with listen("127.0.0.1", 0) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        done = run_cli("--replay", str(SLOW), "--web.listen-address", address)
+    assert done.returncode == 1
+    assert done.stderr == f"vftrace: cannot listen on {address}: Address already in use\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--speed", "2"], 2, "--speed"),
+        (["--replay", str(SLOW), "--record", "x"], 2, "--record"),
+        (["--replay", "/nowhere.vft"], 1, "/nowhere.vft"),
+        (["--replay", __file__], 1, "not a vftrace recording"),
+        (["--web.listen-address", "here"], 2, "not an address"),
+        (["--web.config.file", "/nowhere.yml"], 1, "/nowhere.yml"),
+        (["--web.listen-address", "no-such-host.invalid:1"], 1, "no-such-host.invalid"),
+    ],
+)
+def test_bad_usage_is_one_line(arguments: list[str], code: int, words: str) -> None:
+    if "--web.listen-address" not in arguments:
+        arguments = [*arguments, "--web.listen-address", "127.0.0.1:0"]
+    done = run_cli(*arguments)
+    assert done.returncode == code
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+# -- ends, sockets, systemd ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_cleanly(number: signal.Signals) -> None:
+    with serve() as running:
+        running.process.send_signal(number)
+        assert running.process.wait(10) == 0
+
+
+def test_duration_ends_it() -> None:
+    start = time.monotonic()
+    arguments = ["--replay", str(SLOW), "--web.listen-address", "127.0.0.1:0", "--duration", "1s"]
+    assert run_cli(*arguments).returncode == 0
+    assert time.monotonic() - start >= 1
+
+
+def test_systemd_passes_the_socket_and_hears_of_ready(tmp_path: Path) -> None:
+    notify_path = tmp_path / "notify"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
+    ):
+        notify.bind(str(notify_path))
+        notify.settimeout(20)
+        port = listening.getsockname()[1]
+        fd = listening.fileno()
+        python = shlex.join([sys.executable, "-m", "vftrace", "serve", "--replay", str(SLOW)])
+        script = f"exec 3<&{fd}; LISTEN_PID=$$ LISTEN_FDS=1 exec {python}"
+        environ = {**os.environ, "NOTIFY_SOCKET": str(notify_path)}
+        command = ["bash", "-c", script]
+        with subprocess.Popen(
+            command, pass_fds=[fd], stderr=subprocess.PIPE, text=True, env=environ
+        ) as process:
+            assert notify.recv(100) == b"READY=1"
+            assert _url_of(process) == f"http://127.0.0.1:{port}/metrics"
+            assert b"vftrace_build_info" in _fetch(f"http://127.0.0.1:{port}/metrics")[2]
+            process.terminate()
+            assert process.wait(10) == 0
+
+
+def test_sockets_for_another_process_are_not_taken() -> None:
+    environ = {"LISTEN_PID": str(os.getpid() + 1), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "x"}
+    assert activated_sockets(environ) == []
+    assert environ == {}
+
+
+# -- replay -------------------------------------------------------------------------------------
+
+
+def test_replay_takes_the_time_it_took_divided_by_speed() -> None:
+    times = [wire.HEADER.unpack_from(record)[0] for record in Recording(SLOW)]
+    span_seconds = (max(times) - min(times)) / 1e9
+    pump = Pump(ReplaySource(SLOW, speed=4))
+    start = time.monotonic()
+    positions = []
+    while not pump.ended:
+        pump.step()
+        positions.append(pump.now_ns())
+    assert time.monotonic() - start == pytest.approx(span_seconds / 4, abs=0.2)
+    assert positions == sorted(positions)
+    assert positions[-1] == max(times)
+
+
+def test_replay_at_any_speed_ends_in_the_same_snapshot() -> None:
+    snapshots = []
+    for speed in (0, 50, float("inf")):
+        pump = Pump(ReplaySource(SLOW, speed))
+        while not pump.ended:
+            pump.step()
+        snapshots.append(pump.snapshot())
+    assert snapshots[0] == snapshots[1] == snapshots[2]
+    assert len(snapshots[0].migrations) == 1
+
+
+def test_a_recorder_gets_every_record_as_it_was(tmp_path: Path) -> None:
+    source = ReplaySource(SLOW, 0)
+    copy = tmp_path / "copy.vft"
+    writer = RecordingWriter(copy, source.host)
+    pump = Pump(source, writer)
+    while not pump.ended:
+        pump.step()
+    pump.close()
+    writer.close()
+    assert list(Recording(copy)) == list(Recording(SLOW))
+    assert Recording(copy).host == source.host
+
+
+def test_a_cut_recording_is_served_and_said(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.vft"
+    cut.write_bytes(gzip.decompress(SLOW.read_bytes())[:100_001])
+    done = run_cli(
+        *("--replay", str(cut), "--speed", "0"),
+        *("--web.listen-address", "127.0.0.1:0", "--duration", "1"),
+    )
+    assert done.returncode == 0
+    assert "the recording is not whole" in done.stderr
+
+
+def test_only_the_vm_that_is_named() -> None:
+    recording = RECORDINGS / "four-at-once.vft.gz"
+    with serve("--replay", str(recording), "--vm", "demo-four-at-once-2") as running:
+        time.sleep(1)
+        body = running.get()[2].decode()
+    names = {line.split('name="')[1].split('"')[0] for line in body.splitlines() if "name=" in line}
+    assert names == {"demo-four-at-once-2"}
+    assert 'outcome="completed",role="stitched",strategy="plain"} 1.0' in body
+
+
+# -- TLS and basic auth -------------------------------------------------------------------------
+
+
+def openssl(*arguments: str, cwd: Path) -> None:
+    subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA, a server for 127.0.0.1, two clients, and a client of another CA."""
+    directory = tmp_path_factory.mktemp("pki")
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    for ca in ("ca", "other-ca"):
+        request = ("req", "-x509", *key, "-keyout", f"{ca}.key", "-out", f"{ca}.pem")
+        openssl(*request, "-subj", f"/CN={ca}", "-days", "2", cwd=directory)
+    for name, ca, alternative in (
+        ("server", "ca", "IP:127.0.0.1"),
+        ("client", "ca", "DNS:prometheus.example"),
+        ("stranger", "ca", "DNS:stranger.example"),
+        ("foreign", "other-ca", "DNS:prometheus.example"),
+    ):
+        ask_for = ("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        openssl(*ask_for, "-subj", f"/CN={name}", cwd=directory)
+        (directory / "san").write_text(f"subjectAltName={alternative}\n")
+        sign = ("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key")
+        more = ("-CAcreateserial", "-days", "2", "-extfile", "san", "-out", f"{name}.pem")
+        openssl(*sign, *more, cwd=directory)
+    return directory
+
+
+def client_of(pki: Path, name: str | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=pki / "ca.pem")
+    if name is not None:
+        context.load_cert_chain(pki / f"{name}.pem", pki / f"{name}.key")
+    return context
+
+
+def config(pki: Path, text: str) -> str:
+    file = pki / "web.yml"
+    file.write_text(text)
+    return str(file)
+
+
+TLS = "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n"
+
+
+@pytest.mark.needs("openssl")
+def test_tls_and_basic_auth(pki: Path) -> None:
+    text = f"{TLS}basic_auth_users:\n  prom: {HASH}\n"
+    headers_text = "http_server_config:\n  headers:\n    X-Frame-Options: deny\n"
+    with serve("--web.config.file", config(pki, text + headers_text)) as running:
+        assert running.url.startswith("https://")
+        context = client_of(pki)
+        status, headers, _ = running.get(context=context)
+        assert (status, headers["WWW-Authenticate"]) == (401, 'Basic realm="vftrace"')
+        for user, password in (("prom", "wrong"), ("nobody", PASSWORD), ("prom", ""), ("", "")):
+            assert running.get(headers=basic(user, password), context=context)[0] == 401
+        for path in ("/metrics", "/-/healthy", "/"):
+            assert running.get(path, context=context)[0] == 401
+        for _ in range(2):
+            status, headers, body = running.get(headers=basic("prom", PASSWORD), context=context)
+            assert status == 200
+            assert b"vftrace_build_info" in body
+            assert headers["X-Frame-Options"] == "deny"
+        # Who does not know the CA, or speaks no TLS, gets nothing, and harms nobody.
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            running.get(context=ssl.create_default_context())
+        plain = Served(running.process, running.url.replace("https", "http"))
+        with pytest.raises((urllib.error.URLError, OSError, http.client.HTTPException)):
+            plain.get()
+        # A client that begins a handshake and says nothing more holds up nobody.
+        host, port = running.url.split("/")[2].split(":")
+        with socket.create_connection((host, int(port))) as silent:
+            silent.sendall(b"\x16")
+            start = time.monotonic()
+            assert running.get(headers=basic("prom", PASSWORD), context=context)[0] == 200
+            assert time.monotonic() - start < 5
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return {"Authorization": f"Basic {encoded}"}
+
+
+@pytest.mark.needs("openssl")
+def test_client_certificates(pki: Path) -> None:
+    verify = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n"
+    sans = "  client_allowed_sans: [prometheus.example]\n"
+    with serve("--web.config.file", config(pki, TLS + verify + sans)) as running:
+        assert running.get(context=client_of(pki, "client"))[0] == 200
+        for refused in (None, "foreign", "stranger"):
+            with pytest.raises((urllib.error.URLError, OSError, http.client.HTTPException)):
+                running.get(context=client_of(pki, refused))
+        assert running.get(context=client_of(pki, "client"))[0] == 200
+    optional = verify.replace("RequireAndVerifyClientCert", "VerifyClientCertIfGiven")
+    with serve("--web.config.file", config(pki, TLS + optional)) as running:
+        assert running.get(context=client_of(pki))[0] == 200
+        with pytest.raises((urllib.error.URLError, OSError, http.client.HTTPException)):
+            running.get(context=client_of(pki, "foreign"))
+
+
+@pytest.mark.needs("openssl")
+def test_old_tls_is_refused(pki: Path) -> None:
+    with serve("--web.config.file", config(pki, TLS + "  min_version: TLS13\n")) as running:
+        old = client_of(pki)
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        with pytest.raises((urllib.error.URLError, OSError)):
+            running.get(context=old)
+        assert running.get(context=client_of(pki))[0] == 200
+
+
+BAD_CONFIGS: dict[str, tuple[str, str]] = {
+    "not yaml": ("a: [", "not YAML"),
+    "a list": ("- a", "the file is not a set of keys and values"),
+    "unknown key": ("tls_config: {}", "'tls_config' is not known"),
+    "unknown TLS key": (TLS + "  ca: x\n", "'ca' is not known"),
+    "no key": ("tls_server_config:\n  cert_file: server.pem\n", "key_file is missing"),
+    "no such file": (TLS.replace("server.key", "gone.key"), "gone.key: No such file"),
+    "not the key": (TLS.replace("server.key", "client.key"), "no certificate and its key"),
+    "not a key": (TLS.replace("server.key", "server.pem"), "no certificate and its key"),
+    "CA without policy": (TLS + "  client_ca_file: ca.pem\n", "without client_auth_type"),
+    "policy without CA": (
+        TLS + "  client_auth_type: RequireAndVerifyClientCert\n",
+        "without client_ca_file",
+    ),
+    "unverified client": (
+        TLS + "  client_auth_type: RequireAnyClientCert\n  client_ca_file: ca.pem\n",
+        "'RequireAnyClientCert' is not supported here",
+    ),
+    "not a CA": (
+        TLS + "  client_auth_type: VerifyClientCertIfGiven\n  client_ca_file: ca.key\n",
+        "holds no certificate",
+    ),
+    "names without certificates": (TLS + "  client_allowed_sans: [a]\n", "client_allowed_sans"),
+    "ciphers": (TLS + "  cipher_suites: [A]\n", "cipher_suites is not supported here"),
+    "version": (TLS + "  min_version: SSL3\n", "min_version 'SSL3' is none of"),
+    "versions": (TLS + "  min_version: TLS13\n  max_version: TLS12\n", "above max_version"),
+    "clear password": ("basic_auth_users:\n  a: secret\n", "no bcrypt hash"),
+    "number": ("basic_auth_users:\n  a: 1\n", "no bcrypt hash"),
+    "header": ("http_server_config:\n  headers:\n    X-Mine: 1\n", "'X-Mine' is not known"),
+    "header's value": (
+        'http_server_config:\n  headers:\n    X-Frame-Options: "a\\r\\nb"\n',
+        "X-Frame-Options is no line of text",
+    ),
+}
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_a_bad_web_config_is_one_line(name: str, pki: Path) -> None:
+    text, words = BAD_CONFIGS[name]
+    file = config(pki, text)
+    with pytest.raises(VftraceError) as caught:
+        read_web_config(Path(file))
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_web_config_that_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "web.yml"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(VftraceError, match="not a text file"):
+        read_web_config(file)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "http_server_config:\n  http2: false\n"])
+def test_an_empty_web_config_is_plain_http(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "web.yml"
+    file.write_text(text)
+    found = read_web_config(file)
+    assert (found.tls, bool(found.users), found.headers) == (None, False, ())
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.needs("promtool")
+def test_promtool_reads_the_same_files(pki: Path) -> None:
+    """What promtool takes as exporter-toolkit's format, we take; what it refuses, we refuse."""
+    verify = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n"
+    users = f"basic_auth_users:\n  prom: {HASH}\n"
+    http2 = "http_server_config:\n  http2: true\n  headers:\n    X-Frame-Options: deny\n"
+    good = ["", TLS, TLS + verify, users, TLS + verify + users + http2]
+    assert [_promtool_takes(pki, text) for text in good] == [True] * len(good)
+    for text in good:
+        read_web_config(Path(config(pki, text)))
+    bad = ["unknown key", "unknown TLS key", "no key", "no such file", "not the key", "header"]
+    bad += ["CA without policy", "version"]
+    refused = [name for name in bad if not _promtool_takes(pki, BAD_CONFIGS[name][0])]
+    assert refused == bad
+
+
+def _promtool_takes(pki: Path, text: str) -> bool:
+    command = ["promtool", "check", "web-config", config(pki, text)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+# -- passwords ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["$2a$", "$2b$", "$2y$"])
+def test_bcrypt_of_all_makers(prefix: str) -> None:
+    users = Users({"a": HASH.replace("$2b$", prefix)})
+    assert users.accepts("a", PASSWORD)
+    assert not users.accepts("a", PASSWORD + "x")
+    assert not users.accepts("b", PASSWORD)
+
+
+def test_passwords_beyond_bcrypts_72_bytes_are_wrong() -> None:
+    long = "x" * 72
+    users = Users({"a": bcrypt.hashpw(long.encode(), bcrypt.gensalt(4)).decode()})
+    assert users.accepts("a", long)
+    assert not users.accepts("a", long + "y")
+    assert not users.accepts("a", "x\0")
+
+
+def test_an_empty_password_is_not_let_in_by_one_that_is_too_long() -> None:
+    users = Users({"a": bcrypt.hashpw(b"", bcrypt.gensalt(4)).decode()})
+    assert not users.accepts("a", "y" * 100)
+    assert users.accepts("a", "")
+
+
+@pytest.mark.parametrize("header", ["", "Basic", "Basic !!!", "Basic YQ==", "Bearer YTpi"])
+def test_headers_that_are_no_credentials(header: str) -> None:
+    found = WebConfig(users=Users({"a": HASH}))
+    app = make_app(CollectorRegistry(), "/metrics", lambda: True, found)
+    assert ask(app, "/", HTTP_AUTHORIZATION=header) == "401 Unauthorized"
