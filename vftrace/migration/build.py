@@ -86,7 +86,7 @@ def build_migration(
         rounds=rounds,
         dirty=_dirty(session, rounds),
         channel=_channel(process, session, fds, postcopy=postcopy),
-        downtime=_downtime(times),
+        downtime=downtime_of(times),
         stopped_at_ns=times.get("vcpus-stopped"),
     )
 
@@ -315,7 +315,8 @@ def _destination_phases(
     return _chain("destination", marks, arrival.ended_at_ns)
 
 
-def _downtime(times: dict[str, int]) -> Downtime:
+def downtime_of(times: dict[str, int]) -> Downtime:
+    """The blackout of these checkpoints, by name: CLOCK_BOOTTIME nanoseconds, in CHECKPOINTS' order."""
     checkpoints = []
     before = times.get("vcpus-stopped")
     for name in CHECKPOINTS:
