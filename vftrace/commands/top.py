@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from vftrace.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vftrace.commands.serve import Service
     from vftrace.live import Pump
     from vftrace.migration.model import Snapshot
     from vftrace.outputs.terminal.keys import KeyReader
@@ -31,7 +33,9 @@ Until = Callable[[], bool]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--vm`, `--once`, `--json`, `--ascii`, `--replay`, `--speed`, `--record`, `--duration`, `--way`."""
+    """What is watched, how it is shown, and what else is made of it."""
+    from vftrace.commands.serve import add_web_arguments
+
     parser.add_argument(
         "--vm",
         action="append",
@@ -47,19 +51,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--speed", metavar="N", help="of a replay: 1 as it was (default), 10, 0.5; 0 all at once"
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="write a recording as well")
+    parser.add_argument("--serve", action="store_true", help="serve metrics as well")
     add_live_arguments(parser)
+    add_web_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Show what happens until q, Ctrl-C, SIGTERM or the duration's end."""
     _check(args)
     with Interrupt() as interrupt, ExitStack() as stack:
+        service = _serve(args, stack)
         pump = _open(args, stack)
+        if service is not None:
+            service.attach(pump, args.vm)
         if args.duration is None and args.once:
             args.duration = ONCE_NS
         deadline = Deadline(args.duration)
 
         def until() -> bool:
+            # Asked in every turn of the loops below: what has ended is counted on the way.
+            if service is not None:
+                service.tick()
             return interrupt.set or deadline.passed()
 
         if args.once:
@@ -105,10 +117,31 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "Pump":
     return pump
 
 
+def _serve(args: argparse.Namespace, stack: ExitStack) -> "Service | None":
+    """The metrics, listening before anything is attached; None unless asked for."""
+    if not args.serve:
+        if args.web_addresses or args.web_config is not None:
+            raise UsageError("--web.* options need --serve")
+        return None
+    from vftrace.commands.serve import Service
+
+    service = Service(args)
+    stack.callback(service.close)
+    if args.json or args.once or not _can_draw():
+        for url in service.urls:
+            print(f"vftrace: serving {url}", file=sys.stderr, flush=True)
+    return service
+
+
 def _note(args: argparse.Namespace) -> str:
+    said = []
     if args.replay is not None:
-        return f"replay {args.replay.name} x{args.speed or 1}"
-    return f"recording to {args.record.name}" if args.record is not None else ""
+        said.append(f"replay {args.replay.name} x{args.speed or 1}")
+    if args.record is not None:
+        said.append(f"recording to {args.record.name}")
+    if args.serve:
+        said.append("serving metrics")
+    return ", ".join(said)
 
 
 def _can_draw() -> bool:
@@ -135,7 +168,7 @@ def _once(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
         pump.step()
     snapshot = filter_snapshot(pump.snapshot(), args.vm)
     if args.json:
-        print(json.dumps(state_json(pump.host, snapshot, pump.now_ns())), flush=True)
+        print(json.dumps(state_json(pump.host, snapshot)), flush=True)
         return
     frame = Frame(pump.host, snapshot, pump.now_ns(), ViewState(), _note(args), args.ascii)
     Console(highlight=False).print(Once(frame))
@@ -159,7 +192,7 @@ def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
         if before is not None and _same(before, snapshot):
             continue
         if args.json:
-            print(json.dumps(state_json(pump.host, snapshot, pump.now_ns())), flush=True)
+            print(json.dumps(state_json(pump.host, snapshot)), flush=True)
         else:
             for line in changes(before, snapshot, g):
                 print(line, flush=True)
@@ -216,13 +249,17 @@ def watch(
 
 @contextlib.contextmanager
 def _alternate_screen(console: "Console") -> Iterator[None]:
-    console.set_alt_screen(True)
-    console.show_cursor(False)
+    """What is said on standard error meanwhile would spoil the picture: it is printed afterwards."""
+    said = io.StringIO()
     try:
-        yield
+        with contextlib.redirect_stderr(said):
+            console.set_alt_screen(True)
+            console.show_cursor(False)
+            yield
     finally:
         console.show_cursor(True)
         console.set_alt_screen(False)
+        print(said.getvalue(), end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

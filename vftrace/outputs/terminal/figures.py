@@ -41,7 +41,7 @@ def current_phase(migration: Migration) -> Phase | None:
 
 
 def blackout(migration: Migration, now_ns: int) -> Blackout | None:
-    """The blackout up to now; None if the guest runs or the migration has ended."""
+    """The blackout up to `now_ns`; None if the guest runs or the migration has ended."""
     passed = [c for c in migration.downtime.checkpoints if c.at_ns is not None]
     if migration.outcome is not None or migration.stopped_at_ns is None or not passed:
         return None

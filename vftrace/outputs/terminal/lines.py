@@ -98,8 +98,8 @@ def _round(m: Migration, number: int) -> str:
     return text
 
 
-def state_json(host: HostInfo, snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
-    """All that is known now, as `vftrace top --json` prints it.
+def state_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
+    """All that is known at `at_ns`, as `vftrace top --json` prints it.
 
     Migrations are those of `report --format json`, except that `outcome` is null while one runs, and
     with the `phase` it is in and its `blackout_ns` so far. Times are CLOCK_BOOTTIME nanoseconds.
@@ -108,7 +108,7 @@ def state_json(host: HostInfo, snapshot: Snapshot, now_ns: int) -> dict[str, Any
     migrations = []
     for written, migration in zip(report["migrations"], snapshot.migrations, strict=True):
         phase = current_phase(migration) if migration.outcome is None else None
-        stop = blackout(migration, now_ns)
+        stop = blackout(migration, snapshot.at_ns)
         migrations.append(
             {
                 **written,
@@ -119,7 +119,7 @@ def state_json(host: HostInfo, snapshot: Snapshot, now_ns: int) -> dict[str, Any
         )
     return {
         "schema": SCHEMA,
-        "at_ns": now_ns,
+        "at_ns": snapshot.at_ns,
         "host": host.name,
         "events": snapshot.events,
         "lost": snapshot.lost,

@@ -20,7 +20,7 @@ from vftrace.outputs.terminal.figures import (
 from vftrace.outputs.terminal.glyphs import Glyphs, clean, shorten, shorten_middle, sparkline
 from vftrace.outputs.terminal.state import ViewState, newest, row_of
 from vftrace.outputs.terminal.tables import OUTCOME_STYLES, UNKNOWN, WIDE, count
-from vftrace.outputs.terminal.words import headline, label, set_by, uuid_short
+from vftrace.outputs.terminal.words import label, set_by, uuid_short
 from vftrace.units import format_ns
 
 TITLE = "bold"
@@ -61,7 +61,7 @@ FINISHED = (
     Column("sent", 5),
     Column("downtime", 8),
     Column("set by, or cause", 22, right=False),
-    Column("the longest of the others", 42, right=False, from_width=140),
+    Column("the longest of the others", 46, right=False, from_width=140),
 )
 VMS = (
     Column("VM", 0, right=False),
@@ -70,7 +70,7 @@ VMS = (
     Column("vCPUs", 7, right=False),
     Column("up", 7),
     Column("VMM", 20, right=False),
-    Column("last migration", 40, right=False, from_width=140),
+    Column("last migration", 46, right=False, from_width=140),
 )
 ROLE_WORDS = {"source": "source", "destination": "dest.", "stitched": "both"}
 
@@ -84,8 +84,7 @@ def list_page(
         return _nothing(snapshot, state, g), 0
     chosen = view_state.cursor(state, rows) if cursor else None
     active = [
-        (row_of(m), _active_cells(m, snapshot, now_ns, g))
-        for m in view_state.active(snapshot, state)
+        (row_of(m), _active_cells(m, snapshot, g)) for m in view_state.active(snapshot, state)
     ]
     finished = [
         (row_of(m), _finished_cells(m, snapshot, g)) for m in view_state.finished(snapshot, state)
@@ -160,12 +159,12 @@ def _row(
     return line
 
 
-def _active_cells(m: Migration, snapshot: Snapshot, now_ns: int, g: Glyphs) -> list[str]:
+def _active_cells(m: Migration, snapshot: Snapshot, g: Glyphs) -> list[str]:
     phase = current_phase(m)
     last = m.rounds[-1] if m.rounds else None
     before = m.rounds[-2] if len(m.rounds) > 1 else None
     rate = dirty_rate(before, last, m.dirty.page_size) if last else None
-    stop = blackout(m, now_ns)
+    stop = blackout(m, snapshot.at_ns)
     lasting = UNKNOWN
     if stop is not None:
         lasting = (">=" if stop.at_least else "") + format_ns(stop.ns)
@@ -173,7 +172,7 @@ def _active_cells(m: Migration, snapshot: Snapshot, now_ns: int, g: Glyphs) -> l
         _name(m, g),
         ROLE_WORDS[m.role],
         phase.name if phase else UNKNOWN,
-        format_ns(max(0, now_ns - m.started_at_ns)),
+        format_ns(max(0, snapshot.at_ns - m.started_at_ns)),
         str(len(m.rounds)),
         count(last.new_pages if last else None),
         count(last.redirtied_pages if last else None),
@@ -225,8 +224,16 @@ def _vm_cells(vm: Vm, snapshot: Snapshot, now_ns: int, g: Glyphs) -> list[str]:
         running,
         UNKNOWN if started is None else format_ns(max(0, now_ns - started)),
         clean(vm.vmm or UNKNOWN, g),
-        UNKNOWN if last is None else headline(last, now_ns),
+        UNKNOWN if last is None else _in_short(last, now_ns),
     ]
+
+
+def _in_short(m: Migration, now_ns: int) -> str:
+    if m.outcome is None:
+        return f"as {m.role if m.role != 'stitched' else 'source and destination'}, running"
+    downtime = UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns)
+    ago = "" if m.ended_at_ns is None else f", {format_ns(max(0, now_ns - m.ended_at_ns))} ago"
+    return f"{m.outcome}, downtime {downtime}{ago}"
 
 
 def _name(m: Migration, g: Glyphs) -> str:

@@ -35,7 +35,11 @@ BAR = "reverse"
 
 @dataclass(frozen=True)
 class Frame:
-    """What one picture is made of. `note`: what else goes on, such as a replay or a recording."""
+    """What one picture is made of. `note`: what else goes on, such as a replay or a recording.
+
+    `now_ns` is for the clock and for ages. What goes on is told as of the snapshot, which is a little
+    older: counted up to now, a blackout that has just ended would be shown longer than it was.
+    """
 
     host: HostInfo
     snapshot: Snapshot
@@ -56,11 +60,14 @@ class Frame:
         top = _top(self.state, len(lines), room, focus)
         shown = lines[top : top + room]
         blank = [Segment(" " * width)]
+        bar = console.get_style(BAR)
+        foot = _place(foot, top, len(lines), room, width)
         screen = [
-            *(console.render_lines(line, inner, pad=True)[0] for line in head),
+            *console.render_lines(head[0], inner, style=bar)[:1],
+            *(console.render_lines(line, inner)[0] for line in head[1:]),
             *shown,
             *([blank] * (room - len(shown))),
-            *console.render_lines(_place(foot, top, len(lines), room, width), inner, pad=True)[:1],
+            *console.render_lines(foot, inner, style=bar)[:1],
         ]
         for index, line in enumerate(screen[:height]):
             yield from line
@@ -99,7 +106,7 @@ def _place(foot: Text, top: int, length: int, room: int, width: int) -> Text:
         return foot
     where = f" {top + 1}-{min(length, top + room)}/{length} "
     foot.truncate(max(0, width - len(where)), pad=True)
-    foot.append(where, BAR)
+    foot.append(where)
     return foot
 
 
@@ -115,12 +122,10 @@ def _header(frame: Frame, width: int, g: Glyphs) -> list[Text]:
     left = f"vftrace top  {clean(host.name, g)}  kernel {clean(host.kernel, g)}"
     if frame.note:
         left += f"  {clean(frame.note, g)}"
-    first = _ends(left, right, width, g)
-    first.stylize(BAR)
-    lines = [first, _probes_line(host, snapshot, width, g)]
+    lines = [_ends(left, right, width, g), _probes_line(host, snapshot, width, g)]
     lines += [one_line(f"! {warning}", width, g, WARNING) for warning in losses(snapshot)]
     if frame.state.screen == "list":
-        lines += _last_word(frame, width, g)
+        lines += [*_last_word(frame, width, g), Text()]
     return lines
 
 
@@ -130,7 +135,7 @@ def _last_word(frame: Frame, width: int, g: Glyphs) -> list[Text]:
     if newest is None:
         return []
     name = label(newest.name, newest.uuid, newest.pid, g)
-    text = Text(f"{name}: {headline(newest, frame.now_ns)}", TITLE)
+    text = Text(f"{name}: {headline(newest, frame.snapshot.at_ns)}", TITLE)
     lines = list(text.wrap(Console(width=width), width))
     return lines[:2]
 
@@ -146,15 +151,14 @@ def _probes_line(host: HostInfo, snapshot: Snapshot, width: int, g: Glyphs) -> T
     attached = "; ".join(f"{way}: {', '.join(names)}" for way, names in ways.items())
     lost = f"{snapshot.events} events, {snapshot.lost} lost"
     if missing:
-        text = f"probes {attached or 'none'}; ! NOT ATTACHED: {', '.join(missing)}"
-        return _ends(clean(text, g), lost, width, g, WARNING)
+        attached = f"{attached or 'none'}; not attached: {', '.join(missing)}"
     return _ends(clean(f"probes {attached}", g), lost, width, g, "dim")
 
 
 def _footer(state: ViewState, width: int) -> Text:
     if state.typing:
         text = f" filter: {state.filter}_   Enter keeps it, Esc drops it"
-        return Text(text[:width].ljust(width), BAR, no_wrap=True)
+        return Text(text[:width], no_wrap=True)
     text = ""
     for binding in BINDINGS:
         what = {"sort": f"sort: {state.sort}", "pause": "go on" if state.paused else "pause"}.get(
@@ -169,7 +173,7 @@ def _footer(state: ViewState, width: int) -> Text:
         if binding.action == "filter" and state.filter:
             what = f"filter: {state.filter}"
         text += f" {binding.keys[0]} {what} "
-    return Text(text[:width].ljust(width), BAR, no_wrap=True)
+    return Text(text[:width], no_wrap=True)
 
 
 # -- pages --------------------------------------------------------------------------------------
@@ -211,7 +215,7 @@ def _timeline_page(frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
     migration = view_state.find(frame.snapshot, frame.state.opened)
     if migration is None:
         return [Text("This migration is no longer known (Esc goes back).")]
-    return timeline(migration, frame.now_ns, width, g)
+    return timeline(migration, frame.snapshot.at_ns, width, g)
 
 
 def _list_page(
@@ -224,7 +228,7 @@ def _list_page(
     chosen = view_state.migration_of(view_state.cursor(state, rows), snapshot) if rows else None
     if room >= TALL and chosen is not None:
         rule = Text(g.rule * width, "dim")
-        page = [*page, Text(), rule, *timeline(chosen, frame.now_ns, width, g)]
+        page = [*page, Text(), rule, *timeline(chosen, snapshot.at_ns, width, g)]
     return page, focus
 
 
