@@ -59,8 +59,13 @@ class Users:
 
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self._hashes = {user: text.encode() for user, text in hashes.items()}
-        # A wrong name must take as long as a wrong password.
-        self._nobody = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(10))
+        # A wrong name must take as long as a wrong password. The cost stands behind `$2b$`.
+        costs = [int(text[4:6]) for text in hashes.values()]
+        self._nobody = (
+            bcrypt.hashpw(secrets.token_hex().encode(), bcrypt.gensalt(max(costs)))
+            if costs
+            else b""
+        )
         self._salt = secrets.token_bytes(16)
         self._right: set[bytes] = set()
         self._lock = threading.Lock()
