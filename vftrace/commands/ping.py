@@ -201,13 +201,13 @@ class _Recorder:
         now_ns = _boottime_ns()
         if not self._settings_written and session.fifo is not None:
             self._settings_written = True
-            self._write(self._journal.settings(now_ns, session))
+            self._write(self._journal.settings(_boottime_ns(), session))
         if now_ns >= self._next_second_ns:
             self._next_second_ns = now_ns + _SECOND_NS
             self._clock_and_summary(session)
         if now_ns >= self._next_tick_ns:
             self._next_tick_ns = now_ns + _TICK_NS
-            self._write(self._journal.tick(now_ns))
+            self._write(self._journal.tick(_boottime_ns()))
 
     def finish(self, session: "Session") -> None:
         self._clock_and_summary(session)
