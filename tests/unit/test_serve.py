@@ -542,6 +542,10 @@ BAD_CONFIGS: dict[str, tuple[str, str]] = {
     "version": (TLS + "  min_version: SSL3\n", "min_version 'SSL3' is none of"),
     "versions": (TLS + "  min_version: TLS13\n  max_version: TLS12\n", "above max_version"),
     "clear password": ("basic_auth_users:\n  a: secret\n", "no bcrypt hash"),
+    "impossible cost": (
+        "basic_auth_users:\n  a: $2b$99$" + "x" * 53 + "\n",
+        "no bcrypt hash",
+    ),
     "number": ("basic_auth_users:\n  a: 1\n", "no bcrypt hash"),
     "header": ("http_server_config:\n  headers:\n    X-Mine: 1\n", "'X-Mine' is not known"),
     "header's value": (

@@ -20,8 +20,9 @@ import yaml
 from vftrace.errors import VftraceError
 
 _MAX_CACHED = 100
-_BCRYPT_HASH = re.compile(r"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}", re.ASCII)
+_BCRYPT_HASH = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}", re.ASCII)
 _BCRYPT_LONGEST = 72
+_DEAREST = 14
 
 _VERSIONS = {
     "TLS10": ssl.TLSVersion.TLSv1,
@@ -59,13 +60,10 @@ class Users:
 
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self._hashes = {user: text.encode() for user, text in hashes.items()}
-        # A wrong name must take as long as a wrong password. The cost stands behind `$2b$`.
+        # A wrong name must take as long as a wrong password. The cost stands behind `$2b$`; each step
+        # doubles the time, and nobody should wait for minutes before there is a first answer.
         costs = [int(text[4:6]) for text in hashes.values()]
-        self._nobody = (
-            bcrypt.hashpw(secrets.token_hex().encode(), bcrypt.gensalt(max(costs)))
-            if costs
-            else b""
-        )
+        self._nobody = _nobody(min(_DEAREST, max(costs))) if costs else b""
         self._salt = secrets.token_bytes(16)
         self._right: set[bytes] = set()
         self._lock = threading.Lock()
@@ -91,6 +89,10 @@ class Users:
                 self._right.clear()
             self._right.add(mark)
             return True
+
+
+def _nobody(cost: int) -> bytes:
+    return bcrypt.hashpw(secrets.token_hex().encode(), bcrypt.gensalt(cost))
 
 
 @dataclass(frozen=True)
