@@ -1,6 +1,6 @@
 """The report as text: what set the downtime first, then each migration with its figures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -116,22 +116,32 @@ def _overview(snapshot: Snapshot, g: Glyphs) -> RenderableType:
 
 
 def render_migration(
-    migration: Migration, snapshot: Snapshot, width: int, g: Glyphs
+    migration: Migration,
+    snapshot: Snapshot,
+    width: int,
+    g: Glyphs,
+    about: Mapping[str, str] | None = None,
 ) -> Iterator[RenderableType]:
-    """One migration: verdict, blackout, phases, rounds, totals."""
+    """One migration: verdict, blackout, phases, rounds, totals.
+
+    `about` has rows that are added to the facts, or stand for those of the same name; its `blackout`
+    stands for the blackout's length.
+    """
     m = migration
+    rows = dict(_facts(m, snapshot, g)) | dict(about or {})
+    blackout = rows.pop("blackout", None)
     name = title(m.name, m.uuid, m.pid, g)
     yield Text(_rule(f"{name}: {m.outcome or 'running'}", width, g), "bold", no_wrap=True)
     for warning in warnings(m):
         yield Text(f"! {warning}", WARNING)
     facts = Table.grid(padding=(0, 2, 0, 0))
-    for what, value in _facts(m, snapshot, g):
+    for what, value in rows.items():
         facts.add_row(Text(what, "dim"), Text(value))
     yield facts
     if m.stopped_at_ns is not None:
         total = UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns)
         yield Text()
-        yield Text(f"Blackout: {total} (last vCPU exit to first vCPU entry)", "bold")
+        yield Text(f"Blackout: {blackout or total} (last vCPU exit to first vCPU entry)", "bold")
         yield blackout_table(m, snapshot.at_ns, width, g)
     yield Text()
     yield Text("Phases", "bold")

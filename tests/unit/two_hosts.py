@@ -1,0 +1,90 @@
+"""One recording made into two hosts': each sees one process only, on a clock of its own."""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from vftrace import events, wire
+from vftrace.migration.stitch import Boot
+from vftrace.sources.merge import Reader
+from vftrace.sources.recording import MAGIC, VERSION, HostInfo, Recording
+from vftrace.sources.replay import events_of
+
+RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
+
+
+def shifted(record: bytes, shift_ns: int, error_ns: int | None = None) -> bytes:
+    """The record of a host whose CLOCK_BOOTTIME shows `shift_ns` more, and whose wall clock is as right as
+    before; `error_ns` stands for its error bound."""
+    at_ns, seq, size, kind, zero, tgid, tid = wire.HEADER.unpack_from(record)
+    body = record[wire.HEADER.size :]
+    head = wire.HEADER.pack(at_ns + shift_ns, seq, size, kind, zero, tgid, tid)
+    if kind == wire.PIECE_KIND:
+        return head + struct.pack("<Q", struct.unpack_from("<Q", body)[0] + shift_ns) + body[8:]
+    if kind not in wire.FIXED:
+        return head + body
+    _, layout, event = wire.FIXED[kind]
+    values = list(layout.unpack(body))
+    for index, name in enumerate(event.__slots__):
+        if event is events.ClockSample:
+            if name == "realtime_offset_ns":
+                values[index] -= shift_ns
+            elif error_ns is not None:
+                values[index] = error_ns
+        elif name.endswith("_ns") and values[index]:
+            values[index] += shift_ns
+    return head + layout.pack(*values)
+
+
+def only(records: Iterable[bytes], pids: set[int]) -> list[bytes]:
+    """What a host would have recorded that runs only these processes."""
+    kept: list[bytes] = []
+    own = 0
+    for record in records:
+        event = wire.decode(record)
+        if event.tgid != events.USER_STREAM:
+            if event.tgid in pids:
+                kept.append(record)
+            continue
+        about = getattr(event, "pid", None)
+        if about is not None and about not in pids:
+            continue
+        if isinstance(event, events.End):
+            streams = {pid: n for pid, n in event.streams.items() if pid in pids}
+            record = wire.encode(replace(event, streams=streams))
+        at_ns, _, size, kind, zero, tgid, tid = wire.HEADER.unpack_from(record)
+        head = wire.HEADER.pack(at_ns, own, size, kind, zero, tgid, tid)
+        kept.append(head + record[wire.HEADER.size :])
+        own += 1
+    return kept
+
+
+def host_of(name: str, boot_id: str, like: HostInfo, shift_ns: int = 0) -> HostInfo:
+    """Another host of the same kind."""
+    return replace(like, name=name, boot_id=boot_id, started_at_ns=like.started_at_ns + shift_ns)
+
+
+def boot_of(host: HostInfo, records: Iterable[bytes]) -> Boot:
+    """What a host knows after these records."""
+    reader = Reader()
+    reader.read(events_of(records))
+    return Boot(host.name, host.boot_id, reader.tracker.snapshot(), reader.ready_at_ns)
+
+
+def write(path: Path, host: HostInfo, records: Iterable[bytes]) -> Path:
+    """A recording with these records."""
+    meta = json.dumps({"version": VERSION, **vars(host)}).encode()
+    with path.open("wb") as file:
+        file.write(MAGIC + struct.pack("<I", len(meta)) + meta)
+        for record in records:
+            file.write(struct.pack("<I", zlib.crc32(record)) + record)
+    return path
+
+
+def golden(name: str) -> tuple[HostInfo, list[bytes]]:
+    """A golden recording's host and records."""
+    recording = Recording(RECORDINGS / f"{name}.vft.gz")
+    return recording.host, list(recording)

@@ -1,0 +1,105 @@
+"""The report of several recordings as text: what was seen where, and how surely the clocks fit."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.text import Text
+
+from vftrace.migration.stitch import Joined
+from vftrace.outputs.report_text import SET_BY, WARNING, render_migration
+from vftrace.outputs.terminal.glyphs import Glyphs, clean, glyphs
+from vftrace.outputs.terminal.words import headline, losses, title
+from vftrace.sources.merge import Loaded
+from vftrace.units import format_ns
+
+
+def render_joined(
+    loaded: Loaded,
+    joined: Sequence[Joined],
+    *,
+    ascii: bool,  # noqa: A002
+) -> RenderableType:
+    """All migrations of several recordings, for rich's console; the first line is as in `render_report`."""
+    return _Report(loaded, joined, ascii)
+
+
+def downtime_line(found: Joined) -> str:
+    """What set the downtime, in one line; a range where two clocks are less than certain."""
+    said = headline(found.migration, found.boot.snapshot.at_ns)
+    total = found.migration.downtime.vcpu_ns
+    if not found.uncertainty_ns or total is None:
+        return said
+    rest = said.removeprefix(f"downtime {format_ns(total)}")
+    return f"downtime {downtime_range(found)}{rest}"
+
+
+def downtime_range(found: Joined) -> str:
+    """`4.20 ms to 6.10 ms`, never below zero."""
+    total, uncertainty = found.migration.downtime.vcpu_ns or 0, found.uncertainty_ns or 0
+    return f"{format_ns(max(0, total - uncertainty))} to {format_ns(total + uncertainty)}"
+
+
+@dataclass(frozen=True)
+class _Report:
+    loaded: Loaded
+    joined: Sequence[Joined]
+    ascii: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        g = glyphs(ascii=self.ascii or options.ascii_only)
+        yield Text(self._first_line(g), SET_BY)
+        for damage in self.loaded.damage:
+            yield Text(f"! RECORDING DAMAGED: {clean(damage, g)}", WARNING)
+        for boot in self.loaded.boots:
+            for warning in losses(boot.snapshot):
+                yield Text(f"! {clean(boot.name, g)}: {warning}", WARNING)
+            lost = f"{boot.snapshot.lost} lost" if boot.snapshot.lost else "none lost"
+            said = f"host {clean(boot.name, g)}, boot {clean(boot.boot_id, g)[:8]}, "
+            yield Text(f"{said}{boot.snapshot.events} events, {lost}", "dim")
+        for found in self.joined:
+            yield Text()
+            for warning in found.warnings:
+                yield Text(f"! {warning}", WARNING)
+            about = dict(_about(found, g))
+            snapshot = found.boot.snapshot
+            yield from render_migration(found.migration, snapshot, options.max_width, g, about)
+
+    def _first_line(self, g: Glyphs) -> str:
+        if not self.joined:
+            return "no migration in these recordings"
+        longest = max(self.joined, key=lambda j: j.migration.downtime.vcpu_ns or -1)
+        if len(self.joined) == 1:
+            return downtime_line(longest)
+        m = longest.migration
+        who = title(m.name, m.uuid, m.pid, g)
+        return f"longest of {len(self.joined)} migrations, {who}: {downtime_line(longest)}"
+
+
+def _about(found: Joined, g: Glyphs) -> Iterator[tuple[str, str]]:
+    m = found.migration
+    here = clean(found.boot.name, g)
+    if found.peer is None:
+        yield "seen", f"{m.role} pid {m.pid} on {here}, the other side in none of these recordings"
+    else:
+        there = clean(found.peer.name, g)
+        yield "seen", f"pid {m.pid} on {here} {g.arrow} pid {m.peer_pid} on {there}"
+    if found.offset is not None and m.downtime.vcpu_ns is not None:
+        yield "downtime", downtime_line(found).removeprefix("downtime ")
+        yield "blackout", downtime_range(found)
+    if found.offset is not None:
+        offset = found.offset
+        yield (
+            "clocks",
+            (
+                f"source's minus destination's: at least {_signed(offset.low)} ({offset.low_why}),"
+                f" at most {_signed(offset.high)} ({offset.high_why})"
+            ),
+        )
+    if found.service_ns is not None:
+        yield "service", f"{format_ns(found.service_ns)} without answers to a ping"
+
+
+def _signed(ns: int) -> str:
+    """Every digit: an offset of days may be known to the microsecond."""
+    return f"{'-' if ns < 0 else ''}{abs(ns) // 10**9}.{abs(ns) % 10**9:09} s"
