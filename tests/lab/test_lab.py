@@ -22,7 +22,6 @@ pytestmark = pytest.mark.lab
 EXIT_CANNOT_HERE = 77
 ESSENTIAL = (
     "hello",
-    "attach",
     "vfio-precopy-p2p",
     "steer-downtime",
     "steer-error",

@@ -19,6 +19,7 @@ static struct file *mtty_step_state(struct mdev_state *mdev_state,
 {
 \tenum vfio_device_mig_state cur = mdev_state->state;
 
+\tdev_dbg(mdev_state->vdev.dev, "%s: %d -> %d\\n", __func__, cur, new);
 }
 \tvdev->migration_flags = VFIO_MIGRATION_STOP_COPY |
 \t\t\t\tVFIO_MIGRATION_P2P |
@@ -30,7 +31,7 @@ def test_mtty_gets_a_parameter_for_its_flags() -> None:
     text = lab_mtty(MTTY)
     assert "vdev->migration_flags = lab_flags;" in text
     assert text.index("module_param(lab_flags") < text.index("struct mtty_type {")
-    assert text.index("cur = mdev_state->state;") < text.index("new == VFIO_DEVICE_STATE_STOP_COPY")
+    assert text.index("dev_dbg(") < text.index("new == VFIO_DEVICE_STATE_STOP_COPY")
 
 
 def test_an_unknown_mtty_is_refused() -> None:

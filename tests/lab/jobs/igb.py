@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from vftlab.devices import PF, functions
 from vftlab.job import Job, JobError, boottime_ns, modprobe, say
-from vftlab.vm import Vm, migrate, migration_truth, run_state, vm, vm_truth
+from vftlab.vm import Vm, migrate, migration_truth, run_state, vm, vm_truth, wait_resumed
 
 
 def _unplug(machine: Vm, name: str) -> dict[str, object]:
@@ -32,7 +32,7 @@ def _plug(machine: Vm, name: str, address: str) -> dict[str, object]:
 def _moved(source: Vm, destination: Vm) -> dict[str, object]:
     """Migrate and wait until the destination runs."""
     migration = migrate(source)
-    destination.monitor.wait_event("RESUME", 20)
+    wait_resumed(destination)
     ended = (migration.status, run_state(source), run_state(destination))
     if ended != ("completed", "postmigrate", "running"):
         raise JobError(f"migration, source and destination are {ended}")

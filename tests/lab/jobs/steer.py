@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vftlab.devices import STOP_COPY_ARCS, Steer, has_precopy, vfio_option
 from vftlab.job import CannotHereError, Job, JobError, say
-from vftlab.vm import Migration, Vm, migrate, migration_truth, run_state, vm, vm_truth
+from vftlab.vm import Migration, Vm, migrate, migration_truth, run_state, vm, vm_truth, wait_resumed
 
 PAGE = 4096
 KIB = 1 << 10
@@ -117,7 +117,7 @@ def steer_downtime(job: Job) -> None:
             source.command(f"bytes {before} {after}")
             target.command(f"bytes {before} {after}")
         migration = migrate(two.source)
-        two.destination.monitor.wait_event("RESUME", 20)
+        wait_resumed(two.destination)
         set_times = [
             {"uuid": device.name, "from": old, "to": new, "us": micros}
             for device, old, new, micros in delays
@@ -243,7 +243,7 @@ def steer_dma(job: Job) -> None:
                 say(f"the device wrote to {pages} pages from {iova:#x} on")
 
         migration = migrate(two.source, during=touch)
-        two.destination.monitor.wait_event("RESUME", 20)
+        wait_resumed(two.destination)
         log = two.sources[0].log()
         logged = any(entry["what"] == "log-start" for entry in log)
         reported = sum(int(str(e["pages"])) for e in log if e["what"] == "reported")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vftlab.devices import P2P, PRE_COPY, STOP_COPY, Mtty, vfio_option
 from vftlab.job import Job, JobError, say
-from vftlab.vm import migrate, migration_truth, run_state, vm, vm_truth
+from vftlab.vm import migrate, migration_truth, run_state, vm, vm_truth, wait_resumed
 
 # The sequences of QEMU's hw/vfio/migration.c; RUNNING is where every device starts.
 SOURCE = {
@@ -53,7 +53,7 @@ def _migration(job: Job, kinds: list[int], cancel: bool = False) -> None:
     ):
         migration = migrate(source, cancel=cancel)
         if not cancel:
-            destination.monitor.wait_event("RESUME", 20)
+            wait_resumed(destination)
         states = Mtty.states(*sources, *targets)
         job.write_truth(
             {

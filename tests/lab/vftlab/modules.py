@@ -49,8 +49,9 @@ def lab_mtty(source: str) -> str:
         r"vdev->migration_flags = [^;]*;", "vdev->migration_flags = lab_flags;", source
     )
     source = replace(r"(?=^static struct mtty_type \{)", _MTTY_PARAMETER.strip() + r"\n\n", source)
-    step = r"(mtty_step_state\([^{]*\{\s*enum vfio_device_mig_state cur = mdev_state->state;)"
-    return replace(step, r"\1" + _MTTY_ARCS, source)
+    # After the debug message, which is the lab's log of the device.
+    step = r"(mtty_step_state\([^{]*\{[^;]*= mdev_state->state;\s*dev_dbg\([^;]*;)"
+    return replace(step, r"\1\n" + _MTTY_ARCS, source)
 
 
 def own_files() -> list[Path]:

@@ -150,6 +150,15 @@ def migrate(
         time.sleep(0.05)
 
 
+def wait_resumed(destination: Vm, seconds: float = 20.0) -> None:
+    """Wait until the destination's VM and its devices run.
+
+    QEMU says RESUME before it moves its devices to RUNNING, and answers after that.
+    """
+    destination.monitor.wait_event("RESUME", seconds)
+    destination.monitor.wait_running(seconds)
+
+
 def run_state(machine: Vm) -> str:
     """QEMU's own word for what the VM does, or `gone`."""
     try:
