@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vftrace.ping.distribution import Distribution
@@ -52,6 +52,7 @@ def test_a_cut_is_measured_from_its_probes() -> None:
     assert (ledger.missed_slots, ledger.duplicates, ledger.reordered) == (0, 0, 0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 50 * MS), st.integers(0, 200 * MS))
 def test_the_estimate_is_off_by_less_than_an_interval(start: int, length: int) -> None:
     begin = START + 20 * MS + start
@@ -63,6 +64,7 @@ def test_the_estimate_is_off_by_less_than_an_interval(start: int, length: int) -
         assert gap.least_ns <= length <= gap.most_ns
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 50 * MS),
     st.integers(5 * MS, 100 * MS),
