@@ -83,6 +83,7 @@ def list_page(
     if not rows:
         return _nothing(snapshot, state, g), 0
     chosen = view_state.cursor(state, rows) if cursor else None
+    stopped = {row_of(m) for m in snapshot.migrations if blackout(m, snapshot.at_ns) is not None}
     active = [
         (row_of(m), _active_cells(m, snapshot, g)) for m in view_state.active(snapshot, state)
     ]
@@ -109,6 +110,8 @@ def list_page(
         page.append(_row(columns, [c.heading for c in columns], width, g, " ", "dim"))
         for row, cells in section:
             mark, style = (g.cursor, "bold") if row == chosen else (" ", "")
+            if row in stopped:
+                style += " red"
             if row == chosen:
                 focus = len(page)
             page.append(_row(columns, cells, width, g, mark, style))
