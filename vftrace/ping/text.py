@@ -48,8 +48,8 @@ def live_line(session: Session, now_ns: int) -> str:
         f"{session.target.address}: {ledger.sent_count} sent",
         f"{ledger.lost} lost",
         f"longest gap {_longest(ledger)}",
-        f"p99 {format_ns(ledger.round_trips.quantile_ns(0.99))}",
-        f"missed {ledger.missed_slots}",
+        f"99 % of trips {format_ns(ledger.round_trips.quantile_ns(0.99))}",
+        f"{ledger.missed_slots} own slots missed",
     ]
     silence_ns = ledger.silence_ns(now_ns)
     if silence_ns > GAP_INTERVALS * ledger.interval_ns:
