@@ -46,29 +46,33 @@ static __always_inline struct walk *walk_begin(u64 id, struct thread *t, u64 use
 static __always_inline void ship_piece(struct walk *walk, struct vm *vm, struct thread *t, u32 bytes)
 {
 	struct vft_piece *piece = &walk->piece;
-	u64 any = 0, all = ~0ULL;
+	u64 first, differ;
 	u32 size;
 
 	if (read_user(piece->word, bytes, (void *)(walk->user + walk->offset))) {
 		t->read_errors++;
 		return;
 	}
-	/* Many words a turn: what the verifier has to follow are the turns. */
+	/* Where the first word is neither all zeroes nor all ones nothing is left to find out; else it is
+	 * asked whether all others are the same. Many words a turn: what the verifier has to follow are
+	 * the turns. */
+	first = piece->word[0];
+	differ = first && first != ~0ULL;
+	if (!differ) {
 #pragma nounroll
-	for (u32 i = 0; i < VFT_PIECE_WORDS; i += WORDS_PER_TURN) {
+		for (u32 i = 0; i < VFT_PIECE_WORDS; i += WORDS_PER_TURN) {
 #pragma unroll
-		for (u32 j = 0; j < WORDS_PER_TURN; j++) {
-			any |= piece->word[i + j];
-			all &= piece->word[i + j];
+			for (u32 j = 0; j < WORDS_PER_TURN; j++)
+				differ |= piece->word[i + j] ^ first;
 		}
 	}
-	if (!any)
+	if (!first && !differ)
 		return;
 	piece->call_ns = t->enter_ns;
 	piece->first_page = t->first_page + walk->offset * 8;
 	piece->slot = t->slot;
 	piece->words = bytes / 8;
-	piece->fill = all == ~0ULL ? VFT_FILL_ONES : VFT_FILL_WORDS;
+	piece->fill = first && !differ ? VFT_FILL_ONES : VFT_FILL_WORDS;
 	size = sizeof(*piece) - sizeof(piece->word);
 	if (piece->fill == VFT_FILL_WORDS)
 		size += bytes;

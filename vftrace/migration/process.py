@@ -129,6 +129,7 @@ class Process:
                 self._userfault(event)
             case events.VmCreated():
                 self.created_at_ns = event.at_ns
+                self.manual_protect = 0
             case events.VcpuCreated():
                 self.vcpu_threads.add(event.tid)
             case events.Exit():
