@@ -8,6 +8,19 @@
 #include "bitmap.h"
 #include "vfio.h"
 
+/* Tracepoints syscalls:sys_enter_* and sys_exit_*: the layout is the same for all of them. */
+struct syscall_enter {
+	u64 common;
+	long nr;
+	u64 args[6];
+};
+
+struct syscall_exit {
+	u64 common;
+	long nr;
+	long ret;
+};
+
 /* Only the end of a request is heavy, so there is one of it for every probe. */
 static __always_inline int request_exit(void *ctx, s32 ret)
 {
@@ -134,30 +147,7 @@ int kp_flr(struct pt_regs *ctx, void *pci_dev)
 	EMIT(vm, VFT_VFIO_RESET, &e);
 	return 0;
 }
-
-int kp_data(struct pt_regs *ctx)
-{
-	return data_enter(PT_REGS_PARM1(ctx));
-}
-
-int kr_data(struct pt_regs *ctx)
-{
-	return data_exit(PT_REGS_RC(ctx));
-}
 #else
-/* Tracepoints syscalls:sys_enter_* and sys_exit_*: the layout is the same for all of them. */
-struct syscall_enter {
-	u64 common;
-	long nr;
-	u64 args[6];
-};
-
-struct syscall_exit {
-	u64 common;
-	long nr;
-	long ret;
-};
-
 int tp_request(struct syscall_enter *ctx)
 {
 	vfio_enter(ctx->args[0], ctx->args[1], ctx->args[2]);
@@ -178,14 +168,41 @@ int tp_close(struct syscall_enter *ctx)
 		vfio_closed(vm, key.fd);
 	return 0;
 }
+#endif
+
+#ifdef DATA_FENTRY
+/* Many reads of a host wait for long, and each would hold an instance of a kretprobe. */
+KRETFUNC_PROBE(ksys_read, unsigned int fd, void *buffer, unsigned long count, long ret)
+{
+	return data_moved(fd, ret);
+}
+
+KRETFUNC_PROBE(ksys_write, unsigned int fd, void *buffer, unsigned long count, long ret)
+{
+	return data_moved(fd, ret);
+}
+#else
+BPF_TABLE("lru_hash", u64, s32, moving, 4096);
 
 int tp_data(struct syscall_enter *ctx)
 {
-	return data_enter(ctx->args[0]);
+	u64 id = bpf_get_current_pid_tgid();
+	struct fd_key key = key_of(ctx->args[0]);
+
+	if (current_vm() && data_fds.lookup(&key))
+		moving.update(&id, &key.fd);
+	return 0;
 }
 
 int tp_data_exit(struct syscall_exit *ctx)
 {
-	return data_exit(ctx->ret);
+	u64 id = bpf_get_current_pid_tgid();
+	s32 *fd = moving.lookup(&id);
+
+	if (!fd)
+		return 0;
+	data_moved(*fd, ctx->ret);
+	moving.delete(&id);
+	return 0;
 }
 #endif

@@ -72,7 +72,6 @@ BPF_TABLE("lru_hash", u64, struct fd_key, device_files, 4096);
 BPF_TABLE("lru_hash", struct fd_key, u32, device_fds, 4096);
 BPF_TABLE("lru_hash", struct fd_key, struct data, data_fds, 1024);
 BPF_TABLE("lru_hash", struct fd_key, s32, data_of_device, 1024);
-BPF_TABLE("lru_hash", u64, s32, moving, 4096);
 BPF_TABLE("lru_hash", u32, struct dma, dma_counts, 1024);
 
 static __always_inline struct fd_key key_of(s32 fd)
@@ -125,31 +124,19 @@ static __always_inline void follow_data(struct vm *vm, s32 fd, u32 state, s32 da
 	}
 }
 
-static __always_inline int data_enter(s32 fd)
+/* A read from or write to some fd of some process returned. */
+static __always_inline int data_moved(s32 fd, long ret)
 {
-	u64 id = bpf_get_current_pid_tgid();
-	struct fd_key key = key_of(fd);
-
-	if (current_vm() && data_fds.lookup(&key))
-		moving.update(&id, &fd);
-	return 0;
-}
-
-static __always_inline int data_exit(long ret)
-{
-	u64 id = bpf_get_current_pid_tgid();
-	s32 *fd = moving.lookup(&id);
 	struct vm *vm = current_vm();
 	struct fd_key key;
 	struct data *d;
 	bool report = false;
 
-	if (!fd)
+	if (!vm)
 		return 0;
-	key = key_of(*fd);
-	moving.delete(&id);
+	key = key_of(fd);
 	d = data_fds.lookup(&key);
-	if (!vm || !d || ret == -EAGAIN || ret == -EINTR || ret == -ENOMSG)
+	if (!d || ret == -EAGAIN || ret == -EINTR || ret == -ENOMSG)
 		return 0;
 	d->last_ns = now_ns();
 	if (!d->first_ns)
@@ -166,7 +153,7 @@ static __always_inline int data_exit(long ret)
 		d->error_ns = d->last_ns;
 	}
 	if (report || d->last_ns - d->reported_ns > DATA_REPORT_NS)
-		report_data(vm, key.fd, d);
+		report_data(vm, fd, d);
 	return 0;
 }
 

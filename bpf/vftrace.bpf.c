@@ -187,5 +187,16 @@ KVM_FENTRY(kvm_vcpu_ioctl, IOCTL_ARGS) { return ioctl_enter(ctx, 0, cmd, arg); }
 KVM_FEXIT(kvm_vcpu_ioctl, IOCTL_ARGS, long ret) { return ioctl_exit(ctx, ret); }
 KVM_FEXIT(kvm_device_ioctl, IOCTL_ARGS, long ret) { return walk_on(ctx); }
 KFUNC_PROBE(userfaultfd_ioctl, IOCTL_ARGS) { return ioctl_enter(ctx, 0, cmd, arg); }
-KRETFUNC_PROBE(userfaultfd_ioctl, IOCTL_ARGS, long ret) { return ioctl_exit(ctx, ret); }
+/* Without a way to the walker: a program here has another prototype than those in kvm. */
+KRETFUNC_PROBE(userfaultfd_ioctl, IOCTL_ARGS, long ret)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct thread *t = threads.lookup(&id);
+
+	if (t && is_uffd(t->cmd)) {
+		uffd_exit(t, ret);
+		call_done(id, t);
+	}
+	return 0;
+}
 #endif

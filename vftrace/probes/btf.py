@@ -17,6 +17,20 @@ _EXTRA = {
 }  # fmt: skip
 
 
+def of_module(module: str) -> Path:
+    """Where the BTF of a module is, if it is one and has any."""
+    return VMLINUX.parent / module
+
+
+def knows(name: str, module: str) -> bool:
+    """Whether the BTF of a module, or of the kernel if that is built in, has this name anywhere."""
+    place = of_module(module)
+    try:
+        return b"\0" + name.encode() + b"\0" in (place if place.exists() else VMLINUX).read_bytes()
+    except OSError:
+        return False
+
+
 def member_offset(structure: str, member: str, btf: Path = VMLINUX) -> int | None:
     """Offset in bytes of a direct member of a structure; None where the BTF does not say."""
     try:

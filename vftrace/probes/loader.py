@@ -181,7 +181,7 @@ def _cflags(way: Way) -> list[str]:
         f"-DWAY_{way.name.upper()}",
         "-Wno-everything",
     ]
-    if way.name == FENTRY and kernel.module_of("kvm_vm_ioctl") == "kvm":
+    if way.name == FENTRY and btf.of_module("kvm").exists():
         flags.append("-DKVM_MODULE")
     dead = kernel.tracepoint_field_offset("sched:sched_process_exit", "group_dead")
     if dead is not None:

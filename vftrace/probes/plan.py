@@ -168,13 +168,7 @@ VFIO_DATA = Probe(
     "vfio-data",
     "bytes of device state that a VMM reads and writes",
     (
-        Way(
-            KPROBE,
-            (
-                *_kprobes("ksys_read", "kp_data", "kr_data"),
-                *_kprobes("ksys_write", "kp_data", "kr_data"),
-            ),
-        ),
+        Way(FENTRY, ()),
         Way(
             TRACEPOINT,
             (
@@ -184,7 +178,7 @@ VFIO_DATA = Probe(
         ),
     ),
 )
-"""Attached when the first device that can migrate is met: every read of the host passes these."""
+"""By tracepoint it is attached when the first device that can migrate is met: it costs every system call."""
 
 
 def precopy_info(functions: list[str]) -> Way:

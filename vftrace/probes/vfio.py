@@ -2,12 +2,22 @@
 
 import ctypes
 import platform
+import threading
 from pathlib import Path
 from typing import Any
 
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up
-from vftrace.probes.plan import KPROBE, VFIO, VFIO_DATA, ProbeStatus, Way, precopy_info
+from vftrace.probes.plan import (
+    FENTRY,
+    KPROBE,
+    TRACEPOINT,
+    VFIO,
+    VFIO_DATA,
+    ProbeStatus,
+    Way,
+    precopy_info,
+)
 from vftrace.probes.text import program_text
 
 MODULE = Path("/sys/module/vfio")
@@ -29,8 +39,10 @@ class VfioProbes:
         self._forced = forced
         self._bpf: Any = None
         self._there = False
-        self._counts_data = False
+        self._way = ""
         self._precopy: set[str] = set()
+        self._search: threading.Thread | None = None
+        self._found: list[str] = []
         self._status: list[ProbeStatus] = []
         self.follow()
 
@@ -46,25 +58,23 @@ class VfioProbes:
             self._load()
         elif not there:
             self.close()
-            reason = "the vfio module is not loaded"
-            self._status = [ProbeStatus(probe, None, reason) for probe in (VFIO, VFIO_DATA)]
+            self._say(ProbeStatus(VFIO, None, "the vfio module is not loaded"))
         self._there = there
+        if self._search is not None and not self._search.is_alive():
+            self._search = None
+            self._attach_precopy_info()
 
-    def count_data(self) -> None:
-        """Count what is read from and written to data fds, from now on."""
+    def met_migratable(self) -> None:
+        """A device that can migrate was met: count what is read from and written to data fds."""
         if self._bpf is None:
             return
-        if not self._counts_data:
-            self._counts_data = True
+        if self._status[1].way is None:
             with captured_stderr():
-                reason = hang_up(self._bpf, self._way_of(VFIO_DATA.ways))
-            way = None if reason else self._way
-            self._status = [self._status[0], ProbeStatus(VFIO_DATA, way, reason)]
-        if self._way == KPROBE:
-            new = set(kernel.functions_ending(_PRECOPY_IOCTL)) - self._precopy
-            self._precopy |= new
-            with captured_stderr():
-                hang_up(self._bpf, precopy_info(sorted(new)))
+                reason = hang_up(self._bpf, VFIO_DATA.ways[1])
+            self._status[1] = ProbeStatus(VFIO_DATA, None if reason else TRACEPOINT, reason)
+        if self._way == KPROBE and self._search is None:
+            self._search = threading.Thread(target=self._find_precopy_ioctls, daemon=True)
+            self._search.start()
 
     def watch(self, tgid: int, device_fds: list[int]) -> None:
         """Watch the devices of a VMM that runs already."""
@@ -73,45 +83,58 @@ class VfioProbes:
         table = self._bpf["device_fds"]
         for fd in device_fds:
             table[table.Key(tgid, fd)] = ctypes.c_uint32(1)
-        self.count_data()
+        self.met_migratable()
 
     def close(self) -> None:
         """Detach everything."""
         if self._bpf is not None:
             self._bpf.cleanup()
         self._bpf = None
-        self._counts_data = False
         self._precopy = set()
 
-    def _way_of(self, ways: tuple[Way, ...]) -> Way:
-        return next(way for way in ways if way.name == self._way)
+    def _say(self, vfio: ProbeStatus) -> None:
+        self._status = [vfio, ProbeStatus(VFIO_DATA, None, vfio.reason)]
+
+    def _find_precopy_ioctls(self) -> None:
+        # In a thread: where symbols are many it would hold the reader up.
+        self._found = kernel.functions_ending(_PRECOPY_IOCTL)
+
+    def _attach_precopy_info(self) -> None:
+        new = set(self._found) - self._precopy
+        self._precopy |= new
+        if self._bpf is not None:
+            with captured_stderr():
+                hang_up(self._bpf, precopy_info(sorted(new)))
 
     def _load(self) -> None:
         reasons: list[str] = []
-        # fentry would gain nothing here: these requests are rare, and only kprobes see them all.
-        forced = KPROBE if self._forced == "fentry" else self._forced
+        # fentry would gain nothing for requests: they are rare.
+        forced = KPROBE if self._forced == FENTRY else self._forced
+        fexit = forced != TRACEPOINT and kernel.refuses_fentry() is None
         for way in VFIO.ways:
             if forced not in (None, way.name):
                 continue
             refused = kernel.refuses_kprobes() if way.name == KPROBE else None
-            reason = refused or self._try(way)
-            if reason is None:
-                self._way = way.name
-                waits = "no device that can migrate has been met"
-                self._status = [
-                    ProbeStatus(VFIO, way.name, "; ".join(reasons) or None),
-                    ProbeStatus(VFIO_DATA, None, waits),
-                ]
-                return
-            reasons.append(f"{way.name}: {reason}")
-        self._status = [ProbeStatus(probe, None, "; ".join(reasons)) for probe in (VFIO, VFIO_DATA)]
+            for data in (FENTRY, None) if fexit and not refused else (None,):
+                reason = refused or self._try(way, data)
+                if reason is None:
+                    self._way = way.name
+                    waits = None if data else "no device that can migrate has been met"
+                    self._status = [
+                        ProbeStatus(VFIO, way.name, "; ".join(reasons) or None),
+                        ProbeStatus(VFIO_DATA, data, waits),
+                    ]
+                    return
+                reasons.append(f"{way.name}: {reason}")
+        self._say(ProbeStatus(VFIO, None, "; ".join(reasons)))
 
-    def _try(self, way: Way) -> str | None:
+    def _try(self, way: Way, data: str | None) -> str | None:
         """Compile for this way, load the walker, attach. Returns why not, with nothing left behind."""
         bpf = None
         with captured_stderr() as complaint:
             try:
-                bpf = self._bcc.BPF(text=program_text("vfio.bpf.c"), cflags=_cflags(way))
+                # fexit programs are attached in here
+                bpf = self._bcc.BPF(text=program_text("vfio.bpf.c"), cflags=_cflags(way, data))
                 kind = self._bcc.BPF.KPROBE if way.name == KPROBE else self._bcc.BPF.TRACEPOINT
                 walker = bpf.load_func("walk", kind)
                 bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(walker.fd)
@@ -125,8 +148,10 @@ class VfioProbes:
         return reason
 
 
-def _cflags(way: Way) -> list[str]:
+def _cflags(way: Way, data: str | None) -> list[str]:
     flags = [f"-DWAY_{way.name.upper()}", "-Wno-everything"]
+    if data == FENTRY:
+        flags.append("-DDATA_FENTRY")
     if way.name != KPROBE:
         return flags
     offsets = {
@@ -138,7 +163,7 @@ def _cflags(way: Way) -> list[str]:
         if offset is None:
             raise LookupError(f"the kernel's BTF does not say {name}")
         flags.append(f"-D{name}={offset}")
-    # Since 6.5 (vfio_df_open) a device's file has a structure of its own before the device.
-    if kernel.module_of("vfio_df_open") is not None:
+    # Since 6.5 a device's file has a structure of its own before the device.
+    if btf.knows("vfio_device_file", "vfio"):
         flags.append("-DVFIO_DEVICE_FILE")
     return flags

@@ -123,7 +123,7 @@ class LiveSource:
             if isinstance(event, events.VfioOpen):
                 self._find_device(tgid, event.fd, event.name, late=False)
         elif kind == _VFIO_MIGRATION:
-            self.probes.vfio.count_data()
+            self.probes.vfio.met_migratable()
         elif kind == _EXIT:
             self._start_times.pop(tgid, None)
             self._described = {key for key in self._described if key[0] != tgid}
