@@ -242,6 +242,7 @@ def watch(
             now_ns = frozen.now_ns if frozen is not None else pump.now_ns()
             ended = f"{note}, at its end" if pump.ended and note else note
             frame = Frame(pump.host, snapshot, now_ns, state, ended, ascii)
+            state = frame.settled(console) if pressed else state
             frozen = frame if state.paused else None
             console.update_screen(frame)
             drawn_at, drawn_size = time.monotonic(), console.size

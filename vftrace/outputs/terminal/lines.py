@@ -45,13 +45,13 @@ def _vm_changes(before: Snapshot | None, after: Snapshot, g: Glyphs) -> Iterator
         earlier = old.get(pid)
         name = label(vm.name, vm.uuid, vm.pid, g)
         if earlier is None:
-            yield after.at_ns, f"{name}: VM with pid {pid}{_running(vm)}"
+            yield after.at_ns, f"{name}: a VM, pid {pid}{_running(vm)}"
         elif earlier.running != vm.running and vm.running is not None:
             yield after.at_ns, f"{name}: pid {pid}{_running(vm)}"
     for pid, vm in old.items():
         if pid not in new:
             name = label(vm.name, vm.uuid, vm.pid, g)
-            yield after.at_ns, f"{name}: VM with pid {pid} has ended"
+            yield after.at_ns, f"{name}: pid {pid} has ended"
 
 
 def _running(vm: Vm) -> str:

@@ -1,6 +1,6 @@
 """The live view: one frame, drawn from a snapshot, the time, and the state of the view."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
@@ -50,13 +50,10 @@ class Frame:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = options.max_width, options.height or console.height
-        g = glyphs(ascii=self.ascii or options.ascii_only)
-        head = _header(self, width, g)
+        head = _header(self, width, glyphs(ascii=self.ascii or options.ascii_only))
         foot = _footer(self.state, width)
-        body, focus = _body(self, width, height - len(head) - 1, g)
-        room = max(0, height - len(head) - 1)
         inner = options.update(width=width, height=None, highlight=False)
-        lines = console.render_lines(Group(*body), inner, pad=True)
+        lines, focus, room = self._lines(console, options, len(head))
         top = _top(self.state, len(lines), room, focus)
         shown = lines[top : top + room]
         blank = [Segment(" " * width)]
@@ -73,6 +70,25 @@ class Frame:
             yield from line
             if index < min(height, len(screen)) - 1:
                 yield Segment.line()
+
+    def _lines(
+        self, console: Console, options: ConsoleOptions, head: int
+    ) -> tuple[list[list[Segment]], int | None, int]:
+        """All lines of the page, the one that must be seen, and how many there is room for."""
+        width, height = options.max_width, options.height or console.height
+        room = max(0, height - head - 1)
+        body, focus = _body(self, width, room, glyphs(ascii=self.ascii or options.ascii_only))
+        inner = options.update(width=width, height=None, highlight=False)
+        return console.render_lines(Group(*body), inner, pad=True), focus, room
+
+    def settled(self, console: Console) -> ViewState:
+        """The state, scrolled no further than this page goes on this screen."""
+        options = console.options
+        g = glyphs(ascii=self.ascii or options.ascii_only)
+        head = len(_header(self, options.max_width, g))
+        lines, _, room = self._lines(console, options, head)
+        furthest = max(0, len(lines) - room)
+        return replace(self.state, scroll=min(self.state.scroll, furthest))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,261 @@
+"""`vftrace top` as a program, on a terminal of its own and without one, fed by recordings."""
+
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+import urllib.request
+from collections.abc import Iterator
+from fcntl import ioctl
+from pathlib import Path
+
+import pytest
+
+from tests.unit.golden_text import recording
+
+ENTER_SCREEN, LEAVE_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"
+HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
+PATIENCE_SECONDS = 20
+
+
+class OnTerminal:
+    """`vftrace top` with arguments on a pseudo-terminal of 80x24."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.main, self.terminal = pty.openpty()
+        self.resize(80, 24)
+        self.before = termios.tcgetattr(self.terminal)
+        self.output = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vftrace", "top", *arguments],
+            stdin=self.terminal,
+            stdout=self.terminal,
+            stderr=self.terminal,
+            env={**os.environ, "TERM": "xterm-256color", "PYTHONUTF8": "1", **environment},
+            start_new_session=True,
+        )
+
+    def resize(self, columns: int, lines: int) -> None:
+        ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def wait_for(self, text: bytes, *, after: int = 0) -> None:
+        """Read until `text` was drawn behind `after` bytes of output."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while text not in self.output[after:]:
+            assert self.process.poll() is None, self.output[-3000:]
+            assert time.monotonic() < deadline, self.output[after:][-3000:]
+            self._read(0.1)
+
+    def press(self, keys: bytes) -> int:
+        """Type; returns where the output is now."""
+        os.write(self.main, keys)
+        return len(self.output)
+
+    def ended(self) -> int:
+        """Wait for the end; returns the exit code."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.output[-3000:]
+            self._read(0.1)
+        self._read(0.1)
+        return self.process.returncode
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.main)
+        os.close(self.terminal)
+
+    def _read(self, seconds: float) -> None:
+        if select.select([self.main], [], [], seconds)[0]:
+            self.output += os.read(self.main, 65536)
+
+    def assert_left_as_found(self) -> None:
+        assert self.output.count(ENTER_SCREEN) == self.output.count(LEAVE_SCREEN) == 1
+        assert self.output.rindex(LEAVE_SCREEN) > self.output.rindex(ENTER_SCREEN)
+        assert self.output.rindex(SHOW_CURSOR) > self.output.rindex(HIDE_CURSOR)
+        assert termios.tcgetattr(self.terminal) == self.before
+
+
+@pytest.fixture
+def top() -> Iterator[OnTerminal]:
+    running = OnTerminal("--replay", str(recording("libvirt")), "--speed", "0")
+    yield running
+    running.close()
+
+
+def test_q_ends_it(top: OnTerminal) -> None:
+    top.wait_for(b"set by held")
+    top.press(b"q")
+    assert top.ended() == 0
+    top.assert_left_as_found()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it(top: OnTerminal, number: signal.Signals) -> None:
+    top.wait_for(b"set by held")
+    top.process.send_signal(number)
+    assert top.ended() == 0
+    top.assert_left_as_found()
+
+
+def test_keys_and_size(top: OnTerminal) -> None:
+    top.wait_for(b"Finished: 1")
+    mark = top.press(b"\r")
+    top.wait_for(b"what happens until it", after=mark)
+    mark = len(top.output)
+    top.resize(160, 50)
+    top.wait_for(b"re-dirtied", after=mark)
+    mark = top.press(b"\x1b")
+    top.wait_for(b"Finished: 1", after=mark)
+    mark = top.press(b"?")
+    top.wait_for(b"this list", after=mark)
+    mark = top.press(b"\x1b")
+    top.wait_for(b"Finished: 1", after=mark)
+    mark = top.press(b"/zz\r")
+    top.wait_for(b"Nothing matches", after=mark)
+    mark = top.press(b"\x1bp")
+    top.wait_for(b"PAUSED", after=mark)
+    top.press(b"q")
+    assert top.ended() == 0
+
+
+def test_an_error_leaves_the_terminal_as_it_was() -> None:
+    # A failure in the middle of drawing: the view's own module is replaced by one that fails later.
+    code = (
+        "import sys; from vftrace.outputs.terminal import view\n"
+        "draw, drawn = view.Frame.__rich_console__, []\n"
+        "def fails(*a):\n"
+        "    drawn.append(1)\n"
+        "    if len(drawn) > 3: raise ValueError('broken on purpose')\n"
+        "    return draw(*a)\n"
+        "view.Frame.__rich_console__ = fails\n"
+        "from vftrace.cli import main\n"
+        f"sys.exit(main(['top', '--replay', {str(recording('libvirt'))!r}]))"
+    )
+    running = OnTerminal.__new__(OnTerminal)
+    running.main, running.terminal = pty.openpty()
+    running.resize(80, 24)
+    running.before = termios.tcgetattr(running.terminal)
+    running.output = b""
+    running.process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=running.terminal,
+        stdout=running.terminal,
+        stderr=running.terminal,
+        env={**os.environ, "TERM": "xterm-256color"},
+        start_new_session=True,
+    )
+    try:
+        assert running.ended() == 1
+        running.assert_left_as_found()
+        said = running.output[running.output.rindex(LEAVE_SCREEN) :]
+        assert b"broken on purpose" in said
+    finally:
+        running.close()
+
+
+def test_no_color_draws_without_colour() -> None:
+    running = OnTerminal(
+        "--replay", str(recording("dest-killed-blackout")), "--speed", "0", NO_COLOR="1"
+    )
+    try:
+        running.wait_for(b"destination-ended")
+        running.press(b"q")
+        assert running.ended() == 0
+        assert b"\x1b[31m" not in running.output
+        assert b"\x1b[1;31m" not in running.output
+    finally:
+        running.close()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vftrace", "top", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
+    )
+
+
+def test_without_a_terminal_there_are_lines() -> None:
+    done = run("--replay", str(recording("libvirt")), "--speed", "0")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert sum("round" in line for line in lines) == 8
+    assert "set by held" in lines[-1]
+
+
+def test_json_is_one_document_per_line() -> None:
+    done = run("--replay", str(recording("libvirt")), "--speed", "20", "--json")
+    documents = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(documents) > 1
+    assert [d["at_ns"] for d in documents] == sorted(d["at_ns"] for d in documents)
+    assert documents[-1]["migrations"][0]["outcome"] == "completed"
+
+
+def test_once_is_one_state_and_ends() -> None:
+    done = run("--replay", str(recording("libvirt")), "--speed", "3", "--once")
+    assert done.returncode == 0
+    assert "Migrating: 1" in done.stdout
+    assert "precopy" in done.stdout
+
+
+def test_only_the_vm_that_was_asked_for() -> None:
+    name = "demo-four-at-once-2"
+    done = run("--replay", str(recording("four-at-once")), "--speed", "0", "--json", "--vm", name)
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert {m["vm"]["name"] for m in document["migrations"]} == {name}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--speed", "2"), 2, "--speed is for --replay"),
+        (("--replay", "x", "--record", "y"), 2, "--record of a --replay"),
+        (("--replay", "/nonexistent"), 1, "cannot read /nonexistent"),
+        (("--replay", __file__), 1, "is not a vftrace recording"),
+        (("--web.listen-address", "127.0.0.1:0"), 2, "need --serve"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    arguments: tuple[str, ...], code: int, said: str, tmp_path: Path
+) -> None:
+    done = run(*arguments)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert said in done.stderr
+
+
+def test_metrics_are_served_beside_it() -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "vftrace", "top", "--json", "--serve"),
+            *("--web.listen-address", "127.0.0.1:0"),
+            *("--replay", str(recording("libvirt")), "--speed", "1"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        url = process.stderr.readline().split()[-1]
+        with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
+            text = answer.read().decode()
+        assert "vftrace_build_info" in text
+        assert "vftrace_probe_attached" in text
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE_SECONDS) == 0
