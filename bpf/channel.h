@@ -15,6 +15,8 @@ struct channel {
 	u64 last_ns;
 	u64 error_ns;
 	u64 reported_ns;
+	u64 burst_bytes;
+	u64 burst_ns;
 	s32 error;
 	u32 sender_tid;
 	u32 op;
@@ -22,6 +24,7 @@ struct channel {
 };
 
 struct sending {
+	u64 enter_ns;
 	s32 fd;
 	u32 op;
 };
@@ -30,6 +33,7 @@ BPF_TABLE("hash", struct channel_key, struct channel, channels, 16384);
 BPF_TABLE("hash", u64, struct sending, sending, 16384);
 
 #define REPORT_NS 100000000
+#define PAUSE_NS 2000000
 #define EAGAIN 11
 #define EINTR 4
 
@@ -44,6 +48,11 @@ static __always_inline void report_channel(struct vm *vm, s32 fd, struct channel
 	c->changed = 0;
 	c->reported_ns = c->last_ns;
 	EMIT_WAKING(vm, VFT_CHANNEL, &e, wake);
+	if (c->burst_ns) {
+		struct vft_burst burst = { .bytes = c->burst_bytes, .ns = c->burst_ns, .fd = fd };
+
+		EMIT(vm, VFT_BURST, &burst);
+	}
 }
 
 static __always_inline void report_channels(struct vm *vm)
@@ -72,8 +81,10 @@ static __always_inline int send_enter(s32 fd, u32 op)
 	struct vm *vm = current_vm();
 	struct sending s = { .fd = fd, .op = op };
 
-	if (vm && vm->logging)
+	if (vm && vm->logging) {
+		s.enter_ns = now_ns();
 		sending.update(&id, &s);
+	}
 	return 0;
 }
 
@@ -109,6 +120,12 @@ static __always_inline int send_exit(long ret)
 		c = channels.lookup(&key);
 		if (!c)
 			goto done;
+	}
+	if (ret > 0 && c->last_ns) {
+		u64 pause = s->enter_ns > c->last_ns ? s->enter_ns - c->last_ns : 0;
+
+		c->burst_ns += now - s->enter_ns + (pause < PAUSE_NS ? pause : 0);
+		c->burst_bytes += ret;
 	}
 	c->changed = 1;
 	c->last_ns = now;

@@ -22,6 +22,7 @@ enum vft_kind {
 	VFT_CHANNEL = 12,
 	VFT_UFFD = 13,
 	VFT_EXIT = 14,
+	VFT_BURST = 15,
 	VFT_VFIO_OPEN = 20,
 	VFT_VFIO_CLOSE = 21,
 	VFT_VFIO_STATE = 22,
@@ -171,6 +172,16 @@ struct vft_channel {
 	s32 error;
 	u32 sender_tid;
 	u32 op;
+};
+
+/* Totals of one fd: time spent sending, and what was sent in it. Pauses of more than 2 ms between two
+ * calls do not count (a VMM that holds itself back sleeps), those inside a call do. */
+struct vft_burst {
+	struct vft_header h;
+	u64 bytes;
+	u64 ns;
+	s32 fd;
+	u32 pad;
 };
 
 enum vft_uffd_op { VFT_UFFD_API = 0, VFT_UFFD_REGISTER = 1, VFT_UFFD_UNREGISTER = 2,

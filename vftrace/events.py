@@ -158,6 +158,15 @@ class Channel(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Burst(Event):
+    """Totals of an fd: nanoseconds a VMM was busy sending, its own pauses left out, and what it sent in them."""
+
+    bytes: int
+    ns: int
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
 class Userfault(Event):
     """A userfaultfd ioctl; `calls` and `bytes` are the process's totals of COPY, ZEROPAGE, CONTINUE."""
 

@@ -40,6 +40,7 @@ FIXED: dict[int, tuple[str, struct.Struct, type[Event]]] = {
     12: ("vft_channel", struct.Struct("<QQQQQiiII"), events.Channel),
     13: ("vft_uffd", struct.Struct("<QQIi"), events.Userfault),
     14: ("vft_exit", struct.Struct("<Q"), events.Exit),
+    15: ("vft_burst", struct.Struct("<QQiI"), events.Burst),
     20: ("vft_vfio_open", struct.Struct("<iI48s"), events.VfioOpen),
     21: ("vft_vfio_close", struct.Struct("<iI"), events.VfioClose),
     22: ("vft_vfio_state", struct.Struct("<QiIIiiI"), events.VfioState),
