@@ -4,7 +4,9 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ from vftrace.units import parse_duration
 if TYPE_CHECKING:
     from vftrace.live import Pump, ReplaySource
     from vftrace.outputs.accounting import Reading
+    from vftrace.outputs.otlp import Sender
 
 HELP = "serve metrics of migrations on this host to Prometheus"
 
@@ -75,6 +78,12 @@ def add_web_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="how long VMs and migrations that ended stay in the metrics (default %(default)s)",
     )
+    web.add_argument(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="also send each migration that ended as a trace to this OTLP/HTTP collector"
+        " (`env`: that of OTEL_EXPORTER_OTLP_ENDPOINT)",
+    )
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -111,6 +120,7 @@ class Service:
         from vftrace.outputs import http, webconfig
         from vftrace.outputs.prometheus import Exporter
 
+        self._sender = _sender(args.otlp_endpoint)
         config = (
             webconfig.WebConfig()
             if args.web_config is None
@@ -127,13 +137,15 @@ class Service:
         app = http.make_app(registry, args.web_path, lambda: self._ready, config)
         self._servers = http.Servers(sockets, app, config)
         self._ready = False
+        self._read: Callable[[], Reading] | None = None
         self._next_update = 0.0
         self.urls = tuple(url + args.web_path for url in self._servers.urls)
         self._servers.start()
 
     def attach(self, pump: "Pump", wanted: list[str]) -> None:
         """Serve what this pump knows, of the `wanted` VMs (all if none is named)."""
-        self._exporter.read = lambda: reading_of(pump, wanted)
+        traced = self._sender is not None
+        self._read = self._exporter.read = lambda: reading_of(pump, wanted, traced=traced)
         self._ready = True
 
     def tick(self) -> None:
@@ -141,14 +153,41 @@ class Service:
         now = time.monotonic()
         if now >= self._next_update:
             self._exporter.update()
+            self._send_traces()
             self._next_update = now + _UPDATE_SECONDS
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening; traces that are not sent yet have some seconds left."""
         self._servers.stop()
+        if self._sender is not None:
+            self._send_traces()
+            self._sender.close()
+
+    def _send_traces(self) -> None:
+        if self._sender is None or self._read is None:
+            return
+        from vftrace.outputs.accounting import settled
+        from vftrace.outputs.otlp import trace_of
+        from vftrace.outputs.report_json import report_json
+
+        reading = self._read()
+        ended = tuple(m for m in reading.snapshot.migrations if settled(m, reading))
+        report = report_json(reading.host, replace(reading.snapshot, migrations=ended))
+        for migration in report["migrations"]:
+            self._sender.offer(trace_of(report["hosts"][0], migration))
 
 
-def reading_of(pump: "Pump", wanted: list[str]) -> "Reading":
+def _sender(endpoint: str | None) -> "Sender | None":
+    if endpoint is None:
+        return None
+    from vftrace.outputs import otlp
+
+    otlp.check_available()
+    otlp.traces_url(endpoint)
+    return otlp.Sender(endpoint, _say)
+
+
+def reading_of(pump: "Pump", wanted: list[str], *, traced: bool = False) -> "Reading":
     """What the metrics are made of, now."""
     from vftrace.live import filter_snapshot
     from vftrace.outputs.accounting import Reading
@@ -162,6 +201,7 @@ def reading_of(pump: "Pump", wanted: list[str]) -> "Reading":
         probes={state.name: state.method for state in pump.probe_status},
         event_counts=pump.event_counts(),
         ended=ended,
+        traced=traced,
     )
 
 

@@ -9,8 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from prometheus_client.samples import Exemplar
+
 from vftrace.events import Event
 from vftrace.migration.model import Migration, Phase, Snapshot, Vm
+from vftrace.outputs.trace_ids import trace_id_of
 from vftrace.sources.recording import HostInfo
 
 SETTLE_NS = 1_000_000_000
@@ -57,6 +60,8 @@ class Reading:
     probes: Mapping[str, str | None]
     event_counts: Mapping[type[Event], int]
     ended: bool = False
+    traced: bool = False
+    """Whether traces are sent too, which the downtime's exemplars name."""
 
 
 class Histogram:
@@ -65,20 +70,26 @@ class Histogram:
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = tuple(bounds)
         self._counts = [0] * (len(bounds) + 1)
+        self._exemplars: list[Exemplar | None] = [None] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, seconds: float) -> None:
-        """Count one value."""
-        self._counts[bisect_left(self._bounds, seconds)] += 1
+    def observe(self, seconds: float, trace_id: str | None = None) -> None:
+        """Count one value; its bucket's exemplar becomes this trace."""
+        index = bisect_left(self._bounds, seconds)
+        self._counts[index] += 1
         self.sum += seconds
+        if trace_id is not None:
+            self._exemplars[index] = Exemplar({"trace_id": trace_id}, seconds)
 
-    def cumulative(self) -> list[tuple[str, float]]:
-        """(`le`, values up to it) as Prometheus wants them, `+Inf` last."""
+    def cumulative(self) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
+        """(`le`, values up to it, exemplar) as Prometheus wants them, `+Inf` last."""
         total = 0
-        buckets = []
-        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
+        buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+        bounds = (*self._bounds, "+Inf")
+        for bound, count, example in zip(bounds, self._counts, self._exemplars, strict=True):
             total += count
-            buckets.append((str(bound), float(total)))
+            bucket = str(bound), float(total)
+            buckets.append(bucket if example is None else (*bucket, example))
         return buckets
 
 
@@ -292,10 +303,10 @@ class Accounts:
         for round_ in migration.rounds[seen.syncs : max(0, done)]:
             self.sync.observe(round_.duration_ns / 1e9)
         seen.syncs = max(seen.syncs, done)
-        if _settled(migration, reading):
-            self._count(migration, seen)
+        if settled(migration, reading):
+            self._count(migration, seen, reading)
 
-    def _count(self, migration: Migration, seen: _Seen) -> None:
+    def _count(self, migration: Migration, seen: _Seen, reading: Reading) -> None:
         if migration.channel.kind == "file":
             # A VM saved to a file has not moved.
             return
@@ -305,7 +316,9 @@ class Accounts:
             self.migrations[migration.role, migration.strategy, outcome] += 1
             self.incomplete += migration.incomplete
             if migration.downtime.vcpu_ns is not None:
-                self.downtime["vcpu"].observe(migration.downtime.vcpu_ns / 1e9)
+                boot_id = reading.host.boot_id
+                trace = trace_id_of(migration, boot_id) if reading.traced else None
+                self.downtime["vcpu"].observe(migration.downtime.vcpu_ns / 1e9, trace)
         for phase in migration.phases:
             self._count_phase(phase, seen)
 
@@ -328,7 +341,8 @@ def _identity(migration: Migration) -> tuple[str, int, int]:
     return side, migration.pid, migration.started_at_ns
 
 
-def _settled(migration: Migration, reading: Reading) -> bool:
+def settled(migration: Migration, reading: Reading) -> bool:
+    """Whether it has ended, long enough ago that nothing more of it is expected."""
     if migration.outcome is None:
         return False
     ended = migration.ended_at_ns

@@ -5,27 +5,40 @@ from dataclasses import replace
 from typing import Any
 
 from vftrace.migration.stitch import Joined
-from vftrace.outputs.report_json import report_json
+from vftrace.outputs.report_json import SCHEMA, report_json
 from vftrace.sources.merge import Loaded
 
 
 def joined_json(loaded: Loaded, joined: Sequence[Joined]) -> dict[str, Any]:
     """Every boot under `hosts`, and each migration under the host whose clock its times are on."""
-    reports = [
-        report_json(host, boot.snapshot)
+    placed = placed_migrations(loaded, joined)
+    return {
+        "schema": SCHEMA,
+        "hosts": hosts_json(loaded),
+        "migrations": [migration for _, migration in placed],
+    }
+
+
+def hosts_json(loaded: Loaded) -> list[dict[str, Any]]:
+    """One entry for each boot, in order."""
+    return [
+        report_json(host, replace(boot.snapshot, migrations=()))["hosts"][0]
         for host, boot in zip(loaded.hosts, loaded.boots, strict=True)
     ]
-    migrations = []
+
+
+def placed_migrations(
+    loaded: Loaded, joined: Sequence[Joined]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each migration with the entry of the host whose clock its times are on."""
+    hosts = hosts_json(loaded)
+    placed = []
     for found in joined:
-        host = loaded.hosts[loaded.boots.index(found.boot)]
+        index = loaded.boots.index(found.boot)
         alone = replace(found.boot.snapshot, migrations=(found.migration,))
-        migration = report_json(host, alone)["migrations"][0]
+        migration = report_json(loaded.hosts[index], alone)["migrations"][0]
         migration["peer_host"] = found.peer.name if found.peer is not None else None
         migration["downtime"]["uncertainty_ns"] = found.uncertainty_ns
         migration["downtime"]["service_ns"] = found.service_ns
-        migrations.append(migration)
-    return {
-        "schema": reports[0]["schema"],
-        "hosts": [host for report in reports for host in report["hosts"]],
-        "migrations": migrations,
-    }
+        placed.append((hosts[index], migration))
+    return placed
