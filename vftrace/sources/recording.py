@@ -123,8 +123,15 @@ class Recording:
                 raise VftraceError(
                     f"{self.path} has version {version}, this vftrace reads version {VERSION}"
                 )
-            return HostInfo(**meta)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            host = HostInfo(**meta)
+            words = [host.name, host.boot_id, host.kernel, host.vftrace]
+            words += [*host.probes, *host.probes.values()]
+            if not all(isinstance(word, str) for word in words) or not isinstance(
+                host.started_at_ns, int
+            ):
+                raise ValueError("a field of another type")
+            return host
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise VftraceError(f"{self.path} is damaged or cut at its beginning") from error
 
 
