@@ -13,6 +13,9 @@ from vftrace.events import Piece
 PIECE_PAGES = 32768
 """Bits of one piece: 4 KiB of bitmap, as bpf/bitmap.h sends them."""
 
+HEAT_BUCKETS = 128
+"""Parts of a slot that are told apart when it is drawn."""
+
 Bitmap = dict[int, int]
 """Piece number to its bits; a piece of zeroes is absent."""
 
@@ -63,6 +66,23 @@ def common(bitmap: Bitmap, other: Bitmap) -> Bitmap:
         if kept:
             both[number] = kept
     return both
+
+
+def heat(bitmap: Bitmap, pages: int) -> tuple[int, ...]:
+    """How many pages are set in each of at most HEAT_BUCKETS equal parts of the first `pages` pages."""
+    width = max(1, -(-pages // HEAT_BUCKETS))
+    counts = [0] * -(-pages // width)
+    for number, bits in bitmap.items():
+        at = number * PIECE_PAGES
+        while bits:
+            bucket, inside = divmod(at, width)
+            if bucket >= len(counts):
+                break
+            take = width - inside
+            counts[bucket] += (bits & ((1 << take) - 1)).bit_count()
+            bits >>= take
+            at += take
+    return tuple(counts)
 
 
 def covers(bitmap: Bitmap, pages: int) -> bool:

@@ -62,6 +62,10 @@ class SlotRound:
     slot: int
     new_pages: int | None
     logged_pages: int | None
+    pages: int | None = None
+    """Pages of the slot."""
+    heat: tuple[int, ...] | None = None
+    """New pages in each of up to 128 equal parts of the slot (`dirty.heat`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,10 @@ class Round:
     logged_pages: int | None
     sent_bytes: int | None
     slots: tuple[SlotRound, ...]
+    burst_bytes: int | None = None
+    burst_ns: int | None = None
+    """What was sent while the VMM did not hold itself back, and the time that took: their ratio is what the
+    channel can carry. None in recordings that do not have it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,9 @@ class Process:
                 self._vcpu_state(event)
             case events.Channel():
                 self._channel(event)
+            case events.Burst():
+                if self.session is not None:
+                    self.session.burst(event)
             case events.Userfault():
                 self._userfault(event)
             case events.VmCreated():

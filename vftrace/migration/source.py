@@ -7,7 +7,7 @@ sends on a socket, pipe or file.
 
 from dataclasses import dataclass, field
 
-from vftrace.events import Channel, Clock, GetDirtyLog, ResetDirtyRings
+from vftrace.events import Burst, Channel, Clock, GetDirtyLog, ResetDirtyRings
 from vftrace.migration import dirty
 from vftrace.migration.dirty import Bitmap, SlotLog
 from vftrace.migration.model import Round, SlotRound
@@ -23,6 +23,7 @@ class Sweep:
     start_ns: int
     end_ns: int
     sent: dict[int, int]
+    bursts: dict[int, tuple[int, int]]
     slots: dict[int, SlotRound] = field(default_factory=dict)
     redirtied: int | None = 0
     initial: bool = False
@@ -47,6 +48,8 @@ class Session:
     ever: dict[int, Bitmap] = field(default_factory=dict)
     channels: dict[int, Channel] = field(default_factory=dict)
     """The latest totals of each fd since the session began."""
+    bursts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By fd: bytes sent without pauses, and the ns they took."""
     by_thread: dict[int, int] = field(default_factory=dict)
     """Latest bytes of fds that the session's thread was seen to send on."""
     by_main: set[int] = field(default_factory=set)
@@ -61,6 +64,8 @@ class Session:
     logging_off_at_ns: int | None = None
     process_ended_at_ns: int | None = None
     ring: bool = False
+    dma_pages: dict[bool, int | None] = field(default_factory=dict)
+    """Pages that DMA wrote, reported by devices (True) and by the IOMMU driver; None: a part is missing."""
 
     @property
     def ended(self) -> bool:
@@ -88,6 +93,8 @@ class Session:
             slot=event.slot,
             new_pages=None if fresh is None else dirty.count(fresh),
             logged_pages=None if logged is None else dirty.count(logged),
+            pages=None if log is None else log.pages,
+            heat=None if fresh is None or log is None else dirty.heat(fresh, log.pages),
         )
         self._count_again(sweep, event.slot, fresh)
 
@@ -105,9 +112,14 @@ class Session:
             sweep.slots[slot] = SlotRound(slot, pages, pages)
             self._count_again(sweep, slot, bitmap)
 
+    def got_dma_pages(self, by_device: bool, pages: int | None) -> None:
+        """A bitmap of pages that DMA wrote."""
+        total = self.dma_pages.get(by_device, 0)
+        self.dma_pages[by_device] = None if total is None or pages is None else total + pages
+
     def _begin_sweep(self, start_ns: int, end_ns: int) -> Sweep:
         sent = {fd: channel.bytes for fd, channel in self.channels.items()}
-        self.open_sweep = Sweep(start_ns, end_ns, sent)
+        self.open_sweep = Sweep(start_ns, end_ns, sent, dict(self.bursts))
         self.sweeps.append(self.open_sweep)
         if not self.is_migration and len(self.sweeps) > _MAX_OTHER_SWEEPS:
             del self.sweeps[0]
@@ -137,6 +149,10 @@ class Session:
             self.by_thread[event.fd] = event.bytes
         elif event.sender_tid == self.pid:
             self.by_main.add(event.fd)
+
+    def burst(self, event: Burst) -> None:
+        """Totals of an fd without its pauses."""
+        self.bursts[event.fd] = (event.bytes, event.ns)
 
     def clock_read(self, event: Clock) -> None:
         """A KVM_GET_CLOCK by the session's thread: the first is the stop, the second is made when the state
@@ -216,8 +232,11 @@ class Session:
             for sweep in self.sweeps
         ]
         totals.append(self.sent_bytes(fds))
+        bursts = [_burst(sweep.bursts, fds) for sweep in self.sweeps]
+        bursts.append(_burst(self.bursts, fds))
         rounds = []
         for index, sweep in enumerate(self.sweeps):
+            before, after = bursts[index], bursts[index + 1]
             slots = tuple(sweep.slots[slot] for slot in sorted(sweep.slots) if slot >= 0)
             every = sweep.slots.values()
             rounds.append(
@@ -229,6 +248,8 @@ class Session:
                     logged_pages=_sum([slot.logged_pages for slot in every]),
                     sent_bytes=totals[index + 1] - totals[index],
                     slots=slots,
+                    burst_bytes=after[0] - before[0] if self.bursts else None,
+                    burst_ns=after[1] - before[1] if self.bursts else None,
                 )
             )
         return tuple(rounds)
@@ -239,6 +260,12 @@ class Session:
         if any(slot.new_pages is None for sweep in counted for slot in sweep.slots.values()):
             return None
         return sum(dirty.count(bitmap) for bitmap in self.ever.values())
+
+
+def _burst(bursts: dict[int, tuple[int, int]], fds: set[int]) -> tuple[int, int]:
+    """Bytes, and the time they took where channels send at the same time: the mean over those that send."""
+    sent = [bursts[fd] for fd in fds if fd in bursts]
+    return sum(n for n, _ in sent), sum(ns for _, ns in sent) // max(1, len(sent))
 
 
 def _host(peer: str | None) -> str | None:
