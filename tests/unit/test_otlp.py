@@ -282,8 +282,8 @@ def test_serve_sends_traces_and_its_downtimes_name_them(collector: Collector) ->
             while not collector.requests and time.monotonic() < deadline:
                 time.sleep(0.1)
             wanted = {"Accept": "application/openmetrics-text; version=1.0.0"}
-            request = urllib.request.Request(url, headers=wanted)  # noqa: S310
-            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            request = urllib.request.Request(url, headers=wanted)
+            with urllib.request.urlopen(request, timeout=10) as answer:
                 exposition = answer.read().decode()
         finally:
             serve.terminate()
