@@ -1,5 +1,6 @@
 """Events in, snapshots out: routes events to processes, finds who migrates to whom, and ages what ended."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vftrace import events
@@ -12,6 +13,17 @@ from vftrace.migration.streams import Stream
 
 MAX_ENDED_PROCESSES = 256
 """Ended processes are kept for what they tell of their migrations, the oldest forgotten first."""
+
+
+SETTLE_AFTER_NS = 30_000_000_000
+SETTLE_EVERY_NS = 1_000_000_000
+MAX_SETTLED = 1024
+"""A migration that ended half a minute ago does not change any more; so many are remembered."""
+
+CLOCK_MOVED_NS = 1_000_000
+CLOCK_KEEP_NS = 60_000_000_000
+MAX_CLOCK_SAMPLES = 1440
+"""Clock samples are kept where the offset has moved by a millisecond, and once a minute."""
 
 
 @dataclass
@@ -39,6 +51,8 @@ class Tracker:
     _unknown: int = 0
     _clock: list[tuple[int, int, int]] = field(default_factory=list)
     _ended_at_ns: int | None = None
+    _settled: list[Migration] = field(default_factory=list)
+    _settled_ns: int = 0
 
     def feed(self, event: Event) -> None:
         """Take one event. Never raises on content: what makes no sense is counted or ignored."""
@@ -69,6 +83,10 @@ class Tracker:
                 process = self._processes.get(event.pid)
                 if process is not None:
                     process.descriptors[event.fd] = event
+            case events.Device():
+                process = self._processes.get(event.pid)
+                if process is not None:
+                    process.devices.identify(event)
             case events.Gone():
                 process = self._processes.get(event.pid)
                 if process is not None:
@@ -78,13 +96,46 @@ class Tracker:
             case events.Lost():
                 self._lost = max(self._lost, event.count)
             case events.ClockSample():
-                sample = (event.at_ns, event.realtime_offset_ns, event.error_ns)
-                if len(self._clock) < 2 or self._clock[-1][1:] != sample[1:]:
-                    self._clock.append(sample)
+                self._sample_clock(event)
+            case events.Tick():
+                self._settle()
             case events.End():
                 self._compare_streams(event)
             case _:
                 pass
+
+    def _sample_clock(self, event: events.ClockSample) -> None:
+        """Keep the first and the latest sample, and those between which the clock moved."""
+        sample = (event.at_ns, event.realtime_offset_ns, event.error_ns)
+        if len(self._clock) > 1:
+            before, last = self._clock[-2:]
+            still = max(abs(last[1] - before[1]), abs(sample[1] - last[1])) < CLOCK_MOVED_NS
+            if still and last[0] - before[0] < CLOCK_KEEP_NS:
+                self._clock.pop()
+        self._clock.append(sample)
+        del self._clock[:-MAX_CLOCK_SAMPLES]
+
+    def _settle(self) -> None:
+        """Keep of a migration that has long ended only what it came to: bitmaps are large."""
+        if self._now_ns - self._settled_ns < SETTLE_EVERY_NS:
+            return
+        self._settled_ns = self._now_ns
+        done: set[int] = set()
+        for migration, parts in self._unsettled():
+            ended = migration.ended_at_ns
+            if migration.outcome and ended and self._now_ns - ended > SETTLE_AFTER_NS:
+                self._settled.append(migration)
+                done.update(id(part) for part in parts)
+        del self._settled[:-MAX_SETTLED]
+        self._pairs = [pair for pair in self._pairs if id(pair.session) not in done]
+        for process in (*self._ended, *self._processes.values()):
+            process.sessions = [
+                session
+                for session in process.sessions
+                if id(session) not in done and (session.is_migration or not session.ended)
+            ]
+            if id(process.arrival) in done:
+                process.arrival = None
 
     def _compare_streams(self, event: events.End) -> None:
         """The writer says which processes lived at the end, and how many records each had sent."""
@@ -131,6 +182,8 @@ class Tracker:
 
     def _end(self, process: Process, at_ns: int) -> None:
         process.end(at_ns)
+        process.slots.clear()
+        process.pieces.clear()
         self._processes.pop(process.pid, None)
         self._ended.append(process)
         if len(self._ended) > MAX_ENDED_PROCESSES:
@@ -216,39 +269,39 @@ class Tracker:
         )
 
     def _migrations(self) -> tuple[Migration, ...]:
+        found = [*self._settled, *(migration for migration, _ in self._unsettled())]
+        return tuple(sorted(found, key=lambda m: (m.started_at_ns, m.pid)))
+
+    def _unsettled(self) -> Iterator[tuple[Migration, tuple[Session | Arrival, ...]]]:
+        """Migrations that may still change, each with what it is made of."""
         by_session = {id(pair.session): pair for pair in self._pairs}
         paired = {id(pair.arrival) for pair in self._pairs}
-        processes = (*self._ended, *self._processes.values())
-        found = []
-        for process in processes:
+        for process in (*self._ended, *self._processes.values()):
             for session in process.sessions:
                 if session.is_migration:
                     pair = by_session.get(id(session))
-                    found.append(
-                        build_migration(
-                            source=(process, session),
-                            destination=(pair.destination, pair.arrival) if pair else None,
-                            peer_ended_ns=self._peer_ended(process, session),
-                            key=_key(process),
-                            doubt_ns=self._user_doubt_ns,
-                            peer_doubt_ns=None if pair else self._peer_doubt(process),
-                            trace_ended_ns=self._ended_at_ns,
-                        )
-                    )
-            arrival = process.arrival
-            if arrival is not None and id(arrival) not in paired:
-                found.append(
-                    build_migration(
-                        source=None,
-                        destination=(process, arrival),
-                        peer_ended_ns=None,
+                    migration = build_migration(
+                        source=(process, session),
+                        destination=(pair.destination, pair.arrival) if pair else None,
+                        peer_ended_ns=self._peer_ended(process, session),
                         key=_key(process),
                         doubt_ns=self._user_doubt_ns,
-                        peer_doubt_ns=self._peer_doubt(process),
+                        peer_doubt_ns=None if pair else self._peer_doubt(process),
                         trace_ended_ns=self._ended_at_ns,
                     )
+                    yield migration, (session, pair.arrival) if pair else (session,)
+            arrival = process.arrival
+            if arrival is not None and id(arrival) not in paired:
+                migration = build_migration(
+                    source=None,
+                    destination=(process, arrival),
+                    peer_ended_ns=None,
+                    key=_key(process),
+                    doubt_ns=self._user_doubt_ns,
+                    peer_doubt_ns=self._peer_doubt(process),
+                    trace_ended_ns=self._ended_at_ns,
                 )
-        return tuple(sorted(found, key=lambda m: (m.started_at_ns, m.pid)))
+                yield migration, (arrival,)
 
     def _peer_doubt(self, process: Process) -> int | None:
         """When something went missing, latest, of a process that may be the other side of a migration of

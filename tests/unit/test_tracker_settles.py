@@ -1,0 +1,51 @@
+"""What a tracker that runs for days keeps: finished migrations as they came out, no bitmaps, few clock samples."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from vftrace import events
+from vftrace.events import USER_STREAM
+from vftrace.migration.tracker import MAX_CLOCK_SAMPLES, SETTLE_AFTER_NS, Tracker
+from vftrace.sources.recording import Recording
+from vftrace.sources.replay import events_of
+
+RECORDING = (
+    Path(__file__).parent.parent / "golden" / "recordings" / "there-and-back.vft.gz"
+)
+
+
+def test_a_finished_migration_stays_as_it_was() -> None:
+    tracker = Tracker()
+    last = None
+    for event in events_of(Recording(RECORDING)):
+        if not isinstance(event, events.End):
+            tracker.feed(event)
+            last = event
+    assert last is not None
+    before = tracker.snapshot().migrations
+    assert [m.outcome for m in before] == ["completed", "completed"]
+    ticks = [seq for seq in range(10_000, 10_000 + 600)]
+    for i, seq in enumerate(ticks):
+        at = last.at_ns + i * SETTLE_AFTER_NS // 100
+        tracker.feed(events.Tick(at, seq, USER_STREAM, 0))
+    after = tracker.snapshot().migrations
+    # the gap this test makes in the collector's own numbering is not what it is about
+    assert [replace(m, incomplete=False) for m in after] == [
+        replace(m, incomplete=False) for m in before
+    ]
+    assert not any(p.sessions for p in (*tracker._ended, *tracker._processes.values()))
+    assert not tracker._pairs
+
+
+def test_clock_samples_are_bounded_and_keep_a_step() -> None:
+    tracker = Tracker()
+    day = 86_400
+    for second in range(day):
+        offset = 10**18 + (second % 7) * 1000 + (5_000_000_000 if second >= 50_000 else 0)
+        tracker.feed(events.ClockSample(second * 10**9, second, USER_STREAM, 0, offset, 1000))
+    clock = tracker.snapshot().clock
+    assert len(clock) <= MAX_CLOCK_SAMPLES + 10
+    assert clock[0][1] < 10**18 + 1_000_000 < clock[-1][1]
+    before = [at for at, offset, _ in clock if offset < 10**18 + 4_000_000_000]
+    # the step of five seconds is placed to the second
+    assert before[-1] == 49_999 * 10**9
