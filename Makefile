@@ -23,3 +23,5 @@ lint: setup ## ruff, mypy --strict, and who may import whom
 
 format: setup ## let ruff format the code
 	.venv/bin/ruff format .
+
+-include tests/lab/lab.mk
