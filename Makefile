@@ -2,7 +2,7 @@
 .PHONY: help setup run test test-unit lint format
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## install what is missing (a second when nothing is)
 	@tools/setup
