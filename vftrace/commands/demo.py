@@ -93,7 +93,7 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
         player = Player(args.scenario, Path(directory))
         try:
             player.start()
-            _watch(pump, player, live=live)
+            _watch(pump, player, live=live, ascii=args.ascii)
         finally:
             player.stop()
             pump.close()
@@ -161,13 +161,13 @@ class Player:
             self._error = error
 
 
-def _watch(pump: "Pump", player: Player, *, live: bool) -> None:
+def _watch(pump: "Pump", player: Player, *, live: bool, ascii: bool) -> None:  # noqa: A002
     """Read events while the scenario plays; draw the live view, or say what happens line by line."""
     if live:
         from vftrace.commands.top import watch
 
-        watch(pump, until=lambda: not player.playing)
-        return
+        watch(pump, until=lambda: not player.playing, ascii=ascii)
+    # Also after q: the scenario is played to its end, and told line by line.
     said = 0
     seen: dict[tuple[int, int], str] = {}
     while player.playing:
