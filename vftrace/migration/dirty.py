@@ -96,7 +96,7 @@ class SlotLog:
 
     `manual` is KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (None: not known), `initially_set` its second bit.
     `fresh` are pages that became dirty since the last sweep took them; `known` is False from the moment
-    a part of a bitmap is missing until the next sweep.
+    a part of a bitmap is missing until the next sweep, `shadow_known` until the next whole GET.
     """
 
     pages: int
@@ -105,6 +105,7 @@ class SlotLog:
     shadow: Bitmap = field(default_factory=dict)
     fresh: Bitmap = field(default_factory=dict)
     known: bool = True
+    shadow_known: bool = True
     first: bool = True
     last_initial: bool = False
 
@@ -117,7 +118,10 @@ class SlotLog:
         if self.manual is False:
             self.shadow = {}
         else:
+            # What it returns may have been dirty long before: the missing part had told.
+            self.known = self.known and self.shadow_known
             self.shadow = bitmap
+        self.shadow_known = True
 
     def cleared(self, bitmap: Bitmap) -> None:
         """A CLEAR_DIRTY_LOG asked for this; only manual protect has that call."""
@@ -126,7 +130,7 @@ class SlotLog:
 
     def damaged(self) -> None:
         """A part of a bitmap is missing: nothing is known until the next whole GET."""
-        self.known = False
+        self.known = self.shadow_known = False
 
     def take(self) -> tuple[Bitmap | None, bool]:
         """What became dirty since the last sweep (None: not known), and whether it was the initial all-ones."""

@@ -1,0 +1,70 @@
+"""Events come out by time, each once, and no later than the window allows."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vftrace.events import Tick
+from vftrace.sources.order import WINDOW_NS, Order
+
+
+def _tick(at_ns: int, seq: int = 0) -> Tick:
+    return Tick(at_ns, seq, 1, 1)
+
+
+# How late each of a series of events arrives, within the window.
+LATE = st.lists(st.tuples(st.integers(0, 20_000_000), st.integers(0, WINDOW_NS - 1)), max_size=100)
+
+
+@given(LATE)
+def test_neighbours_that_swapped_within_the_window_are_sorted(
+    steps: list[tuple[int, int]],
+) -> None:
+    at, made = 0, []
+    for i, (step, late) in enumerate(steps):
+        at += step
+        made.append((at + late, _tick(at, i)))
+    arrived = [event for _, event in sorted(made, key=lambda pair: pair[0])]
+    order = Order()
+    out = [due for event in arrived for due in order.push(event)]
+    out += order.flush()
+    assert sorted(out, key=lambda e: e.seq) == [event for _, event in made]
+    assert all(a.at_ns <= b.at_ns for a, b in pairwise(out))
+
+
+@given(st.lists(st.integers(0, 1 << 64), max_size=60))
+def test_nothing_is_lost_or_doubled_whatever_the_times(times: list[int]) -> None:
+    order = Order()
+    events = [_tick(at, i) for i, at in enumerate(times)]
+    out = [due for event in events for due in order.push(event)] + order.flush()
+    assert sorted(e.seq for e in out) == list(range(len(times)))
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=60))
+def test_what_is_held_back_is_inside_the_window(times: list[int]) -> None:
+    """After each push, nothing older than the newest minus the window is still inside."""
+    order = Order()
+    held: set[int] = set()
+    newest = 0
+    for i, at in enumerate(times):
+        held.add(i)
+        newest = max(newest, at)
+        held -= {event.seq for event in order.push(_tick(at, i))}
+        assert all(times[j] > newest - WINDOW_NS for j in held)
+
+
+def test_equal_times_keep_the_order_of_arrival() -> None:
+    order = Order()
+    for seq in range(5):
+        assert order.push(_tick(7, seq)) == []
+    assert [event.seq for event in order.flush()] == [0, 1, 2, 3, 4]
+
+
+def test_an_event_is_due_when_one_is_a_window_younger() -> None:
+    order = Order(10)
+    assert order.push(_tick(100)) == []
+    assert order.push(_tick(109, 1)) == []
+    assert [event.at_ns for event in order.push(_tick(110, 2))] == [100]
+    assert [event.at_ns for event in order.flush()] == [109, 110]
+    assert order.flush() == []
