@@ -31,7 +31,7 @@ class Identity:
 def identity_of(argv: list[str]) -> Identity:
     """Read a VMM's command line. Never raises: what is not there is None or False."""
     uuid = _uuid_of(argv)
-    name = _field(_option(argv, "name"), "guest")
+    name = _printable(_field(_option(argv, "name"), "guest"))
     return Identity(
         uuid=uuid,
         name=name,
@@ -48,6 +48,11 @@ def _uuid_of(argv: list[str]) -> str | None:
         if candidate is not None and _UUID.fullmatch(candidate) and candidate != _NO_UUID:
             return candidate.lower()
     return None
+
+
+def _printable(name: str | None) -> str | None:
+    """Anybody who may open /dev/kvm chooses a name; it must not move a terminal's cursor."""
+    return name and "".join(c if c.isprintable() else "�" for c in name)
 
 
 def _options(argv: list[str], option: str) -> list[str]:
@@ -67,7 +72,7 @@ def _field(value: str | None, key: str, *, bare: bool = True) -> str | None:
     if value.startswith("{"):
         try:
             found = json.loads(value).get(key)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return None
         return found if isinstance(found, str) else None
     # QEMU writes a comma inside a value as two of them.
