@@ -124,6 +124,7 @@ def test_how_it_was_started(option: list[str], incoming: bool, paused: bool) -> 
         (["/usr/libexec/qemu-kvm"], "qemu-kvm"),
         (["cloud-hypervisor", "--kernel", "x"], "cloud-hypervisor"),
         (["firecracker"], "firecracker"),
+        (["/tmp/\x1b]0;x"], "�]0;x"),
         ([""], "unknown"),
         ([], "unknown"),
     ],
@@ -151,12 +152,18 @@ def test_json_without_a_bottom() -> None:
 
 
 def test_a_process_of_our_own() -> None:
+    program = "print(flush=True); input()"
     child = subprocess.Popen(
-        [sys.executable, "-c", "input()", "-name", "guest=me", "a b"], stdin=subprocess.PIPE
+        [sys.executable, "-c", program, "-name", "guest=me", "a b"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
+    assert child.stdout is not None
+    # Its command line is there once it runs.
+    child.stdout.readline()
     try:
         argv = processes.command_line(child.pid)
-        assert argv[1:] == ["-c", "input()", "-name", "guest=me", "a b"]
+        assert argv[1:] == ["-c", program, "-name", "guest=me", "a b"]
         assert identity_of(argv).name == "me"
         start = processes.start_time(child.pid)
         assert start is not None

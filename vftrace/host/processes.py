@@ -35,7 +35,7 @@ def identity_of(argv: list[str]) -> Identity:
     return Identity(
         uuid=uuid,
         name=name,
-        vmm=Path(argv[0]).name if argv and argv[0] else "unknown",
+        vmm=(_printable(Path(argv[0]).name) if argv else None) or "unknown",
         incoming=_option(argv, "incoming") is not None,
         started_paused=any(word in ("-S", "--S") for word in argv),
     )
