@@ -11,7 +11,14 @@ import pytest
 from rich.console import Console
 
 from tests.unit.golden_text import RECORDINGS, check, recording
-from vftrace.migration.model import Snapshot
+from vftrace.migration.model import (
+    DeviceDowntime,
+    DeviceState,
+    DeviceUse,
+    Snapshot,
+    VfPhase,
+    VfUse,
+)
 from vftrace.outputs.report_text import render_report
 from vftrace.sources.recording import HostInfo, Recording
 from vftrace.sources.replay import track
@@ -142,3 +149,47 @@ def test_many_rounds_are_shortened_and_counted() -> None:
     assert "Rounds: 500" in text
     assert "460 more" in text
     assert len(text.splitlines()) < 100
+
+
+def test_devices_and_virtual_functions_are_told() -> None:
+    host, snapshot = load("libvirt")
+    m = snapshot.migrations[0]
+    at = m.started_at_ns
+    use = DeviceUse(
+        address="0000:01:10.0",
+        id="vf0",
+        role="source",
+        driver=None,
+        peer_address=None,
+        states=(DeviceState("PRE_COPY", at + 10**9), DeviceState("STOP_COPY", at + 2 * 10**9)),
+        state_ns=(("PRE_COPY", 10**9),),
+        bytes=1 << 20,
+    )
+    vf = VfUse(
+        pf="0000:01:00.0",
+        vf=3,
+        address="0000:01:10.6",
+        phases=(VfPhase("absent", at, at + 10**9), VfPhase("probing", at + 10**9, None)),
+    )
+    downtime = dataclasses.replace(
+        m.downtime, devices=(DeviceDowntime("0000:01:10.0", "vf0", at + 2 * 10**9, 120_000_000),)
+    )
+    failed = dataclasses.replace(
+        m,
+        outcome="failed",
+        cause="device-refused",
+        cause_detail="vf0: RESUMING refused, -22",
+        devices=(use,),
+        vfs=(vf,),
+        downtime=downtime,
+        dirty=dataclasses.replace(m.dirty, vfio_pages=7),
+    )
+    text = text_of(host, dataclasses.replace(snapshot, migrations=(failed,)))
+    assert "failed: vf0: RESUMING refused, -22" in text
+    assert "7 reported by devices" in text
+    assert "120.000 ms" in text
+    assert "PRE_COPY +1.000 s → STOP_COPY +2.000 s" in text
+    assert "state 1.00 MiB" in text
+    assert "VF 3 of 0000:01:00.0, 0000:01:10.6" in text
+    assert re.search(r"probing +1\.000 s +still", text)
+    assert max(len(line) for line in text.splitlines()) <= 80

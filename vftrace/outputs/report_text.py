@@ -9,6 +9,7 @@ from rich.text import Text
 
 from vftrace.migration.model import Migration, Snapshot
 from vftrace.outputs.terminal.clock import wall_time
+from vftrace.outputs.terminal.devices import devices_part
 from vftrace.outputs.terminal.figures import mean_dirty_rate
 from vftrace.outputs.terminal.glyphs import Glyphs, clean, glyphs, shorten
 from vftrace.outputs.terminal.tables import (
@@ -146,6 +147,7 @@ def render_migration(
     yield Text()
     yield Text("Phases", "bold")
     yield phases_table(m, snapshot.at_ns, width, g)
+    yield from devices_part(m, snapshot.at_ns, width, g)
     if m.rounds:
         yield Text()
         yield Text(f"Rounds: {len(m.rounds)} (pages of {m.dirty.page_size} bytes)", "bold")
@@ -158,7 +160,7 @@ def _rule(text: str, width: int, g: Glyphs) -> str:
 
 
 def _facts(m: Migration, snapshot: Snapshot, g: Glyphs) -> Iterator[tuple[str, str]]:
-    yield "outcome", verdict(m)
+    yield "outcome", verdict(m, g)
     yield "seen", roles(m, g) + (f", attempt {m.attempt + 1}" if m.attempt else "")
     if m.uuid is not None:
         yield "uuid", clean(m.uuid, g)
@@ -184,6 +186,15 @@ def _channel(m: Migration) -> str:
 
 def _dirtied(m: Migration) -> str:
     pages = None if m.dirty.new_pages is None else m.dirty.new_pages * m.dirty.page_size
+    devices = [
+        f"{number} reported by {whom}"
+        for number, whom in ((m.dirty.vfio_pages, "devices"), (m.dirty.iommu_pages, "the IOMMU"))
+        if number is not None
+    ]
+    return ", ".join([_by_the_guest(m, pages), *devices])
+
+
+def _by_the_guest(m: Migration, pages: int | None) -> str:
     return (
         f"{count(m.dirty.new_pages)} new pages after round 1 ({size(pages)}), "
         f"{count(m.dirty.distinct_pages)} distinct, {rate(mean_dirty_rate(m))} on average"

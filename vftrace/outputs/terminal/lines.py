@@ -75,7 +75,7 @@ def _changes_of(
     if m.outcome is not None and (before is None or before.outcome is None):
         ended = m.ended_at_ns or after.at_ns
         lasted = format_ns(max(0, ended - m.started_at_ns))
-        yield ended, f"{verdict(m)}, after {lasted}; {headline(m, after.at_ns)}"
+        yield ended, f"{verdict(m, g)}, after {lasted}; {headline(m, after.at_ns)}"
     said = () if before is None else warnings(before)
     for warning in warnings(m):
         if warning not in said:

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vftrace.migration.model import Migration
+from vftrace.outputs.terminal.devices import devices_part
 from vftrace.outputs.terminal.figures import compact, dirty_rate
 from vftrace.outputs.terminal.glyphs import Glyphs, shorten, sparkline
 from vftrace.outputs.terminal.tables import (
@@ -31,7 +32,7 @@ def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[R
     lasts = (m.ended_at_ns or now_ns) - m.started_at_ns
     page: list[RenderableType] = [
         one_line(
-            f"{title(m.name, m.uuid, m.pid, g)}  {verdict(m)}, {format_ns(max(0, lasts))}",
+            f"{title(m.name, m.uuid, m.pid, g)}  {verdict(m, g)}, {format_ns(max(0, lasts))}",
             width,
             g,
             TITLE,
@@ -57,6 +58,7 @@ def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[R
     else:
         page += [Text(), blackout_table(m, now_ns, width, g)]
         page += [Text(), phases_table(m, now_ns, width, g)]
+    page += devices_part(m, now_ns, width, g)
     if m.rounds:
         page += [Text(), *_sparklines(m, width, g), rounds_table(m, width)]
     return page

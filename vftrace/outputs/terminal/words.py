@@ -130,7 +130,7 @@ def _why_no_downtime(migration: Migration, now_ns: int) -> str:
     return "not known: the guest was stopped and never ran again"
 
 
-def verdict(migration: Migration) -> str:
+def verdict(migration: Migration, g: Glyphs) -> str:
     """Outcome and cause, in words."""
     m = migration
     match m.outcome, m.cause:
@@ -151,6 +151,9 @@ def verdict(migration: Migration) -> str:
             return "failed: the source's process ended before its state was read"
         case "failed", "resumed-after-stop":
             return "failed: the source ran again after the stop (QEMU: cancelled)"
+        case "failed", "device-refused" | "device-failed":
+            what = "a device refused a step" if m.cause == "device-refused" else "a device failed"
+            return f"failed: {clean(m.cause_detail, g) if m.cause_detail else what}"
         case "unknown", _:
             return "unknown: the trace ended first"
         case outcome, cause:
