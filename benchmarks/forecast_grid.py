@@ -1,0 +1,433 @@
+"""Forecasts against what happened: real migrations over a grid that is written down here, before they run.
+
+    .venv/bin/python benchmarks/forecast_grid.py run [--json FILE]     some seven minutes; needs root, KVM, QEMU
+    .venv/bin/python benchmarks/forecast_grid.py judge [--json FILE]   fits on one half, judges on the other
+
+Each run is a guest of 128 MiB that dirties a known pattern, moved to a second QEMU on this machine with a
+`max-bandwidth` and a `downtime-limit`, and traced. A run that has not stopped after CUT_ROUNDS sweeps or
+CUT_SECONDS is cancelled: it did not converge. Raw results (rounds, bytes, times) go into the JSON file beside
+this one, so that judging needs no second run.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import itertools
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vftrace.demo import guest, qemu
+from vftrace.demo.scenarios import FIRST_PAGE, MIB, Migration, Run, Scenario
+from vftrace.live import Pump
+from vftrace.migration.forecast import FITTED, PAGE_ON_WIRE, Assumptions, Fitted, Forecast, forecast
+from vftrace.migration.model import Round
+from vftrace.migration.workingset import Shape
+from vftrace.sources.live import LiveSource
+
+HERE = Path(__file__).resolve().parent
+CUT_ROUNDS = 10
+CUT_SECONDS = 9.0
+NEAR = 0.2
+"""A run in which some sweep found new pages within 20 % of the threshold is within one round of the limit, and so
+is one that stopped or was cut in the last round it had."""
+
+LONG_DOWNTIME_NS = 50_000_000
+SETS = {16: 8192, 32: 12288, 64: 24576}
+"""Pages of the set by bandwidth in MiB/s: the first round takes 1.5 to 2 s."""
+LIMITS_MS = (50, 300, 900)
+PATTERNS = ("fixed", "growing", "sliding", "bursts")
+RATIOS = (0.3, 0.5, 0.8, 1.5)
+"""Page writes a second by what the bandwidth can send; taken in turn."""
+HOT = (0.5, 0.85, 1.2, 2.0)
+"""Sizes of a small set that is written all the time, by what fits the threshold at 300 ms."""
+
+LARGE = (18000, 26000)
+"""Sets whose last pages take long at a limit of 2 s: the only downtimes of 50 ms and more here, where the channel is
+this machine's memory."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of the grid. Bandwidth in MiB/s, sizes in pages, rates in page writes a second."""
+
+    number: int
+    bandwidth: int
+    limit_ms: int
+    pattern: str
+    pages: int
+    rate: int
+
+    def dirty(self) -> guest.DirtySet:
+        n, first, rate = self.pages, FIRST_PAGE, self.rate
+        if self.pattern == "growing":
+            return guest.growing(first, n // 8, n // 16, n, rate)
+        if self.pattern == "sliding":
+            return guest.sliding(first, n // 4, n // 16, n, rate)
+        if self.pattern == "bursts":
+            return guest.bursts(first, n // 2, 1, 0.3, rate)
+        return guest.fixed(first, n, rate)
+
+
+def _rate(ratio: float, bandwidth: int) -> int:
+    """Page writes a second, a multiple of the guest's 200 ticks."""
+    return round(ratio * bandwidth * 256 / 200) * 200
+
+
+def grid() -> list[Point]:
+    """56 runs."""
+    points = []
+    for index, (bandwidth, limit, pattern) in enumerate(
+        itertools.product(SETS, LIMITS_MS, PATTERNS)
+    ):
+        ratio = RATIOS[(index + index // 4) % len(RATIOS)]
+        rate = _rate(ratio, bandwidth)
+        points.append(Point(index, bandwidth, limit, pattern, SETS[bandwidth], rate))
+    for bandwidth, size in itertools.product(SETS, HOT):
+        pages = round(size * 0.3 * bandwidth * 256)
+        rate = _rate(2.5, bandwidth)
+        points.append(Point(len(points), bandwidth, 300, "fixed", pages, rate))
+    for bandwidth, pages, ratio in itertools.product((64, 128), LARGE, (0.6, 2.0)):
+        rate = _rate(ratio, bandwidth)
+        points.append(Point(len(points), bandwidth, 2000, "fixed", pages, rate))
+    return points
+
+
+def halves() -> tuple[set[int], set[int]]:
+    """Numbers of the runs to fit on, and of those to judge by; drawn once, with a fixed seed."""
+    numbers = [point.number for point in grid()]
+    random.Random(1).shuffle(numbers)
+    middle = len(numbers) // 2
+    return set(numbers[:middle]), set(numbers[middle:])
+
+
+# -- running ------------------------------------------------------------------------------------
+
+
+class Tracer:
+    """The pump in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.pump = Pump(LiveSource())
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            self.pump.step()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.pump.close()
+
+
+async def play(point: Point, directory: Path) -> tuple[int, dict[str, Any] | None]:
+    """One run; the source's pid and QEMU's figures."""
+    name = f"grid-{point.number:02d}"
+    scenario = Scenario(name, name, _nothing)
+    binary = qemu.find_qemu()
+    async with AsyncExitStack() as stack:
+        run = Run(name, binary, directory, stack, _quiet)
+        source = await run.source(run.firmware(point.dirty()))
+        destination = await run.destination(source)
+        migration = await run.migrate(
+            source, destination, bandwidth=point.bandwidth * MIB, downtime_ms=point.limit_ms
+        )
+        done = asyncio.ensure_future(migration.status("completed"))
+        cut = asyncio.ensure_future(_cut(migration))
+        await asyncio.wait({done, cut}, return_when=asyncio.FIRST_COMPLETED)
+        cut.cancel()
+        if not done.done():
+            await run.act("migrate_cancel", source)
+            await asyncio.wait({done})
+        if done.exception() is None:
+            await run.arrived(migration)
+        else:
+            await run.finish(migration)
+        truth = run.truth(scenario)
+    figures = truth.attempts[0].counted
+    return source.qemu.pid, dataclasses.asdict(figures) if figures else None
+
+
+def _quiet(_line: str) -> None:
+    """What a run says of its progress."""
+
+
+async def _nothing(run: Run) -> None:
+    """A scenario's steps; they are played here instead."""
+
+
+async def _cut(migration: Migration) -> None:
+    try:
+        async with asyncio.timeout(CUT_SECONDS):
+            await migration.dirty_sync(CUT_ROUNDS + 1)
+    except TimeoutError:
+        pass
+
+
+def run_grid(path: Path, wanted: set[int]) -> None:
+    """Run everything and write the raw results."""
+    tracer = Tracer()
+    results = []
+    points = [point for point in grid() if not wanted or point.number in wanted]
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            for count, point in enumerate(points):
+                began = time.monotonic()
+                pid, figures = asyncio.run(play(point, Path(directory)))
+                time.sleep(0.4)
+                results.append(_result(point, pid, figures, tracer.pump))
+                seen = results[-1]["outcome"], len(results[-1]["rounds"])
+                print(
+                    f"{count + 1}/{len(points)} {point} {seen} {time.monotonic() - began:.1f} s, "
+                    f"load {os.getloadavg()[0]:.1f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    finally:
+        tracer.close()
+        path.write_text(
+            json.dumps({"cut_rounds": CUT_ROUNDS, "runs": results}, separators=(",", ":"))
+        )
+
+
+def _result(point: Point, pid: int, figures: dict[str, Any] | None, pump: Pump) -> dict[str, Any]:
+    migration = next(m for m in pump.snapshot().migrations if m.pid == pid)
+    rounds = [
+        {k: v for k, v in dataclasses.asdict(r).items() if k != "slots"} for r in migration.rounds
+    ]
+    return {
+        "point": dataclasses.asdict(point),
+        "qemu": figures,
+        "load": os.getloadavg()[0],
+        "outcome": migration.outcome,
+        "incomplete": migration.incomplete,
+        "started_at_ns": migration.started_at_ns,
+        "stopped_at_ns": migration.stopped_at_ns,
+        "ended_at_ns": migration.ended_at_ns,
+        "downtime_ns": migration.downtime.vcpu_ns,
+        "rounds": rounds,
+    }
+
+
+# -- judging ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Played:
+    """A run as it happened; `rounds` are the sweeps while the guest ran."""
+
+    point: Point
+    rounds: tuple[Round, ...]
+    started_at_ns: int
+    converged: bool
+    total_ns: int | None
+    downtime_ns: int | None
+    near: bool
+
+
+def load(path: Path) -> list[Played]:
+    """The raw results; runs that were not traced whole are left out, with a warning."""
+    runs = []
+    for raw in json.loads(path.read_text())["runs"]:
+        point = Point(**raw["point"])
+        if raw["incomplete"] or raw["outcome"] not in ("completed", "cancelled", "failed"):
+            print(f"left out: {point}: {raw['outcome']}, incomplete={raw['incomplete']}")
+            continue
+        stopped = raw["stopped_at_ns"]
+        every = [Round(**{**r, "slots": ()}) for r in raw["rounds"]]
+        rounds = tuple(r for r in every if stopped is None or r.at_ns < stopped)
+        converged = raw["outcome"] == "completed"
+        total = raw["ended_at_ns"] - raw["started_at_ns"] if converged else None
+        runs.append(
+            Played(
+                point,
+                rounds,
+                raw["started_at_ns"],
+                converged,
+                total,
+                raw["downtime_ns"] if converged else None,
+                _near(point, rounds, converged),
+            )
+        )
+    return runs
+
+
+def _near(point: Point, rounds: tuple[Round, ...], converged: bool) -> bool:
+    threshold = point.bandwidth * MIB * point.limit_ms / 1e3
+    found = [(r.new_pages or 0) * PAGE_ON_WIRE / threshold for r in rounds[1:]]
+    last = converged and len(rounds) >= CUT_ROUNDS - 1
+    return last or any(1 - NEAR <= ratio <= 1 + NEAR for ratio in found)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What was foretold of a run."""
+
+    run: Played
+    converges: bool
+    total_ns: int | None
+    downtime_ns: int | None
+
+
+def guess(run: Played, sweeps: int, fitted: Fitted) -> Guess | None:
+    """The forecast from the first sweeps; None where the guest was stopped before them, or nothing is said."""
+    if len(run.rounds) < sweeps:
+        return None
+    assumed = Assumptions(
+        downtime_limit_ns=run.point.limit_ms * 1_000_000, max_rounds=CUT_ROUNDS - sweeps
+    )
+    told = forecast(run.rounds[:sweeps], run.started_at_ns, assumed, fitted)
+    if told is None or told.converges is None:
+        return None
+    return Guess(run, _in_time(told), told.total_ns, told.downtime_ns)
+
+
+def _in_time(told: Forecast) -> bool:
+    if not told.converges or told.total_ns is None:
+        return False
+    return told.total_ns - (told.downtime_ns or 0) <= CUT_SECONDS * 1e9
+
+
+def baseline(run: Played, sweeps: int) -> Guess | None:
+    """The last round's rate held constant, the mean bandwidth, and the downtime limit's arithmetic."""
+    if len(run.rounds) < sweeps:
+        return None
+    rounds = run.rounds[:sweeps]
+    sent = sum(r.sent_bytes or 0 for r in rounds[:-1])
+    bandwidth = sent * 1e9 / (rounds[-1].at_ns - rounds[0].at_ns)
+    interval = rounds[-1].at_ns - rounds[-2].at_ns
+    rate = (rounds[-1].new_pages or 0) * PAGE_ON_WIRE * 1e9 / interval
+    threshold = bandwidth * run.point.limit_ms / 1e3
+    left = float((rounds[-1].new_pages or 0) * PAGE_ON_WIRE)
+    ns = float(rounds[-1].at_ns - run.started_at_ns)
+    for _ in range(CUT_ROUNDS - sweeps + 1):
+        if left < threshold:
+            down = left * 1e9 / bandwidth
+            total = ns + down
+            return Guess(run, ns <= CUT_SECONDS * 1e9, round(total), round(down))
+        took_ns = left * 1e9 / bandwidth
+        ns += took_ns
+        left = rate * took_ns / 1e9
+    return Guess(run, False, None, None)
+
+
+def errors(guesses: Iterable[Guess]) -> tuple[list[float], list[float], list[float]]:
+    """Convergence right (1 or 0); relative errors of total time; of downtimes of 50 ms and more."""
+    right, total, down = [], [], []
+    for each in guesses:
+        run = each.run
+        right.append(float(each.converges == run.converged))
+        if run.converged and each.total_ns is not None and run.total_ns is not None:
+            total.append(abs(each.total_ns - run.total_ns) / run.total_ns)
+        long = run.downtime_ns is not None and run.downtime_ns >= LONG_DOWNTIME_NS
+        if run.converged and each.downtime_ns is not None and long:
+            assert run.downtime_ns is not None
+            down.append(abs(each.downtime_ns - run.downtime_ns) / run.downtime_ns)
+    return right, total, down
+
+
+def fit(runs: list[Played]) -> Fitted:
+    """The constants that do best on these runs: first the curve's shape, then what a downtime costs."""
+    clear = [run for run in runs if not run.near]
+
+    def shape_cost(shape: Shape) -> float:
+        fitted = dataclasses.replace(FITTED, shape=shape)
+        guesses = [g for n in (2, 3) for run in clear if (g := guess(run, n, fitted)) is not None]
+        right, total, _ = errors(guesses)
+        return 2 * (1 - statistics.mean(right or [0.0])) + (statistics.mean(total) if total else 0)
+
+    steps = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    shape = min((Shape(a, f) for a in steps for f in steps), key=shape_cost)
+    short = [r.downtime_ns for r in runs if r.downtime_ns and r.downtime_ns < LONG_DOWNTIME_NS]
+    fixed = round(min(short, default=FITTED.fixed_downtime_ns) / 1e5) * 100_000
+
+    def down_cost(factor: float) -> float:
+        fitted = Fitted(shape, fixed, factor)
+        _, _, down = errors(g for run in clear if (g := guess(run, 3, fitted)) is not None)
+        return statistics.mean(down) if down else 0.0
+
+    factor = min((round(0.5 + 0.05 * n, 2) for n in range(51)), key=down_cost)
+    return Fitted(shape, fixed, factor)
+
+
+def judge(path: Path) -> None:
+    """Fit, judge, print."""
+    runs = load(path)
+    first, second = halves()
+    fitted = fit([run for run in runs if run.point.number in first])
+    print(f"fitted on {len(first)} runs: {fitted}\nin use: {FITTED}\n")
+    judged = [run for run in runs if run.point.number in second]
+    print("| runs | forecast | after | convergence | total time, median | downtime, median |")
+    print("|---|---|---|---|---|---|")
+    for kind, near in (("clear", False), ("within one round of the limit", True)):
+        some = [run for run in judged if run.near == near]
+        for sweeps in (2, 3):
+            model = [g for run in some if (g := guess(run, sweeps, fitted)) is not None]
+            plain = [g for run in some if (g := baseline(run, sweeps)) is not None]
+            for name, guesses in (("vftrace", model), ("rate held constant", plain)):
+                print(f"| {kind} | {name} | sweep {sweeps} | {_cells(guesses)} |")
+    print("\nFailures (judged half, after sweep 2 and 3):")
+    for run, sweeps in itertools.product(judged, (2, 3)):
+        told = guess(run, sweeps, fitted)
+        if told is not None and _failed(told):
+            print(f"- {_describe(told, sweeps)}")
+
+
+def _cells(guesses: list[Guess]) -> str:
+    right, total, down = errors(guesses)
+    cells = [f"{sum(right):.0f} of {len(right)}"]
+    cells += [f"{statistics.median(x):.1%} of {len(x)}" if x else "none" for x in (total, down)]
+    return " | ".join(cells)
+
+
+def _failed(told: Guess) -> bool:
+    right, total, down = errors([told])
+    return not all(right) or any(e > 0.1 for e in total) or any(e > 0.2 for e in down)
+
+
+def _describe(told: Guess, sweeps: int) -> str:
+    run = told.run
+    seen = f"{len(run.rounds)} sweeps, converged {run.converged}"
+    times = ", ".join(
+        f"{name} {_ms(guess_ns)} foretold, {_ms(real_ns)} seen"
+        for name, guess_ns, real_ns in (
+            ("total", told.total_ns, run.total_ns),
+            ("downtime", told.downtime_ns, run.downtime_ns),
+        )
+    )
+    p = run.point
+    what = f"{p.pattern}, {p.bandwidth} MiB/s, {p.limit_ms} ms, {p.pages} pages, {p.rate}/s"
+    near = ", near the limit" if run.near else ""
+    return f"run {p.number} ({what}{near}) after sweep {sweeps}: {seen}; converges {told.converges}; {times}"
+
+
+def _ms(ns: int | None) -> str:
+    return "-" if ns is None else f"{ns / 1e6:.0f} ms"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Forecasts against real migrations")
+    parser.add_argument("what", choices=("run", "judge"))
+    parser.add_argument("--json", type=Path, default=HERE / "forecast_grid.json")
+    parser.add_argument("--only", type=int, nargs="*", default=[], help="numbers of runs, to try")
+    args = parser.parse_args()
+    if args.what == "run":
+        run_grid(args.json, set(args.only))
+    judge(args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+"""What a migration that runs will come to, and what another way of doing it would cost.
+
+The rounds to come are played as QEMU makes them (migration/migration.c, migration_iteration_run, and
+migration/ram.c, ram_save_pending, 7.2; ram_state_pending_exact from 8.0 on): pages are sent until what is left
+fits `threshold` = bandwidth x downtime limit; then a sweep adds what became dirty meanwhile; if that fits too,
+the guest is stopped, else the next round begins. The last pages are sent as fast as the channel can.
+
+Where nothing is known yet the answer is None. docs/forecast.md has the model and its measured error.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from vftrace.migration.model import Round
+from vftrace.migration.workingset import Shape, WorkingSet, intervals
+
+PAGE_SIZE = 4096
+PAGE_ON_WIRE = PAGE_SIZE + 8
+"""A page and its header (QEMU migration/ram.c, save_page_header)."""
+
+DOWNTIME_LIMIT_NS = 300_000_000
+"""QEMU's default (migration/options.c, downtime-limit); what is set cannot be seen from outside QEMU."""
+
+FIXED_DOWNTIME_NS = 7_000_000
+"""Of a blackout without pages to send: stop, final sync, save and load of vCPUs and devices, start. Measured on
+one machine with plain QEMU devices; devices of your own add theirs."""
+
+WINDOW_NS = 100_000_000
+"""QEMU sends a tenth of a second's worth at once and then sleeps (migration.c, BUFFER_DELAY)."""
+
+TURN_NS = 50_000_000
+"""So long it sends at most without looking, where nothing holds it back (migration/ram.c, MAX_WAIT)."""
+
+MAX_ROUNDS = 30
+"""A precopy that would need more is called one that does not converge."""
+
+_HELD_BACK = 1.25
+"""A channel that can carry so much more than is sent is held back by max-bandwidth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What was fitted on real migrations (benchmarks/forecast_grid.py)."""
+
+    shape: Shape = field(default_factory=Shape)
+    fixed_downtime_ns: int = FIXED_DOWNTIME_NS
+    start_factor: float = 1.0
+    """Of the wire time of the last pages: TCP's beginning, and the destination that must take them in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What a forecast rests on beside what was seen. None: as seen, or as given in this module."""
+
+    bandwidth_bytes_per_second: float | None = None
+    downtime_limit_ns: int | None = None
+    device_state_bytes: int | None = None
+    """What VFIO devices have to transfer while stopped; None: not known."""
+    max_rounds: int = MAX_ROUNDS
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyCost:
+    """One way to do it. Times in ns, None where not known.
+
+    `total_ns` from the migration's beginning; `downtime_ns` that of the vCPUs; `device_ns` how long the guest is
+    without its VF, as far as the migration sets it: the drivers' own unplugging and probing come on top.
+    """
+
+    strategy: str
+    converges: bool | None
+    total_ns: int | None
+    downtime_ns: int | None
+    device_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Made from the first `after_sweeps` sweeps. None: not known (yet).
+
+    `rounds_left` are sweeps still to come while the guest runs; `total_ns` counts from the migration's beginning,
+    and is None where precopy does not converge. `limit_assumed`: the downtime limit is QEMU's default.
+    """
+
+    after_sweeps: int
+    at_ns: int
+    converges: bool | None
+    rounds_left: int | None
+    total_ns: int | None
+    downtime_ns: int | None
+    remaining_bytes: int | None
+    bandwidth_bytes_per_second: float | None
+    link_bytes_per_second: float | None
+    downtime_limit_ns: int
+    limit_assumed: bool
+    strategies: tuple[StrategyCost, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Channel:
+    """Bytes per second over time, and while the channel is not held back."""
+
+    rate: float
+    link: float
+    held_back: bool
+
+    @property
+    def quota(self) -> float:
+        """Bytes QEMU sends before it looks how much is left: a window's worth, or what ram_save_iterate sends
+        in its longest turn."""
+        return self.rate * WINDOW_NS / 1e9 if self.held_back else self.link * TURN_NS / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A precopy as it is played to its end."""
+
+    converges: bool
+    rounds: int
+    ns: float
+    """Until the guest is stopped; until it was given up where it does not converge."""
+    last_bytes: float
+    last_round_ns: float
+
+
+FITTED = Fitted()
+
+
+def forecast(
+    rounds: Sequence[Round],
+    started_at_ns: int,
+    assumptions: Assumptions | None = None,
+    fitted: Fitted = FITTED,
+) -> Forecast | None:
+    """What follows from these rounds, the last of them a sweep with the guest still running.
+
+    Bytes sent after the last sweep are not looked at. None before the first sweep.
+    """
+    if not rounds:
+        return None
+    assumed = assumptions or Assumptions()
+    limit_ns = assumed.downtime_limit_ns or DOWNTIME_LIMIT_NS
+    channel = _channel(rounds, assumed)
+    known = WorkingSet.of(intervals(rounds, started_at_ns), fitted.shape)
+    answer = Forecast(
+        after_sweeps=len(rounds),
+        at_ns=rounds[-1].at_ns,
+        converges=None,
+        rounds_left=None,
+        total_ns=None,
+        downtime_ns=None,
+        remaining_bytes=None,
+        bandwidth_bytes_per_second=channel.rate if channel else None,
+        link_bytes_per_second=channel.link if channel else None,
+        downtime_limit_ns=limit_ns,
+        limit_assumed=assumed.downtime_limit_ns is None,
+        strategies=(),
+    )
+    new_pages = rounds[-1].new_pages
+    if channel is None or known is None or new_pages is None:
+        return answer
+    page_bytes = _page_bytes(rounds)
+    threshold = max(1.0, channel.rate * limit_ns / 1e9)
+    # A sweep came when less than the threshold was left, and that was seen only after a whole quota.
+    unsent = max(0.0, threshold - channel.quota / 2)
+    left = new_pages * page_bytes + unsent * (1 - _overlap(rounds))
+    used = channel.quota * (0.5 if threshold < channel.quota else 1.0)
+    run = _play(left, used, page_bytes, threshold, known, channel, assumed.max_rounds)
+    passed = rounds[-1].at_ns - started_at_ns
+    costs = _costs(run, left, passed, channel, assumed, fitted)
+    plain = costs[0]
+    return replace(
+        answer,
+        converges=run.converges,
+        rounds_left=run.rounds if run.converges else None,
+        total_ns=plain.total_ns,
+        downtime_ns=plain.downtime_ns,
+        remaining_bytes=round(left),
+        strategies=costs,
+    )
+
+
+def replay(
+    rounds: Sequence[Round],
+    started_at_ns: int,
+    assumptions: Assumptions,
+    fitted: Fitted = FITTED,
+) -> Forecast | None:
+    """The same guest moved from the beginning under other assumptions: all rounds make its working set.
+
+    None where the rounds do not say enough.
+    """
+    measured = intervals(rounds, started_at_ns)
+    known = WorkingSet.of(measured, fitted.shape)
+    channel = _channel(rounds, assumptions)
+    first = rounds[0].sent_bytes if rounds else None
+    if known is None or channel is None or not first:
+        return None
+    limit_ns = assumptions.downtime_limit_ns or DOWNTIME_LIMIT_NS
+    page_bytes = _page_bytes(rounds)
+    threshold = max(1.0, channel.rate * limit_ns / 1e9)
+    run = _play(float(first), 0.0, page_bytes, threshold, known, channel, assumptions.max_rounds)
+    setup = rounds[0].at_ns - started_at_ns
+    costs = _costs(run, float(first), setup, channel, assumptions, fitted)
+    return Forecast(
+        after_sweeps=1,
+        at_ns=rounds[0].at_ns,
+        converges=run.converges,
+        rounds_left=run.rounds if run.converges else None,
+        total_ns=costs[0].total_ns,
+        downtime_ns=costs[0].downtime_ns,
+        remaining_bytes=first,
+        bandwidth_bytes_per_second=channel.rate,
+        link_bytes_per_second=channel.link,
+        downtime_limit_ns=limit_ns,
+        limit_assumed=assumptions.downtime_limit_ns is None,
+        strategies=costs,
+    )
+
+
+def _channel(rounds: Sequence[Round], assumed: Assumptions) -> _Channel | None:
+    """What was sent between the sweeps and how fast, later rounds counting more; None if nothing was."""
+    given = assumed.bandwidth_bytes_per_second
+    if given is not None:
+        return _Channel(given, given, False)
+    sent = quotas = windows = burst_bytes = burst_ns = 0.0
+    weight = 1.0
+    for round_, after in pairwise(rounds):
+        n, ns = round_.sent_bytes or 0, after.at_ns - round_.at_ns
+        sent += n
+        # Within one window nothing holds back: a short round tells nothing of the mean.
+        if ns > WINDOW_NS:
+            quotas += weight * n
+            # A round ends inside a window whose share is partly used.
+            windows += weight * (ns // WINDOW_NS + 0.5)
+        burst_bytes += weight * (round_.burst_bytes or 0)
+        burst_ns += weight * (round_.burst_ns or 0)
+        weight *= 2
+    ns = rounds[-1].at_ns - rounds[0].at_ns
+    if not sent or ns <= 0:
+        return None
+    mean = sent * 1e9 / ns
+    rate = quotas * 1e9 / (windows * WINDOW_NS) if windows else mean
+    link = burst_bytes * 1e9 / burst_ns if burst_ns else mean
+    if link < rate * _HELD_BACK:
+        return _Channel(mean, max(mean, link), False)
+    return _Channel(rate, link, True)
+
+
+def _page_bytes(rounds: Sequence[Round]) -> float:
+    """Bytes a dirty page costs on the channel: as the last whole round had it, else a page and its header.
+
+    Compression and zero pages make it less; the first round, which sends all memory, tells nothing of it.
+    """
+    for round_, after in reversed(list(pairwise(rounds[1:]))):
+        enough = after.at_ns - round_.at_ns > WINDOW_NS
+        if round_.new_pages and round_.sent_bytes and enough and round_.new_pages > 64:
+            return min(float(PAGE_ON_WIRE), max(16.0, round_.sent_bytes / round_.new_pages))
+    return float(PAGE_ON_WIRE)
+
+
+def _overlap(rounds: Sequence[Round]) -> float:
+    """Which part of the pages that were not sent before the last sweep became dirty again by then.
+
+    After the first round those are any of the guest's memory; later they come from what is dirtied over and over.
+    """
+    last = rounds[-1]
+    if len(rounds) < 3 or not last.new_pages or last.redirtied_pages is None:
+        return 0.0
+    before = max((r.new_pages or 0 for r in rounds[1:-1]), default=0)
+    return min(1.0, last.redirtied_pages / before) if before else 0.0
+
+
+def _play(
+    left: float,
+    used: float,
+    page_bytes: float,
+    threshold: float,
+    known: WorkingSet,
+    channel: _Channel,
+    max_rounds: int,
+) -> _Run:
+    """Sends `left` bytes, `used` of the quota being spent, and sweeps until what is left fits the threshold."""
+    quota = channel.quota
+    window_ns = WINDOW_NS if channel.held_back else TURN_NS
+    largest = known.largest * page_bytes
+    ns = since_ns = 0.0
+    rounds = 0
+    while left >= threshold:
+        if rounds >= max_rounds:
+            return _Run(False, rounds, ns, left, since_ns)
+        now = min(left, max(0.0, quota - used))
+        left -= now
+        used += now
+        since_ns += now * 1e9 / channel.link
+        if left >= threshold or (left > 0 and used < quota):
+            # Whole windows that cannot be the last are taken at once.
+            whole = max(0, math.ceil((left - threshold) / quota) - 1)
+            left -= whole * quota
+            since_ns += max(0.0, window_ns - used * 1e9 / channel.link) + whole * window_ns
+            used = 0.0
+            continue
+        rounds += 1
+        new = known.pages(since_ns) * page_bytes
+        # What was not sent stays, unless it became dirty again and is counted there.
+        left = new + left * (1 - min(1.0, new / largest))
+        ns, last_ns, since_ns = ns + since_ns, since_ns, 0.0
+        if left < threshold:
+            return _Run(True, rounds, ns, left, last_ns)
+    return _Run(True, rounds, ns, left, 0.0)
+
+
+def _costs(
+    run: _Run,
+    left: float,
+    passed: float,
+    channel: _Channel,
+    assumed: Assumptions,
+    fitted: Fitted,
+) -> tuple[StrategyCost, ...]:
+    """Every strategy; plain precopy first."""
+    fixed = fitted.fixed_downtime_ns
+    wire = run.last_bytes * 1e9 / channel.link * fitted.start_factor
+    down = round(fixed + wire) if run.converges else None
+    total = None if down is None else round(passed + run.ns + down)
+    # The guest is stopped now and runs at once over there; the rest follows while it runs.
+    postcopy = round(passed + fixed + left * 1e9 / channel.rate)
+    device = assumed.device_state_bytes
+    device_ns = None if device is None else round(device * 1e9 / channel.link)
+    with_device = None if down is None or device_ns is None else down + device_ns
+    late = None if down is None else round(run.last_round_ns + down)
+    return (
+        StrategyCost("plain", run.converges, total, down, None),
+        StrategyCost("postcopy", True, postcopy, fixed, None),
+        StrategyCost("unplug", run.converges, total, down, total),
+        StrategyCost("late-unplug", run.converges, total, down, late),
+        StrategyCost("failover", run.converges, total, down, total),
+        StrategyCost(
+            "vfio",
+            run.converges,
+            None if total is None or device_ns is None else total + device_ns,
+            with_device,
+            with_device,
+        ),
+    )
