@@ -227,13 +227,14 @@ def _vm_cells(vm: Vm, snapshot: Snapshot, now_ns: int, g: Glyphs) -> list[str]:
         running,
         UNKNOWN if started is None else format_ns(max(0, now_ns - started)),
         clean(vm.vmm or UNKNOWN, g),
-        UNKNOWN if last is None else _in_short(last, now_ns),
+        UNKNOWN if last is None else _in_short(last, vm.pid, now_ns),
     ]
 
 
-def _in_short(m: Migration, now_ns: int) -> str:
+def _in_short(m: Migration, pid: int, now_ns: int) -> str:
     if m.outcome is None:
-        return f"as {m.role if m.role != 'stitched' else 'source and destination'}, running"
+        role = "destination" if m.role == "destination" or pid == m.peer_pid else "source"
+        return f"running, as {role}"
     downtime = UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns)
     ago = "" if m.ended_at_ns is None else f", {format_ns(max(0, now_ns - m.ended_at_ns))} ago"
     return f"{m.outcome}, downtime {downtime}{ago}"
