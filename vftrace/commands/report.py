@@ -3,14 +3,25 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from vftrace.errors import UsageError, VftraceError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from vftrace.migration.stitch import Joined
+    from vftrace.sources.merge import Loaded
 
 HELP = "say where the time of recorded migrations went"
 
+_FILE_WIDTH = 100
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """FILE..., `--format`, `--ascii`."""
+    """FILE... and in which form, where to, and against what."""
     parser.add_argument(
         "files",
         type=Path,
@@ -18,7 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a recording of `vftrace record` or `vftrace ping`; of several hosts: stitched",
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--format", choices=("text", "json", "html", "perfetto"), default="text")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write there instead of standard output"
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="hold the migrations against those of this recording (repeatable: of one migration's hosts)",
+    )
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     parser.add_argument(
         "--otlp-endpoint",
@@ -30,38 +51,134 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report. A recording that ends early is reported up to there, with a warning."""
-    from vftrace.migration.stitch import stitch
-    from vftrace.outputs.joined_json import joined_json, placed_migrations
-    from vftrace.sources.merge import load
-
-    loaded = load(args.files)
-    for damage in loaded.damage:
-        print(f"vftrace: {damage}; what comes before it is reported", file=sys.stderr)
-    joined = stitch(loaded.boots, loaded.pings)
+    if args.compare and args.format not in ("text", "json"):
+        raise UsageError(f"--compare is told as text or json, not as {args.format}")
+    if args.format == "perfetto" and args.output is None and sys.stdout.isatty():
+        raise UsageError("a Perfetto trace is binary: give -o FILE, or send it to a file")
+    loaded, joined = _load(args.files)
     if args.otlp_endpoint is not None:
-        _send(args.otlp_endpoint, placed_migrations(loaded, joined))
-    if args.format == "json":
-        print(json.dumps(joined_json(loaded, joined), indent=2))
-        return 0
-    from rich.console import Console
-
-    from vftrace.outputs.report_joined import render_joined
-    from vftrace.outputs.report_text import render_report
-
-    single = len(args.files) == 1 and len(loaded.boots) == 1
-    said = loaded.damage[0].removeprefix(f"{args.files[0]}: ") if loaded.damage else None
-    Console(highlight=False).print(
-        render_report(loaded.hosts[0], loaded.boots[0].snapshot, said, ascii=args.ascii)
-        if single
-        else render_joined(loaded, joined, ascii=args.ascii)
-    )
+        _send(args.otlp_endpoint, loaded, joined)
+    if args.compare:
+        _compare(args, loaded, joined)
+    elif args.format == "text":
+        _print_text(args, _text(args, loaded, joined))
+    else:
+        _write(args.output, _FORMATS[args.format](loaded, joined))
     return 0
 
 
-def _send(endpoint: str, placed: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+def _load(paths: Sequence[Path]) -> "tuple[Loaded, tuple[Joined, ...]]":
+    from vftrace.migration.stitch import stitch
+    from vftrace.sources.merge import load
+
+    loaded = load(paths)
+    for damage in loaded.damage:
+        print(f"vftrace: {damage}; what comes before it is reported", file=sys.stderr)
+    return loaded, stitch(loaded.boots, loaded.pings)
+
+
+def _text(
+    args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joined]"
+) -> "RenderableType":
+    from vftrace.outputs.report_joined import render_joined
+    from vftrace.outputs.report_text import render_report
+
+    if len(args.files) > 1 or len(loaded.boots) > 1:
+        return render_joined(loaded, joined, ascii=args.ascii)
+    said = loaded.damage[0].removeprefix(f"{args.files[0]}: ") if loaded.damage else None
+    return render_report(loaded.hosts[0], loaded.boots[0].snapshot, said, ascii=args.ascii)
+
+
+def _json(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
+    from vftrace.outputs.joined_json import joined_json
+
+    return json.dumps(joined_json(loaded, joined), indent=2).encode() + b"\n"
+
+
+def _perfetto(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
+    from vftrace.outputs.joined_json import placed_migrations
+    from vftrace.outputs.perfetto import perfetto_trace
+
+    return perfetto_trace(placed_migrations(loaded, joined))
+
+
+def _html(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
+    from vftrace.outputs.html import Chapter, render_html
+    from vftrace.outputs.joined_json import hosts_json, placed_migrations
+    from vftrace.outputs.report_joined import clocks_line, downtime_line
+    from vftrace.outputs.terminal.clock import wall_time
+    from vftrace.outputs.terminal.words import warnings
+
+    chapters = [
+        Chapter(
+            migration=migration,
+            headline=downtime_line(found),
+            started=wall_time(found.boot.snapshot, found.migration.started_at_ns),
+            clocks=clocks_line(found),
+            warnings=(*found.warnings, *warnings(found.migration)),
+        )
+        for found, (_, migration) in zip(joined, placed_migrations(loaded, joined), strict=True)
+    ]
+    return render_html(hosts_json(loaded), chapters, loaded.damage).encode()
+
+
+_FORMATS = {"json": _json, "html": _html, "perfetto": _perfetto}
+
+
+def _compare(args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joined]") -> None:
+    from vftrace.outputs.compare import compare, compare_json, pairs_of, render_comparisons
+    from vftrace.outputs.joined_json import joined_json
+    from vftrace.outputs.terminal.glyphs import glyphs
+
+    a = joined_json(loaded, joined)["migrations"]
+    b = joined_json(*_load(args.compare))["migrations"]
+    if not a or not b:
+        empty = args.files if not a else args.compare
+        raise VftraceError(f"no migration in {', '.join(map(str, empty))}: nothing to compare")
+    found = [compare(first, second) for first, second in pairs_of(a, b)]
+    if len(a) != len(b):
+        print(
+            f"vftrace: {len(a)} migrations and {len(b)}: {len(found)} are compared",
+            file=sys.stderr,
+        )
+    if args.format == "json":
+        _write(args.output, json.dumps(compare_json(found), indent=2).encode() + b"\n")
+    else:
+        _print_text(args, render_comparisons(found, glyphs(ascii=args.ascii)))
+
+
+def _print_text(args: argparse.Namespace, what: "RenderableType") -> None:
+    from rich.console import Console
+
+    if args.output is None:
+        Console(highlight=False).print(what)
+        return
+    console = Console(
+        highlight=False, width=_FILE_WIDTH, color_system=None, record=True, quiet=True
+    )
+    with console.capture() as captured:
+        console.print(what)
+    _write(args.output, captured.get().encode())
+
+
+def _write(path: Path | None, content: bytes) -> None:
+    if path is None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise VftraceError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _send(endpoint: str, loaded: "Loaded", joined: "Sequence[Joined]") -> None:
     """Send the traces, and say how many went where."""
+    from vftrace.outputs.joined_json import placed_migrations
     from vftrace.outputs.otlp import send, trace_of
 
+    placed: list[tuple[dict[str, Any], dict[str, Any]]] = placed_migrations(loaded, joined)
     traces = [trace for host, migration in placed if (trace := trace_of(host, migration))]
     count = send(endpoint, traces)
     for trace in traces:

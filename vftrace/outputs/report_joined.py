@@ -87,17 +87,21 @@ def _about(found: Joined, g: Glyphs) -> Iterator[tuple[str, str]]:
     if found.offset is not None and m.downtime.vcpu_ns is not None:
         yield "downtime", downtime_line(found).removeprefix("downtime ")
         yield "blackout", downtime_range(found)
-    if found.offset is not None:
-        offset = found.offset
-        yield (
-            "clocks",
-            (
-                f"source's minus destination's: at least {_signed(offset.low)} ({offset.low_why}),"
-                f" at most {_signed(offset.high)} ({offset.high_why})"
-            ),
-        )
+    clocks = clocks_line(found)
+    if clocks is not None:
+        yield "clocks", clocks
     if found.service_ns is not None:
         yield "service", f"{format_ns(found.service_ns)} without answers to a ping"
+
+
+def clocks_line(found: Joined) -> str | None:
+    """What is known of two hosts' clocks; None where there is one."""
+    offset = found.offset
+    if offset is None:
+        return None
+    low, high = _signed(offset.low), _signed(offset.high)
+    said = f"source's minus destination's: at least {low} ({offset.low_why})"
+    return f"{said}, at most {high} ({offset.high_why})"
 
 
 def _signed(ns: int) -> str:

@@ -1,0 +1,135 @@
+"""The HTML report: one file that needs nothing else, with the figures of the JSON."""
+
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.unit.two_hosts import RECORDINGS, boot_of, golden
+from vftrace.cli import main
+from vftrace.outputs.html import Chapter, render_html
+from vftrace.outputs.report_json import report_json
+from vftrace.units import format_ns
+
+NAMES = sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz"))
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed, and gathers what refers to something."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.refers: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self._note(attrs)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self._note(attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+    def _note(self, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            assert not name.startswith("on")
+            if name in ("src", "href", "srcset", "action", "data"):
+                self.refers.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+
+def page(name: str, tmp_path: Path) -> str:
+    out = tmp_path / "report.html"
+    assert (
+        main(["report", "--format", "html", "-o", str(out), str(RECORDINGS / f"{name}.vft.gz")])
+        == 0
+    )
+    return out.read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_file_that_needs_nothing_else(name: str, tmp_path: Path) -> None:
+    text = page(name, tmp_path)
+    found = Page(text)
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(found.seen)
+    assert all(ref.startswith("#") and ref[1:] in found.ids for ref in found.refers)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "prefers-color-scheme:dark" in text
+    assert "default-src 'none'" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_figures_and_the_drawing(name: str, tmp_path: Path) -> None:
+    text = page(name, tmp_path)
+    migrations = boot_of(*golden(name)).snapshot.migrations
+    shown = " ".join(Page(text).text.split())
+    for m in migrations:
+        if m.downtime.vcpu_ns is not None:
+            assert format_ns(m.downtime.vcpu_ns) in shown
+    drawings = [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    assert len(drawings) >= len(migrations)
+    for drawing in drawings:
+        width, height = map(float, drawing.attrib["viewBox"].split()[2:])
+        for rect in drawing.iter("rect"):
+            x, w = float(rect.attrib["x"]), float(rect.attrib["width"])
+            y, h = float(rect.attrib["y"]), float(rect.attrib["height"])
+            assert x >= 0
+            # What is too short to see is drawn 1.5 wide, at the right edge too.
+            assert x + w <= width
+            assert y >= 0
+            assert y + h <= height
+            assert w > 0
+
+
+def test_the_stop_is_drawn_to_scale(tmp_path: Path) -> None:
+    text = page("libvirt", tmp_path)
+    (m,) = boot_of(*golden("libvirt")).snapshot.migrations
+    drawing = ET.fromstring(re.findall(r"<svg.*?</svg>", text, re.DOTALL)[1])
+    widths = {
+        title.split(":")[0]: float(rect.attrib["width"])
+        for g in drawing.iter("g")
+        if (title := (g.findtext("title") or "")) and (rect := g.find("rect")) is not None
+    }
+    stopped, ran = m.stopped_at_ns, m.downtime.vcpu_ns
+    assert stopped is not None
+    assert ran is not None
+    precopy = next(p for p in m.phases if p.name == "precopy")
+    assert precopy.end_at_ns is not None
+    expected = ran / (precopy.end_at_ns - precopy.start_at_ns)
+    assert widths["stopped"] / widths["precopy"] == pytest.approx(expected, rel=0.01)
+
+
+def test_names_of_guests_are_text() -> None:
+    host, records = golden("libvirt")
+    report = report_json(host, boot_of(host, records).snapshot)
+    migration = report["migrations"][0]
+    evil = '<script>alert("x")</script>'
+    migration["vm"]["name"] = evil
+    migration["host"] = evil
+    report["hosts"][0]["name"] = evil
+    migration["channel"]["error"] = evil
+    text = render_html(report["hosts"], [Chapter(migration, evil, evil, evil, (evil,))], [evil])
+    assert "<script" not in text
+    assert evil in Page(text).text
+
+
+def test_without_a_migration_it_says_so(tmp_path: Path) -> None:
+    assert "No migration" in Page(page("boot", tmp_path)).text
