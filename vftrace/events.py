@@ -8,6 +8,9 @@ returned, a negative errno on failure.
 
 from dataclasses import dataclass
 
+NO_PROCESS = 0
+"""`tgid` of records that belong to no process: mailboxes."""
+
 USER_STREAM = 0xFFFF_FFFF
 """`tgid` of records the collector writes itself: ticks, clock samples, who is who."""
 
@@ -229,6 +232,11 @@ class VfioState(Event):
 
     GET = 0
     SET = 1
+    RESUMING = 4
+
+    def asks_for(self, state: int) -> bool:
+        """Whether this is a request for that state, granted or not."""
+        return self.op == self.SET and self.state == state
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +353,51 @@ class VfioData(Event):
     LOAD = 1
     END = 1
     LEFT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Mailbox(Event):
+    """A message in the mailbox between a card's driver (`pf`, its PCI address) and its virtual function `vf`.
+
+    It had `size` 32-bit words, of which the first `words` were recorded, the others of `word` are 0: keys
+    never leave the kernel. `ret` not 0: it could not be read. `tgid` and `tid` are 0: a mailbox belongs to
+    no process.
+    """
+
+    pf: str
+    driver: int
+    vf: int
+    direction: int
+    size: int
+    words: int
+    ret: int
+    word: tuple[int, ...]
+
+    IXGBE = 1
+    IGB = 2
+    FROM_VF = 0
+    TO_VF = 1
+
+
+@dataclass(frozen=True, slots=True)
+class VfReset(Event):
+    """The card's driver found that a virtual function was reset as a function, not by a message."""
+
+    pf: str
+    driver: int
+    vf: int
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxFlood(Event):
+    """A virtual function's messages came faster than they are recorded: how many were not, in total."""
+
+    pf: str
+    driver: int
+    vf: int
+    from_vf: int
+    to_vf: int
+    resets: int
 
 
 @dataclass(frozen=True, slots=True)

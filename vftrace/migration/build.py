@@ -1,8 +1,10 @@
 """From what was gathered to one immutable Migration: outcome, phases, checkpoints."""
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from vftrace.migration import passthrough
+from vftrace.migration.forecast import of_migration
 from vftrace.migration.model import (
     CHECKPOINTS,
     Cause,
@@ -17,6 +19,7 @@ from vftrace.migration.model import (
     Role,
     Round,
 )
+from vftrace.migration.passthrough import Passthrough
 from vftrace.migration.process import PAGE_SIZE, Arrival, Process
 from vftrace.migration.source import Session
 
@@ -31,6 +34,7 @@ class Verdict:
     outcome: Outcome | None
     cause: Cause | None
     ended_at_ns: int | None
+    detail: str | None = None
 
 
 def build_migration(
@@ -51,9 +55,12 @@ def build_migration(
     process, session = source if source else (None, None)
     peer, arrival = destination if destination else (None, None)
     fds = session.channel_fds(process.peers) if process and session else set()
-    times = _times(session, arrival)
+    devices = passthrough.gather(process, session, peer, arrival)
+    times = _times(session, arrival, devices)
     postcopy = arrival is not None and arrival.postcopy_first_ns is not None
     verdict = _verdict(session, arrival, times, fds, peer_ended_ns)
+    if verdict.outcome in ("failed", "cancelled"):
+        verdict = _device_verdict(devices, verdict)
     if verdict.outcome is None and trace_ended_ns is not None:
         verdict = Verdict("unknown", "trace-ended", None)
     started = session.started_at_ns if session else arrival.first_act_ns if arrival else 0
@@ -63,6 +70,11 @@ def build_migration(
     main = process or peer
     assert main is not None
     ended = verdict.ended_at_ns
+    if ended is not None:
+        # Records that came out of order (so it is incomplete) must not make a time negative.
+        ended = max(ended, started)
+    handover = times.get("state-saved") or times.get("vcpus-running")
+    judged = passthrough.judge(devices, handover, ended)
     role: Role = "stitched" if source and destination else "source" if source else "destination"
     return Migration(
         key=key,
@@ -72,8 +84,8 @@ def build_migration(
         uuid=main.identity.uuid if main.identity else None,
         name=main.identity.name if main.identity else None,
         role=role,
-        strategy="plain",
-        strategy_evidence=_evidence(session, arrival),
+        strategy=judged.strategy,
+        strategy_evidence=judged.evidence or _evidence(session, arrival),
         outcome=verdict.outcome,
         cause=verdict.cause,
         was_paused=_was_paused(session),
@@ -86,12 +98,33 @@ def build_migration(
         rounds=rounds,
         dirty=_dirty(session, rounds),
         channel=_channel(process, session, fds, postcopy=postcopy),
-        downtime=downtime_of(times),
+        downtime=replace(downtime_of(times), devices=judged.downtimes),
         stopped_at_ns=times.get("vcpus-stopped"),
+        forecast=of_migration(
+            rounds, started, times.get("vcpus-stopped"), ended=verdict.outcome is not None
+        ),
+        cause_detail=verdict.detail,
+        devices=judged.devices,
+        vfs=judged.vfs,
     )
 
 
-def _times(session: Session | None, arrival: Arrival | None) -> dict[str, int]:
+def _device_verdict(devices: Passthrough, verdict: Verdict) -> Verdict:
+    """What a device refused or failed at before the end is the cause of it."""
+    until = verdict.ended_at_ns or 0
+    found = devices.trouble(until)
+    if found is None:
+        return verdict
+    device, trouble = found
+    reset = ", then reset" if device.reset_after(trouble.at_ns) else ""
+    cause: Cause = "device-refused" if trouble.refused else "device-failed"
+    detail = f"{device.label}: {trouble.what}, {trouble.ret}{reset}"
+    return Verdict("failed", cause, verdict.ended_at_ns, detail)
+
+
+def _times(
+    session: Session | None, arrival: Arrival | None, devices: Passthrough
+) -> dict[str, int]:
     """The checkpoints that were passed. A time before that of an earlier one is not believed."""
     times: dict[str, int] = {}
     if session is not None and session.stop is not None:
@@ -115,6 +148,7 @@ def _times(session: Session | None, arrival: Arrival | None) -> dict[str, int]:
             times["clock-set"] = arrival.clock_set_at_ns
         if arrival.running_at_ns is not None:
             times["vcpus-running"] = arrival.running_at_ns
+    times |= devices.checkpoints(times, arrival)
     believed: dict[str, int] = {}
     latest = 0
     for name in CHECKPOINTS:
@@ -258,8 +292,14 @@ def _phases(
 
 
 def _chain(role: str, marks: list[tuple[str, int | None]], end: int | None) -> list[Phase]:
-    """Phases that follow each other: each begins at its mark and ends at the next one that is known."""
-    known = [(name, at) for name, at in marks if at is not None]
+    """Phases that follow each other: each begins at its mark and ends at the next one that is known.
+
+    A mark before an earlier one is not believed.
+    """
+    known: list[tuple[str, int]] = []
+    for name, at in marks:
+        if at is not None and (not known or at >= known[-1][1]):
+            known.append((name, at))
     phases = []
     for index, (name, at) in enumerate(known):
         until = known[index + 1][1] if index + 1 < len(known) else end
@@ -348,6 +388,8 @@ def _dirty(session: Session | None, rounds: tuple[Round, ...]) -> Dirty:
         rate_bytes_per_second=_rate(rounds),
         page_size=PAGE_SIZE,
         kvm_pages=new_pages,
+        vfio_pages=session.dma_pages.get(True),
+        iommu_pages=session.dma_pages.get(False),
     )
 
 

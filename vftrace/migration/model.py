@@ -11,6 +11,8 @@ Cause = Literal[
     "cancelled",
     "channel-error",
     "destination-ended",
+    "device-failed",
+    "device-refused",
     "resumed-after-stop",
     "source-ended",
     "trace-ended",
@@ -95,6 +97,10 @@ class Dirty:
     rate_bytes_per_second: float | None
     page_size: int
     kvm_pages: int | None
+    vfio_pages: int | None = None
+    """Pages that devices reported by their DMA logging, of the size each uses."""
+    iommu_pages: int | None = None
+    """Pages that a container or an iommufd reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +127,76 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceDowntime:
+    """A device leaves RUNNING or is unplugged at `from_ns`; `ns` later its successor runs or is there."""
+
+    address: str
+    id: str | None
+    from_ns: int | None
+    ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """A state of enum vfio_device_mig_state and when it was reached."""
+
+    state: str
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """A device that transfers its state: its states during the migration, and the bytes saved or loaded.
+
+    `address` is a PCI address or a mediated device's UUID, `id` QEMU's, `state_ns` the time in each state.
+    """
+
+    address: str
+    id: str | None
+    role: Role
+    driver: str | None
+    peer_address: str | None
+    states: tuple[DeviceState, ...]
+    state_ns: tuple[tuple[str, int], ...]
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class VfPhase:
+    """What a virtual function was: unplugged or reset, absent, probing, configuring, ready."""
+
+    name: str
+    start_at_ns: int
+    end_at_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class VfUse:
+    """A virtual function around a migration: number `vf` of the card `pf`."""
+
+    pf: str
+    vf: int
+    address: str
+    phases: tuple[VfPhase, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Downtime:
-    """`vcpu_ns` is the sum of the checkpoints' `ns`; `set_by` names the largest."""
+    """`vcpu_ns` is the sum of the checkpoints' `ns`; `set_by` names the largest.
+
+    `devices` has each device's own, `slowest_device` the address of the one that was away longest.
+    """
 
     vcpu_ns: int | None
     set_by: str | None
     checkpoints: tuple[Checkpoint, ...]
+    devices: tuple[DeviceDowntime, ...] = ()
+
+    @property
+    def slowest_device(self) -> str | None:
+        """The address of the device that was away longest; None if no time is known."""
+        timed = [device for device in self.devices if device.ns is not None]
+        return max(timed, key=lambda device: device.ns or 0).address if timed else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +205,43 @@ class Evidence:
 
     event: str
     at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyCost:
+    """One way to do it. Times in ns, None where not known.
+
+    `total_ns` from the migration's beginning; `downtime_ns` that of the vCPUs; `device_ns` how long the guest is
+    without its VF, as far as the migration sets it: the drivers' own unplugging and probing come on top.
+    """
+
+    strategy: str
+    converges: bool | None
+    total_ns: int | None
+    downtime_ns: int | None
+    device_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Made from the first `after_sweeps` sweeps. None: not known (yet).
+
+    `rounds_left` are sweeps still to come while the guest runs; `total_ns` counts from the migration's beginning,
+    and is None where precopy does not converge. `limit_assumed`: the downtime limit is QEMU's default.
+    """
+
+    after_sweeps: int
+    at_ns: int
+    converges: bool | None
+    rounds_left: int | None
+    total_ns: int | None
+    downtime_ns: int | None
+    remaining_bytes: int | None
+    bandwidth_bytes_per_second: float | None
+    link_bytes_per_second: float | None
+    downtime_limit_ns: int
+    limit_assumed: bool
+    strategies: tuple[StrategyCost, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +274,11 @@ class Migration:
     downtime: Downtime
     stopped_at_ns: int | None
     """Latest vCPU exit of the blackout that lasts or has been."""
+    forecast: Forecast | None = None
+    cause_detail: str | None = None
+    """The cause in words: `vf0: RESUMING refused, -22`."""
+    devices: tuple[DeviceUse, ...] = ()
+    vfs: tuple[VfUse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from vftrace import events
 from vftrace.events import Event
+from vftrace.migration import dirty
+from vftrace.migration.devices import Devices, VfioEvent
 from vftrace.migration.dirty import Bitmap, SlotLog, bitmap_of
 from vftrace.migration.source import Session
 from vftrace.migration.streams import Stream
@@ -61,6 +63,7 @@ class Process:
     switched_on: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     """By thread: (time, slot) of the flags it switched on in its last burst."""
     vcpu_threads: set[int] = field(default_factory=set)
+    devices: Devices = field(default_factory=Devices)
     sessions: list[Session] = field(default_factory=list)
     session: Session | None = None
     arrival: Arrival | None = None
@@ -133,12 +136,15 @@ class Process:
             case events.VmCreated():
                 self.created_at_ns = event.at_ns
                 self.manual_protect = 0
+            case events.VfioDirty():
+                self._vfio_dirty(event)
             case events.VcpuCreated():
                 self.vcpu_threads.add(event.tid)
             case events.Exit():
                 self.end(event.at_ns)
             case _:
-                pass
+                if isinstance(event, VfioEvent):
+                    self._vfio(event)
 
     def lost_something(self, at_ns: int) -> None:
         """A record is missing: forget what it may have changed."""
@@ -368,6 +374,29 @@ class Process:
         if self.arrival is None:
             paused = self.identity is not None and self.identity.started_paused
             self.arrival = Arrival(self.pid, paused, at_ns)
+
+    # -- passed-through devices -----------------------------------------------------------------
+
+    def _vfio(self, event: VfioEvent) -> None:
+        self.devices.feed(event)
+        if isinstance(event, events.VfioState) and event.asks_for(events.VfioState.RESUMING):
+            self._wanted_here(event.at_ns)
+
+    def _wanted_here(self, at_ns: int) -> None:
+        if self.waits:
+            self._arrive(at_ns)
+
+    def _vfio_dirty(self, event: events.VfioDirty) -> None:
+        pieces = self._take_pieces(event.tid, event.enter_ns)
+        if self.session is None or event.ret != 0:
+            return
+        whole = (
+            event.walked_bytes == event.bitmap_bytes
+            and event.read_errors == 0
+            and len(pieces) == event.pieces
+        )
+        pages = dirty.count(bitmap_of(pieces)) if whole else None
+        self.session.got_dma_pages(event.by == events.VfioDirtyTracking.DEVICE, pages)
 
     # -- channels -------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """The report as JSON: the stable form that report.schema.json describes."""
 
+from dataclasses import asdict
 from typing import Any
 
 from vftrace.migration.model import Migration, Snapshot
@@ -42,6 +43,7 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
         "strategy_evidence": [{"event": e.event, "at_ns": e.at_ns} for e in m.strategy_evidence],
         "outcome": m.outcome or "unknown",
         "cause": m.cause,
+        "cause_detail": m.cause_detail,
         "was_paused": m.was_paused,
         "postcopy": m.postcopy,
         "incomplete": m.incomplete,
@@ -77,7 +79,11 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
             "distinct_pages": m.dirty.distinct_pages,
             "rate_bytes_per_second": m.dirty.rate_bytes_per_second,
             "page_size": m.dirty.page_size,
-            "sources": {"kvm": m.dirty.kvm_pages, "vfio": None, "iommu": None},
+            "sources": {
+                "kvm": m.dirty.kvm_pages,
+                "vfio": m.dirty.vfio_pages,
+                "iommu": m.dirty.iommu_pages,
+            },
         },
         "channel": {
             "kind": m.channel.kind,
@@ -93,9 +99,36 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
             "checkpoints": [
                 {"name": c.name, "at_ns": c.at_ns, "ns": c.ns} for c in m.downtime.checkpoints
             ],
-            "devices": [],
+            "devices": [
+                {"address": d.address, "id": d.id, "from_at_ns": d.from_ns, "ns": d.ns}
+                for d in m.downtime.devices
+            ],
+            "slowest_device": m.downtime.slowest_device,
         },
-        "devices": [],
-        "vfs": [],
-        "forecast": None,
+        "devices": [
+            {
+                "address": d.address,
+                "id": d.id,
+                "role": d.role,
+                "driver": d.driver,
+                "peer_address": d.peer_address,
+                "states": [{"state": s.state, "at_ns": s.at_ns} for s in d.states],
+                "state_ns": dict(d.state_ns),
+                "bytes": d.bytes,
+            }
+            for d in m.devices
+        ],
+        "vfs": [
+            {
+                "pf": v.pf,
+                "vf": v.vf,
+                "address": v.address,
+                "phases": [
+                    {"name": p.name, "start_at_ns": p.start_at_ns, "end_at_ns": p.end_at_ns}
+                    for p in v.phases
+                ],
+            }
+            for v in m.vfs
+        ],
+        "forecast": None if m.forecast is None else asdict(m.forecast),
     }

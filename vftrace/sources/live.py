@@ -21,7 +21,7 @@ CLOCK_SAMPLE_NS = 1_000_000_000
 POLL_MS = 20
 
 _VM_CREATED, _CHANNEL, _EXIT = 1, 12, 14
-_VFIO_OPEN, _VFIO_MIGRATION = 20, 23
+_VFIO_OPEN, _VFIO_CLOSE, _VFIO_MIGRATION = 20, 21, 23
 
 
 def boottime_ns() -> int:
@@ -75,6 +75,7 @@ class LiveSource:
         self._start_times: dict[int, int | None] = {}
         self._missing: set[int] = set()
         self._described: set[tuple[int, int]] = set()
+        self._devices: dict[tuple[int, int], devices.Device] = {}
         self._lost = 0
         self._clock_offset: int | None = None
         self._next_tick_ns = 0
@@ -106,6 +107,7 @@ class LiveSource:
         """Detach; returns the last records, the End record among them."""
         self.probes.poll(0)
         self._report_lost()
+        self._report_floods()
         self._add(events.End(*self._head(), streams=self.probes.streams()))
         self.probes.close()
         records, self._records = self._records, []
@@ -122,10 +124,15 @@ class LiveSource:
             event = wire.decode(record)
             if isinstance(event, events.VfioOpen):
                 self._find_device(tgid, event.fd, event.name, late=False)
+        elif kind == _VFIO_CLOSE:
+            event = wire.decode(record)
+            if isinstance(event, events.VfioClose):
+                self._devices.pop((tgid, event.fd), None)
         elif kind == _VFIO_MIGRATION:
             self.probes.vfio.met_migratable()
         elif kind == _EXIT:
             self._start_times.pop(tgid, None)
+            self._devices = {key: d for key, d in self._devices.items() if key[0] != tgid}
             self._described = {key for key in self._described if key[0] != tgid}
 
     def _identify(self, pid: int, *, late: bool, running: bool = False) -> None:
@@ -161,7 +168,8 @@ class LiveSource:
 
     def _find_device(self, pid: int, fd: int, name: str, *, late: bool) -> None:
         found = devices.find(pid, fd, name, processes.command_line(pid))
-        if found is not None:
+        if found is not None and self._devices.get((pid, fd)) != found:
+            self._devices[pid, fd] = found
             self._add(
                 events.Device(
                     *self._head(),
@@ -185,6 +193,7 @@ class LiveSource:
             self._report_lost()
             self._report_gone()
             self.probes.follow()
+            self._report_floods()
             self._add(events.Tick(*self._head()))
             self._next_tick_ns = now + TICK_NS
 
@@ -197,6 +206,20 @@ class LiveSource:
         if lost != self._lost:
             self._lost = lost
             self._add(events.Lost(*self._head(), count=lost))
+
+    def _report_floods(self) -> None:
+        for unsent in self.probes.mailbox.unsent():
+            self._add(
+                events.MailboxFlood(
+                    *self._head(),
+                    pf=unsent.pf,
+                    driver=unsent.driver,
+                    vf=unsent.vf,
+                    from_vf=unsent.from_vf,
+                    to_vf=unsent.to_vf,
+                    resets=unsent.resets,
+                )
+            )
 
     def _report_gone(self) -> None:
         # At the second look only: the first may come before the ring's own word of the end.

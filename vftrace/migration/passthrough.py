@@ -1,0 +1,183 @@
+"""What passed-through devices add to a migration: their downtime, checkpoints, troubles and its strategy."""
+
+import sys
+from dataclasses import dataclass, field
+
+from vftrace.events import VfioData
+from vftrace.migration.devices import (
+    TRANSFER,
+    Away,
+    PassedDevice,
+    Trouble,
+    device_use,
+    moved_away,
+    pairs,
+    unplugged_vf,
+)
+from vftrace.migration.model import DeviceDowntime, DeviceUse, Evidence, Strategy, VfUse
+from vftrace.migration.process import Arrival, Process
+from vftrace.migration.source import Session
+from vftrace.migration.strategy import UNPLUG_WINDOW_NS, Facts, classify
+
+_EVER = sys.maxsize
+
+
+@dataclass(frozen=True)
+class Passthrough:
+    """The devices of both sides that take part. `since_ns`: the migration's begin."""
+
+    process: Process | None
+    session: Session | None
+    peer: Process | None
+    since_ns: int
+    until_ns: int
+    """When the source's next migration began."""
+    sources: list[PassedDevice] = field(default_factory=list)
+    destinations: list[PassedDevice] = field(default_factory=list)
+
+    def checkpoints(self, times: dict[str, int], arrival: Arrival | None) -> dict[str, int]:
+        """Times of the blackout that devices tell, beside those of vCPUs and clock in `times`."""
+        found: dict[str, int] = {}
+        stopped_at = times.get("vcpus-stopped")
+        if self.sources and stopped_at is not None:
+            stops = [device.stopped_ns(stopped_at) for device in self.sources]
+            known = [stop for stop in stops if stop is not None]
+            if len(known) == len(stops):
+                found["devices-stopped"] = max(known)
+        if "state-saved" in times:
+            ends = [d.data_ended_ns(VfioData.SAVE, self.since_ns) for d in self.sources]
+            found["state-saved"] = max([times["state-saved"], *(e for e in ends if e is not None)])
+        if "devices-loaded" in times:
+            ends = [d.data_ended_ns(VfioData.LOAD, self.since_ns) for d in self.destinations]
+            found["devices-loaded"] = max(
+                [times["devices-loaded"], *(e for e in ends if e is not None)]
+            )
+        if "held" in times and arrival is not None:
+            # With devices `cont` sets these running first, then the clock.
+            starts = [
+                request.enter_ns
+                for device in self.destinations
+                for request in device.requests
+                if request.state.startswith("RUNNING") and request.at_ns >= arrival.first_act_ns
+            ]
+            found["held"] = min([times["held"], *starts])
+        return found
+
+    def trouble(self, until_ns: int) -> tuple[PassedDevice, Trouble] | None:
+        """The first thing a device refused or failed at."""
+        found = [
+            (trouble, device)
+            for device in (*self.sources, *self.destinations)
+            for trouble in device.troubles(self.since_ns, until_ns)
+        ]
+        if not found:
+            return None
+        trouble, device = min(found, key=lambda pair: pair[0].at_ns)
+        return device, trouble
+
+    def uses(self, ended_ns: int | None) -> tuple[DeviceUse, ...]:
+        """Each device's own part."""
+        both = pairs(self.sources, self.destinations)
+        found = [
+            device_use(device, "source", peer, self.since_ns, ended_ns) for device, peer in both
+        ]
+        before = {id(peer): device for device, peer in both if peer is not None}
+        found += [
+            device_use(device, "destination", before.get(id(device)), self.since_ns, ended_ns)
+            for device in self.destinations
+        ]
+        return tuple(found)
+
+    def closed(self, handover_ns: int | None) -> list[PassedDevice]:
+        """Devices the source closed around the migration and did not open again before the handover."""
+        if self.process is None:
+            return []
+        until = handover_ns or self.until_ns
+        every = self.process.devices.all
+        return [
+            device
+            for device in every
+            if device.closed_at_ns is not None
+            and self.since_ns - UNPLUG_WINDOW_NS <= device.closed_at_ns <= until
+            and not any(
+                other.address == device.address
+                and device.closed_at_ns <= other.opened_at_ns <= until
+                for other in every
+                if other.opened_at_ns is not None
+            )
+        ]
+
+    def opened(self) -> list[PassedDevice]:
+        """Devices the destination opened after the migration had begun."""
+        if self.peer is None:
+            return []
+        return [d for d in self.peer.devices.all if (d.opened_at_ns or 0) > self.since_ns]
+
+    def facts(self, handover_ns: int | None, ended_ns: int | None) -> Facts:
+        """What the strategy's rules look at."""
+        sweeps = self.session.sweeps if self.session else []
+        transfers = [
+            (r.at_ns, f"{device.label}: {r.state}" + ("" if r.ret == 0 else f" refused, {r.ret}"))
+            for device in (*self.sources, *self.destinations)
+            for r in device.requests
+            if r.state in TRANSFER and self.since_ns <= r.at_ns <= self.until_ns
+        ]
+        return Facts(
+            started_ns=self.since_ns,
+            second_round_ns=sweeps[1].start_ns if len(sweeps) > 1 else None,
+            handover_ns=handover_ns,
+            ended_ns=ended_ns,
+            peer_seen=self.peer is not None,
+            transfers=tuple(sorted(transfers)),
+            closed=tuple((d.closed_at_ns or 0, d.label) for d in self.closed(handover_ns)),
+            opened=tuple((d.opened_at_ns or 0, d.label) for d in self.opened()),
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What all this comes to."""
+
+    strategy: Strategy
+    evidence: tuple[Evidence, ...]
+    downtimes: tuple[DeviceDowntime, ...]
+    devices: tuple[DeviceUse, ...]
+    vfs: tuple[VfUse, ...]
+
+
+def gather(
+    process: Process | None,
+    session: Session | None,
+    peer: Process | None,
+    arrival: Arrival | None,
+) -> Passthrough:
+    """The devices that take part, of the sides that are seen."""
+    since = session.started_at_ns if session else arrival.first_act_ns if arrival else 0
+    until = _EVER
+    if process is not None and session is not None:
+        later = [s.started_at_ns for s in process.sessions if s.started_at_ns > since]
+        until = min(later, default=_EVER)
+    return Passthrough(
+        process=process if session else None,
+        session=session,
+        peer=peer,
+        since_ns=since,
+        until_ns=until,
+        sources=process.devices.transferring(since, until) if process and session else [],
+        destinations=peer.devices.transferring(since, until) if peer else [],
+    )
+
+
+def judge(found: Passthrough, handover_ns: int | None, ended_ns: int | None) -> Verdict:
+    """Strategy, downtimes and all that the report shows of devices."""
+    strategy, evidence = classify(found.facts(handover_ns, ended_ns))
+    away = moved_away(found.sources, found.destinations, found.since_ns)
+    vfs: tuple[VfUse, ...] = ()
+    if strategy in ("unplug", "late-unplug"):
+        gone = pairs(found.closed(handover_ns), found.opened())
+        away += [
+            Away(device, peer, device.closed_at_ns, peer.opened_at_ns if peer else None)
+            for device, peer in gone
+        ]
+        vfs = tuple(vf for vf in (unplugged_vf(*pair) for pair in gone) if vf is not None)
+    return Verdict(strategy, evidence, tuple(a.downtime() for a in away), found.uses(ended_ns), vfs)
