@@ -57,6 +57,7 @@ BPF_TABLE_PUBLIC("hash", u32, struct vm, vms, 4096);
 BPF_TABLE("hash", u64, struct thread, threads, 65536);
 BPF_TABLE("hash", struct slot_key, u64, slot_pages, 65536);
 BPF_TABLE_PUBLIC("array", u32, u64, lost, 1);
+BPF_TABLE_PUBLIC("array", u32, u64, unowned, 1);	/* the next seq of stream 0 */
 BPF_TABLE("array", u32, struct vm, new_vm, 1);
 #else
 /* Probes of modules that may be loaded later are an object of their own, with the first one's ring, VMs

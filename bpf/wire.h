@@ -33,6 +33,8 @@ enum vft_kind {
 	VFT_VFIO_DIRTY_TRACKING = 27,
 	VFT_VFIO_DIRTY = 28,
 	VFT_VFIO_DATA = 29,
+	VFT_MAILBOX = 40,
+	VFT_VF_RESET = 41,
 };
 
 /* seq counts the records of one stream: a process (tgid), or what belongs to no process
@@ -315,6 +317,34 @@ struct vft_vfio_data {
 	s32 error;
 	u32 flags;
 	u32 pad;
+};
+
+#define VFT_PF_NAME 16
+#define VFT_MAILBOX_WORDS 16
+
+enum vft_driver { VFT_IXGBE = 1, VFT_IGB = 2 };
+enum vft_direction { VFT_FROM_VF = 0, VFT_TO_VF = 1 };
+
+/* A message in a VF's mailbox, of the card `pf` (its PCI address). It had `size` words, of which only the
+ * first `words` are here, the others 0. ret: what reading it returned; if not 0 there are none. */
+struct vft_mailbox {
+	struct vft_header h;
+	char pf[VFT_PF_NAME];
+	u32 driver;
+	u32 vf;
+	u32 direction;
+	u32 size;
+	u32 words;
+	s32 ret;
+	u32 word[VFT_MAILBOX_WORDS];
+};
+
+/* The PF's driver found that the VF was reset as a function, not by a message. */
+struct vft_vf_reset {
+	struct vft_header h;
+	char pf[VFT_PF_NAME];
+	u32 driver;
+	u32 vf;
 };
 
 /* The last thread of a process ended. */

@@ -390,7 +390,7 @@ class VfReset(Event):
 
 @dataclass(frozen=True, slots=True)
 class MailboxFlood(Event):
-    """A virtual function's messages came faster than they are recorded: how many were not, in total."""
+    """A virtual function's messages came faster than they are recorded: how many since the last such record."""
 
     pf: str
     driver: int

@@ -51,6 +51,8 @@ FIXED: dict[int, tuple[str, struct.Struct, type[Event]]] = {
     27: ("vft_vfio_dirty_tracking", struct.Struct("<QQQQiIIi"), events.VfioDirtyTracking),
     28: ("vft_vfio_dirty", struct.Struct("<QQQQQQiIIiII"), events.VfioDirty),
     29: ("vft_vfio_data", struct.Struct("<QQQQQiiIiII"), events.VfioData),
+    40: ("vft_mailbox", struct.Struct("<16sIIIIIi16I"), events.Mailbox),
+    41: ("vft_vf_reset", struct.Struct("<16sII"), events.VfReset),
     100: ("", struct.Struct("<"), events.Tick),
     101: ("", struct.Struct("<qq"), events.ClockSample),
     102: ("", struct.Struct("<Q"), events.Lost),
@@ -62,6 +64,7 @@ NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]]
     110: (events.Process, dict),
     111: (events.FileDescriptor, dict),
     113: (events.Device, dict),
+    114: (events.MailboxFlood, dict),
     END_KIND: (
         events.End,
         lambda fields: {"streams": {int(k): int(v) for k, v in fields["streams"].items()}},
@@ -71,6 +74,7 @@ NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]]
     122: (events.PingSummary, dict),
 }
 
+_MAILBOX_KIND = 40
 _WITH_TEXT = {kind for kind, (_, layout, _) in FIXED.items() if "s" in layout.format}
 
 _FIXED_KIND = {event: (kind, layout) for kind, (_, layout, event) in FIXED.items()}
@@ -103,6 +107,8 @@ def decode(record: bytes) -> Event:
         if kind in _WITH_TEXT:
             fields = tuple(_text(f) if isinstance(f, bytes) else f for f in fields)
         own = len(known[2].__slots__)
+        if kind == _MAILBOX_KIND:
+            fields = (*fields[: own - 1], fields[own - 1 :])
         return known[2](at_ns, seq, tgid, tid, *fields[:own])
     if kind == PIECE_KIND:
         return _decode_piece(at_ns, seq, tgid, tid, body)
@@ -143,7 +149,9 @@ def encode(event: Event) -> bytes:
     if type(event) in _FIXED_KIND:
         kind, layout = _FIXED_KIND[type(event)]
         values = [v.encode() if isinstance(v, str) else v for v in own.values()]
-        pads = len(_FIELDS.findall(layout.format)) - len(values)
+        if kind == _MAILBOX_KIND:
+            values = [*values[:-1], *values[-1]]
+        pads = 0 if kind == _MAILBOX_KIND else len(_FIELDS.findall(layout.format)) - len(values)
         body = layout.pack(*values, *[0] * pads)
     else:
         kind = _NAMED_KIND[type(event)]

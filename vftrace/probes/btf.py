@@ -39,6 +39,21 @@ def member_offset(structure: str, member: str, btf: Path = VMLINUX) -> int | Non
         return None
 
 
+def module_member_offset(structure: str, member: str, module: str) -> int | None:
+    """As `member_offset`, of a structure of a module; of the kernel's own where the module is built in.
+
+    A module's BTF continues the kernel's: its strings begin where those of the kernel end.
+    """
+    place = of_module(module)
+    if not place.exists():
+        return member_offset(structure, member)
+    try:
+        base = _strings(VMLINUX.read_bytes())
+        return _member_offset(place.read_bytes(), structure.encode(), member.encode(), base)
+    except (OSError, struct.error, ValueError):
+        return None
+
+
 def function_id(name: str, btf: Path = VMLINUX) -> int | None:
     """The BTF type id of a kernel function; None if it has none."""
     try:
@@ -47,8 +62,8 @@ def function_id(name: str, btf: Path = VMLINUX) -> int | None:
         return None
 
 
-def _member_offset(data: bytes, structure: bytes, member: bytes) -> int | None:
-    strings = _strings(data)
+def _member_offset(data: bytes, structure: bytes, member: bytes, base: bytes = b"") -> int | None:
+    strings = base + _strings(data)
     wanted, wanted_member = _name_offsets(strings, structure), _name_offsets(strings, member)
     for _, name, info, at in _types(data):
         if name in wanted and info >> 24 & 0x1F in (_STRUCT, _UNION):

@@ -5,9 +5,11 @@ import os
 from collections.abc import Callable
 from typing import Any, Self
 
+from vftrace import events
 from vftrace.errors import MachineError
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up
+from vftrace.probes.mailbox import MailboxProbes
 from vftrace.probes.plan import FENTRY, KPROBE, PROBES, Probe, ProbeStatus, Way
 from vftrace.probes.text import program_text, shim_directory
 from vftrace.probes.vfio import VfioProbes
@@ -41,6 +43,7 @@ class Probes:
                     fix="vftrace doctor",
                 )
         self.vfio = VfioProbes(bcc, way)
+        self.mailbox = MailboxProbes(bcc)
         self._bpf["events"].open_ring_buffer(self._on_ring)
 
     def __enter__(self) -> Self:
@@ -52,11 +55,12 @@ class Probes:
     @property
     def status(self) -> tuple[ProbeStatus, ...]:
         """How each probe is attached now."""
-        return (*self._own_status, *self.vfio.status)
+        return (*self._own_status, *self.vfio.status, *self.mailbox.status)
 
     def follow(self) -> None:
         """Attach what belongs to modules that were loaded since; cheap where there are none."""
         self.vfio.follow()
+        self.mailbox.follow()
 
     def poll(self, timeout_ms: int) -> None:
         """Wait for a record that wakes, at most `timeout_ms`, then hand over what is in the ring."""
@@ -84,11 +88,13 @@ class Probes:
             threads[ctypes.c_uint64(tgid << 32 | tid)] = thread
 
     def streams(self) -> dict[int, int]:
-        """The next `seq` of each watched process."""
-        return {int(k.value): int(v.seq) for k, v in self._bpf["vms"].items()}
+        """The next `seq` of each watched process, and of what belongs to none."""
+        streams = {int(k.value): int(v.seq) for k, v in self._bpf["vms"].items()}
+        return {events.NO_PROCESS: int(self._bpf["unowned"][0].value), **streams}
 
     def close(self) -> None:
         """Detach everything. What was watched does not notice."""
+        self.mailbox.close()
         self.vfio.close()
         self._bpf.cleanup()
 

@@ -186,3 +186,23 @@ def precopy_info(functions: list[str]) -> Way:
     return Way(
         KPROBE, (), tuple(h for f in functions for h in _kprobes(f, "kp_request", "kr_request"))
     )
+
+
+MAILBOX = Probe(
+    "mailbox",
+    "messages between a network card and its virtual functions",
+    (Way(KPROBE, ()),),
+)
+"""Its hooks are each driver's: see `mailbox_way`."""
+
+
+def mailbox_way(driver: str) -> Way:
+    """The mailbox of one driver, whose functions all begin with its name."""
+    return Way(
+        KPROBE,
+        (
+            *_kprobes(f"{driver}_read_mbx", "kp_read", "kr_read"),
+            Hook(f"{driver}_write_mbx", "kp_write"),
+        ),
+        optional=_kprobes(f"{driver}_check_for_rst", "kp_check_for_rst", "kr_check_for_rst"),
+    )

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT
+ *
+ * The mailbox between a PF's driver and its VFs (drivers/net/ethernet/intel/ixgbe/ixgbe_mbx.h,
+ * igb/e1000_mbx.h). It runs in whatever task the interrupt hit, so nothing here looks at the task but to
+ * pair a call's entry with its return.
+ *
+ * What a guest writes is hostile, and keys pass here. The memory of a mailbox keeps what an earlier
+ * message left in it, and the PF's drivers read all of it (ixgbe_rcv_msg_from_vf) and answer out of the
+ * same buffer: a key may stand behind a message that has none. So of each message only as many words are
+ * sent on as its table in vftrace/mailbox/ says it has, of one in no table the first.
+ */
+#define MAX_FLOWS 16384
+#define BURST_NS 1000000000ULL		/* 1000 records at once ... */
+#define RECORD_NS 1000000ULL		/* ... and 1000 a second, for each VF */
+
+/* What `shipped` says of a message: how many words, and more. */
+#define WORDS 0xff
+#define WORDS_BY_COUNT 0x100		/* u16 hashes in w1 and on, their number in bits 23:16 */
+#define HOLDS_KEY 0x200
+
+static long (*const read_kernel_text)(void *to, u32 size, const void *from) = (void *)115;
+
+/* A call that is not at its end: of which task, and of which function. The idle task has one number on
+ * all CPUs. */
+struct inside {
+	u64 task;
+	u64 function;
+};
+
+struct arguments {
+	u64 hw;
+	u64 msg;
+	u32 size;
+	u32 vf;
+};
+
+struct flow_key {
+	u64 hw;
+	u64 vf;
+};
+
+/* One VF. `full_until_ns`: how far ahead of the allowed rate its records are. `unsent_*`: messages that
+ * went beyond it, which the reader reports. */
+struct flow {
+	u64 full_until_ns;
+	u64 unsent_from_vf;
+	u64 unsent_to_vf;
+	u64 unsent_resets;
+	u32 key_in_memory;
+	u32 vf;
+	char pf[VFT_PF_NAME];
+};
+
+BPF_TABLE("extern", u32, u64, unowned, 1);
+BPF_TABLE("lru_hash", struct inside, struct arguments, insides, 4096);
+BPF_TABLE("hash", struct flow_key, struct flow, flows, MAX_FLOWS);
+BPF_TABLE("hash", u32, u32, shipped, 1024);
+
+static __always_inline struct inside inside_of(u64 function)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct inside key = { .function = function };
+
+	key.task = id ? id : 1ULL << 63 | bpf_get_smp_processor_id();
+	return key;
+}
+
+static __always_inline void count_lost(void)
+{
+	u32 zero = 0;
+	u64 *count = lost.lookup(&zero);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline void read_pf(char *name, u64 hw)
+{
+	u64 at = 0;
+
+	/* hw->back is the adapter, that has its pci_dev, whose struct device begins with a kobject's name */
+	read_kernel(&at, sizeof(at), (void *)hw + HW_BACK_OFFSET);
+	read_kernel(&at, sizeof(at), (void *)at + ADAPTER_PDEV_OFFSET);
+	read_kernel(&at, sizeof(at), (void *)at + PCI_DEVICE_OFFSET);
+	read_kernel_text(name, VFT_PF_NAME, (void *)at);
+}
+
+static __always_inline struct flow *flow_of(u64 hw, u32 vf)
+{
+	struct flow_key key = { .hw = hw, .vf = vf };
+	struct flow *flow = flows.lookup(&key);
+
+	if (!flow) {
+		struct flow fresh = { .vf = vf };
+
+		read_pf(fresh.pf, hw);
+		flows.insert(&key, &fresh);
+		flow = flows.lookup(&key);
+	}
+	return flow;
+}
+
+/* Whether the VF may have one more record now; if not, the message is counted in `unsent`. */
+static __always_inline bool may_send(struct flow *flow, u64 now, u64 *unsent)
+{
+	u64 from = flow->full_until_ns > now ? flow->full_until_ns : now;
+
+	if (from > now + BURST_NS) {
+		__sync_fetch_and_add(unsent, 1);
+		return false;
+	}
+	flow->full_until_ns = from + RECORD_NS;
+	return true;
+}
+
+/* These records belong to no process: stream 0. False where the stream has no counter. */
+static __always_inline bool fill_unowned(struct vft_header *h, u64 now, u16 kind, u32 size)
+{
+	u32 zero = 0;
+	u64 *seq = unowned.lookup(&zero);
+
+	if (!seq)
+		return false;
+	h->at_ns = now;
+	h->size = size;
+	h->kind = kind;
+	h->seq = __sync_fetch_and_add(seq, 1);
+	return true;
+}
+
+static __always_inline u32 words_of(struct flow *flow, u32 direction, u32 first, u32 size)
+{
+	u32 key = direction << 16 | (first & 0xffff);
+	u32 *rule = shipped.lookup(&key);
+	u32 words = 1;
+
+	if (rule) {
+		words = *rule & WORDS;
+		if (*rule & WORDS_BY_COUNT && !flow->key_in_memory)
+			words = 1 + ((first >> 16 & 0xff) + 1) / 2;
+		if (*rule & HOLDS_KEY)
+			flow->key_in_memory = 1;
+	}
+	if (words > size)
+		words = size;
+	return words > VFT_MAILBOX_WORDS ? VFT_MAILBOX_WORDS : words;
+}
+
+static __always_inline void message(u64 hw, u64 msg, u32 size, u32 vf, u32 direction, s32 ret)
+{
+	struct flow *flow = flow_of(hw, vf);
+	struct vft_mailbox e = {};
+	u64 now = now_ns();
+	u32 words;
+
+	if (!flow) {
+		count_lost();
+		return;
+	}
+	read_kernel(e.word, sizeof(u32), (void *)msg);
+	words = ret ? 0 : words_of(flow, direction, e.word[0], size);
+	if (!may_send(flow, now, direction == VFT_FROM_VF ? &flow->unsent_from_vf : &flow->unsent_to_vf))
+		return;
+	if (!words)
+		e.word[0] = 0;
+#pragma unroll
+	for (u32 i = 1; i < VFT_MAILBOX_WORDS; i++)
+		if (i < words)
+			read_kernel(&e.word[i], sizeof(u32), (void *)msg + i * sizeof(u32));
+	if (!fill_unowned(&e.h, now, VFT_MAILBOX, sizeof(e)))
+		return;
+	__builtin_memcpy(e.pf, flow->pf, sizeof(e.pf));
+	e.driver = DRIVER;
+	e.vf = vf;
+	e.direction = direction;
+	e.size = size;
+	e.words = words;
+	e.ret = ret;
+	send(&e, sizeof(e), NO_WAKE);
+}
+
+static __always_inline void function_reset(u64 hw, u32 vf)
+{
+	struct flow *flow = flow_of(hw, vf);
+	struct vft_vf_reset e = {};
+	u64 now = now_ns();
+
+	if (!flow) {
+		count_lost();
+		return;
+	}
+	if (!may_send(flow, now, &flow->unsent_resets) ||
+	    !fill_unowned(&e.h, now, VFT_VF_RESET, sizeof(e)))
+		return;
+	__builtin_memcpy(e.pf, flow->pf, sizeof(e.pf));
+	e.driver = DRIVER;
+	e.vf = vf;
+	send(&e, sizeof(e), NO_WAKE);
+}

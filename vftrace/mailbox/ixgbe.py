@@ -1,0 +1,139 @@
+"""Messages of ixgbe and its VFs (drivers/net/ethernet/intel/ixgbe/ixgbe_mbx.h, ixgbe_sriov.c)."""
+
+from vftrace.mailbox.table import NACK, Arguments, Opcode, Stage, Table, Words, hashes, info, mac
+
+API_VERSIONS = ("1.0", "2.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7")
+"""enum ixgbe_pfvf_api_rev, in its order."""
+
+XCAST_MODES = ("none", "multi", "allmulti", "promisc")
+"""enum ixgbevf_xcast_modes (drivers/net/ethernet/intel/ixgbe/ixgbe.h)."""
+
+FEATURES = {1: "ipsec", 2: "esx-mbx"}
+"""IXGBEVF_PF_SUP_*."""
+
+
+def _named(names: tuple[str, ...], number: int) -> str:
+    return names[number] if number < len(names) else str(number)
+
+
+def _reset_reply(words: Words) -> Arguments:
+    given = {} if words[0] & NACK else {"mac": mac(words)}
+    return {**given, "mc_filter_type": words[3]}
+
+
+def _multicast(words: Words) -> Arguments:
+    count, values = hashes(words)
+    return {"count": count, "hashes": values} if values else {"count": count}
+
+
+def _vlan(words: Words) -> Arguments:
+    return {"add": bool(info(words)), "vlan": words[1] & 0xFFF}
+
+
+def _macvlan(words: Words) -> Arguments:
+    # ixgbe_set_vf_macvlan_msg: index 0 takes all filters away
+    return {"index": info(words), "mac": mac(words)} if info(words) else {"index": 0}
+
+
+def _api(words: Words) -> Arguments:
+    return {"version": _named(API_VERSIONS, words[1])}
+
+
+def _queues(words: Words) -> Arguments:
+    return {"tx": words[1], "rx": words[2], "vlan": words[3], "default": words[4]}
+
+
+def _xcast(words: Words) -> Arguments:
+    return {"mode": _named(XCAST_MODES, words[1])}
+
+
+def _ipsec_add(words: Words) -> Arguments:
+    # struct sa_mbx_msg (ixgbe_ipsec.h): spi is big-endian, then u8 dir, u8 proto, u16 family, addr[4]
+    spi = int.from_bytes(words[1].to_bytes(4, "little"), "big")
+    return {"spi": f"0x{spi:08x}", "dir": words[2] & 0xFF, "proto": words[2] >> 8 & 0xFF}
+
+
+def _features(words: Words) -> Arguments:
+    names = [name for bit, name in FEATURES.items() if words[1] & bit]
+    rest = words[1] & ~sum(FEATURES)
+    return {"features": ",".join([*names, *([f"0x{rest:x}"] if rest else [])]) or "none"}
+
+
+TABLE = Table(
+    driver="ixgbe",
+    number=1,
+    opcodes={
+        0x01: Opcode(
+            "RESET",
+            Stage.RESET,
+            reply=_reset_reply,
+            reply_words=4,
+            nack_is_normal="no administrative MAC",
+        ),
+        0x02: Opcode(
+            "SET_MAC_ADDR",
+            Stage.PREPARE,
+            request=lambda words: {"mac": mac(words)},
+            request_words=3,
+        ),
+        0x03: Opcode("SET_MULTICAST", Stage.OPEN, request=_multicast, counted=True),
+        0x04: Opcode("SET_VLAN", Stage.PREPARE, request=_vlan, request_words=2),
+        0x05: Opcode(
+            "SET_LPE",
+            Stage.OPEN,
+            request=lambda words: {"max_frame": words[1]},
+            request_words=2,
+        ),
+        0x06: Opcode("SET_MACVLAN", Stage.PREPARE, request=_macvlan, request_words=3),
+        0x08: Opcode(
+            "API_NEGOTIATE",
+            Stage.NEGOTIATE,
+            request=_api,
+            request_words=2,
+            nack_is_normal="an older version is tried next",
+        ),
+        0x09: Opcode("GET_QUEUES", Stage.PREPARE, reply=_queues, reply_words=5),
+        0x0A: Opcode("GET_RETA", Stage.PREPARE),
+        0x0B: Opcode("GET_RSS_KEY", Stage.PREPARE, reply_key=True),
+        0x0C: Opcode(
+            "UPDATE_XCAST_MODE",
+            Stage.OPEN,
+            request=_xcast,
+            request_words=2,
+            reply=_xcast,
+            reply_words=2,
+        ),
+        # The answer is made in the request's buffer, key and all.
+        0x0D: Opcode(
+            "IPSEC_ADD",
+            request=_ipsec_add,
+            request_words=7,
+            reply=lambda words: {"handle": words[1]},
+            reply_words=2,
+            request_key=True,
+            reply_key=True,
+        ),
+        0x0E: Opcode("IPSEC_DEL", request=lambda words: {"handle": words[1]}, request_words=2),
+        0x10: Opcode(
+            "GET_LINK_STATE",
+            Stage.OPEN,
+            reply=lambda words: {"enabled": bool(words[1])},
+            reply_words=2,
+        ),
+        0x11: Opcode(
+            "GET_PF_LINK_STATE",
+            reply=lambda words: {"speed": f"0x{words[1]:x}", "up": bool(words[2])},
+            reply_words=3,
+        ),
+        0x12: Opcode(
+            "FEATURES_NEGOTIATE",
+            Stage.NEGOTIATE,
+            request=_features,
+            request_words=2,
+            reply=_features,
+            reply_words=2,
+            nack_is_normal="the card's driver knows no features",
+        ),
+        0x100: Opcode("PF_CONTROL", from_pf=True),
+    },
+)

@@ -1,0 +1,294 @@
+"""The life of each virtual function, from what its mailbox says.
+
+| state | from |
+|---|---|
+| absent | nothing was heard of it |
+| reset | it was reset as a function, or asked for RESET; also where its driver starts and then rests |
+| negotiating | RESET was answered |
+| configuring | its driver asks for queues, filters, MAC, VLANs |
+| up | it asked what a driver asks whose interface is brought up, and for 500 ms nothing more |
+
+Times are those of events; nothing here knows a clock.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from vftrace.events import Event, Mailbox, MailboxFlood, VfReset
+from vftrace.mailbox.drivers import TABLES
+from vftrace.mailbox.message import Direction, Message, Pairing, Result, message_of
+from vftrace.mailbox.table import Stage
+
+State = Literal["absent", "reset", "negotiating", "configuring", "up"]
+
+SETTLED_NS = 500_000_000
+"""A VF that configures asks the next thing at once; after so long it has done."""
+
+UNANSWERED_NS = 1_000_000_000
+"""A VF's driver waits so long for an answer (IXGBE_VF_MBX_INIT_TIMEOUT × _DELAY), then resets."""
+
+RESETTING_NS = 60_000_000_000
+MAX_FALLS, MAX_RESETS = 3, 10
+"""It keeps resetting: so often out of work, or at all, within a minute. (An igbvf that is bound and
+brought up resets three times.)"""
+
+MAX_VFS = 4096
+MAX_RECENT = 32
+MAX_CHANGES = 64
+MAX_STATES = 64
+MAX_VLANS = 4096
+
+NOT_RECORDED = "not-recorded"
+UNKNOWN = "unknown"
+"""Names in the counts for messages that came too fast, and for opcodes in no table."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpan:
+    """A state of a VF; `end_at_ns` None while it lasts."""
+
+    name: State
+    start_at_ns: int
+    end_at_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something of a VF became another: `what` is mac, vlan, max_frame, mode, version ..."""
+
+    at_ns: int
+    what: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class VfLife:
+    """What is known of one VF now. Lists hold the latest entries only."""
+
+    pf: str
+    vf: int
+    driver: str
+    state: State
+    since_ns: int | None
+    states: tuple[StateSpan, ...]
+    settings: tuple[tuple[str, str], ...]
+    vlans: tuple[int, ...]
+    changes: tuple[Change, ...]
+    function_resets: int
+    message_resets: int
+    keeps_resetting: bool
+    unanswered: int
+    """Requests that the card's driver did not answer within a second."""
+    refused: int
+    not_recorded: int
+    recent: tuple[Message, ...]
+    counts: tuple[tuple[tuple[str, Direction, Result], int], ...]
+    """How many messages of each name, direction and result."""
+
+
+@dataclass
+class _Vf:
+    pf: str
+    vf: int
+    driver: int
+    states: deque[StateSpan] = field(default_factory=lambda: deque(maxlen=MAX_STATES))
+    pairing: Pairing = field(default_factory=Pairing)
+    opened: bool = False
+    last_ns: int = 0
+    settings: dict[str, str] = field(default_factory=dict)
+    vlans: set[int] = field(default_factory=set)
+    changes: deque[Change] = field(default_factory=lambda: deque(maxlen=MAX_CHANGES))
+    resets: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_RESETS))
+    falls: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_FALLS))
+    function_resets: int = 0
+    message_resets: int = 0
+    unanswered: int = 0
+    complained_ns: int = -1
+    refused: int = 0
+    not_recorded: int = 0
+    recent: deque[Message] = field(default_factory=lambda: deque(maxlen=MAX_RECENT))
+    counts: Counter[tuple[str, Direction, Result]] = field(default_factory=Counter)
+
+    @property
+    def state(self) -> State:
+        return self.states[-1].name if self.states else "absent"
+
+    def enter(self, state: State, at_ns: int) -> None:
+        if state == self.state:
+            return
+        if self.states:
+            self.states[-1] = replace(self.states[-1], end_at_ns=at_ns)
+        self.states.append(StateSpan(state, at_ns, None))
+
+    def pass_time(self, now_ns: int) -> None:
+        """Whatever follows from nothing being said."""
+        pending = self.pairing.pending
+        if pending is not None:
+            if now_ns - pending.at_ns >= UNANSWERED_NS and self.complained_ns != pending.at_ns:
+                self.unanswered += 1
+                self.complained_ns = pending.at_ns
+        elif now_ns - self.last_ns >= SETTLED_NS:
+            if self.state == "configuring" and self.opened:
+                self.enter("up", self.last_ns)
+            elif self.state in ("configuring", "negotiating"):
+                self.enter("reset", self.last_ns)
+
+    def was_reset(self, at_ns: int) -> None:
+        self.resets.append(at_ns)
+        if self.state in ("configuring", "up"):
+            self.falls.append(at_ns)
+        self.enter("reset", at_ns)
+        self.opened = False
+        # ixgbe_vf_reset_event and igb_vf_reset take its filters and VLANs away
+        self.vlans.clear()
+        self.settings = {k: v for k, v in self.settings.items() if k == "mac"}
+
+    def take(self, message: Message) -> Message:
+        asked = self.pairing.pending
+        message = self.pairing.take(message)
+        table = TABLES.get(self.driver)
+        opcode = table.opcodes.get(message.opcode) if table and message.name else None
+        name = opcode.name if opcode else UNKNOWN
+        self.counts[name, message.direction, message.result] += 1
+        self.recent.append(message)
+        self.last_ns = message.at_ns
+        if message.is_request:
+            self._asked(opcode.stage if opcode else Stage.ANY, message.at_ns)
+        elif message.direction == "to-vf" and asked is not None and message.opcode == asked.opcode:
+            self._answered(asked, message)
+        return message
+
+    def _asked(self, stage: Stage, at_ns: int) -> None:
+        if stage is Stage.RESET:
+            self.message_resets += 1
+            self.was_reset(at_ns)
+        elif stage is Stage.NEGOTIATE:
+            if self.state in ("absent", "reset"):
+                self.enter("negotiating", at_ns)
+        elif self.state == "absent":
+            # It was at work before anybody looked.
+            self.enter("up", at_ns)
+        elif stage in (Stage.PREPARE, Stage.OPEN):
+            if self.state != "up":
+                self.enter("configuring", at_ns)
+            self.opened |= stage is Stage.OPEN
+
+    def _answered(self, asked: Message, reply: Message) -> None:
+        self.refused += reply.refused
+        if asked.name == "RESET":
+            self.enter("negotiating", reply.at_ns)
+        if reply.result != "ACK":
+            return
+        arguments = {**asked.arguments, **reply.arguments}
+        if asked.name == "SET_VLAN":
+            self._vlan(int(arguments["vlan"]), bool(arguments["add"]), reply.at_ns)
+        for what in ("mac", "max_frame", "mode", "version", "features"):
+            keeps = asked.name in ("RESET", "SET_MAC_ADDR") or what != "mac"
+            if what in arguments and keeps and arguments.get("act", "set") == "set":
+                self._changed(what, str(arguments[what]), reply.at_ns)
+
+    def _vlan(self, vlan: int, add: bool, at_ns: int) -> None:
+        if add and vlan not in self.vlans and len(self.vlans) < MAX_VLANS:
+            self.vlans.add(vlan)
+            self.changes.append(Change(at_ns, "vlan", f"+{vlan}"))
+        elif not add and vlan in self.vlans:
+            self.vlans.discard(vlan)
+            self.changes.append(Change(at_ns, "vlan", f"-{vlan}"))
+
+    def _changed(self, what: str, value: str, at_ns: int) -> None:
+        if self.settings.get(what) != value:
+            self.settings[what] = value
+            self.changes.append(Change(at_ns, what, value))
+
+    def life(self, now_ns: int) -> VfLife:
+        table = TABLES.get(self.driver)
+        return VfLife(
+            pf=self.pf,
+            vf=self.vf,
+            driver=table.driver if table else str(self.driver),
+            state=self.state,
+            since_ns=self.states[-1].start_at_ns if self.states else None,
+            states=tuple(self.states),
+            settings=tuple(sorted(self.settings.items())),
+            vlans=tuple(sorted(self.vlans)),
+            changes=tuple(self.changes),
+            function_resets=self.function_resets,
+            message_resets=self.message_resets,
+            keeps_resetting=_within(self.resets, MAX_RESETS, now_ns)
+            or _within(self.falls, MAX_FALLS, now_ns),
+            unanswered=self.unanswered,
+            refused=self.refused,
+            not_recorded=self.not_recorded,
+            recent=tuple(self.recent),
+            counts=tuple(sorted(self.counts.items())),
+        )
+
+
+def _within(times: deque[int], count: int, now_ns: int) -> bool:
+    return len(times) == count and now_ns - times[0] <= RESETTING_NS
+
+
+class Mailboxes:
+    """Feed it all events in order of time; ask for the `lives` of the VFs it has heard of."""
+
+    def __init__(self) -> None:
+        self._vfs: dict[tuple[str, int], _Vf] = {}
+        self._now_ns = 0
+        self._next_look_ns = 0
+        self.ignored = 0
+        """Messages of VFs beyond the 4096th."""
+
+    def feed(self, event: Event) -> Message | None:
+        """Take one event of any kind; a message comes back decoded and paired."""
+        self._now_ns = max(self._now_ns, event.at_ns)
+        if self._now_ns >= self._next_look_ns:
+            self._next_look_ns = self._now_ns + SETTLED_NS // 5
+            for each in self._vfs.values():
+                each.pass_time(self._now_ns)
+        match event:
+            case Mailbox():
+                vf = self._vf(event.pf, event.vf, event.driver)
+                if vf is None:
+                    self.ignored += 1
+                    return message_of(event)
+                vf.pass_time(event.at_ns)
+                return vf.take(message_of(event))
+            case VfReset():
+                vf = self._vf(event.pf, event.vf, event.driver)
+                if vf is not None:
+                    vf.pass_time(event.at_ns)
+                    vf.function_resets += 1
+                    # What was asked before gets no answer any more.
+                    vf.pairing = Pairing()
+                    vf.was_reset(event.at_ns)
+            case MailboxFlood():
+                self._flood(event)
+            case _:
+                pass
+        return None
+
+    def _flood(self, event: MailboxFlood) -> None:
+        vf = self._vf(event.pf, event.vf, event.driver)
+        if vf is None:
+            return
+        # The answer to what was asked last may not have been recorded.
+        vf.pairing = Pairing()
+        counts: dict[Direction, int] = {"from-vf": event.from_vf, "to-vf": event.to_vf}
+        for direction, count in counts.items():
+            if count > 0:
+                vf.counts[NOT_RECORDED, direction, "none"] += count
+        vf.not_recorded += max(event.from_vf, 0) + max(event.to_vf, 0) + max(event.resets, 0)
+        vf.function_resets += max(event.resets, 0)
+
+    def _vf(self, pf: str, number: int, driver: int) -> _Vf | None:
+        vf = self._vfs.get((pf, number))
+        if vf is None and len(self._vfs) < MAX_VFS:
+            vf = self._vfs[pf, number] = _Vf(pf, number, driver)
+        return vf
+
+    def lives(self) -> Iterator[VfLife]:
+        """Every VF, by card and number."""
+        for _, vf in sorted(self._vfs.items()):
+            yield vf.life(self._now_ns)
