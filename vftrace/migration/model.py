@@ -4,6 +4,8 @@ None where they are not known."""
 from dataclasses import dataclass
 from typing import Literal
 
+from vftrace.mailbox.life import VfLife
+
 Role = Literal["source", "destination", "stitched"]
 Outcome = Literal["completed", "cancelled", "failed", "unknown"]
 Strategy = Literal["plain", "vfio", "unplug", "late-unplug", "failover", "mailbox"]
@@ -293,3 +295,7 @@ class Snapshot:
     unknown_records: int
     clock: tuple[tuple[int, int, int], ...]
     """(at_ns, realtime_offset_ns, error_ns) of the clock samples that differ."""
+    vfs: tuple[VfLife, ...] = ()
+    """Virtual functions as their mailboxes tell."""
+    vfs_incomplete: bool = False
+    """Records of mailboxes are missing."""

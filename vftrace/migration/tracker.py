@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vftrace import events
-from vftrace.events import USER_STREAM, Event
+from vftrace.events import NO_PROCESS, USER_STREAM, Event
+from vftrace.mailbox.life import Mailboxes
 from vftrace.migration.build import build_migration
 from vftrace.migration.model import Migration, Snapshot, Vm
 from vftrace.migration.process import Arrival, Process
@@ -45,6 +46,8 @@ class Tracker:
     _pairs: list[Pair] = field(default_factory=list)
     _user: Stream = field(default_factory=Stream)
     _user_doubt_ns: int | None = None
+    _unowned: Stream = field(default_factory=Stream)
+    _mailboxes: Mailboxes = field(default_factory=Mailboxes)
     _now_ns: int = 0
     _events: int = 0
     _lost: int = 0
@@ -62,6 +65,8 @@ class Tracker:
             self._unknown += 1
         if event.tgid == USER_STREAM:
             self._feed_own(event)
+        elif event.tgid == NO_PROCESS:
+            self._feed_unowned(event)
         else:
             self._feed_kernel(event)
 
@@ -99,6 +104,9 @@ class Tracker:
                 self._sample_clock(event)
             case events.Tick():
                 self._settle()
+                self._mailboxes.feed(event)
+            case events.MailboxFlood():
+                self._mailboxes.feed(event)
             case events.End():
                 self._compare_streams(event)
             case _:
@@ -139,6 +147,7 @@ class Tracker:
 
     def _compare_streams(self, event: events.End) -> None:
         """The writer says which processes lived at the end, and how many records each had sent."""
+        self._unowned.ends_at(event.streams.get(NO_PROCESS, 0))
         for process in self._processes.values():
             next_seq = event.streams.get(process.pid)
             if next_seq is None:
@@ -158,6 +167,11 @@ class Tracker:
             process.arrival.started_paused = event.started_paused
 
     # -- what the kernel side says --------------------------------------------------------------
+
+    def _feed_unowned(self, event: Event) -> None:
+        """Mailboxes: they belong to a card, whatever process their interrupt hit."""
+        if self._unowned.accept(event.seq):
+            self._mailboxes.feed(event)
 
     def _feed_kernel(self, event: Event) -> None:
         process = self._processes.get(event.tgid)
@@ -253,6 +267,8 @@ class Tracker:
             lost=self._lost,
             unknown_records=self._unknown,
             clock=tuple(self._clock),
+            vfs=tuple(self._mailboxes.lives()),
+            vfs_incomplete=self._unowned.holes,
         )
 
     def _vm(self, process: Process) -> Vm:
