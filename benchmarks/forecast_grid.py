@@ -155,6 +155,7 @@ async def play(point: Point, directory: Path) -> tuple[int, dict[str, Any] | Non
         if done.exception() is None:
             await run.arrived(migration)
         else:
+            await destination.qemu.ended()
             await run.finish(migration)
         truth = run.truth(scenario)
     figures = truth.attempts[0].counted
@@ -186,7 +187,11 @@ def run_grid(path: Path, wanted: set[int]) -> None:
         with tempfile.TemporaryDirectory() as directory:
             for count, point in enumerate(points):
                 began = time.monotonic()
-                pid, figures = asyncio.run(play(point, Path(directory)))
+                try:
+                    pid, figures = asyncio.run(play(point, Path(directory)))
+                except qemu.QemuError as error:
+                    print(f"{point}: {error}", file=sys.stderr, flush=True)
+                    continue
                 time.sleep(0.4)
                 results.append(_result(point, pid, figures, tracer.pump))
                 seen = results[-1]["outcome"], len(results[-1]["rounds"])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from vftrace.migration.model import Round
+from vftrace.migration.model import Forecast, Round, StrategyCost
 from vftrace.migration.workingset import Shape, WorkingSet, intervals
 
 PAGE_SIZE = 4096
@@ -35,6 +35,9 @@ TURN_NS = 50_000_000
 
 MAX_ROUNDS = 30
 """A precopy that would need more is called one that does not converge."""
+
+AFTER_SWEEPS = 3
+"""The second round is over with the third sweep."""
 
 _HELD_BACK = 1.25
 """A channel that can carry so much more than is sent is held back by max-bandwidth."""
@@ -59,43 +62,6 @@ class Assumptions:
     device_state_bytes: int | None = None
     """What VFIO devices have to transfer while stopped; None: not known."""
     max_rounds: int = MAX_ROUNDS
-
-
-@dataclass(frozen=True, slots=True)
-class StrategyCost:
-    """One way to do it. Times in ns, None where not known.
-
-    `total_ns` from the migration's beginning; `downtime_ns` that of the vCPUs; `device_ns` how long the guest is
-    without its VF, as far as the migration sets it: the drivers' own unplugging and probing come on top.
-    """
-
-    strategy: str
-    converges: bool | None
-    total_ns: int | None
-    downtime_ns: int | None
-    device_ns: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """Made from the first `after_sweeps` sweeps. None: not known (yet).
-
-    `rounds_left` are sweeps still to come while the guest runs; `total_ns` counts from the migration's beginning,
-    and is None where precopy does not converge. `limit_assumed`: the downtime limit is QEMU's default.
-    """
-
-    after_sweeps: int
-    at_ns: int
-    converges: bool | None
-    rounds_left: int | None
-    total_ns: int | None
-    downtime_ns: int | None
-    remaining_bytes: int | None
-    bandwidth_bytes_per_second: float | None
-    link_bytes_per_second: float | None
-    downtime_limit_ns: int
-    limit_assumed: bool
-    strategies: tuple[StrategyCost, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +146,17 @@ def forecast(
         remaining_bytes=round(left),
         strategies=costs,
     )
+
+
+def of_migration(
+    rounds: Sequence[Round], started_at_ns: int, stopped_at_ns: int | None, *, ended: bool
+) -> Forecast | None:
+    """While the guest runs: from all sweeps. Afterwards: as it was foretold when the second round was over, so
+    that it can be held against what happened."""
+    running = [r for r in rounds if stopped_at_ns is None or r.at_ns < stopped_at_ns]
+    if ended or stopped_at_ns is not None:
+        running = running[:AFTER_SWEEPS]
+    return forecast(running, started_at_ns)
 
 
 def replay(
