@@ -1,0 +1,347 @@
+"""Devices: who they are (vftrace/host/devices.py), and what became of them (vftrace/migration/devices.py)."""
+
+from pathlib import Path
+
+import pytest
+
+from vftrace import events
+from vftrace.host import devices as host
+from vftrace.host.devices import Device, Named, named_devices
+from vftrace.migration.devices import Devices, PassedDevice, device_use, moved_away, unplugged_vf
+
+UUID = "6c616264-0000-4000-8000-00000000000a"
+STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P = 1, 2, 3, 4, 5, 6, 7
+
+
+# -- command lines ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "found"),
+    [
+        ("vfio-pci,host=01:10.0,id=vf0", Named("0000:01:10.0", "vf0")),
+        ("vfio-pci,host=0000:AF:10.1", Named("0000:af:10.1", None)),
+        (f"vfio-pci,id=vf0,sysfsdev=/sys/bus/mdev/devices/{UUID}", Named(UUID, "vf0")),
+        (
+            '{"driver":"vfio-pci","host":"0001:01:10.0","id":"hostdev0"}',
+            Named("0001:01:10.0", "hostdev0"),
+        ),
+        ("driver=vfio-pci,host=01:10.0", Named("0000:01:10.0", None)),
+    ],
+)
+def test_devices_of_a_command_line(option: str, found: Named) -> None:
+    assert named_devices(["qemu", "-m", "64", "-device", option]) == (found,)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["virtio-net-pci,id=host", "vfio-pci,id=vf0", "{", '["vfio-pci"]', "", "vfio-pci,host="],
+)
+def test_what_is_no_passed_through_device(option: str) -> None:
+    assert named_devices(["qemu", "-device", option]) == ()
+
+
+def test_an_option_without_its_value_is_none() -> None:
+    assert named_devices(["qemu", "-device"]) == ()
+
+
+# -- /proc and /sys -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A /proc with process 7 that has device fds 18 and 20, a /sys with a card and its VFs."""
+    fds = tmp_path / "proc/7/fd"
+    fds.mkdir(parents=True)
+    (tmp_path / "proc/7/fdinfo").mkdir()
+    for number, target in {
+        "3": "/dev/kvm",
+        "9": "anon_inode:kvm-vm",
+        "18": "anon_inode:[vfio-device]",
+        "20": "/dev/vfio/devices/vfio0",
+    }.items():
+        (fds / number).symlink_to(target)
+    pci = tmp_path / "sys/bus/pci/devices"
+    for address in ("0000:01:00.0", "0000:01:10.0", "0000:01:10.2"):
+        (pci / address).mkdir(parents=True)
+    for vf, address in enumerate(("0000:01:10.0", "0000:01:10.2")):
+        (pci / "0000:01:00.0" / f"virtfn{vf}").symlink_to(f"../{address}")
+        (pci / address / "physfn").symlink_to("../0000:01:00.0")
+        (pci / address / "driver").symlink_to("../../../../bus/pci/drivers/vfio-pci")
+    cdev = tmp_path / "sys/class/vfio-dev/vfio0"
+    cdev.mkdir(parents=True)
+    (cdev / "device").symlink_to("../../../0000:01:10.2")
+    monkeypatch.setattr(host, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(host, "SYS", tmp_path / "sys")
+    return tmp_path
+
+
+def test_device_fds_of_a_process(machine: Path) -> None:
+    assert host.device_fds(7) == (18, 20)
+    assert host.device_fds(8) == ()
+
+
+def test_a_virtual_function_by_the_name_the_kernel_gave(machine: Path) -> None:
+    argv = ["qemu", "-device", "vfio-pci,host=01:10.2,id=vf1"]
+    token = "0000:01:10.2 vf_token=11111111-2222-4333-8444-555555555555"
+    wanted = Device("0000:01:10.2", "vf1", "vfio-pci", "0000:01:00.0", 1)
+    assert host.find(7, 18, token, argv) == wanted
+
+
+def test_a_device_by_fdinfo(machine: Path) -> None:
+    text = "pos:\t0\nvfio-device-syspath: /sys/devices/pci0000:00/0000:01:10.0\n"
+    (machine / "proc/7/fdinfo/18").write_text(text)
+    found = host.find(7, 18, "", [])
+    assert found == Device("0000:01:10.0", None, "vfio-pci", "0000:01:00.0", 0)
+
+
+def test_a_device_by_its_character_device(machine: Path) -> None:
+    found = host.find(7, 20, "", [])
+    assert found is not None
+    assert found.address == "0000:01:10.2"
+
+
+def test_a_device_by_its_place_on_the_command_line(machine: Path) -> None:
+    argv = [
+        "qemu",
+        "-device",
+        "vfio-pci,host=01:10.0,id=a",
+        "-device",
+        "vfio-pci,host=01:10.2,id=b",
+    ]
+    found = host.find(7, 18, "", argv)
+    assert found is not None
+    assert (found.address, found.id) == ("0000:01:10.0", "a")
+
+
+def test_a_command_line_with_fewer_devices_tells_nothing(machine: Path) -> None:
+    assert host.find(7, 18, "", ["qemu", "-device", "vfio-pci,host=01:10.0"]) is None
+
+
+def test_a_device_that_sysfs_does_not_know(machine: Path) -> None:
+    assert host.find(7, 18, UUID, []) == Device(UUID, None, None, None, None)
+
+
+# -- states -------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Devices fed by hand; times are plain numbers."""
+
+    def __init__(self) -> None:
+        self.devices = Devices()
+
+    def open(self, at: int, fd: int = 18, name: str = UUID) -> PassedDevice:
+        self.devices.feed(events.VfioOpen(at, 0, 7, 7, fd, events.VfioOpen.GROUP, name))
+        return self.devices.by_fd[fd]
+
+    def ask(self, at: int, state: int, ret: int = 0, fd: int = 18, data_fd: int = -1) -> None:
+        self.devices.feed(
+            events.VfioState(at, 0, 7, 7, at - 1, fd, events.VfioState.SET, state, data_fd, ret)
+        )
+
+    def data(self, at: int, moved: int, op: int, fd: int = 18, error: int = 0) -> None:
+        failed_at = at if error else 0
+        self.devices.feed(
+            events.VfioData(at, 0, 7, 7, moved, 1, at, at, failed_at, fd, 22, op, error, 0)
+        )
+
+    def reset(self, at: int, fd: int = 18) -> None:
+        self.devices.feed(events.VfioReset(at, 0, 7, 7, at - 1, fd, events.VfioReset.DEVICE, "", 0))
+
+    def close(self, at: int, fd: int = 18) -> None:
+        self.devices.feed(events.VfioClose(at, 0, 7, 7, fd))
+
+
+def names(device: PassedDevice) -> list[str]:
+    return [state.state for state in device.states()]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [PRE_COPY, PRE_COPY_P2P, STOP_COPY, STOP],
+        [PRE_COPY, STOP_COPY, STOP],
+        [RUNNING_P2P, STOP, STOP_COPY, STOP],
+        [STOP, STOP_COPY, STOP],
+    ],
+    ids=["precopy-p2p", "precopy", "p2p", "stop-copy"],
+)
+def test_a_source_device_walks_as_asked(asked: list[int]) -> None:
+    """The sequences of QEMU's hw/vfio/migration.c for what a device can do."""
+    bench = Bench()
+    device = bench.open(10)
+    for i, state in enumerate(asked):
+        bench.ask(20 + 10 * i, state)
+    uapi = [
+        "ERROR",
+        "STOP",
+        "RUNNING",
+        "STOP_COPY",
+        "RESUMING",
+        "RUNNING_P2P",
+        "PRE_COPY",
+        "PRE_COPY_P2P",
+    ]
+    assert names(device) == ["RUNNING", *(uapi[state] for state in asked)]
+
+
+def test_a_refused_state_is_not_reached() -> None:
+    bench = Bench()
+    device = bench.open(10)
+    bench.ask(20, PRE_COPY, ret=-16)
+    assert names(device) == ["RUNNING"]
+    assert [(t.what, t.ret, t.refused) for t in device.troubles(0, 100)] == [
+        ("PRE_COPY refused", -16, True)
+    ]
+
+
+def test_refused_twice_is_error_and_a_reset_leaves_it() -> None:
+    bench = Bench()
+    device = bench.open(10)
+    bench.ask(20, STOP)
+    bench.ask(30, STOP_COPY, ret=-5)
+    bench.ask(40, STOP, ret=-5)
+    bench.reset(50)
+    assert names(device) == ["RUNNING", "STOP", "ERROR", "RUNNING"]
+    assert device.reset_after(30)
+
+
+def test_a_reset_while_running_changes_nothing() -> None:
+    bench = Bench()
+    device = bench.open(10)
+    bench.reset(20)
+    assert names(device) == ["RUNNING"]
+    assert bench.devices.transferring(0, 100) == []
+
+
+def test_a_pause_is_no_transfer() -> None:
+    bench = Bench()
+    bench.open(10)
+    bench.ask(20, STOP)
+    bench.ask(30, RUNNING)
+    assert bench.devices.transferring(0, 100) == []
+
+
+def test_failed_reads_and_writes_are_told() -> None:
+    bench = Bench()
+    device = bench.open(10)
+    bench.ask(20, RESUMING, data_fd=22)
+    bench.data(30, 100, events.VfioData.LOAD, error=-5)
+    assert [(t.at_ns, t.what, t.ret) for t in device.troubles(0, 100)] == [(30, "load failed", -5)]
+
+
+def test_bytes_of_two_attempts_are_kept_apart() -> None:
+    bench = Bench()
+    device = bench.open(10)
+    bench.ask(20, PRE_COPY, data_fd=22)
+    bench.data(25, 100, events.VfioData.SAVE)
+    bench.ask(30, RUNNING)
+    bench.ask(40, PRE_COPY, data_fd=22)
+    bench.data(45, 60, events.VfioData.SAVE)
+    bench.data(46, 70, events.VfioData.SAVE)
+    assert device.bytes_moved(events.VfioData.SAVE, 40) == 70
+    assert device.bytes_moved(events.VfioData.SAVE, 0) == 170
+    assert device.bytes_moved(events.VfioData.LOAD, 0) is None
+
+
+def _both_sides() -> tuple[Bench, Bench]:
+    source, destination = Bench(), Bench()
+    source.open(10)
+    destination.open(10)
+    source.ask(20, PRE_COPY, data_fd=22)
+    destination.ask(21, RESUMING, data_fd=22)
+    source.ask(50, PRE_COPY_P2P)
+    source.ask(55, STOP_COPY)
+    source.ask(70, STOP)
+    destination.ask(80, RUNNING_P2P)
+    destination.ask(90, RUNNING)
+    return source, destination
+
+
+def test_downtime_is_from_leaving_running_to_running_on_the_other_side() -> None:
+    source, destination = _both_sides()
+    (away,) = moved_away(source.devices.all, destination.devices.all, 15)
+    # Asked at 49 to leave PRE_COPY; precopy itself is no downtime.
+    assert (away.downtime().from_ns, away.downtime().ns) == (49, 41)
+
+
+def test_downtime_without_the_other_side_is_not_known() -> None:
+    source, _ = _both_sides()
+    (away,) = moved_away(source.devices.all, [], 15)
+    assert away.downtime().ns is None
+
+
+def test_downtime_of_a_device_that_resumes_at_home() -> None:
+    source = Bench()
+    source.open(10)
+    source.ask(20, PRE_COPY)
+    source.ask(30, STOP_COPY)
+    source.ask(60, RUNNING)
+    (away,) = moved_away(source.devices.all, [], 15)
+    assert away.downtime().ns == 60 - 29
+
+
+def test_a_cancel_in_precopy_is_no_downtime() -> None:
+    source = Bench()
+    source.open(10)
+    source.ask(20, PRE_COPY)
+    source.ask(30, RUNNING)
+    (away,) = moved_away(source.devices.all, [], 15)
+    assert (away.downtime().from_ns, away.downtime().ns) == (None, None)
+
+
+def test_time_in_each_state_adds_up_to_the_migration() -> None:
+    source, _ = _both_sides()
+    use = device_use(source.devices.all[0], "source", None, 15, 100)
+    assert dict(use.state_ns) == {
+        "RUNNING": 5,
+        "PRE_COPY": 30,
+        "PRE_COPY_P2P": 5,
+        "STOP_COPY": 15,
+        "STOP": 30,
+    }
+    assert sum(dict(use.state_ns).values()) == 100 - 15
+
+
+def test_pairs_are_made_by_id_before_order() -> None:
+    source, destination = Bench(), Bench()
+    for bench, ids in ((source, ("a", "b")), (destination, ("b", "a"))):
+        for fd, name in zip((18, 20), ids, strict=True):
+            device = bench.open(10, fd)
+            device.id = name
+            bench.ask(20, PRE_COPY if bench is source else RESUMING, fd=fd)
+    away = moved_away(source.devices.all, destination.devices.all, 15)
+    assert [(a.device.id, a.successor.id if a.successor else None) for a in away] == [
+        ("a", "a"),
+        ("b", "b"),
+    ]
+
+
+def test_a_device_that_was_there_before_vftrace_has_no_first_state() -> None:
+    devices = Devices()
+    devices.identify(events.Device(5, 0, 7, 7, 7, 18, "0000:01:10.0", None, None, None, None, True))
+    assert devices.by_fd[18].state is None
+
+
+def test_an_fd_that_is_used_again_is_another_device() -> None:
+    bench = Bench()
+    first = bench.open(10)
+    bench.close(20)
+    second = bench.open(30, name="0000:01:10.0")
+    assert first.closed_at_ns == 20
+    assert (second.address, len(bench.devices.all)) == ("0000:01:10.0", 2)
+
+
+def test_an_unplugged_function_is_absent_until_its_successor_comes() -> None:
+    bench = Bench()
+    first = bench.open(10, name="0000:01:10.0")
+    first.pf, first.vf = "0000:01:00.0", 0
+    bench.close(20)
+    second = bench.open(50, 20, "0000:01:10.2")
+    found = unplugged_vf(first, second)
+    assert found is not None
+    assert [(p.name, p.start_at_ns, p.end_at_ns) for p in found.phases] == [
+        ("absent", 20, 50),
+        ("probing", 50, None),
+    ]
