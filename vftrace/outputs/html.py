@@ -292,8 +292,9 @@ def _blackout_table(m: Json) -> str:
         name = escape(c["name"])
         if c["name"] == m["downtime"]["set_by"]:
             name = f"<b>{name}</b>"
-        happens = escape(HAPPENS.get(c["name"], ""))
-        rows.append(_row([swatch + name, _duration(c["ns"]), share, happens]))
+        again = c["name"] == "vcpus-running" and m["outcome"] == "failed"
+        happens = "vCPUs run again on the source" if again else HAPPENS.get(c["name"], "")
+        rows.append(_row([swatch + name, _duration(c["ns"]), share, escape(happens)]))
     return _table(("checkpoint", "took", "share", "what happens until it"), rows)
 
 
