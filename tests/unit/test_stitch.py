@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -242,10 +243,74 @@ def test_without_a_uuid_two_that_fit_are_not_stitched() -> None:
 # -- files ----------------------------------------------------------------------------------------
 
 
+SCHEMA = json.loads((Path(__file__).parents[2] / "vftrace" / "report.schema.json").read_text())
+
+
 def report(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
     assert main(["report", "--format", "json", *map(str, words)]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    jsonschema.validate(found, SCHEMA)
     return found
+
+
+def ping_records(before: int, after: int, clock: tuple[int, int]) -> list[bytes]:
+    """A ping's recording: a second before and after the gap, and a clock sample (offset, error)."""
+    (gap,) = _ping("", before, after).events
+    start, end = before - SECONDS, after + SECONDS
+    head = (USER_STREAM, 77)
+    found: list[events.Event] = [
+        events.PingSettings(
+            start, 0, *head, "192.0.2.9", "192.0.2.9", "icmp", 0, 1_000_000, SECONDS, "fifo"
+        ),
+        events.ClockSample(start, 1, *head, *clock),
+        dataclasses.replace(gap, seq=2, tid=77),
+        events.PingSummary(end, 3, *head, start, end, 2000, 1995, 5, *[0] * 13),
+        events.End(end, 4, *head, {}),
+    ]
+    return [wire.encode(event) for event in found]
+
+
+@pytest.mark.parametrize("where", ["source", "destination", "elsewhere"])
+def test_a_pings_file_fills_the_service_downtime(
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = halves("libvirt")
+    shift, third = 100 * SECONDS, -500 * SECONDS
+    boots = {"source": ("boot-a", 0), "destination": ("boot-b", shift), "elsewhere": ("c", third)}
+    boot_id, clock = boots[where]
+    times = {c.name: c.at_ns for c in cut.migration.downtime.checkpoints}
+    stopped, ran = times["vcpus-stopped"], times["vcpus-running"]
+    assert stopped is not None
+    assert ran is not None
+    offset = cut.whole.snapshot.clock[0][1]
+    gap = (stopped - 2_000_000 + clock, ran + 3_000_000 + clock)
+    files = [
+        write(
+            tmp_path / "a.vft",
+            host_of("alpha", "boot-a", cut.host),
+            [shifted(r, 0, 20_000_000) for r in cut.source],
+        ),
+        write(
+            tmp_path / "b.vft",
+            host_of("beta", "boot-b", cut.host, shift),
+            [shifted(r, shift, 20_000_000) for r in cut.destination],
+        ),
+    ]
+    without = report(capsys, *files)["migrations"][0]
+    ping = write(
+        tmp_path / "ping.vft",
+        dataclasses.replace(host_of(where, boot_id, cut.host), probes={}),
+        ping_records(*gap, (offset - clock, 100_000)),
+    )
+    said = report(capsys, *files, ping)
+    assert len(said["hosts"]) == (3 if where == "elsewhere" else 2)
+    (migration,) = said["migrations"]
+    down = migration["downtime"]
+    assert down["service_ns"] == gap[1] - gap[0] - 1_000_000
+    real = cut.migration.downtime.vcpu_ns
+    assert real is not None
+    assert abs(down["vcpu_ns"] - real) <= down["uncertainty_ns"]
+    assert down["uncertainty_ns"] <= without["downtime"]["uncertainty_ns"]
 
 
 def test_two_files_of_two_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
