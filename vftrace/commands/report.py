@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from vftrace.errors import UsageError, VftraceError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from vftrace.migration.forecast import Assumptions
+    from vftrace.migration.model import Migration
     from vftrace.migration.stitch import Joined
     from vftrace.sources.merge import Loaded
 
@@ -42,6 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     parser.add_argument(
+        "--what-if",
+        metavar="NAME=VALUE,...",
+        help="forecast the same guests moved otherwise: bandwidth=25Gbit,downtime-limit=300ms",
+    )
+    parser.add_argument(
+        "--heatmap",
+        action="store_true",
+        help="draw which parts of memory became dirty (as an image with -o FILE.png)",
+    )
+    parser.add_argument(
         "--otlp-endpoint",
         metavar="URL",
         help="also send each migration as a trace to this OTLP/HTTP collector"
@@ -55,11 +68,15 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--compare is told as text or json, not as {args.format}")
     if args.format == "perfetto" and args.output is None and sys.stdout.isatty():
         raise UsageError("a Perfetto trace is binary: give -o FILE, or send it to a file")
-    loaded, joined = _load(args.files)
+    if args.heatmap and (args.compare or args.format != "text"):
+        raise UsageError("--heatmap draws text, or an image with -o FILE.png")
+    loaded, joined = _load(args.files, args.what_if)
     if args.otlp_endpoint is not None:
         _send(args.otlp_endpoint, loaded, joined)
     if args.compare:
         _compare(args, loaded, joined)
+    elif args.heatmap and args.output is not None and args.output.suffix == ".png":
+        _write(args.output, _heatmap_png(loaded))
     elif args.format == "text":
         _print_text(args, _text(args, loaded, joined))
     else:
@@ -67,17 +84,67 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(paths: Sequence[Path]) -> "tuple[Loaded, tuple[Joined, ...]]":
+def _load(paths: Sequence[Path], what_if: str | None = None) -> "tuple[Loaded, tuple[Joined, ...]]":
     from vftrace.migration.stitch import stitch
     from vftrace.sources.merge import load
 
+    assumed = None if what_if is None else _assumptions(what_if)
     loaded = load(paths)
+    if assumed is not None:
+        loaded = _replay(loaded, assumed)
     for damage in loaded.damage:
         print(f"vftrace: {damage}; what comes before it is reported", file=sys.stderr)
     return loaded, stitch(loaded.boots, loaded.pings)
 
 
+def _assumptions(text: str) -> "Assumptions":
+    from vftrace.outputs.forecast_text import parse_what_if
+
+    return parse_what_if(text)
+
+
+def _replay(loaded: "Loaded", assumed: "Assumptions") -> "Loaded":
+    """Every migration's forecast as it would be from the beginning under other assumptions."""
+    from vftrace.migration.forecast import of_replay
+
+    boots = []
+    for boot in loaded.boots:
+        migrations = tuple(
+            replace(m, forecast=of_replay(m.rounds, m.started_at_ns, m.stopped_at_ns, assumed))
+            for m in boot.snapshot.migrations
+        )
+        boots.append(replace(boot, snapshot=replace(boot.snapshot, migrations=migrations)))
+    return replace(loaded, boots=tuple(boots))
+
+
+def _migrations(loaded: "Loaded") -> "list[Migration]":
+    return [migration for boot in loaded.boots for migration in boot.snapshot.migrations]
+
+
+def _heatmap_png(loaded: "Loaded") -> bytes:
+    from vftrace.outputs.heatmap import heatmap_png
+
+    return heatmap_png(_migrations(loaded))
+
+
 def _text(
+    args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joined]"
+) -> "RenderableType":
+    """The report, or what was asked for in its place."""
+    from rich.console import Group
+
+    from vftrace.outputs.forecast_text import render_forecasts
+    from vftrace.outputs.heatmap import render_heatmap
+
+    parts = []
+    if args.what_if is not None:
+        parts.append(render_forecasts(_migrations(loaded), ascii=args.ascii))
+    if args.heatmap:
+        parts.append(render_heatmap(_migrations(loaded), ascii=args.ascii))
+    return Group(*parts) if parts else _whole_text(args, loaded, joined)
+
+
+def _whole_text(
     args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joined]"
 ) -> "RenderableType":
     from vftrace.outputs.report_joined import render_joined

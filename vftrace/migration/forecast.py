@@ -159,6 +159,14 @@ def of_migration(
     return forecast(running, started_at_ns)
 
 
+def of_replay(
+    rounds: Sequence[Round], started_at_ns: int, stopped_at_ns: int | None, assumptions: Assumptions
+) -> Forecast | None:
+    """`replay` from the rounds of a migration that is over: those after the stop tell nothing of the guest."""
+    running = [r for r in rounds if stopped_at_ns is None or r.at_ns < stopped_at_ns]
+    return replay(running, started_at_ns, assumptions)
+
+
 def replay(
     rounds: Sequence[Round],
     started_at_ns: int,
@@ -178,9 +186,14 @@ def replay(
     limit_ns = assumptions.downtime_limit_ns or DOWNTIME_LIMIT_NS
     page_bytes = _page_bytes(rounds)
     threshold = max(1.0, channel.rate * limit_ns / 1e9)
-    run = _play(float(first), 0.0, page_bytes, threshold, known, channel, assumptions.max_rounds)
-    setup = rounds[0].at_ns - started_at_ns
-    costs = _costs(run, float(first), setup, channel, assumptions, fitted)
+    left, passed, blind = float(first), float(rounds[0].at_ns - started_at_ns), 0
+    once = first * 1e9 / channel.link
+    if once < WINDOW_NS:
+        # QEMU does not stop before it has measured its bandwidth once, a window long: one round at least.
+        left, passed, blind = known.pages(once) * page_bytes, passed + once, 1
+    run = _play(left, 0.0, page_bytes, threshold, known, channel, assumptions.max_rounds)
+    run = replace(run, rounds=run.rounds + blind)
+    costs = _costs(run, left, passed, channel, assumptions, fitted)
     return Forecast(
         after_sweeps=1,
         at_ns=rounds[0].at_ns,
