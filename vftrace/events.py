@@ -401,6 +401,15 @@ class MailboxFlood(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class VfAddress(Event):
+    """The PCI address of a virtual function whose mailbox was seen, read from /sys."""
+
+    pf: str
+    vf: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick(Event):
     """Time passed: written every 100 ms by the reader."""
 

@@ -65,6 +65,7 @@ NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]]
     111: (events.FileDescriptor, dict),
     113: (events.Device, dict),
     114: (events.MailboxFlood, dict),
+    115: (events.VfAddress, dict),
     END_KIND: (
         events.End,
         lambda fields: {"streams": {int(k): int(v) for k, v in fields["streams"].items()}},

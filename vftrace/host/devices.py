@@ -37,6 +37,16 @@ class Device:
     vf: int | None
 
 
+def vf_address(pf: str, number: int) -> str | None:
+    """The PCI address of a card's virtual function; None if it has no such function (now)."""
+    if _ADDRESS.fullmatch(pf) is None:
+        return None
+    try:
+        return (SYS / "bus/pci/devices" / pf / f"virtfn{number}").readlink().name
+    except OSError:
+        return None
+
+
 def named_devices(argv: list[str]) -> tuple[Named, ...]:
     """The VFIO devices of a QEMU command line, in its order. Never raises."""
     found = []

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from vftrace.events import Event, Mailbox, MailboxFlood, VfReset
+from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset
 from vftrace.mailbox.drivers import TABLES
 from vftrace.mailbox.message import Direction, Message, Pairing, Result, message_of
 from vftrace.mailbox.table import Stage
@@ -69,6 +69,7 @@ class VfLife:
 
     pf: str
     vf: int
+    address: str | None
     driver: str
     state: State
     since_ns: int | None
@@ -93,6 +94,7 @@ class _Vf:
     pf: str
     vf: int
     driver: int
+    address: str | None = None
     states: deque[StateSpan] = field(default_factory=lambda: deque(maxlen=MAX_STATES))
     pairing: Pairing = field(default_factory=Pairing)
     opened: bool = False
@@ -207,6 +209,7 @@ class _Vf:
         return VfLife(
             pf=self.pf,
             vf=self.vf,
+            address=self.address,
             driver=table.driver if table else str(self.driver),
             state=self.state,
             since_ns=self.states[-1].start_at_ns if self.states else None,
@@ -265,6 +268,10 @@ class Mailboxes:
                     vf.was_reset(event.at_ns)
             case MailboxFlood():
                 self._flood(event)
+            case VfAddress():
+                known = self._vfs.get((event.pf, event.vf))
+                if known is not None:
+                    known.address = event.address
             case _:
                 pass
         return None
@@ -287,6 +294,11 @@ class Mailboxes:
         if vf is None and len(self._vfs) < MAX_VFS:
             vf = self._vfs[pf, number] = _Vf(pf, number, driver)
         return vf
+
+    def state(self, pf: str, number: int) -> StateSpan | None:
+        """The state a VF is in; None before anything was heard of it."""
+        vf = self._vfs.get((pf, number))
+        return vf.states[-1] if vf is not None and vf.states else None
 
     def lives(self) -> Iterator[VfLife]:
         """Every VF, by card and number."""

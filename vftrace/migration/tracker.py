@@ -105,7 +105,7 @@ class Tracker:
             case events.Tick():
                 self._settle()
                 self._mailboxes.feed(event)
-            case events.MailboxFlood():
+            case events.MailboxFlood() | events.VfAddress():
                 self._mailboxes.feed(event)
             case events.End():
                 self._compare_streams(event)

@@ -51,7 +51,8 @@ class MailboxProbes:
         There is one way only (drivers have no tracepoints for it), so none can be forced.
         """
         self._bcc = bcc
-        self._refused = kernel.refuses_kprobes()
+        self.refused = kernel.refuses_kprobes()
+        """Why this kernel takes no such probes at all; None if it does."""
         self._loaded: dict[int, Any] = {}
         self._reasons: dict[int, str] = {}
         self._reported: dict[tuple[int, int, int], tuple[int, int, int]] = {}
@@ -72,7 +73,7 @@ class MailboxProbes:
         for number, table in TABLES.items():
             there = (MODULES / table.driver).exists()
             if there and number not in self._loaded and number not in self._reasons:
-                reason = self._refused or self._load(table)
+                reason = self.refused or self._load(table)
                 if reason is not None:
                     self._reasons[number] = reason
             elif not there:

@@ -21,6 +21,7 @@ CLOCK_SAMPLE_NS = 1_000_000_000
 POLL_MS = 20
 
 _VM_CREATED, _CHANNEL, _EXIT = 1, 12, 14
+_MAILBOX, _VF_RESET = 40, 41
 _VFIO_OPEN, _VFIO_CLOSE, _VFIO_MIGRATION = 20, 21, 23
 
 
@@ -75,6 +76,7 @@ class LiveSource:
         self._start_times: dict[int, int | None] = {}
         self._missing: set[int] = set()
         self._described: set[tuple[int, int]] = set()
+        self._vfs: dict[tuple[str, int], str] = {}
         self._devices: dict[tuple[int, int], devices.Device] = {}
         self._lost = 0
         self._clock_offset: int | None = None
@@ -128,12 +130,24 @@ class LiveSource:
             event = wire.decode(record)
             if isinstance(event, events.VfioClose):
                 self._devices.pop((tgid, event.fd), None)
+        elif kind in (_MAILBOX, _VF_RESET):
+            self._find_vf(record)
         elif kind == _VFIO_MIGRATION:
             self.probes.vfio.met_migratable()
         elif kind == _EXIT:
             self._start_times.pop(tgid, None)
             self._devices = {key: d for key, d in self._devices.items() if key[0] != tgid}
             self._described = {key for key in self._described if key[0] != tgid}
+
+    def _find_vf(self, record: bytes) -> None:
+        event = wire.decode(record)
+        if isinstance(event, events.Mailbox | events.VfReset):
+            address = devices.vf_address(event.pf, event.vf)
+            if self._vfs.get((event.pf, event.vf)) != address and address is not None:
+                self._vfs[event.pf, event.vf] = address
+                self._add(
+                    events.VfAddress(*self._head(), pf=event.pf, vf=event.vf, address=address)
+                )
 
     def _identify(self, pid: int, *, late: bool, running: bool = False) -> None:
         start = processes.start_time(pid)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vftlab.job import Job
 
-from jobs import attach, basic, igb, steer, vfio
+from jobs import attach, basic, igb, mailbox, steer, vfio
 
 JOBS: dict[str, Callable[[Job], None]] = {
     **basic.JOBS,
@@ -14,4 +14,5 @@ JOBS: dict[str, Callable[[Job], None]] = {
     **vfio.JOBS,
     **steer.JOBS,
     **igb.JOBS,
+    **mailbox.JOBS,
 }

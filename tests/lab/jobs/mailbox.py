@@ -1,0 +1,203 @@
+"""Jobs about the mailbox of a card and its virtual functions: igb's on the emulated card, with igbvf
+as the other side, and ixgbe's own code over memory (modules/fakeixgbe), message by message."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vftlab.devices import PCI, PF
+from vftlab.job import Job, JobError, boottime_ns, modprobe, say, wait_for
+
+FAKE = Path("/sys/kernel/debug/fakeixgbe")
+FAKE_PF = "0000:00:00.0"
+WORDS = 16
+
+
+def _ip(*words: str) -> None:
+    result = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise JobError(f"ip {' '.join(words)}: {result.stderr.strip()}")
+
+
+def _netdev(device: Path) -> str:
+    wait_for(f"an interface of {device.name}", 20, lambda: any((device / "net").glob("*")))
+    return next((device / "net").iterdir()).name
+
+
+def mailbox_igb(job: Job) -> None:
+    """A VF of igb with igbvf: bound, up, MAC, VLAN, frame size, promiscuous, refused, reset, unbound."""
+    modprobe("igb", "igbvf", "8021q")
+    card = PCI / "devices" / PF
+    pf = _netdev(card)
+    _ip("link", "set", pf, "up")
+    carrier = Path("/sys/class/net") / pf / "carrier"
+    wait_for("igb's link", 20, lambda: carrier.read_text().strip() == "1")
+    steps: list[dict[str, object]] = []
+
+    def step(what: str, act: Callable[[], object], seconds: float = 1.0, **facts: object) -> None:
+        # Said before it is done: what follows from it comes later.
+        steps.append({"at_ns": boottime_ns(), "what": what, **facts})
+        say(what)
+        act()
+        time.sleep(seconds)
+
+    step("bind", lambda: (card / "sriov_numvfs").write_text("1"), 2.0)
+    address = (card / "virtfn0").resolve().name
+    vf = _netdev(card / "virtfn0")
+    mtu, mac = 1400, "02:00:00:00:00:77"
+    driver = PCI / "drivers/igbvf"
+    step("up", lambda: _ip("link", "set", vf, "up"), 2.0)
+    step("mac", lambda: _ip("link", "set", vf, "address", mac), mac=mac)
+    step(
+        "vlan",
+        lambda: (
+            _ip("link", "add", "link", vf, "name", "v100", "type", "vlan", "id", "100"),
+            _ip("link", "set", "v100", "up"),
+        ),
+        vlan=100,
+    )
+    step("vlan-gone", lambda: _ip("link", "del", "v100"), vlan=100)
+    step("promisc", lambda: _ip("link", "set", vf, "promisc", "on"))
+    step("mtu", lambda: _ip("link", "set", vf, "mtu", str(mtu)), 2.0, mtu=mtu)
+    # From now on the host decides on the MAC, and the guest's own is refused.
+    host_mac = "02:11:22:33:44:55"
+    step("host-mac", lambda: _ip("link", "set", pf, "vf", "0", "mac", host_mac), mac=host_mac)
+    step(
+        "mac-refused",
+        lambda: subprocess.run(
+            ["ip", "link", "set", vf, "address", "02:00:00:00:00:78"],
+            capture_output=True,
+            check=False,
+        ),
+        mac="02:00:00:00:00:78",
+    )
+    step("pf-down", lambda: _ip("link", "set", pf, "down"))
+    step("pf-up", lambda: _ip("link", "set", pf, "up"), 4.0)
+    step("unbind", lambda: (driver / "unbind").write_text(address))
+    step("flr", lambda: (card / "virtfn0/reset").write_text("1"))
+    job.write_truth({"pf": PF, "vf": 0, "address": address, "driver": "igb", "steps": steps})
+
+
+def _control(command: str) -> str:
+    (FAKE / "control").write_text(command + "\n")
+    return (FAKE / "answer").read_text().strip()
+
+
+def script() -> list[tuple[str, str]]:
+    """What is put into the mailboxes: a name for each, and the module's command.
+
+    Every opcode of ixgbe_mbx.h, with every API version, then malformed ones and unknown ones.
+    """
+    key = " ".join(f"dead{number:04x}" for number in range(5))
+    return [
+        ("before a reset", "send 0 0009"),
+        ("VF 0 has a MAC", "send 0 00000001"),
+        ("VF 1 has none", "send 1 00000001"),
+        *((f"API {n}", f"send {vf} 8 {n:x}") for vf in (0, 1) for n in range(8, -1, -1)),
+        ("API 1.4", "send 0 8 5"),
+        ("API that nobody knows", "send 1 8 99"),
+        ("API 1.2", "send 1 8 3"),
+        ("queues", "send 0 9"),
+        ("xcast none", "send 0 c 0"),
+        ("xcast multi", "send 0 c 1"),
+        ("xcast allmulti", "send 0 c 2"),
+        ("xcast promisc", "send 0 c 3"),
+        ("multicast", "send 0 00030003 01230abc 00000fff"),
+        ("MAC the host gave", "send 0 2 00000002 00001000"),
+        ("MAC the host did not give", "send 0 2 00000002 00009900"),
+        ("own MAC", "send 1 2 00000002 00002100"),
+        ("MAC of a group", "send 1 2 00000001 00002100"),
+        ("add a VLAN", "send 0 00010004 00000064"),
+        ("delete it", "send 0 00000004 00000064"),
+        ("add another", "send 1 00010004 00000fff"),
+        ("frame size", "send 0 5 000005ee"),
+        ("frame size too large", "send 0 5 00010000"),
+        ("no MAC filters", "send 0 00000006"),
+        ("a MAC filter", "send 0 00010006 33221102 00005544"),
+        ("table", "send 0 a"),
+        ("RSS key", "send 0 b"),
+        # What the key left in the memory stands behind these.
+        ("queues after the key", "send 0 9"),
+        ("VLAN after the key", "send 0 00010004 00000065"),
+        ("multicast that claims more than it has", "send 0 001e0003"),
+        ("unknown after the key", "send 0 0000007f"),
+        ("link", "send 0 10"),
+        ("PF's link", "send 0 11"),
+        ("features", "send 0 12 00000003"),
+        ("IPsec add", f"send 0 d 01020304 02003201 c0a80001 0 0 0 {key}"),
+        ("IPsec delete", "send 0 e 00000001"),
+        ("VLAN after IPsec", "send 0 00010004 00000066"),
+        ("no opcode", "send 1 0"),
+        ("unknown opcode", "send 1 00420042 11111111"),
+        ("the largest opcode", "send 1 0000ffff"),
+        ("all bits", "send 1 ffffffff ffffffff"),
+        ("an answer nobody asked for", "send 1 80000002"),
+        ("with clear to send", "send 1 20000009"),
+        ("VF 3 may not have the key", "send 3 1"),
+        ("VF 3's API", "send 3 8 5"),
+        ("VF 3's key", "send 3 b"),
+        ("function reset", "reset 0"),
+        ("after it", "send 0 9"),
+        ("reset again", "send 0 1"),
+    ]
+
+
+def mailbox_ixgbe(job: Job) -> None:
+    """The real ixgbe.ko answers every message there is, good and bad, over registers of memory."""
+    modprobe("ixgbe", "fakeixgbe")
+    rss_key = _control("key")
+    log: list[dict[str, object]] = []
+    for what, command in script():
+        at_ns = boottime_ns()
+        status, *memory = _control(command).split()
+        verb, vf, *words = command.split()
+        entry: dict[str, object] = {"at_ns": at_ns, "what": what, "verb": verb, "vf": int(vf)}
+        log.append(
+            entry
+            | {
+                "words": [int(word, 16) for word in words],
+                "replied": status == "replied",
+                "memory": [int(word, 16) for word in memory],
+            }
+        )
+    at_ns = boottime_ns()
+    _control("ping")
+    log.append({"at_ns": at_ns, "what": "ping", "verb": "ping"})
+    time.sleep(1)
+    say(f"{len(log)} commands, {sum(bool(entry.get('replied')) for entry in log)} replies")
+    job.write_truth(
+        {
+            "pf": FAKE_PF,
+            "driver": "ixgbe",
+            "vfs": 4,
+            "log": log,
+            "rss_key": rss_key,
+            "keys": [rss_key],
+        }
+    )
+
+
+def mailbox_flood(job: Job) -> None:
+    """One VF asks as fast as it can for ten seconds: nothing may be lost uncounted."""
+    modprobe("ixgbe", "fakeixgbe")
+    _control("send 1 1")
+    sent, begun = 0, time.monotonic()
+    while time.monotonic() - begun < 10:
+        _control("flood 1 2000 00000009")
+        sent += 2000
+    seconds = time.monotonic() - begun
+    say(f"{sent} messages in {seconds:.1f} s: {sent / seconds:.0f} a second")
+    time.sleep(1)
+    job.write_truth(
+        {"pf": FAKE_PF, "driver": "ixgbe", "vf": 1, "requests": sent + 1, "replies": sent + 1}
+    )
+
+
+JOBS: dict[str, Callable[[Job], None]] = {
+    "mailbox-igb": mailbox_igb,
+    "mailbox-ixgbe": mailbox_ixgbe,
+    "mailbox-flood": mailbox_flood,
+}

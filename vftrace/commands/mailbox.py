@@ -1,0 +1,100 @@
+"""`vftrace mailbox`: the conversation between network cards and their virtual functions, a line a message."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vftrace.commands.common import Deadline, Interrupt, add_live_arguments, say_ready
+from vftrace.errors import MachineError, UsageError
+
+if TYPE_CHECKING:
+    from vftrace.outputs.mailbox_dump import Dump
+
+HELP = "print what network cards and their virtual functions tell each other"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`FILE`, `--pf`, `--vf`, `--json`, `--duration`, `--way`."""
+    parser.add_argument(
+        "file", nargs="?", type=Path, metavar="FILE", help="a recording (default: this host, live)"
+    )
+    parser.add_argument(
+        "--pf", action="append", metavar="ADDRESS", help="only this card, e.g. 0000:01:00.0"
+    )
+    parser.add_argument(
+        "--vf", action="append", type=_number, metavar="N", help="only virtual functions N"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_live_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print until the recording ends, or live until Ctrl-C, SIGTERM or the duration's end."""
+    from vftrace.outputs.mailbox_dump import Dump
+
+    if args.file is not None and (args.duration is not None or args.way is not None):
+        raise UsageError("--duration and --way are for live tracing, not for a recording")
+    dump = Dump(pfs=args.pf or (), vfs=args.vf or (), as_json=args.json)
+    if args.file is not None:
+        _replay(args.file, dump)
+    else:
+        _live(args, dump)
+    return 0
+
+
+def _replay(path: Path, dump: "Dump") -> None:
+    from vftrace.sources.recording import Recording
+    from vftrace.sources.replay import events_of
+
+    recording = Recording(path)
+    for event in events_of(recording):
+        _print(dump.feed(event))
+    _print(dump.summary())
+    if recording.damage is not None:
+        print(f"vftrace: {path}: {recording.damage}", file=sys.stderr)
+    elif not dump.heard:
+        print(f"vftrace: no mailbox was heard in {path}", file=sys.stderr)
+
+
+def _live(args: argparse.Namespace, dump: "Dump") -> None:
+    from vftrace import wire
+    from vftrace.sources.live import LiveSource
+    from vftrace.sources.order import Order
+
+    order = Order()
+    with Interrupt() as interrupt:
+        source = LiveSource(args.way)
+        try:
+            status = source.probes.mailbox.status[0]
+            if status.way is None and source.probes.mailbox.refused:
+                raise MachineError(f"mailboxes cannot be traced here: {status.reason}")
+            if status.reason is not None:
+                # Its module may be loaded later, and is then traced.
+                print(f"vftrace: mailbox: {status.reason}", file=sys.stderr)
+            deadline = Deadline(args.duration)
+            say_ready()
+            while not interrupt.set and not deadline.passed():
+                for record in source.read():
+                    for event in order.push(wire.decode(record)):
+                        _print(dump.feed(event))
+        finally:
+            rest = source.close()
+        for record in rest:
+            for event in order.push(wire.decode(record)):
+                _print(dump.feed(event))
+        for event in order.flush():
+            _print(dump.feed(event))
+        _print(dump.summary())
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"not a number of a virtual function: {text!r}")
+    return int(text)
