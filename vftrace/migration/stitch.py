@@ -13,6 +13,7 @@ from vftrace.events import Event, PingGap, PingSettings
 from vftrace.migration.build import downtime_of
 from vftrace.migration.model import (
     CHECKPOINTS,
+    Checkpoint,
     Downtime,
     Evidence,
     Migration,
@@ -475,15 +476,19 @@ def _downtime(times: dict[str, int], uncertainty_ns: int) -> Downtime:
     """The step that goes from clock to clock is only as sure as the offset: where it could have been
     smaller or larger than the largest other, nothing is said to have set the downtime."""
     downtime = downtime_of(times)
-    crossing = next(
-        (c for c in downtime.checkpoints if c.name in _AFTER and c.ns is not None), None
-    )
+    crossing = clock_change(downtime)
     if crossing is None or crossing.ns is None:
         return downtime
     others = max((c.ns or 0 for c in downtime.checkpoints if c is not crossing), default=0)
     if abs(crossing.ns - others) <= uncertainty_ns:
         return replace(downtime, set_by=None)
     return downtime
+
+
+def clock_change(downtime: Downtime) -> Checkpoint | None:
+    """The first checkpoint on the destination: its `ns` goes from one clock to the other."""
+    passed = (c for c in downtime.checkpoints if c.name in _AFTER and c.ns is not None)
+    return next(passed, None)
 
 
 def _source_phases(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
-from vftrace.migration.stitch import Joined
+from vftrace.migration.stitch import Joined, clock_change
 from vftrace.outputs.report_text import SET_BY, WARNING, render_migration
 from vftrace.outputs.terminal.glyphs import Glyphs, clean, glyphs
 from vftrace.outputs.terminal.words import headline, losses, title
@@ -101,7 +101,13 @@ def clocks_line(found: Joined) -> str | None:
         return None
     low, high = _signed(offset.low), _signed(offset.high)
     said = f"source's minus destination's: at least {low} ({offset.low_why})"
-    return f"{said}, at most {high} ({offset.high_why})"
+    said += f", at most {high} ({offset.high_why})"
+    crossing = clock_change(found.migration.downtime)
+    if crossing is not None and crossing.ns is not None:
+        least = max(0, crossing.ns - offset.uncertainty_ns)
+        span = f"{format_ns(least)} to {format_ns(crossing.ns + offset.uncertainty_ns)}"
+        said += f"; so {crossing.name} took {span}"
+    return said
 
 
 def _signed(ns: int) -> str:
