@@ -293,7 +293,7 @@ def test_a_cancel_in_precopy_is_no_downtime() -> None:
 
 def test_time_in_each_state_adds_up_to_the_migration() -> None:
     source, _ = _both_sides()
-    use = device_use(source.devices.all[0], "source", None, 15, 100)
+    use = device_use(source.devices.all[0], "source", None, 15, 100, None)
     assert dict(use.state_ns) == {
         "RUNNING": 5,
         "PRE_COPY": 30,
@@ -344,4 +344,23 @@ def test_an_unplugged_function_is_absent_until_its_successor_comes() -> None:
     assert [(p.name, p.start_at_ns, p.end_at_ns) for p in found.phases] == [
         ("absent", 20, 50),
         ("probing", 50, None),
+    ]
+
+
+def test_what_a_device_does_after_its_part_is_left_out() -> None:
+    bench = Bench()
+    device = bench.open(10)
+    bench.ask(20, PRE_COPY)
+    bench.ask(30, STOP_COPY, ret=-5)
+    bench.reset(40)
+    bench.ask(50, RUNNING_P2P)
+    bench.ask(60, RUNNING)
+    bench.ask(90, STOP)
+    use = device_use(device, "source", None, 15, 62, 62)
+    assert [s.state for s in use.states] == [
+        "RUNNING",
+        "PRE_COPY",
+        "RUNNING",
+        "RUNNING_P2P",
+        "RUNNING",
     ]

@@ -74,7 +74,8 @@ def build_migration(
         # Records that came out of order (so it is incomplete) must not make a time negative.
         ended = max(ended, started)
     handover = times.get("state-saved") or times.get("vcpus-running")
-    judged = passthrough.judge(devices, handover, ended)
+    nothing = verdict.outcome in ("failed", "cancelled")
+    judged = passthrough.judge(devices, handover, ended, came_to_nothing=nothing)
     role: Role = "stitched" if source and destination else "source" if source else "destination"
     return Migration(
         key=key,

@@ -305,17 +305,26 @@ def moved_away(
 
 
 def device_use(
-    device: PassedDevice, role: Role, peer: PassedDevice | None, since_ns: int, until_ns: int | None
+    device: PassedDevice,
+    role: Role,
+    peer: PassedDevice | None,
+    since_ns: int,
+    until_ns: int | None,
+    over_ns: int | None,
 ) -> DeviceUse:
-    """One device's part in a migration; `until_ns` None: it goes on."""
+    """One device's part in a migration; `until_ns` None: it goes on.
+
+    A device that runs at `over_ns` or later has done its part; None: it has not, whatever it does.
+    """
     states = device.states()
     before = [state for state in states if state.at_ns < since_ns][-1:]
     meanwhile = [state for state in states if state.at_ns >= since_ns]
-    if role == "destination":
-        # Once it runs, its part is over.
-        running = [i for i, state in enumerate(meanwhile) if state.state == "RUNNING"][:1]
-        meanwhile = meanwhile[: running[0] + 1] if running else meanwhile
-    shown = (*before, *meanwhile)
+    if over_ns is None:
+        shown = (*before, *meanwhile)
+    elif role == "destination":
+        shown = (*before, *_until_it_runs(meanwhile, over_ns))
+    else:
+        shown = tuple(_until_it_runs([*before, *meanwhile], over_ns))
     op = events.VfioData.LOAD if role == "destination" else events.VfioData.SAVE
     return DeviceUse(
         address=device.address or device.label,
@@ -327,6 +336,15 @@ def device_use(
         state_ns=_time_in_states(shown, since_ns, until_ns),
         bytes=device.bytes_moved(op, since_ns),
     )
+
+
+def _until_it_runs(states: list[DeviceState], over_ns: int) -> list[DeviceState]:
+    """The states up to the first RUNNING that lasts at `over_ns`, or comes later."""
+    for index, state in enumerate(states):
+        later = states[index + 1].at_ns if index + 1 < len(states) else None
+        if state.state == "RUNNING" and (later is None or later > over_ns):
+            return states[: index + 1]
+    return states
 
 
 def _time_in_states(

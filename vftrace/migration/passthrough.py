@@ -42,8 +42,11 @@ class Passthrough:
         if self.sources and stopped_at is not None:
             stops = [device.stopped_ns(stopped_at) for device in self.sources]
             known = [stop for stop in stops if stop is not None]
-            if len(known) == len(stops):
-                found["devices-stopped"] = max(known)
+            last = max(known, default=0)
+            # A stop after the source went on, or ended, is another one.
+            after = [times[n] for n in ("clock-read", "vcpus-running") if n in times]
+            if len(known) == len(stops) and last <= min(after, default=last):
+                found["devices-stopped"] = last
         if "state-saved" in times:
             ends = [d.data_ended_ns(VfioData.SAVE, self.since_ns) for d in self.sources]
             found["state-saved"] = max([times["state-saved"], *(e for e in ends if e is not None)])
@@ -75,15 +78,24 @@ class Passthrough:
         trouble, device = min(found, key=lambda pair: pair[0].at_ns)
         return device, trouble
 
-    def uses(self, ended_ns: int | None) -> tuple[DeviceUse, ...]:
-        """Each device's own part."""
+    def uses(self, ended_ns: int | None, *, came_to_nothing: bool) -> tuple[DeviceUse, ...]:
+        """Each device's own part. Where the migration came to nothing the source's run on."""
+        over = ended_ns if came_to_nothing else None
         both = pairs(self.sources, self.destinations)
         found = [
-            device_use(device, "source", peer, self.since_ns, ended_ns) for device, peer in both
+            device_use(device, "source", peer, self.since_ns, ended_ns, over)
+            for device, peer in both
         ]
         before = {id(peer): device for device, peer in both if peer is not None}
         found += [
-            device_use(device, "destination", before.get(id(device)), self.since_ns, ended_ns)
+            device_use(
+                device,
+                "destination",
+                before.get(id(device)),
+                self.since_ns,
+                ended_ns,
+                self.since_ns,
+            )
             for device in self.destinations
         ]
         return tuple(found)
@@ -168,7 +180,9 @@ def gather(
     )
 
 
-def judge(found: Passthrough, handover_ns: int | None, ended_ns: int | None) -> Verdict:
+def judge(
+    found: Passthrough, handover_ns: int | None, ended_ns: int | None, *, came_to_nothing: bool
+) -> Verdict:
     """Strategy, downtimes and all that the report shows of devices."""
     strategy, evidence = classify(found.facts(handover_ns, ended_ns))
     away = moved_away(found.sources, found.destinations, found.since_ns)
@@ -180,4 +194,10 @@ def judge(found: Passthrough, handover_ns: int | None, ended_ns: int | None) -> 
             for device, peer in gone
         ]
         vfs = tuple(vf for vf in (unplugged_vf(*pair) for pair in gone) if vf is not None)
-    return Verdict(strategy, evidence, tuple(a.downtime() for a in away), found.uses(ended_ns), vfs)
+    return Verdict(
+        strategy,
+        evidence,
+        tuple(a.downtime() for a in away),
+        found.uses(ended_ns, came_to_nothing=came_to_nothing),
+        vfs,
+    )
