@@ -24,7 +24,7 @@ def test_a_finished_migration_stays_as_it_was() -> None:
     assert last is not None
     before = tracker.snapshot().migrations
     assert [m.outcome for m in before] == ["completed", "completed"]
-    ticks = [seq for seq in range(10_000, 10_000 + 600)]
+    ticks = range(10_000, 10_000 + 600)
     for i, seq in enumerate(ticks):
         at = last.at_ns + i * SETTLE_AFTER_NS // 100
         tracker.feed(events.Tick(at, seq, USER_STREAM, 0))
