@@ -28,14 +28,18 @@ from pathlib import Path
 from typing import Any
 
 from vftrace.demo import guest, qemu
-from vftrace.demo.scenarios import FIRST_PAGE, MIB, Migration, Run, Scenario
+from vftrace.demo.scenarios import MEMORY_MIB, MIB, Migration, Run, Scenario
 from vftrace.live import Pump
-from vftrace.migration.forecast import FITTED, PAGE_ON_WIRE, Assumptions, Fitted, Forecast, forecast
-from vftrace.migration.model import Round
+from vftrace.migration.forecast import FITTED, PAGE_ON_WIRE, Assumptions, Fitted, forecast
+from vftrace.migration.model import Forecast, Round
 from vftrace.migration.workingset import Shape
 from vftrace.sources.live import LiveSource
 
 HERE = Path(__file__).resolve().parent
+LAST_PAGE = MEMORY_MIB * 256 - 16
+"""Sets lie at the end of memory: what is unsent when a round ends then costs something, as in a guest that has
+filled its memory. Zeroes there would go in no time."""
+
 CUT_ROUNDS = 10
 CUT_SECONDS = 9.0
 NEAR = 0.2
@@ -69,7 +73,8 @@ class Point:
     rate: int
 
     def dirty(self) -> guest.DirtySet:
-        n, first, rate = self.pages, FIRST_PAGE, self.rate
+        n, rate = self.pages, self.rate
+        first = LAST_PAGE - n
         if self.pattern == "growing":
             return guest.growing(first, n // 8, n // 16, n, rate)
         if self.pattern == "sliding":
@@ -354,7 +359,7 @@ def fit(runs: list[Played]) -> Fitted:
         right, total, _ = errors(guesses)
         return 2 * (1 - statistics.mean(right or [0.0])) + (statistics.mean(total) if total else 0)
 
-    steps = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    steps = (1.0, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0)
     shape = min((Shape(a, f) for a in steps for f in steps), key=shape_cost)
     short = [r.downtime_ns for r in runs if r.downtime_ns and r.downtime_ns < LONG_DOWNTIME_NS]
     fixed = round(min(short, default=FITTED.fixed_downtime_ns) / 1e5) * 100_000

@@ -103,8 +103,9 @@ def test_a_guest_faster_than_the_channel_does_not_converge() -> None:
 
 
 def test_a_small_set_written_all_the_time_depends_on_the_limit() -> None:
-    # 5000 pages (20.5 MB), full in every interval, at 50 MB/s: 0.41 s to send.
-    rounds = rounds_of((0, None, 200e6), (4, 5000, 20.5e6), (4.41, 5000, 20.5e6), (4.82, 5000, 0))
+    # 5000 pages (20.5 MB), all of them written in every round, at 50 MB/s. At 300 ms 15 MB may be left: a round sends
+    # 5.5 MB in 0.11 s.
+    rounds = rounds_of((0, None, 200e6), (4, 5000, 5.5e6), (4.11, 5000, 5.5e6), (4.22, 5000, 0))
     rounds = [replace(r, redirtied_pages=r.new_pages) for r in rounds]
     for limit_ms, converges in ((300, False), (500, True)):
         told = forecast(rounds, 0, Assumptions(downtime_limit_ns=limit_ms * 1_000_000))

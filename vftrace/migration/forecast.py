@@ -76,7 +76,8 @@ class _Channel:
     def quota(self) -> float:
         """Bytes QEMU sends before it looks how much is left: a window's worth, or what ram_save_iterate sends
         in its longest turn."""
-        return self.rate * WINDOW_NS / 1e9 if self.held_back else self.link * TURN_NS / 1e9
+        bytes_ = self.rate * WINDOW_NS if self.held_back else self.link * TURN_NS
+        return max(float(PAGE_ON_WIRE), bytes_ / 1e9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ def forecast(
     page_bytes = _page_bytes(rounds)
     threshold = max(1.0, channel.rate * limit_ns / 1e9)
     # A sweep came when less than the threshold was left, and that was seen only after a whole quota.
-    unsent = max(0.0, threshold - channel.quota / 2)
+    unsent = min(max(0.0, threshold - channel.quota / 2), _unsent_at_most(rounds))
     left = new_pages * page_bytes + unsent * (1 - _overlap(rounds))
     used = channel.quota * (0.5 if threshold < channel.quota else 1.0)
     run = _play(left, used, page_bytes, threshold, known, channel, assumed.max_rounds)
@@ -251,6 +252,14 @@ def _page_bytes(rounds: Sequence[Round]) -> float:
     return float(PAGE_ON_WIRE)
 
 
+def _unsent_at_most(rounds: Sequence[Round]) -> float:
+    """Bytes of the guest's memory that the first round cannot have sent; no bound where that is not known."""
+    logged, sent = rounds[0].logged_pages, rounds[0].sent_bytes
+    if len(rounds) != 2 or logged is None or sent is None:
+        return math.inf
+    return max(0.0, logged * float(PAGE_SIZE) - sent)
+
+
 def _overlap(rounds: Sequence[Round]) -> float:
     """Which part of the pages that were not sent before the last sweep became dirty again by then.
 
@@ -288,7 +297,7 @@ def _play(
         if left >= threshold or (left > 0 and used < quota):
             # Whole windows that cannot be the last are taken at once.
             whole = max(0, math.ceil((left - threshold) / quota) - 1)
-            left -= whole * quota
+            left = max(threshold, left - whole * quota)
             since_ns += max(0.0, window_ns - used * 1e9 / channel.link) + whole * window_ns
             used = 0.0
             continue

@@ -1,9 +1,9 @@
 """The working-set curve: how many distinct pages a guest dirties within a time.
 
-Every round measures one point of it: the pages that became dirty between two sweeps. Between points the
-curve is drawn in logarithms, which holds both ends true: a guest that writes ever new pages (slope 1) and
-one whose set is full (slope 0). What no point says comes from two constants that were fitted on real
-migrations (docs/forecast.md).
+Every round measures one point of it: the pages that became dirty between two sweeps. Between points and
+above them the curve is drawn in logarithms, which holds both ends true: a guest that writes ever new pages
+(slope 1) and one whose set is full (slope 0). Below the shortest point it is a line through zero, as steep
+as two constants say that were fitted on real migrations (docs/forecast.md), until it has that point's pages.
 """
 
 import math
@@ -22,10 +22,10 @@ RECENT = 4
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Slopes, in logarithms, where nothing was measured.
+    """How much faster than on average of the shortest interval pages become dirty at its beginning.
 
-    `alone`: below the only point there is. `full`: below the shortest of several points that all have the same
-    pages, so that the set was full already; nearer to 1 the more the points differ.
+    `alone`: where that is the only point there is. `full`: where several points all have the same pages, so that
+    the set was full early; nearer to 1 the more the points differ.
     """
 
     alone: float = 1.0
@@ -89,7 +89,7 @@ class WorkingSet:
             return 0.0
         first, last = self.points[0], self.points[-1]
         if ns <= first.ns:
-            return _along(first, self._slope_below(), ns)
+            return min(1.0, self._haste() * ns / first.ns) * first.pages
         if ns >= last.ns:
             return _along(last, self._slope_above(), ns)
         for before, after in pairwise(self.points):
@@ -97,14 +97,14 @@ class WorkingSet:
                 return _along(before, _slope(before, after), ns)
         raise AssertionError("the points are sorted")
 
-    def _slope_below(self) -> float:
+    def _haste(self) -> float:
         if len(self.points) == 1:
             return self.shape.alone
         slope = _slope(self.points[0], self.points[1])
-        return self.shape.full + (1 - self.shape.full) * slope
+        return slope + self.shape.full * (1 - slope)
 
     def _slope_above(self) -> float:
-        return self.shape.alone if len(self.points) == 1 else _slope(*self.points[-2:])
+        return 1.0 if len(self.points) == 1 else _slope(*self.points[-2:])
 
 
 def _slope(shorter: Interval, longer: Interval) -> float:
