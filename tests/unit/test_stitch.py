@@ -14,6 +14,7 @@ from tests.unit.two_hosts import (
     boot_of,
     golden,
     host_of,
+    lab,
     only,
     shifted,
     write,
@@ -375,3 +376,43 @@ def test_a_loss_in_one_of_two_recordings_is_still_one(tmp_path: Path) -> None:
         ]
     )
     assert [m.incomplete for m in loaded.boots[0].snapshot.migrations] == [True]
+
+
+def test_devices_are_stitched_too() -> None:
+    host, records = lab("6.12-kprobe")
+    shift = 77 * SECONDS
+    moved = [
+        m
+        for m in boot_of(host, records).snapshot.migrations
+        if m.strategy == "vfio" and m.outcome == "completed"
+    ]
+    assert len(moved) > 3
+    for real in moved:
+        assert real.peer_pid is not None
+        source = [shifted(r, 0, 1000) for r in only(records, {real.pid})]
+        destination = [shifted(r, shift, 1000) for r in only(records, {real.peer_pid})]
+        found = only_one(
+            stitch(
+                [
+                    boot_of(host_of("alpha", "boot-a", host), source),
+                    boot_of(host_of("beta", "boot-b", host, shift), destination),
+                ]
+            )
+        )
+        m, unsure = found.migration, found.uncertainty_ns
+        assert unsure is not None
+        never_impossible(m)
+        assert m.strategy == "vfio"
+        assert [c.at_ns is None for c in m.downtime.checkpoints] == [
+            c.at_ns is None for c in real.downtime.checkpoints
+        ]
+        assert [(d.role, d.address, d.peer_address) for d in m.devices] == [
+            (d.role, d.address, d.peer_address) for d in real.devices
+        ]
+        for mine, theirs in zip(m.devices, real.devices, strict=True):
+            assert [s.state for s in mine.states] == [s.state for s in theirs.states]
+        assert len(m.downtime.devices) == len(real.downtime.devices)
+        for away, truly in zip(m.downtime.devices, real.downtime.devices, strict=True):
+            assert away.ns is not None
+            assert truly.ns is not None
+            assert abs(away.ns - truly.ns) <= unsure

@@ -88,3 +88,9 @@ def golden(name: str) -> tuple[HostInfo, list[bytes]]:
     """A golden recording's host and records."""
     recording = Recording(RECORDINGS / f"{name}.vft.gz")
     return recording.host, list(recording)
+
+
+def lab(name: str) -> tuple[HostInfo, list[bytes]]:
+    """The same of a recording made in the lab."""
+    recording = Recording(RECORDINGS.parent / "lab" / f"{name}.vft.gz")
+    return recording.host, list(recording)

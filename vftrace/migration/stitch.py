@@ -14,12 +14,15 @@ from vftrace.migration.build import downtime_of
 from vftrace.migration.model import (
     CHECKPOINTS,
     Checkpoint,
+    DeviceDowntime,
+    DeviceUse,
     Downtime,
     Evidence,
     Migration,
     Outcome,
     Phase,
     Snapshot,
+    VfPhase,
 )
 from vftrace.migration.service import OWN, service_gap
 
@@ -437,7 +440,9 @@ def _join(pair: _Pair, offset: Offset) -> Joined:
         peer_pid=destination.pid,
         name=source.name or destination.name,
         outcome=outcome,
-        cause="destination-ended" if failed else "trace-ended" if unclear else None,
+        cause=destination.cause if failed else "trace-ended" if unclear else None,
+        cause_detail=destination.cause_detail if failed else None,
+        strategy=destination.strategy if source.strategy == "plain" else source.strategy,
         postcopy=destination.postcopy,
         incomplete=source.incomplete or destination.incomplete,
         strategy_evidence=source.strategy_evidence
@@ -449,7 +454,19 @@ def _join(pair: _Pair, offset: Offset) -> Joined:
         ),
         phases=_source_phases(source, destination, times, shift)
         + _destination_phases(source, destination, times, shift),
-        downtime=_downtime(times, offset.uncertainty_ns),
+        downtime=replace(
+            _downtime(times, offset.uncertainty_ns),
+            devices=tuple(
+                _device_downtime(device, _successor(device, source, destination), shift)
+                for device in source.downtime.devices
+            ),
+        ),
+        devices=_devices(source, destination, shift),
+        vfs=source.vfs
+        + tuple(
+            replace(vf, phases=tuple(_shifted(phase, shift) for phase in vf.phases))
+            for vf in destination.vfs
+        ),
     )
     return Joined(
         migration, pair.source.boot, pair.destination.boot, offset.uncertainty_ns, offset, None, ()
@@ -534,6 +551,58 @@ def _destination_phases(
             start = max(phase.start_at_ns + shift, ran or 0)
             phases.append(replace(phase, start_at_ns=start, end_at_ns=end))
     return tuple(phases)
+
+
+def _shifted(phase: VfPhase, shift: int) -> VfPhase:
+    end = None if phase.end_at_ns is None else phase.end_at_ns + shift
+    return replace(phase, start_at_ns=phase.start_at_ns + shift, end_at_ns=end)
+
+
+# -- devices ------------------------------------------------------------------------------------
+
+
+def _devices(source: Migration, destination: Migration, shift: int) -> tuple[DeviceUse, ...]:
+    """Those of both sides; each knows its counterpart's address."""
+    here = [
+        replace(use, peer_address=other.address if other else use.peer_address)
+        for use in source.devices
+        for other in [_successor(use, source, destination)]
+    ]
+    there = [
+        replace(
+            use,
+            peer_address=next((h.address for h in here if h.peer_address == use.address), None),
+            states=tuple(replace(state, at_ns=state.at_ns + shift) for state in use.states),
+        )
+        for use in destination.devices
+    ]
+    return (*here, *there)
+
+
+def _successor(
+    device: DeviceUse | DeviceDowntime, source: Migration, destination: Migration
+) -> DeviceUse | None:
+    """The destination's device of the same id, else the only one of each side."""
+    same = [use for use in destination.devices if use.id is not None and use.id == device.id]
+    if same:
+        return same[0]
+    alone = len(source.devices) == len(destination.devices) == 1
+    return destination.devices[0] if alone else None
+
+
+def _device_downtime(
+    device: DeviceDowntime, successor: DeviceUse | None, shift: int
+) -> DeviceDowntime:
+    """Until the successor runs with the state it was given: RUNNING after RESUMING."""
+    if device.ns is not None or device.from_ns is None or successor is None:
+        return device
+    resuming = [state.at_ns for state in successor.states if state.state == "RESUMING"]
+    ran = [
+        state.at_ns
+        for state in successor.states
+        if resuming and state.state == "RUNNING" and state.at_ns >= resuming[-1]
+    ]
+    return replace(device, ns=max(0, ran[0] + shift - device.from_ns)) if ran else device
 
 
 # -- what the service lost ----------------------------------------------------------------------
