@@ -22,9 +22,19 @@ static long (*const read_kernel_text)(void *to, u32 size, const void *from) = (v
 
 /* A call that is not at its end: of which task, and of which function. The idle task has one number on
  * all CPUs. */
+enum function { READ = 0, CHECK_FOR_RST = 1 };
+
 struct inside {
 	u64 task;
 	u64 function;
+};
+
+/* Where a driver keeps what leads to its card: hw->back is the adapter, adapter->pdev the PCI device,
+ * whose struct device begins with a kobject's name. From the kernel's BTF. */
+struct layout {
+	u64 back;
+	u64 pdev;
+	u64 device;
 };
 
 struct arguments {
@@ -47,7 +57,9 @@ struct flow {
 	u64 unsent_to_vf;
 	u64 unsent_resets;
 	u32 key_in_memory;
+	u32 driver;
 	u32 vf;
+	u32 pad;
 	char pf[VFT_PF_NAME];
 };
 
@@ -55,6 +67,7 @@ BPF_TABLE("extern", u32, u64, unowned, 1);
 BPF_TABLE("lru_hash", struct inside, struct arguments, insides, 4096);
 BPF_TABLE("hash", struct flow_key, struct flow, flows, MAX_FLOWS);
 BPF_TABLE("hash", u32, u32, shipped, 1024);
+BPF_TABLE("array", u32, struct layout, layouts, 16);
 
 static __always_inline struct inside inside_of(u64 function)
 {
@@ -74,26 +87,28 @@ static __always_inline void count_lost(void)
 		__sync_fetch_and_add(count, 1);
 }
 
-static __always_inline void read_pf(char *name, u64 hw)
+static __always_inline void read_pf(char *name, u32 driver, u64 hw)
 {
+	struct layout *layout = layouts.lookup(&driver);
 	u64 at = 0;
 
-	/* hw->back is the adapter, that has its pci_dev, whose struct device begins with a kobject's name */
-	read_kernel(&at, sizeof(at), (void *)hw + HW_BACK_OFFSET);
-	read_kernel(&at, sizeof(at), (void *)at + ADAPTER_PDEV_OFFSET);
-	read_kernel(&at, sizeof(at), (void *)at + PCI_DEVICE_OFFSET);
+	if (!layout)
+		return;
+	read_kernel(&at, sizeof(at), (void *)hw + layout->back);
+	read_kernel(&at, sizeof(at), (void *)at + layout->pdev);
+	read_kernel(&at, sizeof(at), (void *)at + layout->device);
 	read_kernel_text(name, VFT_PF_NAME, (void *)at);
 }
 
-static __always_inline struct flow *flow_of(u64 hw, u32 vf)
+static __always_inline struct flow *flow_of(u32 driver, u64 hw, u32 vf)
 {
 	struct flow_key key = { .hw = hw, .vf = vf };
 	struct flow *flow = flows.lookup(&key);
 
 	if (!flow) {
-		struct flow fresh = { .vf = vf };
+		struct flow fresh = { .driver = driver, .vf = vf };
 
-		read_pf(fresh.pf, hw);
+		read_pf(fresh.pf, driver, hw);
 		flows.insert(&key, &fresh);
 		flow = flows.lookup(&key);
 	}
@@ -128,9 +143,9 @@ static __always_inline bool fill_unowned(struct vft_header *h, u64 now, u16 kind
 	return true;
 }
 
-static __always_inline u32 words_of(struct flow *flow, u32 direction, u32 first, u32 size)
+static __always_inline u32 words_of(struct flow *flow, u32 driver, u32 direction, u32 first, u32 size)
 {
-	u32 key = direction << 16 | (first & 0xffff);
+	u32 key = driver << 24 | direction << 16 | (first & 0xffff);
 	u32 *rule = shipped.lookup(&key);
 	u32 words = 1;
 
@@ -146,9 +161,9 @@ static __always_inline u32 words_of(struct flow *flow, u32 direction, u32 first,
 	return words > VFT_MAILBOX_WORDS ? VFT_MAILBOX_WORDS : words;
 }
 
-static __always_inline void message(u64 hw, u64 msg, u32 size, u32 vf, u32 direction, s32 ret)
+static __always_inline void message(u32 driver, u64 hw, u64 msg, u32 size, u32 vf, u32 direction, s32 ret)
 {
-	struct flow *flow = flow_of(hw, vf);
+	struct flow *flow = flow_of(driver, hw, vf);
 	struct vft_mailbox e = {};
 	u64 now = now_ns();
 	u32 words;
@@ -158,7 +173,7 @@ static __always_inline void message(u64 hw, u64 msg, u32 size, u32 vf, u32 direc
 		return;
 	}
 	read_kernel(e.word, sizeof(u32), (void *)msg);
-	words = ret ? 0 : words_of(flow, direction, e.word[0], size);
+	words = ret ? 0 : words_of(flow, driver, direction, e.word[0], size);
 	if (!may_send(flow, now, direction == VFT_FROM_VF ? &flow->unsent_from_vf : &flow->unsent_to_vf))
 		return;
 	if (!words)
@@ -170,7 +185,7 @@ static __always_inline void message(u64 hw, u64 msg, u32 size, u32 vf, u32 direc
 	if (!fill_unowned(&e.h, now, VFT_MAILBOX, sizeof(e)))
 		return;
 	__builtin_memcpy(e.pf, flow->pf, sizeof(e.pf));
-	e.driver = DRIVER;
+	e.driver = driver;
 	e.vf = vf;
 	e.direction = direction;
 	e.size = size;
@@ -179,9 +194,9 @@ static __always_inline void message(u64 hw, u64 msg, u32 size, u32 vf, u32 direc
 	send(&e, sizeof(e), NO_WAKE);
 }
 
-static __always_inline void function_reset(u64 hw, u32 vf)
+static __always_inline void function_reset(u32 driver, u64 hw, u32 vf)
 {
-	struct flow *flow = flow_of(hw, vf);
+	struct flow *flow = flow_of(driver, hw, vf);
 	struct vft_vf_reset e = {};
 	u64 now = now_ns();
 
@@ -193,7 +208,7 @@ static __always_inline void function_reset(u64 hw, u32 vf)
 	    !fill_unowned(&e.h, now, VFT_VF_RESET, sizeof(e)))
 		return;
 	__builtin_memcpy(e.pf, flow->pf, sizeof(e.pf));
-	e.driver = DRIVER;
+	e.driver = driver;
 	e.vf = vf;
 	send(&e, sizeof(e), NO_WAKE);
 }

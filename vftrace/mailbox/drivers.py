@@ -12,13 +12,13 @@ _WORDS_BY_COUNT, _HOLDS_KEY = 0x100, 0x200
 def shipped_words(table: Table) -> dict[int, int]:
     """What the kernel side may send on of each message (bpf/mailbox.h, `shipped`).
 
-    Keys are direction << 16 | opcode, values a number of words and flags.
+    Keys are driver << 24 | direction << 16 | opcode, values a number of words and flags.
     """
     rules = {}
     for number, opcode in table.opcodes.items():
         counted = _WORDS_BY_COUNT if opcode.counted else 0
         request_key = _HOLDS_KEY if opcode.request_key else 0
         reply_key = _HOLDS_KEY if opcode.reply_key else 0
-        rules[number] = opcode.request_words | counted | request_key
-        rules[1 << 16 | number] = opcode.reply_words | reply_key
+        rules[table.number << 24 | number] = opcode.request_words | counted | request_key
+        rules[table.number << 24 | 1 << 16 | number] = opcode.reply_words | reply_key
     return rules

@@ -28,6 +28,13 @@ def hang_up(bpf: Any, way: Way) -> str | None:
     return None
 
 
+def let_go(bpf: Any, way: Way) -> None:
+    """Detach the hooks of one way; those whose function has gone with its module are forgotten."""
+    for hook in (*way.hooks, *way.optional):
+        with contextlib.suppress(Exception):  # BCC raises Exception itself
+            _detach(bpf, hook)
+
+
 def _attach(bpf: Any, hook: Hook) -> None:
     if ":" in hook.where:
         if not kernel.has_tracepoint(hook.where):

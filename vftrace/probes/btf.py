@@ -1,5 +1,6 @@
 """A small reader of BTF: offsets of structure members, ids of functions (Documentation/bpf/btf.rst)."""
 
+import functools
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ def knows(name: str, module: str) -> bool:
         return False
 
 
+@functools.cache
 def member_offset(structure: str, member: str, btf: Path = VMLINUX) -> int | None:
     """Offset in bytes of a direct member of a structure; None where the BTF does not say."""
     try:

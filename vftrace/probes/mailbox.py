@@ -1,4 +1,4 @@
-"""The mailbox probes: for each driver a BPF object of its own that comes and goes with its module."""
+"""The mailbox probes: one BPF object, attached to the drivers whose modules are there."""
 
 import ctypes
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from vftrace.mailbox.drivers import TABLES, shipped_words
 from vftrace.mailbox.table import Table
 from vftrace.probes import btf, kernel
-from vftrace.probes.attach import captured_stderr, first_line, hang_up
+from vftrace.probes.attach import captured_stderr, first_line, hang_up, let_go
 from vftrace.probes.plan import KPROBE, MAILBOX, ProbeStatus, mailbox_way
 from vftrace.probes.text import program_text
 
@@ -17,7 +17,8 @@ MODULES = Path("/sys/module")
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a driver keeps what leads from its `hw` to the card: structures and members."""
+    """Names of a driver's structures: `hw` has `back`, a pointer to the adapter, and that has `pdev`,
+    a pointer to its PCI device."""
 
     hw: str
     adapter: str
@@ -27,7 +28,6 @@ LAYOUTS = {
     "ixgbe": Layout(hw="ixgbe_hw", adapter="ixgbe_adapter"),
     "igb": Layout(hw="e1000_hw", adapter="igb_adapter"),
 }
-"""`hw` has `back`, a pointer to the adapter, and that has `pdev`, a pointer to its PCI device."""
 
 
 @dataclass(frozen=True)
@@ -51,96 +51,92 @@ class MailboxProbes:
         There is one way only (drivers have no tracepoints for it), so none can be forced.
         """
         self._bcc = bcc
+        self._bpf: Any = None
         self.refused = kernel.refuses_kprobes()
         """Why this kernel takes no such probes at all; None if it does."""
-        self._loaded: dict[int, Any] = {}
+        self._attached: set[int] = set()
         self._reasons: dict[int, str] = {}
-        self._reported: dict[tuple[int, int, int], tuple[int, int, int]] = {}
-        self._closed: list[Unsent] = []
+        self._reported: dict[tuple[int, int], tuple[int, int, int]] = {}
         self.follow()
 
     @property
     def status(self) -> tuple[ProbeStatus, ...]:
         """How the mailboxes are attached now; the reason names the drivers whose are not."""
         reasons = [f"{TABLES[number].driver}: {why}" for number, why in self._reasons.items()]
-        if not self._loaded and not reasons:
+        if not self._attached and not reasons:
             names = " or ".join(table.driver for table in TABLES.values())
             reasons = [f"no module {names} is loaded"]
-        return (ProbeStatus(MAILBOX, KPROBE if self._loaded else None, "; ".join(reasons) or None),)
+        return (
+            ProbeStatus(MAILBOX, KPROBE if self._attached else None, "; ".join(reasons) or None),
+        )
 
     def follow(self) -> None:
-        """Load and attach for modules that have come, let go of those that have gone."""
+        """Attach to modules that have come, let go of those that have gone."""
         for number, table in TABLES.items():
             there = (MODULES / table.driver).exists()
-            if there and number not in self._loaded and number not in self._reasons:
-                reason = self.refused or self._load(table)
-                if reason is not None:
+            if there and number not in self._attached and number not in self._reasons:
+                reason = self.refused or self._attach(table)
+                if reason is None:
+                    self._attached.add(number)
+                else:
                     self._reasons[number] = reason
             elif not there:
                 self._reasons.pop(number, None)
-                self._unload(number)
+                if number in self._attached:
+                    self._attached.remove(number)
+                    let_go(self._bpf, mailbox_way(table.driver))
 
     def unsent(self) -> list[Unsent]:
         """For each VF of which messages were not recorded since the last call, how many."""
-        found, self._closed = self._closed, []
-        for number, bpf in self._loaded.items():
-            found += self._read_unsent(number, bpf)
-        return found
-
-    def close(self) -> None:
-        """Detach everything."""
-        for number in tuple(self._loaded):
-            self._unload(number)
-
-    def _unload(self, number: int) -> None:
-        bpf = self._loaded.pop(number, None)
-        if bpf is not None:
-            self._closed += self._read_unsent(number, bpf)
-            self._reported = {k: v for k, v in self._reported.items() if k[0] != number}
-            bpf.cleanup()
-
-    def _read_unsent(self, number: int, bpf: Any) -> list[Unsent]:
-        found = []
-        for key, flow in bpf["flows"].items():
-            which = (number, int(key.hw), int(key.vf))
+        found: list[Unsent] = []
+        if self._bpf is None:
+            return found
+        for key, flow in self._bpf["flows"].items():
+            which = (int(key.hw), int(key.vf))
             now = (int(flow.unsent_from_vf), int(flow.unsent_to_vf), int(flow.unsent_resets))
             before = self._reported.get(which, (0, 0, 0))
             if now != before:
                 self._reported[which] = now
                 pf = flow.pf.decode("ascii", errors="replace")
                 new = (after - earlier for after, earlier in zip(now, before, strict=True))
-                found.append(Unsent(pf, number, int(flow.vf), *new))
+                found.append(Unsent(pf, int(flow.driver), int(flow.vf), *new))
         return found
 
-    def _load(self, table: Table) -> str | None:
-        """Compile for this driver and attach. Returns why not, with nothing left behind."""
-        bpf = None
+    def close(self) -> None:
+        """Detach everything."""
+        if self._bpf is not None:
+            self._bpf.cleanup()
+        self._bpf = None
+        self._attached.clear()
+
+    def _attach(self, table: Table) -> str | None:
+        """Compile if that is not done yet, and attach to this driver. Returns why not."""
         with captured_stderr() as complaint:
             try:
-                bpf = self._bcc.BPF(text=program_text("mailbox.bpf.c"), cflags=_cflags(table))
-                rules = bpf["shipped"]
-                for key, rule in shipped_words(table).items():
-                    rules[ctypes.c_uint32(key)] = ctypes.c_uint32(rule)
-                reason = hang_up(bpf, mailbox_way(table.driver))
+                if self._bpf is None:
+                    self._bpf = self._bcc.BPF(
+                        text=program_text("mailbox.bpf.c"), cflags=["-Wno-everything"]
+                    )
+                self._tell(table)
+                return hang_up(self._bpf, mailbox_way(table.driver))
             except Exception as error:  # BCC raises Exception itself
-                reason = first_line(complaint(), error)
-        if reason is None:
-            self._loaded[table.number] = bpf
-        elif bpf is not None:
-            bpf.cleanup()
-        return reason
+                return first_line(complaint(), error)
 
-
-def _cflags(table: Table) -> list[str]:
-    layout = LAYOUTS[table.driver]
-    offsets = {
-        "HW_BACK_OFFSET": btf.module_member_offset(layout.hw, "back", table.driver),
-        "ADAPTER_PDEV_OFFSET": btf.module_member_offset(layout.adapter, "pdev", table.driver),
-        "PCI_DEVICE_OFFSET": btf.member_offset("pci_dev", "dev"),
-    }
-    flags = [f"-DDRIVER={table.number}", "-Wno-everything"]
-    for name, offset in offsets.items():
-        if offset is None:
-            raise LookupError(f"the BTF of {table.driver} does not say {name}")
-        flags.append(f"-D{name}={offset}")
-    return flags
+    def _tell(self, table: Table) -> None:
+        """Tell the kernel side how the driver's structures lie, and which words it may send on."""
+        layout = LAYOUTS[table.driver]
+        offsets = {
+            "back": btf.module_member_offset(layout.hw, "back", table.driver),
+            "pdev": btf.module_member_offset(layout.adapter, "pdev", table.driver),
+            "device": btf.member_offset("pci_dev", "dev"),
+        }
+        layouts = self._bpf["layouts"]
+        leaf = layouts.Leaf()
+        for name, offset in offsets.items():
+            if offset is None:
+                raise LookupError(f"the kernel's BTF does not say where {name} is")
+            setattr(leaf, name, offset)
+        layouts[ctypes.c_int(table.number)] = leaf
+        rules = self._bpf["shipped"]
+        for key, rule in shipped_words(table).items():
+            rules[ctypes.c_uint32(key)] = ctypes.c_uint32(rule)

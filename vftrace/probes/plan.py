@@ -201,8 +201,10 @@ def mailbox_way(driver: str) -> Way:
     return Way(
         KPROBE,
         (
-            *_kprobes(f"{driver}_read_mbx", "kp_read", "kr_read"),
-            Hook(f"{driver}_write_mbx", "kp_write"),
+            *_kprobes(f"{driver}_read_mbx", "kp_read", f"kr_{driver}_read"),
+            Hook(f"{driver}_write_mbx", f"kp_{driver}_write"),
         ),
-        optional=_kprobes(f"{driver}_check_for_rst", "kp_check_for_rst", "kr_check_for_rst"),
+        optional=_kprobes(
+            f"{driver}_check_for_rst", "kp_check_for_rst", f"kr_{driver}_check_for_rst"
+        ),
     )
