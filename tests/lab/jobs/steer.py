@@ -160,7 +160,7 @@ def _failing(job: Job, steer: Callable[[Pair], None], walked: tuple[str, str]) -
         steer(two)
         migration = migrate(two.source)
         # QEMU says `failed` before the VM runs again.
-        two.source.monitor.wait_running(10)
+        two.source.monitor.wait_running(30)
         two.destination.process.wait(20)
         two.finish(migration)
         say(f"QEMU's reason: {migration.result.get('error-desc')}")

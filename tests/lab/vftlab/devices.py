@@ -42,8 +42,10 @@ def vfio_option(name: str, number: int = 0) -> str:
     """The value of QEMU's -device for a mediated device, as vf<number>."""
     # With the device's own tracking DMA_LOGGING_REPORT is used; mtty offers it on kernels that
     # then refuse the report (no iommufd).
-    tracking = ",x-device-dirty-page-tracking=off" if name in Mtty.made else ""
-    return f"vfio-pci,sysfsdev=/sys/bus/mdev/devices/{name},id=vf{number},enable-migration=on{tracking}"
+    device = Path("/sys/bus/mdev/devices") / name
+    sample = device.resolve().parent.name == "mtty"
+    tracking = ",x-device-dirty-page-tracking=off" if sample else ""
+    return f"vfio-pci,sysfsdev={device},id=vf{number},enable-migration=on{tracking}"
 
 
 class Mtty:

@@ -72,9 +72,10 @@ def vm(
             connection = Monitor(monitor)
         except JobError as failure:
             raise JobError(f"{name}: {failure}; it said: {log.read_text().strip()}") from None
-        connection(
-            "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
-        )
+        # As libvirt does: without the return path a source may be done, and say so, while the
+        # destination still fails to load what is in the socket.
+        wanted = [{"capability": name, "state": True} for name in ("events", "return-path")]
+        connection("migrate-set-capabilities", capabilities=wanted)
         yield Vm(name, process, connection, log)
     finally:
         process.terminate()

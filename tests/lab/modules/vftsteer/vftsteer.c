@@ -189,6 +189,12 @@ static void note(struct steer_dev *dev, const char *what, int from, int to, int 
 	spin_unlock(&dev->log_lock);
 }
 
+/* Never less: msleep() counts jiffies, which jump where ticks are late. */
+static void take_us(unsigned int us)
+{
+	usleep_range(us, us + 1);
+}
+
 static bool saves(unsigned int state)
 {
 	return state == VFIO_DEVICE_STATE_STOP_COPY || state == STEER_PRE_COPY ||
@@ -215,7 +221,7 @@ static u64 state_size(struct steer_dev *dev)
 static void file_take_time(u64 rate, size_t bytes)
 {
 	if (rate)
-		fsleep(min_t(u64, div64_u64((u64)bytes * USEC_PER_SEC, rate), STEER_DELAY_MAX_US));
+		take_us(min_t(u64, div64_u64((u64)bytes * USEC_PER_SEC, rate), STEER_DELAY_MAX_US));
 }
 
 static ssize_t file_read(struct file *filp, char __user *buf, size_t len, loff_t *unused)
@@ -454,7 +460,7 @@ static struct file *step(struct steer_dev *dev, unsigned int to)
 
 	note(dev, "arc", from, to, 0, 0, 0);
 	if (arc->delay_us)
-		fsleep(arc->delay_us);
+		take_us(arc->delay_us);
 	if (arc->fail_times) {
 		arc->fail_times--;
 		if (arc->breaks) {
