@@ -410,7 +410,7 @@ def test_nothing_is_exposed_before_there_is_a_source() -> None:
 
 
 def test_every_kernel_record_has_a_probe() -> None:
-    own = {"channel", "ioctl", "process", "vfio", "vfio-data"}
+    own = {"channel", "ioctl", "mailbox", "process", "vfio", "vfio-data"}
     kernel = [event for kind, (_, _, event) in wire.FIXED.items() if kind < 100]
     assert {probe_of(event) for event in (*kernel, events.Piece)} == own
     collector = [event for event, _ in wire.NAMED.values()]

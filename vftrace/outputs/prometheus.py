@@ -47,6 +47,7 @@ class Metric:
 
 _OWN_PROBES: dict[type[events.Event], str] = {
     events.Channel: "channel",
+    events.Burst: "channel",
     events.Exit: "process",
     **dict.fromkeys(
         (
@@ -78,6 +79,8 @@ _OWN_PROBES: dict[type[events.Event], str] = {
         ),
         "vfio",
     ),
+    events.Mailbox: "mailbox",
+    events.VfReset: "mailbox",
     events.VfioPrecopyInfo: "vfio-data",
     events.VfioData: "vfio-data",
     events.Unknown: "unknown",
@@ -238,6 +241,18 @@ def _dirty_rounds(view: View) -> Samples:
 
 def _dirty_sync(view: View) -> Samples:
     yield (), view.accounts.sync
+
+
+def _mailbox_messages(view: View) -> Samples:
+    # Names are those of the drivers' tables: a guest cannot make new ones.
+    for life in view.reading.snapshot.vfs:
+        for (name, direction, result), count in life.counts:
+            yield (clean(life.pf), str(life.vf), name, direction, result), count
+
+
+def _vf_resets(view: View) -> Samples:
+    for life in view.reading.snapshot.vfs:
+        yield (clean(life.pf), str(life.vf)), life.message_resets + life.function_resets
 
 
 METRICS = (
@@ -462,6 +477,27 @@ METRICS = (
         "ioctl",
         "a quantile that is a good part of the downtime limit: the last sweep is a part of the blackout",
         _dirty_sync,
+    ),
+    Metric(
+        "vf_mailbox_messages_total",
+        "counter",
+        "Messages between a network card and its virtual functions; `message` is the name in the driver's "
+        "table, `unknown`, or `not-recorded` for those that came faster than 1,000 a second.",
+        "messages",
+        ("pf", "vf", "message", "direction", "result"),
+        "mailbox",
+        "result NACK of messages other than API_NEGOTIATE and RESET; any not-recorded: a guest floods",
+        _mailbox_messages,
+    ),
+    Metric(
+        "vf_resets_total",
+        "counter",
+        "Resets of a virtual function, by its RESET message or as a function.",
+        "resets",
+        ("pf", "vf"),
+        "mailbox",
+        "several a minute: its driver does not get on",
+        _vf_resets,
     ),
 )
 
