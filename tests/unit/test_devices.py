@@ -364,3 +364,17 @@ def test_what_a_device_does_after_its_part_is_left_out() -> None:
         "RUNNING_P2P",
         "RUNNING",
     ]
+
+
+def test_transitions_are_counted_and_only_grow() -> None:
+    bench = Bench()
+    bench.open(10)
+    for at in (20, 40, 60):
+        bench.ask(at, PRE_COPY)
+        bench.ask(at + 10, RUNNING)
+    bench.ask(80, RUNNING)
+    (shown,) = bench.devices.shown()
+    assert (shown.address, shown.state) == (UUID, "RUNNING")
+    assert shown.transitions == (("PRE_COPY", "RUNNING", 3), ("RUNNING", "PRE_COPY", 3))
+    bench.close(90)
+    assert bench.devices.shown() == ()

@@ -3,11 +3,20 @@
 State names are those of enum vfio_device_mig_state (include/uapi/linux/vfio.h).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vftrace import events
-from vftrace.migration.model import DeviceDowntime, DeviceState, DeviceUse, Role, VfPhase, VfUse
+from vftrace.migration.model import (
+    DeviceDowntime,
+    DeviceState,
+    DeviceUse,
+    Role,
+    VfPhase,
+    VfUse,
+    VmDevice,
+)
 
 STATES = (
     "ERROR",
@@ -28,6 +37,9 @@ TRANSFER = frozenset({"PRE_COPY", "PRE_COPY_P2P", "STOP_COPY", "RESUMING"})
 
 STOPPED = frozenset({"STOP", "STOP_COPY"})
 
+MAX_REQUESTS = 1024
+"""Of one device, the latest: every pause of a VM makes some."""
+
 MAX_DEVICES = 256
 """Of one process, those that are gone counted too; the oldest are forgotten first."""
 
@@ -42,6 +54,9 @@ VfioEvent = (
     | events.VfioDirtyTracking
     | events.VfioData
 )
+
+
+_CHANGES = (events.VfioState, events.VfioReset)
 
 
 def state_name(state: int) -> str:
@@ -83,6 +98,7 @@ class PassedDevice:
     vf: int | None = None
     flags: int | None = None
     requests: list[Request] = field(default_factory=list)
+    transitions: Counter[tuple[str, str]] = field(default_factory=Counter)
     resets: list[events.VfioReset] = field(default_factory=list)
     data: dict[int, events.VfioData] = field(default_factory=dict)
     """Latest totals, by the time when the data fd was given out."""
@@ -180,6 +196,13 @@ class Devices:
 
     def feed(self, event: VfioEvent) -> None:
         """Take one event. Never raises on content."""
+        device = self.by_fd.get(event.fd) if isinstance(event, _CHANGES) else None
+        before = device.state if device is not None else None
+        self._take(event)
+        if device is not None and before is not None and device.state not in (None, before):
+            device.transitions[before, device.state or ""] += 1
+
+    def _take(self, event: VfioEvent) -> None:
         match event:
             case events.VfioOpen():
                 self._open(event)
@@ -191,6 +214,7 @@ class Devices:
                 device = self._device(event.fd)
                 name = state_name(event.state)
                 device.requests.append(Request(event.enter_ns, event.at_ns, name, event.ret))
+                del device.requests[:-MAX_REQUESTS]
                 if event.ret == 0 and event.data_fd >= 0:
                     device.data_given_ns = event.at_ns
             case events.VfioMigration(ret=0):
@@ -230,6 +254,19 @@ class Devices:
         if len(self.all) > MAX_DEVICES:
             self.all.pop(0)
         return device
+
+    def shown(self) -> tuple[VmDevice, ...]:
+        """The devices that are there now."""
+        return tuple(
+            VmDevice(
+                address=device.address or device.label,
+                id=device.id,
+                driver=device.driver,
+                state=device.state,
+                transitions=tuple((a, b, n) for (a, b), n in sorted(device.transitions.items())),
+            )
+            for _, device in sorted(self.by_fd.items())
+        )
 
     def present(self, since_ns: int, until_ns: int) -> Iterator[PassedDevice]:
         """Devices the process had at some time between."""

@@ -47,6 +47,18 @@ class Vm:
     started_at_ns: int | None
     running: bool | None
     """Whether its vCPUs run; None if not known."""
+    devices: tuple["VmDevice", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VmDevice:
+    """A passed-through device of a VM: its state, None where not seen, and how often it went from one to another."""
+
+    address: str
+    id: str | None
+    driver: str | None
+    state: str | None
+    transitions: tuple[tuple[str, str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)

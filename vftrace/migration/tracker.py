@@ -282,6 +282,7 @@ class Tracker:
             vmm=identity.vmm if identity else None,
             started_at_ns=process.created_at_ns,
             running=None if paused is None else not paused,
+            devices=process.devices.shown(),
         )
 
     def _migrations(self) -> tuple[Migration, ...]:

@@ -20,6 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from vftrace import __version__, events
+from vftrace.migration.devices import STATES
 from vftrace.migration.model import Outcome, Role, Strategy
 from vftrace.outputs.accounting import Accounts, Histogram, Reading, View, VmView, clean
 
@@ -241,6 +242,21 @@ def _dirty_rounds(view: View) -> Samples:
 
 def _dirty_sync(view: View) -> Samples:
     yield (), view.accounts.sync
+
+
+def _device_state(view: View) -> Samples:
+    for vm in view.vms:
+        for device in vm.vm.devices:
+            if device.state is not None:
+                for state in STATES:
+                    yield (vm.label, clean(device.address), state), state == device.state
+
+
+def _device_transitions(view: View) -> Samples:
+    for vm in view.vms:
+        for device in vm.vm.devices:
+            for old, new, count in device.transitions:
+                yield (clean(device.address), old, new), count
 
 
 def _mailbox_messages(view: View) -> Samples:
@@ -467,6 +483,26 @@ METRICS = (
         "ioctl",
         "tens of rounds in one migration: precopy does not converge",
         _dirty_rounds,
+    ),
+    Metric(
+        "vfio_device_state",
+        "gauge",
+        "1 for the state a passed-through device is in (enum vfio_device_mig_state), 0 for the others.",
+        "",
+        ("vm", "device", "state"),
+        "vfio",
+        "ERROR: only a reset leads out of it; STOP_COPY or RESUMING for long: its state is slow to move",
+        _device_state,
+    ),
+    Metric(
+        "vfio_transitions_total",
+        "counter",
+        "Changes of a passed-through device's state.",
+        "transitions",
+        ("device", "from", "to"),
+        "vfio",
+        "any to ERROR",
+        _device_transitions,
     ),
     Metric(
         "dirty_sync_seconds",
