@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tests.unit.two_hosts import RECORDINGS, boot_of, golden, host_of, only, shifted, write
+from tests.unit.two_hosts import RECORDINGS, boot_of, golden, host_of, lab, only, shifted, write
 from vftrace.cli import main
 from vftrace.errors import UsageError
 from vftrace.migration.model import Migration
@@ -163,6 +163,31 @@ def test_rounds_are_children_of_the_phase_they_are_in(collector: Collector) -> N
     assert parents["round 1"] == "source setup"
     assert parents["round 2"] == "source precopy"
     assert parents["round 8"] == "source final-sync"
+
+
+def test_device_states_are_children(collector: Collector) -> None:
+    path = RECORDINGS.parent / "lab" / "6.12-kprobe.vft.gz"
+    assert main(["report", "--otlp-endpoint", collector.url, "--ascii", str(path)]) == 0
+    host, records = lab("6.12-kprobe")
+    migrations = boot_of(host, records).snapshot.migrations
+    by_trace = trees(collector.spans())
+    assert len(by_trace) == len(migrations)
+    for m in migrations:
+        spans = by_trace[bytes.fromhex(trace_id_of(m, host.boot_id))]
+        (root,) = [span for span in spans if not span.parent_span_id]
+        found = sorted(
+            (str(said["vftrace.device"]), str(said["vftrace.device.state"]))
+            for span in spans
+            if "vftrace.device.state" in (said := attributes(span.attributes))
+            and span.parent_span_id == root.span_id
+        )
+        shown = [
+            (device.address, state.state)
+            for device in m.devices
+            for state, until in zip(device.states, (*device.states[1:], None), strict=True)
+            if until is None or until.at_ns >= m.started_at_ns
+        ]
+        assert found == sorted(shown)
 
 
 def test_two_hosts_make_one_trace(tmp_path: Path, collector: Collector) -> None:

@@ -134,9 +134,11 @@ def test_devices_and_vfs_have_tracks() -> None:
     migration["devices"] = [
         {
             "address": "0000:01:10.0",
+            "id": None,
             "role": "source",
             "states": [
-                {"state": "RUNNING", "at_ns": start},
+                # What it was before the migration is drawn from its begin on.
+                {"state": "RUNNING", "at_ns": start - 5_000_000},
                 {"state": "PRE_COPY", "at_ns": start + 1000},
                 {"state": "STOP_COPY", "at_ns": start + 5000},
             ],
@@ -155,7 +157,7 @@ def test_devices_and_vfs_have_tracks() -> None:
     ]
     found = Parsed(perfetto_trace([(report["hosts"][0], migration)]))
     tracks = {path[1]: slices for path, slices in found.slices.items()}
-    states = tracks["device 0000:01:10.0 (source)"]
+    states = tracks["0000:01:10.0 (source)"]
     assert [(s[0], s[2] - s[1]) for s in states[:2]] == [("RUNNING", 1000), ("PRE_COPY", 4000)]
     assert tracks["VF 3 of 0000:01:00.0"][0] == ("reset", start, start + 700)
 

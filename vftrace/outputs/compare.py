@@ -135,6 +135,7 @@ _WORDS: tuple[tuple[str, Callable[[Json], str]], ...] = (
 _TOTALS: tuple[tuple[str, str, Callable[[Json], float | None]], ...] = (
     ("downtime", "ns", lambda m: m["downtime"]["vcpu_ns"]),
     ("service downtime", "ns", lambda m: m["downtime"]["service_ns"]),
+    ("device downtime", "ns", lambda m: _longest(m["downtime"]["devices"])),
     ("uncertainty", "ns", lambda m: m["downtime"]["uncertainty_ns"]),
     ("total time", "ns", lambda m: _since(m["started_at_ns"], m["ended_at_ns"])),
     ("sent", "bytes", lambda m: m["channel"]["bytes"]),
@@ -144,6 +145,10 @@ _TOTALS: tuple[tuple[str, str, Callable[[Json], float | None]], ...] = (
     ("distinct pages", "count", lambda m: m["dirty"]["distinct_pages"]),
     ("dirty rate at the end", "bytes/s", lambda m: m["dirty"]["rate_bytes_per_second"]),
 )
+
+
+def _longest(devices: Sequence[Json]) -> int | None:
+    return max((d["ns"] for d in devices if d["ns"] is not None), default=None)
 
 
 def _since(start: int, end: int | None) -> int | None:

@@ -124,10 +124,15 @@ def _facts(chapter: Chapter) -> str:
         for e in m["strategy_evidence"]
     )
     facts.append(("strategy", m["strategy"] + (f": {evidence}" if evidence else "")))
+    facts += [
+        ("device", f"{d['id'] or d['address']}: {_duration(d['ns'])} without it")
+        for d in m["downtime"]["devices"]
+    ]
     channel = m["channel"]
     error = f", ERROR {channel['error']}" if channel["error"] else ""
     facts.append(("channel", channel["kind"] + error))
-    facts += [("cause", m["cause"])] if m["cause"] else []
+    if m["cause"]:
+        facts.append(("cause", ": ".join(filter(None, (m["cause"], m["cause_detail"])))))
     return "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
 
 
@@ -210,7 +215,7 @@ def _svg(height: float, parts: Sequence[str], label: str) -> str:
 
 
 def _lane(lane: Lane, scale: _Scale, y: float, height: float = _LANE) -> Iterator[str]:
-    title = lane.title if len(lane.title) <= 22 else lane.title[:21] + "…"
+    title = lane.title if len(lane.title) <= 20 else lane.title[:19] + "…"
     middle = y + height / 2 + 4
     yield f'<text class="label" x="{_LEFT - 10}" y="{middle:.1f}">{escape(title)}</text>'
     for part in lane.slices:
@@ -247,10 +252,10 @@ def _colour(kind: str, name: str) -> str:
 
 _COLOURS = {
     **dict.fromkeys(("running", "RUNNING", "RUNNING_P2P", "ready"), "good"),
-    **dict.fromkeys(("stopped", "STOP", "absent", "unplugged"), "bad"),
+    **dict.fromkeys(("stopped", "STOP", "absent", "unplugged", "devices-stopped"), "bad"),
     **dict.fromkeys(("precopy", "PRE_COPY", "PRE_COPY_P2P", "incoming", "postcopy"), "c1"),
     **dict.fromkeys(("setup", "cleanup", "probing"), "c0"),
-    **dict.fromkeys(("stop", "clock-read", "devices-stopped", "reset"), "c2"),
+    **dict.fromkeys(("stop", "clock-read", "reset"), "c2"),
     **dict.fromkeys(("final-sync", "final-sync-done"), "c3"),
     **dict.fromkeys(("device-save", "state-saved", "STOP_COPY"), "c4"),
     **dict.fromkeys(("handover", "device-load", "devices-loaded", "RESUMING", "configuring"), "c5"),

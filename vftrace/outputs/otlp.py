@@ -159,17 +159,21 @@ class _Tree:
             yield at, self._span(f"round {number}", f"round/{number}", at, end, about)
 
     def _devices(self) -> Iterator[SpanNode]:
+        """From the migration's begin on: the state a device was in before may be days old."""
+        begin = self._m["started_at_ns"]
         for device in self._m["devices"]:
             states = device["states"]
             ends = [s["at_ns"] for s in states[1:]] + [None]
             for number, (state, end) in enumerate(zip(states, ends, strict=True)):
+                if end is not None and end < begin:
+                    continue
                 about = {
                     "vftrace.device": device["address"],
                     "vftrace.device.state": state["state"],
                 }
                 name = f"device {state['state']}"
-                path = f"device/{device['address']}/{device.get('role')}/{number}"
-                yield self._span(name, path, state["at_ns"], end, about)
+                path = f"device/{device['address']}/{device['role']}/{number}"
+                yield self._span(name, path, max(begin, state["at_ns"]), end, about)
 
     def _vfs(self) -> Iterator[SpanNode]:
         for vf in self._m["vfs"]:

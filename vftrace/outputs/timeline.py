@@ -71,7 +71,7 @@ def timeline_of(migration: Json) -> Timeline:
         ),
         Lane("blackout", "blackout", tuple(_blackout(m))),
         Lane("rounds", "rounds", tuple(_rounds(m))),
-        *(Lane("device", _device(d), tuple(_states(d, end))) for d in m["devices"]),
+        *(Lane("device", _device(d), tuple(_states(d, start, end))) for d in m["devices"]),
         *(Lane("vf", f"VF {v['vf']} of {v['pf']}", tuple(_vf(v, end))) for v in m["vfs"]),
     ]
     drawn = tuple(lane for lane in lanes if lane.slices)
@@ -129,15 +129,19 @@ def _rounds(m: Json) -> Iterator[Slice]:
 
 
 def _device(device: Json) -> str:
-    role = device.get("role")
-    return f"device {device['address']}" + (f" ({role})" if role else "")
+    """QEMU's id, which is short and the same on both sides, else the address."""
+    name, role = device.get("id") or device["address"], device.get("role")
+    return f"{name} ({role})" if role else str(name)
 
 
-def _states(device: Json, end: int) -> Iterator[Slice]:
+def _states(device: Json, begin: int, end: int) -> Iterator[Slice]:
+    """From the migration's begin on: the state it was in before may be days old."""
     states = device["states"]
     ends = [s["at_ns"] for s in states[1:]] + [end]
     for state, until in zip(states, ends, strict=True):
-        yield Slice(state["state"], state["at_ns"], max(state["at_ns"], until))
+        if until >= begin:
+            start = max(begin, state["at_ns"])
+            yield Slice(state["state"], start, max(start, until))
 
 
 def _vf(vf: Json, end: int) -> Iterator[Slice]:
@@ -161,4 +165,12 @@ def _counters(m: Json, end: int) -> Iterator[Counter]:
         sent.append((sweep["at_ns"], total))
         total += sweep["sent_bytes"] or 0
     if sent:
-        yield Counter("sent", "bytes", (*sent, (end, float(m["channel"]["bytes"] or total))))
+        yield Counter(
+            "sent", "bytes", (*sent, (_all_sent(m, end), float(m["channel"]["bytes"] or total)))
+        )
+
+
+def _all_sent(m: Json, end: int) -> int:
+    """When the last byte had been sent, at the latest."""
+    ended = m["ended_at_ns"]
+    return end if ended is None else min(end, max(ended, m["rounds"][-1]["at_ns"]))
