@@ -13,7 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
+
+# How long an example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("vftrace", deadline=None)
+hypothesis.settings.load_profile("vftrace")
 
 REQUIRE_ALL_VARIABLE = "VFTRACE_REQUIRE_ALL"
 

@@ -75,7 +75,7 @@ def _trackers(name: str, of_a_kind: int) -> Iterator[tuple[int, Tracker]]:
 
 def _without_one(name: str) -> Iterator[tuple[Event, list[dict[str, Any]]]]:
     events = _events(name)
-    for i, tracker in _trackers(name, 25):
+    for i, tracker in _trackers(name, 12):
         yield events[i], _result(tracker, events[i + 1 :])
 
 

@@ -369,8 +369,8 @@ def _written(process: Process, attempt: Attempt) -> set[int]:
         starts[slot] + number * PIECE_PAGES + bit
         for slot, bitmap in session.ever.items()
         for number, bits in bitmap.items()
-        for bit in range(bits.bit_length())
-        if bits >> bit & 1
+        for bit, digit in enumerate(reversed(f"{bits:b}"))
+        if digit == "1"
     }
 
 

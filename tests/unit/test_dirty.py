@@ -23,8 +23,8 @@ def _pages(bitmap: Bitmap) -> set[int]:
     return {
         number * PIECE_PAGES + i
         for number, bits in bitmap.items()
-        for i in range(bits.bit_length())
-        if bits >> i & 1
+        for i, digit in enumerate(reversed(f"{bits:b}"))
+        if digit == "1"
     }
 
 
