@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vftlab.job import Job
 
-from jobs import attach, basic, igb, mailbox, steer, vfio
+from jobs import attach, basic, igb, mailbox, steer, tracer, vfio
 
 JOBS: dict[str, Callable[[Job], None]] = {
     **basic.JOBS,
@@ -15,4 +15,5 @@ JOBS: dict[str, Callable[[Job], None]] = {
     **steer.JOBS,
     **igb.JOBS,
     **mailbox.JOBS,
+    **tracer.JOBS,
 }

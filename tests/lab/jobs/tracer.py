@@ -1,0 +1,154 @@
+"""Jobs about vftrace itself: every way to attach on one run, and a start in the middle of things."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vftlab.devices import P2P, PRE_COPY, STOP_COPY, Mtty, vfio_option
+from vftlab.job import Job, JobError, boottime_ns, modprobe, say, wait_for
+from vftlab.vm import migrate, migration_truth, vm, vm_truth
+
+WAYS = ("fentry", "kprobe", "tracepoint")
+READY_S = 500.0
+# Threads and compilers of three tracers share two emulated processors.
+NOISE_NS = 20_000_000
+
+
+@contextlib.contextmanager
+def tracers(results: Path, options: dict[str, list[str]]) -> Iterator[dict[str, Path]]:
+    """One `vftrace record` for each entry, all at once; their recordings are whole after the context."""
+    modprobe("kvm-amd", "vfio-pci", "mdev", "igb")
+    begun = boottime_ns()
+    started: dict[str, subprocess.Popen[bytes]] = {}
+    logs = {name: results / f"{name}.err" for name in options}
+    recordings = {name: results / f"{name}.vft" for name in options}
+
+    def ready(name: str) -> bool:
+        if started[name].poll() is not None:
+            raise JobError(f"vftrace {name} ended: {logs[name].read_text().strip()}")
+        return "ready" in logs[name].read_text().splitlines()
+
+    try:
+        for name, more in options.items():
+            command = [sys.executable, "-m", "vftrace", "record", *more]
+            command += ["-o", str(recordings[name])]
+            with logs[name].open("wb") as errors:
+                started[name] = subprocess.Popen(command, stdout=errors, stderr=errors)
+        for name in options:
+            wait_for(f"vftrace {name} ready", READY_S, lambda name=name: ready(name))
+            say(
+                f"vftrace {name} ready {(boottime_ns() - begun) / 1e9:.1f} s after all were started"
+            )
+        yield recordings
+        for process in started.values():
+            process.send_signal(signal.SIGINT)
+        for name, process in started.items():
+            if process.wait(60) != 0:
+                raise JobError(f"vftrace {name} failed: {logs[name].read_text().strip()}")
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+
+
+def _replayed(recording: Path) -> list[dict[str, object]]:
+    """What `vftrace report --format json` says of a recording's migrations."""
+
+    command = [sys.executable, "-m", "vftrace", "report", "--format", "json", str(recording)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise JobError(f"{recording.name}: {done.stderr.strip()}")
+    found: list[dict[str, object]] = json.loads(done.stdout)["migrations"]
+    return found
+
+
+def _same(first: object, other: object, where: str) -> None:
+    """JobError unless both are the same but for times, which may differ by the noise."""
+    if isinstance(first, dict) and isinstance(other, dict):
+        if first.keys() != other.keys():
+            raise JobError(f"{where} has {sorted(first)} and {sorted(other)}")
+        for key in first:
+            # The rate and what rests on it are quotients of times.
+            if key not in ("rate_bytes_per_second", "forecast", "set_by", "slowest_device"):
+                _same(first[key], other[key], f"{where}.{key}")
+    elif isinstance(first, list) and isinstance(other, list):
+        if len(first) != len(other):
+            raise JobError(f"{where} has {len(first)} and {len(other)} entries")
+        for i, (a, b) in enumerate(zip(first, other, strict=True)):
+            _same(a, b, f"{where}[{i}]")
+    elif first != other and not _near(first, other, where):
+        raise JobError(f"{where} is {first} and {other}")
+
+
+def _near(first: object, other: object, where: str) -> bool:
+    timed = where.rsplit(".", 1)[-1].endswith("ns") or ".state_ns" in where
+    return (
+        timed
+        and isinstance(first, int)
+        and isinstance(other, int)
+        and abs(first - other) <= NOISE_NS
+    )
+
+
+def ways(job: Job) -> None:
+    """Three tracers, each attached in another way, see the same migration."""
+    flags = STOP_COPY | P2P | PRE_COPY
+    with tracers(job.results, {way: ["--way", way] for way in WAYS}) as recordings:
+        source_device, target_device = Mtty.create(10, flags), Mtty.create(20, flags)
+        with (
+            vm("source", job.results, devices=[vfio_option(source_device)]) as source,
+            vm(
+                "destination", job.results, devices=[vfio_option(target_device)], incoming=True
+            ) as destination,
+        ):
+            migration = migrate(source)
+            destination.monitor.wait_event("RESUME", 20)
+            job.write_truth(
+                {
+                    "vms": [vm_truth(source, "source"), vm_truth(destination, "destination")],
+                    "migration": migration_truth(migration),
+                }
+            )
+    found = {way: _replayed(recording) for way, recording in recordings.items()}
+    for way, migrations in found.items():
+        say(f"{way}: {[(m['strategy'], m['outcome'], len(m['rounds'])) for m in migrations]}")  # type: ignore[arg-type]
+    if len(found[WAYS[0]]) != 1:
+        raise JobError(f"{len(found[WAYS[0]])} migrations instead of one")
+    for way in WAYS[1:]:
+        _same(found[WAYS[0]], found[way], way)
+
+
+def late(job: Job) -> None:
+    """A tracer that starts when the VM already runs knows its device, and sees all of the migration."""
+    flags = STOP_COPY | P2P | PRE_COPY
+    source_device, target_device = Mtty.create(10, flags), Mtty.create(20, flags)
+    with (
+        vm("source", job.results, devices=[vfio_option(source_device)]) as source,
+        vm(
+            "destination", job.results, devices=[vfio_option(target_device)], incoming=True
+        ) as destination,
+    ):
+        with tracers(job.results, {"late": []}) as recordings:
+            migration = migrate(source)
+            destination.monitor.wait_event("RESUME", 20)
+            job.write_truth({"migration": migration_truth(migration)})
+        (found,) = _replayed(recordings["late"])
+        devices = found["devices"]
+        assert isinstance(devices, list)
+        seen = {d["role"]: (d["address"], d["id"], d["driver"], d["bytes"]) for d in devices}
+        say(f"{found['strategy']} {found['outcome']}: {seen}")
+        wanted = {
+            role: (name, "vf0", "mtty", migration.vfio_bytes)
+            for role, name in (("source", source_device), ("destination", target_device))
+        }
+        if (found["strategy"], found["outcome"]) != ("vfio", "completed") or seen != wanted:
+            raise JobError(f"expected {wanted}")
+
+
+JOBS: dict[str, Callable[[Job], None]] = {"ways": ways, "late": late}
