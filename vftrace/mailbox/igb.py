@@ -21,7 +21,7 @@ def _mac_address(words: Words) -> Arguments:
 
 def _multicast(words: Words) -> Arguments:
     count, values = hashes(words)
-    return {"count": count, "hashes": values} if values else {"count": count}
+    return {"count": count, "hashes": values}
 
 
 def _vlan(words: Words) -> Arguments:

@@ -23,7 +23,7 @@ def _reset_reply(words: Words) -> Arguments:
 
 def _multicast(words: Words) -> Arguments:
     count, values = hashes(words)
-    return {"count": count, "hashes": values} if values else {"count": count}
+    return {"count": count, "hashes": values}
 
 
 def _vlan(words: Words) -> Arguments:

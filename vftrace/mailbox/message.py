@@ -5,7 +5,7 @@ from typing import Literal
 
 from vftrace.events import Mailbox
 from vftrace.mailbox.drivers import TABLES
-from vftrace.mailbox.table import ACK, CTS, NACK, Arguments, Opcode, Table, Words
+from vftrace.mailbox.table import ACK, CTS, NACK, Arguments, Opcode, Table, Words, info
 
 Direction = Literal["from-vf", "to-vf"]
 Result = Literal["ACK", "NACK", "CTS", "none"]
@@ -53,7 +53,8 @@ class Message:
     @property
     def is_request(self) -> bool:
         """Whether the card's driver will answer it."""
-        return self.direction == "from-vf" and self.result == "none" and not self.error
+        asks = self.direction == "from-vf" and self.result in ("none", "CTS")
+        return asks and not self.error
 
 
 def decode(words: Words, driver: int, direction: Direction) -> Message:
@@ -72,7 +73,7 @@ def decode(words: Words, driver: int, direction: Direction) -> Message:
         direction=direction,
         opcode=number,
         name=opcode.name if opcode else None,
-        arguments=_arguments(opcode, padded, direction, result),
+        arguments=_arguments(opcode, padded, len(words), direction, result),
         result=result,
         clear_to_send=bool(first & CTS),
         note=_note(opcode, first, direction),
@@ -88,13 +89,18 @@ def _result(first: int) -> Result:
 
 
 def _arguments(
-    opcode: Opcode | None, words: Words, direction: Direction, result: Result
+    opcode: Opcode | None, words: Words, recorded: int, direction: Direction, result: Result
 ) -> Arguments:
     if opcode is None:
         return {}
     if direction == "from-vf":
         # With ACK or NACK set it is a message the driver has dealt with already.
-        return opcode.request(words) if result in ("none", "CTS") else {}
+        if result in ("ACK", "NACK"):
+            return {}
+        arguments = opcode.request(words)
+        if opcode.counted and recorded < 1 + (info(words) + 1) // 2:
+            del arguments["hashes"]
+        return arguments
     # A NACK is the request sent back; only RESET's says something.
     refused = result == "NACK" and opcode.name != "RESET"
     return {} if refused else opcode.reply(words)
