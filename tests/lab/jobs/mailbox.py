@@ -51,12 +51,13 @@ def mailbox_igb(job: Job) -> None:
     driver = PCI / "drivers/igbvf"
     step("up", lambda: _ip("link", "set", vf, "up"), 2.0)
     step("mac", lambda: _ip("link", "set", vf, "address", mac), mac=mac)
+    def add_vlan() -> None:
+        _ip("link", "add", "link", vf, "name", "v100", "type", "vlan", "id", "100")
+        _ip("link", "set", "v100", "up")
+
     step(
         "vlan",
-        lambda: (
-            _ip("link", "add", "link", vf, "name", "v100", "type", "vlan", "id", "100"),
-            _ip("link", "set", "v100", "up"),
-        ),
+        add_vlan,
         vlan=100,
     )
     step("vlan-gone", lambda: _ip("link", "del", "v100"), vlan=100)
