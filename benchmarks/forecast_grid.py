@@ -175,6 +175,12 @@ async def _nothing(run: Run) -> None:
     """A scenario's steps; they are played here instead."""
 
 
+async def _bounded(point: Point, directory: Path) -> tuple[int, dict[str, Any] | None]:
+    # A cancel that meets the end of a migration may leave both QEMUs waiting.
+    async with asyncio.timeout(25):
+        return await play(point, directory)
+
+
 async def _cut(migration: Migration) -> None:
     try:
         async with asyncio.timeout(CUT_SECONDS):
@@ -193,9 +199,9 @@ def run_grid(path: Path, wanted: set[int]) -> None:
             for count, point in enumerate(points):
                 began = time.monotonic()
                 try:
-                    pid, figures = asyncio.run(play(point, Path(directory)))
-                except qemu.QemuError as error:
-                    print(f"{point}: {error}", file=sys.stderr, flush=True)
+                    pid, figures = asyncio.run(_bounded(point, Path(directory)))
+                except (qemu.QemuError, TimeoutError) as error:
+                    print(f"left out: {point}: {error!r}", file=sys.stderr, flush=True)
                     continue
                 time.sleep(0.4)
                 results.append(_result(point, pid, figures, tracer.pump))

@@ -36,6 +36,9 @@ TURN_NS = 50_000_000
 MAX_ROUNDS = 30
 """A precopy that would need more is called one that does not converge."""
 
+LONGEST_NS = 30 * 86_400 * 1_000_000_000
+"""A migration of a month does not converge either."""
+
 AFTER_SWEEPS = 3
 """The second round is over with the third sweep."""
 
@@ -128,7 +131,7 @@ def forecast(
     new_pages = rounds[-1].new_pages
     if channel is None or known is None or new_pages is None:
         return answer
-    page_bytes = _page_bytes(rounds)
+    page_bytes = _page_bytes(rounds, channel, limit_ns)
     threshold = max(1.0, channel.rate * limit_ns / 1e9)
     # A sweep came when less than the threshold was left, and that was seen only after a whole quota.
     unsent = min(max(0.0, threshold - channel.quota / 2), _unsent_at_most(rounds))
@@ -185,7 +188,7 @@ def replay(
     if known is None or channel is None or not first:
         return None
     limit_ns = assumptions.downtime_limit_ns or DOWNTIME_LIMIT_NS
-    page_bytes = _page_bytes(rounds)
+    page_bytes = _page_bytes(rounds, channel, limit_ns)
     threshold = max(1.0, channel.rate * limit_ns / 1e9)
     left, passed, blind = float(first), float(rounds[0].at_ns - started_at_ns), 0
     once = first * 1e9 / channel.link
@@ -233,22 +236,27 @@ def _channel(rounds: Sequence[Round], assumed: Assumptions) -> _Channel | None:
     if not sent or ns <= 0:
         return None
     mean = sent * 1e9 / ns
-    rate = quotas * 1e9 / (windows * WINDOW_NS) if windows else mean
+    rate = quotas * 1e9 / (windows * WINDOW_NS) if quotas else mean
     link = burst_bytes * 1e9 / burst_ns if burst_ns else mean
     if link < rate * _HELD_BACK:
         return _Channel(mean, max(mean, link), False)
     return _Channel(rate, link, True)
 
 
-def _page_bytes(rounds: Sequence[Round]) -> float:
+def _page_bytes(rounds: Sequence[Round], channel: _Channel, limit_ns: int) -> float:
     """Bytes a dirty page costs on the channel: as the last whole round had it, else a page and its header.
 
-    Compression and zero pages make it less; the first round, which sends all memory, tells nothing of it.
+    Compression and zero pages make it less; the first round, which sends all memory, tells nothing of it. A round
+    leaves unsent what fits the limit.
     """
+    unsent = max(0.0, channel.rate * limit_ns / 1e9 - channel.quota / 2) / PAGE_ON_WIRE
     for round_, after in reversed(list(pairwise(rounds[1:]))):
         enough = after.at_ns - round_.at_ns > WINDOW_NS
-        if round_.new_pages and round_.sent_bytes and enough and round_.new_pages > 64:
-            return min(float(PAGE_ON_WIRE), max(16.0, round_.sent_bytes / round_.new_pages))
+        pages = (round_.new_pages or 0) - unsent
+        if round_.sent_bytes and enough and pages > 64:
+            cost = max(16.0, round_.sent_bytes / pages)
+            # How much was unsent is known to a quota only: a little less is no compression.
+            return cost if cost < 0.7 * PAGE_ON_WIRE else float(PAGE_ON_WIRE)
     return float(PAGE_ON_WIRE)
 
 
@@ -288,7 +296,7 @@ def _play(
     ns = since_ns = 0.0
     rounds = 0
     while left >= threshold:
-        if rounds >= max_rounds:
+        if rounds >= max_rounds or ns + since_ns > LONGEST_NS:
             return _Run(False, rounds, ns, left, since_ns)
         now = min(left, max(0.0, quota - used))
         left -= now
