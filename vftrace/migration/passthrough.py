@@ -24,12 +24,16 @@ _EVER = sys.maxsize
 
 @dataclass(frozen=True)
 class Passthrough:
-    """The devices of both sides that take part. `since_ns`: the migration's begin."""
+    """The devices of both sides that take part. `since_ns`: the migration's begin.
+
+    `load_since_ns`: the destination's, which may be earlier: RESUMING comes with the head of the stream.
+    """
 
     process: Process | None
     session: Session | None
     peer: Process | None
     since_ns: int
+    load_since_ns: int
     until_ns: int
     """When the source's next migration began."""
     sources: list[PassedDevice] = field(default_factory=list)
@@ -51,7 +55,7 @@ class Passthrough:
             ends = [d.data_ended_ns(VfioData.SAVE, self.since_ns) for d in self.sources]
             found["state-saved"] = max([times["state-saved"], *(e for e in ends if e is not None)])
         if "devices-loaded" in times:
-            ends = [d.data_ended_ns(VfioData.LOAD, self.since_ns) for d in self.destinations]
+            ends = [d.data_ended_ns(VfioData.LOAD, self.load_since_ns) for d in self.destinations]
             found["devices-loaded"] = max(
                 [times["devices-loaded"], *(e for e in ends if e is not None)]
             )
@@ -71,7 +75,7 @@ class Passthrough:
         found = [
             (trouble, device)
             for device in (*self.sources, *self.destinations)
-            for trouble in device.troubles(self.since_ns, until_ns)
+            for trouble in device.troubles(self.load_since_ns, until_ns)
         ]
         if not found:
             return None
@@ -92,9 +96,9 @@ class Passthrough:
                 device,
                 "destination",
                 before.get(id(device)),
-                self.since_ns,
+                self.load_since_ns,
                 ended_ns,
-                self.since_ns,
+                self.load_since_ns,
             )
             for device in self.destinations
         ]
@@ -132,7 +136,7 @@ class Passthrough:
             (r.at_ns, f"{device.label}: {r.state}" + ("" if r.ret == 0 else f" refused, {r.ret}"))
             for device in (*self.sources, *self.destinations)
             for r in device.requests
-            if r.state in TRANSFER and self.since_ns <= r.at_ns <= self.until_ns
+            if r.state in TRANSFER and self.load_since_ns <= r.at_ns <= self.until_ns
         ]
         return Facts(
             started_ns=self.since_ns,
@@ -165,6 +169,7 @@ def gather(
 ) -> Passthrough:
     """The devices that take part, of the sides that are seen."""
     since = session.started_at_ns if session else arrival.first_act_ns if arrival else 0
+    load_since = min(since, arrival.first_act_ns) if arrival else since
     until = _EVER
     if process is not None and session is not None:
         later = [s.started_at_ns for s in process.sessions if s.started_at_ns > since]
@@ -174,9 +179,10 @@ def gather(
         session=session,
         peer=peer,
         since_ns=since,
+        load_since_ns=load_since,
         until_ns=until,
         sources=process.devices.transferring(since, until) if process and session else [],
-        destinations=peer.devices.transferring(since, until) if peer else [],
+        destinations=peer.devices.transferring(load_since, until) if peer else [],
     )
 
 

@@ -27,6 +27,11 @@ MAX_CLOCK_SAMPLES = 1440
 """Clock samples are kept where the offset has moved by a millisecond, and once a minute."""
 
 
+SETUP_NS = 10_000_000_000
+"""A destination's RESUMING comes with the head of the stream, which the source may send before it logs
+(QEMU migration/savevm.c, qemu_savevm_state_header)."""
+
+
 @dataclass
 class Pair:
     """A source's session and the destination's arrival that belong together."""
@@ -211,7 +216,11 @@ class Tracker:
     # -- source and destination on one host -----------------------------------------------------
 
     def _find_pair(self, process: Process, event: Event) -> None:
-        """Pair a destination with its source as soon as it acts."""
+        """Pair a destination with its source as soon as it acts, or as soon as the source sends."""
+        if isinstance(event, events.Channel):
+            for other in (*self._ended, *self._processes.values()):
+                if other is not process and other.arrival is not None:
+                    self._pair(other)
         if any(pair.destination is process for pair in self._pairs):
             return
         if isinstance(event, events.VcpuState) and process.arrival is None:
@@ -223,6 +232,12 @@ class Tracker:
                 assert process.arrival is not None
                 process.arrival.loaded_at_ns = event.at_ns
         if process.arrival is None:
+            return
+        self._pair(process)
+
+    def _pair(self, process: Process) -> None:
+        """Find the source of a destination that has acted."""
+        if process.arrival is None or any(p.arrival is process.arrival for p in self._pairs):
             return
         found = self._source_for(process, process.arrival.first_act_ns)
         if found is not None:
@@ -238,7 +253,7 @@ class Tracker:
             if process is not destination
             and session.is_migration
             and id(session) not in taken
-            and session.started_at_ns < at_ns
+            and session.started_at_ns < at_ns + SETUP_NS
             and session.logging_off_at_ns is None
             and session.started_at_ns >= (destination.created_at_ns or 0)
         ]
