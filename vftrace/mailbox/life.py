@@ -18,7 +18,7 @@ from typing import Literal
 
 from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset
 from vftrace.mailbox.drivers import TABLES
-from vftrace.mailbox.message import Direction, Message, Pairing, Result, message_of
+from vftrace.mailbox.message import NOT_CLEAR, Direction, Message, Pairing, Result, message_of
 from vftrace.mailbox.table import Stage
 
 State = Literal["absent", "reset", "negotiating", "configuring", "up"]
@@ -30,9 +30,9 @@ UNANSWERED_NS = 1_000_000_000
 """A VF's driver waits so long for an answer (IXGBE_VF_MBX_INIT_TIMEOUT × _DELAY), then resets."""
 
 RESETTING_NS = 60_000_000_000
-MAX_FALLS, MAX_RESETS = 3, 10
-"""It keeps resetting: so often out of work, or at all, within a minute. (An igbvf that is bound and
-brought up resets three times.)"""
+MAX_FALLS, MAX_RESETS = 5, 20
+"""It keeps resetting: so often out of work, or at all, within a minute. (An igbvf resets once for a new
+frame size, and several times when it is bound; an operator does not do that five times a minute.)"""
 
 MAX_VFS = 4096
 MAX_RECENT = 32
@@ -181,6 +181,8 @@ class _Vf:
         self.refused += reply.refused
         if asked.name == "RESET":
             self.enter("negotiating", reply.at_ns)
+        elif reply.note == NOT_CLEAR:
+            self.enter("reset", reply.at_ns)
         if reply.result != "ACK":
             return
         arguments = {**asked.arguments, **reply.arguments}

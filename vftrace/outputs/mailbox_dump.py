@@ -116,7 +116,7 @@ class Dump:
                 error=message.error,
             )
         words = [message.title, *(f"{k}={_value(v)}" for k, v in message.arguments.items())]
-        if message.result in ("ACK", "NACK"):
+        if message.result != "none":
             words.insert(1, message.result)
         if message.note:
             words.append(f"({message.note})")
