@@ -77,15 +77,15 @@ def migrate(name: str, schedule: DirtySet, workdir: Path) -> Truth:
 
 
 def fresh_pages(
-    records: list[bytes], monkeypatch: pytest.MonkeyPatch
+    records: list[bytes], pid: int, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Migration, list[frozenset[int]]]:
-    """The migration, and for each of its sweeps the guest pages that vftrace calls new."""
+    """The migration of process `pid`, and for each of its sweeps the guest pages that vftrace calls new."""
     by_sweep: dict[int, list[tuple[int, Bitmap | None]]] = {}
     order: list[Sweep] = []
     count_again = Session._count_again
 
     def note(self: Session, sweep: Sweep, slot: int, fresh: Bitmap | None) -> None:
-        if id(sweep) not in by_sweep:
+        if self.pid == pid and id(sweep) not in by_sweep:
             order.append(sweep)
         by_sweep.setdefault(id(sweep), []).append((slot, fresh))
         count_again(self, sweep, slot, fresh)
@@ -94,11 +94,11 @@ def fresh_pages(
     tracker = Tracker()
     first_page: dict[int, int] = {}
     for event in events_of(records):
-        if isinstance(event, events.Region) and event.size:
+        if isinstance(event, events.Region) and event.tgid == pid and event.size:
             first_page[event.slot] = event.gpa >> PAGE_SHIFT
         tracker.feed(event)
     tracker.finish()
-    migration = next(m for m in tracker.snapshot().migrations if m.role != "destination")
+    migration = next(m for m in tracker.snapshot().migrations if m.pid == pid)
     sets = []
     for sweep in order:
         pages: set[int] = set()
@@ -139,7 +139,7 @@ def test_each_round_is_a_run_of_the_guests_writes(
     schedule = SCHEDULES[name]
     with traced() as records:
         truth = migrate(f"truth-{name}", schedule, tmp_path)
-    migration, sets = fresh_pages(records, monkeypatch)
+    migration, sets = fresh_pages(records, truth.attempts[0].source_pid, monkeypatch)
     assert not migration.incomplete
     reported = [r.new_pages for r in migration.rounds]
     assert reported[1:] == [len(pages) for pages in sets[1:]]
@@ -166,7 +166,7 @@ def test_totals_against_the_schedule_and_qemu(
     schedule = SCHEDULES[name]
     with traced() as records:
         truth = migrate(f"sums-{name}", schedule, tmp_path)
-    migration, sets = fresh_pages(records, monkeypatch)
+    migration, sets = fresh_pages(records, truth.attempts[0].source_pid, monkeypatch)
     every = frozenset().union(*sets[1:])
     begun, ended = (truth.progress[index].writes for index in (1, -1))
     may = guest.written_pages(schedule, begun, ended - begun)
