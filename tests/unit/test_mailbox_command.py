@@ -1,0 +1,176 @@
+"""`vftrace mailbox` on recordings, its text against hostile ones, its metrics, and the kernel side's constants."""
+
+import json
+import re
+import struct
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from vftrace import wire
+from vftrace.cli import main
+from vftrace.events import USER_STREAM, ClockSample, End, Mailbox, VfReset
+from vftrace.live import Pump, ReplaySource
+from vftrace.mailbox.drivers import TABLES, shipped_words
+from vftrace.outputs.accounting import Reading
+from vftrace.outputs.mailbox_dump import Dump
+from vftrace.outputs.prometheus import Exporter
+from vftrace.probes import btf
+from vftrace.sources.recording import HostInfo, Recording, RecordingWriter
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDING = ROOT / "tests/golden/mailbox/6.12.vft.gz"
+IGB, FAKE = "0000:01:00.0", "0000:00:00.0"
+
+
+def records() -> Counter[tuple[str, int]]:
+    """Messages of each VF, counted without our decoding: from the bytes."""
+    found: Counter[tuple[str, int]] = Counter()
+    for record in Recording(RECORDING):
+        if wire.HEADER.unpack_from(record)[3] == 40:
+            pf, _, vf = struct.unpack_from("<16sII", record, wire.HEADER.size)
+            found[pf.rstrip(b"\0").decode(), vf] += 1
+    return found
+
+
+def test_every_message_is_an_object_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mailbox", str(RECORDING), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    messages = [line for line in lines if line["event"] == "message"]
+    assert Counter((line["pf"], line["vf"]) for line in messages) == records()
+    assert {line["pf"] for line in lines if line["event"] == "vf"} == {IGB, FAKE}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--pf", "01:00.0"], {(IGB, 0)}),
+        (["--pf", FAKE, "--vf", "1"], {(FAKE, 1)}),
+        (["--vf", "1", "--vf", "3"], {(FAKE, 1), (FAKE, 3)}),
+        (["--pf", "0000:05:00.0"], set()),
+    ],
+)
+def test_limits(
+    arguments: list[str], wanted: set[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mailbox", str(RECORDING), "--json", *arguments]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(line["pf"], line["vf"]) for line in lines if line["event"] == "message"} == wanted
+
+
+def test_text_has_one_line_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mailbox", str(RECORDING)]) == 0
+    out = capsys.readouterr().out
+    spoken = re.findall(r"^\d\d:\d\d:\d\d\.\d{6}  (\S+) vf(\d+) [<>]  ", out, re.MULTILINE)
+    assert Counter((pf, int(vf)) for pf, vf in spoken) == records()
+    assert "vf0 >  SET_VLAN add=yes vlan=100\n" in out
+    assert re.search(r"vf0 <  SET_VLAN ACK  \d+ us\n", out)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--vf", "x"], ["--vf", "-1"], ["--duration", "1s"], ["--duration", "never"]]
+)
+def test_bad_usage_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mailbox", str(RECORDING), *arguments]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_recording_without_a_mailbox_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    other = ROOT / "tests/golden/recordings/boot.vft.gz"
+    assert main(["mailbox", str(other)]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "no mailbox was heard" in said.err
+
+
+def test_a_hostile_recording_steers_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b[2J\x07\n\r"
+    path = tmp_path / "evil.vft"
+    writer = RecordingWriter(path, HostInfo("h", "b", "k", "0", 0, {}))
+    words = (0xFFFF_FFFF,) * 16
+    writer.write(
+        [
+            wire.encode(ClockSample(1, 0, USER_STREAM, 0, 1 << 62, 0)),
+            wire.encode(Mailbox(2, 0, 0, 0, evil, 1, 0xFFFF_FFFF, 7, 999, 16, -5, words)),
+            wire.encode(Mailbox(3, 1, 0, 0, evil, 77, 0, 0, 16, 99, 0, words)),
+            wire.encode(VfReset(4, 2, 0, 0, evil, 1, 0)),
+            wire.encode(End(5, 1, USER_STREAM, 0, {0: 3})),
+        ]
+    )
+    writer.close()
+    assert main(["mailbox", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) >= 3
+    assert all(line.isascii() and line.isprintable() for line in out.splitlines())
+
+
+def test_a_loss_is_said() -> None:
+    from vftrace.events import Lost
+
+    assert "lost records=7" in "".join(Dump().feed(Lost(1, 0, USER_STREAM, 0, 7)))
+
+
+def test_metrics_count_every_message_once() -> None:
+    pump = Pump(ReplaySource(RECORDING, speed=0))
+    while not pump.ended:
+        pump.step()
+    exporter = Exporter(1, print)
+    reading = Reading(
+        pump.snapshot(), pump.now_ns(), pump.host, {"mailbox": "kprobe"}, pump.event_counts(), True
+    )
+    exporter.read = lambda: reading
+    families = {family.name: family.samples for family in exporter.collect()}
+    counted: Counter[tuple[str, int]] = Counter()
+    for sample in families["vftrace_vf_mailbox_messages"]:
+        counted[sample.labels["pf"], int(sample.labels["vf"])] += round(sample.value)
+    assert counted == records()
+    resets = {
+        (sample.labels["pf"], sample.labels["vf"]): sample.value
+        for sample in families["vftrace_vf_resets"]
+    }
+    # In the script VF 1 asks for RESET once.
+    assert resets[FAKE, "1"] == 1
+
+
+def test_the_kernel_side_has_the_same_numbers() -> None:
+    header = (ROOT / "bpf/wire.h").read_text()
+    numbers = dict(re.findall(r"VFT_(IXGBE|IGB|FROM_VF|TO_VF) = (\d+)", header))
+    assert numbers == {name: str(getattr(Mailbox, name)) for name in numbers}
+    assert {table.driver.upper(): str(table.number) for table in TABLES.values()}.items() <= (
+        numbers.items()
+    )
+    rules = (ROOT / "bpf/mailbox.h").read_text()
+    flags = {name: int(value, 16) for name, value in re.findall(r"#define (\w+) (0x\w+)", rules)}
+    assert shipped_words(TABLES[Mailbox.IXGBE])[0x0100_0003] == 1 | flags["WORDS_BY_COUNT"]
+    assert shipped_words(TABLES[Mailbox.IXGBE])[0x0101_000B] == 1 | flags["HOLDS_KEY"]
+
+
+# -- BTF of a module, which continues that of the kernel ------------------------------------------
+
+
+def blob(strings: bytes, types: bytes) -> bytes:
+    """A BTF section (include/uapi/linux/btf.h)."""
+    header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
+    return header + types + strings
+
+
+def test_members_of_a_modules_structures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = b"\0back\0hw_addr\0"
+    own = b"igb_adapter\0pdev\0"
+    at = {
+        name: (base + own).index(name.encode() + b"\0") for name in ("back", "igb_adapter", "pdev")
+    }
+    # struct igb_adapter { back at bit 64; pdev at bit 128 }: one name of the kernel's, one of its own
+    structure = struct.pack("<III", at["igb_adapter"], 4 << 24 | 2, 24)
+    structure += struct.pack("<III", at["back"], 1, 64) + struct.pack("<III", at["pdev"], 1, 128)
+    (tmp_path / "vmlinux").write_bytes(blob(base, b""))
+    (tmp_path / "igb").write_bytes(blob(own, structure))
+    monkeypatch.setattr(btf, "VMLINUX", tmp_path / "vmlinux")
+    assert btf.module_member_offset("igb_adapter", "back", "igb") == 8
+    assert btf.module_member_offset("igb_adapter", "pdev", "igb") == 16
+    assert btf.module_member_offset("igb_adapter", "hw_addr", "igb") is None
+    (tmp_path / "igb").write_bytes(b"\x9f\xeb")
+    assert btf.module_member_offset("igb_adapter", "pdev", "igb") is None
