@@ -104,6 +104,7 @@ REPLIES: list[tuple[int, tuple[int, ...], str | None, dict[str, Any], str, bool]
     (IXGBE, (0xA000_000D, 9), "IPSEC_ADD", {"handle": 9}, "ACK", False),
     (IXGBE, (0x6000_0002,), "SET_MAC_ADDR", {}, "NACK", True),
     (IGB, (0x6000_0002,), "SET_MAC_ADDR", {}, "NACK", True),
+    (IGB, (0x6001_0002,), "SET_MAC_ADDR", {}, "NACK", False),
     (IXGBE, (0x4000_0009,), "GET_QUEUES", {}, "NACK", False),
     (IXGBE, (0x6000_0042,), None, {}, "NACK", True),
     (IXGBE, (0x2000_0100,), "PF_CONTROL", {}, "CTS", False),

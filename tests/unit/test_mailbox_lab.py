@@ -253,6 +253,15 @@ def test_the_host_decides_on_the_mac() -> None:
     assert any(m.name == "SET_MAC_ADDR" and m.refused for m in answers)
 
 
+def test_refused_is_what_igb_warned_of() -> None:
+    """igb's own log of that run has three lines on a VF that was denied, all about its MAC; its "invalid
+    MAC filter" is what igbvf always gets, and one more clear was denied, which is the same to igbvf."""
+    found = truth("igb")
+    said, _, _ = talk(found["pf"])
+    refused = [message for _, message in said if message.refused]
+    assert [message.name for message in refused] == ["SET_MAC_ADDR"] * 3
+
+
 def test_a_function_reset_is_told_apart() -> None:
     found = truth("igb")
     _, resets, _ = talk(found["pf"])

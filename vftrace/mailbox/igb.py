@@ -1,6 +1,17 @@
 """Messages of igb (82576, I350) and its VFs (drivers/net/ethernet/intel/igb/e1000_mbx.h, igb_main.c)."""
 
-from vftrace.mailbox.table import NACK, Arguments, Opcode, Stage, Table, Words, hashes, info, mac
+from vftrace.mailbox.table import (
+    NACK,
+    Arguments,
+    Opcode,
+    Stage,
+    Table,
+    Words,
+    always,
+    hashes,
+    info,
+    mac,
+)
 
 _FILTER_ACTS = {0: "set", 1: "clear", 2: "add"}
 """E1000_VF_MAC_FILTER_CLR and _ADD."""
@@ -17,6 +28,12 @@ def _mac_address(words: Words) -> Arguments:
     act = _FILTER_ACTS.get(info(words), str(info(words)))
     # igb_set_vf_mac_filter: clear takes all filters away
     return {"act": act} if act == "clear" else {"act": act, "mac": mac(words)}
+
+
+def _cleared(words: Words) -> str | None:
+    # igbvf clears at every change of filters, with no address; igb calls that an "invalid MAC filter".
+    clears = _FILTER_ACTS.get(info(words)) == "clear"
+    return "igb takes no clear without an address" if clears else None
 
 
 def _multicast(words: Words) -> Arguments:
@@ -41,9 +58,15 @@ TABLE = Table(
             Stage.RESET,
             reply=_reset_reply,
             reply_words=3,
-            nack_is_normal="no administrative MAC",
+            normal_nack=always("no administrative MAC"),
         ),
-        0x02: Opcode("SET_MAC_ADDR", Stage.PREPARE, request=_mac_address, request_words=3),
+        0x02: Opcode(
+            "SET_MAC_ADDR",
+            Stage.PREPARE,
+            request=_mac_address,
+            request_words=3,
+            normal_nack=_cleared,
+        ),
         0x03: Opcode("SET_MULTICAST", Stage.OPEN, request=_multicast, counted=True),
         0x04: Opcode("SET_VLAN", Stage.PREPARE, request=_vlan, request_words=2),
         0x05: Opcode(
@@ -53,6 +76,6 @@ TABLE = Table(
             request_words=2,
         ),
         0x06: Opcode("SET_PROMISC", Stage.OPEN, request=_promisc),
-        0x100: Opcode("PF_CONTROL", from_pf=True),
+        0x100: Opcode("PF_CONTROL"),
     },
 )

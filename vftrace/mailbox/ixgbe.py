@@ -1,6 +1,17 @@
 """Messages of ixgbe and its VFs (drivers/net/ethernet/intel/ixgbe/ixgbe_mbx.h, ixgbe_sriov.c)."""
 
-from vftrace.mailbox.table import NACK, Arguments, Opcode, Stage, Table, Words, hashes, info, mac
+from vftrace.mailbox.table import (
+    NACK,
+    Arguments,
+    Opcode,
+    Stage,
+    Table,
+    Words,
+    always,
+    hashes,
+    info,
+    mac,
+)
 
 API_VERSIONS = ("1.0", "2.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7")
 """enum ixgbe_pfvf_api_rev, in its order."""
@@ -68,7 +79,7 @@ TABLE = Table(
             Stage.RESET,
             reply=_reset_reply,
             reply_words=4,
-            nack_is_normal="no administrative MAC",
+            normal_nack=always("no administrative MAC"),
         ),
         0x02: Opcode(
             "SET_MAC_ADDR",
@@ -90,7 +101,7 @@ TABLE = Table(
             Stage.NEGOTIATE,
             request=_api,
             request_words=2,
-            nack_is_normal="an older version is tried next",
+            normal_nack=always("an older version is tried next"),
         ),
         0x09: Opcode("GET_QUEUES", Stage.PREPARE, reply=_queues, reply_words=5),
         0x0A: Opcode("GET_RETA", Stage.PREPARE),
@@ -132,8 +143,8 @@ TABLE = Table(
             request_words=2,
             reply=_features,
             reply_words=2,
-            nack_is_normal="the card's driver knows no features",
+            normal_nack=always("the card's driver knows no features"),
         ),
-        0x100: Opcode("PF_CONTROL", from_pf=True),
+        0x100: Opcode("PF_CONTROL"),
     },
 )

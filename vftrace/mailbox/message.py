@@ -76,7 +76,7 @@ def decode(words: Words, driver: int, direction: Direction) -> Message:
         arguments=_arguments(opcode, padded, len(words), direction, result),
         result=result,
         clear_to_send=bool(first & CTS),
-        note=_note(opcode, first, direction),
+        note=_note(opcode, padded, direction),
     )
 
 
@@ -106,12 +106,11 @@ def _arguments(
     return {} if refused else opcode.reply(words)
 
 
-def _note(opcode: Opcode | None, first: int, direction: Direction) -> str | None:
-    if direction == "from-vf" or not first & NACK:
+def _note(opcode: Opcode | None, words: Words, direction: Direction) -> str | None:
+    if direction == "from-vf" or not words[0] & NACK:
         return None
-    if opcode is not None and opcode.nack_is_normal is not None:
-        return opcode.nack_is_normal
-    return None if first & CTS else NOT_CLEAR
+    normal = None if opcode is None else opcode.normal_nack(words)
+    return normal if normal or words[0] & CTS else NOT_CLEAR
 
 
 def message_of(event: Mailbox) -> Message:

@@ -31,13 +31,23 @@ def nothing(_words: Words) -> Arguments:
     return {}
 
 
+def refusal(_words: Words) -> None:
+    """A NACK is a refusal."""
+    return
+
+
+def always(meaning: str) -> Callable[[Words], str | None]:
+    """Every NACK of a message means this."""
+    return lambda _words: meaning
+
+
 @dataclass(frozen=True)
 class Opcode:
     """One message. `request` and `reply` read the arguments; `*_words` is how many words each has.
 
     No word beyond those leaves the kernel. `counted`: u16 values from word 1 on, as many as bits 23:16 of
-    word 0 say. `request_key`, `reply_key`: a key stands behind the words. `nack_is_normal`: what a
-    NACK means where it is no refusal.
+    word 0 say. `request_key`, `reply_key`: a key stands behind the words. `normal_nack`: what a NACK of
+    these words means where it is no refusal.
     """
 
     name: str
@@ -49,8 +59,7 @@ class Opcode:
     counted: bool = False
     request_key: bool = False
     reply_key: bool = False
-    nack_is_normal: str | None = None
-    from_pf: bool = False
+    normal_nack: Callable[[Words], str | None] = refusal
 
 
 @dataclass(frozen=True)
