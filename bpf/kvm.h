@@ -312,6 +312,9 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 		r.clock.op = cmd == KVM_GET_CLOCK ? VFT_CLOCK_GET :
 			     cmd == KVM_SET_CLOCK ? VFT_CLOCK_SET : VFT_CLOCK_CTRL;
 		r.clock.ret = ret;
+		/* struct kvm_clock_data begins with it */
+		if (cmd != KVM_KVMCLOCK_CTRL)
+			read_user(&r.clock.clock, sizeof(r.clock.clock), (void *)t->arg);
 		SAYS(&r, VFT_CLOCK, clock);
 	}
 	emit_record(vm, &r);

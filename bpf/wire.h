@@ -137,12 +137,15 @@ struct vft_reset_dirty_rings {
 
 enum vft_clock_op { VFT_CLOCK_GET = 0, VFT_CLOCK_SET = 1, VFT_CLOCK_CTRL = 2 };
 
+/* clock is the guest's kvmclock: what the source reads last is what the destination sets
+ * (QEMU hw/i386/kvm/clock.c), so both sides can tell the attempt by it. */
 struct vft_clock {
 	struct vft_header h;
 	u64 enter_ns;
 	u64 last_exit_ns;
 	u32 op;
 	s32 ret;
+	u64 clock;
 };
 
 /* An entry into the guest, first ever (exit_ns 0) or more than 1 ms after the last exit. */

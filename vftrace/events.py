@@ -119,12 +119,16 @@ class ResetDirtyRings(Event):
 
 @dataclass(frozen=True, slots=True)
 class Clock(Event):
-    """KVM_GET_CLOCK, KVM_SET_CLOCK or KVM_KVMCLOCK_CTRL, with the VM's latest vCPU exit."""
+    """KVM_GET_CLOCK, KVM_SET_CLOCK or KVM_KVMCLOCK_CTRL, with the VM's latest vCPU exit.
+
+    `clock` is the guest's kvmclock, ns: the destination sets what the source read last. 0: not known.
+    """
 
     enter_ns: int
     last_exit_ns: int
     op: int
     ret: int
+    clock: int
 
     GET = 0
     SET = 1

@@ -34,7 +34,7 @@ FIXED: dict[int, tuple[str, struct.Struct, type[Event]]] = {
     5: ("vft_get_dirty_log", struct.Struct("<QQQQIiII"), events.GetDirtyLog),
     6: ("vft_clear_dirty_log", struct.Struct("<QQQQIIiIII"), events.ClearDirtyLog),
     8: ("vft_reset_dirty_rings", struct.Struct("<QQQQiIII"), events.ResetDirtyRings),
-    9: ("vft_clock", struct.Struct("<QQIi"), events.Clock),
+    9: ("vft_clock", struct.Struct("<QQIiQ"), events.Clock),
     10: ("vft_run", struct.Struct("<Q"), events.Run),
     11: ("vft_vcpu_state", struct.Struct("<iI"), events.VcpuState),
     12: ("vft_channel", struct.Struct("<QQQQQiiII"), events.Channel),
@@ -76,6 +76,9 @@ NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]]
 }
 
 _MAILBOX_KIND = 40
+# Kinds that got a field at their end: the size of the body before, whose missing field reads 0.
+_LENGTHENED = {9: 24}
+
 _WITH_TEXT = {kind for kind, (_, layout, _) in FIXED.items() if "s" in layout.format}
 
 _FIXED_KIND = {event: (kind, layout) for kind, (_, layout, event) in FIXED.items()}
@@ -103,6 +106,8 @@ def decode(record: bytes) -> Event:
         raise ValueError(f"record of {len(record)} bytes says it has {size}")
     body = memoryview(record)[HEADER.size :]
     known = FIXED.get(kind)
+    if known is not None and kind in _LENGTHENED and len(body) == _LENGTHENED[kind]:
+        body = memoryview(bytes(body) + bytes(known[1].size - len(body)))
     if known is not None and len(body) == known[1].size:
         fields = known[1].unpack(body)
         if kind in _WITH_TEXT:

@@ -283,7 +283,7 @@ def test_the_missing_extra_is_one_line(
 def test_the_sender_sends_each_trace_once(collector: Collector) -> None:
     said: list[str] = []
     sender = Sender(collector.url, said.append)
-    trace = Trace("ab" * 16, "h", SpanNode("live migration", "", 1, 2, {}))
+    trace = Trace("ab" * 16, "h", "source@b", SpanNode("live migration", "", 1, 2, {}))
     sender.offer(trace)
     sender.offer(trace)
     sender.close()

@@ -93,6 +93,7 @@ def build_migration(
         postcopy=postcopy,
         incomplete=_incomplete(process, peer, started, ended, doubt_ns, peer_doubt_ns),
         missed_beginning=session.missed_beginning if session else False,
+        guest_clock_ns=_guest_clock(session, arrival),
         started_at_ns=started,
         ended_at_ns=ended,
         phases=_phases(session, arrival, times, verdict),
@@ -121,6 +122,13 @@ def _device_verdict(devices: Passthrough, verdict: Verdict) -> Verdict:
     cause: Cause = "device-refused" if trouble.refused else "device-failed"
     detail = f"{device.label}: {trouble.what}, {trouble.ret}{reset}"
     return Verdict("failed", cause, verdict.ended_at_ns, detail)
+
+
+def _guest_clock(session: Session | None, arrival: Arrival | None) -> int | None:
+    """The kvmclock that went from one side to the other, from the side that is seen."""
+    if session is not None:
+        return session.saved.clock or None if session.saved is not None else None
+    return arrival.guest_clock_ns if arrival is not None else None
 
 
 def _times(

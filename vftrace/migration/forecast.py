@@ -52,6 +52,8 @@ class Fitted:
 
     shape: Shape = field(default_factory=Shape)
     fixed_downtime_ns: int = FIXED_DOWNTIME_NS
+    unsent: float = 1.0
+    """Of what may be unsent at the end of the first round: zero pages go in no time, and end it with less left."""
     start_factor: float = 1.0
     """Of the wire time of the last pages: TCP's beginning, and the destination that must take them in."""
 
@@ -134,7 +136,9 @@ def forecast(
     page_bytes = _page_bytes(rounds, channel, limit_ns)
     threshold = max(1.0, channel.rate * limit_ns / 1e9)
     # A sweep came when less than the threshold was left, and that was seen only after a whole quota.
-    unsent = min(max(0.0, threshold - channel.quota / 2), _unsent_at_most(rounds))
+    unsent = max(0.0, threshold - channel.quota / 2)
+    if len(rounds) == 2:
+        unsent = min(unsent * fitted.unsent, _unsent_at_most(rounds))
     left = new_pages * page_bytes + unsent * (1 - _overlap(rounds))
     used = channel.quota * (0.5 if threshold < channel.quota else 1.0)
     run = _play(left, used, page_bytes, threshold, known, channel, assumed.max_rounds)
@@ -263,7 +267,7 @@ def _page_bytes(rounds: Sequence[Round], channel: _Channel, limit_ns: int) -> fl
 def _unsent_at_most(rounds: Sequence[Round]) -> float:
     """Bytes of the guest's memory that the first round cannot have sent; no bound where that is not known."""
     logged, sent = rounds[0].logged_pages, rounds[0].sent_bytes
-    if len(rounds) != 2 or logged is None or sent is None:
+    if logged is None or sent is None:
         return math.inf
     return max(0.0, logged * float(PAGE_SIZE) - sent)
 

@@ -20,6 +20,10 @@ Cause = Literal[
     "trace-ended",
 ]
 
+NotCounted = Literal["too-large", "size-unknown", "unreadable", "records-missing"]
+"""The bitmap is longer than bpf/bitmap.h walks in one call; the slot was made before the trace began; the bitmap
+was not in memory; parts of it did not arrive."""
+
 CHECKPOINTS = (
     "vcpus-stopped",
     "devices-stopped",
@@ -82,6 +86,8 @@ class SlotRound:
     """Pages of the slot."""
     heat: tuple[int, ...] | None = None
     """New pages in each of up to 128 equal parts of the slot (`dirty.heat`)."""
+    not_counted: NotCounted | None = None
+    """Why `logged_pages` is None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +299,8 @@ class Migration:
     """The cause in words: `vf0: RESUMING refused, -22`."""
     devices: tuple[DeviceUse, ...] = ()
     vfs: tuple[VfUse, ...] = ()
+    guest_clock_ns: int | None = None
+    """The guest's kvmclock as the source read it last and the destination set it: both know the attempt by it."""
 
 
 @dataclass(frozen=True, slots=True)

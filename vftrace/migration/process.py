@@ -29,6 +29,7 @@ class Arrival:
     loaded_at_ns: int | None = None
     clock_asked_at_ns: int | None = None
     clock_set_at_ns: int | None = None
+    guest_clock_ns: int | None = None
     running_at_ns: int | None = None
     ended_at_ns: int | None = None
     postcopy_first_ns: int | None = None
@@ -358,6 +359,7 @@ class Process:
             assert self.arrival is not None
             self.arrival.clock_set_at_ns = event.at_ns
             self.arrival.clock_asked_at_ns = event.enter_ns
+            self.arrival.guest_clock_ns = event.clock or None
             if self.arrival.loaded_at_ns is None:
                 self.arrival.loaded_at_ns = self.last_state_ns
 

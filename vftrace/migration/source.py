@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from vftrace.events import Burst, Channel, Clock, GetDirtyLog, ResetDirtyRings
 from vftrace.migration import dirty
 from vftrace.migration.dirty import Bitmap, SlotLog
-from vftrace.migration.model import Round, SlotRound
+from vftrace.migration.model import NotCounted, Round, SlotRound
 
 _MAX_OTHER_SWEEPS = 64
 """Of a session that is no migration: QEMU's dirty limit sweeps as long as the VM lives."""
@@ -95,6 +95,7 @@ class Session:
             logged_pages=None if logged is None else dirty.count(logged),
             pages=None if log is None else log.pages,
             heat=None if fresh is None or log is None else dirty.heat(fresh, log.pages),
+            not_counted=_why(event) if logged is None else None,
         )
         self._count_again(sweep, event.slot, fresh)
 
@@ -266,6 +267,15 @@ def _burst(bursts: dict[int, tuple[int, int]], fds: set[int]) -> tuple[int, int]
     """Bytes, and the time they took where channels send at the same time: the mean over those that send."""
     sent = [bursts[fd] for fd in fds if fd in bursts]
     return sum(n for n, _ in sent), sum(ns for _, ns in sent) // max(1, len(sent))
+
+
+def _why(event: GetDirtyLog) -> NotCounted:
+    """Why the bits of a log are not known."""
+    if event.bitmap_bytes == 0:
+        return "size-unknown"
+    if event.walked_bytes < event.bitmap_bytes:
+        return "too-large"
+    return "unreadable" if event.read_errors else "records-missing"
 
 
 def _host(peer: str | None) -> str | None:

@@ -43,10 +43,14 @@ class SpanNode:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One attempt: `id` is 32 hex digits, `host` the name of the host its clock is of."""
+    """One attempt: `id` is 32 hex digits, `host` the name of the host its clock is of.
+
+    `half` keeps the spans of two hosts that write into one trace apart.
+    """
 
     id: str
     host: str
+    half: str
     root: SpanNode
 
 
@@ -59,10 +63,14 @@ def trace_of(host: Json, migration: Json) -> Trace | None:
     if not clock:
         return None
     vm = migration["vm"]
-    trace = trace_id(vm["uuid"] or f"pid-{vm['pid']}", host["boot_id"], migration["started_at_ns"])
+    name = vm["uuid"] or f"pid-{vm['pid']}"
+    trace = trace_id(
+        name, host["boot_id"], migration["started_at_ns"], migration["guest_clock_ns"]
+    )
     # One offset for all: a wall clock that is set in between must not tear a migration apart.
     offset = min(clock, key=lambda sample: abs(sample[0] - migration["started_at_ns"]))[1]
-    return Trace(trace, host["name"], _Tree(migration, offset).root())
+    half = f"{migration['role']}@{host['boot_id']}"
+    return Trace(trace, host["name"], half, _Tree(migration, offset).root())
 
 
 class _Tree:
@@ -284,7 +292,7 @@ def _sdk_spans(trace: Trace) -> "list[ReadableSpan]":
             return int(trace.id, 16)
 
         def generate_span_id(self) -> int:
-            return int(span_id(trace.id, self.node.path), 16)
+            return int(span_id(trace.id, f"{trace.half}/{self.node.path}"), 16)
 
     ids, kept = Ids(), InMemorySpanExporter()
     # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before our own.

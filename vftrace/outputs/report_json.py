@@ -48,6 +48,7 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
         "postcopy": m.postcopy,
         "incomplete": m.incomplete,
         "missed_beginning": m.missed_beginning,
+        "guest_clock_ns": m.guest_clock_ns,
         "started_at_ns": m.started_at_ns,
         "ended_at_ns": m.ended_at_ns,
         "phases": [
@@ -68,7 +69,12 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
                 "logged_pages": r.logged_pages,
                 "sent_bytes": r.sent_bytes,
                 "slots": [
-                    {"slot": s.slot, "new_pages": s.new_pages, "logged_pages": s.logged_pages}
+                    {
+                        "slot": s.slot,
+                        "new_pages": s.new_pages,
+                        "logged_pages": s.logged_pages,
+                        "not_counted": s.not_counted,
+                    }
                     for s in r.slots
                 ],
             }

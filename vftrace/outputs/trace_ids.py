@@ -11,15 +11,18 @@ def trace_id_of(migration: Migration, boot_id: str) -> str:
     See `trace_id`.
     """
     vm = migration.uuid or f"pid-{migration.pid}"
-    return trace_id(vm, boot_id, migration.started_at_ns)
+    return trace_id(vm, boot_id, migration.started_at_ns, migration.guest_clock_ns)
 
 
-def trace_id(vm: str, boot_id: str, started_at_ns: int) -> str:
-    """SHA-256 over the VM's UUID and the attempt, which is known by the boot and the time it began there.
+def trace_id(vm: str, boot_id: str, started_at_ns: int, guest_clock_ns: int | None) -> str:
+    """SHA-256 over the VM's UUID and the attempt.
 
-    That is the source's where the source is seen, so both hosts' halves share a trace once they are
-    stitched. What only the destination saw has one of its own: nothing it sees tells the attempt apart.
+    The attempt is known by the guest's kvmclock: what the source reads last the destination sets, to the
+    nanosecond (QEMU hw/i386/kvm/clock.c), so two hosts write into one trace without talking to each other.
+    An attempt that never came so far is known by the source's boot and the time it began there.
     """
+    if guest_clock_ns is not None:
+        return _digest("trace", vm.lower(), "clock", str(guest_clock_ns))[:32]
     return _digest("trace", vm.lower(), boot_id, str(started_at_ns))[:32]
 
 
