@@ -258,4 +258,5 @@ def test_slots_too_large_are_not_counted_and_never_cut(gib: int) -> None:
     rounds = done.migration.rounds
     assert len(rounds) == len(done.truth["new"])
     assert all(r.new_pages is None and r.logged_pages is None for r in rounds)
+    assert {s.not_counted for r in rounds for s in r.slots} == {"too-large"}
     assert done.migration.dirty.distinct_pages is None

@@ -33,6 +33,9 @@ WINDOW_NS = 100_000_000
 TURN_NS = 50_000_000
 """So long it sends at most without looking, where nothing holds it back (migration/ram.c, MAX_WAIT)."""
 
+ABSORBED_BYTES = 4 << 20
+"""What a TCP socket's buffers hold (net.ipv4.tcp_wmem, its default maximum)."""
+
 MAX_ROUNDS = 30
 """A precopy that would need more is called one that does not converge."""
 
@@ -52,10 +55,9 @@ class Fitted:
 
     shape: Shape = field(default_factory=Shape)
     fixed_downtime_ns: int = FIXED_DOWNTIME_NS
-    unsent: float = 1.0
-    """Of what may be unsent at the end of the first round: zero pages go in no time, and end it with less left."""
-    start_factor: float = 1.0
-    """Of the wire time of the last pages: TCP's beginning, and the destination that must take them in."""
+    beyond: float = 1.0
+    """How much slower the last pages go that the socket's buffers do not take (`ABSORBED_BYTES`): the bursts of a
+    channel that is held back fit those, and look faster than it can go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def forecast(
     # A sweep came when less than the threshold was left, and that was seen only after a whole quota.
     unsent = max(0.0, threshold - channel.quota / 2)
     if len(rounds) == 2:
-        unsent = min(unsent * fitted.unsent, _unsent_at_most(rounds))
+        unsent = _unsent_at_first(rounds[0], threshold, channel.quota)
     left = new_pages * page_bytes + unsent * (1 - _overlap(rounds))
     used = channel.quota * (0.5 if threshold < channel.quota else 1.0)
     run = _play(left, used, page_bytes, threshold, known, channel, assumed.max_rounds)
@@ -264,12 +266,18 @@ def _page_bytes(rounds: Sequence[Round], channel: _Channel, limit_ns: int) -> fl
     return float(PAGE_ON_WIRE)
 
 
-def _unsent_at_most(rounds: Sequence[Round]) -> float:
-    """Bytes of the guest's memory that the first round cannot have sent; no bound where that is not known."""
-    logged, sent = rounds[0].logged_pages, rounds[0].sent_bytes
+def _unsent_at_first(first: Round, threshold: float, quota: float) -> float:
+    """Bytes QEMU still counts as unsent at the end of the first round.
+
+    Zero pages count as whole ones and go in no time: the emptier the memory, the more of it a quota covers.
+    """
+    logged, sent = first.logged_pages, first.sent_bytes
     if logged is None or sent is None:
-        return math.inf
-    return max(0.0, logged * float(PAGE_SIZE) - sent)
+        return max(0.0, threshold - quota / 2)
+    memory = logged * float(PAGE_SIZE)
+    density = min(1.0, sent / max(memory - threshold, float(sent), 1.0))
+    unsent = threshold - quota / max(density, 1e-6) / 2
+    return min(max(0.0, unsent), max(0.0, memory - sent))
 
 
 def _overlap(rounds: Sequence[Round]) -> float:
@@ -333,7 +341,8 @@ def _costs(
 ) -> tuple[StrategyCost, ...]:
     """Every strategy; plain precopy first."""
     fixed = fitted.fixed_downtime_ns
-    wire = run.last_bytes * 1e9 / channel.link * fitted.start_factor
+    over = max(0.0, run.last_bytes - ABSORBED_BYTES) if channel.held_back else 0.0
+    wire = (run.last_bytes + over * (fitted.beyond - 1)) * 1e9 / channel.link
     down = round(fixed + wire) if run.converges else None
     total = None if down is None else round(passed + run.ns + down)
     # The guest is stopped now and runs at once over there; the rest follows while it runs.

@@ -168,6 +168,14 @@ def roles(migration: Migration, g: Glyphs) -> str:
     return f"{migration.role} pid {migration.pid}, {other} not seen here"
 
 
+_NOT_COUNTED = {
+    "too-large": "a slot's dirty bitmap is longer than the 4.1 MiB (132 GiB of guest) that are walked",
+    "size-unknown": "a slot was made before the trace began, so its size is not known",
+    "unreadable": "a part of a dirty bitmap was not in memory when it was read",
+    "records-missing": "parts of a dirty bitmap were lost on their way",
+}
+
+
 def warnings(migration: Migration) -> tuple[str, ...]:
     """What makes the figures of this migration less than certain."""
     said = []
@@ -175,6 +183,9 @@ def warnings(migration: Migration) -> tuple[str, ...]:
         said.append("INCOMPLETE: events of this migration were lost; figures may be too small")
     if migration.missed_beginning:
         said.append("BEGINNING MISSED: vftrace started in the middle of this migration")
+    reasons = {s.not_counted for round_ in migration.rounds for s in round_.slots} - {None}
+    counted = sorted(reason for reason in reasons if reason is not None)
+    said += [f"PAGES NOT COUNTED: {_NOT_COUNTED[reason]}" for reason in counted]
     return tuple(said)
 
 
