@@ -1,16 +1,17 @@
 """`vftrace record` beside real QEMUs: VMs that ran before it, a start in the middle of a migration."""
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vftrace.demo.scenarios import Truth, run_scenario
+from vftrace.demo import guest
+from vftrace.demo.scenarios import FIRST_PAGE, MIB, Run, Scenario, play_scenario, run_scenario
 
 
 class Recorder:
@@ -45,43 +46,49 @@ def of(report: dict[str, Any], pid: int) -> dict[str, Any]:
     return found[0]
 
 
-def play_and_record_when(
-    line: str, tmp_path: Path, scenario: str = "completed-slow"
-) -> tuple[Truth, dict[str, Any]]:
-    """Play a scenario; start to record once its progress says `line`."""
-    reached = threading.Event()
-    result: list[Truth] = []
-
-    def progress(text: str) -> None:
-        if line in text:
-            reached.set()
-
-    def play() -> None:
-        try:
-            result.append(run_scenario(scenario, tmp_path, progress))
-        finally:
-            reached.set()
-
-    thread = threading.Thread(target=play)
-    thread.start()
-    reached.wait(60)
-    recorder = Recorder(tmp_path / "trace.vft")
-    thread.join()
-    return result[0], recorder.stop()
-
-
 def test_a_vm_that_ran_before(tmp_path: Path) -> None:
     """Started when QEMU was already there: it is known by name, and nothing is missing."""
-    truth, report = play_and_record_when("", tmp_path, "pause-before-switchover")
-    source = truth.attempts[0].source_pid
-    migration = of(report, source)
-    assert migration["vm"]["name"] == "demo-pause-before-switchover"
+    recorders: list[Recorder] = []
+
+    def progress(text: str) -> None:
+        # Said when both QEMUs run and before the migration is asked for; the driver waits for us.
+        if "migrates over" in text:
+            recorders.append(Recorder(tmp_path / "trace.vft"))
+
+    truth = run_scenario("completed-fast", tmp_path, progress)
+    report = recorders[0].stop()
+    attempt = truth.attempts[0]
+    migration = of(report, attempt.source_pid)
+    assert migration["vm"]["name"] == "demo-completed-fast"
     assert migration["outcome"] == "completed"
+    assert migration["role"] == "stitched"
+    assert not migration["missed_beginning"]
+    assert not migration["incomplete"]
+    passes = [e for e in truth.events if e.name == "MIGRATION_PASS" and e.pid == attempt.source_pid]
+    assert len(migration["rounds"]) == len(passes)
 
 
 def test_started_in_the_middle(tmp_path: Path) -> None:
     """The beginning is missing and said so; what was seen is right."""
-    truth, report = play_and_record_when("migrates over", tmp_path)
+    recorders: list[Recorder] = []
+
+    async def migrate(run: Run) -> None:
+        """Too fast a guest for the channel, until vftrace is ready."""
+        source = await run.source(run.firmware(guest.fixed(FIRST_PAGE, 3072, 4000)))
+        destination = await run.destination(source)
+        migration = await run.migrate(source, destination, bandwidth=8 * MIB, downtime_ms=20)
+        await migration.dirty_sync(2)
+        recorders.append(Recorder(tmp_path / "trace.vft"))
+        await source.qemu.command_qmp(
+            "migrate-set-parameters", **{"max-bandwidth": 256 * MIB, "downtime-limit": 300}
+        )
+        await run.arrived(migration)
+        await run.send_signal(signal.SIGTERM, source)
+        await run.send_signal(signal.SIGTERM, destination)
+
+    scenario = Scenario("late-start", "vftrace starts in the middle", migrate)
+    truth = asyncio.run(play_scenario(scenario, tmp_path, lambda _: None))
+    report = recorders[0].stop()
     attempt = truth.attempts[0]
     migration = of(report, attempt.source_pid)
     assert migration["missed_beginning"]
