@@ -250,3 +250,15 @@ def test_report_with_other_assumptions(capsys: pytest.CaptureFixture[str]) -> No
     assert told["converges"] is True
     # 12 MiB and a handful of pages at 12.5 GB/s
     assert told["total_ns"] < 50_000_000
+
+
+def test_a_devices_own_estimate_is_what_vfio_costs() -> None:
+    rounds = plain(100e6, 4.0, 1000)
+    told = of_migration(rounds, 0, None, ended=False, device_state_bytes=10_000_000)
+    assert told is not None
+    by_name = {s.strategy: s for s in told.strategies}
+    # 10 MB at 100 MB/s
+    down, own = by_name["vfio"].downtime_ns, by_name["plain"].downtime_ns
+    assert down is not None
+    assert own is not None
+    assert down - own == pytest.approx(SECOND / 10, rel=0.05)

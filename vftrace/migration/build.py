@@ -103,7 +103,11 @@ def build_migration(
         downtime=replace(downtime_of(times), devices=judged.downtimes),
         stopped_at_ns=times.get("vcpus-stopped"),
         forecast=of_migration(
-            rounds, started, times.get("vcpus-stopped"), ended=verdict.outcome is not None
+            rounds,
+            started,
+            times.get("vcpus-stopped"),
+            ended=verdict.outcome is not None,
+            device_state_bytes=devices.stop_copy_bytes(),
         ),
         cause_detail=verdict.detail,
         devices=judged.devices,

@@ -103,6 +103,8 @@ class PassedDevice:
     data: dict[int, events.VfioData] = field(default_factory=dict)
     """Latest totals, by the time when the data fd was given out."""
     data_given_ns: int = 0
+    stop_copy_bytes: int | None = None
+    """What it last said that it has to transfer while stopped."""
     closed_at_ns: int | None = None
 
     @property
@@ -219,6 +221,8 @@ class Devices:
                     device.data_given_ns = event.at_ns
             case events.VfioMigration(ret=0):
                 self._device(event.fd).flags = event.flags
+            case events.VfioDataSize(ret=0):
+                self._device(event.fd).stop_copy_bytes = event.stop_copy_length
             case events.VfioReset(op=events.VfioReset.DEVICE | events.VfioReset.HOT):
                 self._device(event.fd).resets.append(event)
             case events.VfioData():

@@ -159,14 +159,19 @@ def forecast(
 
 
 def of_migration(
-    rounds: Sequence[Round], started_at_ns: int, stopped_at_ns: int | None, *, ended: bool
+    rounds: Sequence[Round],
+    started_at_ns: int,
+    stopped_at_ns: int | None,
+    *,
+    ended: bool,
+    device_state_bytes: int | None = None,
 ) -> Forecast | None:
     """While the guest runs: from all sweeps. Afterwards: as it was foretold when the second round was over, so
     that it can be held against what happened."""
     running = [r for r in rounds if stopped_at_ns is None or r.at_ns < stopped_at_ns]
     if ended or stopped_at_ns is not None:
         running = running[:AFTER_SWEEPS]
-    return forecast(running, started_at_ns)
+    return forecast(running, started_at_ns, Assumptions(device_state_bytes=device_state_bytes))
 
 
 def of_replay(

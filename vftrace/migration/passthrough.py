@@ -39,6 +39,12 @@ class Passthrough:
     sources: list[PassedDevice] = field(default_factory=list)
     destinations: list[PassedDevice] = field(default_factory=list)
 
+    def stop_copy_bytes(self) -> int | None:
+        """What all devices of the source have to transfer while stopped; None if there is none, or one did not say."""
+        sizes = [device.stop_copy_bytes for device in self.sources]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if known and len(known) == len(sizes) else None
+
     def checkpoints(self, times: dict[str, int], arrival: Arrival | None) -> dict[str, int]:
         """Times of the blackout that devices tell, beside those of vCPUs and clock in `times`."""
         found: dict[str, int] = {}
