@@ -11,7 +11,7 @@
  */
 #define MAX_FLOWS 16384
 #define BURST_NS 1000000000ULL		/* 1000 records at once ... */
-#define RECORD_NS 1000000ULL		/* ... and 1000 a second, for each VF */
+#define RECORD_NS 1000000ULL		/* ... and 1000 a second, for each VF; and answers to them */
 
 /* What `shipped` says of a message: how many words, and more. */
 #define WORDS 0xff
@@ -57,9 +57,9 @@ struct flow {
 	u64 unsent_to_vf;
 	u64 unsent_resets;
 	u32 key_in_memory;
+	u32 answer_due;
 	u32 driver;
 	u32 vf;
-	u32 pad;
 	char pf[VFT_PF_NAME];
 };
 
@@ -115,12 +115,13 @@ static __always_inline struct flow *flow_of(u32 driver, u64 hw, u32 vf)
 	return flow;
 }
 
-/* Whether the VF may have one more record now; if not, the message is counted in `unsent`. */
-static __always_inline bool may_send(struct flow *flow, u64 now, u64 *unsent)
+/* Whether the VF may have one more record now; if not, the message is counted in `unsent`. The answer to
+ * a request that was recorded always may (`due`). */
+static __always_inline bool may_send(struct flow *flow, u64 now, u64 *unsent, bool due)
 {
 	u64 from = flow->full_until_ns > now ? flow->full_until_ns : now;
 
-	if (from > now + BURST_NS) {
+	if (from > now + BURST_NS && !due) {
 		__sync_fetch_and_add(unsent, 1);
 		return false;
 	}
@@ -165,6 +166,7 @@ static __always_inline void message(u32 driver, u64 hw, u64 msg, u32 size, u32 v
 {
 	struct flow *flow = flow_of(driver, hw, vf);
 	struct vft_mailbox e = {};
+	bool asked = direction == VFT_FROM_VF, due;
 	u64 now = now_ns();
 	u32 words;
 
@@ -174,8 +176,11 @@ static __always_inline void message(u32 driver, u64 hw, u64 msg, u32 size, u32 v
 	}
 	read_kernel(e.word, sizeof(u32), (void *)msg);
 	words = ret ? 0 : words_of(flow, driver, direction, e.word[0], size);
-	if (!may_send(flow, now, direction == VFT_FROM_VF ? &flow->unsent_from_vf : &flow->unsent_to_vf))
+	due = !asked && flow->answer_due;
+	flow->answer_due = 0;
+	if (!may_send(flow, now, asked ? &flow->unsent_from_vf : &flow->unsent_to_vf, due))
 		return;
+	flow->answer_due = asked;
 	if (!words)
 		e.word[0] = 0;
 #pragma unroll
@@ -204,7 +209,7 @@ static __always_inline void function_reset(u32 driver, u64 hw, u32 vf)
 		count_lost();
 		return;
 	}
-	if (!may_send(flow, now, &flow->unsent_resets) ||
+	if (!may_send(flow, now, &flow->unsent_resets, false) ||
 	    !fill_unowned(&e.h, now, VFT_VF_RESET, sizeof(e)))
 		return;
 	__builtin_memcpy(e.pf, flow->pf, sizeof(e.pf));

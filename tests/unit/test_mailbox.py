@@ -333,7 +333,7 @@ def test_a_pf_that_does_not_answer() -> None:
 
 def test_what_was_not_recorded_is_counted_and_is_nobodys_fault() -> None:
     talk = Talk()
-    talk.say(Mailbox.FROM_VF, 9)
+    talk.ask(9)
     talk.boxes.feed(talk.event(MailboxFlood, 700, 699, 0))
     talk.wait(5 * SECOND)
     life = talk.life()

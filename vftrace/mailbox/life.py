@@ -282,8 +282,6 @@ class Mailboxes:
         vf = self._vf(event.pf, event.vf, event.driver)
         if vf is None:
             return
-        # The answer to what was asked last may not have been recorded.
-        vf.pairing = Pairing()
         counts: dict[Direction, int] = {"from-vf": event.from_vf, "to-vf": event.to_vf}
         for direction, count in counts.items():
             if count > 0:
