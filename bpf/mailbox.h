@@ -49,7 +49,7 @@ struct flow_key {
 	u64 vf;
 };
 
-/* One VF. `full_until_ns`: how far ahead of the allowed rate its records are. `unsent_*`: messages that
+/* One VF. `kept`: what the last message with a key left in the mailbox's memory. `full_until_ns`: how far ahead of the allowed rate its records are. `unsent_*`: messages that
  * went beyond it, which the reader reports. */
 struct flow {
 	u64 full_until_ns;
@@ -61,6 +61,7 @@ struct flow {
 	u32 driver;
 	u32 vf;
 	char pf[VFT_PF_NAME];
+	u32 kept[VFT_MAILBOX_WORDS];
 };
 
 BPF_TABLE("extern", u32, u64, unowned, 1);
@@ -144,22 +145,35 @@ static __always_inline bool fill_unowned(struct vft_header *h, u64 now, u16 kind
 	return true;
 }
 
-static __always_inline u32 words_of(struct flow *flow, u32 driver, u32 direction, u32 first, u32 size)
+static __always_inline u32 words_of(struct flow *flow, u32 rule, u32 first, u32 size)
 {
-	u32 key = driver << 24 | direction << 16 | (first & 0xffff);
-	u32 *rule = shipped.lookup(&key);
-	u32 words = 1;
+	u32 words = rule & WORDS;
 
-	if (rule) {
-		words = *rule & WORDS;
-		if (*rule & WORDS_BY_COUNT && !flow->key_in_memory)
-			words = 1 + ((first >> 16 & 0xff) + 1) / 2;
-		if (*rule & HOLDS_KEY)
-			flow->key_in_memory = 1;
-	}
+	if (rule & WORDS_BY_COUNT && !flow->key_in_memory)
+		words = 1 + ((first >> 16 & 0xff) + 1) / 2;
 	if (words > size)
 		words = size;
 	return words > VFT_MAILBOX_WORDS ? VFT_MAILBOX_WORDS : words;
+}
+
+/* Read the words that may be sent on. Those that are what a key's message left in this place are not: a
+ * message of one word that claims to be a longer one shows the memory. By masks, since the verifier would
+ * walk both sides of each of thirty branches. */
+static __always_inline void read_words(struct flow *flow, u64 msg, u32 rule, struct vft_mailbox *e)
+{
+	u32 key = rule & HOLDS_KEY ? 0xffffffff : 0;
+	u32 word[VFT_MAILBOX_WORDS] = {};
+
+	read_kernel(word, sizeof(word), (void *)msg);
+#pragma unroll
+	for (u32 i = 1; i < VFT_MAILBOX_WORDS; i++) {
+		u32 differs = word[i] ^ flow->kept[i];
+		u32 mine = (s32)(i - e->words) >> 31 & (s32)(differs | -differs) >> 31;
+
+		e->word[i] = word[i] & mine;
+		flow->kept[i] = (flow->kept[i] & ~key) | (word[i] & ~mine & key);
+	}
+	flow->key_in_memory |= key;
 }
 
 static __always_inline void message(u32 driver, u64 hw, u64 msg, u32 size, u32 vf, u32 direction, s32 ret)
@@ -167,26 +181,25 @@ static __always_inline void message(u32 driver, u64 hw, u64 msg, u32 size, u32 v
 	struct flow *flow = flow_of(driver, hw, vf);
 	struct vft_mailbox e = {};
 	bool asked = direction == VFT_FROM_VF, due;
+	u32 key = driver << 24 | direction << 16, *rule;
 	u64 now = now_ns();
-	u32 words;
 
 	if (!flow) {
 		count_lost();
 		return;
 	}
-	read_kernel(e.word, sizeof(u32), (void *)msg);
-	words = ret ? 0 : words_of(flow, driver, direction, e.word[0], size);
+	if (!ret) {
+		read_kernel(e.word, sizeof(u32), (void *)msg);
+		key |= e.word[0] & 0xffff;
+		rule = shipped.lookup(&key);
+		e.words = words_of(flow, rule ? *rule : 1, e.word[0], size);
+		read_words(flow, msg, rule ? *rule : 1, &e);
+	}
 	due = !asked && flow->answer_due;
 	flow->answer_due = 0;
 	if (!may_send(flow, now, asked ? &flow->unsent_from_vf : &flow->unsent_to_vf, due))
 		return;
 	flow->answer_due = asked;
-	if (!words)
-		e.word[0] = 0;
-#pragma unroll
-	for (u32 i = 1; i < VFT_MAILBOX_WORDS; i++)
-		if (i < words)
-			read_kernel(&e.word[i], sizeof(u32), (void *)msg + i * sizeof(u32));
 	if (!fill_unowned(&e.h, now, VFT_MAILBOX, sizeof(e)))
 		return;
 	__builtin_memcpy(e.pf, flow->pf, sizeof(e.pf));
@@ -194,7 +207,6 @@ static __always_inline void message(u32 driver, u64 hw, u64 msg, u32 size, u32 v
 	e.vf = vf;
 	e.direction = direction;
 	e.size = size;
-	e.words = words;
 	e.ret = ret;
 	send(&e, sizeof(e), NO_WAKE);
 }

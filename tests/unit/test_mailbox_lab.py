@@ -69,6 +69,9 @@ ASKED: dict[str, dict[str, Any]] = {
     "frame size too large": {"max_frame": 65536},
     "no MAC filters": {"index": 0},
     "a MAC filter": {"index": 1, "mac": "02:11:22:33:44:55"},
+    # A message of one word: the rest would be words of the key.
+    "MAC that is the key": {"mac": "00:00:00:00:00:00"},
+    "IPsec that is the key": {"spi": "0x00000000", "dir": 0, "proto": 0},
     "VLAN after the key": {"add": True, "vlan": 101},
     # The hashes would be words of the key.
     "multicast that claims more than it has": {"count": 30},

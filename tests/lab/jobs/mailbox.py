@@ -122,6 +122,9 @@ def script() -> list[tuple[str, str]]:
         ("RSS key", "send 0 b"),
         # What the key left in the memory stands behind these.
         ("queues after the key", "send 0 9"),
+        ("MAC that is the key", "send 0 2"),
+        ("IPsec that is the key", "send 0 d"),
+        ("key again", "send 0 b"),
         ("VLAN after the key", "send 0 00010004 00000065"),
         ("multicast that claims more than it has", "send 0 001e0003"),
         ("unknown after the key", "send 0 0000007f"),
