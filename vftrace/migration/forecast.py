@@ -33,9 +33,6 @@ WINDOW_NS = 100_000_000
 TURN_NS = 50_000_000
 """So long it sends at most without looking, where nothing holds it back (migration/ram.c, MAX_WAIT)."""
 
-ABSORBED_BYTES = 4 << 20
-"""What a TCP socket's buffers hold (net.ipv4.tcp_wmem, its default maximum)."""
-
 MAX_ROUNDS = 30
 """A precopy that would need more is called one that does not converge."""
 
@@ -55,9 +52,6 @@ class Fitted:
 
     shape: Shape = field(default_factory=Shape)
     fixed_downtime_ns: int = FIXED_DOWNTIME_NS
-    beyond: float = 1.0
-    """How much slower the last pages go that the socket's buffers do not take (`ABSORBED_BYTES`): the bursts of a
-    channel that is held back fit those, and look faster than it can go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +93,7 @@ class _Run:
     last_round_ns: float
 
 
-FITTED = Fitted()
+FITTED = Fitted(Shape(full=1.5))
 
 
 def forecast(
@@ -346,8 +340,7 @@ def _costs(
 ) -> tuple[StrategyCost, ...]:
     """Every strategy; plain precopy first."""
     fixed = fitted.fixed_downtime_ns
-    over = max(0.0, run.last_bytes - ABSORBED_BYTES) if channel.held_back else 0.0
-    wire = (run.last_bytes + over * (fitted.beyond - 1)) * 1e9 / channel.link
+    wire = run.last_bytes * 1e9 / channel.link
     down = round(fixed + wire) if run.converges else None
     total = None if down is None else round(passed + run.ns + down)
     # The guest is stopped now and runs at once over there; the rest follows while it runs.
