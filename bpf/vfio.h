@@ -52,14 +52,18 @@ struct data {
 	u32 flags;
 };
 
+/* What a request comes to. Each is done in one place: programs stay small and quick to compile. */
+enum act { NOTHING, OPENED, STATE, CAPABILITIES, DATA_SIZE, PRECOPY_INFO, RESET, TRACKING, DIRTY };
+
 /* One for each thread inside a request. `t` is what the walker of bitmap.h works with. */
 struct call {
 	struct thread t;
 	u64 iova;
 	u64 length;
 	u64 page_size;
+	u64 bitmap;
 	u32 by;
-	u32 unmap;
+	u32 how;	/* of an act: vft_vfio_how, vft_vfio_op, vft_vfio_reset_op, on, unmap */
 };
 
 struct dma {
@@ -198,31 +202,6 @@ static __always_inline void vfio_enter(s32 fd, u32 cmd, u64 arg)
 	}
 }
 
-static __always_inline void tracking_done(struct vm *vm, struct thread *t, u32 by, u32 on, u64 page_size)
-{
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	struct dma *count = dma_counts.lookup(&tgid);
-	struct vft_vfio_dirty_tracking e = {
-		.enter_ns = t->enter_ns, .page_size = page_size, .fd = t->fd, .by = by, .on = on,
-		.ret = t->ret,
-	};
-
-	if (count) {
-		e.dma_maps = count->maps;
-		e.dma_unmaps = count->unmaps;
-	}
-	EMIT(vm, VFT_VFIO_DIRTY_TRACKING, &e);
-}
-
-static __always_inline void reset_done(struct vm *vm, struct thread *t, u32 op)
-{
-	struct vft_vfio_reset e = {
-		.enter_ns = t->enter_ns, .fd = t->fd, .op = op, .ret = t->ret,
-	};
-
-	EMIT(vm, VFT_VFIO_RESET, &e);
-}
-
 static __always_inline void count_dma(bool unmap)
 {
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -242,187 +221,210 @@ static __always_inline void dirty_done(struct vm *vm, struct call *c)
 	struct vft_vfio_dirty e = {
 		.enter_ns = c->t.enter_ns, .iova = c->iova, .length = c->length,
 		.page_size = c->page_size, .bitmap_bytes = c->t.bitmap_bytes,
-		.walked_bytes = c->t.walked_bytes, .fd = c->t.fd, .by = c->by, .unmap = c->unmap,
+		.walked_bytes = c->t.walked_bytes, .fd = c->t.fd, .by = c->by, .unmap = c->how,
 		.ret = c->t.ret, .pieces = c->t.pieces, .read_errors = c->t.read_errors,
 	};
 
 	EMIT(vm, VFT_VFIO_DIRTY, &e);
 }
 
+/* A bitmap's five words {iova, length, page size, [size,] bitmap} lie at `at`. */
+static __always_inline enum act read_dirty(struct call *c, u64 at, bool sized, u32 by)
+{
+	u64 data[5] = {};
+
+	read_user(data, sized ? 40 : 32, (void *)at);
+	c->iova = data[0];
+	c->length = data[1];
+	c->page_size = data[2];
+	c->bitmap = sized ? data[4] : data[3];
+	c->by = by;
+	return DIRTY;
+}
+
+static __always_inline enum act feature_act(struct call *c, u32 flags)
+{
+	c->by = VFT_VFIO_BY_DEVICE;
+	if (flags & FEATURE_PROBE)
+		return NOTHING;
+	switch (flags & 0xffff) {
+	case MIGRATION:
+		return CAPABILITIES;
+	case MIG_DEVICE_STATE:
+		c->how = flags & FEATURE_SET ? VFT_VFIO_SET : VFT_VFIO_GET;
+		return STATE;
+	case DMA_LOGGING_START:
+		c->how = 1;
+		read_user(&c->page_size, sizeof(c->page_size), (void *)c->t.arg + 8);
+		return TRACKING;
+	case DMA_LOGGING_STOP:
+		return TRACKING;
+	case DMA_LOGGING_REPORT:
+		return read_dirty(c, c->t.arg + 8, false, VFT_VFIO_BY_DEVICE);
+	case MIG_DATA_SIZE:
+		return DATA_SIZE;
+	}
+	return NOTHING;
+}
+
+static __always_inline enum act unmap_act(struct call *c, u32 argsz, u32 flags)
+{
+	if (argsz != 24 && argsz != 48)
+		return NOTHING;
+	count_dma(true);
+	if (!(flags & 1) || argsz != 48)
+		return NOTHING;
+	c->how = 1;
+	return read_dirty(c, c->t.arg + 8, true, VFT_VFIO_BY_CONTAINER);
+}
+
+static __always_inline enum act act_of(struct call *c)
+{
+	u32 head[2] = {}; /* argsz, flags; of iommufd size, flags or hwpt */
+
+	switch (c->t.cmd) {
+	case VFIO_GROUP_GET_DEVICE_FD:
+		c->how = VFT_VFIO_GROUP;
+		return c->t.ret >= 0 ? OPENED : NOTHING;
+	case VFIO_DEVICE_BIND_IOMMUFD:
+		c->how = VFT_VFIO_BIND;
+		return c->t.ret ? NOTHING : OPENED;
+	case VFIO_DEVICE_RESET:
+		c->how = VFT_VFIO_DEVICE_RESET;
+		return RESET;
+	case VFIO_MIG_GET_PRECOPY_INFO:
+		return PRECOPY_INFO;
+	case IOMMU_HWPT_GET_DIRTY_BITMAP:
+		return read_dirty(c, c->t.arg + 16, false, VFT_VFIO_BY_IOMMUFD);
+	}
+	read_user(head, sizeof(head), (void *)c->t.arg);
+	switch (c->t.cmd) {
+	case VFIO_FEATURE_OR_DIRTY_PAGES:
+		if (head[1] & (FEATURE_GET | FEATURE_SET | FEATURE_PROBE))
+			return feature_act(c, head[1]);
+		if (head[1] == 4)
+			return read_dirty(c, c->t.arg + 8, true, VFT_VFIO_BY_CONTAINER);
+		c->by = VFT_VFIO_BY_CONTAINER;
+		c->how = head[1] == 1;
+		return TRACKING;
+	case VFIO_MAP_DMA_OR_HOT_RESET:
+		if (head[1]) {
+			count_dma(false);
+			return NOTHING;
+		}
+		c->how = VFT_VFIO_HOT_RESET;
+		return RESET;
+	case VFIO_UNMAP_DMA:
+		return unmap_act(c, head[0], head[1]);
+	case IOMMU_HWPT_SET_DIRTY_TRACKING:
+		c->by = VFT_VFIO_BY_IOMMUFD;
+		c->how = head[1] & 1;
+		return TRACKING;
+	}
+	return NOTHING;
+}
+
+static __always_inline void state_done(struct vm *vm, struct call *c)
+{
+	struct vft_vfio_state e = {
+		.enter_ns = c->t.enter_ns, .fd = c->t.fd, .ret = c->t.ret, .data_fd = -1, .op = c->how,
+	};
+
+	read_user(&e.state, sizeof(e.state), (void *)c->t.arg + 8);
+	if (e.op == VFT_VFIO_SET) {
+		if (!e.ret)
+			read_user(&e.data_fd, sizeof(e.data_fd), (void *)c->t.arg + 12);
+		follow_data(vm, e.fd, e.state, e.data_fd, e.ret);
+	}
+	EMIT(vm, VFT_VFIO_STATE, &e);
+}
+
+static __always_inline void tracking_done(struct vm *vm, struct call *c)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct dma *count = dma_counts.lookup(&tgid);
+	struct vft_vfio_dirty_tracking e = {
+		.enter_ns = c->t.enter_ns, .page_size = c->page_size, .fd = c->t.fd, .by = c->by,
+		.on = c->how, .ret = c->t.ret,
+	};
+
+	if (count) {
+		e.dma_maps = count->maps;
+		e.dma_unmaps = count->unmaps;
+	}
+	EMIT(vm, VFT_VFIO_DIRTY_TRACKING, &e);
+}
+
 /* True when there is a bitmap to walk. */
-static __always_inline bool dirty_begin(u64 id, struct vm *vm, struct call *c, u64 bitmap)
+static __always_inline bool dirty_begin(u64 id, struct vm *vm, struct call *c)
 {
 	u64 page_size = c->page_size;
 
-	c->t.bitmap_bytes = 0;
-	c->t.pieces = c->t.read_errors = 0;
-	c->t.walked_bytes = 0;
 	if (!c->t.ret && page_size) {
 		c->t.bitmap_bytes = (c->length / page_size + 63) / 64 * 8;
-		if (walk_begin(id, &c->t, bitmap))
+		if (walk_begin(id, &c->t, c->bitmap))
 			return true;
 	}
 	dirty_done(vm, c);
 	return false;
 }
 
-static __always_inline bool feature_exit(u64 id, struct vm *vm, struct call *c, u32 flags)
+/* True when there is a bitmap to walk: the caller tail-calls the walker, which ends the call. */
+static __always_inline bool vfio_exit(u64 id, struct vm *vm, struct call *c)
 {
-	u64 data[5] = {}; /* of the longest feature */
 	struct thread *t = &c->t;
 	void *arg = (void *)t->arg + 8;
 
-	if (flags & FEATURE_PROBE)
-		return false;
-	switch (flags & 0xffff) {
-	case MIGRATION: {
+	switch (act_of(c)) {
+	case OPENED: {
+		struct vft_vfio_open e = { .fd = t->fd, .how = c->how };
+
+		if (c->how == VFT_VFIO_GROUP) {
+			e.fd = t->ret;
+			read_user_text(e.name, sizeof(e.name), (void *)t->arg);
+		}
+		vfio_opened(vm, &e);
+		break;
+	}
+	case STATE:
+		state_done(vm, c);
+		break;
+	case CAPABILITIES: {
 		struct vft_vfio_migration e = { .fd = t->fd, .ret = t->ret };
 
 		read_user(&e.flags, sizeof(e.flags), arg);
 		EMIT(vm, VFT_VFIO_MIGRATION, &e);
 		break;
 	}
-	case MIG_DEVICE_STATE: {
-		struct vft_vfio_state e = {
-			.enter_ns = t->enter_ns, .fd = t->fd, .ret = t->ret, .data_fd = -1,
-			.op = flags & FEATURE_SET ? VFT_VFIO_SET : VFT_VFIO_GET,
-		};
-
-		read_user(&e.state, sizeof(e.state), arg);
-		if (e.op == VFT_VFIO_SET && !t->ret)
-			read_user(&e.data_fd, sizeof(e.data_fd), arg + 4);
-		if (e.op == VFT_VFIO_SET)
-			follow_data(vm, t->fd, e.state, e.data_fd, t->ret);
-		EMIT(vm, VFT_VFIO_STATE, &e);
-		break;
-	}
-	case DMA_LOGGING_START:
-		read_user(data, 8, arg);
-		tracking_done(vm, t, VFT_VFIO_BY_DEVICE, 1, data[0]);
-		break;
-	case DMA_LOGGING_STOP:
-		tracking_done(vm, t, VFT_VFIO_BY_DEVICE, 0, 0);
-		break;
-	case DMA_LOGGING_REPORT:
-		read_user(data, 32, arg);
-		c->iova = data[0];
-		c->length = data[1];
-		c->page_size = data[2];
-		c->by = VFT_VFIO_BY_DEVICE;
-		return dirty_begin(id, vm, c, data[3]);
-	case MIG_DATA_SIZE: {
+	case DATA_SIZE: {
 		struct vft_vfio_data_size e = { .fd = t->fd, .ret = t->ret };
 
 		read_user(&e.stop_copy_length, sizeof(e.stop_copy_length), arg);
 		EMIT(vm, VFT_VFIO_DATA_SIZE, &e);
 		break;
 	}
-	}
-	return false;
-}
-
-static __always_inline bool dirty_pages_exit(u64 id, struct vm *vm, struct call *c, u32 flags)
-{
-	u64 data[5] = {};
-
-	if (flags != 4) {
-		tracking_done(vm, &c->t, VFT_VFIO_BY_CONTAINER, flags == 1, 0);
-		return false;
-	}
-	read_user(data, sizeof(data), (void *)c->t.arg + 8);
-	c->iova = data[0];
-	c->length = data[1];
-	c->page_size = data[2];
-	c->by = VFT_VFIO_BY_CONTAINER;
-	return dirty_begin(id, vm, c, data[4]);
-}
-
-static __always_inline bool unmap_exit(u64 id, struct vm *vm, struct call *c, u32 argsz, u32 flags)
-{
-	u64 data[5] = {};
-
-	if (argsz != 24 && argsz != 48)
-		return false;
-	count_dma(true);
-	if (!(flags & 1) || argsz != 48)
-		return false;
-	read_user(data, sizeof(data), (void *)c->t.arg + 8);
-	c->iova = data[0];
-	c->length = data[1];
-	c->page_size = data[2];
-	c->by = VFT_VFIO_BY_CONTAINER;
-	c->unmap = 1;
-	return dirty_begin(id, vm, c, data[4]);
-}
-
-static __always_inline bool iommufd_exit(u64 id, struct vm *vm, struct call *c)
-{
-	u32 head[4] = {};
-	u64 data[4] = {};
-
-	read_user(head, sizeof(head), (void *)c->t.arg);
-	if (c->t.cmd == IOMMU_HWPT_SET_DIRTY_TRACKING) {
-		tracking_done(vm, &c->t, VFT_VFIO_BY_IOMMUFD, head[1] & 1, 0);
-		return false;
-	}
-	read_user(data, sizeof(data), (void *)c->t.arg + 16);
-	c->iova = data[0];
-	c->length = data[1];
-	c->page_size = data[2];
-	c->by = VFT_VFIO_BY_IOMMUFD;
-	return dirty_begin(id, vm, c, data[3]);
-}
-
-/* True when there is a bitmap to walk: the caller tail-calls the walker, which ends the call. */
-static __always_inline bool vfio_exit(u64 id, struct vm *vm, struct call *c)
-{
-	struct thread *t = &c->t;
-	u32 head[2] = {}; /* argsz, flags */
-
-	switch (t->cmd) {
-	case VFIO_GROUP_GET_DEVICE_FD: {
-		struct vft_vfio_open e = { .fd = t->ret, .how = VFT_VFIO_GROUP };
-
-		read_user_text(e.name, sizeof(e.name), (void *)t->arg);
-		if (t->ret >= 0)
-			vfio_opened(vm, &e);
-		return false;
-	}
-	case VFIO_DEVICE_BIND_IOMMUFD: {
-		struct vft_vfio_open e = { .fd = t->fd, .how = VFT_VFIO_BIND };
-
-		if (!t->ret)
-			vfio_opened(vm, &e);
-		return false;
-	}
-	case VFIO_DEVICE_RESET:
-		reset_done(vm, t, VFT_VFIO_DEVICE_RESET);
-		return false;
-	case VFIO_MIG_GET_PRECOPY_INFO: {
+	case PRECOPY_INFO: {
 		struct vft_vfio_precopy_info e = { .data_fd = t->fd, .ret = t->ret };
 
-		read_user(&e.initial_bytes, 16, (void *)t->arg + 8);
+		read_user(&e.initial_bytes, 16, arg);
 		EMIT(vm, VFT_VFIO_PRECOPY_INFO, &e);
-		return false;
+		break;
 	}
-	case IOMMU_HWPT_SET_DIRTY_TRACKING:
-	case IOMMU_HWPT_GET_DIRTY_BITMAP:
-		return iommufd_exit(id, vm, c);
+	case RESET: {
+		struct vft_vfio_reset e = {
+			.enter_ns = t->enter_ns, .fd = t->fd, .op = c->how, .ret = t->ret,
+		};
+
+		EMIT(vm, VFT_VFIO_RESET, &e);
+		break;
 	}
-	read_user(head, sizeof(head), (void *)t->arg);
-	switch (t->cmd) {
-	case VFIO_FEATURE_OR_DIRTY_PAGES:
-		if (head[1] & (FEATURE_GET | FEATURE_SET | FEATURE_PROBE))
-			return feature_exit(id, vm, c, head[1]);
-		return dirty_pages_exit(id, vm, c, head[1]);
-	case VFIO_MAP_DMA_OR_HOT_RESET:
-		if (head[1])
-			count_dma(false);
-		else
-			reset_done(vm, t, VFT_VFIO_HOT_RESET);
-		return false;
-	case VFIO_UNMAP_DMA:
-		return unmap_exit(id, vm, c, head[0], head[1]);
+	case TRACKING:
+		tracking_done(vm, c);
+		break;
+	case DIRTY:
+		return dirty_begin(id, vm, c);
+	default:
+		break;
 	}
 	return false;
 }
