@@ -120,7 +120,7 @@ def _facts(chapter: Chapter) -> str:
     facts += [("started", chapter.started)]
     facts += [("clocks", chapter.clocks)] if chapter.clocks else []
     evidence = "; ".join(
-        f"{e['event']} at +{_seconds(e['at_ns'] - m['started_at_ns'])}"
+        f"{e['event']} at {_offset(e['at_ns'] - m['started_at_ns'])}"
         for e in m["strategy_evidence"]
     )
     facts.append(("strategy", m["strategy"] + (f": {evidence}" if evidence else "")))
@@ -349,6 +349,10 @@ def _size(count: int | None) -> str:
 
 def _count(count: int | None) -> str:
     return "–" if count is None else str(count)
+
+
+def _offset(ns: int) -> str:
+    return f"{ns / 1e9:+.6f} s"
 
 
 def _seconds(ns: int) -> str:

@@ -16,11 +16,11 @@ from vftrace.outputs.terminal.tables import (
     UNKNOWN,
     blackout_table,
     count,
+    offset,
     phases_table,
     plain_table,
     rate,
     rounds_table,
-    seconds,
     size,
 )
 from vftrace.outputs.terminal.words import headline, label, losses, roles, title, verdict, warnings
@@ -169,7 +169,7 @@ def _facts(m: Migration, snapshot: Snapshot, g: Glyphs) -> Iterator[tuple[str, s
     yield "time", f"{total} in total, started {started}"
     yield "downtime", headline(m, snapshot.at_ns).removeprefix("downtime ")
     evidence = ", ".join(
-        f"{e.event} at +{seconds(e.at_ns - m.started_at_ns)}" for e in m.strategy_evidence
+        f"{e.event} at {offset(e.at_ns - m.started_at_ns)}" for e in m.strategy_evidence
     )
     yield "strategy", m.strategy + (f": {evidence}" if evidence else "")
     yield "channel", _channel(m)

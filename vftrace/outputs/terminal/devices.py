@@ -10,6 +10,7 @@ from vftrace.outputs.terminal.tables import (
     STYLES,
     UNKNOWN,
     milliseconds,
+    offset,
     plain_table,
     seconds,
     size,
@@ -56,7 +57,7 @@ def _use(m: Migration, use: DeviceUse, g: Glyphs) -> list[Text]:
     peer = f", peer {clean(use.peer_address, g)}" if use.peer_address else ""
     driver = f", driver {clean(use.driver, g)}" if use.driver else ""
     states = f" {g.arrow} ".join(
-        f"{clean(state.state, g)} +{seconds(state.at_ns - m.started_at_ns)}" for state in use.states
+        f"{clean(state.state, g)} {offset(state.at_ns - m.started_at_ns)}" for state in use.states
     )
     spent = ", ".join(f"{clean(state, g)} {milliseconds(ns)}" for state, ns in use.state_ns)
     lines = [Text(f"{use.role}: {name}{driver}{peer}, state {size(use.bytes)}")]

@@ -40,6 +40,11 @@ def seconds(ns: int | None) -> str:
     return UNKNOWN if ns is None else f"{ns / 1e9:.3f} s"
 
 
+def offset(ns: int) -> str:
+    """From the migration's begin, with its sign: a device may begin before the source logs."""
+    return f"{ns / 1e9:+.3f} s"
+
+
 def count(number: int | None) -> str:
     """A number of pages."""
     return UNKNOWN if number is None else str(number)
