@@ -86,4 +86,6 @@ def _bcc() -> Finding:
 def _kvm() -> Finding:
     if Path("/dev/kvm").exists():
         return Finding("KVM", "ok", "/dev/kvm")
-    return Finding("KVM", "warn", "no /dev/kvm: no VM can run here now", "modprobe kvm-intel or kvm-amd")
+    return Finding(
+        "KVM", "warn", "no /dev/kvm: no VM can run here now", "modprobe kvm-intel or kvm-amd"
+    )
