@@ -186,6 +186,9 @@ def _cflags(way: Way) -> list[str]:
         f"-DEVENT_PAGES={EVENT_PAGES}",
         f"-DWAY_{way.name.upper()}",
         "-Wno-everything",
+        # BCC optimizes what clang hands over (its BPFModule::run_pass_manager): once is enough.
+        "-Xclang",
+        "-disable-llvm-passes",
     ]
     if way.name == FENTRY and btf.of_module("kvm").exists():
         flags.append("-DKVM_MODULE")
