@@ -25,6 +25,7 @@ from vftrace.errors import UsageError
 from vftrace.migration.model import Migration
 from vftrace.outputs.otlp import Sender, SpanNode, Trace, traces_url
 from vftrace.outputs.trace_ids import trace_id_of
+from vftrace.sources.recording import Recording
 
 SECONDS = 10**9
 
@@ -318,3 +319,19 @@ def test_serve_sends_traces_and_its_downtimes_name_them(collector: Collector) ->
     (line,) = [line for line in exposition.splitlines() if " # {" in line]
     assert line.startswith('vftrace_migration_downtime_seconds_bucket{kind="vcpu",le="0.5"}')
     assert line.endswith(f' # {{trace_id="{trace.hex()}"}} {seconds}')
+
+
+@pytest.mark.parametrize("name", ["completed-slow", "libvirt", "postcopy"])
+def test_two_hosts_that_know_nothing_of_each_other_name_one_trace(name: str) -> None:
+    """The id follows from the VM and the guest's clock, which the source hands to the destination."""
+    recording = Recording(RECORDINGS / f"{name}.vft.gz")
+    records = list(recording)
+    (whole,) = boot_of(recording.host, records).snapshot.migrations
+    assert whole.peer_pid is not None
+    halves = [
+        boot_of(host_of(f"host-{pid}", f"boot-{pid}", recording.host), only(records, {pid}))
+        for pid in (whole.pid, whole.peer_pid)
+    ]
+    found = [(migration, boot.boot_id) for boot in halves for migration in boot.snapshot.migrations]
+    assert [migration.role for migration, _ in found] == ["source", "destination"]
+    assert len({trace_id_of(migration, boot_id) for migration, boot_id in found}) == 1
