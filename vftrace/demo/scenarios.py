@@ -914,7 +914,8 @@ async def play_scenario(
     without QEMU or KVM, QemuError when QEMU ends otherwise than the scenario expects.
     """
     binary = qemu.find_qemu()
-    with tempfile.TemporaryDirectory(prefix=f"{scenario.name}-", dir=workdir) as directory:
+    # Short: the path of a unix socket has 107 characters at most (unix(7)).
+    with tempfile.TemporaryDirectory(prefix="vm-", dir=workdir) as directory:
         async with AsyncExitStack() as stack:
             run = Run(scenario.name, binary, Path(directory), stack, on_progress)
             on_progress(scenario.title)
