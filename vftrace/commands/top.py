@@ -188,7 +188,10 @@ def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
     last = False
     while not last:
         last = until() or pump.ended
-        if not last:
+        if last:
+            # what has come but is still held back for its order belongs to the last line
+            pump.close()
+        else:
             pump.step()
         snapshot = filter_snapshot(pump.snapshot(), args.vm)
         if before is not None and _same(before, snapshot):
