@@ -27,7 +27,8 @@ def shifted(record: bytes, shift_ns: int, error_ns: int | None = None) -> bytes:
     if kind not in wire.FIXED:
         return head + body
     _, layout, event = wire.FIXED[kind]
-    values = list(layout.unpack(body))
+    # a record from before its kind got another field is shorter
+    values = list(layout.unpack(body + bytes(layout.size - len(body))))
     for index, name in enumerate(event.__slots__):
         if event is events.ClockSample:
             if name == "realtime_offset_ns":
@@ -36,7 +37,7 @@ def shifted(record: bytes, shift_ns: int, error_ns: int | None = None) -> bytes:
                 values[index] = error_ns
         elif name.endswith("_ns") and values[index]:
             values[index] += shift_ns
-    return head + layout.pack(*values)
+    return head + layout.pack(*values)[: len(body)]
 
 
 def only(records: Iterable[bytes], pids: set[int]) -> list[bytes]:
