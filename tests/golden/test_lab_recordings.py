@@ -2,10 +2,12 @@
 
 `lab/NAME.vft.gz` is one recording of several jobs on one kernel with one way to attach, and
 `lab/NAME.truth.json` what each job wrote down without vftrace (tests/lab/README.md). Kept by lab/keep.py.
+VFTRACE_LAB_RECORDINGS is another directory of such pairs: tests/lab holds what it has just recorded to the same.
 """
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from vftrace.sources.replay import events_of
 
 Truth = dict[str, Any]
 
-LAB = Path(__file__).parent / "lab"
+LAB = Path(os.environ.get("VFTRACE_LAB_RECORDINGS", Path(__file__).parent / "lab"))
 NAMES = sorted(path.name.removesuffix(".vft.gz") for path in LAB.glob("*.vft.gz"))
 
 MS = 1_000_000

@@ -1,7 +1,7 @@
 """Keep the results of a lab run as a golden recording with its truth.
 
     VFTRACE=1 tests/lab/run 6.12 JOB... --results DIR
-    .venv/bin/python tests/golden/lab/keep.py DIR NAME
+    .venv/bin/python tests/golden/lab/keep.py DIR NAME [TO]
 
 Writes NAME.vft.gz (one recording of all jobs) and NAME.truth.json (the truth of each job).
 """
@@ -12,24 +12,26 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+KEPT = ("plain", "plug-after", "steer-", "unplug", "vfio-")
+"""How the names of jobs begin that test_lab_recordings.py has checks for."""
 
 
-def keep(results: Path, name: str) -> None:
+def keep(results: Path, name: str, directory: Path = HERE) -> None:
     """Pack the recording; only jobs that showed what they are there for are kept."""
     codes = json.loads((results / ".lab/codes").read_text())
     truths = {
         job: json.loads((results / job / "truth.json").read_text())
         for job, code in codes.items()
-        if code == 0
+        if code == 0 and job.startswith(KEPT)
     }
     with (
-        (HERE / f"{name}.vft.gz").open("wb") as out,
+        (directory / f"{name}.vft.gz").open("wb") as out,
         gzip.GzipFile("", "wb", fileobj=out, mtime=0) as packed,
     ):
         packed.write((results / "recording.vft").read_bytes())
     text = json.dumps(truths, separators=(",", ":"), sort_keys=True)
-    (HERE / f"{name}.truth.json").write_text(text + "\n")
+    (directory / f"{name}.truth.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]), sys.argv[2])
+    keep(Path(sys.argv[1]), sys.argv[2], *map(Path, sys.argv[3:]))
