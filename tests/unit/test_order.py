@@ -9,8 +9,9 @@ from vftrace.events import Tick
 from vftrace.sources.order import WINDOW_NS, Order
 
 
-def _tick(at_ns: int, seq: int = 0) -> Tick:
-    return Tick(at_ns, seq, 1, 1)
+def _tick(at_ns: int, seq: int = 0, tgid: int = 1) -> Tick:
+    """`tid` tells events apart, whatever becomes of their numbers."""
+    return Tick(at_ns, seq, tgid, seq)
 
 
 # How late each of a series of events arrives, within the window.
@@ -38,7 +39,7 @@ def test_nothing_is_lost_or_doubled_whatever_the_times(times: list[int]) -> None
     order = Order()
     events = [_tick(at, i) for i, at in enumerate(times)]
     out = [due for event in events for due in order.push(event)] + order.flush()
-    assert sorted(e.seq for e in out) == list(range(len(times)))
+    assert sorted(e.tid for e in out) == [e.seq for e in out] == list(range(len(times)))
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=60))
@@ -50,7 +51,7 @@ def test_what_is_held_back_is_inside_the_window(times: list[int]) -> None:
     for i, at in enumerate(times):
         held.add(i)
         newest = max(newest, at)
-        held -= {event.seq for event in order.push(_tick(at, i))}
+        held -= {event.tid for event in order.push(_tick(at, i))}
         assert all(times[j] > newest - WINDOW_NS for j in held)
 
 
@@ -59,6 +60,20 @@ def test_equal_times_keep_the_order_of_arrival() -> None:
     for seq in range(5):
         assert order.push(_tick(7, seq)) == []
     assert [event.seq for event in order.flush()] == [0, 1, 2, 3, 4]
+
+
+def test_numbers_follow_times_and_a_missing_one_stays_missing() -> None:
+    """Seen: a CPU took its time before another's and its number after it."""
+    order = Order()
+    for at, seq, tgid in ((10, 1, 7), (30, 2, 7), (20, 3, 7), (25, 9, 8), (40, 5, 7)):
+        order.push(_tick(at, seq, tgid))
+    assert [(e.at_ns, e.tgid, e.seq) for e in order.flush()] == [
+        (10, 7, 1),
+        (20, 7, 2),
+        (25, 8, 9),
+        (30, 7, 3),
+        (40, 7, 5),
+    ]
 
 
 def test_an_event_is_due_when_one_is_a_window_younger() -> None:
