@@ -240,6 +240,7 @@ def test_the_blackouts_checkpoints_are_all_there(name: str, job: str) -> None:
 ENDS = {
     "vfio-cancel-precopy": ("cancelled", "cancelled", None),
     "steer-fail-resuming": ("failed", "device-refused", "vf0: RESUMING refused, -22"),
+    "steer-fail-resuming-early": ("failed", "device-refused", "vf0: RESUMING refused, -22"),
     "steer-fail-load": ("failed", "device-failed", "vf0: load failed, -5"),
     "steer-fail-save": ("failed", "device-failed", "vf0: save failed, -5"),
     "steer-refuse": ("failed", "device-refused", "vf0: PRE_COPY refused, -16"),

@@ -6,6 +6,9 @@ Where a kernel's VFIO has no precopy (6.1) the devices are P2P only.
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,24 +151,41 @@ STOPPED = (
 )
 
 
+@contextlib.contextmanager
+def _starved(machine: Vm) -> Iterator[None]:
+    """A VM whose threads, but for the vCPUs, run only when nobody else wants a processor, and somebody does."""
+    os.sched_setscheduler(machine.pid, os.SCHED_IDLE, os.sched_param(0))
+    command = ["nice", "-n", "19", sys.executable, "-c", "while True: pass"]
+    hogs = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+        os.sched_setscheduler(machine.pid, os.SCHED_OTHER, os.sched_param(0))
+
+
 def _failing(
     job: Job,
     steer: Callable[[Pair], None],
     walked: tuple[str, str],
     *,
     before: str | None = None,
+    starve: bool = False,
 ) -> None:
     """Migrate with one steered device: the migration must fail, and the source run on.
 
     `walked` is what the source's device must have walked since the VM started: with precopy, and
     without. `before` is the other way it may have gone, where the destination's failure may reach
-    the source before its device is asked.
+    the source before its device is asked. With `starve` the source is kept slow.
     """
     with pair(job, [best_kind()]) as two:
         for device in (*two.sources, *two.targets):
             device.command(f"bytes {PRECOPY_BYTES} {STOP_BYTES}")
         steer(two)
-        migration = migrate(two.source)
+        with _starved(two.source) if starve else contextlib.nullcontext():
+            migration = migrate(two.source)
         # QEMU says `failed` before the VM runs again.
         two.source.monitor.wait_running(30)
         two.destination.process.wait(20)
@@ -196,6 +216,12 @@ def steer_fail_resuming(job: Job) -> None:
     # qemu_loadvm_state). If it is gone when the source flushes its RAM's setup, that is where the
     # source's setup ends, and the devices after it are never asked (qemu_savevm_state_setup).
     _failing(job, lambda two: two.targets[0].command(refuse), ("PRE_COPY RUNNING", ""), before="")
+
+
+def steer_fail_resuming_early(job: Job) -> None:
+    """The same with a source that is slow: its device is never asked for anything."""
+    refuse = "fail STOP RESUMING 22 1"
+    _failing(job, lambda two: two.targets[0].command(refuse), ("", ""), starve=True)
 
 
 def steer_fail_load(job: Job) -> None:
@@ -275,6 +301,7 @@ def steer_dma(job: Job) -> None:
 JOBS: dict[str, Callable[[Job], None]] = {
     "steer-downtime": steer_downtime,
     "steer-fail-resuming": steer_fail_resuming,
+    "steer-fail-resuming-early": steer_fail_resuming_early,
     "steer-fail-load": steer_fail_load,
     "steer-fail-save": steer_fail_save,
     "steer-fail-stop-copy": steer_fail_stop_copy,
