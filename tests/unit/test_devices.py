@@ -7,7 +7,7 @@ import pytest
 from vftrace import events
 from vftrace.host import devices as host
 from vftrace.host.devices import Device, Named, named_devices
-from vftrace.migration.devices import Devices, PassedDevice, device_use, moved_away, unplugged_vf
+from vftrace.migration.devices import Devices, PassedDevice, device_use, moved_away
 
 UUID = "6c616264-0000-4000-8000-00000000000a"
 STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P = 1, 2, 3, 4, 5, 6, 7
@@ -331,20 +331,6 @@ def test_an_fd_that_is_used_again_is_another_device() -> None:
     second = bench.open(30, name="0000:01:10.0")
     assert first.closed_at_ns == 20
     assert (second.address, len(bench.devices.all)) == ("0000:01:10.0", 2)
-
-
-def test_an_unplugged_function_is_absent_until_its_successor_comes() -> None:
-    bench = Bench()
-    first = bench.open(10, name="0000:01:10.0")
-    first.pf, first.vf = "0000:01:00.0", 0
-    bench.close(20)
-    second = bench.open(50, 20, "0000:01:10.2")
-    found = unplugged_vf(first, second)
-    assert found is not None
-    assert [(p.name, p.start_at_ns, p.end_at_ns) for p in found.phases] == [
-        ("absent", 20, 50),
-        ("probing", 50, None),
-    ]
 
 
 def test_what_a_device_does_after_its_part_is_left_out() -> None:

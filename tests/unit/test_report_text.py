@@ -169,6 +169,7 @@ def test_devices_and_virtual_functions_are_told() -> None:
         pf="0000:01:00.0",
         vf=3,
         address="0000:01:10.6",
+        role="source",
         phases=(VfPhase("absent", at, at + 10**9), VfPhase("probing", at + 10**9, None)),
     )
     downtime = dataclasses.replace(
@@ -190,6 +191,6 @@ def test_devices_and_virtual_functions_are_told() -> None:
     assert "120.000 ms" in text
     assert "PRE_COPY +1.000 s → STOP_COPY +2.000 s" in text
     assert "state 1.00 MiB" in text
-    assert "VF 3 of 0000:01:00.0, 0000:01:10.6" in text
+    assert "source: VF 3 of 0000:01:00.0, 0000:01:10.6" in text
     assert re.search(r"probing +1\.000 s +still", text)
     assert max(len(line) for line in text.splitlines()) <= 80

@@ -13,8 +13,6 @@ from vftrace.migration.model import (
     DeviceState,
     DeviceUse,
     Role,
-    VfPhase,
-    VfUse,
     VmDevice,
 )
 
@@ -397,14 +395,3 @@ def _time_in_states(
     for state, end in zip(states, ends, strict=False):
         total[state.state] = total.get(state.state, 0) + max(0, end - max(state.at_ns, since_ns))
     return tuple(total.items())
-
-
-def unplugged_vf(device: PassedDevice, successor: PassedDevice | None) -> VfUse | None:
-    """A virtual function that was closed, and when another came in its place. None for other devices."""
-    if device.pf is None or device.vf is None or device.closed_at_ns is None:
-        return None
-    opened = successor.opened_at_ns if successor is not None else None
-    phases = [VfPhase("absent", device.closed_at_ns, opened)]
-    if opened is not None:
-        phases.append(VfPhase("probing", opened, None))
-    return VfUse(device.pf, device.vf, device.address or device.label, tuple(phases))

@@ -192,11 +192,12 @@ class VfPhase:
 
 @dataclass(frozen=True, slots=True)
 class VfUse:
-    """A virtual function around a migration: number `vf` of the card `pf`."""
+    """A virtual function around a migration: number `vf` of the card `pf`, of the VM's source or destination."""
 
     pf: str
     vf: int
-    address: str
+    address: str | None
+    role: Role
     phases: tuple[VfPhase, ...]
 
 

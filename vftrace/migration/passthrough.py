@@ -1,9 +1,11 @@
 """What passed-through devices add to a migration: their downtime, checkpoints, troubles and its strategy."""
 
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from vftrace.events import VfioData
+from vftrace.mailbox.life import VfLife
 from vftrace.migration.devices import (
     TRANSFER,
     Away,
@@ -12,12 +14,12 @@ from vftrace.migration.devices import (
     device_use,
     moved_away,
     pairs,
-    unplugged_vf,
 )
 from vftrace.migration.model import DeviceDowntime, DeviceUse, Evidence, Strategy, VfUse
 from vftrace.migration.process import Arrival, Process
 from vftrace.migration.source import Session
 from vftrace.migration.strategy import UNPLUG_WINDOW_NS, Facts, classify
+from vftrace.migration.vfs import Lives, destination_vf, ready_ns, source_vf
 
 _EVER = sys.maxsize
 
@@ -193,23 +195,73 @@ def gather(
 
 
 def judge(
-    found: Passthrough, handover_ns: int | None, ended_ns: int | None, *, came_to_nothing: bool
+    found: Passthrough,
+    lives: Lives,
+    handover_ns: int | None,
+    ended_ns: int | None,
+    *,
+    came_to_nothing: bool,
 ) -> Verdict:
     """Strategy, downtimes and all that the report shows of devices."""
     strategy, evidence = classify(found.facts(handover_ns, ended_ns))
     away = moved_away(found.sources, found.destinations, found.since_ns)
-    vfs: tuple[VfUse, ...] = ()
-    if strategy in ("unplug", "late-unplug"):
+    gone: list[tuple[PassedDevice, PassedDevice | None]] = []
+    if strategy in ("unplug", "late-unplug", "failover"):
         gone = pairs(found.closed(handover_ns), found.opened())
         away += [
-            Away(device, peer, device.closed_at_ns, peer.opened_at_ns if peer else None)
-            for device, peer in gone
+            Away(device, peer, device.closed_at_ns, _back(peer, lives)) for device, peer in gone
         ]
-        vfs = tuple(vf for vf in (unplugged_vf(*pair) for pair in gone) if vf is not None)
     return Verdict(
         strategy,
         evidence,
         tuple(a.downtime() for a in away),
         found.uses(ended_ns, came_to_nothing=came_to_nothing),
-        vfs,
+        tuple(_vfs(found, lives, gone, ended_ns)),
     )
+
+
+def _life(device: PassedDevice, lives: Lives) -> VfLife | None:
+    if device.pf is None or device.vf is None:
+        return None
+    return lives.get((device.pf, device.vf))
+
+
+def _back(device: PassedDevice | None, lives: Lives) -> int | None:
+    """When a function that took another's place was ready; where no mailbox tells, when it was opened."""
+    if device is None:
+        return None
+    use = destination_vf(device, _life(device, lives), 0, None)
+    ready = ready_ns(use) if use is not None else None
+    return ready if ready is not None else device.opened_at_ns
+
+
+def _vfs(
+    found: Passthrough,
+    lives: Lives,
+    gone: list[tuple[PassedDevice, PassedDevice | None]],
+    ended_ns: int | None,
+) -> Iterator[VfUse]:
+    """Every virtual function of both sides, the source's first."""
+    successors = {id(device): peer for device, peer in gone}
+    until = _EVER if ended_ns is None else ended_ns
+    if found.process is not None:
+        held = found.process.devices.present(found.since_ns, until)
+        for device in _unique([*(device for device, _ in gone), *held]):
+            peer = successors.get(id(device))
+            back = peer.opened_at_ns if peer is not None else None
+            use = source_vf(device, _life(device, lives), found.since_ns, ended_ns, back)
+            if use is not None:
+                yield use
+    if found.peer is not None:
+        held = found.peer.devices.present(found.load_since_ns, until)
+        came = [peer for _, peer in gone if peer is not None]
+        for device in _unique([*came, *held]):
+            life = _life(device, lives)
+            use = destination_vf(device, life, found.load_since_ns, ended_ns)
+            if use is not None:
+                yield use
+
+
+def _unique(devices: Iterable[PassedDevice]) -> list[PassedDevice]:
+    """Each device once, in order."""
+    return list({id(device): device for device in devices}.values())

@@ -23,6 +23,7 @@ from vftrace.migration.model import (
     Phase,
     Snapshot,
     VfPhase,
+    VfUse,
 )
 from vftrace.migration.service import OWN, service_gap
 
@@ -462,11 +463,7 @@ def _join(pair: _Pair, offset: Offset) -> Joined:
             ),
         ),
         devices=_devices(source, destination, shift),
-        vfs=source.vfs
-        + tuple(
-            replace(vf, phases=tuple(_shifted(phase, shift) for phase in vf.phases))
-            for vf in destination.vfs
-        ),
+        vfs=_vfs(source, destination, shift),
     )
     return Joined(
         migration, pair.source.boot, pair.destination.boot, offset.uncertainty_ns, offset, None, ()
@@ -551,6 +548,27 @@ def _destination_phases(
             start = max(phase.start_at_ns + shift, ran or 0)
             phases.append(replace(phase, start_at_ns=start, end_at_ns=end))
     return tuple(phases)
+
+
+def _vfs(source: Migration, destination: Migration, shift: int) -> tuple[VfUse, ...]:
+    """Those of both sides; one that is absent on the source is so until the destination's was opened."""
+    there = tuple(
+        replace(vf, phases=tuple(_shifted(phase, shift) for phase in vf.phases))
+        for vf in destination.vfs
+    )
+    opened = [vf.phases[0].start_at_ns for vf in there if _begins(vf, "probing")]
+    here = []
+    for vf in source.vfs:
+        last = vf.phases[-1] if vf.phases else None
+        if last is not None and last.name == "absent" and last.end_at_ns is None and opened:
+            back = max(last.start_at_ns, opened.pop(0))
+            vf = replace(vf, phases=(*vf.phases[:-1], replace(last, end_at_ns=back)))
+        here.append(vf)
+    return (*here, *there)
+
+
+def _begins(vf: VfUse, phase: str) -> bool:
+    return bool(vf.phases) and vf.phases[0].name == phase
 
 
 def _shifted(phase: VfPhase, shift: int) -> VfPhase:

@@ -11,6 +11,7 @@ from vftrace.migration.model import Migration, Snapshot, Vm
 from vftrace.migration.process import Arrival, Process
 from vftrace.migration.source import Session
 from vftrace.migration.streams import Stream
+from vftrace.migration.vfs import Lives
 
 MAX_ENDED_PROCESSES = 256
 """Ended processes are kept for what they tell of their migrations, the oldest forgotten first."""
@@ -134,7 +135,7 @@ class Tracker:
             return
         self._settled_ns = self._now_ns
         done: set[int] = set()
-        for migration, parts in self._unsettled():
+        for migration, parts in self._unsettled(self._lives()):
             ended = migration.ended_at_ns
             if migration.outcome and ended and self._now_ns - ended > SETTLE_AFTER_NS:
                 self._settled.append(migration)
@@ -274,17 +275,21 @@ class Tracker:
 
     def snapshot(self) -> Snapshot:
         """Everything known now, immutable."""
+        lives = self._lives()
         return Snapshot(
             at_ns=self._now_ns,
             vms=tuple(self._vm(process) for process in self._processes.values()),
-            migrations=self._migrations(),
+            migrations=self._migrations(lives),
             events=self._events,
             lost=self._lost,
             unknown_records=self._unknown,
             clock=tuple(self._clock),
-            vfs=tuple(self._mailboxes.lives()),
+            vfs=tuple(lives.values()),
             vfs_incomplete=self._unowned.holes,
         )
+
+    def _lives(self) -> Lives:
+        return {(life.pf, life.vf): life for life in self._mailboxes.lives()}
 
     def _vm(self, process: Process) -> Vm:
         identity = process.identity
@@ -300,11 +305,11 @@ class Tracker:
             devices=process.devices.shown(),
         )
 
-    def _migrations(self) -> tuple[Migration, ...]:
-        found = [*self._settled, *(migration for migration, _ in self._unsettled())]
+    def _migrations(self, lives: Lives) -> tuple[Migration, ...]:
+        found = [*self._settled, *(migration for migration, _ in self._unsettled(lives))]
         return tuple(sorted(found, key=lambda m: (m.started_at_ns, m.pid)))
 
-    def _unsettled(self) -> Iterator[tuple[Migration, tuple[Session | Arrival, ...]]]:
+    def _unsettled(self, lives: Lives) -> Iterator[tuple[Migration, tuple[Session | Arrival, ...]]]:
         """Migrations that may still change, each with what it is made of."""
         by_session = {id(pair.session): pair for pair in self._pairs}
         paired = {id(pair.arrival) for pair in self._pairs}
@@ -317,6 +322,7 @@ class Tracker:
                         destination=(pair.destination, pair.arrival) if pair else None,
                         peer_ended_ns=self._peer_ended(process, session),
                         key=_key(process),
+                        lives=lives,
                         doubt_ns=self._user_doubt_ns,
                         peer_doubt_ns=None if pair else self._peer_doubt(process),
                         trace_ended_ns=self._ended_at_ns,
@@ -329,6 +335,7 @@ class Tracker:
                     destination=(process, arrival),
                     peer_ended_ns=None,
                     key=_key(process),
+                    lives=lives,
                     doubt_ns=self._user_doubt_ns,
                     peer_doubt_ns=self._peer_doubt(process),
                     trace_ended_ns=self._ended_at_ns,

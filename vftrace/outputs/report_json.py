@@ -129,6 +129,7 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
                 "pf": v.pf,
                 "vf": v.vf,
                 "address": v.address,
+                "role": v.role,
                 "phases": [
                     {"name": p.name, "start_at_ns": p.start_at_ns, "end_at_ns": p.end_at_ns}
                     for p in v.phases

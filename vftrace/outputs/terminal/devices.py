@@ -68,10 +68,15 @@ def _use(m: Migration, use: DeviceUse, g: Glyphs) -> list[Text]:
     return lines
 
 
+def _vf_title(vf: VfUse, g: Glyphs) -> str:
+    address = f", {clean(vf.address, g)}" if vf.address else ""
+    return f"{vf.role}: VF {vf.vf} of {clean(vf.pf, g)}{address}"
+
+
 def _vf_table(m: Migration, vf: VfUse, now_ns: int, width: int, g: Glyphs) -> RenderableType:
     """The phases of one VF on a time line of their own."""
     table = plain_table(
-        (f"VF {vf.vf} of {clean(vf.pf, g)}, {clean(vf.address, g)}", "left"),
+        (_vf_title(vf, g), "left"),
         ("from", "right"),
         ("lasted", "right"),
         ("", "left"),

@@ -1,0 +1,130 @@
+"""Virtual functions of a migration: lost, and ready again."""
+
+from dataclasses import replace
+
+from vftrace.mailbox.life import Mailboxes, StateSpan, VfLife
+from vftrace.migration.devices import PassedDevice
+from vftrace.migration.model import VfUse
+from vftrace.migration.vfs import destination_vf, heard_vf, ready_ns, source_vf
+
+PF = "0000:01:00.0"
+S = 10**9
+
+
+def function(opened: int | None, closed: int | None = None) -> PassedDevice:
+    return PassedDevice(
+        7, opened, address="0000:01:10.0", id="vf0", pf=PF, vf=0, closed_at_ns=closed
+    )
+
+
+def life(*states: tuple[str, int]) -> VfLife:
+    """A life of these states, each until the next."""
+    ends = [at for _, at in states[1:]] + [None]
+    spans = tuple(
+        StateSpan(name, at, end)  # type: ignore[arg-type]
+        for (name, at), end in zip(states, ends, strict=True)
+    )
+    boxes = Mailboxes()
+    boxes._vf(PF, 0, 2)
+    (empty,) = boxes.lives()
+    return replace(empty, states=spans)
+
+
+def phases(use: VfUse | None) -> list[tuple[str, int, int | None]]:
+    assert use is not None
+    return [(p.name, p.start_at_ns, p.end_at_ns) for p in use.phases]
+
+
+def test_an_unplugged_function_is_absent_until_its_successor_comes() -> None:
+    assert phases(source_vf(function(10, 20), None, 30, None, 50)) == [("absent", 20, 50)]
+
+
+def test_without_a_successor_it_stays_absent() -> None:
+    assert phases(source_vf(function(10, 20), None, 30, 90, None)) == [("absent", 20, None)]
+
+
+def test_one_unplugged_during_the_migration_was_ready_before() -> None:
+    heard = life(("configuring", 5), ("up", 8), ("reset", 61))
+    assert phases(source_vf(function(1, 60), heard, 30, None, None)) == [
+        ("ready", 30, 60),
+        ("absent", 60, None),
+    ]
+
+
+def test_what_the_card_says_after_the_closing_is_another_users() -> None:
+    heard = life(("up", 8), ("reset", 21), ("up", 40))
+    assert phases(source_vf(function(1, 20), heard, 30, None, None)) == [("absent", 20, None)]
+
+
+def test_one_that_stays_is_told_to_the_migrations_end() -> None:
+    heard = life(("up", 8), ("reset", 50), ("configuring", 55), ("up", 58), ("reset", 99))
+    assert phases(source_vf(function(1), heard, 30, 70, None)) == [
+        ("ready", 30, 50),
+        ("reset", 50, 55),
+        ("configuring", 55, 58),
+        ("ready", 58, 70),
+    ]
+    # A process that ends after its migration closes its devices.
+    assert phases(source_vf(function(1, 80), heard, 30, 70, None))[-1] == ("ready", 58, 70)
+
+
+def test_a_plugged_function_is_probed_configured_ready() -> None:
+    # As igbvf does it: two resets and a MAC when it is bound, then it rests until it is brought up.
+    heard = life(
+        ("reset", 101),
+        ("negotiating", 102),
+        ("reset", 103),
+        ("negotiating", 104),
+        ("configuring", 105),
+        ("reset", 106),
+        ("configuring", 120),
+        ("up", 130),
+    )
+    use = destination_vf(function(100), heard, 50, 110)
+    assert phases(use) == [
+        ("probing", 100, 105),
+        ("configuring", 105, 130),
+        ("ready", 130, None),
+    ]
+    assert use is not None
+    assert ready_ns(use) == 130
+
+
+def test_what_happens_to_it_long_after_is_left_out() -> None:
+    heard = life(("configuring", 105), ("up", 130), ("reset", 140), ("up", 150))
+    assert phases(destination_vf(function(100), heard, 50, 110))[-1] == ("ready", 130, None)
+    # While the migration lasts it belongs to it.
+    assert [p[0] for p in phases(destination_vf(function(100), heard, 50, None))] == [
+        "probing",
+        "configuring",
+        "ready",
+        "reset",
+        "ready",
+    ]
+
+
+def test_a_function_that_nobody_probes_is_never_ready() -> None:
+    use = destination_vf(function(100), life(("reset", 101)), 50, 110)
+    assert phases(use) == [("probing", 100, None)]
+    assert use is not None
+    assert ready_ns(use) is None
+
+
+def test_the_phases_end_where_it_is_closed() -> None:
+    heard = life(("configuring", 105), ("up", 130), ("reset", 141))
+    assert phases(destination_vf(function(100, 140), heard, 50, None))[-1] == ("ready", 130, 140)
+
+
+def test_one_that_was_there_before_is_told_from_the_begin() -> None:
+    assert phases(destination_vf(function(None), life(("up", 8)), 50, 110)) == [("ready", 50, 110)]
+
+
+def test_a_device_that_is_no_function_has_no_phases() -> None:
+    assert source_vf(PassedDevice(7, 10), None, 30, None, None) is None
+    assert destination_vf(PassedDevice(7, 10), None, 30, None) is None
+
+
+def test_a_function_that_only_its_mailbox_tells_of() -> None:
+    use = heard_vf(life(("up", 8)), "source", 30, 70)
+    assert (use.pf, use.vf, use.role) == (PF, 0, "source")
+    assert phases(use) == [("ready", 30, 70)]
