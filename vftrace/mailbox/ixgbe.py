@@ -1,17 +1,9 @@
 """Messages of ixgbe and its VFs (drivers/net/ethernet/intel/ixgbe/ixgbe_mbx.h, ixgbe_sriov.c)."""
 
-from vftrace.mailbox.table import (
-    NACK,
-    Arguments,
-    Opcode,
-    Stage,
-    Table,
-    Words,
-    always,
-    hashes,
-    info,
-    mac,
-)
+from dataclasses import replace
+
+from vftrace.mailbox import shared
+from vftrace.mailbox.table import Arguments, Opcode, Stage, Table, Words, always, info, mac
 
 API_VERSIONS = ("1.0", "2.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7")
 """enum ixgbe_pfvf_api_rev, in its order."""
@@ -28,17 +20,7 @@ def _named(names: tuple[str, ...], number: int) -> str:
 
 
 def _reset_reply(words: Words) -> Arguments:
-    given = {} if words[0] & NACK else {"mac": mac(words)}
-    return {**given, "mc_filter_type": words[3]}
-
-
-def _multicast(words: Words) -> Arguments:
-    count, values = hashes(words)
-    return {"count": count, "hashes": values}
-
-
-def _vlan(words: Words) -> Arguments:
-    return {"add": bool(info(words)), "vlan": words[1] & 0xFFF}
+    return {**shared.OPCODES[0x01].reply(words), "mc_filter_type": words[3]}
 
 
 def _macvlan(words: Words) -> Arguments:
@@ -74,27 +56,8 @@ TABLE = Table(
     driver="ixgbe",
     number=1,
     opcodes={
-        0x01: Opcode(
-            "RESET",
-            Stage.RESET,
-            reply=_reset_reply,
-            reply_words=4,
-            normal_nack=always("no administrative MAC"),
-        ),
-        0x02: Opcode(
-            "SET_MAC_ADDR",
-            Stage.PREPARE,
-            request=lambda words: {"mac": mac(words)},
-            request_words=3,
-        ),
-        0x03: Opcode("SET_MULTICAST", Stage.OPEN, request=_multicast, counted=True),
-        0x04: Opcode("SET_VLAN", Stage.PREPARE, request=_vlan, request_words=2),
-        0x05: Opcode(
-            "SET_LPE",
-            Stage.OPEN,
-            request=lambda words: {"max_frame": words[1]},
-            request_words=2,
-        ),
+        **shared.OPCODES,
+        0x01: replace(shared.OPCODES[0x01], reply=_reset_reply, reply_words=4),
         0x06: Opcode("SET_MACVLAN", Stage.PREPARE, request=_macvlan, request_words=3),
         0x08: Opcode(
             "API_NEGOTIATE",
@@ -145,6 +108,5 @@ TABLE = Table(
             reply_words=2,
             normal_nack=always("the card's driver knows no features"),
         ),
-        0x100: Opcode("PF_CONTROL"),
     },
 )
