@@ -2,7 +2,8 @@
 
 `lab/NAME.vft.gz` is one recording of several jobs on one kernel with one way to attach, and
 `lab/NAME.truth.json` what each job wrote down without vftrace (tests/lab/README.md). Kept by lab/keep.py.
-VFTRACE_LAB_RECORDINGS is another directory of such pairs: tests/lab holds what it has just recorded to the same.
+VFTRACE_LAB_RECORDINGS is another directory of such pairs, VFTRACE_LAB_NOISE_MS what its clocks' readers may be
+apart: tests/lab holds what it has just recorded to the same.
 """
 
 import functools
@@ -24,6 +25,8 @@ LAB = Path(os.environ.get("VFTRACE_LAB_RECORDINGS", Path(__file__).parent / "lab
 NAMES = sorted(path.name.removesuffix(".vft.gz") for path in LAB.glob("*.vft.gz"))
 
 MS = 1_000_000
+NEAR = int(os.environ.get("VFTRACE_LAB_NOISE_MS", "2")) * MS
+"""How far vftrace and the drivers' own logs may be apart. The golden recordings were made on a quiet machine."""
 
 
 @functools.cache
@@ -118,17 +121,17 @@ def test_states_are_reached_between_the_drivers_arcs(name: str, job: str) -> Non
             matched.append((arc["at_ns"], state.at_ns, end))
     off = min(at - begin for begin, at, _ in matched)
     assert abs(off) < 50 * MS
-    assert all(at - off < end + 2 * MS for _, at, end in matched)
+    assert all(at - off < end + NEAR for _, at, end in matched)
 
 
 @pytest.mark.parametrize(("name", "job"), [*jobs("steer-downtime"), *jobs("steer-dma")])
-def test_states_are_reached_within_2_ms_of_the_drivers_answer(name: str, job: str) -> None:
+def test_states_are_reached_near_the_drivers_answer(name: str, job: str) -> None:
     for device in truths(name)[job]["devices"]:
         answers = [(e["to"], e["at_ns"]) for e in device["log"] if e["what"] == "answer"]
         (use,) = [d for d in migration(name, job).devices if d.address == device["uuid"]]
         for state in use.states[1:]:
             assert any(
-                to == state.state and 0 <= state.at_ns - at < 2 * MS for to, at in answers
+                to == state.state and 0 <= state.at_ns - at < NEAR for to, at in answers
             ), state
 
 
@@ -207,7 +210,7 @@ def _runs(log: list[Truth], since_ns: int) -> int:
 
 
 @pytest.mark.parametrize(("name", "job"), [*jobs("steer-downtime"), *jobs("steer-dma")])
-def test_each_devices_downtime_is_within_2_ms_of_the_drivers(name: str, job: str) -> None:
+def test_each_devices_downtime_is_the_drivers(name: str, job: str) -> None:
     truth = truths(name)[job]
     since = truth["migration"]["asked_at_ns"]
     sources = [d for d in truth["devices"] if d["role"] == "source"]
@@ -220,7 +223,7 @@ def test_each_devices_downtime_is_within_2_ms_of_the_drivers(name: str, job: str
         wanted[source["uuid"]] = _runs(target["log"], left) - left
     for device in found.devices:
         assert device.ns is not None
-        assert abs(device.ns - wanted[device.address]) < 2 * MS
+        assert abs(device.ns - wanted[device.address]) < NEAR
     assert found.slowest_device == max(wanted, key=lambda address: wanted[address])
 
 
