@@ -16,6 +16,8 @@ from typing import Protocol
 from vftrace import wire
 from vftrace.errors import UsageError
 from vftrace.events import Event
+from vftrace.mailbox.drivers import TABLES, Tables
+from vftrace.mailbox.life import Mailboxes
 from vftrace.migration.model import Migration, Snapshot, Vm
 from vftrace.migration.tracker import Tracker
 from vftrace.sources.order import Order
@@ -130,13 +132,18 @@ class ReplaySource:
 
 
 class Pump:
-    """Reads a source and keeps what is known; a `recorder` gets every raw record first."""
+    """Reads a source and keeps what is known; a `recorder` gets every raw record first.
 
-    def __init__(self, source: Source, recorder: Recorder | None = None) -> None:
+    `tables`: the mailbox messages that are known.
+    """
+
+    def __init__(
+        self, source: Source, recorder: Recorder | None = None, tables: Tables = TABLES
+    ) -> None:
         self._source = source
         self._recorder = recorder
         self._order = Order()
-        self._tracker = Tracker()
+        self._tracker = Tracker(mailboxes=Mailboxes(tables))
         self._lock = threading.Lock()
         self._counts: Counter[type[Event]] = Counter()
         self._built_ns = 0

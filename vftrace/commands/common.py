@@ -6,10 +6,15 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from vftrace.errors import UsageError
 from vftrace.units import parse_duration
+
+if TYPE_CHECKING:
+    from vftrace.mailbox.drivers import Tables
 
 
 def add_live_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +27,35 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("fentry", "kprobe", "tracepoint"),
         help="attach in this way only (default: the cheapest this kernel takes)",
     )
+
+
+def add_profile_argument(parser: argparse.ArgumentParser) -> None:
+    """`--profile`, for whoever decodes mailboxes or records them."""
+    parser.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="what a vendor's driver says by mailbox, as TOML (repeatable; see docs/mailbox.md)",
+    )
+
+
+def mailbox_tables(args: argparse.Namespace) -> "Tables":
+    """The drivers' messages with what `--profile` adds. UsageError where a profile is no good."""
+    from vftrace.mailbox.profile import ProfileError, parse_profile, with_profiles
+
+    tables = with_profiles(())
+    for path in args.profile:
+        try:
+            tables = with_profiles([parse_profile(path.read_text(encoding="utf-8"))], tables)
+        except OSError as error:
+            raise UsageError(f"cannot read profile {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"profile {path}: not a text file") from error
+        except ProfileError as error:
+            raise UsageError(f"profile {path}: {error}") from error
+    return tables
 
 
 class Deadline:

@@ -6,17 +6,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vftrace.commands.common import Deadline, Interrupt, add_live_arguments, say_ready
+from vftrace.commands.common import (
+    Deadline,
+    Interrupt,
+    add_live_arguments,
+    add_profile_argument,
+    mailbox_tables,
+    say_ready,
+)
 from vftrace.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
+    from vftrace.mailbox.drivers import Tables
     from vftrace.outputs.mailbox_dump import Dump
 
 HELP = "print what network cards and their virtual functions tell each other"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`FILE`, `--pf`, `--vf`, `--json`, `--duration`, `--way`."""
+    """`FILE`, `--pf`, `--vf`, `--json`, `--profile`, `--duration`, `--way`."""
     parser.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="a recording (default: this host, live)"
     )
@@ -27,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vf", action="append", type=_number, metavar="N", help="only virtual functions N"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_profile_argument(parser)
     add_live_arguments(parser)
 
 
@@ -36,11 +45,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.file is not None and (args.duration is not None or args.way is not None):
         raise UsageError("--duration and --way are for live tracing, not for a recording")
-    dump = Dump(pfs=args.pf or (), vfs=args.vf or (), as_json=args.json)
+    tables = mailbox_tables(args)
+    dump = Dump(pfs=args.pf or (), vfs=args.vf or (), as_json=args.json, tables=tables)
     if args.file is not None:
         _replay(args.file, dump)
     else:
-        _live(args, dump)
+        _live(args, dump, tables)
     return 0
 
 
@@ -58,14 +68,14 @@ def _replay(path: Path, dump: "Dump") -> None:
         print(f"vftrace: no mailbox was heard in {path}", file=sys.stderr)
 
 
-def _live(args: argparse.Namespace, dump: "Dump") -> None:
+def _live(args: argparse.Namespace, dump: "Dump", tables: "Tables") -> None:
     from vftrace import wire
     from vftrace.sources.live import LiveSource
     from vftrace.sources.order import Order
 
     order = Order()
     with Interrupt() as interrupt:
-        source = LiveSource(args.way)
+        source = LiveSource(args.way, tables)
         try:
             status = source.probes.mailbox.status[0]
             if status.way is None and source.probes.mailbox.refused:

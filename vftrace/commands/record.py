@@ -4,14 +4,22 @@ import argparse
 import sys
 from pathlib import Path
 
-from vftrace.commands.common import Deadline, Interrupt, add_live_arguments, say_ready
+from vftrace.commands.common import (
+    Deadline,
+    Interrupt,
+    add_live_arguments,
+    add_profile_argument,
+    mailbox_tables,
+    say_ready,
+)
 
 HELP = "record migrations on this host to a file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`-o FILE`, `--duration`, `--way`."""
+    """`-o FILE`, `--profile`, `--duration`, `--way`."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    add_profile_argument(parser)
     add_live_arguments(parser)
 
 
@@ -20,8 +28,9 @@ def run(args: argparse.Namespace) -> int:
     from vftrace.sources.live import LiveSource
     from vftrace.sources.recording import RecordingWriter
 
+    tables = mailbox_tables(args)
     with Interrupt() as interrupt:
-        source = LiveSource(args.way)
+        source = LiveSource(args.way, tables)
         writer = RecordingWriter(args.output, source.host)
         try:
             deadline = Deadline(args.duration)

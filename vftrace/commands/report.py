@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vftrace.commands.common import add_profile_argument, mailbox_tables
 from vftrace.errors import UsageError, VftraceError
+from vftrace.mailbox.drivers import Tables
+from vftrace.mailbox.life import MAX_RECENT
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 HELP = "say where the time of recorded migrations went"
 
 _FILE_WIDTH = 100
+
+_DRAWN_MESSAGES = 10_000
+"""Of each virtual function, in a trace: the latest."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE,...",
         help="forecast the same guests moved otherwise: bandwidth=25Gbit,downtime-limit=300ms",
     )
+    add_profile_argument(parser)
     parser.add_argument(
         "--heatmap",
         action="store_true",
@@ -70,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("a Perfetto trace is binary: give -o FILE, or send it to a file")
     if args.heatmap and (args.compare or args.format != "text"):
         raise UsageError("--heatmap draws text, or an image with -o FILE.png")
-    loaded, joined = _load(args.files, args.what_if)
+    tables = mailbox_tables(args)
+    recent = _DRAWN_MESSAGES if args.format == "perfetto" else MAX_RECENT
+    loaded, joined = _load(args.files, tables, recent, args.what_if)
     if args.otlp_endpoint is not None:
         _send(args.otlp_endpoint, loaded, joined)
     if args.compare:
@@ -84,12 +93,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(paths: Sequence[Path], what_if: str | None = None) -> "tuple[Loaded, tuple[Joined, ...]]":
+def _load(
+    paths: Sequence[Path], tables: Tables, recent: int = MAX_RECENT, what_if: str | None = None
+) -> "tuple[Loaded, tuple[Joined, ...]]":
     from vftrace.migration.stitch import stitch
     from vftrace.sources.merge import load
 
     assumed = None if what_if is None else _assumptions(what_if)
-    loaded = load(paths)
+    loaded = load(paths, tables, recent)
     if assumed is not None:
         loaded = _replay(loaded, assumed)
     for damage in loaded.damage:
@@ -198,7 +209,7 @@ def _compare(args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joine
     from vftrace.outputs.terminal.glyphs import glyphs
 
     a = joined_json(loaded, joined)["migrations"]
-    b = joined_json(*_load(args.compare))["migrations"]
+    b = joined_json(*_load(args.compare, mailbox_tables(args)))["migrations"]
     if not a or not b:
         empty = args.files if not a else args.compare
         raise VftraceError(f"no migration in {', '.join(map(str, empty))}: nothing to compare")

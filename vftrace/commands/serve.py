@@ -10,7 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vftrace.commands.common import Deadline, Interrupt, add_live_arguments, say_ready
+from vftrace.commands.common import (
+    Deadline,
+    Interrupt,
+    add_live_arguments,
+    add_profile_argument,
+    mailbox_tables,
+    say_ready,
+)
 from vftrace.errors import UsageError
 from vftrace.units import parse_duration
 
@@ -42,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="serve a recording instead")
     parser.add_argument("--speed", metavar="N", help="of --replay: 1 as it was, 0 all at once")
+    add_profile_argument(parser)
     add_web_arguments(parser)
 
 
@@ -236,13 +244,14 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySour
     """The pump, closed by `stack`; the replay if it is one."""
     from vftrace.live import Pump, ReplaySource, parse_speed
 
+    tables = mailbox_tables(args)
     if args.replay is not None:
         replay = ReplaySource(args.replay, parse_speed(args.speed or "1"))
-        return Pump(replay), replay
+        return Pump(replay, tables=tables), replay
     from vftrace.sources.live import LiveSource
     from vftrace.sources.recording import RecordingWriter
 
-    source = LiveSource(args.way)
+    source = LiveSource(args.way, tables)
     writer = None
     try:
         if args.record is not None:
@@ -251,7 +260,7 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySour
     except BaseException:
         source.close()
         raise
-    pump = Pump(source, writer)
+    pump = Pump(source, writer, tables)
     stack.callback(pump.close)
     return pump, None
 

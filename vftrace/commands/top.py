@@ -12,7 +12,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from vftrace.commands.common import Deadline, Interrupt, add_live_arguments, say_ready
+from vftrace.commands.common import (
+    Deadline,
+    Interrupt,
+    add_live_arguments,
+    add_profile_argument,
+    mailbox_tables,
+    say_ready,
+)
 from vftrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="write a recording as well")
     parser.add_argument("--serve", action="store_true", help="serve metrics as well")
+    add_profile_argument(parser)
     add_live_arguments(parser)
     add_web_arguments(parser)
 
@@ -101,20 +109,22 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "Pump":
     from vftrace.live import Pump, ReplaySource, parse_speed
     from vftrace.sources.recording import RecordingWriter
 
+    tables = mailbox_tables(args)
     if args.replay is not None:
-        return Pump(ReplaySource(args.replay, parse_speed(args.speed or "1")))
+        source = ReplaySource(args.replay, parse_speed(args.speed or "1"))
+        return Pump(source, tables=tables)
     from vftrace.sources.live import LiveSource
 
-    source = LiveSource(args.way)
+    live = LiveSource(args.way, tables)
     writer = None
     if args.record is not None:
         try:
-            writer = RecordingWriter(args.record, source.host)
+            writer = RecordingWriter(args.record, live.host)
         except BaseException:
-            source.close()
+            live.close()
             raise
         stack.callback(writer.close)
-    pump = Pump(source, writer)
+    pump = Pump(live, writer, tables)
     stack.callback(pump.close)
     return pump
 

@@ -1,9 +1,13 @@
 """The drivers whose mailbox is known. Another one is added here."""
 
+from collections.abc import Mapping
+
 from vftrace.mailbox import igb, ixgbe
 from vftrace.mailbox.table import Table
 
-TABLES: dict[int, Table] = {table.number: table for table in (ixgbe.TABLE, igb.TABLE)}
+Tables = Mapping[int, Table]
+
+TABLES: Tables = {table.number: table for table in (ixgbe.TABLE, igb.TABLE)}
 """By the number their events carry."""
 
 _WORDS_BY_COUNT, _HOLDS_KEY = 0x100, 0x200

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset
-from vftrace.mailbox.drivers import TABLES
+from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.mailbox.message import NOT_CLEAR, Direction, Message, Pairing, Result, message_of
-from vftrace.mailbox.table import Stage
+from vftrace.mailbox.table import Role, Stage, Table
 
 State = Literal["absent", "reset", "negotiating", "configuring", "up"]
 
@@ -39,6 +39,7 @@ MAX_RECENT = 32
 MAX_CHANGES = 64
 MAX_STATES = 64
 MAX_VLANS = 4096
+MAX_AGREED = 64
 
 NOT_RECORDED = "not-recorded"
 UNKNOWN = "unknown"
@@ -61,6 +62,19 @@ class Change:
     at_ns: int
     what: str
     value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """Something that PF and VF agreed on beyond their driver's own table, or with a role in a profile.
+
+    A request that the card's driver granted (at the time of its answer), or what the card said by itself.
+    """
+
+    at_ns: int
+    title: str
+    direction: Direction
+    role: Role | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,7 @@ class VfLife:
     recent: tuple[Message, ...]
     counts: tuple[tuple[tuple[str, Direction, Result], int], ...]
     """How many messages of each name, direction and result."""
+    agreed: tuple[Agreed, ...] = ()
 
 
 @dataclass
@@ -94,6 +109,8 @@ class _Vf:
     pf: str
     vf: int
     driver: int
+    table: Table
+    max_recent: int
     address: str | None = None
     states: deque[StateSpan] = field(default_factory=lambda: deque(maxlen=MAX_STATES))
     pairing: Pairing = field(default_factory=Pairing)
@@ -110,7 +127,8 @@ class _Vf:
     complained_ns: int = -1
     refused: int = 0
     not_recorded: int = 0
-    recent: deque[Message] = field(default_factory=lambda: deque(maxlen=MAX_RECENT))
+    recent: deque[Message] = field(default_factory=deque)
+    agreed: deque[Agreed] = field(default_factory=lambda: deque(maxlen=MAX_AGREED))
     counts: Counter[tuple[str, Direction, Result]] = field(default_factory=Counter)
 
     @property
@@ -150,16 +168,21 @@ class _Vf:
     def take(self, message: Message) -> Message:
         asked = self.pairing.pending
         message = self.pairing.take(message)
-        table = TABLES.get(self.driver)
-        opcode = table.opcodes.get(message.opcode) if table and message.name else None
+        opcode = self.table.opcodes.get(message.opcode) if message.name else None
         name = opcode.name if opcode else UNKNOWN
         self.counts[name, message.direction, message.result] += 1
         self.recent.append(message)
+        if len(self.recent) > self.max_recent:
+            self.recent.popleft()
         self.last_ns = message.at_ns
         if message.is_request:
             self._asked(opcode.stage if opcode else Stage.ANY, message.at_ns)
         elif message.direction == "to-vf" and asked is not None and message.opcode == asked.opcode:
             self._answered(asked, message)
+        if _agrees(message, asked) and (opcode is None or opcode.role is not None):
+            self.agreed.append(
+                Agreed(message.at_ns, message.title, message.direction, message.role)
+            )
         return message
 
     def _asked(self, stage: Stage, at_ns: int) -> None:
@@ -207,12 +230,11 @@ class _Vf:
             self.changes.append(Change(at_ns, what, value))
 
     def life(self, now_ns: int) -> VfLife:
-        table = TABLES.get(self.driver)
         return VfLife(
             pf=self.pf,
             vf=self.vf,
             address=self.address,
-            driver=table.driver if table else str(self.driver),
+            driver=self.table.driver,
             state=self.state,
             since_ns=self.states[-1].start_at_ns if self.states else None,
             states=tuple(self.states),
@@ -228,7 +250,20 @@ class _Vf:
             not_recorded=self.not_recorded,
             recent=tuple(self.recent),
             counts=tuple(sorted(self.counts.items())),
+            agreed=tuple(self.agreed),
         )
+
+
+def _agrees(message: Message, asked: Message | None) -> bool:
+    """Whether this is a request's answer that grants it, or something the card says by itself.
+
+    What has no opcode is a card's "it must reset first" (igb_rcv_ack_from_vf), and no message.
+    """
+    if message.direction != "to-vf" or message.error or not message.opcode:
+        return False
+    if message.result == "ACK":
+        return asked is not None and asked.opcode == message.opcode
+    return message.result != "NACK"
 
 
 def _within(times: deque[int], count: int, now_ns: int) -> bool:
@@ -238,7 +273,10 @@ def _within(times: deque[int], count: int, now_ns: int) -> bool:
 class Mailboxes:
     """Feed it all events in order of time; ask for the `lives` of the VFs it has heard of."""
 
-    def __init__(self) -> None:
+    def __init__(self, tables: Tables = TABLES, recent: int = MAX_RECENT) -> None:
+        """`tables`: the drivers', with what profiles add. `recent`: how many messages of each VF are kept."""
+        self._tables = tables
+        self._recent = recent
         self._vfs: dict[tuple[str, int], _Vf] = {}
         self._now_ns = 0
         self._next_look_ns = 0
@@ -257,9 +295,9 @@ class Mailboxes:
                 vf = self._vf(event.pf, event.vf, event.driver)
                 if vf is None:
                     self.ignored += 1
-                    return message_of(event)
+                    return message_of(event, self._tables)
                 vf.pass_time(event.at_ns)
-                return vf.take(message_of(event))
+                return vf.take(message_of(event, self._tables))
             case VfReset():
                 vf = self._vf(event.pf, event.vf, event.driver)
                 if vf is not None:
@@ -292,7 +330,8 @@ class Mailboxes:
     def _vf(self, pf: str, number: int, driver: int) -> _Vf | None:
         vf = self._vfs.get((pf, number))
         if vf is None and len(self._vfs) < MAX_VFS:
-            vf = self._vfs[pf, number] = _Vf(pf, number, driver)
+            table = self._tables.get(driver, Table(str(driver), driver))
+            vf = self._vfs[pf, number] = _Vf(pf, number, driver, table, self._recent)
         return vf
 
     def state(self, pf: str, number: int) -> StateSpan | None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vftrace.events import Mailbox
-from vftrace.mailbox.drivers import TABLES
-from vftrace.mailbox.table import ACK, CTS, NACK, Arguments, Opcode, Table, Words, info
+from vftrace.mailbox.drivers import TABLES, Tables
+from vftrace.mailbox.table import ACK, CTS, NACK, Arguments, Opcode, Role, Table, Words, info
 
 Direction = Literal["from-vf", "to-vf"]
 Result = Literal["ACK", "NACK", "CTS", "none"]
@@ -39,6 +39,8 @@ class Message:
     vf: int = 0
     latency_ns: int | None = None
     """Of a reply: time since its request."""
+    role: Role | None = None
+    """What a profile says that it is for."""
 
     @property
     def title(self) -> str:
@@ -57,12 +59,12 @@ class Message:
         return asks and not self.error
 
 
-def decode(words: Words, driver: int, direction: Direction) -> Message:
+def decode(words: Words, driver: int, direction: Direction, tables: Tables = TABLES) -> Message:
     """Decode the words of one message of a driver (its number); words that are missing count as 0.
 
     Never raises on content: what is not known has no name and no arguments.
     """
-    table = TABLES.get(driver, Table(f"driver-{driver}", driver))
+    table = tables.get(driver, Table(f"driver-{driver}", driver))
     padded = (*words, *[0] * (WORDS - len(words)))
     first = padded[0]
     number = first & 0xFFFF
@@ -77,6 +79,7 @@ def decode(words: Words, driver: int, direction: Direction) -> Message:
         result=result,
         clear_to_send=bool(first & CTS),
         note=_note(opcode, padded, direction),
+        role=opcode.role if opcode else None,
     )
 
 
@@ -113,13 +116,13 @@ def _note(opcode: Opcode | None, words: Words, direction: Direction) -> str | No
     return normal if normal or words[0] & CTS else NOT_CLEAR
 
 
-def message_of(event: Mailbox) -> Message:
+def message_of(event: Mailbox, tables: Tables = TABLES) -> Message:
     """The message of an event, not yet paired."""
     direction: Direction = "to-vf" if event.direction == Mailbox.TO_VF else "from-vf"
-    decoded = decode(event.word[: event.words], event.driver, direction)
+    decoded = decode(event.word[: event.words], event.driver, direction, tables)
     if event.words == 0:
         # It could not be read: the words say nothing.
-        decoded = replace(decoded, name="unreadable", arguments={})
+        decoded = replace(decoded, name="unreadable", arguments={}, role=None)
     return replace(decoded, error=event.ret, at_ns=event.at_ns, pf=event.pf, vf=event.vf)
 
 

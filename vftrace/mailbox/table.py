@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 ACK, NACK, CTS = 0x8000_0000, 0x4000_0000, 0x2000_0000
 """Bits of word 0 (ixgbe_mbx.h, e1000_mbx.h: IXGBE_VT_MSGTYPE_*, E1000_VT_MSGTYPE_*)."""
@@ -12,6 +13,11 @@ Value = int | str | bool
 Arguments = dict[str, Value]
 Reader = Callable[[Words], Arguments]
 """Gets at least as many words as its message has (missing ones are 0)."""
+
+
+Role = Literal["stop", "save", "restore", "resume"]
+"""What a message is for where PF and VF help a migration: the VF is told to stop, or its driver says that it
+does; its state is saved with the PF, restored with the destination's; the VF goes on."""
 
 
 class Stage(Enum):
@@ -47,7 +53,7 @@ class Opcode:
 
     No word beyond those leaves the kernel. `counted`: u16 values from word 1 on, as many as bits 23:16 of
     word 0 say. `request_key`, `reply_key`: a key stands behind the words. `normal_nack`: what a NACK of
-    these words means where it is no refusal.
+    these words means where it is no refusal. `role`: only messages of a profile have one.
     """
 
     name: str
@@ -60,6 +66,7 @@ class Opcode:
     request_key: bool = False
     reply_key: bool = False
     normal_nack: Callable[[Words], str | None] = refusal
+    role: Role | None = None
 
 
 @dataclass(frozen=True)

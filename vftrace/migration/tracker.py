@@ -110,9 +110,9 @@ class Tracker:
                 self._sample_clock(event)
             case events.Tick():
                 self._settle()
-                self._mailboxes.feed(event)
+                self.mailboxes.feed(event)
             case events.MailboxFlood() | events.VfAddress():
-                self._mailboxes.feed(event)
+                self.mailboxes.feed(event)
             case events.End():
                 self._compare_streams(event)
             case _:
@@ -177,7 +177,7 @@ class Tracker:
     def _feed_unowned(self, event: Event) -> None:
         """Mailboxes: they belong to a card, whatever process their interrupt hit."""
         if self._unowned.accept(event.seq):
-            self._mailboxes.feed(event)
+            self.mailboxes.feed(event)
 
     def _feed_kernel(self, event: Event) -> None:
         process = self._processes.get(event.tgid)
@@ -289,7 +289,7 @@ class Tracker:
         )
 
     def _lives(self) -> Lives:
-        return {(life.pf, life.vf): life for life in self._mailboxes.lives()}
+        return {(life.pf, life.vf): life for life in self.mailboxes.lives()}
 
     def _vm(self, process: Process) -> Vm:
         identity = process.identity

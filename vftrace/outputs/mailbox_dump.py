@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 
 from vftrace import events
 from vftrace.events import NO_PROCESS, Event
+from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.mailbox.life import Mailboxes, StateSpan, VfLife
 from vftrace.mailbox.message import Message
 from vftrace.mailbox.table import Value
@@ -29,13 +30,20 @@ class Dump:
     """Feed it all events in order of time; each call gives the lines to print."""
 
     def __init__(
-        self, pfs: Collection[str] = (), vfs: Collection[int] = (), as_json: bool = False
+        self,
+        pfs: Collection[str] = (),
+        vfs: Collection[int] = (),
+        as_json: bool = False,
+        tables: Tables = TABLES,
     ) -> None:
-        """`pfs` (PCI addresses, with or without domain) and `vfs` (numbers) limit what is printed."""
+        """`pfs` (PCI addresses, with or without domain) and `vfs` (numbers) limit what is printed.
+
+        `tables`: the messages that are known.
+        """
         self._pfs = {pf.lower() if pf.count(":") > 1 else f"0000:{pf.lower()}" for pf in pfs}
         self._vfs = set(vfs)
         self._json = as_json
-        self._mailboxes = Mailboxes()
+        self._mailboxes = Mailboxes(tables)
         self._stream = Stream()
         self._states: dict[tuple[str, int], StateSpan] = {}
         self._realtime_offset_ns: int | None = None

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from vftrace import events
 from vftrace.errors import MachineError
+from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up
 from vftrace.probes.mailbox import MailboxProbes
@@ -23,8 +24,11 @@ INSTALL_BCC = "apt-get install python3-bpfcc   (Fedora: dnf install python3-bcc)
 class Probes:
     """The attached probes and the ring they write to. Use as a context manager."""
 
-    def __init__(self, on_record: Callable[[bytes], None], way: str | None = None) -> None:
-        """`on_record` gets each record's bytes; `way` forces one way to attach.
+    def __init__(
+        self, on_record: Callable[[bytes], None], way: str | None = None, tables: Tables = TABLES
+    ) -> None:
+        """`on_record` gets each record's bytes; `way` forces one way to attach; `tables` say how much of a
+        mailbox's messages is read.
 
         Raises MachineError where a needed probe cannot be attached.
         """
@@ -43,7 +47,7 @@ class Probes:
                     fix="vftrace doctor",
                 )
         self.vfio = VfioProbes(bcc, way)
-        self.mailbox = MailboxProbes(bcc)
+        self.mailbox = MailboxProbes(bcc, tables)
         self._bpf["events"].open_ring_buffer(self._on_ring)
 
     def __enter__(self) -> Self:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vftrace.mailbox.drivers import TABLES, shipped_words
+from vftrace.mailbox.drivers import TABLES, Tables, shipped_words
 from vftrace.mailbox.table import Table
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up, let_go
@@ -45,12 +45,14 @@ class Unsent:
 class MailboxProbes:
     """Nothing here is needed: what cannot be attached is noted in `status`."""
 
-    def __init__(self, bcc: Any) -> None:
+    def __init__(self, bcc: Any, tables: Tables = TABLES) -> None:
         """Attach what can be now. The first object must be loaded: its maps are used.
+        `tables` say which words of a message may leave the kernel.
 
         There is one way only (drivers have no tracepoints for it), so none can be forced.
         """
         self._bcc = bcc
+        self._tables = tables
         self._bpf: Any = None
         self.refused = kernel.refuses_kprobes()
         """Why this kernel takes no such probes at all; None if it does."""
@@ -62,7 +64,7 @@ class MailboxProbes:
     @property
     def status(self) -> tuple[ProbeStatus, ...]:
         """How the mailboxes are attached now; the reason names the drivers whose are not."""
-        reasons = [f"{TABLES[number].driver}: {why}" for number, why in self._reasons.items()]
+        reasons = [f"{self._tables[number].driver}: {why}" for number, why in self._reasons.items()]
         if not self._attached and not reasons:
             names = " or ".join(table.driver for table in TABLES.values())
             reasons = [f"no module {names} is loaded"]
@@ -72,7 +74,7 @@ class MailboxProbes:
 
     def follow(self) -> None:
         """Attach to modules that have come, let go of those that have gone."""
-        for number, table in TABLES.items():
+        for number, table in self._tables.items():
             there = (MODULES / table.driver).exists()
             if there and number not in self._attached and number not in self._reasons:
                 reason = self.refused or self._attach(table)

@@ -14,6 +14,7 @@ from pathlib import Path
 from vftrace import __version__, events, wire
 from vftrace.host import descriptors, devices, processes
 from vftrace.probes.loader import Probes
+from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.sources.recording import HostInfo
 
 TICK_NS = 100_000_000
@@ -69,8 +70,10 @@ class LiveSource:
     ended = False
     """A live source never ends by itself."""
 
-    def __init__(self, way: str | None = None) -> None:
-        """Raises MachineError where this machine cannot do it. `way` forces one way to attach."""
+    def __init__(self, way: str | None = None, tables: Tables = TABLES) -> None:
+        """Raises MachineError where this machine cannot do it. `way` forces one way to attach; `tables` say
+        how much of a mailbox's messages is read.
+        """
         self._records: list[bytes] = []
         self._seq = 0
         self._start_times: dict[int, int | None] = {}
@@ -82,7 +85,7 @@ class LiveSource:
         self._clock_offset: int | None = None
         self._next_tick_ns = 0
         self._next_clock_ns = 0
-        self.probes = Probes(self._on_kernel_record, way)
+        self.probes = Probes(self._on_kernel_record, way, tables)
         self.host = host_info(self.probes)
         # Probes first, then the VMs that run already: none can slip between.
         for pid in processes.vmm_pids():

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from vftrace import events
 from vftrace.events import USER_STREAM, Event
+from vftrace.mailbox.drivers import TABLES, Tables
+from vftrace.mailbox.life import MAX_RECENT, Mailboxes
 from vftrace.migration.stitch import Boot, Ping
 from vftrace.migration.tracker import Tracker
 from vftrace.sources.recording import HostInfo, Recording
@@ -31,8 +33,10 @@ class Loaded:
     damage: tuple[str, ...]
 
 
-def load(paths: Iterable[Path]) -> Loaded:
+def load(paths: Iterable[Path], tables: Tables = TABLES, recent: int = MAX_RECENT) -> Loaded:
     """Read recordings of one or several hosts, pings among them.
+
+    `tables` and `recent` are those of `Mailboxes`.
 
     Raises VftraceError where a file cannot be read or is no recording.
     """
@@ -42,7 +46,7 @@ def load(paths: Iterable[Path]) -> Loaded:
         by_boot.setdefault(recording.host.boot_id, []).append(recording)
     boots, hosts, pings = [], [], []
     for boot_id, recordings in by_boot.items():
-        reader = Reader()
+        reader = Reader(Mailboxes(tables, recent))
         if len(recordings) == 1:
             reader.read(events_of(recordings[0]))
         else:
@@ -74,8 +78,8 @@ class Reader:
     `ready_at_ns` is `Boot.ready_at_ns`; `pings` and `clocks` go by the pid of who wrote them.
     """
 
-    def __init__(self) -> None:
-        self.tracker = Tracker()
+    def __init__(self, mailboxes: Mailboxes | None = None) -> None:
+        self.tracker = Tracker(mailboxes=mailboxes or Mailboxes())
         self.ready_at_ns: dict[int, int] = {}
         self.pings: dict[int, list[Event]] = {}
         self.clocks: dict[int, list[tuple[int, int, int]]] = {}

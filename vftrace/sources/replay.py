@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from vftrace import wire
 from vftrace.events import Event
+from vftrace.mailbox.life import Mailboxes
 from vftrace.migration.tracker import Tracker
 from vftrace.sources.order import Order
 
@@ -16,9 +17,9 @@ def events_of(records: Iterable[bytes]) -> Iterator[Event]:
     yield from order.flush()
 
 
-def track(records: Iterable[bytes]) -> Tracker:
+def track(records: Iterable[bytes], mailboxes: Mailboxes | None = None) -> Tracker:
     """A tracker that has seen everything, and knows that there is nothing more."""
-    tracker = Tracker()
+    tracker = Tracker(mailboxes=mailboxes or Mailboxes())
     for event in events_of(records):
         tracker.feed(event)
     tracker.finish()

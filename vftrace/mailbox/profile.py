@@ -1,0 +1,162 @@
+"""Profiles: TOML files that name what a vendor's driver says beyond the messages its table knows.
+
+    driver = "ixgbe"
+
+    [[message]]
+    opcode = 0x41
+    name = "MIG_STOP"
+    role = "stop"
+    request = ["reason", "cookie:x"]
+
+docs/mailbox.md describes them. A profile can only add: were it to give a known opcode more words, a key
+could leave the kernel with them.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from vftrace.mailbox.drivers import TABLES, Tables
+from vftrace.mailbox.table import Arguments, Opcode, Reader, Role, Stage, Words
+
+MAX_MESSAGES = 200
+"""Of all profiles of a driver: bpf/mailbox.h keeps two rules for each in a map of 1024."""
+
+MAX_WORDS = 15
+"""Of a mailbox's 16 words the first is the opcode's."""
+
+_MESSAGE_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
+_WORD_NAME = re.compile(r"([a-z][a-z0-9_]{0,23})(:x)?")
+_PROFILE_KEYS = {"driver", "about", "message"}
+_MESSAGE_KEYS = {"opcode", "name", "role", "stage", "request", "reply", "key"}
+_KEYS = ("request", "reply", "both")
+
+
+class ProfileError(ValueError):
+    """What is wrong with a profile, in one line."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one file adds to the table of the driver `number`."""
+
+    number: int
+    opcodes: Mapping[int, Opcode]
+
+
+def parse_profile(text: str) -> Profile:
+    """Read a profile. Raises ProfileError, which says what is wrong and where."""
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ProfileError(f"not TOML: {error}") from error
+    _only(document, _PROFILE_KEYS, "the file")
+    drivers = {table.driver: number for number, table in TABLES.items()}
+    driver = _one_of(document.get("driver"), drivers, "driver")
+    if not isinstance(document.get("about", ""), str):
+        raise ProfileError("about is not a text")
+    messages = document.get("message")
+    if not isinstance(messages, list) or not messages:
+        raise ProfileError("it names no [[message]]")
+    number = drivers[driver]
+    opcodes: dict[int, Opcode] = {}
+    for index, entry in enumerate(messages, start=1):
+        where = f"message {index}"
+        code, opcode = _message(entry, where)
+        known = TABLES[number].opcodes.get(code)
+        if known is not None:
+            raise ProfileError(f"{where}: {driver} has an opcode 0x{code:x} already, {known.name}")
+        if code in opcodes:
+            raise ProfileError(f"{where}: opcode 0x{code:x} is named twice")
+        opcodes[code] = opcode
+    names = [opcode.name for opcode in (*TABLES[number].opcodes.values(), *opcodes.values())]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ProfileError(f"two messages are called {twice[0]}")
+    return Profile(number, opcodes)
+
+
+def with_profiles(profiles: Iterable[Profile], tables: Tables = TABLES) -> Tables:
+    """The drivers' tables with what profiles add. Raises ProfileError where two profiles name one opcode."""
+    found = dict(tables)
+    for profile in profiles:
+        table = found[profile.number]
+        twice = sorted(table.opcodes.keys() & profile.opcodes.keys())
+        if twice:
+            raise ProfileError(f"another profile names opcode 0x{twice[0]:x} of {table.driver} too")
+        opcodes = {**table.opcodes, **profile.opcodes}
+        if len(opcodes) > MAX_MESSAGES:
+            raise ProfileError(f"more than {MAX_MESSAGES} messages of {table.driver}")
+        found[profile.number] = replace(table, opcodes=opcodes)
+    return found
+
+
+def _message(entry: Any, where: str) -> tuple[int, Opcode]:
+    if not isinstance(entry, dict):
+        raise ProfileError("message is no table: write [[message]]")
+    _only(entry, _MESSAGE_KEYS, where)
+    code = entry.get("opcode")
+    if not isinstance(code, int) or isinstance(code, bool) or not 0 < code <= 0xFFFF:
+        raise ProfileError(f"{where}: opcode is no number from 0x1 to 0xffff")
+    name = entry.get("name")
+    if not isinstance(name, str) or _MESSAGE_NAME.fullmatch(name) is None:
+        raise ProfileError(f"{where}: name is no word of A to Z, 0 to 9 and _, such as MIG_STOP")
+    role = entry.get("role")
+    if role is not None:
+        _one_of(role, get_args(Role), f"{where}: role")
+    stage = _one_of(entry.get("stage", "any"), [s.value for s in Stage], f"{where}: stage")
+    key = entry.get("key")
+    if key is not None:
+        _one_of(key, _KEYS, f"{where}: key")
+    request, request_words = _words(entry.get("request", []), f"{where}: request")
+    reply, reply_words = _words(entry.get("reply", []), f"{where}: reply")
+    return code, Opcode(
+        name,
+        Stage(stage),
+        request=request,
+        request_words=request_words,
+        reply=reply,
+        reply_words=reply_words,
+        request_key=key in ("request", "both"),
+        reply_key=key in ("reply", "both"),
+        role=role,
+    )
+
+
+def _words(names: Any, where: str) -> tuple[Reader, int]:
+    """What reads the named words, from word 1 on, and how many words that makes with the first."""
+    if not isinstance(names, list) or len(names) > MAX_WORDS:
+        raise ProfileError(f"{where} is no list of at most {MAX_WORDS} names of words")
+    fields: list[tuple[int, str, Callable[[int], int | str]]] = []
+    for at, text in enumerate(names, start=1):
+        match = _WORD_NAME.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ProfileError(
+                f"{where}: {text!r} names no word (such as queues, or cookie:x for hexadecimal)"
+            )
+        if any(match[1] == name for _, name, _ in fields):
+            raise ProfileError(f"{where}: two words are called {match[1]}")
+        fields.append((at, match[1], hex if match[2] else int))
+
+    def read(words: Words) -> Arguments:
+        return {name: shown(words[at]) for at, name, shown in fields}
+
+    return read, 1 + len(names)
+
+
+def _only(table: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(table.keys() - known)
+    if unknown:
+        raise ProfileError(f"{where}: unknown key {unknown[0]!r} (known: {_list(sorted(known))})")
+
+
+def _one_of(value: Any, choices: Iterable[str], what: str) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ProfileError(f"{what} is none of {_list(choices)}")
+    return value
+
+
+def _list(words: Iterable[str]) -> str:
+    return ", ".join(words)
