@@ -53,7 +53,8 @@ class Tracker:
     _user: Stream = field(default_factory=Stream)
     _user_doubt_ns: int | None = None
     _unowned: Stream = field(default_factory=Stream)
-    _mailboxes: Mailboxes = field(default_factory=Mailboxes)
+    mailboxes: Mailboxes = field(default_factory=Mailboxes)
+    """With the tables of drivers whose messages are to be known."""
     _now_ns: int = 0
     _events: int = 0
     _lost: int = 0
