@@ -20,6 +20,7 @@ from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.mailbox.life import Mailboxes
 from vftrace.migration.model import Migration, Snapshot, Vm
 from vftrace.migration.tracker import Tracker
+from vftrace.probes.plan import WAITS
 from vftrace.sources.order import Order
 from vftrace.sources.recording import HostInfo, Recording
 
@@ -64,6 +65,11 @@ class ProbeState:
     name: str
     method: str | None
     reason: str | None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is not attached only because what it watches is not there yet."""
+        return self.method is None and self.reason in WAITS
 
 
 class ReplaySource:
@@ -149,7 +155,11 @@ class Pump:
         self._built_ns = 0
         self._closed = False
         self._snapshot = self._tracker.snapshot()
-        self.host = source.host
+
+    @property
+    def host(self) -> HostInfo:
+        """The traced host; probes come and go with what they watch."""
+        return self._source.host
 
     @property
     def ended(self) -> bool:

@@ -118,9 +118,7 @@ def test_metrics_count_every_message_once() -> None:
     while not pump.ended:
         pump.step()
     exporter = Exporter(1, print)
-    reading = Reading(
-        pump.snapshot(), pump.now_ns(), pump.host, {"mailbox": "kprobe"}, pump.event_counts(), True
-    )
+    reading = Reading(pump.snapshot(), pump.now_ns(), pump.host, (), pump.event_counts(), True)
     exporter.read = lambda: reading
     families = {family.name: family.samples for family in exporter.collect()}
     counted: Counter[tuple[str, int]] = Counter()

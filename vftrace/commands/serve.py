@@ -198,7 +198,7 @@ def _sender(endpoint: str | None) -> "Sender | None":
 def reading_of(pump: "Pump", wanted: list[str], *, traced: bool = False) -> "Reading":
     """What the metrics are made of, now."""
     from vftrace.live import filter_snapshot
-    from vftrace.outputs.accounting import Reading
+    from vftrace.outputs.accounting import Probe, Reading
 
     # `ended` first: what is settled by the end must be in the snapshot that says so.
     ended = pump.ended
@@ -206,7 +206,7 @@ def reading_of(pump: "Pump", wanted: list[str], *, traced: bool = False) -> "Rea
         snapshot=filter_snapshot(pump.snapshot(), wanted),
         now_ns=pump.now_ns(),
         host=pump.host,
-        probes={state.name: state.method for state in pump.probe_status},
+        probes=tuple(Probe(p.name, p.method, p.waits) for p in pump.probe_status),
         event_counts=pump.event_counts(),
         ended=ended,
         traced=traced,

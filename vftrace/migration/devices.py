@@ -38,8 +38,15 @@ STOPPED = frozenset({"STOP", "STOP_COPY"})
 MAX_REQUESTS = 1024
 """Of one device, the latest: every pause of a VM makes some."""
 
+MAX_TRANSITIONS = 4096
+OTHER = "other"
+"""So many kinds of transitions are counted by device, those of further devices together."""
+
 MAX_DEVICES = 256
 """Of one process, those that are gone counted too; the oldest are forgotten first."""
+
+Transition = tuple[str, str, str]
+"""A device's address, the state it left, the one it reached."""
 
 VfioEvent = (
     events.VfioOpen
@@ -96,7 +103,6 @@ class PassedDevice:
     vf: int | None = None
     flags: int | None = None
     requests: list[Request] = field(default_factory=list)
-    transitions: Counter[tuple[str, str]] = field(default_factory=Counter)
     resets: list[events.VfioReset] = field(default_factory=list)
     data: dict[int, events.VfioData] = field(default_factory=dict)
     """Latest totals, by the time when the data fd was given out."""
@@ -193,14 +199,21 @@ class Devices:
 
     all: list[PassedDevice] = field(default_factory=list)
     by_fd: dict[int, PassedDevice] = field(default_factory=dict)
+    transitions: Counter[Transition] = field(default_factory=Counter)
+    """Those of many processes together: a device that was closed keeps its number."""
 
     def feed(self, event: VfioEvent) -> None:
         """Take one event. Never raises on content."""
         device = self.by_fd.get(event.fd) if isinstance(event, _CHANGES) else None
         before = device.state if device is not None else None
         self._take(event)
-        if device is not None and before is not None and device.state not in (None, before):
-            device.transitions[before, device.state or ""] += 1
+        if device is None or before is None or device.state in (None, before):
+            return
+        key = device.address or device.label, before, device.state or ""
+        if key in self.transitions or len(self.transitions) < MAX_TRANSITIONS:
+            self.transitions[key] += 1
+        else:
+            self.transitions[OTHER, *key[1:]] += 1
 
     def _take(self, event: VfioEvent) -> None:
         match event:
@@ -265,7 +278,6 @@ class Devices:
                 id=device.id,
                 driver=device.driver,
                 state=device.state,
-                transitions=tuple((a, b, n) for (a, b), n in sorted(device.transitions.items())),
             )
             for _, device in sorted(self.by_fd.items())
         )

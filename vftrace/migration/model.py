@@ -56,13 +56,12 @@ class Vm:
 
 @dataclass(frozen=True, slots=True)
 class VmDevice:
-    """A passed-through device of a VM: its state, None where not seen, and how often it went from one to another."""
+    """A passed-through device of a VM, and its state; None where not seen."""
 
     address: str
     id: str | None
     driver: str | None
     state: str | None
-    transitions: tuple[tuple[str, str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,5 +317,7 @@ class Snapshot:
     """(at_ns, realtime_offset_ns, error_ns) of the clock samples that differ."""
     vfs: tuple[VfLife, ...] = ()
     """Virtual functions as their mailboxes tell."""
+    transitions: tuple[tuple[str, str, str, int], ...] = ()
+    """How often each passed-through device, gone ones too, went from one state to another."""
     vfs_incomplete: bool = False
     """Records of mailboxes are missing."""

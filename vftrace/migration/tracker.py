@@ -1,5 +1,6 @@
 """Events in, snapshots out: routes events to processes, finds who migrates to whom, and ages what ended."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -7,6 +8,7 @@ from vftrace import events
 from vftrace.events import NO_PROCESS, USER_STREAM, Event
 from vftrace.mailbox.life import Mailboxes
 from vftrace.migration.build import build_migration
+from vftrace.migration.devices import Transition
 from vftrace.migration.model import Migration, Snapshot, Vm
 from vftrace.migration.process import Arrival, Process
 from vftrace.migration.source import Session
@@ -55,6 +57,7 @@ class Tracker:
     _unowned: Stream = field(default_factory=Stream)
     mailboxes: Mailboxes = field(default_factory=Mailboxes)
     """With the tables of drivers whose messages are to be known."""
+    _transitions: Counter[Transition] = field(default_factory=Counter)
     _now_ns: int = 0
     _events: int = 0
     _lost: int = 0
@@ -198,6 +201,7 @@ class Tracker:
 
     def _new_process(self, pid: int, at_ns: int) -> Process:
         process = Process(pid, at_ns)
+        process.devices.transitions = self._transitions
         self._processes[pid] = process
         return process
 
@@ -286,6 +290,7 @@ class Tracker:
             unknown_records=self._unknown,
             clock=tuple(self._clock),
             vfs=tuple(lives.values()),
+            transitions=tuple((*key, n) for key, n in sorted(self._transitions.items())),
             vfs_incomplete=self._unowned.holes,
         )
 

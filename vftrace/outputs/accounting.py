@@ -8,11 +8,13 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from prometheus_client.samples import Exemplar
 
 from vftrace.events import Event
-from vftrace.migration.model import Migration, Phase, Snapshot, Vm
+from vftrace.mailbox.life import VfLife
+from vftrace.migration.model import Dirty, Migration, Phase, Snapshot, Vm, VmDevice
 from vftrace.outputs.trace_ids import trace_id_of
 from vftrace.sources.recording import HostInfo
 
@@ -20,10 +22,16 @@ SETTLE_NS = 1_000_000_000
 """A migration is counted this long after its end: a role or an outcome can still change when the other
 side's last events come in."""
 
+UPDATE_NS = 1_000_000_000
+"""`Accounts.update` is called so often at least: what it has noticed may be older by that."""
+
 MAX_ENDED_VMS = 1000
 """Ended VMs that are kept; a host that starts and ends VMs in a loop must not fill the memory."""
 
 _LONGEST_LABEL = 80
+
+DOWNTIME_KINDS = ("vcpu", "device")
+"""Without `service`: a pinger measures that, and reports it itself."""
 
 DOWNTIME_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
@@ -48,8 +56,17 @@ DESTINATION_PHASES = ("incoming", "device-load", "resume", "postcopy")
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """How a probe is attached; `method` None: it is not, and `waits` where nothing there needs it yet."""
+
+    name: str
+    method: str | None
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
-    """What is known now. `probes` maps each probe to how it is attached, None where it is not.
+    """What is known now.
 
     `ended`: nothing more will come (a replay's end).
     """
@@ -57,7 +74,7 @@ class Reading:
     snapshot: Snapshot
     now_ns: int
     host: HostInfo
-    probes: Mapping[str, str | None]
+    probes: tuple[Probe, ...]
     event_counts: Mapping[type[Event], int]
     ended: bool = False
     traced: bool = False
@@ -107,7 +124,7 @@ class _Seen:
     """How much of one migration has been added to the totals."""
 
     sent_bytes: int = 0
-    dirty_pages: int = 0
+    dirty_pages: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
     syncs: int = 0
     counted: bool = False
@@ -122,17 +139,27 @@ class _Kept:
     seen_ns: int
 
 
+@dataclass
+class _Held:
+    """Which `vm` has a VF open (None: nobody), and since when as far as this was looked at."""
+
+    by: str | None
+    since_ns: int
+
+
 @dataclass(frozen=True, slots=True)
 class VmView:
     """One `vm` at one scrape.
 
     `source` and `destination` are its latest migrations seen from that side, each None without one that
     runs or has ended within the time that ended things are kept. `paused` None: not known, or ended.
+    `devices` are those of all its processes; none of a VM that ended.
     """
 
     label: str
     vm: Vm
     paused: bool | None
+    devices: tuple[VmDevice, ...]
     source: Migration | None
     destination: Migration | None
     totals: VmTotals
@@ -153,11 +180,25 @@ class VmView:
 
 
 @dataclass(frozen=True, slots=True)
+class VfView:
+    """One virtual function at one scrape.
+
+    `up` None: it is at rest, no VM of this host has it. `downtime_ns`: how long its driver did not have it up
+    the last time, or does not have it so far; None: not known, or never yet.
+    """
+
+    life: VfLife
+    up: bool | None
+    downtime_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """Everything a scrape reads."""
 
     reading: Reading
     vms: tuple[VmView, ...]
+    vfs: tuple[VfView, ...]
     accounts: "Accounts"
 
     def unix_seconds(self, at_ns: int) -> float | None:
@@ -182,9 +223,10 @@ class Accounts:
         self._totals: dict[str, VmTotals] = {}
         self._kept: dict[str, _Kept] = {}
         self._second: set[tuple[str, int]] = set()
+        self._held: dict[tuple[str, int], _Held] = {}
         self.migrations: Counter[tuple[str, str, str]] = Counter()
         self.incomplete = 0
-        self.downtime = {"vcpu": Histogram(DOWNTIME_BUCKETS)}
+        self.downtime = {kind: Histogram(DOWNTIME_BUCKETS) for kind in DOWNTIME_KINDS}
         self.phases = {
             (role, phase): Histogram(PHASE_BUCKETS)
             for role, phases in (("source", SOURCE_PHASES), ("destination", DESTINATION_PHASES))
@@ -210,7 +252,7 @@ class Accounts:
             self._view(label, kept, processes.get(label, []), by_label.get(label, []), reading)
             for label, kept in self._kept.items()
         )
-        return View(reading, vms, self)
+        return View(reading, vms, tuple(self._vfs(reading, vms)), self)
 
     # -- which process is which vm --------------------------------------------------------------
 
@@ -273,6 +315,7 @@ class Accounts:
             label=label,
             vm=kept.vm,
             paused=_paused(processes),
+            devices=_devices(processes),
             source=_latest(shown, ("source", "stitched")),
             destination=_latest(shown, ("destination", "stitched")),
             totals=self._totals[label],
@@ -281,6 +324,27 @@ class Accounts:
     def _is_recent(self, migration: Migration, now_ns: int) -> bool:
         ended = migration.ended_at_ns
         return migration.outcome is None or ended is None or now_ns - ended <= self._keep_ns
+
+    # -- virtual functions ----------------------------------------------------------------------
+
+    def _vfs(self, reading: Reading, vms: tuple[VmView, ...]) -> Iterator[VfView]:
+        """Which of them work, and how long those that do not have been away."""
+        holders = {device.address: vm for vm in vms for device in vm.devices}
+        held: dict[tuple[str, int], _Held] = {}
+        for life in reading.snapshot.vfs:
+            holder = holders.get(life.address) if life.address is not None else None
+            by = holder.label if holder is not None else None
+            before = self._held.get((life.pf, life.vf))
+            if before is None or before.by != by:
+                before = _Held(by, reading.now_ns if before is not None else 0)
+            held[life.pf, life.vf] = before
+            away = outage(
+                life, before.since_ns - UPDATE_NS, _arrived_ns(holder), held=by is not None
+            )
+            ns = None if away is None else (away[1] or reading.now_ns) - away[0]
+            up = True if life.state == "up" else False if by is not None else None
+            yield VfView(life, up, ns)
+        self._held = held
 
     # -- what only grows ------------------------------------------------------------------------
 
@@ -292,9 +356,9 @@ class Accounts:
         sent = migration.channel.bytes or 0
         totals.sent_bytes += max(0, sent - seen.sent_bytes)
         seen.sent_bytes = max(sent, seen.sent_bytes)
-        pages = sum(round_.new_pages or 0 for round_ in migration.rounds[1:])
-        totals.dirty_pages["kvm"] += max(0, pages - seen.dirty_pages)
-        seen.dirty_pages = max(pages, seen.dirty_pages)
+        for source, pages in _dirty_pages(migration).items():
+            totals.dirty_pages[source] += max(0, pages - seen.dirty_pages[source])
+            seen.dirty_pages[source] = max(pages, seen.dirty_pages[source])
         rounds = len(migration.rounds)
         totals.rounds += max(0, rounds - seen.rounds)
         seen.rounds = max(rounds, seen.rounds)
@@ -315,10 +379,9 @@ class Accounts:
             outcome = migration.outcome or "unknown"
             self.migrations[migration.role, migration.strategy, outcome] += 1
             self.incomplete += migration.incomplete
-            if migration.downtime.vcpu_ns is not None:
-                boot_id = reading.host.boot_id
-                trace = trace_id_of(migration, boot_id) if reading.traced else None
-                self.downtime["vcpu"].observe(migration.downtime.vcpu_ns / 1e9, trace)
+            trace = trace_id_of(migration, reading.host.boot_id) if reading.traced else None
+            for kind, ns in downtimes(migration).items():
+                self.downtime[kind].observe(ns / 1e9, trace)
         for phase in migration.phases:
             self._count_phase(phase, seen)
 
@@ -328,6 +391,39 @@ class Accounts:
             return
         seen.phases.add(key)
         self.phases[key].observe((phase.end_at_ns - phase.start_at_ns) / 1e9)
+
+
+def downtimes(migration: Migration) -> dict[str, int]:
+    """Each kind of downtime that is known of it, ns; `device` is that of the device that was away longest."""
+    devices = [device.ns for device in migration.downtime.devices if device.ns is not None]
+    known = {"vcpu": migration.downtime.vcpu_ns, "device": max(devices, default=None)}
+    return {kind: ns for kind, ns in known.items() if ns is not None}
+
+
+def outage(
+    life: VfLife, since_ns: int, arrived_ns: int | None, *, held: bool
+) -> tuple[int, int | None] | None:
+    """From when to when (None: still) a virtual function's driver did not have it up, the latest time; None if
+    that never was, or is no outage.
+
+    `since_ns`: when the VM that has it now got it: what was before is another's. `arrived_ns`: when that VM
+    came here by migration, and expects it to work. One that nobody has (`held` False) is not waited for.
+    """
+    ups = [span for span in life.states if span.name == "up"]
+    left = [span.end_at_ns for span in ups if (span.end_at_ns or 0) > since_ns]
+    if arrived_ns is not None and arrived_ns > since_ns:
+        left.insert(0, arrived_ns)
+    begins = [at for at in left if at is not None]
+    if life.state == "up":
+        back = ups[-1].start_at_ns
+        return max(((at, back) for at in begins if at <= back), default=None)
+    if held:
+        return (max(begins), None) if begins else None
+    # It was out of work before, and then for good.
+    return next(
+        ((a.end_at_ns, b.start_at_ns) for a, b in reversed(list(pairwise(ups))) if a.end_at_ns),
+        None,
+    )
 
 
 def clean(text: str | None) -> str:
@@ -360,6 +456,29 @@ def _belong_together(vm: Vm, other: Vm, snapshot: Snapshot) -> bool:
 def _paused(processes: list[Vm]) -> bool | None:
     known = [vm.running for vm in processes if vm.running is not None]
     return None if not known else not any(known)
+
+
+def _devices(processes: list[Vm]) -> tuple[VmDevice, ...]:
+    """Those of all processes of a VM, each address once: the running one's first."""
+    ordered = sorted(processes, key=lambda vm: vm.running is not True)
+    found: dict[str, VmDevice] = {}
+    for device in (device for vm in ordered for device in vm.devices):
+        found.setdefault(device.address, device)
+    return tuple(found.values())
+
+
+def _arrived_ns(vm: VmView | None) -> int | None:
+    if vm is None or vm.destination is None:
+        return None
+    return vm.destination.downtime.checkpoints[-1].at_ns
+
+
+def _dirty_pages(migration: Migration) -> dict[str, int]:
+    """New pages by what reported them, of those sources that are known."""
+    dirty: Dirty = migration.dirty
+    kvm = sum(round_.new_pages or 0 for round_ in migration.rounds[1:])
+    known = {"kvm": kvm, "vfio": dirty.vfio_pages, "iommu": dirty.iommu_pages}
+    return {source: pages for source, pages in known.items() if pages is not None}
 
 
 def _latest(migrations: list[Migration], roles: tuple[str, ...]) -> Migration | None:

@@ -20,9 +20,19 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from vftrace import __version__, events
+from vftrace.mailbox.life import NOT_RECORDED
 from vftrace.migration.devices import STATES
-from vftrace.migration.model import Outcome, Role, Strategy
-from vftrace.outputs.accounting import Accounts, Histogram, Reading, View, VmView, clean
+from vftrace.migration.model import Forecast, Outcome, Role, Strategy
+from vftrace.outputs.accounting import (
+    Accounts,
+    Histogram,
+    Reading,
+    VfView,
+    View,
+    VmView,
+    clean,
+    downtimes,
+)
 
 PREFIX = "vftrace_"
 
@@ -87,6 +97,9 @@ _OWN_PROBES: dict[type[events.Event], str] = {
     events.Unknown: "unknown",
 }
 
+WAITING = "waiting"
+"""The method of a probe that is not attached because what it watches is not there."""
+
 COLLECTOR = "collector"
 """What `events_total` calls the records that vftrace's own reader writes: time, clock, who is who."""
 
@@ -101,8 +114,9 @@ def _build_info(view: View) -> Samples:
 
 
 def _probe_attached(view: View) -> Samples:
-    for probe, method in view.reading.probes.items():
-        yield (clean(probe), clean(method or "none")), method is not None
+    for probe in view.reading.probes:
+        method = probe.method or (WAITING if probe.waits else "none")
+        yield (clean(probe.name), clean(method)), probe.method is not None
 
 
 def _events(view: View) -> Samples:
@@ -163,8 +177,10 @@ def _downtime_seconds(view: View) -> Samples:
 def _last_downtime(view: View) -> Samples:
     for vm in view.vms:
         for migration in vm.migrations:
-            if migration.downtime.vcpu_ns is not None:
-                yield (vm.label, "vcpu"), migration.downtime.vcpu_ns / 1e9
+            known = downtimes(migration)
+            if known:
+                for kind, ns in known.items():
+                    yield (vm.label, kind), ns / 1e9
                 break
 
 
@@ -244,31 +260,81 @@ def _dirty_sync(view: View) -> Samples:
     yield (), view.accounts.sync
 
 
-def _device_state(view: View) -> Samples:
+def _forecasts(view: View) -> Iterator[tuple[str, Forecast]]:
     for vm in view.vms:
-        for device in vm.vm.devices:
-            if device.state is not None:
-                for state in STATES:
-                    yield (vm.label, clean(device.address), state), state == device.state
+        m = vm.source
+        # Once the guest has stopped there is nothing left to foretell.
+        if m is not None and m.outcome is None and m.stopped_at_ns is None and m.forecast:
+            yield vm.label, m.forecast
+
+
+def _forecast_downtime(view: View) -> Samples:
+    for label, forecast in _forecasts(view):
+        for cost in forecast.strategies:
+            if cost.downtime_ns is not None:
+                yield (label, cost.strategy), cost.downtime_ns / 1e9
+
+
+def _forecast_converges(view: View) -> Samples:
+    for label, forecast in _forecasts(view):
+        if forecast.converges is not None:
+            yield (label,), forecast.converges
+
+
+def _device_state(view: View) -> Samples:
+    # Only the current one: eight series a device would be most of what a host exports.
+    for vm in view.vms:
+        devices = [(_state(d.state), clean(d.address)) for d in vm.devices if d.state is not None]
+        for state, address in sorted(devices, key=_unusual_first)[: _devices_shown(vm)]:
+            yield (vm.label, address, state), 1
+
+
+def _unusual_first(device: tuple[str, str]) -> tuple[int, str]:
+    state, address = device
+    return {"ERROR": 0, "RUNNING": 2}.get(state, 1), address
+
+
+def _devices_shown(vm: VmView) -> int:
+    """So many that no VM has more series than is promised (`docs/metrics.md`)."""
+    return (1, 8, 4)[len(tuple(vm.sides))]
 
 
 def _device_transitions(view: View) -> Samples:
-    for vm in view.vms:
-        for device in vm.vm.devices:
-            for old, new, count in device.transitions:
-                yield (clean(device.address), old, new), count
+    for device, old, new, count in view.reading.snapshot.transitions:
+        yield (clean(device), _state(old), _state(new)), count
+
+
+def _state(name: str) -> str:
+    return name if name in STATES else "unknown"
 
 
 def _mailbox_messages(view: View) -> Samples:
     # Names are those of the drivers' tables: a guest cannot make new ones.
-    for life in view.reading.snapshot.vfs:
-        for (name, direction, result), count in life.counts:
-            yield (clean(life.pf), str(life.vf), name, direction, result), count
+    for vf in view.vfs:
+        flood = {(NOT_RECORDED, direction, "none"): 0 for direction in ("from-vf", "to-vf")}
+        for (name, direction, result), count in (flood | dict(vf.life.counts)).items():
+            yield (*_vf(vf), name, direction, result), count
 
 
 def _vf_resets(view: View) -> Samples:
-    for life in view.reading.snapshot.vfs:
-        yield (clean(life.pf), str(life.vf)), life.message_resets + life.function_resets
+    for vf in view.vfs:
+        yield _vf(vf), vf.life.message_resets + vf.life.function_resets
+
+
+def _vf_up(view: View) -> Samples:
+    for vf in view.vfs:
+        if vf.up is not None:
+            yield _vf(vf), vf.up
+
+
+def _vf_downtime(view: View) -> Samples:
+    for vf in view.vfs:
+        if vf.downtime_ns is not None:
+            yield _vf(vf), vf.downtime_ns / 1e9
+
+
+def _vf(vf: VfView) -> Labels:
+    return clean(vf.life.pf), str(vf.life.vf)
 
 
 METRICS = (
@@ -285,11 +351,12 @@ METRICS = (
     Metric(
         "probe_attached",
         "gauge",
-        "Whether a probe is attached, and how (fentry, kprobe, tracepoint, none).",
+        "Whether a probe is attached, and how (fentry, kprobe, tracepoint). 0 with method `waiting`: what it "
+        "watches is not there yet, such as the vfio module; `none`: the kernel refused it.",
         "",
         ("probe", "method"),
         "none",
-        "0: a part of what vftrace can see is missing (`vftrace doctor` says why)",
+        "0 with method none: a part of what vftrace can see is missing (`vftrace doctor` says why)",
         _probe_attached,
     ),
     Metric(
@@ -387,20 +454,22 @@ METRICS = (
         "migration_downtime_seconds",
         "histogram",
         "Downtime of ended migrations where both its ends were seen here; vcpu: latest exit of a vCPU "
-        "on the source to the first entry on the destination, or on the source again.",
+        "on the source to the first entry on the destination, or on the source again; device: of the "
+        "passed-through device that was away longest.",
         "seconds",
         ("kind",),
-        "ioctl",
+        "ioctl, vfio",
         "a quantile over the downtime you promise",
         _downtime_seconds,
     ),
     Metric(
         "migration_last_downtime_seconds",
         "gauge",
-        "Downtime of the VM's latest migration, where both its ends were seen here.",
+        "Downtime of the VM's latest migration, where both its ends were seen here; kinds as in "
+        "migration_downtime_seconds.",
         "seconds",
         ("vm", "kind"),
-        "ioctl",
+        "ioctl, vfio",
         "over the downtime you promise",
         _last_downtime,
     ),
@@ -457,10 +526,11 @@ METRICS = (
     Metric(
         "dirty_pages_total",
         "counter",
-        "New pages found by the rounds after the first, by what dirtied them (kvm: the guest).",
+        "New pages found by the rounds after the first, by who reported them: kvm (the guest wrote them), "
+        "vfio (a device by its DMA logging, in its own page size), iommu (a container or an iommufd).",
         "pages",
         ("vm", "source"),
-        "ioctl, dirty-ring",
+        "ioctl, dirty-ring, vfio",
         "nothing; see the rate",
         _dirty_pages,
     ),
@@ -485,9 +555,33 @@ METRICS = (
         _dirty_rounds,
     ),
     Metric(
+        "forecast_downtime_seconds",
+        "gauge",
+        "What the blackout would come to if the guest went on like this, by way of migrating; only in precopy, "
+        "from the second sweep on. A lower bound where the channel is held back (docs/forecast.md).",
+        "seconds",
+        ("vm", "strategy"),
+        "ioctl, channel, dirty-ring",
+        "strategy plain over the downtime you promise: there is still time to cancel",
+        _forecast_downtime,
+    ),
+    Metric(
+        "forecast_converges",
+        "gauge",
+        "Whether precopy will come to an end with QEMU's default downtime limit of 300 ms; only in precopy, from the "
+        "second sweep on, and absent while that cannot be said.",
+        "",
+        ("vm",),
+        "ioctl, channel, dirty-ring",
+        "0 for a minute: slow the guest down, or switch to postcopy",
+        _forecast_converges,
+    ),
+    Metric(
         "vfio_device_state",
         "gauge",
-        "1 for the state a passed-through device is in (enum vfio_device_mig_state), 0 for the others.",
+        "1 for the state a passed-through device is in (enum vfio_device_mig_state); its other states have no "
+        "series. Of a VM that does not migrate one device is shown, of one that does 8, of one that migrates "
+        "within this host 4: first those in ERROR, then those not RUNNING.",
         "",
         ("vm", "device", "state"),
         "vfio",
@@ -534,6 +628,28 @@ METRICS = (
         "mailbox",
         "several a minute: its driver does not get on",
         _vf_resets,
+    ),
+    Metric(
+        "vf_up",
+        "gauge",
+        "Whether the driver of a virtual function has it up, as its mailbox tells; absent where it is not up and "
+        "no VM of this host has it.",
+        "",
+        ("pf", "vf"),
+        "mailbox, vfio",
+        "see vf_downtime_seconds",
+        _vf_up,
+    ),
+    Metric(
+        "vf_downtime_seconds",
+        "gauge",
+        "How long a virtual function was not up the last time, or is not so far: since its driver lost it, or since "
+        "the VM that has it came here by migration.",
+        "seconds",
+        ("pf", "vf"),
+        "mailbox, vfio, ioctl",
+        "growing over half a minute while vf_up is 0: the guest's driver did not come back",
+        _vf_downtime,
     ),
 )
 

@@ -9,7 +9,7 @@ from vftrace.mailbox.drivers import TABLES, Tables, shipped_words
 from vftrace.mailbox.table import Table
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up, let_go
-from vftrace.probes.plan import KPROBE, MAILBOX, ProbeStatus, mailbox_way
+from vftrace.probes.plan import KPROBE, MAILBOX, NO_CARD, ProbeStatus, mailbox_way
 from vftrace.probes.text import program_text
 
 MODULES = Path("/sys/module")
@@ -66,8 +66,7 @@ class MailboxProbes:
         """How the mailboxes are attached now; the reason names the drivers whose are not."""
         reasons = [f"{self._tables[number].driver}: {why}" for number, why in self._reasons.items()]
         if not self._attached and not reasons:
-            names = " or ".join(table.driver for table in TABLES.values())
-            reasons = [f"no module {names} is loaded"]
+            reasons = [NO_CARD]
         return (
             ProbeStatus(MAILBOX, KPROBE if self._attached else None, "; ".join(reasons) or None),
         )

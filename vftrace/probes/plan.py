@@ -6,8 +6,17 @@ A probe is what `doctor` lists and `vftrace_probe_attached` names. Hooks are pai
 
 from dataclasses import dataclass
 
+from vftrace.mailbox.drivers import TABLES
+
 FENTRY, KPROBE, TRACEPOINT = "fentry", "kprobe", "tracepoint"
 WAYS = (FENTRY, KPROBE, TRACEPOINT)
+
+
+NO_VFIO = "the vfio module is not loaded"
+NO_MIGRATABLE = "no device that can migrate has been met"
+NO_CARD = f"no module {' or '.join(table.driver for table in TABLES.values())} is loaded"
+WAITS = frozenset({NO_VFIO, NO_MIGRATABLE, NO_CARD})
+"""Why a probe may be not attached without anything being wrong: it will be when its time comes."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from vftrace.probes.attach import captured_stderr, first_line, hang_up
 from vftrace.probes.plan import (
     FENTRY,
     KPROBE,
+    NO_MIGRATABLE,
+    NO_VFIO,
     TRACEPOINT,
     VFIO,
     VFIO_DATA,
@@ -58,7 +60,7 @@ class VfioProbes:
             self._load()
         elif not there:
             self.close()
-            self._say(ProbeStatus(VFIO, None, "the vfio module is not loaded"))
+            self._say(ProbeStatus(VFIO, None, NO_VFIO))
         self._there = there
         if self._search is not None and not self._search.is_alive():
             self._search = None
@@ -119,7 +121,7 @@ class VfioProbes:
                 reason = refused or self._try(way, data)
                 if reason is None:
                     self._way = way.name
-                    waits = None if data else "no device that can migrate has been met"
+                    waits = None if data else NO_MIGRATABLE
                     self._status = [
                         ProbeStatus(VFIO, way.name, "; ".join(reasons) or None),
                         ProbeStatus(VFIO_DATA, data, waits),

@@ -9,12 +9,13 @@ import os
 import platform
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from vftrace import __version__, events, wire
 from vftrace.host import descriptors, devices, processes
-from vftrace.probes.loader import Probes
 from vftrace.mailbox.drivers import TABLES, Tables
+from vftrace.probes.loader import Probes
 from vftrace.sources.recording import HostInfo
 
 TICK_NS = 100_000_000
@@ -60,8 +61,12 @@ def host_info(probes: Probes) -> HostInfo:
         kernel=platform.release(),
         vftrace=__version__,
         started_at_ns=boottime_ns(),
-        probes={s.probe.name: s.way or f"not attached: {s.reason}" for s in probes.status},
+        probes=_ways(probes),
     )
+
+
+def _ways(probes: Probes) -> dict[str, str]:
+    return {s.probe.name: s.way or f"not attached: {s.reason}" for s in probes.status}
 
 
 class LiveSource:
@@ -210,6 +215,7 @@ class LiveSource:
             self._report_lost()
             self._report_gone()
             self.probes.follow()
+            self.host = replace(self.host, probes=_ways(self.probes))
             self._report_floods()
             self._add(events.Tick(*self._head()))
             self._next_tick_ns = now + TICK_NS
