@@ -31,9 +31,12 @@ from vftlab.images import (
     KERNEL_SUITES,
     ROOT_PACKAGES,
     ROOT_SUITES,
+    Guest,
     Pack,
     Root,
+    build_guest,
     build_root,
+    guest_key,
     pack_key,
     root_key,
     unpack_kernel,
@@ -50,6 +53,7 @@ class Built:
     root: Root
     pack: Pack
     modules_image: Path
+    guest: Guest
 
 
 def _cached(path: Path, make: Callable[[Path], None]) -> None:
@@ -142,6 +146,14 @@ class Builder:
                 _cached(path, lambda into: _discard(build_modules(into, root, pack, log)))
         return path / "modules.ext4"
 
+    def _guest(self, name: str, root: Root, pack: Pack) -> Guest:
+        path = self.cache / f"guest-{name}-{guest_key(root.path.name, pack.path.name)}"
+        if not path.exists():
+            log = self._log(f"guest-{name}")
+            with self.progress.step(f"kernel {name}: the Linux guest"):
+                _cached(path, lambda into: build_guest(into, root, pack, log))
+        return Guest(path)
+
     def build(self, kernels: Sequence[str]) -> dict[str, Built]:
         """Build what is missing for the kernels; what they boot from, by kernel."""
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -169,7 +181,9 @@ class Builder:
                 )
                 root, packs = root_job.result(), packs_job.result()
             return {
-                name: Built(root, pack, self._modules(name, root, pack))
+                name: Built(
+                    root, pack, self._modules(name, root, pack), self._guest(name, root, pack)
+                )
                 for name, pack in packs.items()
             }
 
@@ -190,7 +204,7 @@ def _state(cache: Path) -> Path:
 def _inputs() -> str:
     """A hash of everything of ours that images depend on."""
     files = [path for path in (LAB / "modules").rglob("*") if path.is_file()]
-    files += [LAB / "guest/init", *(LAB / "vftlab").glob("*.py")]
+    files += [LAB / "guest/init", LAB / "guest/linux-init", *(LAB / "vftlab").glob("*.py")]
     return digest_files(files)
 
 
@@ -220,11 +234,17 @@ def _to_json(built: Built) -> dict[str, str]:
         "root": str(built.root.path),
         "pack": str(built.pack.path),
         "modules": str(built.modules_image),
+        "guest": str(built.guest.path),
     }
 
 
 def _from_json(entry: dict[str, str]) -> Built:
-    return Built(Root(Path(entry["root"])), Pack(Path(entry["pack"])), Path(entry["modules"]))
+    return Built(
+        Root(Path(entry["root"])),
+        Pack(Path(entry["pack"])),
+        Path(entry["modules"]),
+        Guest(Path(entry["guest"])),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -63,6 +63,8 @@ INITRD_MODULES = (
     "9pnet_virtio",
     "9p",
 )
+# What the Linux guest inside the emulated machine has, in loading order.
+GUEST_MODULES = ("failover", "net_failover", "virtio_net", "igbvf", "bonding")
 MODULES = (
     "kvm",
     "kvm-amd",
@@ -105,6 +107,21 @@ class Root:
     @property
     def image(self) -> Path:
         return self.path / "root.ext4"
+
+
+@dataclass(frozen=True)
+class Guest:
+    """The Linux guest of the emulated machine: the pack's kernel, and an initramfs that is all it has."""
+
+    path: Path
+
+    @property
+    def vmlinuz(self) -> Path:
+        return self.path / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        return self.path / "initrd.img"
 
 
 @dataclass(frozen=True)
@@ -298,17 +315,45 @@ def _pick_modules(image: Path, release: str, into: Path, log: Path) -> None:
 def build_initrd(pack: Pack, busybox: Path, log: Path) -> None:
     """Write the initramfs: busybox, INITRD_MODULES in loading order, and guest/init."""
     tree = pack.path / "initrd"
+    _write_initrd(tree, pack, INITRD_MODULES, busybox, LAB / "guest/init", pack.initrd, log)
+
+
+def guest_key(root: str, pack: str) -> str:
+    """The name of the Linux guest of this root and this kernel pack."""
+    own = digest_files([LAB / "guest/linux-init"])
+    return digest("guest 1", root, pack, " ".join(GUEST_MODULES), own)
+
+
+def build_guest(into: Path, root: Root, pack: Pack, log: Path) -> None:
+    """Write the Linux guest: the kernel, and an initramfs of busybox, GUEST_MODULES and guest/linux-init."""
+    guest = Guest(into)
+    shutil.copy(pack.vmlinuz, guest.vmlinuz)
+    busybox = root.tree / "usr/bin/busybox"
+    init = LAB / "guest/linux-init"
+    _write_initrd(into / "tree", pack, GUEST_MODULES, busybox, init, guest.initrd, log)
+
+
+def _write_initrd(
+    tree: Path,
+    pack: Pack,
+    modules: Sequence[str],
+    busybox: Path,
+    init: Path,
+    image: Path,
+    log: Path,
+) -> None:
+    """Lay out `tree`, write it to `image` and remove it."""
     shutil.rmtree(tree, ignore_errors=True)
     for name in ("bin", "mods", "proc", "sys", "dev"):
         (tree / name).mkdir(parents=True)
     shutil.copy(busybox, tree / "bin/busybox")
     (tree / "bin/sh").symlink_to("busybox")
     modules_dir = pack.modules / "usr/lib/modules" / pack.release
-    for number, path in enumerate(_closure(modules_dir, INITRD_MODULES)):
+    for number, path in enumerate(_closure(modules_dir, modules)):
         shutil.copy(modules_dir / path, tree / "mods" / f"{number:02d}-{Path(path).name}")
-    shutil.copy(LAB / "guest/init", tree / "init")
+    shutil.copy(init, tree / "init")
     (tree / "init").chmod(0o755)
     # Not compressed: the emulated machine would spend longer unpacking than QEMU does copying.
-    script = f"cd '{tree}' && find . | cpio --quiet -o -H newc > '{pack.initrd}'"
+    script = f"cd '{tree}' && find . | cpio --quiet -o -H newc > '{image}'"
     run(["bash", "-c", script], log)
     shutil.rmtree(tree)

@@ -13,15 +13,28 @@ from vftlab.common import TREE
 PCI_NIC = "52:54:00:11:22:33"
 # With 2900 MiB and more the VF mailbox registers of the emulated igb are not reached.
 MEMORY_MIB = 2560
+CARD_PORT = ("-device", "pcie-root-port,id=rp,slot=1,chassis=1")
+LONE_CARD = (
+    *("-netdev", "user,id=net,restrict=on"),
+    *CARD_PORT,
+    *("-device", f"igb,bus=rp,netdev=net,mac={PCI_NIC}"),
+)
+"""An igb card that nothing is connected to."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One emulated machine; `results` is its only writable share."""
+    """One emulated machine; `results` is its only writable share.
+
+    `network` is QEMU's words for its cards and what else connects it.
+    """
 
     built: Built
     results: Path
     shell: bool = False
+    processors: int = 2
+    memory_mib: int = MEMORY_MIB
+    network: tuple[str, ...] = LONE_CARD
 
     @property
     def console(self) -> Path:
@@ -56,7 +69,7 @@ class Machine:
         return [
             *qemu,
             *("-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"),
-            *("-smp", "2", "-m", str(MEMORY_MIB)),
+            *("-smp", str(self.processors), "-m", str(self.memory_mib)),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-kernel", str(self.built.pack.vmlinuz), "-initrd", str(self.built.pack.initrd)),
             *("-append", " ".join(kernel)),
@@ -65,21 +78,21 @@ class Machine:
             *("-device", "virtconsole,chardev=job"),
             *self._disk("root", self.built.root.image),
             *self._disk("mod", self.built.modules_image),
-            *self._share("tree", TREE, "readonly=on"),
-            *self._share("results", self.results, "readonly=off"),
+            *share("tree", TREE, "readonly=on"),
+            *share("results", self.results, "readonly=off"),
             *("-device", "intel-iommu,intremap=on,caching-mode=on"),
-            *("-netdev", "user,id=net,restrict=on"),
-            *("-device", "pcie-root-port,id=rp,slot=1,chassis=1"),
-            *("-device", f"igb,bus=rp,netdev=net,mac={PCI_NIC}"),
+            *self.network,
         ]
 
     def _disk(self, name: str, image: Path) -> list[str]:
         drive = f"if=none,id={name},file={image},format=raw,readonly=on,file.locking=off"
         return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
 
-    def _share(self, tag: str, path: Path, access: str) -> list[str]:
-        share = f"local,id={tag},path={path},security_model=none,multidevs=remap,{access}"
-        return ["-fsdev", share, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+
+def share(tag: str, path: Path, access: str) -> list[str]:
+    """QEMU's words for a directory that the emulated machine can mount by `tag`."""
+    what = f"local,id={tag},path={path},security_model=none,multidevs=remap,{access}"
+    return ["-fsdev", what, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
 
 
 def die_with_parent() -> None:
