@@ -218,6 +218,9 @@ def _resumed(view: View) -> Samples:
 def _latest_blackout(vm: VmView) -> tuple[int | None, int | None]:
     """When it began and ended, as far as seen here; of one migration, never the ends of two."""
     for migration in vm.migrations:
+        if migration.channel.kind == "file":
+            # What is loaded from a file some day was not down, it was saved.
+            continue
         resumed = migration.downtime.checkpoints[-1].at_ns
         if migration.stopped_at_ns is not None or resumed is not None:
             return migration.stopped_at_ns, resumed
