@@ -1,0 +1,242 @@
+"""vftrace itself: whether it sees everything, loses nothing, and what it costs."""
+
+from grafana_foundation_sdk.models import dashboard as models
+
+from dashboards.boards import style
+from dashboards.boards.style import Column, Row, in_range, instant, of, query, rate
+
+UID = "vftrace-self"
+
+SCRAPED = '{job=~"$job", instance=~"$instance"}'
+PROBE_COLOURS = {
+    "ioctl": "blue",
+    "channel": "green",
+    "vfio": "purple",
+    "vfio-data": "light-purple",
+    "mailbox": "orange",
+    "process": "light-blue",
+    "collector": style.GREY,
+    "unknown": "red",
+}
+
+
+def board() -> models.Dashboard:
+    """The board."""
+    return style.board_of(
+        UID,
+        "vftrace / vftrace itself",
+        "Whether vftrace sees everything on every host, what it lost, and what it costs.",
+        [
+            Row(None, _figures()),
+            Row("What it sees", [_probes(), _missing(), _events(), _lost()]),
+            Row("What it costs", [_cpu(), _memory(), _scrape()]),
+            Row("Hosts", [_up(), _versions(), _clock()]),
+        ],
+        annotations=style.blackout_annotations(),
+    )
+
+
+def _figures() -> list[style.PanelBuilder]:
+    return [
+        style.figure(
+            "Hosts",
+            "Hosts whose vftrace answers.",
+            "none",
+            query(f"sum(up{SCRAPED})"),
+        ),
+        style.figure(
+            "Silent hosts",
+            "Hosts that Prometheus cannot scrape.",
+            "none",
+            query(f"sum(1 - up{SCRAPED})"),
+            style.GREEN_RED,
+        ),
+        style.figure(
+            "Probes missing",
+            "Probes that are not attached, on all hosts together. `vftrace doctor` on the host says why.",
+            "none",
+            query(f"count({of('probe_attached')} == 0) or vector(0)"),
+            ((None, "green"), (1, "yellow")),
+        ),
+        style.figure(
+            "Events lost",
+            "Records that did not fit into the ring buffer, in the time shown.",
+            "short",
+            instant(f"sum({in_range('events_lost_total')})"),
+            style.GREEN_RED,
+        ).decimals(0),
+        style.figure(
+            "Incomplete migrations",
+            "Migrations that ended in the time shown and of which records are missing.",
+            "none",
+            instant(f"round(sum({in_range('migrations_incomplete_total')}))"),
+            style.GREEN_RED,
+        ),
+        style.figure(
+            "Events",
+            "Records read per second, of all hosts.",
+            "suffix: /s",
+            query(f"sum({rate('events_total')})"),
+        ).decimals(0),
+    ]
+
+
+def _probes() -> style.PanelBuilder:
+    return (
+        style.listing(
+            "Probes",
+            "On how many hosts each probe is attached, and how: fentry is cheapest, then kprobe, then tracepoint;"
+            " none: not attached.",
+            [style.rows_of(f"count by (probe, method) ({of('probe_attached')})", "A")],
+            None,
+            [
+                Column("probe", "Probe"),
+                Column(
+                    "method",
+                    "Way",
+                    {
+                        "custom.cellOptions": {"type": "color-text"},
+                        "mappings": [
+                            {
+                                "type": "value",
+                                "options": {
+                                    "fentry": {"color": "green", "index": 0},
+                                    "kprobe": {"color": "blue", "index": 1},
+                                    "tracepoint": {"color": "light-blue", "index": 2},
+                                    "none": {"color": "orange", "index": 3, "text": "none"},
+                                },
+                            }
+                        ],
+                    },
+                ),
+                Column("A", "Hosts", {"unit": "none", "decimals": 0}),
+            ],
+            sort="Hosts",
+        )
+        .span(7)
+        .height(9)
+    )
+
+
+def _missing() -> style.PanelBuilder:
+    return (
+        style.states(
+            "Hosts where something is missing",
+            "How many probes are missing on a host; nothing here where all are attached everywhere.",
+            query(
+                f"count by (instance) ({of('probe_attached')} == 0) > 0",
+                "{{instance}}",
+            ),
+            style.mapping(
+                {str(n): (f"{n} missing", "orange" if n < 3 else "red") for n in range(1, 10)}
+            ),
+        )
+        .span(7)
+        .height(9)
+    )
+
+
+def _events() -> style.PanelBuilder:
+    panel = (
+        style.stacked(
+            style.lines(
+                "Events by probe",
+                "Records read per second. `collector` is the reader's own: at 0 it hangs.",
+                "suffix: /s",
+                query(f"sum by (probe) ({rate('events_total')})", "{{probe}}"),
+                calcs=["mean", "max"],
+            )
+        )
+        .span(10)
+        .height(9)
+    )
+    return style.colours_by_name(panel, PROBE_COLOURS)
+
+
+def _lost() -> style.PanelBuilder:
+    return (
+        style.bars(
+            style.lines(
+                "Events lost",
+                "Records per second that did not fit into the ring buffer. What they touch is marked incomplete.",
+                "suffix: /s",
+                query(f"sum by (instance) ({rate('events_lost_total')})", "{{instance}}"),
+                calcs=["max"],
+            )
+        )
+        .span(style.WIDTH)
+        .height(6)
+    )
+
+
+def _cpu() -> style.PanelBuilder:
+    return style.lines(
+        "CPU",
+        "Of one CPU, for the collector; what probes cost the guests and QEMU is not in it (docs/overhead.md).",
+        "percentunit",
+        query(f"rate(process_cpu_seconds_total{SCRAPED}[$__rate_interval])", "{{instance}}"),
+    ).span(8)
+
+
+def _memory() -> style.PanelBuilder:
+    return style.lines(
+        "Memory",
+        "Resident memory of the collector.",
+        "bytes",
+        query(f"process_resident_memory_bytes{SCRAPED}", "{{instance}}"),
+    ).span(8)
+
+
+def _scrape() -> style.PanelBuilder:
+    return style.lines(
+        "Scrape",
+        "How long Prometheus waits for the metrics of a host.",
+        "s",
+        query(f"scrape_duration_seconds{SCRAPED}", "{{instance}}"),
+    ).span(8)
+
+
+def _up() -> style.PanelBuilder:
+    return (
+        style.states(
+            "Hosts",
+            "Whether vftrace answered Prometheus.",
+            query(f"max by (instance) (up{SCRAPED})", "{{instance}}"),
+            style.mapping({"0": ("silent", "red"), "1": ("up", "green")}),
+        )
+        .span(9)
+        .height(9)
+    )
+
+
+def _versions() -> style.PanelBuilder:
+    return (
+        style.listing(
+            "Versions",
+            "What runs where. Versions that differ within a fleet are worth a look.",
+            [style.rows_of(f"count by (version, kernel, python) ({of('build_info')})", "A")],
+            None,
+            [
+                Column("version", "vftrace", {"custom.width": 90}),
+                Column("kernel", "Kernel"),
+                Column("python", "Python", {"custom.width": 90}),
+                Column("A", "Hosts", {"unit": "none", "decimals": 0, "custom.width": 70}),
+            ],
+            sort="Hosts",
+        )
+        .span(8)
+        .height(9)
+    )
+
+
+def _clock() -> style.PanelBuilder:
+    return (
+        style.lines(
+            "Clock error",
+            "The kernel's own bound on how wrong a host's clock is: a downtime across two hosts is not known better.",
+            "s",
+            query(of("clock_error_seconds"), "{{instance}}"),
+        )
+        .span(7)
+        .height(9)
+    )

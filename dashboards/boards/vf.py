@@ -1,0 +1,308 @@
+"""Virtual functions: what PF and VF say to each other, resets, refusals, downtime, and VFIO's device states."""
+
+from grafana_foundation_sdk.models import dashboard as models
+
+from dashboards.boards import style
+from dashboards.boards.style import Column, Row, in_range, instant, of, query, rate
+from vftrace.migration.devices import STATES
+
+UID = "vftrace-vf"
+
+VF = ('pf=~"$pf"', 'vf=~"$vf"')
+NACK = 'result="NACK"'
+ASKED = 'direction="from-vf"'
+ANSWERED = 'direction="to-vf"'
+FLOOD = 'message="not-recorded"'
+
+
+def board() -> models.Dashboard:
+    """The board."""
+    return style.board_of(
+        UID,
+        "vftrace / VFs and mailbox",
+        "Per PF and VF: mailbox messages, refusals, resets and downtime; and the states of VFIO devices.",
+        [
+            Row(None, _figures()),
+            Row("Mailbox", [_messages(), _answers(), _kinds(), _nacks(), _resets()]),
+            Row("Virtual functions", [_listing(), _downtime()]),
+            Row("VFIO devices", [_states(), _transitions(), _ways()]),
+        ],
+        variables=[
+            style.chosen("pf", "PF", f"label_values({of('vf_resets_total')}, pf)"),
+            style.chosen("vf", "VF", f"label_values({of('vf_resets_total', VF[0])}, vf)"),
+        ],
+        annotations=style.blackout_annotations(),
+        span="now-1h",
+    )
+
+
+def _figures() -> list[style.PanelBuilder]:
+    messages = f"sum({in_range('vf_mailbox_messages_total', *VF)})"
+    return [
+        style.figure(
+            "VFs",
+            "Virtual functions of which something was heard or that a VM has.",
+            "none",
+            query(f"count({of('vf_resets_total', *VF)})"),
+        ),
+        style.figure(
+            "Messages",
+            "Mailbox messages in the time shown, both directions.",
+            "short",
+            instant(f"round({messages})"),
+        ),
+        style.figure(
+            "NACKs",
+            "Requests that the card's driver refused. API_NEGOTIATE is refused where versions differ, which is"
+            " harmless.",
+            "short",
+            instant(f"round(sum({in_range('vf_mailbox_messages_total', *VF, NACK)})) or vector(0)"),
+            ((None, "green"), (1, "yellow"), (100, "red")),
+        ),
+        style.figure(
+            "Resets",
+            "Resets of VFs, by message or as a function. A VM that starts or migrates makes some.",
+            "short",
+            instant(f"round(sum({in_range('vf_resets_total', *VF)}))"),
+        ),
+        style.figure(
+            "Not recorded",
+            "Messages that came faster than 1,000 a second and were only counted: a guest floods.",
+            "short",
+            instant(
+                "round(sum(" + in_range("vf_mailbox_messages_total", *VF, FLOOD) + ")) or vector(0)"
+            ),
+            style.GREEN_RED,
+        ),
+        style.figure(
+            "Longest VF downtime",
+            "The longest of the VFs' latest downtimes: unplugged or reset until ready.",
+            "s",
+            instant(f"max(last_over_time({of('vf_downtime_seconds', *VF)}[$__range]))"),
+            ((None, "green"), (5, "yellow"), (30, "red")),
+        ),
+    ]
+
+
+def _messages() -> style.PanelBuilder:
+    return (
+        style.stacked(
+            style.lines(
+                "Messages of VFs, by kind",
+                "Requests per second, by the name in the driver's table; unknown: in no table.",
+                "mps",
+                query(
+                    f"sum by (message) ({rate('vf_mailbox_messages_total', *VF, ASKED)}) > 0",
+                    "{{message}}",
+                ),
+                calcs=["max"],
+            )
+        )
+        .unit("suffix: msg/s")
+        .height(9)
+    )
+
+
+def _answers() -> style.PanelBuilder:
+    panel = (
+        style.stacked(
+            style.lines(
+                "Answers of PFs, by result",
+                "ACK: done. NACK: refused. CTS: clear to send. none: neither, such as PF_CONTROL.",
+                "mps",
+                query(
+                    f"sum by (result) ({rate('vf_mailbox_messages_total', *VF, ANSWERED)})",
+                    "{{result}}",
+                ),
+                calcs=["max"],
+            )
+        )
+        .unit("suffix: msg/s")
+        .height(9)
+    )
+    return style.colours_by_name(panel, style.RESULT_COLOURS)
+
+
+def _kinds() -> style.PanelBuilder:
+    return (
+        style.gauges(
+            "What was asked",
+            "Requests in the time shown, the twelve most frequent kinds.",
+            "none",
+            instant(
+                "topk(12, round(sum by (message) ("
+                + in_range("vf_mailbox_messages_total", *VF, ASKED)
+                + ")) > 0)",
+                "{{message}}",
+            ),
+            "blue",
+        )
+        .span(8)
+        .height(9)
+    )
+
+
+def _nacks() -> style.PanelBuilder:
+    return (
+        style.lines(
+            "NACKs per VF",
+            "Refusals per second. A storm is a guest that asks again and again for what it may not have.",
+            "mps",
+            query(
+                f"sum by (pf, vf) ({rate('vf_mailbox_messages_total', *VF, NACK)}) > 0",
+                "{{pf}} VF {{vf}}",
+            ),
+        )
+        .unit("suffix: NACK/s")
+        .span(8)
+        .height(9)
+    )
+
+
+def _resets() -> style.PanelBuilder:
+    return (
+        style.steps_of(
+            style.lines(
+                "Resets per VF",
+                "Resets since vftrace runs there. A staircase is a driver that does not get on.",
+                "none",
+                query(f"sum by (pf, vf) ({of('vf_resets_total', *VF)})", "{{pf}} VF {{vf}}"),
+            )
+        )
+        .span(8)
+        .height(9)
+    )
+
+
+def _listing() -> style.PanelBuilder:
+    by = "by (instance, pf, vf)"
+
+    def keyed(expression: str) -> str:
+        # Tables are joined by one label: the three that name a VF as one.
+        return f'label_join({expression}, "which", " ", "instance", "pf", "vf")'
+
+    def latest(metric: str) -> str:
+        return f"max {by} (last_over_time({of(metric, *VF)}[$__range]))"
+
+    messages = f"sum {by} ({in_range('vf_mailbox_messages_total', *VF)})"
+    nacks = f"sum {by} ({in_range('vf_mailbox_messages_total', *VF, NACK)})"
+    targets = [
+        style.rows_of(keyed(latest("vf_resets_total")), "A"),
+        *(
+            style.rows_of(f"max by (which) ({keyed(expression)})", ref)
+            for ref, expression in (
+                ("B", messages),
+                ("C", nacks),
+                ("D", latest("vf_downtime_seconds")),
+                ("E", latest("vf_up")),
+            )
+        ),
+    ]
+    colour = {"type": "color-text"}
+    up = {
+        "mappings": [
+            {
+                "type": "value",
+                "options": {
+                    "0": {"text": "not ready", "color": "orange", "index": 0},
+                    "1": {"text": "ready", "color": "green", "index": 1},
+                },
+            }
+        ],
+        "custom.cellOptions": colour,
+        "custom.width": 110,
+    }
+    return (
+        style.listing(
+            "Each VF",
+            "Messages and NACKs of the time shown, resets since vftrace runs there, and the latest downtime.",
+            targets,
+            "which",
+            [
+                Column("instance", "Host", {"custom.width": 120}),
+                Column("pf", "PF", {"custom.width": 140}),
+                Column("vf", "VF", {"custom.width": 60}),
+                Column("E", "State", up),
+                Column("B", "Messages", {"decimals": 0}),
+                Column(
+                    "C",
+                    "NACKs",
+                    {
+                        "decimals": 0,
+                        "custom.cellOptions": colour,
+                        "thresholds": {
+                            "mode": "absolute",
+                            "steps": [
+                                {"value": None, "color": "text"},
+                                {"value": 1, "color": "orange"},
+                            ],
+                        },
+                    },
+                ),
+                Column("A", "Resets", {"decimals": 0}),
+                Column("D", "Downtime", {"unit": "s"}),
+            ],
+            sort="Messages",
+        )
+        .span(15)
+        .height(9)
+        .no_value("–")
+    )
+
+
+def _downtime() -> style.PanelBuilder:
+    return (
+        style.gauges(
+            "VF downtime",
+            "The latest of each VF: from being unplugged or reset until it is ready again.",
+            "s",
+            instant(
+                f"topk(10, last_over_time({of('vf_downtime_seconds', *VF)}[$__range]))",
+                "{{instance}} {{pf}} VF {{vf}}",
+            ),
+            "orange",
+        )
+        .span(9)
+        .height(9)
+    )
+
+
+def _states() -> style.PanelBuilder:
+    state = style.numbered("vfio_device_state", "state", STATES)
+    return style.states(
+        "Device states",
+        "The state each passed-through device is in (enum vfio_device_mig_state). From ERROR only a reset leads"
+        " out; STOP_COPY and RESUMING are the time its state takes to move.",
+        query(f"max by (instance, device) ({state})", "{{device}} on {{instance}}"),
+        style.numbered_mapping(style.DEVICE_COLOURS, STATES),
+    ).height(7)
+
+
+def _transitions() -> style.PanelBuilder:
+    panel = (
+        style.bars(
+            style.lines(
+                "States entered",
+                "Changes of state per second, by the state that was reached.",
+                "ops",
+                query(f"sum by (to) ({rate('vfio_transitions_total')})", "{{to}}"),
+                calcs=["max"],
+            )
+        )
+        .unit("suffix: /s")
+        .span(14)
+    )
+    return style.colours_by_name(panel, style.DEVICE_COLOURS)
+
+
+def _ways() -> style.PanelBuilder:
+    return style.gauges(
+        "Ways taken",
+        "Changes of state in the time shown, from one to another; the ten most frequent.",
+        "none",
+        instant(
+            f"topk(10, round(sum by (from, to) ({in_range('vfio_transitions_total')})) > 0)",
+            "{{from}} → {{to}}",
+        ),
+        "purple",
+    ).span(10)

@@ -1,0 +1,64 @@
+// node drive.mjs < JOB > REPORTS: has a browser draw boards, one after the other.
+// JOB: { prometheus, scrape (ms), from, to (Unix ms), boards: [{ board, variables, png?, width?, height?, from?, to? }], chromium? }
+// REPORTS: a list of what the page reported of each board (see main.jsx), with `script_errors` added.
+import fs from 'node:fs';
+import http from 'node:http';
+import path from 'node:path';
+import puppeteer from 'puppeteer-core';
+
+const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.svg': 'image/svg+xml', '.woff2': 'font/woff2' };
+const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars'];
+const ROW_PIXELS = 38;
+const READY_MS = 60_000;
+
+const job = JSON.parse(fs.readFileSync(0, 'utf8'));
+const site = path.join(path.dirname(process.argv[1]), 'site');
+const titles = job.boards.map(({ board }) => ({ uid: board.uid, title: board.title.replace(/^.*\/ /, '') }));
+
+const server = http.createServer((request, response) => {
+  const { pathname } = new URL(request.url, 'http://localhost');
+  const asked = pathname.match(/^\/boards\/(\d+)$/);
+  if (asked) {
+    response.setHeader('content-type', 'application/json');
+    return response.end(JSON.stringify({ board: job.boards[asked[1]].board, others: titles.filter((_, i) => titles.length > 1 && i !== Number(asked[1])) }));
+  }
+  const file = path.join(site, path.normalize(pathname === '/' ? 'index.html' : pathname));
+  return fs.readFile(file, (error, content) => {
+    response.writeHead(error ? 404 : 200, { 'content-type': TYPES[path.extname(file)] ?? 'application/octet-stream' });
+    response.end(error ? '' : content);
+  });
+});
+await new Promise((listening) => server.listen(0, '127.0.0.1', listening));
+
+async function draw(browser, { board, variables = {}, png, width = 1600, height, from, to }, index) {
+  const page = await browser.newPage();
+  const errors = [];
+  page.on('pageerror', (error) => errors.push(error.message));
+  page.on('console', (message) => message.type() === 'error' && !/Failed to load resource/.test(message.text()) && errors.push(message.text()));
+  page.on('response', (response) => response.status() >= 400 && !response.url().includes('/api/v1/') && errors.push(`${response.status()} ${response.url()}`));
+  const rows = Math.max(0, ...board.panels.map(({ gridPos }) => gridPos.y + gridPos.h));
+  await page.setViewport({ width, height: height ?? rows * ROW_PIXELS + 120 });
+  const query = new URLSearchParams({ board: `/boards/${index}`, prometheus: job.prometheus, scrape: job.scrape, from: from ?? job.from, to: to ?? job.to });
+  for (const [name, value] of Object.entries(variables)) query.append(`var-${name}`, value);
+  await page.goto(`http://127.0.0.1:${server.address().port}/?${query}`);
+  let report = { uid: board.uid, panels: [], variables: [], annotations: [], units: [], errors: [], empty: [] };
+  try {
+    await page.waitForFunction('window.__report', { timeout: job.ready_ms ?? READY_MS });
+    report = await page.evaluate(() => window.__report);
+  } catch (error) {
+    errors.push(`not ready: ${error.message}`);
+  }
+  if (png) await page.screenshot({ path: png });
+  await page.close();
+  return { ...report, script_errors: errors };
+}
+
+const browser = await puppeteer.launch({ executablePath: job.chromium ?? '/usr/bin/chromium', headless: true, args: FLAGS });
+try {
+  const reports = [];
+  for (const [index, entry] of job.boards.entries()) reports.push(await draw(browser, entry, index));
+  process.stdout.write(JSON.stringify(reports));
+} finally {
+  await browser.close();
+  server.close();
+}

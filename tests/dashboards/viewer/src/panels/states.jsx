@@ -1,0 +1,75 @@
+// State timeline. Grafana's own is part of its app, not of its libraries.
+import { FieldType, formattedValueToString, getFieldDisplayName } from '@grafana/data';
+import { GraphNG, VizLayout, VizLegend, useTheme2 } from '@grafana/ui';
+import React from 'react';
+import { Empty, Marks, drawable, legendOf } from './common.jsx';
+import { rowsConfig } from './rows.js';
+
+const isState = (field) => field.type !== FieldType.time;
+
+/** Runs of one state: [from, to, display], where a gap in the samples is longer than two steps a run ends. */
+function runsOf(times, field, end) {
+  const step = Math.min(...times.slice(1).map((time, i) => time - times[i]));
+  const runs = [];
+  let current = null;
+  times.forEach((time, i) => {
+    const value = field.values[i];
+    if (value === undefined) return;
+    const display = value === null ? null : field.display(value);
+    const text = display && formattedValueToString(display);
+    if (current && text !== current.text) {
+      current.to = time;
+      current = null;
+    }
+    if (display && !current) runs.push((current = { from: time, to: null, text, colour: display.color }));
+  });
+  if (current) current.to = Math.min(end, times[times.length - 1] + (Number.isFinite(step) ? step : 0));
+  return runs;
+}
+
+export function StateTimelinePanel({ data, fieldConfig, timeRange, timeZone, width, height, options }) {
+  const theme = useTheme2();
+  const frames = React.useMemo(() => drawable(data.series, isState), [data.series]);
+  if (!frames.length) return <Empty text={fieldConfig.defaults.noValue} />;
+  const fields = frames.flatMap((frame) => frame.fields.filter(isState).map((field) => [field, frame]));
+  const names = fields.map(([field, frame]) => getFieldDisplayName(field, frame, frames));
+  const words = new Map();
+  for (const [field] of fields)
+    for (const value of [...new Set(field.values)].sort((a, b) => a - b))
+      if (value !== null && value !== undefined) words.set(formattedValueToString(field.display(value)), [value, field.display(value).color]);
+  const items = [...words].sort(([, [a]], [, [b]]) => a - b).map(([label, [, color]]) => ({ label, color, yAxis: 1 }));
+
+  const prepConfig = (aligned, _, getTimeRange) =>
+    rowsConfig({
+      theme, names, timeZone, getTimeRange, series: fields.length,
+      draw: (plot, ctx, bbox) => {
+        const row = bbox.height / names.length, bar = row * (options.rowHeight ?? 0.9);
+        ctx.font = `${12 * devicePixelRatio}px ${theme.typography.fontFamily}`;
+        ctx.textBaseline = 'middle';
+        ctx.textAlign = 'center';
+        aligned.fields.slice(1).forEach((field, i) => {
+          const top = bbox.top + row * i + (row - bar) / 2;
+          for (const run of runsOf(aligned.fields[0].values, field, getTimeRange().to.valueOf())) {
+            const left = plot.valToPos(run.from, 'x', true), right = plot.valToPos(run.to, 'x', true);
+            ctx.globalAlpha = (field.config.custom?.fillOpacity ?? 70) / 100;
+            ctx.fillStyle = run.colour;
+            ctx.fillRect(left, top, Math.max(devicePixelRatio, right - left), bar);
+            ctx.globalAlpha = 1;
+            ctx.fillStyle = theme.colors.getContrastText(run.colour, 2.2);
+            const shows = options.showValue !== 'never' && ctx.measureText(run.text).width < right - left - 8;
+            if (shows) ctx.fillText(run.text, (left + right) / 2, top + bar / 2);
+          }
+        });
+      },
+    });
+  const renderLegend = () =>
+    legendOf(options).showLegend ? (
+      <VizLayout.Legend placement={legendOf(options).placement}><VizLegend displayMode="list" placement="bottom" items={items} /></VizLayout.Legend>
+    ) : null;
+  return (
+    <GraphNG theme={theme} frames={frames} structureRev={data.structureRev} timeRange={timeRange} timeZone={timeZone || 'utc'} width={width} height={height} legend={legendOf(options)} options={options}
+      fields={{ x: (field) => field.type === FieldType.time, y: isState }} prepConfig={prepConfig} propsToDiff={['legend', 'options']} renderLegend={renderLegend}>
+      {(config) => <Marks config={config} annotations={data.annotations} theme={theme} />}
+    </GraphNG>
+  );
+}
