@@ -8,11 +8,6 @@ import pytest
 import yaml
 
 RULES = Path(__file__).parent.parent.parent / "dashboards" / "prometheus"
-NAMES = [
-    rule.get("alert") or rule["record"]
-    for group in yaml.safe_load((RULES / "vftrace.rules.yml").read_text())["groups"]
-    for rule in group["rules"]
-]
 
 pytestmark = pytest.mark.needs("promtool")
 
@@ -26,17 +21,21 @@ def test_the_rules_give_what_they_say() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_rule_that_says_nothing_is_noticed(name: str, tmp_path: Path) -> None:
+def test_each_rule_that_says_nothing_is_noticed(tmp_path: Path) -> None:
     found = yaml.safe_load((RULES / "vftrace.rules.yml").read_text())
-    for rule in (rule for group in found["groups"] for rule in group["rules"]):
-        if name in (rule.get("alert"), rule.get("record")):
-            rule["expr"] = "vector(1) == 0"
+    rules = [rule for group in found["groups"] for rule in group["rules"]]
+    for rule in rules:
+        rule["expr"] = "vector(1) == 0"
     (tmp_path / "vftrace.rules.yml").write_text(yaml.safe_dump(found, sort_keys=False))
     shutil.copy(RULES / "vftrace.rules.test.yml", tmp_path)
     done = played(tmp_path)
     assert done.returncode == 1
-    assert "FAILED" in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert [name for name in map(name_of, rules) if name not in said] == []
+
+
+def name_of(rule: dict[str, str]) -> str:
+    return rule.get("alert") or rule["record"]
 
 
 def played(directory: Path) -> "subprocess.CompletedProcess[str]":
