@@ -4,6 +4,7 @@ import errno
 from dataclasses import dataclass, replace
 
 from vftrace.migration import passthrough
+from vftrace.migration.assisted import Around
 from vftrace.migration.forecast import of_migration
 from vftrace.migration.model import (
     CHECKPOINTS,
@@ -22,7 +23,6 @@ from vftrace.migration.model import (
 from vftrace.migration.passthrough import Passthrough
 from vftrace.migration.process import PAGE_SIZE, Arrival, Process
 from vftrace.migration.source import Session
-from vftrace.migration.vfs import Lives
 
 Source = tuple[Process, Session]
 Destination = tuple[Process, Arrival]
@@ -43,14 +43,14 @@ def build_migration(
     destination: Destination | None,
     peer_ended_ns: int | None,
     key: str,
-    lives: Lives,
+    around: Around,
     doubt_ns: int | None,
     peer_doubt_ns: int | None,
     trace_ended_ns: int | None,
 ) -> Migration:
     """One migration from either side or both. At least one of `source` and `destination` is given.
 
-    `lives`: what the mailboxes of virtual functions tell. `peer_ended_ns`: when a destination that never
+    `around`: mailboxes and other processes. `peer_ended_ns`: when a destination that never
     acted ended. `doubt_ns`: since when records of the collector itself are missing. `peer_doubt_ns`: when
     records went missing, latest, of whoever may be the side that is not given. `trace_ended_ns`: the end of
     the trace, None while it goes on.
@@ -78,7 +78,9 @@ def build_migration(
         ended = max(ended, started)
     handover = times.get("state-saved") or times.get("vcpus-running")
     nothing = verdict.outcome in ("failed", "cancelled")
-    judged = passthrough.judge(devices, lives, handover, ended, came_to_nothing=nothing)
+    judged = passthrough.judge(
+        devices, around, times, handover, ended, came_to_nothing=nothing
+    )
     role: Role = "stitched" if source and destination else "source" if source else "destination"
     return Migration(
         key=key,

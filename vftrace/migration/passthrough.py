@@ -1,11 +1,12 @@
 """What passed-through devices add to a migration: their downtime, checkpoints, troubles and its strategy."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from vftrace.events import VfioData
 from vftrace.mailbox.life import VfLife
+from vftrace.migration.assisted import Around, function_of, kept, said
 from vftrace.migration.devices import (
     TRANSFER,
     Away,
@@ -15,11 +16,11 @@ from vftrace.migration.devices import (
     moved_away,
     pairs,
 )
-from vftrace.migration.model import DeviceDowntime, DeviceUse, Evidence, Strategy, VfUse
+from vftrace.migration.model import DeviceDowntime, DeviceUse, Evidence, Role, Strategy, VfUse
 from vftrace.migration.process import Arrival, Process
 from vftrace.migration.source import Session
-from vftrace.migration.strategy import UNPLUG_WINDOW_NS, Facts, classify
-from vftrace.migration.vfs import Lives, destination_vf, ready_ns, source_vf
+from vftrace.migration.strategy import SETUP_BYTES, UNPLUG_WINDOW_NS, Facts, classify
+from vftrace.migration.vfs import Lives, destination_vf, heard_vf, ready_ns, source_vf
 
 _EVER = sys.maxsize
 
@@ -34,6 +35,7 @@ class Passthrough:
     process: Process | None
     session: Session | None
     peer: Process | None
+    arrival: Arrival | None
     since_ns: int
     load_since_ns: int
     until_ns: int
@@ -137,9 +139,19 @@ class Passthrough:
             return []
         return [d for d in self.peer.devices.all if (d.opened_at_ns or 0) > self.since_ns]
 
-    def facts(self, handover_ns: int | None, ended_ns: int | None) -> Facts:
-        """What the strategy's rules look at."""
+    def facts(
+        self,
+        around: Around,
+        times: Mapping[str, int],
+        handover_ns: int | None,
+        ended_ns: int | None,
+    ) -> Facts:
+        """What the strategy's rules look at. `times`: the checkpoints that were passed."""
         sweeps = self.session.sweeps if self.session else []
+        own = [process for process in (self.process, self.peer) if process is not None]
+        stopped = times.get("vcpus-stopped")
+        found = said(around, own, stopped)
+        closed = self.closed(handover_ns)
         transfers = [
             (r.at_ns, f"{device.label}: {r.state}" + ("" if r.ret == 0 else f" refused, {r.ret}"))
             for device in (*self.sources, *self.destinations)
@@ -153,9 +165,21 @@ class Passthrough:
             ended_ns=ended_ns,
             peer_seen=self.peer is not None,
             transfers=tuple(sorted(transfers)),
-            closed=tuple((d.closed_at_ns or 0, d.label) for d in self.closed(handover_ns)),
+            closed=tuple((d.closed_at_ns or 0, d.label) for d in closed),
             opened=tuple((d.opened_at_ns or 0, d.label) for d in self.opened()),
+            source_seen=self.process is not None,
+            stopped_ns=stopped,
+            running_ns=times.get("vcpus-running"),
+            waited=tuple((d.closed_at_ns or 0, d.label) for d in closed if self._waited(d)),
+            said=found,
+            holds_functions=any(kept(process, stopped or self.since_ns) for process in own),
+            alone=not found or around.alone(self.session, self.arrival),
         )
+
+    def _waited(self, device: PassedDevice) -> bool:
+        """Whether a device was closed while the source had not begun to send memory."""
+        sent = None if self.session is None else self.session.sent_at_close.get(device.fd)
+        return sent is not None and sent[0] == device.closed_at_ns and sent[1] <= SETUP_BYTES
 
 
 @dataclass(frozen=True)
@@ -186,6 +210,7 @@ def gather(
         process=process if session else None,
         session=session,
         peer=peer,
+        arrival=arrival,
         since_ns=since,
         load_since_ns=load_since,
         until_ns=until,
@@ -196,14 +221,17 @@ def gather(
 
 def judge(
     found: Passthrough,
-    lives: Lives,
+    around: Around,
+    times: Mapping[str, int],
     handover_ns: int | None,
     ended_ns: int | None,
     *,
     came_to_nothing: bool,
 ) -> Verdict:
     """Strategy, downtimes and all that the report shows of devices."""
-    strategy, evidence = classify(found.facts(handover_ns, ended_ns))
+    lives = around.lives
+    facts = found.facts(around, times, handover_ns, ended_ns)
+    strategy, evidence = classify(facts)
     away = moved_away(found.sources, found.destinations, found.since_ns)
     gone: list[tuple[PassedDevice, PassedDevice | None]] = []
     if strategy in ("unplug", "late-unplug", "failover"):
@@ -216,8 +244,26 @@ def judge(
         evidence,
         tuple(a.downtime() for a in away),
         found.uses(ended_ns, came_to_nothing=came_to_nothing),
-        tuple(_vfs(found, lives, gone, ended_ns)),
+        (
+            *_vfs(found, lives, gone, ended_ns),
+            *(_told(facts, lives, ended_ns) if strategy == "mailbox" else ()),
+        ),
     )
+
+
+def _told(facts: Facts, lives: Lives, ended_ns: int | None) -> Iterator[VfUse]:
+    """Functions that only the time binds to a migration in which they took part."""
+    stopped = facts.stopped_ns
+    shown: dict[tuple[str, int], Role] = {}
+    for each in facts.said:
+        life = function_of(each, lives)
+        if life is not None and not each.held and each.role is not None:
+            side: Role = (
+                "source" if stopped is not None and each.role in ("stop", "save") else "destination"
+            )
+            shown.setdefault((life.pf, life.vf), side)
+    for key, side in shown.items():
+        yield heard_vf(lives[key], side, facts.started_ns, ended_ns)
 
 
 def _life(device: PassedDevice, lives: Lives) -> VfLife | None:

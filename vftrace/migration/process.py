@@ -381,6 +381,8 @@ class Process:
 
     def _vfio(self, event: VfioEvent) -> None:
         self.devices.feed(event)
+        if isinstance(event, events.VfioClose) and self.session is not None:
+            self.session.closed_device(event.fd, event.at_ns)
         if isinstance(event, events.VfioState) and event.asks_for(events.VfioState.RESUMING):
             self._wanted_here(event.at_ns)
 

@@ -65,6 +65,9 @@ class Session:
     process_ended_at_ns: int | None = None
     ring: bool = False
     dma_pages: dict[bool, int | None] = field(default_factory=dict)
+    sent_at_close: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By fd of a passed-through device: when it was closed, and what had been sent until then, as far as that
+    was reported (bpf/channel.h, REPORT_NS)."""
     """Pages that DMA wrote, reported by devices (True) and by the IOMMU driver; None: a part is missing."""
 
     @property
@@ -115,6 +118,14 @@ class Session:
 
     def got_dma_pages(self, by_device: bool, pages: int | None) -> None:
         """A bitmap of pages that DMA wrote."""
+    def closed_device(self, fd: int, at_ns: int) -> None:
+        """A passed-through device of the process was closed."""
+        sent = sum(
+            max(0, total - self.baseline.get(channel, 0))
+            for channel, total in self.by_thread.items()
+        )
+        self.sent_at_close[fd] = at_ns, sent
+
         total = self.dma_pages.get(by_device, 0)
         self.dma_pages[by_device] = None if total is None or pages is None else total + pages
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from vftrace import events
 from vftrace.events import NO_PROCESS, USER_STREAM, Event
 from vftrace.mailbox.life import Mailboxes
+from vftrace.migration.assisted import Around
 from vftrace.migration.build import build_migration
 from vftrace.migration.devices import Transition
 from vftrace.migration.model import Migration, Snapshot, Vm
@@ -328,7 +329,7 @@ class Tracker:
                         destination=(pair.destination, pair.arrival) if pair else None,
                         peer_ended_ns=self._peer_ended(process, session),
                         key=_key(process),
-                        lives=lives,
+                        around=around,
                         doubt_ns=self._user_doubt_ns,
                         peer_doubt_ns=None if pair else self._peer_doubt(process),
                         trace_ended_ns=self._ended_at_ns,
@@ -339,9 +340,10 @@ class Tracker:
                 migration = build_migration(
                     source=None,
                     destination=(process, arrival),
+        around = Around(lives, (*self._ended, *self._processes.values()), self._now_ns)
                     peer_ended_ns=None,
                     key=_key(process),
-                    lives=lives,
+                    around=around,
                     doubt_ns=self._user_doubt_ns,
                     peer_doubt_ns=self._peer_doubt(process),
                     trace_ended_ns=self._ended_at_ns,
