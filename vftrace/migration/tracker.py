@@ -318,6 +318,7 @@ class Tracker:
 
     def _unsettled(self, lives: Lives) -> Iterator[tuple[Migration, tuple[Session | Arrival, ...]]]:
         """Migrations that may still change, each with what it is made of."""
+        around = Around(lives, (*self._ended, *self._processes.values()), self._now_ns)
         by_session = {id(pair.session): pair for pair in self._pairs}
         paired = {id(pair.arrival) for pair in self._pairs}
         for process in (*self._ended, *self._processes.values()):
@@ -340,7 +341,6 @@ class Tracker:
                 migration = build_migration(
                     source=None,
                     destination=(process, arrival),
-        around = Around(lives, (*self._ended, *self._processes.values()), self._now_ns)
                     peer_ended_ns=None,
                     key=_key(process),
                     around=around,
