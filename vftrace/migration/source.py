@@ -63,11 +63,11 @@ class Session:
     last_run_ns: int | None = None
     logging_off_at_ns: int | None = None
     process_ended_at_ns: int | None = None
-    ring: bool = False
-    dma_pages: dict[bool, int | None] = field(default_factory=dict)
     sent_at_close: dict[int, tuple[int, int]] = field(default_factory=dict)
     """By fd of a passed-through device: when it was closed, and what had been sent until then, as far as that
     was reported (bpf/channel.h, REPORT_NS)."""
+    ring: bool = False
+    dma_pages: dict[bool, int | None] = field(default_factory=dict)
     """Pages that DMA wrote, reported by devices (True) and by the IOMMU driver; None: a part is missing."""
 
     @property
@@ -116,8 +116,6 @@ class Session:
             sweep.slots[slot] = SlotRound(slot, pages, pages)
             self._count_again(sweep, slot, bitmap)
 
-    def got_dma_pages(self, by_device: bool, pages: int | None) -> None:
-        """A bitmap of pages that DMA wrote."""
     def closed_device(self, fd: int, at_ns: int) -> None:
         """A passed-through device of the process was closed."""
         sent = sum(
@@ -126,6 +124,8 @@ class Session:
         )
         self.sent_at_close[fd] = at_ns, sent
 
+    def got_dma_pages(self, by_device: bool, pages: int | None) -> None:
+        """A bitmap of pages that DMA wrote."""
         total = self.dma_pages.get(by_device, 0)
         self.dma_pages[by_device] = None if total is None or pages is None else total + pages
 
