@@ -85,14 +85,16 @@ class Process:
         return {fd: found.peer for fd, found in self.descriptors.items()}
 
     @property
-    def waits(self) -> bool:
-        """Whether this is a destination that has not run yet."""
-        return (
-            self.identity is not None
-            and self.identity.incoming
-            and not self.identity.running
-            and self.first_run_ns is None
+    def has_run(self) -> bool:
+        """Whether a vCPU of it was ever in the guest."""
+        return self.first_run_ns is not None or (
+            self.identity is not None and self.identity.running
         )
+
+    @property
+    def waits(self) -> bool:
+        """Whether this is a destination that has not run yet, by its command line."""
+        return self.identity is not None and self.identity.incoming and not self.has_run
 
     @property
     def paused(self) -> bool | None:
@@ -354,7 +356,7 @@ class Process:
             self.last_stop_ns = event.at_ns
             if self.session is not None and event.tid == self.session.tid:
                 self.session.clock_read(event)
-        elif event.op == events.Clock.SET and self.waits:
+        elif event.op == events.Clock.SET and (self.waits or self._takes_over(event)):
             self._arrive(event.at_ns)
             assert self.arrival is not None
             self.arrival.clock_set_at_ns = event.at_ns
@@ -362,6 +364,14 @@ class Process:
             self.arrival.guest_clock_ns = event.clock or None
             if self.arrival.loaded_at_ns is None:
                 self.arrival.loaded_at_ns = self.last_state_ns
+
+    def _takes_over(self, event: events.Clock) -> bool:
+        """Whether a guest that has not run yet is given a clock that shows more than its VM has lived: it
+        is another's. KVM starts the clock of a VM at 0 (arch/x86/kvm/x86.c, kvm_arch_init_vm)."""
+        created = self.created_at_ns
+        if created is None or self.has_run or event.ret != 0:
+            return False
+        return event.clock > event.at_ns - created
 
     def _vcpu_state(self, event: events.VcpuState) -> None:
         self.last_state_ns = event.at_ns
@@ -383,12 +393,9 @@ class Process:
         self.devices.feed(event)
         if isinstance(event, events.VfioClose) and self.session is not None:
             self.session.closed_device(event.fd, event.at_ns)
-        if isinstance(event, events.VfioState) and event.asks_for(events.VfioState.RESUMING):
-            self._wanted_here(event.at_ns)
-
-    def _wanted_here(self, at_ns: int) -> None:
-        if self.waits:
-            self._arrive(at_ns)
+        wanted = isinstance(event, events.VfioState) and event.asks_for(events.VfioState.RESUMING)
+        if wanted and not self.has_run:
+            self._arrive(event.at_ns)
 
     def _vfio_dirty(self, event: events.VfioDirty) -> None:
         pieces = self._take_pieces(event.tid, event.enter_ns)
