@@ -2,7 +2,14 @@
 
 from dataclasses import replace
 
-from vftrace.migration.strategy import UNPLUG_WINDOW_NS, Facts, classify
+from vftrace.mailbox.table import Role
+from vftrace.migration.strategy import (
+    RESUMES_WITHIN_NS,
+    UNPLUG_WINDOW_NS,
+    Facts,
+    Said,
+    classify,
+)
 
 S = 1_000_000_000
 BEGIN, SECOND, HANDOVER, END = 100 * S, 102 * S, 110 * S, 111 * S
@@ -93,3 +100,147 @@ def test_closed_after_the_handover_is_no_late_unplug() -> None:
 
 def test_without_a_second_round_nothing_is_late() -> None:
     assert strategy(second_round_ns=None, closed=((SECOND + S, "vf0"),)) == "plain"
+
+
+# -- failover -----------------------------------------------------------------------------------
+
+RAN = HANDOVER + S // 2
+PRIMARY = {"closed": ((BEGIN + 1, "vf0"),), "waited": ((BEGIN + 1, "vf0"),)}
+
+
+def test_closed_before_memory_is_sent_and_opened_before_it_runs_is_failover() -> None:
+    opened = ((HANDOVER + S // 4, "vf7"),)
+    found, evidence = classify(replace(PLAIN, **PRIMARY, opened=opened, running_ns=RAN))  # type: ignore[arg-type]
+    assert found == "failover"
+    assert [(e.at_ns, e.event) for e in evidence] == [
+        (BEGIN, "dirty logging on for the largest memslot"),
+        (BEGIN + 1, "source closes vf0 before it sends memory"),
+        (HANDOVER + S // 4, "destination opens vf7"),
+    ]
+
+
+def test_where_only_the_source_is_seen_its_half_of_a_failover_is_enough() -> None:
+    assert strategy(**PRIMARY, peer_seen=False, running_ns=None) == "failover"
+
+
+def test_a_failover_that_goes_on_is_one_already() -> None:
+    going_on = {"second_round_ns": None, "handover_ns": None, "ended_ns": None}
+    assert strategy(**PRIMARY, **going_on) == "failover"
+
+
+def test_closed_while_memory_is_sent_is_no_failover() -> None:
+    opened = ((HANDOVER + S // 4, "vf7"),)
+    assert strategy(closed=((BEGIN + 1, "vf0"),), opened=opened, running_ns=RAN) == "plain"
+
+
+def test_plugged_only_when_the_guest_runs_is_no_failover() -> None:
+    assert strategy(**PRIMARY, opened=((RAN + S, "vf7"),), running_ns=RAN) == "plain"
+
+
+def test_a_primary_that_never_came_back_is_no_failover_that_was_seen() -> None:
+    assert strategy(**PRIMARY, running_ns=RAN) == "plain"
+
+
+def test_closed_before_logging_is_an_unplug_though_nothing_was_sent() -> None:
+    before = {"closed": ((BEGIN - 1, "vf0"),), "waited": ((BEGIN - 1, "vf0"),)}
+    assert strategy(**before, opened=((END + S, "vf7"),), running_ns=RAN) == "unplug"
+
+
+# -- mailbox ------------------------------------------------------------------------------------
+
+STOPPED = 108 * S
+VF = "VF 0 of 0000:01:00.0"
+
+
+def said(at_ns: int, what: str, role: Role | None, *, held: bool = True) -> Said:
+    return Said(at_ns, what, VF, role, held)
+
+
+def assisted(*, held: bool) -> tuple[Said, ...]:
+    return (
+        said(STOPPED - S, "MIG_STOP", "stop", held=held),
+        said(STOPPED + S, "MIG_SAVE", "save", held=held),
+        said(RAN - 1, "MIG_RESTORE", "restore", held=held),
+        said(RAN + 1, "MIG_RESUME", "resume", held=held),
+    )
+
+
+AROUND = {"stopped_ns": STOPPED, "running_ns": RAN, "holds_functions": True}
+UNHELD = {"stopped_ns": STOPPED, "running_ns": RAN, "holds_functions": False}
+
+
+def test_stop_save_restore_resume_is_mailbox_with_each_as_evidence() -> None:
+    found, evidence = classify(replace(PLAIN, **AROUND, said=assisted(held=True)))  # type: ignore[arg-type]
+    assert found == "mailbox"
+    assert [(e.at_ns, e.event) for e in evidence] == [
+        (STOPPED - S, f"MIG_STOP: {VF}, held by this VM"),
+        (STOPPED + S, f"MIG_SAVE: {VF}, held by this VM"),
+        (RAN - 1, f"MIG_RESTORE: {VF}, held by this VM"),
+        (RAN + 1, f"MIG_RESUME: {VF}, held by this VM"),
+    ]
+
+
+def test_what_only_the_time_binds_says_so() -> None:
+    found, evidence = classify(replace(PLAIN, **UNHELD, said=assisted(held=False)))  # type: ignore[arg-type]
+    assert found == "mailbox"
+    assert {e.event.split(", ")[1] for e in evidence} == {"bound to this VM by the time alone"}
+
+
+def test_the_time_alone_binds_nothing_while_another_migration_goes_on() -> None:
+    assert strategy(**UNHELD, said=assisted(held=False), alone=False) == "plain"
+    assert strategy(**AROUND, said=assisted(held=True), alone=False) == "mailbox"
+
+
+def test_messages_of_another_function_than_the_vms_say_nothing() -> None:
+    assert strategy(**AROUND, said=assisted(held=False)) == "plain"
+
+
+def test_unknown_messages_around_the_blackout_of_a_held_function_are_mailbox() -> None:
+    talk = (said(STOPPED - S, "0x0041", None), said(RAN + S, "0x0044", None))
+    assert strategy(**AROUND, said=talk) == "mailbox"
+    unheld = tuple(replace(s, held=False) for s in talk)
+    assert strategy(**UNHELD, said=unheld) == "plain"
+
+
+def test_a_half_is_not_enough_where_both_sides_are_seen() -> None:
+    before, after = assisted(held=True)[:2], assisted(held=True)[2:]
+    assert strategy(**AROUND, said=before) == "plain"
+    assert strategy(**AROUND, said=after) == "plain"
+    assert strategy(**AROUND, said=before, peer_seen=False) == "mailbox"
+
+
+def test_a_destination_alone_shows_the_other_half() -> None:
+    half = {**AROUND, "stopped_ns": None, "source_seen": False, "said": assisted(held=True)[2:]}
+    assert strategy(**half) == "mailbox"
+
+
+def test_stopped_and_resumed_while_the_guest_runs_is_ordinary() -> None:
+    # A driver that was told to stop for another reason, and went on long before the blackout.
+    talk = (said(BEGIN + S, "MIG_STOP", "stop"), said(BEGIN + 2 * S, "MIG_RESUME", "resume"))
+    assert strategy(**AROUND, said=talk) == "plain"
+
+
+def test_stopped_before_the_migration_began_is_another_matter() -> None:
+    talk = (said(BEGIN - 1, "MIG_STOP", "stop"), said(RAN + 1, "MIG_RESUME", "resume"))
+    assert strategy(**AROUND, said=talk) == "plain"
+
+
+def test_resumed_long_after_is_another_matter() -> None:
+    late = RAN + RESUMES_WITHIN_NS + 1
+    talk = (said(STOPPED - S, "MIG_STOP", "stop"), said(late, "MIG_RESUME", "resume"))
+    assert strategy(**AROUND, said=talk) == "plain"
+
+
+def test_a_guest_that_was_never_stopped_was_not_helped() -> None:
+    assert strategy(**{**AROUND, "stopped_ns": None}, said=assisted(held=True)) == "plain"
+
+
+def test_a_transferred_state_is_vfio_whatever_was_said_beside_it() -> None:
+    asked = ((BEGIN + S, "vf0: PRE_COPY"),)
+    assert strategy(**AROUND, said=assisted(held=True), transfers=asked) == "vfio"
+
+
+def test_an_unplug_is_one_whatever_was_said_beside_it() -> None:
+    gone = {"closed": ((BEGIN - S, "vf0"),), "opened": ((END + S, "vf7"),)}
+    assert strategy(**AROUND, **gone, said=assisted(held=True)) == "unplug"
+    assert strategy(**AROUND, closed=((BEGIN - S, "vf0"),), said=assisted(held=True)) == "plain"
