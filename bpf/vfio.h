@@ -69,6 +69,8 @@ struct call {
 struct dma {
 	u64 maps;
 	u64 unmaps;
+	u64 first_ns;	/* the first mapping since the process has had no device */
+	u32 devices;
 };
 
 BPF_TABLE("lru_hash", u64, struct call, calls, 4096);
@@ -164,8 +166,15 @@ static __always_inline int data_moved(s32 fd, long ret)
 static __always_inline void vfio_opened(struct vm *vm, struct vft_vfio_open *e)
 {
 	struct fd_key key = key_of(e->fd);
+	struct dma *count = dma_counts.lookup(&key.tgid);
 	u32 known = 1;
 
+	if (count && e->how != VFT_VFIO_SEEN) {
+		/* of the first device only: the guest's memory is mapped for it */
+		e->mapping_ns = count->first_ns;
+		count->first_ns = 0;
+		count->devices++;
+	}
 	device_fds.update(&key, &known);
 	EMIT(vm, VFT_VFIO_OPEN, e);
 }
@@ -173,8 +182,11 @@ static __always_inline void vfio_opened(struct vm *vm, struct vft_vfio_open *e)
 static __always_inline void vfio_closed(struct vm *vm, s32 fd)
 {
 	struct fd_key key = key_of(fd);
+	struct dma *count = dma_counts.lookup(&key.tgid);
 	struct vft_vfio_close e = { .fd = fd };
 
+	if (count && count->devices)
+		count->devices--;
 	follow_data(vm, fd, 0, -1, -1);
 	device_fds.delete(&key);
 	EMIT(vm, VFT_VFIO_CLOSE, &e);
@@ -214,6 +226,8 @@ static __always_inline void count_dma(bool unmap)
 			return;
 	}
 	__sync_fetch_and_add(unmap ? &count->unmaps : &count->maps, 1);
+	if (!unmap && !count->devices && !count->first_ns)
+		count->first_ns = now_ns();
 }
 
 static __always_inline void dirty_done(struct vm *vm, struct call *c)

@@ -206,12 +206,14 @@ struct vft_uffd {
 enum vft_vfio_how { VFT_VFIO_GROUP = 0, VFT_VFIO_BIND = 1, VFT_VFIO_SEEN = 2 };
 
 /* A VFIO device fd: given out by its group, bound to an iommufd, or seen first by another request.
- * The name is a PCI address or a UUID, empty where it is not known. */
+ * The name is a PCI address or a UUID, empty where it is not known. mapping_ns: when the VMM began to map
+ * the guest's memory for its first device, else 0. */
 struct vft_vfio_open {
 	struct vft_header h;
 	s32 fd;
 	u32 how;
 	char name[VFT_NAME];
+	u64 mapping_ns;
 };
 
 struct vft_vfio_close {

@@ -202,11 +202,13 @@ class VfioOpen(Event):
     """A VFIO device fd: from its group, bound to an iommufd, or met by another request.
 
     `name` is a PCI address or a mediated device's UUID, empty where the kernel side did not see it.
+    `mapping_ns` is when the VMM began to map the guest's memory for its first device, 0 for others.
     """
 
     fd: int
     how: int
     name: str
+    mapping_ns: int = 0
 
     GROUP = 0
     BIND = 1
@@ -472,6 +474,40 @@ class Device(Event):
     pf: str | None
     vf: int | None
     late: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NetLink(Event):
+    """A network interface is another: `up` as somebody set it, `carrier` whether there is a link, `master` the
+    bridge or bond it is in, `gone` if it was removed. `at_ns` is when the collector read it."""
+
+    interface: str
+    mac: str
+    master: str | None
+    up: bool
+    carrier: bool
+    gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NetAddress(Event):
+    """A bridge heard an address on a port where it was not before, or with `gone` forgot it.
+
+    `pid` is the VMM whose tap the port is, None if it is no VMM's. `at_ns` is when the collector read it.
+    """
+
+    mac: str
+    port: str
+    bridge: str
+    gone: bool
+    pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NetMissed(Event):
+    """Events of interfaces and bridges that were too many to be recorded or read, in total since the start."""
+
+    count: int
 
 
 @dataclass(frozen=True, slots=True)

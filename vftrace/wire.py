@@ -41,7 +41,7 @@ FIXED: dict[int, tuple[str, struct.Struct, type[Event]]] = {
     13: ("vft_uffd", struct.Struct("<QQIi"), events.Userfault),
     14: ("vft_exit", struct.Struct("<Q"), events.Exit),
     15: ("vft_burst", struct.Struct("<QQiI"), events.Burst),
-    20: ("vft_vfio_open", struct.Struct("<iI48s"), events.VfioOpen),
+    20: ("vft_vfio_open", struct.Struct("<iI48sQ"), events.VfioOpen),
     21: ("vft_vfio_close", struct.Struct("<iI"), events.VfioClose),
     22: ("vft_vfio_state", struct.Struct("<QiIIiiI"), events.VfioState),
     23: ("vft_vfio_migration", struct.Struct("<Qii"), events.VfioMigration),
@@ -66,6 +66,9 @@ NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]]
     113: (events.Device, dict),
     114: (events.MailboxFlood, dict),
     115: (events.VfAddress, dict),
+    116: (events.NetLink, dict),
+    117: (events.NetAddress, dict),
+    118: (events.NetMissed, dict),
     END_KIND: (
         events.End,
         lambda fields: {"streams": {int(k): int(v) for k, v in fields["streams"].items()}},
@@ -77,7 +80,7 @@ NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]]
 
 _MAILBOX_KIND = 40
 # Kinds that got a field at their end: the size of the body before, whose missing field reads 0.
-_LENGTHENED = {9: 24}
+_LENGTHENED = {9: 24, 20: 56}
 
 _WITH_TEXT = {kind for kind, (_, layout, _) in FIXED.items() if "s" in layout.format}
 

@@ -4,6 +4,7 @@ None where they are not known."""
 from dataclasses import dataclass
 from typing import Literal
 
+from vftrace.events import NetAddress, NetLink
 from vftrace.mailbox.life import VfLife
 
 Role = Literal["source", "destination", "stitched"]
@@ -321,3 +322,6 @@ class Snapshot:
     """How often each passed-through device, gone ones too, went from one state to another."""
     vfs_incomplete: bool = False
     """Records of mailboxes are missing."""
+    network: tuple[NetAddress | NetLink, ...] = ()
+    """What changed of the host's interfaces and bridges, the latest."""
+    network_missed: int = 0

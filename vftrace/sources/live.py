@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vftrace import __version__, events, wire
-from vftrace.host import descriptors, devices, processes
+from vftrace.host import descriptors, devices, netlink, processes
 from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.probes.loader import Probes
 from vftrace.sources.recording import HostInfo
@@ -21,6 +21,8 @@ from vftrace.sources.recording import HostInfo
 TICK_NS = 100_000_000
 CLOCK_SAMPLE_NS = 1_000_000_000
 POLL_MS = 20
+MAX_NET_A_SECOND = 200
+"""So many events of interfaces and bridges are recorded in a second; the others are counted."""
 
 _VM_CREATED, _CHANNEL, _EXIT = 1, 12, 14
 _MAILBOX, _VF_RESET = 40, 41
@@ -90,6 +92,10 @@ class LiveSource:
         self._clock_offset: int | None = None
         self._next_tick_ns = 0
         self._next_clock_ns = 0
+        self._net = netlink.Listener()
+        self._links: dict[int, netlink.LinkState] = {}
+        self._net_left = MAX_NET_A_SECOND
+        self._net_missed = self._net_said = 0
         self.probes = Probes(self._on_kernel_record, way, tables)
         self.host = host_info(self.probes)
         # Probes first, then the VMs that run already: none can slip between.
@@ -109,6 +115,7 @@ class LiveSource:
     def read(self) -> list[bytes]:
         """Wait a moment, then return what came, in order of arrival."""
         self.probes.poll(POLL_MS)
+        self._read_net()
         self._keep_time()
         records, self._records = self._records, []
         return records
@@ -116,6 +123,8 @@ class LiveSource:
     def close(self) -> list[bytes]:
         """Detach; returns the last records, the End record among them."""
         self.probes.poll(0)
+        self._read_net()
+        self._net.close()
         self._report_lost()
         self._report_floods()
         self._add(events.End(*self._head(), streams=self.probes.streams()))
@@ -211,8 +220,10 @@ class LiveSource:
         if now >= self._next_clock_ns:
             self._sample_clock()
             self._next_clock_ns = now + CLOCK_SAMPLE_NS
+            self._net_left = MAX_NET_A_SECOND
         if now >= self._next_tick_ns:
             self._report_lost()
+            self._report_missed()
             self._report_gone()
             self.probes.follow()
             self.host = replace(self.host, probes=_ways(self.probes))
@@ -229,6 +240,60 @@ class LiveSource:
         if lost != self._lost:
             self._lost = lost
             self._add(events.Lost(*self._head(), count=lost))
+
+    def _read_net(self) -> None:
+        for found in self._net.read():
+            if isinstance(found, netlink.LinkState) and not self._is_news(found):
+                continue
+            if self._net_left == 0:
+                self._net_missed += 1
+                continue
+            self._net_left -= 1
+            if isinstance(found, netlink.LinkState):
+                self._tell_link(found)
+            else:
+                self._tell_address(found)
+
+    def _is_news(self, link: netlink.LinkState) -> bool:
+        """Whether anything that is recorded is another: the kernel tells of much else."""
+        if self._links.get(link.index) == link:
+            return False
+        self._links[link.index] = link
+        if link.gone:
+            del self._links[link.index]
+        return True
+
+    def _tell_link(self, link: netlink.LinkState) -> None:
+        self._add(
+            events.NetLink(
+                *self._head(),
+                interface=link.name,
+                mac=link.mac,
+                master=netlink.name_of(link.master) if link.master else None,
+                up=link.up,
+                carrier=link.carrier,
+                gone=link.gone,
+            )
+        )
+
+    def _tell_address(self, learned: netlink.Learned) -> None:
+        port = netlink.name_of(learned.port)
+        self._add(
+            events.NetAddress(
+                *self._head(),
+                mac=learned.mac,
+                port=port,
+                bridge=netlink.name_of(learned.bridge),
+                gone=learned.gone,
+                pid=netlink.tap_owner(port, tuple(self._start_times)),
+            )
+        )
+
+    def _report_missed(self) -> None:
+        missed = self._net_missed + self._net.lost
+        if missed != self._net_said:
+            self._net_said = missed
+            self._add(events.NetMissed(*self._head(), count=missed))
 
     def _report_floods(self) -> None:
         for unsent in self.probes.mailbox.unsent():
