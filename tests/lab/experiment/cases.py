@@ -58,9 +58,9 @@ def _virtio(place: Place, mac: str = VIRTIO_MAC, more: str = "") -> tuple[str, .
 
 
 def _failover(place: Place) -> tuple[str, ...]:
-    vf = f"vfio-pci,host={place.vf},id={DEVICE},bus=slot,failover_pair_id=net0"
+    vf = f"vfio-pci,host={place.vf},id={DEVICE},bus=hot,failover_pair_id=net0"
     return (
-        *("-device", "pcie-root-port,id=slot,slot=1,chassis=1"),
+        *("-device", "pcie-root-port,id=hot,slot=1,chassis=1"),
         *_virtio(place, VF_MAC, ",failover=on"),
         *("-device", vf),
     )

@@ -35,7 +35,7 @@ CLOCK_ERROR = "1us"
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run's recordings are, and how the report is made of them."""
+    """Where a run's recordings are, and how the report is made of them. Odd ones go from a to b, even ones back."""
 
     case: Case
     number: int
@@ -46,69 +46,113 @@ class Run:
         return f"{self.case.name}-{self.number}"
 
     @property
-    def uuid(self) -> str:
-        return (
-            f"6c616200-0000-4000-8000-{list(CASES).index(self.case.name) + 1:04x}{self.number:08x}"
-        )
+    def recordings(self) -> tuple[Path, Path, Path]:
+        """Of both hosts, which hold all runs of the boot, and of the pinger."""
+        return self.results / "a/host.vft", self.results / "b/host.vft", self.ping
 
     @property
     def ping(self) -> Path:
         return self.results / f"{self.name}.vft"
 
-    @property
-    def recordings(self) -> tuple[Path, Path, Path]:
-        return self.results / "a/host.vft", self.results / "b/host.vft", self.ping
+
+def uuid_of(case: Case, guest: int) -> str:
+    """The UUID of the case's guest of that number."""
+    return f"6c616200-0000-4000-8000-{list(CASES).index(case.name) + 1:04x}{guest:08x}"
 
 
 def conduct(
     cases: Sequence[Case], runs: int, results: Path, built: Built, progress: Progress
 ) -> list[Run]:
-    """Boot, and move the guest `runs` times in each way. What is known without vftrace is in truth.json.
+    """Boot, and move a guest `runs` times in each way, there and back. Returns the runs that were completed.
 
-    `results` is emptied first; recordings are there (see Run). Raises LabError if a host fails.
+    `results` is emptied first; recordings are there (see Run), and truth.json, which says what is known without
+    vftrace. Raises LabError if the hosts fail; a failed run is told and another guest takes over.
     """
     shutil.rmtree(results, ignore_errors=True)
     done: list[Run] = []
-    truths = []
     with two_hosts(built, results, SCRIPT) as pair:
         hosts = [pair.a, pair.b]
         facts = dict(zip("ab", both(lambda host: host.call("prepare"), hosts), strict=True))
         progress.say("both hosts are up")
         took = both(lambda host: host.call("record"), hosts)
         progress.say(f"vftrace is ready on both, after {max(took):.0f} s")
+        whole: dict[str, Any] = {"schema": 1, "interval_ms": INTERVAL_MS, "hosts": facts}
+        whole["runs"] = truths = []
         for case in cases:
+            traveller = Traveller(case, pair, built, progress)
             for number in range(1, runs + 1):
                 run = Run(case, number, results)
-                truth = _run(run, pair, built, progress)
-                truths.append({"run": run.name, "case": case.name, "uuid": run.uuid, **truth})
-                done.append(run)
+                truth: dict[str, Any] = {"run": run.name, "case": case.name}
+                try:
+                    truth |= one_run(traveller, run)
+                    done.append(run)
+                except LabError as failure:
+                    progress.say(f"{run.name} FAILED: {failure}")
+                    truth["failed"] = str(failure)
+                    traveller.leave()
+                truths.append(truth)
+                (results / "truth.json").write_text(json.dumps(whole, indent=1) + "\n")
+            traveller.leave()
         both(lambda host: host.call("stop_recording"), hosts)
-    whole = {"schema": 1, "interval_ms": INTERVAL_MS, "hosts": facts, "runs": truths}
-    (results / "truth.json").write_text(json.dumps(whole, indent=1) + "\n")
     return done
 
 
-def _run(run: Run, pair: Pair, built: Built, progress: Progress) -> dict[str, Any]:
-    source, destination = pair.a, pair.b
-    start: dict[str, Any] = {"case": run.case.name, "run": run.name, "uuid": run.uuid}
-    source.call("start", incoming=False, **start)
-    source.call("booted", lines=2 if "bond" in run.case.options else 1)
-    destination.call("start", incoming=True, **start)
-    try:
-        with pinger(pair, run.ping):
-            _until_it_answers(pair, built)
-            time.sleep(BEFORE_S)
-            said = _move(run.case, source, destination)
-            # Only then is the gap over, however long.
-            _until_it_answers(pair, built)
-            time.sleep(AFTER_S)
-    finally:
-        ends = both(lambda host: host.call("end"), [source, destination])
+class Traveller:
+    """A guest that goes to and fro. `at`: the host it is on, None while there is none."""
+
+    def __init__(self, case: Case, pair: Pair, built: Built, progress: Progress) -> None:
+        self.case = case
+        self.pair = pair
+        self.built = built
+        self.progress = progress
+        self.at: Host | None = None
+        self.guests = 0
+
+    @property
+    def uuid(self) -> str:
+        return uuid_of(self.case, self.guests)
+
+    def arrive(self, run: Run) -> tuple[Host, Host]:
+        """Have the guest run on one host and the other one wait for it: the source and the destination."""
+        if self.at is None:
+            self.at = self.pair.a
+            self.guests += 1
+            self._start(self.at, run, incoming=False)
+            self.at.call("booted", lines=2 if "bond" in self.case.options else 1)
+        to = self.pair.b if self.at is self.pair.a else self.pair.a
+        self._start(to, run, incoming=True)
+        return self.at, to
+
+    def _start(self, host: Host, run: Run, *, incoming: bool) -> None:
+        host.call("start", case=self.case.name, run=run.name, uuid=self.uuid, incoming=incoming)
+
+    def leave(self) -> None:
+        """End the guest wherever it is."""
+        both(lambda host: host.call("end"), [self.pair.a, self.pair.b])
+        self.at = None
+
+
+def one_run(traveller: Traveller, run: Run) -> dict[str, Any]:
+    """Move the guest once, pinged; what QEMU said."""
+    pair, built = traveller.pair, traveller.built
+    source, destination = traveller.arrive(run)
+    with pinger(pair, run.ping):
+        _until_it_answers(pair, built)
+        time.sleep(BEFORE_S)
+        said = _move(run.case, source, destination)
+        # Only then is the gap over, however long.
+        _until_it_answers(pair, built)
+        time.sleep(AFTER_S)
+    told = {"source": source.call("end"), "destination": destination.call("told")}
+    traveller.at = destination
     figures = said["migration"]["query_migrate"]
-    progress.say(
+    traveller.progress.say(
         f"{run.name}: {figures['status']}, QEMU's downtime {figures.get('downtime', '-')} ms"
     )
-    return {**said, "source": ends[0], "destination": ends[1]}
+    if figures["status"] != "completed":
+        raise LabError(f"the migration {figures['status']}: {figures.get('error-desc', '')}")
+    where = {"uuid": traveller.uuid, "from": source.name, "to": destination.name}
+    return {**where, **said, **told}
 
 
 def _move(case: Case, source: Host, destination: Host) -> dict[str, Any]:

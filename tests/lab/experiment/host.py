@@ -219,8 +219,8 @@ class Experimenter:
                 raise JobError(f"migration still {status} after {MIGRATION_S:.0f} s")
             time.sleep(0.1)
 
-    def end(self) -> dict[str, Any]:
-        """End the guest's QEMU; what it told while it ran."""
+    def told(self) -> dict[str, Any]:
+        """What the guest's QEMU and the guest have told so far."""
         events: list[dict[str, object]] = []
         if self.monitor is not None:
             events = [
@@ -228,7 +228,13 @@ class Experimenter:
                 for event in list(self.monitor.events)
             ]
         said = self.serial.read_text(errors="replace") if self.serial.is_file() else ""
+        lines = [line.strip() for line in said.splitlines() if line.startswith("guest: ")]
         pid = self.qemu.pid if self.qemu is not None else None
+        return {"pid": pid, "events": events, "guest": lines}
+
+    def end(self) -> dict[str, Any]:
+        """End the guest's QEMU, if there is one; what it told while it ran."""
+        told = self.told()
         if self.qemu is not None:
             self.qemu.terminate()
             try:
@@ -237,14 +243,13 @@ class Experimenter:
                 self.qemu.kill()
                 self.qemu.wait()
         self.qemu = self.monitor = None
-        lines = [line.strip() for line in said.splitlines() if line.startswith("guest: ")]
-        return {"pid": pid, "events": events, "guest": lines}
+        return told
 
 
 NUMBERS = {"a": 1, "b": 2}
 COMMANDS = (
     *("prepare", "record", "stop_recording"),
-    *("start", "booted", "unplug", "plug_when_running", "migrate", "end"),
+    *("start", "booted", "unplug", "plug_when_running", "migrate", "told", "end"),
 )
 
 
