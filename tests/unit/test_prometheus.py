@@ -30,6 +30,7 @@ from vftrace.outputs.accounting import MAX_ENDED_VMS, Probe, Reading, clean, out
 from vftrace.outputs.metrics_doc import metrics_page
 from vftrace.outputs.prometheus import METRICS, PREFIX, Exporter, probe_of
 from vftrace.sources.recording import HostInfo, Recording
+from vftrace.sources.replay import events_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"
@@ -297,6 +298,21 @@ SILENT = VfLife(
 )
 
 
+def test_a_vf_whose_driver_never_starts_is_missed() -> None:
+    """The lab's guest has no driver for it: from its arrival to its end it has no VF."""
+    job = json.loads((GOLDEN / "lab/7.x.truth.json").read_text())["unplug"]
+    recording = Recording(GOLDEN / "lab/7.x.vft.gz")
+    tracker, bench, seen = Tracker(), Bench(), list[float]()
+    for event in events_of(recording):
+        tracker.feed(event)
+        if isinstance(event, events.Tick) and event.at_ns > job["started_at_ns"]:
+            scraped = bench.scrape(tracker.snapshot(), event.at_ns)
+            assert 1 not in scraped.all("vf_up").values()
+            seen += scraped.all("vf_downtime_seconds").values()
+    assert seen == sorted(seen)
+    assert 0 < seen[-1] < (job["ended_at_ns"] - job["migration"]["asked_at_ns"]) / 1e9
+
+
 def a_life(*states: tuple[State, int]) -> VfLife:
     """What a VF was, each state from its second on."""
     ends = [begin for _, begin in states[1:]] + [None]
@@ -326,6 +342,8 @@ def a_life(*states: tuple[State, int]) -> VfLife:
         ([("reset", 41)], 40, 42, True, (42, None)),
         ([("reset", 41), ("up", 45)], 40, 42, True, (42, 45)),
         ([("up", 1), ("reset", 5), ("up", 45)], 40, 42, True, (42, 45)),
+        # Plugged into a VM that came without it.
+        ([("reset", 50)], 50, 42, True, (42, None)),
         # It was up before the VM came to run: nothing was lost.
         ([("reset", 40), ("up", 41)], 39, 42, True, None),
     ],

@@ -141,9 +141,9 @@ class _Kept:
 
 @dataclass
 class _Held:
-    """Which `vm` has a VF open (None: nobody), and since when as far as this was looked at."""
+    """Which process has a VF open (None: none), and since when as far as this was looked at."""
 
-    by: str | None
+    by: int | None
     since_ns: int
 
 
@@ -329,18 +329,18 @@ class Accounts:
 
     def _vfs(self, reading: Reading, vms: tuple[VmView, ...]) -> Iterator[VfView]:
         """Which of them work, and how long those that do not have been away."""
-        holders = {device.address: vm for vm in vms for device in vm.devices}
+        holders = {d.address: vm for vm in reading.snapshot.vms for d in vm.devices}
+        arrivals = dict(filter(None, map(_arrival, vms)))
         held: dict[tuple[str, int], _Held] = {}
         for life in reading.snapshot.vfs:
             holder = holders.get(life.address) if life.address is not None else None
-            by = holder.label if holder is not None else None
+            by = holder.pid if holder is not None else None
             before = self._held.get((life.pf, life.vf))
             if before is None or before.by != by:
                 before = _Held(by, reading.now_ns if before is not None else 0)
             held[life.pf, life.vf] = before
-            away = outage(
-                life, before.since_ns - UPDATE_NS, _arrived_ns(holder), held=by is not None
-            )
+            arrived_ns = arrivals.get(by) if by is not None else None
+            away = outage(life, before.since_ns - UPDATE_NS, arrived_ns, held=by is not None)
             ns = None if away is None else (away[1] or reading.now_ns) - away[0]
             up = True if life.state == "up" else False if by is not None else None
             yield VfView(life, up, ns)
@@ -411,9 +411,7 @@ def outage(
     """
     ups = [span for span in life.states if span.name == "up"]
     left = [span.end_at_ns for span in ups if (span.end_at_ns or 0) > since_ns]
-    if arrived_ns is not None and arrived_ns > since_ns:
-        left.insert(0, arrived_ns)
-    begins = [at for at in left if at is not None]
+    begins = [at for at in (arrived_ns, *left) if at is not None]
     if life.state == "up":
         back = ups[-1].start_at_ns
         return max(((at, back) for at in begins if at <= back), default=None)
@@ -467,10 +465,12 @@ def _devices(processes: list[Vm]) -> tuple[VmDevice, ...]:
     return tuple(found.values())
 
 
-def _arrived_ns(vm: VmView | None) -> int | None:
-    if vm is None or vm.destination is None:
-        return None
-    return vm.destination.downtime.checkpoints[-1].at_ns
+def _arrival(vm: VmView) -> tuple[int, int] | None:
+    """The process that came here by migration, and when its guest ran."""
+    m = vm.destination
+    pid = None if m is None else m.pid if m.role == "destination" else m.peer_pid
+    at_ns = None if m is None else m.downtime.checkpoints[-1].at_ns
+    return None if pid is None or at_ns is None else (pid, at_ns)
 
 
 def _dirty_pages(migration: Migration) -> dict[str, int]:
