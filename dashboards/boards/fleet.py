@@ -26,16 +26,18 @@ MIGRATION_LINK = (
 
 def board() -> models.Dashboard:
     """The board."""
+    under_way, quantiles = _under_way(), _quantiles()
     return style.board_of(
         UID,
         "vftrace / Fleet",
         "Migrations of all hosts: how many, how they ended, how long guests stood still, and whose were worst.",
         [
             Row(None, _figures()),
-            Row("Migrations", [_outcomes(), _strategies(), _phases(), _under_way()]),
-            Row("Downtime", [_quantiles(), _distribution(), _checkpoints(), _worst()]),
+            Row("Migrations", [_outcomes(), _strategies(), _phases(), under_way]),
+            Row("Downtime", [quantiles, _distribution(), _checkpoints(), _worst()]),
         ],
         annotations=style.blackout_annotations(),
+        marked=[under_way, quantiles],
     )
 
 
@@ -105,7 +107,7 @@ def _outcomes() -> style.PanelBuilder:
         style.lines(
             "Ended, by outcome",
             "Migrations that end in a minute. A migration between two hosts is counted where it began.",
-            "cpm",
+            "suffix:/min",
             query(f"60 * sum by (outcome) ({rate('migrations_total', ONCE)})", "{{outcome}}"),
             calcs=["max"],
         )
@@ -134,7 +136,7 @@ def _phases() -> style.PanelBuilder:
         "90 % of the source's phases that ended in the time shown took less.",
         "s",
         instant(
-            f"histogram_quantile(0.9, sum by (phase, le) ({buckets})) >= 0",
+            f"sort_desc(histogram_quantile(0.9, sum by (phase, le) ({buckets})) >= 0)",
             "{{phase}}",
         ),
     )
@@ -196,7 +198,8 @@ def _checkpoints() -> style.PanelBuilder:
         " this one. `held` is waiting for somebody to say cont.",
         "s",
         instant(
-            f"avg by (checkpoint) (last_over_time({of('migration_last_checkpoint_seconds')}[$__range]))",
+            "sort_desc(avg by (checkpoint) ("
+            f"last_over_time({of('migration_last_checkpoint_seconds')}[$__range])))",
             "{{checkpoint}}",
         ),
     ).height(10)
@@ -234,7 +237,7 @@ def _worst() -> style.PanelBuilder:
         Column(
             "A",
             "Longest downtime",
-            seconds | {"custom.cellOptions": {"type": "gauge", "mode": "basic"}, "min": 0},
+            seconds | {"custom.cellOptions": {"type": "gauge", "mode": "basic"}},
         ),
         Column("checkpoint", "Set by", {"custom.width": 150}),
         Column("C", "which took", {"unit": "s", "custom.width": 110}),
@@ -253,7 +256,6 @@ def _worst() -> style.PanelBuilder:
             sort="Longest downtime",
         )
         .height(10)
-        .span(18)
         .no_value("–")
     )
 

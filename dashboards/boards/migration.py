@@ -69,7 +69,7 @@ def _figures() -> list[style.PanelBuilder]:
             "s",
             query(f"max({downtime}) or max({JOINED})"),
             style.DOWNTIME_STEPS,
-        ).graph_mode(common_models.BigValueGraphMode.NONE),
+        ),
         style.figure(
             "Set by",
             "The checkpoint that took most of the latest blackout.",
@@ -85,7 +85,7 @@ def _figures() -> list[style.PanelBuilder]:
             "s",
             query(f"max({of('migration_last_downtime_seconds', VM, DEVICE)})"),
             style.DOWNTIME_STEPS,
-        ).graph_mode(common_models.BigValueGraphMode.NONE),
+        ),
         style.figure(
             "Rounds",
             "Sweeps over all logged memory in the time shown, of all its migrations.",
@@ -103,9 +103,7 @@ def _figures() -> list[style.PanelBuilder]:
             "Whether it comes to an end at the rates seen; as foretold last.",
             "none",
             query(f"min({of('forecast_converges', VM)})"),
-        )
-        .mappings([converges])
-        .graph_mode(common_models.BigValueGraphMode.NONE),
+        ).mappings([converges]),
     ]
 
 
@@ -138,7 +136,7 @@ def _checkpoints() -> style.PanelBuilder:
             " somebody to say cont.",
             "s",
             instant(
-                f"max by (checkpoint) ({of('migration_last_checkpoint_seconds', VM)})",
+                f"sort_desc(max by (checkpoint) ({of('migration_last_checkpoint_seconds', VM)}))",
                 "{{checkpoint}}",
             ),
         )
@@ -183,7 +181,7 @@ def _rates() -> style.PanelBuilder:
 def _rounds() -> style.PanelBuilder:
     panel = style.steps_of(
         style.lines(
-            "Rounds",
+            "Rounds over time",
             "Sweeps over all logged memory since this VM was first seen to migrate here (QEMU calls them"
             " dirty-sync-count). A flat line is a long round; steps close together are the end.",
             "none",
@@ -204,7 +202,7 @@ def _pages() -> style.PanelBuilder:
             calcs=["mean", "max"],
         )
     )
-    panel.unit("suffix: pages/s")
+    panel.unit("suffix:pages/s")
     return style.colours_by_name(panel, {"kvm": "orange", "vfio": "purple", "iommu": "light-blue"})
 
 

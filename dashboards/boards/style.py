@@ -213,9 +213,7 @@ def colours_by_name(panel: SomePanel, colours: Mapping[str, str]) -> SomePanel:
 def figure(
     title: str, description: str, unit: str, target: prometheus.Dataquery, steps: Steps = PLAIN
 ) -> stat.Panel:
-    """One big number, with a spark line where the query is over the range."""
-    is_range = bool(target.build().to_json().get("range"))
-    graph = common_models.BigValueGraphMode
+    """One big number: the latest one where the query is over the range."""
     return (
         stat.Panel()
         .title(title)
@@ -227,7 +225,7 @@ def figure(
         .thresholds(thresholds(steps))
         .color_scheme(coloured(models.FieldColorModeId.THRESHOLDS))
         .color_mode(common_models.BigValueColorMode.VALUE)
-        .graph_mode(graph.AREA if is_range else graph.NONE)
+        .graph_mode(common_models.BigValueGraphMode.NONE)
         .justify_mode(common_models.BigValueJustifyMode.CENTER)
         .text_mode(common_models.BigValueTextMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
@@ -458,10 +456,15 @@ class Stamps(Builder[models.AnnotationQuery]):
     """
 
     def __init__(self, name: str, colour: str, expr: str, text: str) -> None:
+        """Drawn on all panels, if `only` does not say which."""
         self._internal = _StampsQuery(
             name=name, datasource=DATASOURCE, icon_color=colour, expr=expr
         )
         self._internal.text = text
+
+    def only(self, panels: Sequence[int]) -> None:
+        """Draw it on the panels of these numbers only."""
+        self._internal.filter_val = models.AnnotationPanelFilter(exclude=False, ids=list(panels))
 
     def build(self) -> models.AnnotationQuery:
         """The query."""
@@ -521,9 +524,13 @@ def board_of(
     rows: Sequence[Row],
     variables: Sequence[Any] = (),
     annotations: Sequence[Stamps] = (),
+    marked: Sequence[PanelBuilder] = (),
     span: str = "now-6h",
 ) -> models.Dashboard:
-    """A board; panels flow from left to right in lines of 24 columns, and are numbered as they come."""
+    """A board; panels flow from left to right in lines of 24 columns, and are numbered as they come.
+
+    Annotations are drawn on the `marked` panels, on all if there are none.
+    """
     found = (
         dashboard.Dashboard(title)
         .uid(uid)
@@ -545,9 +552,8 @@ def board_of(
     )
     for variable in (*common_variables(), *variables):
         found.with_variable(variable)
-    for annotation in annotations:
-        found.annotation(annotation)
     number = 1
+    numbers = []
     for row in rows:
         if row.title is not None:
             found.with_row(dashboard.Row(row.title).id(number))
@@ -555,7 +561,13 @@ def board_of(
         for panel in row.panels:
             panel.id(number).datasource(DATASOURCE)
             found.with_panel(panel)
+            if any(panel is one for one in marked):
+                numbers.append(number)
             number += 1
+    for annotation in annotations:
+        if numbers:
+            annotation.only(numbers)
+        found.annotation(annotation)
     return found.build()
 
 

@@ -7,6 +7,7 @@ from dashboards.boards.style import Column, Row, in_range, instant, of, query, r
 
 UID = "vftrace-self"
 
+REFUSED = 'method="none"'
 SCRAPED = '{job=~"$job", instance=~"$instance"}'
 PROBE_COLOURS = {
     "ioctl": "blue",
@@ -28,11 +29,10 @@ def board() -> models.Dashboard:
         "Whether vftrace sees everything on every host, what it lost, and what it costs.",
         [
             Row(None, _figures()),
-            Row("What it sees", [_probes(), _missing(), _events(), _lost()]),
+            Row("What it sees", [_probes(), _events(), _missing(), _lost()]),
             Row("What it costs", [_cpu(), _memory(), _scrape()]),
             Row("Hosts", [_up(), _versions(), _clock()]),
         ],
-        annotations=style.blackout_annotations(),
     )
 
 
@@ -52,14 +52,14 @@ def _figures() -> list[style.PanelBuilder]:
             style.GREEN_RED,
         ),
         style.figure(
-            "Probes missing",
-            "Probes that are not attached, on all hosts together. `vftrace doctor` on the host says why.",
+            "Probes refused",
+            "Probes that the kernel refused, on all hosts together. `vftrace doctor` on the host says why.",
             "none",
-            query(f"count({of('probe_attached')} == 0) or vector(0)"),
+            query(f"count({of('probe_attached', REFUSED)} == 0) or vector(0)"),
             ((None, "green"), (1, "yellow")),
         ),
         style.figure(
-            "Events lost",
+            "Lost",
             "Records that did not fit into the ring buffer, in the time shown.",
             "short",
             instant(f"sum({in_range('events_lost_total')})"),
@@ -75,7 +75,7 @@ def _figures() -> list[style.PanelBuilder]:
         style.figure(
             "Events",
             "Records read per second, of all hosts.",
-            "suffix: /s",
+            "suffix:/s",
             query(f"sum({rate('events_total')})"),
         ).decimals(0),
     ]
@@ -86,7 +86,7 @@ def _probes() -> style.PanelBuilder:
         style.listing(
             "Probes",
             "On how many hosts each probe is attached, and how: fentry is cheapest, then kprobe, then tracepoint;"
-            " none: not attached.",
+            " waiting: for what it watches, such as the vfio module; none: refused.",
             [style.rows_of(f"count by (probe, method) ({of('probe_attached')})", "A")],
             None,
             [
@@ -103,7 +103,8 @@ def _probes() -> style.PanelBuilder:
                                     "fentry": {"color": "green", "index": 0},
                                     "kprobe": {"color": "blue", "index": 1},
                                     "tracepoint": {"color": "light-blue", "index": 2},
-                                    "none": {"color": "orange", "index": 3, "text": "none"},
+                                    "waiting": {"color": style.GREY, "index": 3},
+                                    "none": {"color": "red", "index": 4},
                                 },
                             }
                         ],
@@ -119,19 +120,20 @@ def _probes() -> style.PanelBuilder:
 
 
 def _missing() -> style.PanelBuilder:
+    attached = of("probe_attached")
+    words = {"0": ("all attached", "green")}
+    words |= {str(n): (f"{n} not attached", "yellow" if n < 4 else "orange") for n in range(1, 10)}
     return (
         style.states(
-            "Hosts where something is missing",
-            "How many probes are missing on a host; nothing here where all are attached everywhere.",
+            "Probes not attached",
+            "How many probes of a host wait or were refused. On a host without VFIO devices some always wait.",
             query(
-                f"count by (instance) ({of('probe_attached')} == 0) > 0",
+                f"count by (instance) ({attached} == 0) or 0 * count by (instance) ({attached})",
                 "{{instance}}",
             ),
-            style.mapping(
-                {str(n): (f"{n} missing", "orange" if n < 3 else "red") for n in range(1, 10)}
-            ),
+            style.mapping(words),
         )
-        .span(7)
+        .span(8)
         .height(9)
     )
 
@@ -142,7 +144,7 @@ def _events() -> style.PanelBuilder:
             style.lines(
                 "Events by probe",
                 "Records read per second. `collector` is the reader's own: at 0 it hangs.",
-                "suffix: /s",
+                "suffix:/s",
                 query(f"sum by (probe) ({rate('events_total')})", "{{probe}}"),
                 calcs=["mean", "max"],
             )
@@ -159,7 +161,7 @@ def _lost() -> style.PanelBuilder:
             style.lines(
                 "Events lost",
                 "Records per second that did not fit into the ring buffer. What they touch is marked incomplete.",
-                "suffix: /s",
+                "suffix:/s",
                 query(f"sum by (instance) ({rate('events_lost_total')})", "{{instance}}"),
                 calcs=["max"],
             )
@@ -170,30 +172,42 @@ def _lost() -> style.PanelBuilder:
 
 
 def _cpu() -> style.PanelBuilder:
-    return style.lines(
-        "CPU",
-        "Of one CPU, for the collector; what probes cost the guests and QEMU is not in it (docs/overhead.md).",
-        "percentunit",
-        query(f"rate(process_cpu_seconds_total{SCRAPED}[$__rate_interval])", "{{instance}}"),
-    ).span(8)
+    return (
+        style.lines(
+            "CPU",
+            "Of one CPU, for the collector; what probes cost the guests and QEMU is not in it (docs/overhead.md).",
+            "percentunit",
+            query(f"rate(process_cpu_seconds_total{SCRAPED}[$__rate_interval])", "{{instance}}"),
+        )
+        .span(8)
+        .fill_opacity(0)
+    )
 
 
 def _memory() -> style.PanelBuilder:
-    return style.lines(
-        "Memory",
-        "Resident memory of the collector.",
-        "bytes",
-        query(f"process_resident_memory_bytes{SCRAPED}", "{{instance}}"),
-    ).span(8)
+    return (
+        style.lines(
+            "Memory",
+            "Resident memory of the collector.",
+            "bytes",
+            query(f"process_resident_memory_bytes{SCRAPED}", "{{instance}}"),
+        )
+        .span(8)
+        .fill_opacity(0)
+    )
 
 
 def _scrape() -> style.PanelBuilder:
-    return style.lines(
-        "Scrape",
-        "How long Prometheus waits for the metrics of a host.",
-        "s",
-        query(f"scrape_duration_seconds{SCRAPED}", "{{instance}}"),
-    ).span(8)
+    return (
+        style.lines(
+            "Scrape",
+            "How long Prometheus waits for the metrics of a host.",
+            "s",
+            query(f"scrape_duration_seconds{SCRAPED}", "{{instance}}"),
+        )
+        .span(8)
+        .fill_opacity(0)
+    )
 
 
 def _up() -> style.PanelBuilder:

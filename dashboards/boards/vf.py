@@ -17,6 +17,7 @@ FLOOD = 'message="not-recorded"'
 
 def board() -> models.Dashboard:
     """The board."""
+    states = _states()
     return style.board_of(
         UID,
         "vftrace / VFs and mailbox",
@@ -25,13 +26,14 @@ def board() -> models.Dashboard:
             Row(None, _figures()),
             Row("Mailbox", [_messages(), _answers(), _kinds(), _nacks(), _resets()]),
             Row("Virtual functions", [_listing(), _downtime()]),
-            Row("VFIO devices", [_states(), _transitions(), _ways()]),
+            Row("VFIO devices", [states, _entered(), _ways()]),
         ],
         variables=[
             style.chosen("pf", "PF", f"label_values({of('vf_resets_total')}, pf)"),
             style.chosen("vf", "VF", f"label_values({of('vf_resets_total', VF[0])}, vf)"),
         ],
         annotations=style.blackout_annotations(),
+        marked=[states],
         span="now-1h",
     )
 
@@ -85,41 +87,33 @@ def _figures() -> list[style.PanelBuilder]:
 
 
 def _messages() -> style.PanelBuilder:
-    return (
-        style.stacked(
-            style.lines(
-                "Messages of VFs, by kind",
-                "Requests per second, by the name in the driver's table; unknown: in no table.",
-                "mps",
-                query(
-                    f"sum by (message) ({rate('vf_mailbox_messages_total', *VF, ASKED)}) > 0",
-                    "{{message}}",
-                ),
-                calcs=["max"],
-            )
+    return style.stacked(
+        style.lines(
+            "Messages of VFs, by kind",
+            "Requests per second, by the name in the driver's table; unknown: in no table.",
+            "suffix:msg/s",
+            query(
+                f"sum by (message) ({rate('vf_mailbox_messages_total', *VF, ASKED)}) > 0",
+                "{{message}}",
+            ),
+            calcs=["max"],
         )
-        .unit("suffix: msg/s")
-        .height(9)
-    )
+    ).height(9)
 
 
 def _answers() -> style.PanelBuilder:
-    panel = (
-        style.stacked(
-            style.lines(
-                "Answers of PFs, by result",
-                "ACK: done. NACK: refused. CTS: clear to send. none: neither, such as PF_CONTROL.",
-                "mps",
-                query(
-                    f"sum by (result) ({rate('vf_mailbox_messages_total', *VF, ANSWERED)})",
-                    "{{result}}",
-                ),
-                calcs=["max"],
-            )
+    panel = style.stacked(
+        style.lines(
+            "Answers of PFs, by result",
+            "ACK: done. NACK: refused. CTS: clear to send. none: neither, such as PF_CONTROL.",
+            "suffix:msg/s",
+            query(
+                f"sum by (result) ({rate('vf_mailbox_messages_total', *VF, ANSWERED)})",
+                "{{result}}",
+            ),
+            calcs=["max"],
         )
-        .unit("suffix: msg/s")
-        .height(9)
-    )
+    ).height(9)
     return style.colours_by_name(panel, style.RESULT_COLOURS)
 
 
@@ -127,10 +121,10 @@ def _kinds() -> style.PanelBuilder:
     return (
         style.gauges(
             "What was asked",
-            "Requests in the time shown, the twelve most frequent kinds.",
+            "Requests in the time shown, the ten most frequent kinds.",
             "none",
             instant(
-                "topk(12, round(sum by (message) ("
+                "sort_desc(topk(10, round(sum by (message) ("
                 + in_range("vf_mailbox_messages_total", *VF, ASKED)
                 + ")) > 0)",
                 "{{message}}",
@@ -147,13 +141,12 @@ def _nacks() -> style.PanelBuilder:
         style.lines(
             "NACKs per VF",
             "Refusals per second. A storm is a guest that asks again and again for what it may not have.",
-            "mps",
+            "suffix:msg/s",
             query(
                 f"sum by (pf, vf) ({rate('vf_mailbox_messages_total', *VF, NACK)}) > 0",
                 "{{pf}} VF {{vf}}",
             ),
         )
-        .unit("suffix: NACK/s")
         .span(8)
         .height(9)
     )
@@ -181,11 +174,11 @@ def _listing() -> style.PanelBuilder:
         # Tables are joined by one label: the three that name a VF as one.
         return f'label_join({expression}, "which", " ", "instance", "pf", "vf")'
 
-    def latest(metric: str) -> str:
-        return f"max {by} (last_over_time({of(metric, *VF)}[$__range]))"
+    def latest(metric: str, *matchers: str) -> str:
+        return f"sum {by} (last_over_time({of(metric, *VF, *matchers)}[$__range]))"
 
-    messages = f"sum {by} ({in_range('vf_mailbox_messages_total', *VF)})"
-    nacks = f"sum {by} ({in_range('vf_mailbox_messages_total', *VF, NACK)})"
+    messages = latest("vf_mailbox_messages_total")
+    nacks = latest("vf_mailbox_messages_total", NACK)
     targets = [
         style.rows_of(keyed(latest("vf_resets_total")), "A"),
         *(
@@ -215,20 +208,21 @@ def _listing() -> style.PanelBuilder:
     return (
         style.listing(
             "Each VF",
-            "Messages and NACKs of the time shown, resets since vftrace runs there, and the latest downtime.",
+            "Messages, NACKs and resets since vftrace runs there, and the latest downtime.",
             targets,
             "which",
             [
                 Column("instance", "Host", {"custom.width": 120}),
-                Column("pf", "PF", {"custom.width": 140}),
+                Column("pf", "PF"),
                 Column("vf", "VF", {"custom.width": 60}),
                 Column("E", "State", up),
-                Column("B", "Messages", {"decimals": 0}),
+                Column("B", "Messages", {"decimals": 0, "custom.width": 110}),
                 Column(
                     "C",
                     "NACKs",
                     {
                         "decimals": 0,
+                        "custom.width": 90,
                         "custom.cellOptions": colour,
                         "thresholds": {
                             "mode": "absolute",
@@ -239,8 +233,8 @@ def _listing() -> style.PanelBuilder:
                         },
                     },
                 ),
-                Column("A", "Resets", {"decimals": 0}),
-                Column("D", "Downtime", {"unit": "s"}),
+                Column("A", "Resets", {"decimals": 0, "custom.width": 90}),
+                Column("D", "Downtime", {"unit": "s", "custom.width": 110}),
             ],
             sort="Messages",
         )
@@ -257,7 +251,7 @@ def _downtime() -> style.PanelBuilder:
             "The latest of each VF: from being unplugged or reset until it is ready again.",
             "s",
             instant(
-                f"topk(10, last_over_time({of('vf_downtime_seconds', *VF)}[$__range]))",
+                f"sort_desc(topk(8, last_over_time({of('vf_downtime_seconds', *VF)}[$__range])))",
                 "{{instance}} {{pf}} VF {{vf}}",
             ),
             "orange",
@@ -278,31 +272,26 @@ def _states() -> style.PanelBuilder:
     ).height(7)
 
 
-def _transitions() -> style.PanelBuilder:
-    panel = (
-        style.bars(
-            style.lines(
-                "States entered",
-                "Changes of state per second, by the state that was reached.",
-                "ops",
-                query(f"sum by (to) ({rate('vfio_transitions_total')})", "{{to}}"),
-                calcs=["max"],
-            )
+def _entered() -> style.PanelBuilder:
+    panel = style.steps_of(
+        style.lines(
+            "States entered",
+            "How often each state was reached since vftrace runs there. RUNNING is the end of a move or of a"
+            " failed one; ERROR needs a reset.",
+            "none",
+            query(f"sum by (to) ({of('vfio_transitions_total')})", "{{to}}"),
+            calcs=["lastNotNull"],
         )
-        .unit("suffix: /s")
-        .span(14)
-    )
+    ).span(14)
     return style.colours_by_name(panel, style.DEVICE_COLOURS)
 
 
 def _ways() -> style.PanelBuilder:
+    latest = f"last_over_time({of('vfio_transitions_total')}[$__range])"
     return style.gauges(
         "Ways taken",
-        "Changes of state in the time shown, from one to another; the ten most frequent.",
+        "Changes of state since vftrace runs there, from one to another; the eight most frequent.",
         "none",
-        instant(
-            f"topk(10, round(sum by (from, to) ({in_range('vfio_transitions_total')})) > 0)",
-            "{{from}} → {{to}}",
-        ),
+        instant(f"sort_desc(topk(8, sum by (from, to) ({latest})))", "{{from}} → {{to}}"),
         "purple",
     ).span(10)

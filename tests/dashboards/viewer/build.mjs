@@ -35,6 +35,11 @@ await build({
 
 fs.copyFileSync('src/index.html', path.join(site, 'index.html'));
 fs.cpSync(path.join(packages, '@grafana/ui/dist/public'), path.join(site, 'public/build'), { recursive: true });
+// Grafana's time picker asks for an icon that the package does not have; any other way to write « does.
+fs.writeFileSync(
+  path.join(site, 'public/build/img/icons/unicons/angle-double-left.svg'),
+  '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path d="M11 7l-5 5 5 5M18 7l-5 5 5 5" fill="none" stroke="currentColor" stroke-width="2"/></svg>'
+);
 const fonts = path.join(site, 'public/fonts');
 for (const directory of ['inter', 'roboto']) fs.mkdirSync(path.join(fonts, directory), { recursive: true });
 for (const [weight, name] of [[400, 'Regular'], [500, 'Medium']])

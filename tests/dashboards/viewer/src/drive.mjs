@@ -4,6 +4,7 @@
 import fs from 'node:fs';
 import http from 'node:http';
 import path from 'node:path';
+import { text } from 'node:stream/consumers';
 import puppeteer from 'puppeteer-core';
 
 const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.svg': 'image/svg+xml', '.woff2': 'font/woff2' };
@@ -11,7 +12,7 @@ const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-ru
 const ROW_PIXELS = 38;
 const READY_MS = 60_000;
 
-const job = JSON.parse(fs.readFileSync(0, 'utf8'));
+const job = JSON.parse(await text(process.stdin));
 const site = path.join(path.dirname(process.argv[1]), 'site');
 const titles = job.boards.map(({ board }) => ({ uid: board.uid, title: board.title.replace(/^.*\/ /, '') }));
 
@@ -48,7 +49,7 @@ async function draw(browser, { board, variables = {}, png, width = 1600, height,
   } catch (error) {
     errors.push(`not ready: ${error.message}`);
   }
-  if (png) await page.screenshot({ path: png });
+  if (png) await page.screenshot({ path: png, fullPage: true });
   await page.close();
   return { ...report, script_errors: errors };
 }

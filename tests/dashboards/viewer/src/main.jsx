@@ -115,6 +115,8 @@ async function settled(scene) {
   await new Promise((done) => setTimeout(done, 800));
 }
 
+const annotationsOf = (board) => (board.annotations?.list ?? []).filter(({ builtIn, enable }) => !builtIn && enable);
+
 function Board({ scene, board, others, theme }) {
   return (
     <ThemeContext.Provider value={theme}>
@@ -123,6 +125,9 @@ function Board({ scene, board, others, theme }) {
         <div style={{ padding: 16, minHeight: '100vh', background: theme.colors.background.canvas, boxSizing: 'border-box', display: 'flex', flexDirection: 'column' }}>
           <div style={{ display: 'flex', alignItems: 'center', marginBottom: 8, gap: 8 }}>
             <h4 style={{ margin: 0, flexGrow: 1 }}>{board.title}</h4>
+            {annotationsOf(board).map(({ name, iconColor }) => (
+              <span key={name} style={{ fontSize: 12, marginRight: 8 }}><span style={{ color: theme.visualization.getColorByName(iconColor) }}>▲</span> {name}</span>
+            ))}
             {others.map(({ uid, title }) => <LinkButton key={uid} size="sm" variant="secondary" icon="apps" href={`/d/${uid}`}>{title}</LinkButton>)}
           </div>
           <scene.Component model={scene} />

@@ -1,6 +1,6 @@
 // A classic dashboard JSON as @grafana/scenes objects. Grafana's own converter is not on npm.
 import {
-  CustomVariable, DataSourceVariable, EmbeddedScene, QueryVariable, SceneControlsSpacer, SceneDataLayerControls,
+  CustomVariable, DataSourceVariable, EmbeddedScene, QueryVariable, SceneControlsSpacer,
   SceneDataLayerSet, SceneDataTransformer, SceneGridItem, SceneGridLayout, SceneGridRow, SceneQueryRunner, SceneRefreshPicker, SceneTimePicker, SceneTimeRange,
   SceneVariableSet, VariableValueSelectors, VizPanel, dataLayers,
 } from '@grafana/scenes';
@@ -61,7 +61,7 @@ export function sceneOf(board, { from, to, variables }) {
     $timeRange: new SceneTimeRange({ from, to, timeZone: 'utc' }),
     $variables: new SceneVariableSet({ variables: (board.templating?.list ?? []).map((model) => variableOf(model, variables)) }),
     $data: new SceneDataLayerSet({ layers: annotations.map((query) => new dataLayers.AnnotationsDataLayer({ name: query.name, isEnabled: query.enable, query: { ...query, datasource: SOURCE } })) }),
-    controls: [new VariableValueSelectors({}), new SceneDataLayerControls(), new SceneControlsSpacer(), new SceneTimePicker({}), new SceneRefreshPicker({ refresh: '', intervals: ['30s'] })],
+    controls: [new VariableValueSelectors({}), new SceneControlsSpacer(), new SceneTimePicker({}), new SceneRefreshPicker({ refresh: '', intervals: ['30s'] })],
     body: new SceneGridLayout({ isLazy: false, isDraggable: false, isResizable: false, children: gridOf(board.panels ?? []) }),
   });
 }

@@ -20,14 +20,19 @@ const column = (frame, name) => frame.fields.find((field) => field.name === name
 
 /** A dashed line with a foot for each annotation; put inside a GraphNG, which gives `config`. */
 export function Marks({ config, annotations, theme }) {
+  const latest = React.useRef(annotations);
+  const drawn = React.useRef(null);
+  latest.current = annotations;
+  React.useEffect(() => drawn.current?.redraw(false), [annotations]);
   React.useLayoutEffect(() => {
     config.addHook('draw', (plot) => {
+      drawn.current = plot;
       const { ctx, bbox } = plot;
       ctx.save();
       ctx.beginPath();
       ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height + 8 * devicePixelRatio);
       ctx.clip();
-      for (const frame of annotations ?? []) {
+      for (const frame of latest.current ?? []) {
         const colours = column(frame, 'color');
         column(frame, 'time').forEach((time, i) => {
           const x = Math.round(plot.valToPos(time, 'x', true)) + 0.5;

@@ -1,5 +1,5 @@
 // A plot with a row for each name instead of a y scale: state timeline and heatmap are drawn on it.
-import { UPlotConfigBuilder } from '@grafana/ui';
+import { UPlotConfigBuilder, measureText } from '@grafana/ui';
 
 export function rowsConfig({ theme, names, timeZone, getTimeRange, series, draw, sparse = false }) {
   const builder = new UPlotConfigBuilder(timeZone);
@@ -12,6 +12,7 @@ export function rowsConfig({ theme, names, timeZone, getTimeRange, series, draw,
   builder.addAxis({ scaleKey: 'x', isTime: true, placement: 'bottom', timeZone, theme, grid: { show: true } });
   builder.addAxis({
     scaleKey: 'y', placement: 'left', theme, grid: { show: false }, ticks: { show: false }, splits,
+    size: 16 + Math.max(...names.map((name) => measureText(name, 12).width)),
     values: (plot) => names.map((name, i) => ((names.length - 1 - i) % every(plot) ? '' : name)),
   });
   for (let i = 1; i <= series; i++)

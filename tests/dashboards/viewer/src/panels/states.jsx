@@ -7,23 +7,20 @@ import { rowsConfig } from './rows.js';
 
 const isState = (field) => field.type !== FieldType.time;
 
-/** Runs of one state: [from, to, display], where a gap in the samples is longer than two steps a run ends. */
-function runsOf(times, field, end) {
-  const step = Math.min(...times.slice(1).map((time, i) => time - times[i]));
+/** Runs of one state. A run ends with its last sample and one step, or where samples are missing for longer than that. */
+function runsOf(frame, field) {
+  const time = frame.fields.find((found) => found.type === FieldType.time);
+  const step = time.config.interval ?? 0;
   const runs = [];
-  let current = null;
-  times.forEach((time, i) => {
+  let run = null;
+  time.values.forEach((at, i) => {
     const value = field.values[i];
-    if (value === undefined) return;
-    const display = value === null ? null : field.display(value);
+    const display = value === null || value === undefined ? null : field.display(value);
     const text = display && formattedValueToString(display);
-    if (current && text !== current.text) {
-      current.to = time;
-      current = null;
-    }
-    if (display && !current) runs.push((current = { from: time, to: null, text, colour: display.color }));
+    if (run && (text !== run.text || at - run.last > 1.5 * step)) run = null;
+    if (display && !run) runs.push((run = { from: at, text, colour: display.color }));
+    if (run) Object.assign(run, { last: at, to: at + step });
   });
-  if (current) current.to = Math.min(end, times[times.length - 1] + (Number.isFinite(step) ? step : 0));
   return runs;
 }
 
@@ -39,7 +36,7 @@ export function StateTimelinePanel({ data, fieldConfig, timeRange, timeZone, wid
       if (value !== null && value !== undefined) words.set(formattedValueToString(field.display(value)), [value, field.display(value).color]);
   const items = [...words].sort(([, [a]], [, [b]]) => a - b).map(([label, [, color]]) => ({ label, color, yAxis: 1 }));
 
-  const prepConfig = (aligned, _, getTimeRange) =>
+  const prepConfig = (_, __, getTimeRange) =>
     rowsConfig({
       theme, names, timeZone, getTimeRange, series: fields.length,
       draw: (plot, ctx, bbox) => {
@@ -47,10 +44,10 @@ export function StateTimelinePanel({ data, fieldConfig, timeRange, timeZone, wid
         ctx.font = `${12 * devicePixelRatio}px ${theme.typography.fontFamily}`;
         ctx.textBaseline = 'middle';
         ctx.textAlign = 'center';
-        aligned.fields.slice(1).forEach((field, i) => {
+        fields.forEach(([field, frame], i) => {
           const top = bbox.top + row * i + (row - bar) / 2;
-          for (const run of runsOf(aligned.fields[0].values, field, getTimeRange().to.valueOf())) {
-            const left = plot.valToPos(run.from, 'x', true), right = plot.valToPos(run.to, 'x', true);
+          for (const run of runsOf(frame, field)) {
+            const left = plot.valToPos(run.from, 'x', true), right = plot.valToPos(Math.min(run.to, getTimeRange().to.valueOf()), 'x', true);
             ctx.globalAlpha = (field.config.custom?.fillOpacity ?? 70) / 100;
             ctx.fillStyle = run.colour;
             ctx.fillRect(left, top, Math.max(devicePixelRatio, right - left), bar);

@@ -1,0 +1,95 @@
+"""The pictures of docs/boards: the four boards, drawn from a real Prometheus with real recordings.
+
+    python -m tests.dashboards.pictures [DIRECTORY]      three minutes; docs/boards if no other is named
+
+Each recording plays as it was (`--speed 1`), on hosts of their own, so that times on the boards are those of
+the runs.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.dashboards.draw import Drawing, board_named, build, draw
+from tests.dashboards.prom import GOLDEN, ROOT, RULES, SCRAPE, Play, Stage
+from vftrace.units import parse_duration
+
+LAB_VM = "6c616200-0000-4000-8000-000000000001"
+
+LAB = {"lab-1": GOLDEN / "lab" / "7.x.vft.gz"}
+MAILBOX = {"lab-2": GOLDEN / "mailbox" / "6.12.vft.gz"}
+RECORDINGS = GOLDEN / "recordings"
+# What the demo's hosts play one after the other: (second, recording).
+DEMO: Mapping[str, tuple[tuple[float, str], ...]] = {
+    "hv-1": ((6, "libvirt"), (46, "completed-slow"), (100, "dirty-ring")),
+    "hv-2": ((20, "four-at-once"), (70, "pause-before-switchover"), (118, "postcopy")),
+    "hv-3": ((34, "cancel-precopy"), (60, "graphics"), (110, "there-and-back")),
+    "hv-4": ((14, "multifd"), (52, "dest-killed-blackout"), (86, "xbzrle")),
+}
+MAILBOX_AT = 24.0
+LAB_SECONDS = 150.0
+
+
+def play(stage: Stage) -> float:
+    """Play everything; returns the mailbox's beginning, Unix time."""
+    plays = [(0.0, name, path) for name, path in LAB.items()]
+    plays += [(MAILBOX_AT, name, path) for name, path in MAILBOX.items()]
+    plays += [
+        (second, host, RECORDINGS / f"{name}.vft.gz")
+        for host, parts in DEMO.items()
+        for second, name in parts
+    ]
+    running: set[str] = set()
+    mailbox = 0.0
+    began = time.monotonic()
+    for second, host, path in sorted(plays):
+        time.sleep(max(0.0, began + second - time.monotonic()))
+        if host in running:
+            stage.end(host)
+        stage.play(host, Play(path))
+        running.add(host)
+        if host in MAILBOX:
+            mailbox = time.time()
+    time.sleep(max(0.0, began + LAB_SECONDS - time.monotonic()))
+    return mailbox
+
+
+def main(arguments: list[str]) -> int:
+    """Make them."""
+    directory = Path(arguments[0]) if arguments else ROOT / "docs" / "boards"
+    directory.mkdir(parents=True, exist_ok=True)
+    viewer = build()
+    with tempfile.TemporaryDirectory() as scratch:
+        instances = (*LAB, *MAILBOX, *DEMO)
+        with Stage(Path(scratch), instances, (RULES,)) as stage:
+            began = time.time()
+            mailbox = play(stage)
+            end = time.time()
+            moves = stage.query_range(
+                f'max(vftrace_migration_active{{vm="{LAB_VM}"}})', began, end, step=0.5
+            )
+            active = [at for series in moves for at, value in series.points if value]
+            first = next(a for a in active if a > active[0] + 20)
+            ranges = {
+                "vftrace-fleet": (began, end),
+                "vftrace-migration": (first - 4, first + 16),
+                "vftrace-vf": (mailbox - 2, mailbox + 48),
+                "vftrace-self": (began, end),
+            }
+            drawings = [
+                Drawing(
+                    board_named(uid),
+                    *span,
+                    {"vm": LAB_VM} if uid == "vftrace-migration" else {},
+                    directory / f"{uid.removeprefix('vftrace-')}.png",
+                )
+                for uid, span in ranges.items()
+            ]
+            draw(viewer, stage.url, drawings, round(parse_duration(SCRAPE) / 1e6))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
