@@ -18,7 +18,7 @@ from vftrace.mailbox.message import Message
 from vftrace.mailbox.table import Value
 from vftrace.migration.streams import Stream
 
-_ARROWS = {"from-vf": ">", "to-vf": "<"}
+ARROWS = {"from-vf": ">", "to-vf": "<"}
 
 
 def printable(text: str) -> str:
@@ -115,6 +115,7 @@ class Dump:
                 direction=message.direction,
                 opcode=message.opcode,
                 message=message.name,
+                role=message.role,
                 arguments=message.arguments,
                 result=message.result,
                 clear_to_send=message.clear_to_send,
@@ -123,17 +124,8 @@ class Dump:
                 latency_ns=message.latency_ns,
                 error=message.error,
             )
-        words = [message.title, *(f"{k}={_value(v)}" for k, v in message.arguments.items())]
-        if message.result != "none":
-            words.insert(1, message.result)
-        if message.note:
-            words.append(f"({message.note})")
-        if message.error:
-            words.append(f"error {message.error}")
-        if message.latency_ns is not None:
-            words.append(f" {_span(message.latency_ns)}")
         head = self._head(message.at_ns, message.pf, message.vf)
-        return f"{head} {_ARROWS[message.direction]}  {' '.join(words)}"
+        return f"{head} {ARROWS[message.direction]}  {message_words(message)}"
 
     def _said(
         self,
@@ -173,6 +165,22 @@ class Dump:
 
     def _wanted(self, pf: str, vf: int) -> bool:
         return (not self._pfs or pf in self._pfs) and (not self._vfs or vf in self._vfs)
+
+
+def message_words(message: Message) -> str:
+    """A message as people read it: name, result, arguments, what it means, latency."""
+    words = [message.title, *(f"{k}={_value(v)}" for k, v in message.arguments.items())]
+    if message.result != "none":
+        words.insert(1, message.result)
+    if message.role:
+        words.append(f"[{message.role}]")
+    if message.note:
+        words.append(f"({message.note})")
+    if message.error:
+        words.append(f"error {message.error}")
+    if message.latency_ns is not None:
+        words.append(f" {_span(message.latency_ns)}")
+    return " ".join(words)
 
 
 def _value(value: Value) -> str:

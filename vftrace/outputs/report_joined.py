@@ -7,7 +7,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from vftrace.migration.stitch import Joined, clock_change
-from vftrace.outputs.report_text import SET_BY, WARNING, render_migration
+from vftrace.outputs.report_text import SET_BY, WARNING, render_migration, render_vfs
 from vftrace.outputs.terminal.glyphs import Glyphs, clean, glyphs
 from vftrace.outputs.terminal.words import headline, losses, title
 from vftrace.sources.merge import Loaded
@@ -64,6 +64,11 @@ class _Report:
             about = dict(_about(found, g))
             snapshot = found.boot.snapshot
             yield from render_migration(found.migration, snapshot, options.max_width, g, about)
+        for boot in self.loaded.boots:
+            part = list(render_vfs(boot.snapshot, options.max_width, g))
+            if part:
+                yield Text(f"\nhost {clean(boot.name, g)}", SET_BY)
+                yield from part
 
     def _first_line(self, g: Glyphs) -> str:
         if not self.joined:

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from vftrace.mailbox.life import VfLife
 from vftrace.migration.model import Migration, Snapshot
 from vftrace.sources.recording import HostInfo
 
@@ -24,9 +25,49 @@ def report_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
                 ],
                 "events": snapshot.events,
                 "lost": snapshot.lost,
+                "vfs": [vf_json(life) for life in snapshot.vfs],
             }
         ],
         "migrations": [_migration(host, migration) for migration in snapshot.migrations],
+    }
+
+
+def vf_json(life: VfLife) -> dict[str, Any]:
+    """What is known of a virtual function; `states`, `changes` and `messages` hold the latest."""
+    return {
+        "pf": life.pf,
+        "vf": life.vf,
+        "address": life.address,
+        "driver": life.driver,
+        "state": life.state,
+        "keeps_resetting": life.keeps_resetting,
+        "unanswered": life.unanswered,
+        "refused": life.refused,
+        "not_recorded": life.not_recorded,
+        "function_resets": life.function_resets,
+        "message_resets": life.message_resets,
+        "settings": dict(life.settings),
+        "vlans": list(life.vlans),
+        "states": [
+            {"name": s.name, "start_at_ns": s.start_at_ns, "end_at_ns": s.end_at_ns}
+            for s in life.states
+        ],
+        "changes": [{"at_ns": c.at_ns, "what": c.what, "value": c.value} for c in life.changes],
+        "messages": [
+            {
+                "at_ns": m.at_ns,
+                "direction": m.direction,
+                "opcode": m.opcode,
+                "message": m.name,
+                "role": m.role,
+                "arguments": m.arguments,
+                "result": m.result,
+                "refused": m.refused,
+                "note": m.note,
+                "latency_ns": m.latency_ns,
+            }
+            for m in life.recent
+        ],
     }
 
 

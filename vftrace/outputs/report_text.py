@@ -23,6 +23,7 @@ from vftrace.outputs.terminal.tables import (
     rounds_table,
     size,
 )
+from vftrace.outputs.terminal.vfs import vfs_part
 from vftrace.outputs.terminal.words import headline, label, losses, roles, title, verdict, warnings
 from vftrace.sources.recording import HostInfo
 from vftrace.units import format_ns
@@ -66,6 +67,7 @@ class _Report:
         for migration in self.snapshot.migrations:
             yield Text()
             yield from render_migration(migration, self.snapshot, options.max_width, g)
+        yield from render_vfs(self.snapshot, options.max_width, g)
 
     def _damage(self, g: Glyphs) -> Iterator[str]:
         if self.damage is not None:
@@ -114,6 +116,16 @@ def _overview(snapshot: Snapshot, g: Glyphs) -> RenderableType:
             size(m.channel.bytes),
         )
     return table
+
+
+def render_vfs(snapshot: Snapshot, width: int, g: Glyphs) -> Iterator[RenderableType]:
+    """The virtual functions of a host, where any was heard."""
+    part = list(vfs_part(snapshot.vfs, snapshot, width, g))
+    if part:
+        yield Text()
+        if snapshot.vfs_incomplete:
+            yield Text("! EVENTS OF MAILBOXES WERE LOST: what follows may lack some", WARNING)
+        yield from part
 
 
 def render_migration(
@@ -169,7 +181,7 @@ def _facts(m: Migration, snapshot: Snapshot, g: Glyphs) -> Iterator[tuple[str, s
     yield "time", f"{total} in total, started {started}"
     yield "downtime", headline(m, snapshot.at_ns).removeprefix("downtime ")
     evidence = ", ".join(
-        f"{e.event} at {offset(e.at_ns - m.started_at_ns)}" for e in m.strategy_evidence
+        f"{clean(e.event, g)} at {offset(e.at_ns - m.started_at_ns)}" for e in m.strategy_evidence
     )
     yield "strategy", m.strategy + (f": {evidence}" if evidence else "")
     yield "channel", _channel(m)

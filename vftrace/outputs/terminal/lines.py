@@ -134,5 +134,6 @@ def state_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
             }
             for vm in snapshot.vms
         ],
+        "vfs": report["hosts"][0]["vfs"],
         "migrations": migrations,
     }
