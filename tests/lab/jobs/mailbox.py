@@ -1,5 +1,5 @@
-"""Jobs about the mailbox of a card and its virtual functions: igb's on the emulated card, with igbvf
-as the other side, and ixgbe's own code over memory (modules/fakeixgbe), message by message."""
+"""Jobs about the mailbox of a card and its virtual functions: igb's on the emulated card, with igbvf and
+ourselves as the other side, and ixgbe's own code over memory (modules/fakeixgbe), message by message."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vftlab.devices import PCI, PF
+from vftlab.function import OpenFunction
 from vftlab.job import Job, JobError, boottime_ns, modprobe, say, wait_for
+from vftlab.vm import migrate, migration_truth, vm, vm_truth, wait_resumed
 
 FAKE = Path("/sys/kernel/debug/fakeixgbe")
 FAKE_PF = "0000:00:00.0"
-WORDS = 16
+
+# Those of docs/profiles/assisted-ixgbe.toml.
+MIG_STOP, MIG_SAVE, MIG_RESTORE, MIG_RESUME = 0x41, 0x42, 0x43, 0x44
+COOKIE = 0xC001CAFE
 
 
 def _ip(*words: str) -> None:
@@ -28,13 +33,23 @@ def _netdev(device: Path) -> str:
 
 
 def mailbox_igb(job: Job) -> None:
-    """A VF of igb with igbvf: bound, up, MAC, VLAN, frame size, promiscuous, refused, reset, unbound."""
-    modprobe("igb", "igbvf", "8021q")
+    """A VF of igb with igbvf: bound, up, MAC, VLAN, frame size, refused, reset; then one of our own."""
+    modprobe("igb", "igbvf", "8021q", "vfio-pci")
     card = PCI / "devices" / PF
     pf = _netdev(card)
-    _ip("link", "set", pf, "up")
     carrier = Path("/sys/class/net") / pf / "carrier"
-    wait_for("igb's link", 20, lambda: carrier.read_text().strip() == "1")
+
+    def pf_up() -> None:
+        _ip("link", "set", pf, "up")
+        wait_for("igb's link", 20, lambda: carrier.read_text().strip() == "1")
+
+    pf_up()
+    # Making VFs resets the card, and a VF probed meanwhile finds no PF (6.1): the driver gets it afterwards.
+    (card / "sriov_drivers_autoprobe").write_text("0")
+    (card / "sriov_numvfs").write_text("1")
+    time.sleep(1)
+    pf_up()
+    address = (card / "virtfn0").resolve().name
     steps: list[dict[str, object]] = []
 
     def step(what: str, act: Callable[[], object], seconds: float = 1.0, **facts: object) -> None:
@@ -44,24 +59,22 @@ def mailbox_igb(job: Job) -> None:
         act()
         time.sleep(seconds)
 
-    step("bind", lambda: (card / "sriov_numvfs").write_text("1"), 2.0)
-    address = (card / "virtfn0").resolve().name
+    def bind() -> None:
+        (PCI / "devices" / address / "driver_override").write_text("igbvf")
+        (PCI / "drivers_probe").write_text(address)
+
+    step("bind", bind, 2.0)
     vf = _netdev(card / "virtfn0")
     mtu, mac = 1400, "02:00:00:00:00:77"
-    driver = PCI / "drivers/igbvf"
     step("up", lambda: _ip("link", "set", vf, "up"), 2.0)
     step("mac", lambda: _ip("link", "set", vf, "address", mac), mac=mac)
+
     def add_vlan() -> None:
         _ip("link", "add", "link", vf, "name", "v100", "type", "vlan", "id", "100")
         _ip("link", "set", "v100", "up")
 
-    step(
-        "vlan",
-        add_vlan,
-        vlan=100,
-    )
+    step("vlan", add_vlan, vlan=100)
     step("vlan-gone", lambda: _ip("link", "del", "v100"), vlan=100)
-    step("promisc", lambda: _ip("link", "set", vf, "promisc", "on"))
     step("mtu", lambda: _ip("link", "set", vf, "mtu", str(mtu)), 2.0, mtu=mtu)
     # From now on the host decides on the MAC, and the guest's own is refused.
     host_mac = "02:11:22:33:44:55"
@@ -77,9 +90,29 @@ def mailbox_igb(job: Job) -> None:
     )
     step("pf-down", lambda: _ip("link", "set", pf, "down"))
     step("pf-up", lambda: _ip("link", "set", pf, "up"), 4.0)
-    step("unbind", lambda: (driver / "unbind").write_text(address))
-    step("flr", lambda: (card / "virtfn0/reset").write_text("1"))
-    job.write_truth({"pf": PF, "vf": 0, "address": address, "driver": "igb", "steps": steps})
+    step("unbind", lambda: (PCI / "drivers/igbvf/unbind").write_text(address))
+    # igbvf never asks for SET_PROMISC, so the rest is said by ourselves, through vfio-pci.
+    steps.append({"at_ns": boottime_ns(), "what": "vfio-open"})
+    with OpenFunction(address) as function:
+        time.sleep(1)
+        asked = [
+            {"at_ns": boottime_ns(), "words": words, "answer": function.ask(*words)}
+            for words in (
+                [1, 0, 0],
+                [6 | 2 << 16],
+                [6 | 1 << 16],
+                [0x42, 0x11111111],
+                [4 | 1 << 16, 7],
+            )
+        ]
+        say(f"asked {len(asked)} things")
+        step("vfio-reset", function.reset)
+        steps.append({"at_ns": boottime_ns(), "what": "vfio-close"})
+    time.sleep(1)
+    (card / "sriov_drivers_autoprobe").write_text("1")
+    job.write_truth(
+        {"pf": PF, "vf": 0, "address": address, "driver": "igb", "steps": steps, "asked": asked}
+    )
 
 
 def _control(command: str) -> str:
@@ -200,8 +233,61 @@ def mailbox_flood(job: Job) -> None:
     )
 
 
+def mailbox_assisted(job: Job) -> None:
+    """PF and VF help a migration by mailbox, as the patches of 2015 did: stop, save, restore, resume.
+
+    The VMs and their migration are real, the VF's messages are put into fakeixgbe by us: no driver has
+    them. VF 2 pings meanwhile and its own talk is ordinary.
+    """
+    modprobe("kvm-amd", "ixgbe", "fakeixgbe")
+    log: list[dict[str, object]] = []
+
+    def say_words(verb: str, vf: int, *words: int) -> None:
+        log.append({"at_ns": boottime_ns(), "verb": verb, "vf": vf, "words": list(words)})
+        answer = _control(" ".join([f"{verb} {vf}", *(f"{word:x}" for word in words)]))
+        if answer.split()[0] != "replied":
+            raise JobError(f"{log[-1]}: {answer}")
+
+    def ordinary(vf: int) -> None:
+        for words in ([1], [8, 5], [9], [0xC, 1], [5, 1518]):
+            say_words("send", vf, *words)
+
+    ordinary(0)
+    ordinary(2)
+    with (
+        vm("source", job.results) as source,
+        vm("destination", job.results, incoming=True, options=["-S"]) as destination,
+    ):
+        time.sleep(1)
+
+        def stop() -> None:
+            say_words("vendor", 0, MIG_STOP, 1, COOKIE)
+            say_words("vendor", 0, MIG_SAVE, 4096)
+            say_words("send", 2, 0xC, 2)
+
+        migration = migrate(source, during=stop)
+        say_words("vendor", 1, MIG_RESTORE, COOKIE, 4096)
+        destination.monitor("cont")
+        wait_resumed(destination)
+        say_words("vendor", 1, MIG_RESUME)
+        _control("ping")
+        say_words("send", 2, 0xC, 1)
+        if migration.status != "completed":
+            raise JobError(f"the migration is {migration.status}")
+        job.write_truth(
+            {
+                "vms": [vm_truth(source, "source"), vm_truth(destination, "destination")],
+                "migration": migration_truth(migration),
+                "pf": FAKE_PF,
+                "driver": "ixgbe",
+                "log": log,
+            }
+        )
+
+
 JOBS: dict[str, Callable[[Job], None]] = {
     "mailbox-igb": mailbox_igb,
     "mailbox-ixgbe": mailbox_ixgbe,
+    "mailbox-assisted": mailbox_assisted,
     "mailbox-flood": mailbox_flood,
 }

@@ -13,10 +13,13 @@
  *   send VF WORD...         a VF writes these words into its mailbox, the rest stays as it was
  *   flood VF COUNT WORD...  the same so many times
  *   reset VF                a VF is reset as a function
+ *   vendor VF WORD...       as send, but the PF's driver is one that knows the message and grants it: read
+ *                           and answered by ixgbe.ko's functions, as a vendor's driver that kept them would
+ *   tell VF WORD...         the PF writes this to a VF
  *   ping                    the PF pings all its VFs
  *   key                     the answer is the RSS key, which nobody else may show
  *
- * Answer to send, flood and reset: "STATUS WORD..." where STATUS is `replied` if the PF left a
+ * Answer to send, vendor, tell, flood and reset: "STATUS WORD..." where STATUS is `replied` if the PF left a
  * message, else `silent`, and the words are the mailbox's 16. Registers do not clear what is written
  * to them as the card's do, and all runs in the context of the process that writes the command.
  */
@@ -50,6 +53,8 @@ static struct {
 	void (*msg_task)(struct ixgbe_adapter *adapter);
 	void (*ping_all_vfs)(struct ixgbe_adapter *adapter);
 	void (*init_mbx_params_pf)(struct ixgbe_hw *hw);
+	s32 (*read_mbx)(struct ixgbe_hw *hw, u32 *msg, u16 size, u16 vf);
+	s32 (*write_mbx)(struct ixgbe_hw *hw, u32 *msg, u16 size, u16 vf);
 	const struct ixgbe_info *info;
 } driver;
 
@@ -83,8 +88,11 @@ static int find_driver(void)
 	driver.msg_task = (void *)driver.lookup("ixgbe:ixgbe_msg_task");
 	driver.ping_all_vfs = (void *)driver.lookup("ixgbe:ixgbe_ping_all_vfs");
 	driver.init_mbx_params_pf = (void *)driver.lookup("ixgbe:ixgbe_init_mbx_params_pf");
+	driver.read_mbx = (void *)driver.lookup("ixgbe:ixgbe_read_mbx");
+	driver.write_mbx = (void *)driver.lookup("ixgbe:ixgbe_write_mbx");
 	driver.info = (void *)driver.lookup("ixgbe:ixgbe_82599_info");
-	if (!driver.msg_task || !driver.ping_all_vfs || !driver.init_mbx_params_pf || !driver.info)
+	if (!driver.msg_task || !driver.ping_all_vfs || !driver.init_mbx_params_pf ||
+	    !driver.read_mbx || !driver.write_mbx || !driver.info)
 		return -ENOENT;
 	return 0;
 }
@@ -119,6 +127,27 @@ static void send_words(u32 vf, const u32 *words, int count)
 	run_task(vf);
 }
 
+static int grant(u32 vf, const u32 *words, int count)
+{
+	u32 msg[IXGBE_VFMAILBOX_SIZE];
+	int i;
+
+	for (i = 0; i < count; i++)
+		reg_write(IXGBE_PFMBMEM(vf) + 4 * i, words[i]);
+	reg_write(IXGBE_PFMAILBOX(vf), 0);
+	if (driver.read_mbx(&adapter->hw, msg, IXGBE_VFMAILBOX_SIZE, vf))
+		return -EIO;
+	reg_write(IXGBE_PFMAILBOX(vf), 0);
+	msg[0] |= IXGBE_VT_MSGTYPE_ACK | IXGBE_VT_MSGTYPE_CTS;
+	return driver.write_mbx(&adapter->hw, msg, count, vf) ? -EIO : 0;
+}
+
+static int tell(u32 vf, u32 *words, int count)
+{
+	reg_write(IXGBE_PFMAILBOX(vf), 0);
+	return driver.write_mbx(&adapter->hw, words, count, vf) ? -EIO : 0;
+}
+
 static int next_number(char **line, unsigned int base, u32 *value)
 {
 	char *word = strsep(line, " ");
@@ -126,10 +155,10 @@ static int next_number(char **line, unsigned int base, u32 *value)
 	return word ? kstrtou32(word, base, value) : -EINVAL;
 }
 
-static int send_command(char *line, u32 vf, u32 times)
+static int send_command(const char *verb, char *line, u32 vf, u32 times)
 {
 	u32 words[IXGBE_VFMAILBOX_SIZE];
-	int count = 0;
+	int count = 0, ret = 0;
 
 	while (line && count < IXGBE_VFMAILBOX_SIZE) {
 		if (next_number(&line, 16, &words[count]))
@@ -138,12 +167,17 @@ static int send_command(char *line, u32 vf, u32 times)
 	}
 	if (!count || line)
 		return -EINVAL;
-	while (times--) {
-		send_words(vf, words, count);
-		cond_resched();
-	}
+	if (!strcmp(verb, "vendor"))
+		ret = grant(vf, words, count);
+	else if (!strcmp(verb, "tell"))
+		ret = tell(vf, words, count);
+	else
+		while (times--) {
+			send_words(vf, words, count);
+			cond_resched();
+		}
 	say_mailbox(vf);
-	return 0;
+	return ret;
 }
 
 static int obey(char *line)
@@ -171,10 +205,10 @@ static int obey(char *line)
 	if (!strcmp(verb, "flood")) {
 		if (next_number(&line, 10, &times) || times > FAKE_FLOOD_MAX)
 			return -EINVAL;
-	} else if (strcmp(verb, "send")) {
+	} else if (strcmp(verb, "send") && strcmp(verb, "vendor") && strcmp(verb, "tell")) {
 		return -EINVAL;
 	}
-	return send_command(line, vf, times);
+	return send_command(verb, line, vf, times);
 }
 
 static ssize_t control_write(struct file *file, const char __user *from, size_t size, loff_t *at)
