@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vftlab.job import Job
 
-from jobs import attach, basic, igb, mailbox, steer, tracer, vfio
+from jobs import attach, basic, igb, mailbox, steer, tiny, tracer, vfio
 
 JOBS: dict[str, Callable[[Job], None]] = {
     **basic.JOBS,
@@ -15,5 +15,6 @@ JOBS: dict[str, Callable[[Job], None]] = {
     **steer.JOBS,
     **igb.JOBS,
     **mailbox.JOBS,
+    **tiny.JOBS,
     **tracer.JOBS,
 }

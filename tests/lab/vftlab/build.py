@@ -26,11 +26,13 @@ from vftlab.common import (
 )
 from vftlab.debian import Archive, Mirror, install_tools, missing_tools, own_mirror
 from vftlab.images import (
+    INSIDE_PACKAGES,
     KERNEL_DEPENDS,
     KERNEL_PACKAGES,
     KERNEL_SUITES,
     ROOT_PACKAGES,
     ROOT_SUITES,
+    USERSPACES,
     Guest,
     Pack,
     Root,
@@ -44,6 +46,7 @@ from vftlab.images import (
 from vftlab.modules import build_modules, modules_key
 
 KERNELS = tuple(KERNEL_SUITES)
+DEFAULT_USERSPACE = "trixie"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Built:
     pack: Pack
     modules_image: Path
     guest: Guest
+    inside: Root
+    """The userspace that is booted; `root` is what all else is made with."""
 
 
 def _cached(path: Path, make: Callable[[Path], None]) -> None:
@@ -110,11 +115,15 @@ class Builder:
         return Archive(self.cache / "apt" / suites[0], suites, mirror)
 
     def _root(self, archive: Archive) -> Root:
-        versions = self._versions(archive, "root", lambda: archive.versions(ROOT_PACKAGES))
-        root = Root(self.cache / f"root-{root_key(versions)}")
+        return self._userspace("root", archive, ROOT_PACKAGES)
+
+    def _userspace(self, name: str, archive: Archive, packages: Sequence[str]) -> Root:
+        versions = self._versions(archive, "root", lambda: archive.versions(packages))
+        root = Root(self.cache / f"{name}-{root_key(versions)}")
         if not root.path.exists():
-            with self.progress.step("userspace image (Debian trixie)"):
-                _cached(root.path, lambda path: build_root(path, archive, self._log("root")))
+            log = self._log(name)
+            with self.progress.step(f"userspace image (Debian {archive.suites[0]})"):
+                _cached(root.path, lambda path: build_root(path, archive, packages, log))
         return root
 
     def _pack(self, name: str, archive: Archive) -> Pack:
@@ -154,7 +163,7 @@ class Builder:
                 _cached(path, lambda into: build_guest(into, root, pack, log))
         return Guest(path)
 
-    def build(self, kernels: Sequence[str]) -> dict[str, Built]:
+    def build(self, kernels: Sequence[str], userspace: str) -> dict[str, Built]:
         """Build what is missing for the kernels; what they boot from, by kernel."""
         self.cache.mkdir(parents=True, exist_ok=True)
         with _lock(self.cache, self.progress):
@@ -180,9 +189,17 @@ class Builder:
                     lambda: {name: self._pack(name, archives[name]) for name in kernels}
                 )
                 root, packs = root_job.result(), packs_job.result()
+            inside = root
+            if (suites := USERSPACES[userspace]) != ROOT_SUITES:
+                archive = self._archive(mirror, suites)
+                inside = self._userspace(f"{userspace}root", archive, INSIDE_PACKAGES)
             return {
                 name: Built(
-                    root, pack, self._modules(name, root, pack), self._guest(name, root, pack)
+                    root,
+                    pack,
+                    self._modules(name, root, pack),
+                    self._guest(name, root, pack),
+                    inside,
                 )
                 for name, pack in packs.items()
             }
@@ -208,7 +225,9 @@ def _inputs() -> str:
     return digest_files(files)
 
 
-def ensure(kernels: Sequence[str], progress: Progress) -> dict[str, Built]:
+def ensure(
+    kernels: Sequence[str], progress: Progress, userspace: str = DEFAULT_USERSPACE
+) -> dict[str, Built]:
     """What the kernels boot from, built if need be. Calls sudo where this is not root.
 
     Raises LabError if something cannot be built.
@@ -218,8 +237,9 @@ def ensure(kernels: Sequence[str], progress: Progress) -> dict[str, Built]:
             raise LabError(f"no kernel {name!r}; there are {', '.join(KERNELS)}", EXIT_USAGE)
     cache = cache_dir()
     if os.geteuid() == 0:
-        return Builder(cache, progress).build(kernels)
+        return Builder(cache, progress).build(kernels, userspace)
     command = ["sudo", f"VFTRACE_LAB_CACHE={cache}", str(LAB / "build"), "--json", *kernels]
+    command += ["--userspace", userspace]
     try:
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     except FileNotFoundError:
@@ -235,6 +255,7 @@ def _to_json(built: Built) -> dict[str, str]:
         "pack": str(built.pack.path),
         "modules": str(built.modules_image),
         "guest": str(built.guest.path),
+        "inside": str(built.inside.path),
     }
 
 
@@ -244,6 +265,7 @@ def _from_json(entry: dict[str, str]) -> Built:
         Pack(Path(entry["pack"])),
         Path(entry["modules"]),
         Guest(Path(entry["guest"])),
+        Root(Path(entry["inside"])),
     )
 
 
@@ -253,10 +275,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"of {', '.join(KERNELS)}")
     parser.add_argument("--json", action="store_true", help="print where everything is")
+    parser.add_argument("--userspace", choices=USERSPACES, default=DEFAULT_USERSPACE)
     options = parser.parse_args(arguments)
     progress = Progress()
     try:
-        built = ensure(options.kernels or KERNELS, progress)
+        built = ensure(options.kernels or KERNELS, progress, options.userspace)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return error.code

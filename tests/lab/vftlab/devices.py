@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -178,6 +180,26 @@ def has_precopy() -> bool:
     modprobe("vfio-pci", "mdev", "kvm-amd", "vftsteer")
     types = Path("/sys/class/mdev_bus/vftsteer/mdev_supported_types")
     return (types / "vftsteer-precopy-p2p").exists()
+
+
+@contextlib.contextmanager
+def bind(address: str, driver: str) -> Iterator[None]:
+    """Give a PCI device to another driver; it is given back with the context."""
+    device = PCI / "devices" / address
+
+    def give(to: str) -> None:
+        if (device / "driver").exists():
+            (device / "driver/unbind").write_text(address)
+        (device / "driver_override").write_text(to + "\n")
+        (PCI / "drivers_probe").write_text(address)
+
+    give(driver)
+    try:
+        if (device / "driver").resolve().name != driver:
+            raise JobError(f"{address} did not bind to {driver}")
+        yield
+    finally:
+        give("")
 
 
 def functions(count: int) -> list[str]:

@@ -18,7 +18,9 @@ from vftlab.common import LAB, LabError, digest, digest_files, run
 from vftlab.debian import KEYRING, Archive
 
 ROOT_SUITES = ("trixie", "trixie-security")
-ROOT_PACKAGES = (
+USERSPACES = {"trixie": ROOT_SUITES, "sid": ("sid",)}
+"""What runs inside; all else (the emulator, compilers) is the first one's."""
+INSIDE_PACKAGES = (
     # what vftrace runs with
     "python3",
     "python3-bpfcc",
@@ -34,8 +36,12 @@ ROOT_PACKAGES = (
     "procps",
     "bpftool",
     "strace",
-    # the initramfs's shell, and what builds modules on the outside
+    # the initramfs's shell, and what powers off
     "busybox-static",
+)
+ROOT_PACKAGES = (
+    *INSIDE_PACKAGES,
+    # what builds modules on the outside
     "gcc",
     "make",
     "libc6-dev",
@@ -186,8 +192,8 @@ def make_ext4(tree: Path, image: Path, log: Path) -> None:
     )
 
 
-def build_root(into: Path, archive: Archive, log: Path) -> None:
-    """Install ROOT_PACKAGES into into/tree and write into/root.ext4."""
+def build_root(into: Path, archive: Archive, packages: Sequence[str], log: Path) -> None:
+    """Install the packages into into/tree and write into/root.ext4."""
     root = Root(into)
     excluded = ("man", "doc", "locale", "info")
     run(
@@ -202,8 +208,8 @@ def build_root(into: Path, archive: Archive, log: Path) -> None:
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
             f"--keyring={KEYRING}",
-            "--include=" + ",".join(ROOT_PACKAGES),
-            ROOT_SUITES[0],
+            "--include=" + ",".join(packages),
+            archive.suites[0],
             root.tree,
             *archive.mirror.lines(archive.suites),
         ],

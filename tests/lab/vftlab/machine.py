@@ -76,7 +76,7 @@ class Machine:
             *("-serial", f"file:{self.console}"),
             *("-chardev", stdio, "-device", "virtio-serial-pci"),
             *("-device", "virtconsole,chardev=job"),
-            *self._disk("root", self.built.root.image),
+            *self._disk("root", self.built.inside.image),
             *self._disk("mod", self.built.modules_image),
             *share("tree", TREE, "readonly=on"),
             *share("results", self.results, "readonly=off"),

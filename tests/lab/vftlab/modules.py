@@ -1,4 +1,4 @@
-"""Kernel modules built for the lab: our own, and the kernel's mtty sample, taken from its source.
+"""What is compiled for the lab: our own kernel modules and VMM, and the kernel's mtty sample.
 
 Everything is compiled in a throw-away copy of the userspace image, against the stock kernel's own
 headers, and joins that kernel's modules in one ext4 image.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vftlab.common import LAB, LabError, digest, digest_files, run
 from vftlab.images import Pack, Root, build_initrd, make_ext4
+from vftlab.tinyvmm import COMPILE, INSTALLED, SOURCE
 
 OWN = LAB / "modules"
 
@@ -60,7 +61,7 @@ def own_files() -> list[Path]:
 
 def modules_key(root: str, pack: str) -> str:
     """The name of the modules of this root, this kernel pack and these sources."""
-    return digest("modules 1", root, pack, digest_files([*own_files(), Path(__file__)]))
+    return digest("modules 1", root, pack, digest_files([*own_files(), SOURCE, Path(__file__)]))
 
 
 def _stage(pack: Pack, into: Path) -> list[str]:
@@ -100,6 +101,11 @@ def build_modules(into: Path, root: Root, pack: Pack, log: Path) -> list[str]:
     names = _stage(pack, sources)
     tree = into / "tree"
     run(["cp", "-al", f"{pack.modules}/.", tree], log)
+    shutil.copy(SOURCE, sources)
+    run(["chroot", chroot, *COMPILE, "-o", "/build/tinyvmm", f"/build/{SOURCE.name}"], log)
+    program = tree / INSTALLED.relative_to("/")
+    program.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(sources / "tinyvmm", program)
     extra = tree / "usr/lib/modules" / pack.release / "lab"
     extra.mkdir()
     for name in names:

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vftlab.build import KERNELS, ensure
+from vftlab.build import DEFAULT_USERSPACE, KERNELS, ensure
 from vftlab.common import LAB, TREE, LabError, Progress
+from vftlab.images import USERSPACES
 from vftlab.machine import Machine, die_with_parent
 
 EXIT_TIMEOUT = 124
@@ -82,6 +83,7 @@ def run_jobs(
     timeout_s: float = TIMEOUT_S,
     environment: dict[str, str] | None = None,
     progress: Progress | None = None,
+    userspace: str = DEFAULT_USERSPACE,
 ) -> Outcome:
     """Boot `kernel`, run the jobs one after the other, copy their output to standard output.
 
@@ -90,7 +92,7 @@ def run_jobs(
     the machine ended without the jobs. Raises LabError if images are missing and cannot be built.
     An interrupt ends the machine.
     """
-    built = ensure([kernel], progress or Progress())[kernel]
+    built = ensure([kernel], progress or Progress(), userspace)[kernel]
     what = {"LAB_JOBS": " ".join(names)}
     if script is not None:
         what = {"LAB_SCRIPT": script, "LAB_ARGUMENTS": shlex.join(names)}
@@ -166,6 +168,12 @@ def _parser() -> argparse.ArgumentParser:
         "--script", metavar="FILE", help="an executable in the tree instead of jobs"
     )
     parser.add_argument("--timeout", type=float, metavar="S", help="120, and 60 more for each job")
+    parser.add_argument(
+        "--userspace",
+        choices=USERSPACES,
+        default=DEFAULT_USERSPACE,
+        help="the Debian inside, and with it the BCC (default: %(default)s)",
+    )
     parser.add_argument("--results", type=Path, metavar="DIR", help="emptied first")
     return parser
 
@@ -197,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 script=_in_tree(options.script) if options.script else None,
                 timeout_s=options.timeout or 120 + 60 * len(names),
                 progress=progress,
+                userspace=options.userspace,
             )
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)

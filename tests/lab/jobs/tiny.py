@@ -1,0 +1,129 @@
+"""Jobs with tinyvmm, a VMM of our own: an order QEMU does not take, and requests it does not make."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from vftlab.devices import PF, Steer, bind, functions
+from vftlab.job import Job, JobError, modprobe, say
+from vftlab.tinyvmm import Answer, TinyError, TinyVmm, hand_over, join, tiny_vmm
+from vftlab.vm import MIB, MIGRATION_PORT
+
+from jobs.steer import best_kind
+
+# Several passes of the guest over its pages, under emulation.
+ROUND_S = 0.3
+WHOLE = f"0 {16 * MIB}"
+RUNNING, STOP, RUNNING_P2P = 2, 1, 5
+
+
+@contextlib.contextmanager
+def _two() -> Iterator[tuple[TinyVmm, TinyVmm]]:
+    modprobe("kvm-amd")
+    try:
+        with tiny_vmm() as source, tiny_vmm() as destination:
+            yield source, destination
+    except TinyError as failure:
+        raise JobError(str(failure)) from None
+
+
+def _round(source: TinyVmm, pages: int) -> None:
+    source(f"pages {pages}")
+    time.sleep(ROUND_S)
+    told = source("round")
+    say(f"round: {told['new_pages']} new pages, {told['sent_bytes']} bytes sent")
+
+
+def _truth(machine: TinyVmm, role: str) -> dict[str, object]:
+    return {"pid": machine.pid, "role": role, "log": machine.log}
+
+
+def late_unplug(job: Job) -> None:
+    """A VF is closed while the VM still runs and memory is being sent; the destination opens another."""
+    first, second = functions(2)
+    with _two() as (source, destination):
+        source(f"open {first}")
+        source("run")
+        join(source, destination, MIGRATION_PORT)
+        source("log on")
+        source("round")
+        for pages in (64, 10, 150, 30):
+            _round(source, pages)
+        source("close")
+        say(f"source closed {first}")
+        _round(source, 20)
+        hand_over(source, destination)
+        destination(f"open {second}")
+        say(f"destination opened {second}")
+        time.sleep(ROUND_S)
+        job.write_truth(
+            {
+                "pf": PF,
+                "addresses": [first, second],
+                "tiny": [_truth(source, "source"), _truth(destination, "destination")],
+            }
+        )
+
+
+def _expect(answer: Answer, **wanted: object) -> None:
+    seen = {key: answer[key] for key in wanted}
+    say(f"{answer['what']} {answer['argument']}: {seen}")
+    if seen != wanted:
+        raise JobError(f"{answer['what']} {answer['argument']} gave {seen}, not {wanted}")
+
+
+def _dirty_pages_and_states(machine: TinyVmm) -> None:
+    device = Steer.create(10, best_kind())
+    machine(f"open {device.name}")
+    machine("run")
+    _expect(machine("track on"), ret=0)
+    device.command(f"touch {8 * MIB} 7")
+    _expect(machine(f"dirty {8 * MIB} {MIB}"), ret=0, dirty_pages=7)
+    device.command(f"touch {12 * MIB} 70")
+    # The whole mapping at once: type1v2 does not split one.
+    _expect(machine(f"unmap {WHOLE} dirty"), ret=0, dirty_pages=70)
+    _expect(machine(f"map {WHOLE}"), ret=0)
+    _expect(machine("track off"), ret=0)
+    # Refused with tracking off.
+    machine(f"dirty {8 * MIB} {MIB}")
+    if machine("dma on")["ret"] == 0:
+        device.command(f"touch {4 * MIB} 33")
+        _expect(machine(f"report {WHOLE}"), ret=0, dirty_pages=33)
+        _expect(machine("dma off"), ret=0)
+    else:
+        say("this kernel's devices cannot log DMA themselves")
+        machine(f"report {WHOLE}")
+    device.command("fail RUNNING RUNNING_P2P 5 1 error")
+    _expect(machine(f"state {RUNNING_P2P}"), ret=-5)
+    if device.state() != "ERROR":
+        raise JobError(f"the device is in {device.state()}")
+    machine(f"state {RUNNING}")
+    _expect(machine("reset"), ret=0)
+    _expect(machine(f"state {RUNNING_P2P}"), ret=0)
+    _expect(machine(f"state {RUNNING}"), ret=0)
+    # A mediated device is on no bus that could be reset.
+    machine("hot-reset")
+    machine("close")
+
+
+def requests(job: Job) -> None:
+    """What QEMU asks of VFIO never or hardly ever, one request after the other, granted and refused."""
+    modprobe("kvm-amd", "vfio-pci", "igb")
+    try:
+        with tiny_vmm() as machine:
+            _dirty_pages_and_states(machine)
+            # The card alone is behind its root port.
+            with bind(PF, "vfio-pci"):
+                machine(f"open {PF}")
+                _expect(machine("hot-reset"), ret=0)
+                _expect(machine("reset"), ret=0)
+                machine("close")
+            machine("stop")
+            job.write_truth({"pf": PF, "tiny": [_truth(machine, "none")]})
+    except TinyError as failure:
+        raise JobError(str(failure)) from None
+
+
+JOBS: dict[str, Callable[[Job], None]] = {"late-unplug": late_unplug, "requests": requests}
