@@ -6,15 +6,15 @@ A host of a `Stage` is a `vftrace serve`, either of this machine or of a recordi
 Prometheus knows by the name it is given as `instance`. Prometheus runs first, so that it sees every counter
 begin.
 
-Two things differ from what an operator runs, both only in time: the scrape interval is half a second, and
-`quick` shortens the `for:` of alerts. A recording says the wall clock of the day it was made; `fresh` moves
+Two things differ from what an operator runs, both only in time: the scrape interval is a second, and
+`quick` lets the rules' clock run faster. A recording says the wall clock of the day it was made; `fresh` moves
 that to now, so that timestamps lie in the range that is looked at.
 """
 
 import argparse
 import json
 import os
-import shutil
+import re
 import signal
 import socket
 import subprocess
@@ -41,8 +41,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "dashboards" / "prometheus" / "vftrace.rules.yml"
 GOLDEN = ROOT / "tests" / "golden"
 
-SCRAPE = "500ms"
-RATE_INTERVAL = "2s"
+SCRAPE = "1s"
+RATE_INTERVAL = "4s"
 """What Grafana makes of `$__rate_interval` then: four scrapes."""
 
 _START_SECONDS = 60
@@ -90,7 +90,8 @@ class QueryError(Exception):
 class Stage:
     """Prometheus and the hosts it scrapes, as a context manager. `instances`: all hosts there will be.
 
-    `rules`: rule files; `scrape`: scrape and evaluation interval.
+    `rules`: rule files; `scrape`: scrape and evaluation interval; `addresses`: where the hosts are that are not
+    on this one's loopback.
     """
 
     def __init__(
@@ -99,11 +100,14 @@ class Stage:
         instances: tuple[str, ...],
         rules: tuple[Path, ...] = (RULES,),
         scrape: str = SCRAPE,
+        addresses: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
         self.began = time.time()
         self._port, *ports = _free_ports(len(instances) + 1)
-        self._ports = dict(zip(instances, ports, strict=True))
+        self.addresses = {
+            name: f"127.0.0.1:{port}" for name, port in zip(instances, ports, strict=True)
+        } | dict(addresses or {})
         self._rules = rules
         self._scrape = scrape
         self._prometheus: subprocess.Popen[bytes] | None = None
@@ -132,7 +136,7 @@ class Stage:
         with (self.directory / "prometheus.log").open("wb") as log:
             self._prometheus = subprocess.Popen(command, stdout=log, stderr=log)
         # It looks for new targets every five seconds only (discovery/manager.go, updatert).
-        self.wait(f"count(up) >= {len(self._ports)}", _START_SECONDS)
+        self.wait(f"count(up) >= {len(self.addresses)}", _START_SECONDS)
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -146,8 +150,8 @@ class Stage:
                 {
                     "job_name": "vftrace",
                     "static_configs": [
-                        {"targets": [f"127.0.0.1:{port}"], "labels": {"instance": name}}
-                        for name, port in self._ports.items()
+                        {"targets": [address], "labels": {"instance": name}}
+                        for name, address in self.addresses.items()
                     ],
                 }
             ],
@@ -170,10 +174,11 @@ class Stage:
         fresh(play, path)
         self.serve(name, "--replay", str(path), "--speed", str(play.speed))
 
-    def serve(self, name: str, *arguments: str) -> None:
-        """Start a host: `vftrace serve` with these arguments; without any it traces this machine."""
-        command = [sys.executable, "-m", "vftrace", "serve", *arguments]
-        command += ["--web.listen-address", f"127.0.0.1:{self._ports[name]}"]
+    def serve(self, name: str, *arguments: str, inside: tuple[str, ...] = ()) -> None:
+        """Start a host: `vftrace serve` with these arguments; without any it traces this machine. `inside`: a
+        command that runs another one elsewhere."""
+        command = [*inside, sys.executable, "-m", "vftrace", "serve", *arguments]
+        command += ["--web.listen-address", self.addresses[name]]
         log = self.directory / f"{name}.log"
         with log.open("w") as file:
             self._hosts[name] = subprocess.Popen(command, stderr=file, text=True, cwd=ROOT)
@@ -285,14 +290,27 @@ def fresh(play: Play, path: Path) -> Path:
     return write(path, recording.host, map(moved, records))
 
 
-def quick(rules: Path, path: Path, divisor: float) -> Path:
-    """Write the rules with the `for:` and `keep_firing_for:` of alerts divided; expressions are as they were."""
-    found = yaml.safe_load(rules.read_text())
+def quick(path: Path, times: int, figures: Mapping[str, float]) -> Path:
+    """Write the rules with every duration divided: `for:`, ranges and offsets. `figures` are the operator's own,
+    by the name of the rule that records each; all else is as it was."""
+
+    def shorter(duration: str) -> str:
+        return f"{parse_duration(duration) // times // 1_000_000}ms"
+
+    def shorter_all(expression: str) -> str:
+        return re.sub(
+            r"(?<=\[)\d+[smh](?=\])|(?<=offset )\d+[smh]",
+            lambda match: shorter(match[0]),
+            expression,
+        )
+
+    found = yaml.safe_load(RULES.read_text())
     for rule in (rule for group in found["groups"] for rule in group["rules"]):
-        for key in ("for", "keep_firing_for"):
-            if key in rule:
-                ns = parse_duration(rule[key])
-                rule[key] = f"{max(1, round(ns / divisor / 1_000_000))}ms"
+        rule["expr"] = shorter_all(rule["expr"])
+        if "for" in rule:
+            rule["for"] = shorter(rule["for"])
+        if rule.get("record") in figures:
+            rule["expr"] = f"vector({figures[rule['record']]})"
     path.write_text(yaml.safe_dump(found, sort_keys=False))
     return path
 
@@ -311,11 +329,6 @@ def stage(
         for name in plays:
             found.wait_ready(name)
         yield found
-
-
-def is_here() -> bool:
-    """Whether there is a Prometheus on this machine."""
-    return shutil.which("prometheus") is not None
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,0 +1,180 @@
+"""Boards, recording rules and alerts against a real Prometheus that scrapes replays of real migrations.
+
+The rules' clock runs faster here (`prom.quick`), and they are otherwise those an operator has. Where a fault has
+no recording of its own, one is made of a real recording; what was changed stands at each of `FAULTS`.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.dashboards.expressions import BOARDS, Expression, ask, expressions
+from tests.dashboards.prom import GOLDEN, STAGE, STAGE_SECONDS, Play, Stage, quick
+from tests.unit.two_hosts import golden, lab, only, write
+from vftrace import events, wire
+from vftrace.events import NO_PROCESS
+from vftrace.sources.recording import HostInfo
+
+pytestmark = pytest.mark.needs("prometheus")
+
+Fault = tuple[HostInfo, Iterable[bytes]]
+
+EMPTY: Mapping[tuple[str, str], str] = {}
+"""Why an expression may have nothing to show, by board and place."""
+
+RULES_TIMES = 15
+"""A minute of a rule is four seconds here."""
+
+
+def lossy() -> Fault:
+    """A guest that was held for a second; 200 records of its migration are gone, and the kernel counted them. A
+    kernel that takes no kprobes."""
+    host, records = golden("pause-before-switchover")
+    host = replace(host, probes=host.probes | {"mailbox": "not attached: kprobe: not permitted"})
+    kernels = [r for r in records if wire.decode(r).tgid not in (events.USER_STREAM, NO_PROCESS)]
+    gone = set(kernels[400:600:3] + kernels[401:601:3] + kernels[402:602:3])
+    kept = [record for record in records if record not in gone]
+    ticks = [n for n, record in enumerate(kept) if isinstance(wire.decode(record), events.Tick)]
+    middle = ticks[len(ticks) // 2]
+    tick = wire.decode(kept[middle])
+    kept[middle] = wire.encode(
+        events.Lost(tick.at_ns, tick.seq, tick.tgid, tick.tid, count=len(gone))
+    )
+    return host, kept
+
+
+def vf_without_driver() -> Fault:
+    """One job of a recording of many: a guest that has no driver for the VF it gets back."""
+    host, records = lab("7.x")
+    job = json.loads((GOLDEN / "lab" / "7.x.truth.json").read_text())["unplug"]
+    began = job["started_at_ns"]
+    mine = [r for r in records if wire.HEADER.unpack_from(r)[0] >= began]
+    return host, only(mine, {NO_PROCESS} | {vm["pid"] for vm in job["vms"]})
+
+
+FAULTS: Mapping[str, tuple[float, Callable[[], Fault]]] = {
+    "broken": (5, lambda: lab("6.1-error")),
+    "flooded": (1, lambda: lab("../mailbox/6.12-flood")),
+    "lossy": (1, lossy),
+    "vf-gone": (1, vf_without_driver),
+}
+"""Hosts with a fault: how fast each is replayed, and its recording."""
+
+FIRES = {
+    # In the lab everything is emulated, and slow.
+    "VftraceDowntimeOverTarget": {"lossy", "echo"},
+    "VftraceMigrationFailed": {"broken", "delta", "echo"},
+    "VftraceDeviceError": {"broken"},
+    "VftraceVfNotBack": {"vf-gone"},
+    # foxtrot's is a script that asks for what is refused, a dozen times in a row: a storm for a clock so fast.
+    "VftraceMailboxNacks": {"flooded", "foxtrot"},
+    "VftraceMailboxFlood": {"flooded"},
+    "VftraceEventsLost": {"lossy"},
+    "VftraceProbeMissing": {"lossy"},
+    "VftraceDown": {"charlie"},
+}
+"""Which alert fires on which hosts, and on no other."""
+
+STUCK = {"bravo", "delta"}
+"""Replays that are over for long: no more ticks come."""
+
+ELSEWHERE = {
+    "VftracePrecopyNotConverging": "tests/host/test_prometheus.py, where a guest is too fast"
+}
+
+
+@dataclass(frozen=True)
+class Played:
+    """The stage when all is over, how many seconds it took, and when (Unix time) all hosts ran."""
+
+    stage: Stage
+    seconds: int
+    ready: float
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    directory = tmp_path_factory.mktemp("stage")
+    figures = {"vftrace:vf_back_within_seconds": 1.0}
+    rules = quick(directory / "quick.rules.yml", RULES_TIMES, figures)
+    with Stage(directory, (*STAGE, *FAULTS), (rules,)) as stage:
+        for name, (speed, fault) in FAULTS.items():
+            host, records = fault()
+            path = write(directory / f"{name}.fault.vft", host, records)
+            stage.play(name, Play(path, speed))
+        for name, play in STAGE.items():
+            stage.play(name, play)
+        for name in (*STAGE, *FAULTS):
+            stage.wait_ready(name)
+        stage.wait(f"sum(up) == {len((*STAGE, *FAULTS))}", 20)
+        # What is down because it was not started yet is no fault.
+        stage.wait("absent(ALERTS{alertname='VftraceDown'})", 20)
+        ready = time.time()
+        time.sleep(STAGE_SECONDS)
+        stage.kill("charlie")
+        # The alert waits for a minute of its own, and for a scrape.
+        stage.wait("ALERTS{alertname='VftraceDown', alertstate='firing'}", 20)
+        yield Played(stage, round(time.time() - stage.began) + 1, ready)
+
+
+ALL = [expression for board in BOARDS for expression in expressions(board)]
+
+
+def test_there_are_boards() -> None:
+    assert len(BOARDS) == 4
+    assert {e.board for e in ALL} == {path.stem for path in BOARDS}
+    assert set(EMPTY) <= {(e.board, e.where) for e in ALL}
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda path: path.stem)
+def test_every_expression_of_a_board_returns_data(board: Path, played: Played) -> None:
+    silent: list[Expression] = []
+    for expression in expressions(board):
+        values = ask(played.stage, expression, played.seconds, {})
+        if not values and (expression.board, expression.where) not in EMPTY:
+            silent.append(expression)
+    assert [str(expression) for expression in silent] == []
+
+
+def test_every_rule_is_evaluated_and_every_record_is_there(played: Played) -> None:
+    rules = played.stage.rules()
+    assert len(rules) > 10
+    assert [(r["name"], r["lastError"]) for r in rules if r["health"] != "ok"] == []
+    for rule in rules:
+        if rule["type"] == "recording":
+            assert played.stage.query(f"last_over_time({{__name__='{rule['name']}'}}[5m])")
+
+
+def test_alerts_fire_on_their_faults_and_nowhere_else(played: Played) -> None:
+    fired: dict[str, set[str]] = {}
+    alerts = played.stage.query_range('ALERTS{alertstate="firing"}', step=0.5)
+    for series in alerts:
+        if max(at for at, _ in series.points) < played.ready:
+            continue
+        name = series.labels["alertname"]
+        fired.setdefault(name, set()).add(series.labels.get("instance", ""))
+    assert fired.pop("VftraceReaderStuck") >= STUCK
+    assert fired == FIRES
+    known = {rule["name"] for rule in played.stage.rules() if rule["type"] == "alerting"}
+    assert known == {*FIRES, *ELSEWHERE, "VftraceReaderStuck"}
+
+
+def test_what_prometheus_has_is_what_was_recorded(played: Played) -> None:
+    """The downtimes of QEMU's own events, by way of serve, scrape and query."""
+    truth = json.loads((GOLDEN / "recordings" / "completed-slow.truth.json").read_text())
+    stop, resume = (
+        next(e["at_ns"] for e in truth["events"] if e["name"] == name)
+        for name in ("STOP", "RESUME")
+    )
+    (found,) = played.stage.query(
+        'last_over_time(vftrace_migration_last_downtime_seconds{instance="bravo", kind="vcpu"}[5m])'
+    )
+    assert -0.0005 <= found.value - (resume - stop) / 1e9 <= 0.004
+    (joined,) = played.stage.query(
+        f'last_over_time(vm:vftrace_migration_downtime_seconds:joined{{vm="{found.labels["vm"]}"}}[5m])'
+    )
+    assert joined.value == pytest.approx(found.value, abs=1e-6)
