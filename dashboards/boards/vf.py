@@ -126,7 +126,7 @@ def _kinds() -> style.PanelBuilder:
             instant(
                 "sort_desc(topk(10, round(sum by (message) ("
                 + in_range("vf_mailbox_messages_total", *VF, ASKED)
-                + ")) > 0)",
+                + ")) > 0))",
                 "{{message}}",
             ),
             "blue",

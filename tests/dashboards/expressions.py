@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.dashboards.prom import RATE_INTERVAL, ROOT, Series, Stage
+from tests.dashboards.prom import ROOT, Series, Stage
 
 BOARDS = tuple(sorted((ROOT / "dashboards" / "grafana").glob("*.json")))
 
@@ -55,10 +55,10 @@ def _panels(panels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield from _panels(panel.get("panels", []))
 
 
-def substituted(text: str, seconds: int, chosen: Mapping[str, str]) -> str:
+def substituted(text: str, rate: str, seconds: int, chosen: Mapping[str, str]) -> str:
     """Grafana's own variables for a range of `seconds`, and the board's: `chosen`, else all."""
     own = {
-        "__rate_interval": RATE_INTERVAL,
+        "__rate_interval": rate,
         "__interval": "1s",
         "__range": f"{seconds}s",
         "__range_s": str(seconds),
@@ -73,7 +73,7 @@ def substituted(text: str, seconds: int, chosen: Mapping[str, str]) -> str:
 
 def ask(stage: Stage, expression: Expression, seconds: int, chosen: Mapping[str, str]) -> int:
     """How many values come back that can be drawn; QueryError where Prometheus refuses it."""
-    text = substituted(expression.text, seconds, chosen)
+    text = substituted(expression.text, stage.rate_interval, seconds, chosen)
     if expression.where.startswith("$"):
         values = _LABEL_VALUES.match(text)
         if values is not None:

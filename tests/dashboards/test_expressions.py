@@ -101,7 +101,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     directory = tmp_path_factory.mktemp("stage")
     figures = {"vftrace:vf_back_within_seconds": 1.0}
     rules = quick(directory / "quick.rules.yml", RULES_TIMES, figures)
-    with Stage(directory, (*STAGE, *FAULTS), (rules,)) as stage:
+    with Stage(directory, (*STAGE, *FAULTS), (rules,), "1s") as stage:
         for name, (speed, fault) in FAULTS.items():
             host, records = fault()
             path = write(directory / f"{name}.fault.vft", host, records)
