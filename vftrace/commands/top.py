@@ -216,7 +216,12 @@ def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
 
 def _same(before: "Snapshot", after: "Snapshot") -> bool:
     """Whether nothing but time has passed."""
-    return (before.vms, before.migrations, before.lost) == (after.vms, after.migrations, after.lost)
+    return (before.vms, before.migrations, before.vfs, before.lost) == (
+        after.vms,
+        after.migrations,
+        after.vfs,
+        after.lost,
+    )
 
 
 def watch(

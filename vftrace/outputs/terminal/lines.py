@@ -7,7 +7,8 @@ from vftrace.migration.model import Migration, Snapshot, Vm
 from vftrace.outputs.report_json import report_json
 from vftrace.outputs.terminal.clock import precise_time
 from vftrace.outputs.terminal.figures import blackout, current_phase, dirty_rate
-from vftrace.outputs.terminal.glyphs import Glyphs
+from vftrace.outputs.terminal.glyphs import Glyphs, clean
+from vftrace.outputs.terminal.vfs import name_of, vf_warnings
 from vftrace.outputs.terminal.words import headline, label, losses, roles, verdict, warnings
 from vftrace.sources.recording import HostInfo
 from vftrace.units import format_bytes, format_ns, format_rate
@@ -23,7 +24,7 @@ def changes(before: Snapshot | None, after: Snapshot, g: Glyphs) -> list[str]:
 
     Without a snapshot before, everything that is known has just happened.
     """
-    found = [*_vm_changes(before, after, g)]
+    found = [*_vm_changes(before, after, g), *_vf_changes(before, after, g)]
     old = {} if before is None else {(m.pid, m.started_at_ns): m for m in before.migrations}
     for migration in after.migrations:
         earlier = old.get((migration.pid, migration.started_at_ns))
@@ -52,6 +53,24 @@ def _vm_changes(before: Snapshot | None, after: Snapshot, g: Glyphs) -> Iterator
         if pid not in new:
             name = label(vm.name, vm.uuid, vm.pid, g)
             yield after.at_ns, f"{name}: pid {pid} has ended"
+
+
+def _vf_changes(before: Snapshot | None, after: Snapshot, g: Glyphs) -> Iterator[Change]:
+    """States that virtual functions came to, and what is wrong with them."""
+    old = {} if before is None else {(life.pf, life.vf): life for life in before.vfs}
+    for life in after.vfs:
+        earlier = old.get((life.pf, life.vf))
+        name = clean(name_of(life), g)
+        last = earlier.since_ns if earlier is not None else None
+        for span, was in zip(life.states, (None, *life.states), strict=False):
+            if last is None or span.start_at_ns > last:
+                took = None if was is None else format_ns(span.start_at_ns - was.start_at_ns)
+                since = f" (was {was.name} for {took})" if was is not None else ""
+                yield span.start_at_ns, f"{name}: {span.name}{since}"
+        said = () if earlier is None else tuple(vf_warnings(earlier))
+        for warning in vf_warnings(life):
+            if warning not in said:
+                yield after.at_ns, f"{name}: ! {warning}"
 
 
 def _running(vm: Vm) -> str:

@@ -7,6 +7,7 @@ from rich.cells import set_cell_size
 from rich.console import RenderableType
 from rich.text import Text
 
+from vftrace.mailbox.life import VfLife
 from vftrace.migration.model import Migration, Snapshot, Vm
 from vftrace.outputs.terminal import state as view_state
 from vftrace.outputs.terminal.clock import clock_time
@@ -20,6 +21,7 @@ from vftrace.outputs.terminal.figures import (
 from vftrace.outputs.terminal.glyphs import Glyphs, clean, shorten, shorten_middle, sparkline
 from vftrace.outputs.terminal.state import ViewState, newest, row_of
 from vftrace.outputs.terminal.tables import OUTCOME_STYLES, UNKNOWN, WIDE, count
+from vftrace.outputs.terminal.vfs import last_message, name_of, state_of
 from vftrace.outputs.terminal.words import label, set_by, uuid_short
 from vftrace.units import format_ns
 
@@ -72,6 +74,14 @@ VMS = (
     Column("VMM", 20, right=False),
     Column("last migration", 46, right=False, from_width=140),
 )
+VFS = (
+    Column("card, function", 0, right=False),
+    Column("state", 11, right=False),
+    Column("for", 7),
+    Column("MAC", 17, right=False),
+    Column("resets", 6),
+    Column("last message", 42, right=False, from_width=WIDE),
+)
 ROLE_WORDS = {"source": "source", "destination": "dest.", "stitched": "both"}
 
 
@@ -93,14 +103,17 @@ def list_page(
     vms = [
         (row_of(vm), _vm_cells(vm, snapshot, now_ns, g)) for vm in view_state.vms(snapshot, state)
     ]
+    vfs = [(row_of(vf), _vf_cells(vf, snapshot, g)) for vf in view_state.vfs(snapshot, state)]
+    troubled = {row_of(vf) for vf in snapshot.vfs if state_of(vf) != vf.state}
     page: list[RenderableType] = []
     focus = 0
     for name, columns, section in (
         ("Migrating", ACTIVE, active),
         ("Finished", FINISHED, finished),
         ("VMs", VMS, vms),
+        ("Virtual functions", VFS, vfs),
     ):
-        if name == "Finished" and not section:
+        if name in ("Finished", "Virtual functions") and not section:
             continue
         if page:
             page.append(Text())
@@ -110,7 +123,7 @@ def list_page(
         page.append(_row(columns, [c.heading for c in columns], width, g, " ", "dim"))
         for row, cells in section:
             mark, style = (g.cursor, "bold") if row == chosen else (" ", "")
-            if row in stopped:
+            if row in stopped or row in troubled:
                 style += " red"
             if row == chosen:
                 focus = len(page)
@@ -228,6 +241,18 @@ def _vm_cells(vm: Vm, snapshot: Snapshot, now_ns: int, g: Glyphs) -> list[str]:
         UNKNOWN if started is None else format_ns(max(0, now_ns - started)),
         clean(vm.vmm or UNKNOWN, g),
         UNKNOWN if last is None else _in_short(last, vm.pid, now_ns),
+    ]
+
+
+def _vf_cells(vf: VfLife, snapshot: Snapshot, g: Glyphs) -> list[str]:
+    lasts = UNKNOWN if vf.since_ns is None else format_ns(max(0, snapshot.at_ns - vf.since_ns))
+    return [
+        clean(name_of(vf), g),
+        state_of(vf),
+        lasts,
+        clean(dict(vf.settings).get("mac", UNKNOWN), g),
+        str(vf.message_resets + vf.function_resets),
+        last_message(vf, g),
     ]
 
 

@@ -4,15 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from vftrace.mailbox.life import VfLife
 from vftrace.migration.model import Migration, Snapshot, Vm
 from vftrace.outputs.terminal.figures import dirty_rate
 
-Screen = Literal["list", "timeline", "help"]
+Screen = Literal["list", "timeline", "vf", "help"]
 Sort = Literal["newest", "name", "dirty rate", "downtime"]
 SORTS: tuple[Sort, ...] = ("newest", "name", "dirty rate", "downtime")
 
-Row = tuple[str, int, int]
-"""What the cursor stands on: `migration` or `vm`, its pid, and when it started (0 for a VM)."""
+Row = tuple[str, int | str, int]
+"""What the cursor stands on: `migration` or `vm`, its pid, and when it started (0 for a VM); or `vf`, its
+card's address and its number."""
 
 Action = Literal[
     "quit",
@@ -44,7 +46,12 @@ class Binding:
 BINDINGS = (
     Binding("quit", ("q",), "end", "quit"),
     Binding("help", ("?", "h"), "this list", "help"),
-    Binding("open", ("Enter",), "the timeline of the migration under the cursor", "timeline"),
+    Binding(
+        "open",
+        ("Enter",),
+        "what is under the cursor in full: a migration, a virtual function",
+        "open",
+    ),
     Binding("back", ("Esc",), "back; in the list: drop the filter", "back"),
     Binding("filter", ("/",), "show only VMs whose name, UUID or pid contains some text", "filter"),
     Binding("sort", ("s",), "sort by the next of: " + ", ".join(SORTS), "sort"),
@@ -72,7 +79,7 @@ class ViewState:
     screen: Screen = "list"
     selected: Row | None = None
     opened: Row | None = None
-    """The migration whose timeline is shown."""
+    """The migration or virtual function that is shown in full."""
     scroll: int = 0
     """Of the timeline and the help, in lines."""
     sort: Sort = "newest"
@@ -111,8 +118,11 @@ def _type(state: ViewState, key: str) -> ViewState:
 def _in_list(state: ViewState, action: Action, snapshot: Snapshot) -> ViewState:
     match action:
         case "open":
-            row = _migration_under(state, snapshot)
-            return state if row is None else replace(state, screen="timeline", opened=row, scroll=0)
+            row = _opens(state, snapshot)
+            if row is None:
+                return state
+            screen: Screen = "vf" if row[0] == "vf" else "timeline"
+            return replace(state, screen=screen, opened=row, scroll=0)
         case "back":
             return replace(state, filter="")
         case "filter":
@@ -165,17 +175,23 @@ def cursor(state: ViewState, rows: list[Row]) -> Row:
     return state.selected if state.selected in rows else rows[0]
 
 
-def _migration_under(state: ViewState, snapshot: Snapshot) -> Row | None:
+def _opens(state: ViewState, snapshot: Snapshot) -> Row | None:
+    """What opens under the cursor: a virtual function, or a migration, for a VM its newest."""
     rows = all_rows(snapshot, state)
-    found = migration_of(cursor(state, rows), snapshot) if rows else None
+    under = cursor(state, rows) if rows else None
+    if under is None or under[0] == "vf":
+        return under
+    found = migration_of(under, snapshot)
     return None if found is None else row_of(found)
 
 
 # -- which rows there are -----------------------------------------------------------------------
 
 
-def row_of(thing: Migration | Vm) -> Row:
+def row_of(thing: Migration | Vm | VfLife) -> Row:
     """How the cursor remembers it."""
+    if isinstance(thing, VfLife):
+        return "vf", thing.pf, thing.vf
     if isinstance(thing, Migration):
         return "migration", thing.pid, thing.started_at_ns
     return "vm", thing.pid, 0
@@ -184,7 +200,11 @@ def row_of(thing: Migration | Vm) -> Row:
 def all_rows(snapshot: Snapshot, state: ViewState) -> list[Row]:
     """The rows in the order in which they are drawn."""
     migrations = (*active(snapshot, state), *finished(snapshot, state))
-    return [*map(row_of, migrations), *map(row_of, vms(snapshot, state))]
+    return [
+        *map(row_of, migrations),
+        *map(row_of, vms(snapshot, state)),
+        *map(row_of, vfs(snapshot, state)),
+    ]
 
 
 def active(snapshot: Snapshot, state: ViewState) -> list[Migration]:
@@ -205,6 +225,22 @@ def vms(snapshot: Snapshot, state: ViewState) -> list[Vm]:
     return sorted(found, key=lambda vm: (vm.name or vm.key, vm.pid))
 
 
+def vfs(snapshot: Snapshot, state: ViewState) -> list[VfLife]:
+    """The virtual functions that were heard of, filtered; by card and number."""
+    text = state.filter.casefold()
+    return [
+        life
+        for life in snapshot.vfs
+        if (life.states or life.recent or life.not_recorded)
+        and any(text in word for word in (life.pf, life.address or "", f"vf {life.vf}"))
+    ]
+
+
+def find_vf(snapshot: Snapshot, row: Row | None) -> VfLife | None:
+    """The virtual function of a row, if it is still known."""
+    return next((life for life in snapshot.vfs if row_of(life) == row), None)
+
+
 def find(snapshot: Snapshot, row: Row | None) -> Migration | None:
     """The migration of a row, if it is still known."""
     return next((m for m in snapshot.migrations if row_of(m) == row), None)
@@ -212,7 +248,7 @@ def find(snapshot: Snapshot, row: Row | None) -> Migration | None:
 
 def migration_of(row: Row, snapshot: Snapshot) -> Migration | None:
     """The migration a row stands for: itself, or a VM's newest."""
-    if row[0] == "migration":
+    if row[0] != "vm":
         return find(snapshot, row)
     return newest([m for m in snapshot.migrations if row[1] in (m.pid, m.peer_pid)])
 

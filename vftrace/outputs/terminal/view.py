@@ -19,6 +19,7 @@ from vftrace.outputs.terminal.glyphs import (
 from vftrace.outputs.terminal.listing import list_page
 from vftrace.outputs.terminal.state import BINDINGS, ViewState
 from vftrace.outputs.terminal.timeline import TITLE, WARNING, one_line, timeline
+from vftrace.outputs.terminal.vfs import vf_lines
 from vftrace.outputs.terminal.words import (
     headline,
     label,
@@ -204,6 +205,8 @@ def _body(
             return _help(), None
         case "timeline":
             return _timeline_page(frame, width, g), None
+        case "vf":
+            return _vf_page(frame, width, g), None
         case "list":
             return _list_page(frame, width, room, g)
 
@@ -232,6 +235,13 @@ def _timeline_page(frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
     if migration is None:
         return [Text("This migration is no longer known (Esc goes back).")]
     return timeline(migration, frame.snapshot.at_ns, width, g)
+
+
+def _vf_page(frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
+    life = view_state.find_vf(frame.snapshot, frame.state.opened)
+    if life is None:
+        return [Text("This virtual function is no longer known (Esc goes back).")]
+    return vf_lines(life, frame.snapshot, width, g, len(life.recent))
 
 
 def _list_page(
