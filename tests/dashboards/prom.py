@@ -25,7 +25,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -158,13 +158,16 @@ class Stage:
         }
 
     def close(self) -> None:
-        """End everything this stage has started."""
-        for name in tuple(self._hosts):
-            self.end(name)
-        if self._prometheus is not None:
-            self._prometheus.terminate()
-            self._prometheus.wait(timeout=30)
-            self._prometheus = None
+        """End everything this stage has started, then complain about those that ended badly."""
+        with ExitStack() as stack:
+            if self._prometheus is not None:
+                stack.callback(self._prometheus.wait, timeout=30)
+                stack.callback(self._prometheus.terminate)
+                self._prometheus = None
+            for name in self._hosts:
+                stack.callback(self._hosts[name].kill)
+            for name in tuple(self._hosts):
+                stack.callback(self.end, name)
 
     # -- hosts ----------------------------------------------------------------------------------
 
