@@ -170,6 +170,7 @@ def _quantiles() -> style.PanelBuilder:
             ),
             calcs=["max"],
         )
+        .span(9)
         .show_points(common_models.VisibilityMode.ALWAYS)
         .point_size(6)
         .fill_opacity(0)
@@ -188,7 +189,7 @@ def _distribution() -> style.PanelBuilder:
             "sum by (le) "
             f"(increase({of('migration_downtime_seconds_bucket', VCPU)}[$__rate_interval]))"
         ),
-    )
+    ).span(9)
 
 
 def _checkpoints() -> style.PanelBuilder:
@@ -202,7 +203,7 @@ def _checkpoints() -> style.PanelBuilder:
             f"last_over_time({of('migration_last_checkpoint_seconds')}[$__range])))",
             "{{checkpoint}}",
         ),
-    ).height(10)
+    )
     return style.colours_by_name(panel, {c: style.CHECKPOINT_COLOURS[c] for c in CHECKPOINTS})
 
 

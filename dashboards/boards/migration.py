@@ -77,6 +77,7 @@ def _figures() -> list[style.PanelBuilder]:
             instant(f"topk(1, {worst})", "{{checkpoint}}"),
         )
         .text_mode(common_models.BigValueTextMode.VALUE_AND_NAME)
+        .wide_layout(False)
         .color_mode(common_models.BigValueColorMode.NONE),
         style.figure(
             "Device downtime",

@@ -114,7 +114,7 @@ def _probes() -> style.PanelBuilder:
             ],
             sort="Hosts",
         )
-        .span(7)
+        .span(8)
         .height(9)
     )
 
@@ -149,7 +149,7 @@ def _events() -> style.PanelBuilder:
                 calcs=["mean", "max"],
             )
         )
-        .span(10)
+        .span(16)
         .height(9)
     )
     return style.colours_by_name(panel, PROBE_COLOURS)
@@ -166,8 +166,9 @@ def _lost() -> style.PanelBuilder:
                 calcs=["max"],
             )
         )
-        .span(style.WIDTH)
-        .height(6)
+        .span(16)
+        .height(9)
+        .axis_soft_max(1)
     )
 
 
@@ -213,13 +214,13 @@ def _scrape() -> style.PanelBuilder:
 def _up() -> style.PanelBuilder:
     return (
         style.states(
-            "Hosts",
+            "Answers",
             "Whether vftrace answered Prometheus.",
             query(f"max by (instance) (up{SCRAPED})", "{{instance}}"),
             style.mapping({"0": ("silent", "red"), "1": ("up", "green")}),
         )
-        .span(9)
-        .height(9)
+        .span(8)
+        .height(8)
     )
 
 
@@ -239,7 +240,7 @@ def _versions() -> style.PanelBuilder:
             sort="Hosts",
         )
         .span(8)
-        .height(9)
+        .height(8)
     )
 
 
@@ -251,6 +252,7 @@ def _clock() -> style.PanelBuilder:
             "s",
             query(of("clock_error_seconds"), "{{instance}}"),
         )
-        .span(7)
-        .height(9)
+        .span(8)
+        .height(8)
+        .fill_opacity(0)
     )

@@ -93,7 +93,9 @@ def faults_of(report: Report, may_be_empty: Mapping[str, str]) -> list[str]:
         faults += [f"{name}: its title is clipped" for _ in panel["clipped"]]
     for variable in report["variables"]:
         if variable["error"] is not None or not variable["value"]:
-            faults.append(f"variable {variable['name']}: {variable['error'] or 'nothing to choose'}")
+            faults.append(
+                f"variable {variable['name']}: {variable['error'] or 'nothing to choose'}"
+            )
     for annotation in report["annotations"]:
         if annotation["error"] is not None or not annotation["times"]:
             faults.append(f"annotation {annotation['name']}: {annotation['error'] or 'none'}")

@@ -12,10 +12,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.dashboards.draw import Drawing, board_named, build, draw
-from tests.dashboards.prom import GOLDEN, ROOT, RULES, SCRAPE, Play, Stage
+from tests.dashboards.draw import Drawing, board_named, build, draw, faults_of
+from tests.dashboards.prom import GOLDEN, ROOT, RULES, Play, Stage
 from vftrace.units import parse_duration
 
+SCRAPE = "1s"
 LAB_VM = "6c616200-0000-4000-8000-000000000001"
 
 LAB = {"lab-1": GOLDEN / "lab" / "7.x.vft.gz"}
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> int:
     viewer = build()
     with tempfile.TemporaryDirectory() as scratch:
         instances = (*LAB, *MAILBOX, *DEMO)
-        with Stage(Path(scratch), instances, (RULES,)) as stage:
+        with Stage(Path(scratch), instances, (RULES,), SCRAPE) as stage:
             began = time.time()
             mailbox = play(stage)
             end = time.time()
@@ -87,8 +88,10 @@ def main(arguments: list[str]) -> int:
                 )
                 for uid, span in ranges.items()
             ]
-            draw(viewer, stage.url, drawings, round(parse_duration(SCRAPE) / 1e6))
-    return 0
+            reports = draw(viewer, stage.url, drawings, round(parse_duration(SCRAPE) / 1e6))
+    faults = [f"{report['uid']}: {fault}" for report in reports for fault in faults_of(report, {})]
+    print("\n".join(faults))
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -25,8 +25,11 @@ const server = http.createServer((request, response) => {
   }
   const file = path.join(site, path.normalize(pathname === '/' ? 'index.html' : pathname));
   return fs.readFile(file, (error, content) => {
+    // Grafana's server has more icons than the package.
+    const isIcon = error && pathname.startsWith('/public/build/img/icons/');
+    if (isIcon) return response.writeHead(200, { 'content-type': TYPES['.svg'] }).end('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"/>');
     response.writeHead(error ? 404 : 200, { 'content-type': TYPES[path.extname(file)] ?? 'application/octet-stream' });
-    response.end(error ? '' : content);
+    return response.end(error ? '' : content);
   });
 });
 await new Promise((listening) => server.listen(0, '127.0.0.1', listening));
@@ -49,7 +52,8 @@ async function draw(browser, { board, variables = {}, png, width = 1600, height,
   } catch (error) {
     errors.push(`not ready: ${error.message}`);
   }
-  if (png) await page.screenshot({ path: png, fullPage: true });
+  const bottom = await page.evaluate(() => document.documentElement.scrollHeight);
+  if (png) await page.screenshot({ path: png, clip: { x: 0, y: 0, width, height: bottom } });
   await page.close();
   return { ...report, script_errors: errors };
 }

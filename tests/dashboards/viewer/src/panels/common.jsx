@@ -25,8 +25,9 @@ export function Marks({ config, annotations, theme }) {
   latest.current = annotations;
   React.useEffect(() => drawn.current?.redraw(false), [annotations]);
   React.useLayoutEffect(() => {
+    config.addHook('init', (plot) => (drawn.current = plot));
+    config.addHook('destroy', () => (drawn.current = null));
     config.addHook('draw', (plot) => {
-      drawn.current = plot;
       const { ctx, bbox } = plot;
       ctx.save();
       ctx.beginPath();

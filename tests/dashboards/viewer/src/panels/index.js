@@ -23,6 +23,7 @@ const HEATMAP = { scaleDistribution: undefined, hideFrom: undefined };
 function plugin(id, component, colour, custom) {
   const made = new PanelPlugin(component);
   made.meta = { id, name: id, type: 'panel', module: '', baseUrl: '', info: INFO };
+  made.setDataSupport({ annotations: true, alertStates: false });
   made.useFieldConfig({
     standardOptions: { color: { defaultValue: { mode: colour } } },
     useCustomConfig: (builder) => {
