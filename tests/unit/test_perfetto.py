@@ -41,6 +41,7 @@ class Parsed:
         }
         self.slices: dict[Track, list[tuple[str, int, int]]] = {}
         self.values: dict[Track, list[tuple[int, float]]] = {}
+        self.instants: dict[Track, list[tuple[str, int]]] = {}
         opened: dict[Track, tuple[str, int]] = {}
         for packet in self.trace.packet:
             if not packet.HasField("track_event"):
@@ -53,6 +54,8 @@ class Parsed:
             elif event.type == pb.TrackEvent.TYPE_SLICE_END:
                 name, start = opened.pop(track)
                 self.slices.setdefault(track, []).append((name, start, at))
+            elif event.type == pb.TrackEvent.TYPE_INSTANT:
+                self.instants.setdefault(track, []).append((event.name, at))
             else:
                 assert event.type == pb.TrackEvent.TYPE_COUNTER
                 self.values.setdefault(track, []).append((at, event.double_counter_value))
@@ -160,6 +163,31 @@ def test_devices_and_vfs_have_tracks() -> None:
     states = tracks["0000:01:10.0 (source)"]
     assert [(s[0], s[2] - s[1]) for s in states[:2]] == [("RUNNING", 1000), ("PRE_COPY", 4000)]
     assert tracks["VF 3 of 0000:01:00.0"][0] == ("reset", start, start + 700)
+
+
+def test_virtual_functions_have_tracks_of_states_and_messages(tmp_path: Path) -> None:
+    """The lab's script (tests/lab/jobs/mailbox.py): what was answered is a slice, the rest an instant."""
+    import json
+
+    golden_mailbox = RECORDINGS.parent / "mailbox"
+    out = tmp_path / "t.pftrace"
+    recording = golden_mailbox / "6.12.vft.gz"
+    assert main(["report", "--format", "perfetto", "-o", str(out), str(recording)]) == 0
+    found = Parsed(out.read_bytes())
+    script = json.loads((golden_mailbox / "6.12-ixgbe.truth.json").read_text())
+    for number in range(script["vfs"]):
+        sent = [e for e in script["log"] if e.get("vf") == number and e["verb"] == "send"]
+        # Neither an answer of the VF's own, nor what it says once more, is answered as a request.
+        asked = [e for e in sent if e["replied"] and not e["words"][0] >> 30]
+        track = f"VF {number} of {script['pf']} on lab", "mailbox"
+        slices = found.slices.get(track, [])
+        assert len(slices) == len(asked)
+        for (_, start, end), entry in zip(slices, asked, strict=True):
+            assert entry["at_ns"] < start <= end
+        assert all(a[2] <= b[1] for a, b in pairwise(slices))
+        assert "PF_CONTROL" in [name for name, _ in found.instants[track]]
+    states = found.slices[f"VF 1 of {script['pf']} on lab", "state"]
+    assert [s[0] for s in states][:3] == ["reset", "negotiating", "configuring"]
 
 
 def test_the_missing_extra_is_one_line(

@@ -174,10 +174,10 @@ def _json(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
 
 
 def _perfetto(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
-    from vftrace.outputs.joined_json import placed_migrations
+    from vftrace.outputs.joined_json import hosts_json, placed_migrations
     from vftrace.outputs.perfetto import perfetto_trace
 
-    return perfetto_trace(placed_migrations(loaded, joined))
+    return perfetto_trace(placed_migrations(loaded, joined), hosts_json(loaded))
 
 
 def _html(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
