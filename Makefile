@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-unit lint format
+.PHONY: help setup run test test-unit lint boards format
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -20,6 +20,9 @@ lint: setup ## ruff, mypy --strict, and who may import whom
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+
+boards: setup ## make the Grafana boards again from dashboards/boards
+	.venv/bin/python -m dashboards.boards
 
 format: setup ## let ruff format the code
 	.venv/bin/ruff format .

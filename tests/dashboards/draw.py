@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -100,3 +101,23 @@ def faults_of(report: Report, may_be_empty: Mapping[str, str]) -> list[str]:
         if annotation["error"] is not None or not annotation["times"]:
             faults.append(f"annotation {annotation['name']}: {annotation['error'] or 'none'}")
     return faults
+
+
+def unknown_units(board: Board, report: Report) -> set[str]:
+    """Units that Grafana does not know; `suffix:` and its like make their own."""
+    own = re.compile(r"(suffix|prefix|time|si|count|currency|bool):.")
+    used = {
+        unit
+        for panel in board["panels"]
+        if panel["type"] != "row"
+        for unit in (
+            panel["fieldConfig"]["defaults"].get("unit"),
+            *(
+                found["value"]
+                for override in panel["fieldConfig"]["overrides"]
+                for found in override["properties"]
+                if found["id"] == "unit"
+            ),
+        )
+    }
+    return {unit for unit in used if unit not in report["units"] and not own.match(unit or "")}
