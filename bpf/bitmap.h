@@ -13,33 +13,39 @@ struct walk {
 	u64 user;
 	u64 offset;
 	u64 bytes;
-	u64 calls;
+	u64 part;		/* bytes of the piece in hand */
 	struct vft_piece piece;
 };
 
 /* Keyed by thread, not by CPU: fentry programs may be preempted. */
-BPF_TABLE("lru_hash", u64, struct walk, walks, 256);
-BPF_TABLE("array", u32, struct walk, new_walk, 1);
+AS_BYTES(walk);
+BPF_TABLE("lru_hash", u64, struct walk_bytes, walks, 256);
+BPF_TABLE("array", u32, struct walk_bytes, new_walk, 1);
 BPF_PROG_ARRAY(walkers, 1);
+
+static __always_inline struct walk *walk_of(u64 id)
+{
+	return (struct walk *)walks.lookup(&id);
+}
 
 static __always_inline struct walk *walk_begin(u64 id, struct thread *t, u64 user)
 {
-	struct walk *walk = walks.lookup(&id);
+	struct walk *walk = walk_of(id);
 	u32 zero = 0;
 
 	if (!walk) {
-		struct walk *fresh = new_walk.lookup(&zero);
+		struct walk_bytes *fresh = new_walk.lookup(&zero);
 		if (!fresh)
 			return NULL;
 		walks.update(&id, fresh);
-		walk = walks.lookup(&id);
+		walk = walk_of(id);
 		if (!walk)
 			return NULL;
 	}
 	walk->user = user;
 	walk->offset = 0;
 	walk->bytes = t->bitmap_bytes;
-	walk->calls = 0;
+	walk->part = 0;
 	return walk;
 }
 
@@ -59,6 +65,7 @@ static __always_inline void ship_piece(struct walk *walk, struct vm *vm, struct 
 	first = piece->word[0];
 	differ = first && first != ~0ULL;
 	if (!differ) {
+		first = AGAIN(piece->word[0]);
 #pragma nounroll
 		for (u32 i = 0; i < VFT_PIECE_WORDS; i += WORDS_PER_TURN) {
 #pragma unroll
@@ -78,7 +85,7 @@ static __always_inline void ship_piece(struct walk *walk, struct vm *vm, struct 
 		size += bytes;
 	fill_header(&piece->h, vm, VFT_PIECE, size);
 	if (size <= sizeof(*piece))
-		send(piece, size, NO_WAKE);
+		send(vm, piece, size, NO_WAKE);
 	t->pieces++;
 }
 
@@ -95,11 +102,13 @@ static __always_inline bool walk_pieces(struct walk *walk, struct vm *vm, struct
 		if (bytes < PIECE_BYTES) {
 			/* the tail: words behind it must not hold an older piece's bits */
 			u32 zero = 0;
-			struct walk *clean = new_walk.lookup(&zero);
+			struct walk *clean = (struct walk *)new_walk.lookup(&zero);
 
 			if (clean)
 				read_kernel(walk->piece.word, PIECE_BYTES, clean->piece.word);
 		}
+		walk->part = bytes;
+		bytes = AGAIN(walk->part);
 		bytes &= 0x1ff8 /* whole words; also tells the verifier the range */;
 		if (bytes > PIECE_BYTES)
 			break;

@@ -25,6 +25,7 @@ struct vm {
 	u64 uffd_calls;
 	u64 uffd_bytes;
 	u64 uffd_reported_ns;
+	u64 lost;		/* records that did not fit into the ring */
 };
 
 /* One for each thread inside a traced call, and for each vCPU thread always. */
@@ -45,6 +46,19 @@ struct thread {
 	u32 pad;
 };
 
+/* Tracepoints syscalls:sys_enter_* and sys_exit_*: the layout is the same for all of them. */
+struct syscall_enter {
+	u64 common;
+	long nr;
+	u64 args[6];
+};
+
+struct syscall_exit {
+	u64 common;
+	long nr;
+	long ret;
+};
+
 struct slot_key {
 	u32 tgid;
 	u32 slot;
@@ -56,7 +70,7 @@ __attribute__((section("maps/export"))) struct events_table_t __events;
 BPF_TABLE_PUBLIC("hash", u32, struct vm, vms, 4096);
 BPF_TABLE("hash", u64, struct thread, threads, 65536);
 BPF_TABLE("hash", struct slot_key, u64, slot_pages, 65536);
-BPF_TABLE_PUBLIC("array", u32, u64, lost, 1);
+BPF_TABLE_PUBLIC("array", u32, u64, lost, 1);	/* what no VM that is there now counts */
 BPF_TABLE_PUBLIC("array", u32, u64, unowned, 1);	/* the next seq of stream 0 */
 BPF_TABLE("array", u32, struct vm, new_vm, 1);
 #else
@@ -78,6 +92,10 @@ BPF_TABLE("extern", u32, u64, lost, 1);
 static long (*const read_user)(void *to, u32 size, const void *from) = (void *)112;
 static long (*const read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 
+/* For every table BCC also makes functions that print and parse its keys and values, field by field and word
+ * by word, and optimizes them: of a value that is bytes there is nothing to make. */
+#define AS_BYTES(type) struct type##_bytes { u8 byte[sizeof(struct type)]; } __attribute__((aligned(8)))
+
 #define now_ns() bpf_ktime_get_boot_ns()
 
 static __always_inline void fill_header(struct vft_header *h, struct vm *vm, u16 kind, u32 size)
@@ -93,24 +111,25 @@ static __always_inline void fill_header(struct vft_header *h, struct vm *vm, u16
 	h->seq = __sync_fetch_and_add(&vm->seq, 1);
 }
 
+/* A value read once more. Of one that was compared the verifier knows more on each side, and follows all that
+ * comes after for each side; read again it is one value. */
+#define AGAIN(value) (*(volatile typeof(value) *)&(value))
+
 #define WAKE 2		/* BPF_RB_FORCE_WAKEUP: the reader must look at /proc at once */
 #define NO_WAKE 1	/* BPF_RB_NO_WAKEUP: the reader comes by timer */
 
-static __always_inline void send(void *record, u64 size, u64 wake)
+/* The result is 0 or a negative errno; no branch here, since the compiler and the verifier would follow both
+ * sides of it at every place that sends. */
+static __always_inline void send(struct vm *vm, void *record, u64 size, u64 wake)
 {
-	u32 zero = 0;
-	u64 *count;
+	s64 result = events.ringbuf_output(record, size, wake);
 
-	if (events.ringbuf_output(record, size, wake)) {
-		count = lost.lookup(&zero);
-		if (count)
-			__sync_fetch_and_add(count, 1);
-	}
+	__sync_fetch_and_add(&vm->lost, (u64)result >> 63);
 }
 
 #define EMIT_WAKING(vm, number, record, wake) do { \
 	fill_header(&(record)->h, vm, number, sizeof(*(record))); \
-	send(record, sizeof(*(record)), wake); \
+	send(vm, record, sizeof(*(record)), wake); \
 } while (0)
 
 /* A wake-up per record would cost the VMM more than the record. */

@@ -208,7 +208,8 @@ static __always_inline void message(u32 driver, u64 hw, u64 msg, u32 size, u32 v
 	e.direction = direction;
 	e.size = size;
 	e.ret = ret;
-	send(&e, sizeof(e), NO_WAKE);
+	if (events.ringbuf_output(&e, sizeof(e), NO_WAKE))
+		count_lost();
 }
 
 static __always_inline void function_reset(u32 driver, u64 hw, u32 vf)
@@ -227,5 +228,6 @@ static __always_inline void function_reset(u32 driver, u64 hw, u32 vf)
 	__builtin_memcpy(e.pf, flow->pf, sizeof(e.pf));
 	e.driver = driver;
 	e.vf = vf;
-	send(&e, sizeof(e), NO_WAKE);
+	if (events.ringbuf_output(&e, sizeof(e), NO_WAKE))
+		count_lost();
 }

@@ -23,8 +23,9 @@ struct touched_key {
 	u32 index;
 };
 
-BPF_TABLE("array", u32, struct chunk, new_chunk, 1);
-BPF_F_TABLE("hash", struct chunk_key, struct chunk, chunks, 65536, 1 /* BPF_F_NO_PREALLOC */);
+AS_BYTES(chunk);
+BPF_TABLE("array", u32, struct chunk_bytes, new_chunk, 1);
+BPF_F_TABLE("hash", struct chunk_key, struct chunk_bytes, chunks, 65536, 1 /* BPF_F_NO_PREALLOC */);
 BPF_F_TABLE("hash", struct touched_key, struct chunk_key, touched, 65536, 1);
 
 /* kvm:kvm_dirty_ring_push, the same fields on 6.1, 6.12 and 7.2 (include/trace/events/kvm.h). */
@@ -51,12 +52,12 @@ int tp_dirty_ring_push(struct dirty_ring_push *ctx)
 	key.tgid = bpf_get_current_pid_tgid() >> 32;
 	key.slot = ctx->slot;
 	key.number = offset / (VFT_PIECE_WORDS * 64);
-	chunk = chunks.lookup(&key);
+	chunk = (struct chunk *)chunks.lookup(&key);
 	if (!chunk) {
-		struct chunk *fresh = new_chunk.lookup(&zero);
+		struct chunk_bytes *fresh = new_chunk.lookup(&zero);
 		if (fresh)
 			chunks.update(&key, fresh);
-		chunk = chunks.lookup(&key);
+		chunk = (struct chunk *)chunks.lookup(&key);
 		if (!chunk) {
 			__sync_fetch_and_add(&vm->untracked, 1);
 			return 0;
@@ -93,7 +94,7 @@ static __always_inline void ship_chunk(struct walk *walk, struct vm *vm, struct 
 
 	if (!key)
 		return;
-	chunk = chunks.lookup(key);
+	chunk = (struct chunk *)chunks.lookup(key);
 	if (!chunk)
 		return;
 	piece->slot = key->slot;

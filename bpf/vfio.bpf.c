@@ -8,19 +8,6 @@
 #include "bitmap.h"
 #include "vfio.h"
 
-/* Tracepoints syscalls:sys_enter_* and sys_exit_*: the layout is the same for all of them. */
-struct syscall_enter {
-	u64 common;
-	long nr;
-	u64 args[6];
-};
-
-struct syscall_exit {
-	u64 common;
-	long nr;
-	long ret;
-};
-
 /* Only the end of a request is heavy, so there is one of it for every probe. */
 static __always_inline int request_exit(void *ctx, s32 ret)
 {
@@ -42,7 +29,7 @@ int walk(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct call *c = calls.lookup(&id);
-	struct walk *walk = walks.lookup(&id);
+	struct walk *walk = walk_of(id);
 	struct vm *vm = current_vm();
 
 	if (!c || !walk || !vm)

@@ -52,7 +52,7 @@ static __always_inline int walk_on(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct thread *t = threads.lookup(&id);
-	struct walk *walk = walks.lookup(&id);
+	struct walk *walk = walk_of(id);
 	struct vm *vm = current_vm();
 
 	if (!t || !walk || !vm)
@@ -79,19 +79,6 @@ int walk(void *ctx)
 {
 	return walk_on(ctx);
 }
-
-/* Tracepoints syscalls:sys_enter_* and sys_exit_*: the layout is the same for all of them. */
-struct syscall_enter {
-	u64 common;
-	long nr;
-	u64 args[6];
-};
-
-struct syscall_exit {
-	u64 common;
-	long nr;
-	long ret;
-};
 
 #define TP_SENDER(name, op) \
 int tp_##name##_enter(struct syscall_enter *ctx) { return send_enter(ctx->args[0], op); }

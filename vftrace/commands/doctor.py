@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 def _probe_findings(way: str | None) -> "list[Finding]":
     from vftrace.probes.checks import Finding
     from vftrace.probes.loader import Probes
+    from vftrace.probes.plan import WAITS
 
     try:
         with Probes(lambda _: None, way) as probes:
@@ -50,7 +51,8 @@ def _probe_findings(way: str | None) -> "list[Finding]":
             for status in probes.status:
                 name = f"probe {status.probe.name}"
                 if status.way is None:
-                    state = "bad" if status.probe.needed else "warn"
+                    bad = status.probe.needed and status.reason not in WAITS
+                    state = "bad" if bad else "warn"
                     found.append(Finding(name, state, f"not attached: {status.reason}"))
                 else:
                     tried = f" ({status.reason})" if status.reason else ""

@@ -2,7 +2,8 @@
 
 import functools
 import struct
-from collections.abc import Iterator
+from array import array
+from dataclasses import dataclass
 from pathlib import Path
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
@@ -10,12 +11,24 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 _HEADER = struct.Struct("<HBBIIIII")
 _MAGIC = 0xEB9F
 _STRUCT, _UNION, _FUNC = 4, 5, 12
-_WORDS = struct.Struct("<III").unpack_from
-# Bytes behind the 12 of struct btf_type, by kind: (fixed, for each of its vlen members).
+# Words behind the three of struct btf_type, by kind: (fixed, for each of its vlen members).
 _EXTRA = {
-    1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8), 14: (4, 0),
-    15: (0, 12), 17: (4, 0), 19: (0, 12),
+    1: (1, 0), 3: (3, 0), 4: (0, 3), 5: (0, 3), 6: (0, 2), 13: (0, 2), 14: (1, 0),
+    15: (0, 3), 17: (1, 0), 19: (0, 3),
 }  # fmt: skip
+_WORDS_BEHIND = [_EXTRA.get(kind, (0, 0)) for kind in range(32)]
+
+
+@dataclass(frozen=True)
+class _Btf:
+    """`words`: the types; `structures`: where in them a structure or union begins; `functions`: the offset of
+    each function's name, `ids` its type id."""
+
+    words: "array[int]"
+    strings: bytes
+    structures: list[int]
+    functions: list[int]
+    ids: list[int]
 
 
 def of_module(module: str) -> Path:
@@ -32,13 +45,13 @@ def knows(name: str, module: str) -> bool:
         return False
 
 
-@functools.cache
 def member_offset(structure: str, member: str, btf: Path = VMLINUX) -> int | None:
     """Offset in bytes of a direct member of a structure; None where the BTF does not say."""
     try:
-        return _member_offset(btf.read_bytes(), structure.encode(), member.encode())
+        read = _read(btf)
     except (OSError, struct.error, ValueError):
         return None
+    return _member_offset(read, read.strings, structure, member)
 
 
 def module_member_offset(structure: str, member: str, module: str) -> int | None:
@@ -50,64 +63,76 @@ def module_member_offset(structure: str, member: str, module: str) -> int | None
     if not place.exists():
         return member_offset(structure, member)
     try:
-        base = _strings(VMLINUX.read_bytes())
-        return _member_offset(place.read_bytes(), structure.encode(), member.encode(), base)
+        base, read = _read(VMLINUX), _parse(place.read_bytes())
     except (OSError, struct.error, ValueError):
         return None
+    return _member_offset(read, base.strings + read.strings, structure, member)
 
 
 def function_id(name: str, btf: Path = VMLINUX) -> int | None:
     """The BTF type id of a kernel function; None if it has none."""
     try:
-        return _function_id(btf.read_bytes(), name.encode())
+        read = _read(btf)
     except (OSError, struct.error, ValueError):
         return None
+    wanted = _name_offsets(read.strings, name)
+    places = (i for i, offset in enumerate(read.functions) if offset in wanted)
+    first = next(places, None)
+    return None if first is None else read.ids[first]
 
 
-def _member_offset(data: bytes, structure: bytes, member: bytes, base: bytes = b"") -> int | None:
-    strings = base + _strings(data)
-    wanted, wanted_member = _name_offsets(strings, structure), _name_offsets(strings, member)
-    for _, name, info, at in _types(data):
-        if name in wanted and info >> 24 & 0x1F in (_STRUCT, _UNION):
-            for i in range(info & 0xFFFF):
-                member_name, _, offset = _WORDS(data, at + 12 + i * 12)
-                if member_name in wanted_member:
-                    # with kind_flag set the upper byte is a bitfield's size
-                    return int(offset & 0xFFFFFF if info >> 31 else offset) // 8
-    return None
+def forget() -> None:
+    """Give back the memory of what was read (some 20 MB for the kernel's own)."""
+    _read.cache_clear()
 
 
-def _function_id(data: bytes, function: bytes) -> int | None:
-    wanted = _name_offsets(_strings(data), function)
-    for number, name, info, _ in _types(data):
-        if name in wanted and info >> 24 & 0x1F == _FUNC:
-            return number
-    return None
+@functools.cache
+def _read(btf: Path) -> _Btf:
+    """Read once: a kernel has a hundred thousand types, and an emulated machine is slow."""
+    return _parse(btf.read_bytes())
 
 
-def _types(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """All types: id, name offset, info word, position of the type in `data`."""
-    magic, _, _, header, type_off, type_len, _, _ = _HEADER.unpack_from(data)
+def _parse(data: bytes) -> _Btf:
+    magic, _, _, header, type_off, type_len, str_off, str_len = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise ValueError("not BTF")
-    at, end, number = header + type_off, header + type_off + type_len, 0
+    words = array("I", data[header + type_off :][:type_len])
+    structures: list[int] = []
+    functions: list[int] = []
+    ids: list[int] = []
+    at, end, number, behind = 0, len(words), 0, _WORDS_BEHIND
     while at < end:
         number += 1
-        name, info, _ = _WORDS(data, at)
-        yield number, name, info, at
-        fixed, each = _EXTRA.get(info >> 24 & 0x1F, (0, 0))
-        at += 12 + fixed + each * (info & 0xFFFF)
+        info = words[at + 1]
+        kind = info >> 24 & 0x1F
+        if kind in (_STRUCT, _UNION):
+            structures.append(at)
+        elif kind == _FUNC:
+            functions.append(words[at])
+            ids.append(number)
+        fixed, each = behind[kind]
+        at += 3 + fixed + each * (info & 0xFFFF)
+    return _Btf(words, data[header + str_off :][:str_len], structures, functions, ids)
 
 
-def _strings(data: bytes) -> bytes:
-    _, _, _, header, _, _, str_off, str_len = _HEADER.unpack_from(data)
-    return data[header + str_off : header + str_off + str_len]
+def _member_offset(btf: _Btf, strings: bytes, structure: str, member: str) -> int | None:
+    names, members = _name_offsets(strings, structure), _name_offsets(strings, member)
+    words = btf.words
+    for at in btf.structures:
+        if words[at] in names:
+            info = words[at + 1]
+            for i in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
+                if words[i] in members:
+                    # with kind_flag set the upper byte is a bitfield's size
+                    return int(words[i + 2] & 0xFFFFFF if info >> 31 else words[i + 2]) // 8
+    return None
 
 
-def _name_offsets(strings: bytes, name: bytes) -> set[int]:
+def _name_offsets(strings: bytes, name: str) -> set[int]:
     """Every place where exactly this string begins. A name may also be the tail of a longer one."""
-    found, at = set(), strings.find(name + b"\0")
+    text = name.encode() + b"\0"
+    found, at = set(), strings.find(text)
     while at >= 0:
         found.add(at)
-        at = strings.find(name + b"\0", at + 1)
+        at = strings.find(text, at + 1)
     return found

@@ -2,17 +2,33 @@
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from vftrace import events
 from vftrace.errors import MachineError
 from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.probes import btf, kernel
-from vftrace.probes.attach import captured_stderr, first_line, hang_up
+from vftrace.probes.attach import captured_stderr, first_line, hang_up, let_go
+from vftrace.probes.compile import compiled
+from vftrace.probes.follow import ModuleProbes, instance
 from vftrace.probes.mailbox import MailboxProbes
-from vftrace.probes.plan import FENTRY, KPROBE, PROBES, Probe, ProbeStatus, Way
-from vftrace.probes.text import program_text, shim_directory
+from vftrace.probes.plan import (
+    CHANNEL,
+    DIRTY_RING,
+    FENTRY,
+    IOCTL,
+    KPROBE,
+    NO_KVM,
+    PROBES,
+    PROCESS,
+    TRACEPOINT,
+    WAITS,
+    Probe,
+    ProbeStatus,
+    Way,
+)
+from vftrace.probes.text import shim_directory
 from vftrace.probes.vfio import VfioProbes
 
 EVENT_PAGES = 4096
@@ -38,9 +54,12 @@ class Probes:
         self._error: BaseException | None = None
         bcc = _import_bcc()
         os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
-        self._own_status = self._load(bcc, way)
-        for status in self._own_status:
-            if status.probe.needed and status.way is None:
+        self._ways: dict[str, tuple[str | None, str | None]] = {}
+        self._load(bcc, way)
+        for probe in (CHANNEL, PROCESS):
+            self._ways[probe.name] = self._attach(probe, way)
+        for status in self._own_status():
+            if status.probe.needed and status.way is None and status.reason not in WAITS:
                 self._bpf.cleanup()
                 raise MachineError(
                     f"probe {status.probe.name} cannot be attached: {status.reason}",
@@ -59,12 +78,16 @@ class Probes:
     @property
     def status(self) -> tuple[ProbeStatus, ...]:
         """How each probe is attached now."""
-        return (*self._own_status, *self.vfio.status, *self.mailbox.status)
+        return (*self._own_status(), *self.vfio.status, *self.mailbox.status)
 
-    def follow(self) -> None:
-        """Attach what belongs to modules that were loaded since; cheap where there are none."""
+    def follow(self) -> bool:
+        """Attach what belongs to modules that were loaded since; cheap where there are none.
+
+        True if KVM came: VMs may run already.
+        """
         self.vfio.follow()
         self.mailbox.follow()
+        return self._kvm.follow()
 
     def poll(self, timeout_ms: int) -> None:
         """Wait for a record that wakes, at most `timeout_ms`, then hand over what is in the ring."""
@@ -76,7 +99,8 @@ class Probes:
 
     def lost(self) -> int:
         """Records that did not fit into the ring so far."""
-        return int(self._bpf["lost"][0].value)
+        running = sum(int(vm.lost) for vm in self._bpf["vms"].values())
+        return int(self._bpf["lost"][0].value) + running
 
     def watch(self, tgid: int, vcpu_tids: list[int]) -> None:
         """Watch a VMM that runs already; `vcpu_tids` are its threads inside KVM_RUN now."""
@@ -109,17 +133,25 @@ class Probes:
         except BaseException as error:
             self._error = error
 
-    def _load(self, bcc: Any, forced: str | None) -> tuple[ProbeStatus, ...]:
+    def _own_status(self) -> tuple[ProbeStatus, ...]:
+        return tuple(
+            ProbeStatus(probe, None, reason)
+            if (reason := self._kvm.reasons.get(probe.name))
+            else ProbeStatus(probe, *self._ways[probe.name])
+            for probe in PROBES
+        )
+
+    def _load(self, bcc: Any, forced: str | None) -> None:
         """Compile and attach in the first way the kernel takes: the ioctl probe's, the others follow it."""
-        ioctl, *others = PROBES
         reasons: list[str] = []
-        for way in ioctl.ways:
+        for way in IOCTL.ways:
             if forced not in (None, way.name):
                 continue
             reason = _refused(way) or self._try_ioctl(bcc, way)
             if reason is None:
-                first = ProbeStatus(ioctl, way.name, "; ".join(reasons) or None)
-                return (first, *(self._attach(probe, forced) for probe in others))
+                self._ways[IOCTL.name] = way.name, "; ".join(reasons) or None
+                self._ways[DIRTY_RING.name] = TRACEPOINT, None
+                return
             reasons.append(f"{way.name}: {reason}")
         raise MachineError(
             f"KVM's requests cannot be traced here: {'; '.join(reasons)}", fix="vftrace doctor"
@@ -130,18 +162,27 @@ class Probes:
         with captured_stderr() as complaint:
             try:
                 # fentry programs are attached in here
-                self._bpf = bcc.BPF(text=program_text(), cflags=_cflags(way))
+                self._bpf = compiled(bcc, "vftrace.bpf.c", _cflags(way))
             except Exception as error:
                 return first_line(complaint(), error)
             try:
-                reason = hang_up(self._bpf, way)
-                if reason is None:
-                    self._bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(self._walker(bcc, way))
+                self._bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(self._walker(bcc, way))
+                reason = self._hang_up_ioctl(way)
             except Exception as error:
                 reason = first_line(complaint(), error)
         if reason is not None:
             self._bpf.cleanup()
         return reason
+
+    def _hang_up_ioctl(self, way: Way) -> str | None:
+        """Only system calls' tracepoints are there without the kvm module, and stay when it goes."""
+        rings = {DIRTY_RING.name: DIRTY_RING.ways[0]}
+        if way.name == TRACEPOINT:
+            self._kvm = KvmProbes(self._bpf, rings)
+            return hang_up(self._bpf, way)
+        self._kvm = KvmProbes(self._bpf, {IOCTL.name: way, **rings})
+        reason = self._kvm.reasons[IOCTL.name]
+        return None if reason in WAITS else reason
 
     def _walker(self, bcc: Any, way: Way) -> int:
         """The program that is tail-called, of the type it must have to be called from this way."""
@@ -151,22 +192,51 @@ class Probes:
         kind = bcc.BPF.KPROBE if way.name == KPROBE else bcc.BPF.TRACEPOINT
         return int(self._bpf.load_func("walk", kind).fd)
 
-    def _attach(self, probe: Probe, forced: str | None) -> ProbeStatus:
+    def _attach(self, probe: Probe, forced: str | None) -> tuple[str | None, str | None]:
+        """Which way, and why not in those before."""
         reasons: list[str] = []
         ways = [way for way in probe.ways if forced == way.name] or probe.ways
         for way in ways:
             with captured_stderr():
                 reason = _refused(way) or hang_up(self._bpf, way)
             if reason is None:
-                return ProbeStatus(probe, way.name, "; ".join(reasons) or None)
+                return way.name, "; ".join(reasons) or None
             reasons.append(f"{way.name}: {reason}")
-        return ProbeStatus(probe, None, "; ".join(reasons))
+        return None, "; ".join(reasons)
+
+
+class KvmProbes(ModuleProbes):
+    """What is hung up in kvm's own functions and tracepoints, as long as they are there.
+
+    While it is, the kernel refuses to unload kvm: tracepoints and fentry hold the module
+    (kernel/trace/trace_event_perf.c, perf_trace_event_reg; kernel/bpf/trampoline.c).
+    """
+
+    def __init__(self, bpf: Any, ways: Mapping[str, Way]) -> None:
+        """Attach what can be now. `ways`: how, by the probe's name."""
+        super().__init__("kvm")
+        self._bpf = bpf
+        self._ways = ways
+        self.reasons: dict[str, str | None] = dict.fromkeys(ways, NO_KVM)
+        """Why each is not attached; None if it is."""
+        self.follow()
+
+    def _come(self, _module: str) -> None:
+        with captured_stderr():
+            for name, way in self._ways.items():
+                self.reasons[name] = hang_up(self._bpf, way)
+
+    def _gone(self, _module: str) -> None:
+        for name, way in self._ways.items():
+            let_go(self._bpf, way)
+            self.reasons[name] = NO_KVM
 
 
 def _refused(way: Way) -> str | None:
     """Why this kernel cannot take this way, where that can be told without compiling anything."""
     if way.name == FENTRY:
-        return kernel.refuses_fentry()
+        # these programs are tied to the functions when they are loaded
+        return kernel.refuses_fentry() if instance("kvm") is not None else NO_KVM
     return kernel.refuses_kprobes() if way.name == KPROBE else None
 
 
@@ -189,10 +259,6 @@ def _cflags(way: Way) -> list[str]:
     flags = [
         f"-DEVENT_PAGES={EVENT_PAGES}",
         f"-DWAY_{way.name.upper()}",
-        "-Wno-everything",
-        # BCC optimizes what clang hands over (its BPFModule::run_pass_manager): once is enough.
-        "-Xclang",
-        "-disable-llvm-passes",
     ]
     if way.name == FENTRY and btf.of_module("kvm").exists():
         flags.append("-DKVM_MODULE")

@@ -2,17 +2,15 @@
 
 import ctypes
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vftrace.mailbox.drivers import TABLES, Tables, shipped_words
 from vftrace.mailbox.table import Table
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up, let_go
+from vftrace.probes.compile import compiled
+from vftrace.probes.follow import ModuleProbes
 from vftrace.probes.plan import KPROBE, MAILBOX, NO_CARD, ProbeStatus, mailbox_way
-from vftrace.probes.text import program_text
-
-MODULES = Path("/sys/module")
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Unsent:
     resets: int
 
 
-class MailboxProbes:
+class MailboxProbes(ModuleProbes):
     """Nothing here is needed: what cannot be attached is noted in `status`."""
 
     def __init__(self, bcc: Any, tables: Tables = TABLES) -> None:
@@ -53,39 +51,38 @@ class MailboxProbes:
         """
         self._bcc = bcc
         self._tables = tables
+        self._by_driver = {table.driver: table for table in tables.values()}
+        super().__init__(*self._by_driver)
         self._bpf: Any = None
         self.refused = kernel.refuses_kprobes()
         """Why this kernel takes no such probes at all; None if it does."""
-        self._attached: set[int] = set()
-        self._reasons: dict[int, str] = {}
+        self._attached: set[str] = set()
+        self._reasons: dict[str, str] = {}
         self._reported: dict[tuple[int, int], tuple[int, int, int]] = {}
         self.follow()
 
     @property
     def status(self) -> tuple[ProbeStatus, ...]:
         """How the mailboxes are attached now; the reason names the drivers whose are not."""
-        reasons = [f"{self._tables[number].driver}: {why}" for number, why in self._reasons.items()]
+        reasons = [f"{driver}: {why}" for driver, why in self._reasons.items()]
         if not self._attached and not reasons:
             reasons = [NO_CARD]
         return (
             ProbeStatus(MAILBOX, KPROBE if self._attached else None, "; ".join(reasons) or None),
         )
 
-    def follow(self) -> None:
-        """Attach to modules that have come, let go of those that have gone."""
-        for number, table in self._tables.items():
-            there = (MODULES / table.driver).exists()
-            if there and number not in self._attached and number not in self._reasons:
-                reason = self.refused or self._attach(table)
-                if reason is None:
-                    self._attached.add(number)
-                else:
-                    self._reasons[number] = reason
-            elif not there:
-                self._reasons.pop(number, None)
-                if number in self._attached:
-                    self._attached.remove(number)
-                    let_go(self._bpf, mailbox_way(table.driver))
+    def _come(self, module: str) -> None:
+        reason = self.refused or self._attach(self._by_driver[module])
+        if reason is None:
+            self._attached.add(module)
+        else:
+            self._reasons[module] = reason
+
+    def _gone(self, module: str) -> None:
+        self._reasons.pop(module, None)
+        if module in self._attached:
+            self._attached.remove(module)
+            let_go(self._bpf, mailbox_way(module))
 
     def unsent(self) -> list[Unsent]:
         """For each VF of which messages were not recorded since the last call, how many."""
@@ -115,9 +112,7 @@ class MailboxProbes:
         with captured_stderr() as complaint:
             try:
                 if self._bpf is None:
-                    self._bpf = self._bcc.BPF(
-                        text=program_text("mailbox.bpf.c"), cflags=["-Wno-everything"]
-                    )
+                    self._bpf = compiled(self._bcc, "mailbox.bpf.c")
                 self._tell(table)
                 return hang_up(self._bpf, mailbox_way(table.driver))
             except Exception as error:  # BCC raises Exception itself

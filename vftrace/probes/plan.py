@@ -12,10 +12,11 @@ FENTRY, KPROBE, TRACEPOINT = "fentry", "kprobe", "tracepoint"
 WAYS = (FENTRY, KPROBE, TRACEPOINT)
 
 
+NO_KVM = "the kvm module is not loaded"
 NO_VFIO = "the vfio module is not loaded"
 NO_MIGRATABLE = "no device that can migrate has been met"
 NO_CARD = f"no module {' or '.join(table.driver for table in TABLES.values())} is loaded"
-WAITS = frozenset({NO_VFIO, NO_MIGRATABLE, NO_CARD})
+WAITS = frozenset({NO_KVM, NO_VFIO, NO_MIGRATABLE, NO_CARD})
 """Why a probe may be not attached without anything being wrong: it will be when its time comes."""
 
 
@@ -146,6 +147,8 @@ PROBES = (
         ),
     ),
 )
+
+IOCTL, CHANNEL, PROCESS, DIRTY_RING = PROBES
 
 # Probes of the second object (bpf/vfio.bpf.c), attached while the vfio module is loaded.
 VFIO = Probe(

@@ -18,7 +18,7 @@ def bpf_directory() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "bpf"
 
 
-def program_text(name: str = "vftrace.bpf.c") -> str:
+def program_text(name: str) -> str:
     """The text of one program with its own headers in place. Raises FileNotFoundError."""
     text = (bpf_directory() / name).read_text()
     return _INCLUDE.sub(lambda match: program_text(match[1]), text)

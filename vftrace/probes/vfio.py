@@ -3,11 +3,12 @@
 import ctypes
 import platform
 import threading
-from pathlib import Path
 from typing import Any
 
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up
+from vftrace.probes.compile import compiled
+from vftrace.probes.follow import ModuleProbes
 from vftrace.probes.plan import (
     FENTRY,
     KPROBE,
@@ -20,9 +21,6 @@ from vftrace.probes.plan import (
     Way,
     precopy_info,
 )
-from vftrace.probes.text import program_text
-
-MODULE = Path("/sys/module/vfio")
 
 # Where the first argument of a system call is in struct pt_regs (arch/*/include/asm/ptrace.h).
 _FIRST_ARGUMENT = {"x86_64": 112, "aarch64": 0}
@@ -32,20 +30,20 @@ _FIRST_ARGUMENT = {"x86_64": 112, "aarch64": 0}
 _PRECOPY_IOCTL = "_precopy_ioctl"
 
 
-class VfioProbes:
+class VfioProbes(ModuleProbes):
     """Nothing here is needed: what cannot be attached is noted in `status`."""
 
     def __init__(self, bcc: Any, forced: str | None) -> None:
         """Attach what can be now. The first object must be loaded: its maps are used."""
+        super().__init__("vfio")
         self._bcc = bcc
         self._forced = forced
         self._bpf: Any = None
-        self._there = False
         self._way = ""
         self._precopy: set[str] = set()
         self._search: threading.Thread | None = None
         self._found: list[str] = []
-        self._status: list[ProbeStatus] = []
+        self._say(ProbeStatus(VFIO, None, NO_VFIO))
         self.follow()
 
     @property
@@ -53,18 +51,20 @@ class VfioProbes:
         """How the probes are attached now."""
         return tuple(self._status)
 
-    def follow(self) -> None:
+    def follow(self) -> bool:
         """Load and attach when the module has come, let go when it has gone."""
-        there = MODULE.exists()
-        if there and not self._there:
-            self._load()
-        elif not there:
-            self.close()
-            self._say(ProbeStatus(VFIO, None, NO_VFIO))
-        self._there = there
+        come = super().follow()
         if self._search is not None and not self._search.is_alive():
             self._search = None
             self._attach_precopy_info()
+        return come
+
+    def _come(self, _module: str) -> None:
+        self._load()
+
+    def _gone(self, _module: str) -> None:
+        self.close()
+        self._say(ProbeStatus(VFIO, None, NO_VFIO))
 
     def met_migratable(self) -> None:
         """A device that can migrate was met: count what is read from and written to data fds."""
@@ -136,7 +136,7 @@ class VfioProbes:
         with captured_stderr() as complaint:
             try:
                 # fexit programs are attached in here
-                bpf = self._bcc.BPF(text=program_text("vfio.bpf.c"), cflags=_cflags(way, data))
+                bpf = compiled(self._bcc, "vfio.bpf.c", _cflags(way, data))
                 kind = self._bcc.BPF.KPROBE if way.name == KPROBE else self._bcc.BPF.TRACEPOINT
                 walker = bpf.load_func("walk", kind)
                 bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(walker.fd)
@@ -151,8 +151,7 @@ class VfioProbes:
 
 
 def _cflags(way: Way, data: str | None) -> list[str]:
-    # BCC optimizes what clang hands over (its BPFModule::run_pass_manager), so clang need not do it first.
-    flags = [f"-DWAY_{way.name.upper()}", "-Wno-everything", "-Xclang", "-disable-llvm-passes"]
+    flags = [f"-DWAY_{way.name.upper()}"]
     if data == FENTRY:
         flags.append("-DDATA_FENTRY")
     if way.name != KPROBE:

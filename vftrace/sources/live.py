@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vftrace import __version__, events, wire
-from vftrace.host import descriptors, devices, netlink, processes
+from vftrace.host import descriptors, devices, netlink, processes, timens
 from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.probes.loader import Probes
 from vftrace.sources.recording import HostInfo
@@ -81,6 +81,7 @@ class LiveSource:
         """Raises MachineError where this machine cannot do it. `way` forces one way to attach; `tables` say
         how much of a mailbox's messages is read.
         """
+        timens.require_host_clock()
         self._records: list[bytes] = []
         self._seq = 0
         self._start_times: dict[int, int | None] = {}
@@ -99,14 +100,7 @@ class LiveSource:
         self.probes = Probes(self._on_kernel_record, way, tables)
         self.host = host_info(self.probes)
         # Probes first, then the VMs that run already: none can slip between.
-        for pid in processes.vmm_pids():
-            in_kvm_run = list(processes.threads_in_kvm_run(pid))
-            self.probes.watch(pid, in_kvm_run)
-            self._identify(pid, late=True, running=bool(in_kvm_run))
-            held = devices.device_fds(pid)
-            self.probes.vfio.watch(pid, list(held))
-            for fd in held:
-                self._find_device(pid, fd, "", late=True)
+        self._meet_running()
 
     def now_ns(self) -> int:
         """CLOCK_BOOTTIME."""
@@ -155,6 +149,16 @@ class LiveSource:
             self._start_times.pop(tgid, None)
             self._devices = {key: d for key, d in self._devices.items() if key[0] != tgid}
             self._described = {key for key in self._described if key[0] != tgid}
+
+    def _meet_running(self) -> None:
+        for pid in processes.vmm_pids():
+            in_kvm_run = list(processes.threads_in_kvm_run(pid))
+            self.probes.watch(pid, in_kvm_run)
+            self._identify(pid, late=True, running=bool(in_kvm_run))
+            held = devices.device_fds(pid)
+            self.probes.vfio.watch(pid, list(held))
+            for fd in held:
+                self._find_device(pid, fd, "", late=True)
 
     def _find_vf(self, record: bytes) -> None:
         event = wire.decode(record)
@@ -225,7 +229,8 @@ class LiveSource:
             self._report_lost()
             self._report_missed()
             self._report_gone()
-            self.probes.follow()
+            if self.probes.follow():
+                self._meet_running()
             self.host = replace(self.host, probes=_ways(self.probes))
             self._report_floods()
             self._add(events.Tick(*self._head()))
@@ -237,7 +242,7 @@ class LiveSource:
 
     def _report_lost(self) -> None:
         lost = self.probes.lost()
-        if lost != self._lost:
+        if lost > self._lost:
             self._lost = lost
             self._add(events.Lost(*self._head(), count=lost))
 
