@@ -60,7 +60,7 @@ class Row:
     fentry: bool
 
 
-def _modules() -> dict[str, str]:
+def modules_of_functions() -> dict[str, str]:
     """The module of every function, `vmlinux` for the kernel itself."""
     found: dict[str, str] = {}
     for line in Path("/proc/kallsyms").read_text().splitlines():
@@ -69,7 +69,7 @@ def _modules() -> dict[str, str]:
     return found
 
 
-def _fentry(modules: dict[str, str], functions: list[str]) -> set[str]:
+def takes_fentry(modules: dict[str, str], functions: list[str]) -> set[str]:
     """The functions that take a fentry probe: all at once, halved where the kernel refuses."""
     from bcc import BPF
 
@@ -88,11 +88,11 @@ def _fentry(modules: dict[str, str], functions: list[str]) -> set[str]:
             say(f"fentry {functions[0]}: {error}")
             return set()
         half = len(functions) // 2
-        return _fentry(modules, functions[:half]) | _fentry(modules, functions[half:])
+        return takes_fentry(modules, functions[:half]) | takes_fentry(modules, functions[half:])
     return set(functions)
 
 
-def _kprobe(functions: list[str]) -> set[str]:
+def takes_kprobe(functions: list[str]) -> set[str]:
     from bcc import BPF
 
     program = BPF(text=b"int probe(void *ctx) { return 0; }")
@@ -112,13 +112,13 @@ def attach(job: Job) -> None:
     """Try fentry and kprobe on every function vftrace could use, and print the table."""
     os.environ["BCC_KERNEL_SOURCE"] = str(SHIM)
     modprobe("kvm-amd", "vfio-pci", "igb", "ixgbe", "i40e", "ice")
-    modules = _modules()
+    modules = modules_of_functions()
     wanted = [*UAPI, *MAILBOX, *OTHER]
     present = [name for name in wanted if name in modules]
     begun = time.monotonic()
-    fentry = _fentry(modules, present)
+    fentry = takes_fentry(modules, present)
     say(f"fentry took {time.monotonic() - begun:.1f} s")
-    kprobe = _kprobe(present)
+    kprobe = takes_kprobe(present)
     rows = [Row(name, modules.get(name), name in kprobe, name in fentry) for name in wanted]
     print(f"{'function':32} {'module':16} kprobe fentry")
     for row in rows:

@@ -1,18 +1,22 @@
-"""Jobs about vftrace itself: every way to attach on one run, and a start in the middle of things."""
+"""Jobs about vftrace itself: every way to attach on one run, a start in the middle of things, what doctor says."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vftlab.devices import P2P, PRE_COPY, STOP_COPY, Mtty, vfio_option
-from vftlab.job import Job, JobError, boottime_ns, modprobe, say, wait_for
-from vftlab.vm import migrate, migration_truth, vm, vm_truth
+from vftlab.job import CannotHereError, Job, JobError, boottime_ns, modprobe, say, wait_for
+from vftlab.vm import Migration, migrate, migration_truth, vm, vm_truth, wait_resumed
+
+from jobs.attach import SHIM, modules_of_functions, takes_fentry, takes_kprobe
 
 WAYS = ("fentry", "kprobe", "tracepoint")
 READY_S = 500.0
@@ -20,10 +24,18 @@ READY_S = 500.0
 NOISE_NS = 20_000_000
 
 
+MODULES = ("kvm-amd", "vfio-pci", "mdev", "igb")
+
+
 @contextlib.contextmanager
-def tracers(results: Path, options: dict[str, list[str]]) -> Iterator[dict[str, Path]]:
-    """One `vftrace record` for each entry, all at once; their recordings are whole after the context."""
-    modprobe("kvm-amd", "vfio-pci", "mdev", "igb")
+def tracers(
+    results: Path, options: dict[str, list[str]], modules: Sequence[str] = MODULES
+) -> Iterator[dict[str, Path]]:
+    """One `vftrace record` for each entry, all at once; their recordings are whole after the context.
+
+    `modules` are loaded before.
+    """
+    modprobe(*modules)
     begun = boottime_ns()
     started: dict[str, subprocess.Popen[bytes]] = {}
     logs = {name: results / f"{name}.err" for name in options}
@@ -151,4 +163,89 @@ def late(job: Job) -> None:
             raise JobError(f"expected {wanted}")
 
 
-JOBS: dict[str, Callable[[Job], None]] = {"ways": ways, "late": late}
+def _unload_kvm() -> bool:
+    """Whether kvm could be unloaded."""
+    done = subprocess.run(
+        ["modprobe", "-r", "kvm-amd", "kvm"], capture_output=True, text=True, check=False
+    )
+    say(f"modprobe -r kvm-amd kvm: {done.stderr.strip() or 'done'}")
+    return not Path("/sys/module/kvm").exists()
+
+
+def _plain(results: Path) -> Migration:
+    modprobe("kvm-amd")
+    with vm("source", results) as source, vm("destination", results, incoming=True) as destination:
+        migration = migrate(source)
+        wait_resumed(destination)
+        return migration
+
+
+def late_kvm(job: Job) -> None:
+    """kvm comes after vftrace has started, goes if vftrace lets it, and comes again: each migration is seen."""
+    if Path("/sys/module/kvm").exists() and not _unload_kvm():
+        raise CannotHereError("kvm is in use by another tracer: run this job without VFTRACE")
+    with tracers(job.results, {"late-kvm": []}, modules=()) as recordings:
+        migrations = [_plain(job.results)]
+        again = _unload_kvm()
+        if again:
+            migrations.append(_plain(job.results))
+    job.write_truth({"unloaded": again, "migrations": [migration_truth(m) for m in migrations]})
+    found = _replayed(recordings["late-kvm"])
+    seen = [(m["role"], m["outcome"], m["incomplete"], len(m["rounds"])) for m in found]  # type: ignore[arg-type]
+    wanted = [
+        ("stitched", "completed", False, m.result["ram"]["dirty-sync-count"]) for m in migrations
+    ]
+    say(f"seen: {seen}")
+    if seen != wanted:
+        raise JobError(f"expected {wanted}")
+
+
+# The functions that each of vftrace's probes cannot do without, where it has a choice.
+NEEDED = {
+    "ioctl": ("kvm_dev_ioctl", "kvm_vm_ioctl", "kvm_vcpu_ioctl", "kvm_device_ioctl"),
+    "vfio": ("vfio_device_fops_unl_ioctl",),
+    "mailbox": ("igb_read_mbx", "igb_write_mbx", "ixgbe_read_mbx", "ixgbe_write_mbx"),
+}
+
+
+def _best(functions: tuple[str, ...], modules: dict[str, str], *, fentry: bool) -> str | None:
+    """The first of WAYS that all functions take, found by trying with BCC alone."""
+    names = [name for name in functions if name in modules]
+    if len(names) < len(functions):
+        return None
+    if fentry and takes_fentry(modules, names) == set(names):
+        return "fentry"
+    return "kprobe" if takes_kprobe(names) == set(names) else "tracepoint"
+
+
+def doctor(job: Job) -> None:
+    """`vftrace doctor` says of each probe what can be attached here, and that this machine will do."""
+    modprobe("kvm-amd", "vfio-pci", "mdev", "igb", "ixgbe")
+    os.environ["BCC_KERNEL_SOURCE"] = str(SHIM)
+    modules = modules_of_functions()
+    best = {
+        # Of the three only KVM's requests are frequent enough for vftrace to ask for fentry.
+        probe: _best(functions, modules, fentry=probe == "ioctl")
+        for probe, functions in NEEDED.items()
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "vftrace", "doctor"], capture_output=True, text=True, check=False
+    )
+    print(done.stdout + done.stderr, flush=True)
+    (job.results / "doctor.txt").write_text(done.stdout + done.stderr)
+    lines = re.findall(r"^(ok|warn|bad) +(?:probe )?(.+?)  +(.*)$", done.stdout, re.MULTILINE)
+    said = {name: (state, text) for state, name, text in lines}
+    job.write_truth({"best": best, "code": done.returncode, "said": said})
+    ways = {name: text.partition(":")[0] for name, (_, text) in said.items()}
+    wrong = [f"{probe}: {ways.get(probe)}" for probe, way in best.items() if ways.get(probe) != way]
+    wrong += [f"{name}: {text}" for name, (state, text) in said.items() if state != "ok"]
+    if done.returncode or wrong:
+        raise JobError(f"exit code {done.returncode}, {'; '.join(wrong)}; tried: {best}")
+
+
+JOBS: dict[str, Callable[[Job], None]] = {
+    "ways": ways,
+    "late": late,
+    "late-kvm": late_kvm,
+    "doctor": doctor,
+}

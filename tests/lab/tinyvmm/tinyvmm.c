@@ -17,7 +17,8 @@
  *   run | stop               the vCPU; stop reads the clock, as a VMM does at the end of precopy
  *   listen PORT | accept | connect PORT      the migration channel, on 127.0.0.1
  *   log on|off               dirty logging of all memory
- *   round [LIMIT]            one sweep: read the log; clear and send at most LIMIT of the pages it owes
+ *   round [LIMIT]            one sweep: read the log; clear and send at most LIMIT of the pages it owes;
+ *                            without a channel nothing is sent
  *   save                     read clock and vCPU, send both after all pages that are still owed
  *   receive                  write what comes into memory until the vCPU's state has come
  *   load                     set the vCPU's state and the clock
@@ -337,7 +338,10 @@ static uint64_t send_batch(void)
 
 	if (!batch.head.count)
 		return 0;
-	send_all(&batch, size);
+	if (channel >= 0)
+		send_all(&batch, size);
+	else
+		size = 0;
 	batch.head.count = 0;
 	return size;
 }
@@ -625,6 +629,7 @@ static const char *group_of(const char *name)
 
 static void open_device(uint64_t at, const char *name)
 {
+	struct vfio_device_info info = { .argsz = sizeof(info) };
 	int ret;
 
 	if (device >= 0)
@@ -639,6 +644,8 @@ static void open_device(uint64_t at, const char *name)
 	if (ret)
 		die("map: %s", strerror(-ret));
 	device = must(group, VFIO_GROUP_GET_DEVICE_FD, (void *)name, "VFIO_GROUP_GET_DEVICE_FD");
+	/* Every VMM asks what the device has. */
+	must(device, VFIO_DEVICE_GET_INFO, &info, "VFIO_DEVICE_GET_INFO");
 	answer("open", at, ", \"device\": \"%s\", \"fd\": %d", name, device);
 }
 
