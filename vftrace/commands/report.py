@@ -12,6 +12,7 @@ from vftrace.commands.common import add_profile_argument, mailbox_tables
 from vftrace.errors import UsageError, VftraceError
 from vftrace.mailbox.drivers import Tables
 from vftrace.mailbox.life import MAX_RECENT
+from vftrace.units import parse_duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_profile_argument(parser)
     parser.add_argument(
+        "--clock-error",
+        type=parse_duration,
+        metavar="TIME",
+        help="how wrong a wall clock may be of which its kernel does not know it (no NTP)",
+    )
+    parser.add_argument(
         "--heatmap",
         action="store_true",
         help="draw which parts of memory became dirty (as an image with -o FILE.png)",
@@ -79,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--heatmap draws text, or an image with -o FILE.png")
     tables = mailbox_tables(args)
     recent = _DRAWN_MESSAGES if args.format == "perfetto" else MAX_RECENT
-    loaded, joined = _load(args.files, tables, recent, args.what_if)
+    loaded, joined = _load(args.files, tables, recent, args.what_if, args.clock_error)
     if args.otlp_endpoint is not None:
         _send(args.otlp_endpoint, loaded, joined)
     if args.compare:
@@ -94,7 +101,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(
-    paths: Sequence[Path], tables: Tables, recent: int = MAX_RECENT, what_if: str | None = None
+    paths: Sequence[Path],
+    tables: Tables,
+    recent: int = MAX_RECENT,
+    what_if: str | None = None,
+    clock_error_ns: int | None = None,
 ) -> "tuple[Loaded, tuple[Joined, ...]]":
     from vftrace.migration.stitch import stitch
     from vftrace.sources.merge import load
@@ -105,7 +116,7 @@ def _load(
         loaded = _replay(loaded, assumed)
     for damage in loaded.damage:
         print(f"vftrace: {damage}; what comes before it is reported", file=sys.stderr)
-    return loaded, stitch(loaded.boots, loaded.pings)
+    return loaded, stitch(loaded.boots, loaded.pings, clock_error_ns)
 
 
 def _assumptions(text: str) -> "Assumptions":
@@ -209,7 +220,9 @@ def _compare(args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joine
     from vftrace.outputs.terminal.glyphs import glyphs
 
     a = joined_json(loaded, joined)["migrations"]
-    b = joined_json(*_load(args.compare, mailbox_tables(args)))["migrations"]
+    b = joined_json(*_load(args.compare, mailbox_tables(args), clock_error_ns=args.clock_error))[
+        "migrations"
+    ]
     if not a or not b:
         empty = args.files if not a else args.compare
         raise VftraceError(f"no migration in {', '.join(map(str, empty))}: nothing to compare")

@@ -7,7 +7,7 @@ from vftrace.mailbox.life import VfLife
 from vftrace.migration.devices import PassedDevice
 from vftrace.migration.process import Arrival, Process
 from vftrace.migration.source import Session
-from vftrace.migration.strategy import Said
+from vftrace.migration.strategy import RESTS, Said
 from vftrace.migration.vfs import Lives
 
 
@@ -101,7 +101,7 @@ def _rests(life: VfLife, stopped_ns: int) -> Iterable[Said]:
     before = [span for span in up if span.start_at_ns <= stopped_ns]
     ended = before[-1].end_at_ns if before else None
     if ended is not None and ended <= stopped_ns:
-        yield Said(ended, "driver puts it to rest", _function(life), None, True)
+        yield Said(ended, RESTS, _function(life), None, True)
     for span in up:
         if span.start_at_ns > stopped_ns:
             yield Said(span.start_at_ns, "driver has it up again", _function(life), None, True)

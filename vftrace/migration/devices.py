@@ -96,6 +96,8 @@ class PassedDevice:
     fd: int
     opened_at_ns: int | None
     """None: vftrace came later."""
+    mapping_ns: int | None = None
+    """When the process began to map memory for it, its first device."""
     address: str | None = None
     id: str | None = None
     driver: str | None = None
@@ -256,6 +258,7 @@ class Devices:
         if event.how != events.VfioOpen.SEEN or known is None:
             seen = event.how == events.VfioOpen.SEEN
             known = self._add(event.fd, None if seen else event.at_ns)
+            known.mapping_ns = event.mapping_ns or None
         if event.name:
             known.address = known.address or event.name.split()[0].lower()
 
@@ -269,6 +272,14 @@ class Devices:
         if len(self.all) > MAX_DEVICES:
             self.all.pop(0)
         return device
+
+    def uncertain(self, doubt_ns: int, until_ns: int) -> bool:
+        """Whether a change of a device that was there may be missing: nothing was heard of it between."""
+        return any(
+            not any(doubt_ns < request.at_ns <= until_ns for request in device.requests)
+            for device in self.present(doubt_ns, until_ns)
+            if (device.opened_at_ns or 0) <= doubt_ns
+        )
 
     def shown(self) -> tuple[VmDevice, ...]:
         """The devices that are there now."""

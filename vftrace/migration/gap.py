@@ -32,8 +32,7 @@ SPANS = {
     BLACKOUT: "no vCPU runs, on the source or while the destination loads",
     RESUME: "the destination is loaded, its vCPUs do not run yet",
     UNPLUG: "the guest lets go of the VF: its driver has stopped, the VMM still holds it",
-    GONE: "the source has closed the VF, the destination has not opened one,"
-    " and the guest was not heard another way",
+    GONE: "the guest has no VF, the destination has not opened one, and no bridge has heard the guest on its tap",
     PROBING: "the destination has opened its VF, whose driver has not said anything",
     CONFIGURING: "the VF's driver sets it up",
     LINK: "the VF is up, and no bridge has heard its address on the network",
@@ -169,9 +168,15 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
         # Without any word of it the bridge knew the guest, or there is none.
         if here:
             yield GapSpan(UNHEARD, "destination", ran, min(here))
+    came = [
+        vf.phases[0].start_at_ns
+        for vf in m.vfs
+        if vf.role == "destination" and vf.phases and vf.phases[0].name == "probing"
+    ]
+    opened = min(came, default=None)
     for vf in m.vfs:
         if vf.role == "source":
-            yield from _lost(vf, source, heard)
+            yield from _lost(vf, m, source, heard, opened)
         else:
             yield from _won(vf, source, destination)
 
@@ -185,19 +190,30 @@ def _blackout(times: Mapping[str, int]) -> Iterator[GapSpan]:
     yield GapSpan(RESUME, "destination", loaded, ran)
 
 
-def _lost(vf: VfUse, source: HostSide, heard: Sequence[int]) -> Iterator[GapSpan]:
+def _lost(
+    vf: VfUse, m: Migration, source: HostSide, heard: Sequence[int], opened: int | None
+) -> Iterator[GapSpan]:
+    """The source's VF, from when its driver let go of it until there is another way to the guest."""
     absent = next((phase for phase in vf.phases if phase.name == "absent"), None)
-    if absent is None:
-        return
+    until = m.stopped_at_ns if absent is None else absent.start_at_ns
     life = source.lives.get((vf.pf, vf.vf))
-    rested = _rested(life, absent.start_at_ns - source.shift_ns)
-    if rested is not None:
+    rested = None if until is None else _rested(life, until - source.shift_ns)
+    # A failover's primary is kept until the migration is over; whatever let go before that was another time.
+    since = m.started_at_ns - (0 if absent is None else AROUND_NS)
+    if rested is not None and rested + source.shift_ns < since:
+        rested = None
+    if rested is not None and absent is not None:
         yield GapSpan(UNPLUG, "source", rested + source.shift_ns, absent.start_at_ns)
-    begun = absent.start_at_ns if rested is None else rested + source.shift_ns
-    otherwise = next((at for at in heard if at > begun), None)
-    ends = [at for at in (absent.end_at_ns, otherwise) if at is not None]
+    if absent is not None:
+        gone = absent.start_at_ns
+    elif rested is not None:
+        gone = rested + source.shift_ns
+    else:
+        return
+    otherwise = next((at for at in heard if at > gone), None)
+    ends = [at for at in (opened, otherwise) if at is not None and at > gone]
     if ends:
-        yield GapSpan(GONE, "source", absent.start_at_ns, max(min(ends), absent.start_at_ns))
+        yield GapSpan(GONE, "source", gone, min(ends))
 
 
 def _rested(life: VfLife | None, closed_ns: int) -> int | None:

@@ -199,6 +199,8 @@ class VfUse:
     address: str | None
     role: Role
     phases: tuple[VfPhase, ...]
+    mapping_at_ns: int | None = None
+    """When the VMM began to map the guest's memory for it: while it does its main loop stands still."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,7 @@ class Passthrough:
             stopped_ns=stopped,
             running_ns=times.get("vcpus-running"),
             waited=tuple((d.closed_at_ns or 0, d.label) for d in closed if self._waited(d)),
+            sent_memory_ns=self.session.sent_much_ns if self.session else None,
             said=found,
             holds_functions=any(kept(process, stopped or self.since_ns) for process in own),
             alone=not found or around.alone(self.session, self.arrival),
@@ -301,9 +302,15 @@ def _vfs(
     if found.peer is not None:
         held = found.peer.devices.present(found.load_since_ns, until)
         came = [peer for _, peer in gone if peer is not None]
+        since = found.load_since_ns
+        if found.process is None:
+            # When its source began, and whether it closed a function, is known on the source's host.
+            late = until + UNPLUG_WINDOW_NS
+            came = [d for d in found.peer.devices.all if d.opened_at_ns and d.opened_at_ns <= late]
+            since = min([since, *(d.opened_at_ns or since for d in came)])
         for device in _unique([*came, *held]):
             life = _life(device, lives)
-            use = destination_vf(device, life, found.load_since_ns, ended_ns)
+            use = destination_vf(device, life, since, ended_ns)
             if use is not None:
                 yield use
 

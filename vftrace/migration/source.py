@@ -11,6 +11,7 @@ from vftrace.events import Burst, Channel, Clock, GetDirtyLog, ResetDirtyRings
 from vftrace.migration import dirty
 from vftrace.migration.dirty import Bitmap, SlotLog
 from vftrace.migration.model import NotCounted, Round, SlotRound
+from vftrace.migration.strategy import SETUP_BYTES
 
 _MAX_OTHER_SWEEPS = 64
 """Of a session that is no migration: QEMU's dirty limit sweeps as long as the VM lives."""
@@ -42,6 +43,8 @@ class Session:
     baseline_errors: dict[int, int]
     paused_before: bool | None
     """Whether the guest was stopped when the session began; None if that was not seen."""
+    uncertain: frozenset[int] | None = None
+    """Of the fds in `baseline` those that may have sent more before, where records are missing (else None)."""
     missed_beginning: bool = False
     sweeps: list[Sweep] = field(default_factory=list)
     open_sweep: Sweep | None = None
@@ -66,6 +69,8 @@ class Session:
     sent_at_close: dict[int, tuple[int, int]] = field(default_factory=dict)
     """By fd of a passed-through device: when it was closed, and what had been sent until then, as far as that
     was reported (bpf/channel.h, REPORT_NS)."""
+    sent_much_ns: int | None = None
+    """When it was first reported that more had been sent than a migration's head has."""
     ring: bool = False
     dma_pages: dict[bool, int | None] = field(default_factory=dict)
     """Pages that DMA wrote, reported by devices (True) and by the IOMMU driver; None: a part is missing."""
@@ -118,11 +123,14 @@ class Session:
 
     def closed_device(self, fd: int, at_ns: int) -> None:
         """A passed-through device of the process was closed."""
-        sent = sum(
+        self.sent_at_close[fd] = at_ns, self._sent()
+
+    def _sent(self) -> int:
+        """What the session's thread has sent, as far as that was reported."""
+        return sum(
             max(0, total - self.baseline.get(channel, 0))
             for channel, total in self.by_thread.items()
         )
-        self.sent_at_close[fd] = at_ns, sent
 
     def got_dma_pages(self, by_device: bool, pages: int | None) -> None:
         """A bitmap of pages that DMA wrote."""
@@ -159,6 +167,8 @@ class Session:
         self.channels[event.fd] = event
         if event.sender_tid == self.tid:
             self.by_thread[event.fd] = event.bytes
+            if self.sent_much_ns is None and self._sent() > SETUP_BYTES:
+                self.sent_much_ns = event.at_ns
         elif event.sender_tid == self.pid:
             self.by_main.add(event.fd)
 
@@ -218,6 +228,15 @@ class Session:
             channel.bytes - self.baseline.get(fd, 0)
             for fd, channel in self.channels.items()
             if fd in fds
+        )
+
+    def miscounts(self, fds: set[int]) -> bool:
+        """Whether bytes sent before the session began may be among those of these fds."""
+        if self.uncertain is None:
+            return False
+        new = {fd for fd in fds if fd in self.channels and fd not in self.baseline}
+        return bool(fds & self.uncertain) or any(
+            self.channels[fd].first_ns < self.started_at_ns for fd in new
         )
 
     def state_bytes(self, fds: set[int]) -> int | None:

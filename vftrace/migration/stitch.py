@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from vftrace.events import Event, PingGap, PingSettings
 from vftrace.migration.build import downtime_of
+from vftrace.migration.gap import GapAccount, HostSide, account
 from vftrace.migration.model import (
     CHECKPOINTS,
     Checkpoint,
@@ -97,6 +98,8 @@ class Joined:
     offset: Offset | None
     service_ns: int | None
     warnings: tuple[str, ...]
+    gap: GapAccount | None = None
+    """The longest time without answers around it, in spans that the hosts saw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +144,18 @@ class _ContradictionError(Exception):
     """No difference of the clocks fits everything that was seen."""
 
 
-def stitch(boots: Sequence[Boot], pings: Sequence[Ping] = ()) -> tuple[Joined, ...]:
+def stitch(
+    boots: Sequence[Boot], pings: Sequence[Ping] = (), clock_error_ns: int | None = None
+) -> tuple[Joined, ...]:
     """All migrations of these boots, halves of one migration joined where their clocks allow it.
 
+    `clock_error_ns`: how wrong a wall clock may be whose kernel does not know; None: such a clock says nothing.
     Halves belong together by UUID; without one, only if no other half comes into question. Where clocks
     contradict each other, or nothing bounds their difference, both halves stay, each with a warning.
     """
+    if clock_error_ns is not None:
+        boots = [_with_error(boot, clock_error_ns) for boot in boots]
+        pings = [replace(p, clock=_bounded(p.clock, clock_error_ns)) for p in pings]
     pairs, warnings = _pairs(boots)
     facts = [fact for pair in pairs for fact in _facts(pair)]
     joined: list[Joined] = []
@@ -166,6 +175,21 @@ def stitch(boots: Sequence[Boot], pings: Sequence[Ping] = ()) -> tuple[Joined, .
                 joined.append(_alone(boot, migration, warning))
     joined.sort(key=lambda j: (boots.index(j.boot), j.migration.started_at_ns, j.migration.pid))
     return _with_service(joined, boots, pings)
+
+
+_Samples = tuple[tuple[int, int, int], ...]
+
+
+def _with_error(boot: Boot, error_ns: int) -> Boot:
+    clock = _bounded(boot.snapshot.clock, error_ns)
+    return replace(boot, snapshot=replace(boot.snapshot, clock=clock))
+
+
+def _bounded(clock: _Samples, error_ns: int) -> _Samples:
+    """Clock samples, those with no bound of their own with this one."""
+    return tuple(
+        (at, offset, error if error < UNSYNCHRONISED_NS else error_ns) for at, offset, error in clock
+    )
 
 
 def _alone(boot: Boot, migration: Migration, warning: str | None) -> Joined:
@@ -447,7 +471,8 @@ def _join(pair: _Pair, offset: Offset) -> Joined:
         postcopy=destination.postcopy,
         incomplete=source.incomplete or destination.incomplete,
         strategy_evidence=source.strategy_evidence
-        + tuple(Evidence(e.event, e.at_ns + shift) for e in destination.strategy_evidence),
+        + tuple(Evidence(e.event, e.at_ns + shift) for e in destination.strategy_evidence)
+        + _plugged(source, destination, shift),
         ended_at_ns=ended,
         channel=replace(
             source.channel,
@@ -550,12 +575,28 @@ def _destination_phases(
     return tuple(phases)
 
 
+def _plugged(source: Migration, destination: Migration, shift: int) -> tuple[Evidence, ...]:
+    """Where the source's VF was closed: when the destination opened its own, which its half alone could not tell."""
+    if source.strategy not in ("unplug", "late-unplug", "failover"):
+        return ()
+    return tuple(
+        Evidence(f"destination opens {vf.address}", vf.phases[0].start_at_ns)
+        for vf in _vfs(source, destination, shift)
+        if vf.role == "destination" and _begins(vf, "probing")
+    )
+
+
 def _vfs(source: Migration, destination: Migration, shift: int) -> tuple[VfUse, ...]:
     """Those of both sides; one that is absent on the source is so until the destination's was opened."""
     there = tuple(
-        replace(vf, phases=tuple(_shifted(phase, shift) for phase in vf.phases))
+        replace(
+            vf,
+            phases=tuple(_shifted(phase, shift) for phase in vf.phases),
+            mapping_at_ns=None if vf.mapping_at_ns is None else vf.mapping_at_ns + shift,
+        )
         for vf in destination.vfs
     )
+    there = tuple(_since(vf, source.started_at_ns) for vf in there)
     opened = [vf.phases[0].start_at_ns for vf in there if _begins(vf, "probing")]
     here = []
     for vf in source.vfs:
@@ -565,6 +606,12 @@ def _vfs(source: Migration, destination: Migration, shift: int) -> tuple[VfUse, 
             vf = replace(vf, phases=(*vf.phases[:-1], replace(last, end_at_ns=back)))
         here.append(vf)
     return (*here, *there)
+
+
+def _since(vf: VfUse, started_ns: int) -> VfUse:
+    """Without the wait of a function that the destination had before the migration began."""
+    early = _begins(vf, "probing") and vf.phases[0].start_at_ns < started_ns
+    return replace(vf, phases=vf.phases[1:], mapping_at_ns=None) if early else vf
 
 
 def _begins(vf: VfUse, phase: str) -> bool:
@@ -639,6 +686,7 @@ def _with_service(
             if gap is not None:
                 touched.setdefault(number, []).append((index, gap.ns))
     service: dict[int, int] = {}
+    heard: dict[int, list[Ping]] = {}
     warned: set[int] = set()
     for number, hits in touched.items():
         targets = {e.target for e in pings[number].events if isinstance(e, PingSettings)}
@@ -647,6 +695,7 @@ def _with_service(
         if len(chosen) == 1 or not _overlap([joined[index].migration for index, _ in chosen]):
             for index, ns in chosen:
                 service[index] = max(ns, service.get(index, 0))
+                heard.setdefault(index, []).append(pings[number])
         else:
             warned |= {index for index, _ in chosen}
     said = "a ping was running, and nothing says which of the VMs that moved then it was for"
@@ -655,9 +704,34 @@ def _with_service(
             found,
             service_ns=service.get(index),
             warnings=found.warnings + ((said,) if index in warned else ()),
+            gap=_longest_gap(found, heard.get(index, ()), boots),
         )
         for index, found in enumerate(joined)
     )
+
+
+def _longest_gap(
+    found: Joined, pings: Sequence[Ping], boots: Sequence[Boot]
+) -> GapAccount | None:
+    """The longest time without answers around a migration, put where it belongs."""
+    m, shift = found.migration, found.offset.middle if found.offset is not None else 0
+    if found.peer is None:
+        return None
+    here, there = found.boot.snapshot, found.peer.snapshot
+    source = HostSide(m.pid, {(v.pf, v.vf): v for v in here.vfs}, here.network, 0)
+    destination = HostSide(
+        m.peer_pid, {(v.pf, v.vf): v for v in there.vfs}, there.network, shift
+    )
+    accounts = []
+    for ping in pings:
+        offset = _ping_offset(found, ping, boots)
+        if offset is not None:
+            unsure = max(offset.uncertainty_ns, found.uncertainty_ns or 0)
+            accounts.append(
+                account(m, source, destination, ping.events, offset.middle, unsure)
+            )
+    known = [each for each in accounts if each is not None]
+    return max(known, key=lambda each: each.ns, default=None)
 
 
 def _overlap(migrations: list[Migration]) -> bool:
@@ -675,17 +749,26 @@ def _blackout(m: Migration) -> tuple[int, int] | None:
 def _span_for(found: Joined, ping: Ping, boots: Sequence[Boot]) -> tuple[int, int] | None:
     """The blackout on the ping's clock, widened by what is not known of the clocks."""
     span = _blackout(found.migration)
-    if span is None or ping.boot_id == found.boot.boot_id:
-        return span
-    start, end = span
-    offset = found.offset
-    if found.peer is not None and offset is not None and ping.boot_id == found.peer.boot_id:
-        return start - offset.high, end - offset.low
+    offset = _ping_offset(found, ping, boots)
+    if span is None or offset is None:
+        return None
+    return span[0] - offset.high, span[1] - offset.low
+
+
+def _ping_offset(found: Joined, ping: Ping, boots: Sequence[Boot]) -> Offset | None:
+    """How much more the clock of the migration's times shows than the ping's. None where nothing bounds it."""
+    if ping.boot_id == found.boot.boot_id:
+        return Offset(0, 0, "one clock", "one clock")
+    if found.peer is not None and found.offset and ping.boot_id == found.peer.boot_id:
+        return found.offset
     clock = next((b.snapshot.clock for b in boots if b.boot_id == ping.boot_id), ping.clock)
     edges: _Closure = {}
-    _wall_clock(edges, found.boot.boot_id, found.boot.snapshot.clock, start)
+    moment = found.migration.stopped_at_ns
+    _wall_clock(edges, found.boot.boot_id, found.boot.snapshot.clock, moment)
     _wall_clock(edges, ping.boot_id, clock, None)
     closure = _closure(edges)
-    first = _earliest(closure, found.boot.boot_id, start, ping.boot_id)
-    last = _latest(closure, found.boot.boot_id, end, ping.boot_id)
-    return None if first is None or last is None else (first, last)
+    high = closure.get((found.boot.boot_id, ping.boot_id))
+    low = closure.get((ping.boot_id, found.boot.boot_id))
+    if high is None or low is None:
+        return None
+    return Offset(-low.ns, high.ns, low.why, high.why)

@@ -21,6 +21,10 @@ RESUMES_WITHIN_NS = 10_000_000_000
 """A VF that is told later that it may go on has another reason."""
 
 
+RESTS = "driver puts it to rest"
+"""`Said.what` of a driver that left work without a word of its own for that."""
+
+
 @dataclass(frozen=True)
 class Said:
     """Something that a card and a VF agreed on, of which an ordinary driver knows nothing; or, with no `role`
@@ -66,6 +70,8 @@ class Facts:
     """First entry of one after that, wherever."""
     waited: tuple[tuple[int, str], ...] = ()
     """Those of `closed` before which no memory was sent."""
+    sent_memory_ns: int | None = None
+    """When the source had begun to send memory, as far as that was seen."""
     said: tuple[Said, ...] = ()
     """By functions that no other VM holds."""
     holds_functions: bool = False
@@ -91,14 +97,26 @@ def _vfio(facts: Facts) -> Verdict | None:
 
 
 def _failover(facts: Facts) -> Verdict | None:
-    """Closed after logging went on, while the source waited with everything it has to send; and where the
-    destination is seen to run, opened there while it was loaded.
+    """Closed, or put to rest by its driver, after logging went on, while the source waited with everything it has
+    to send; and where the destination is seen to run, opened there while it was loaded.
 
     QEMU unplugs the primary device when it has set the migration up (hw/net/virtio-net.c,
     virtio_net_migration_state_notifier) and plugs the other one when the guest's features are loaded, before
-    it runs (virtio_net_set_features). Nothing else unplugs while a migration goes on: qdev_unplug refuses.
+    it runs (virtio_net_set_features). Nothing else unplugs while a migration goes on: qdev_unplug refuses. In a
+    PCIe slot it keeps what the guest has let go of, should the migration fail (hw/pci/pcie.c,
+    pcie_unplug_device: partially_hotplugged): such a device is at rest, and not closed.
     """
-    waited = [(at, device) for at, device in facts.waited if at > facts.started_ns]
+    waited = [
+        Evidence(f"source closes {device} before it sends memory", at)
+        for at, device in facts.waited
+        if at > facts.started_ns
+    ]
+    waited += [
+        Evidence(f"{s.what} before memory is sent: {s.function}, held by this VM", s.at_ns)
+        for s in facts.said
+        if s.what == RESTS and s.held and facts.started_ns < s.at_ns
+        if facts.sent_memory_ns is None or s.at_ns <= facts.sent_memory_ns
+    ]
     if not waited:
         return None
     back = _back(facts)
@@ -108,7 +126,7 @@ def _failover(facts: Facts) -> Verdict | None:
         return None
     return "failover", (
         Evidence("dirty logging on for the largest memslot", facts.started_ns),
-        *(Evidence(f"source closes {device} before it sends memory", at) for at, device in waited),
+        *waited,
         *back,
     )
 

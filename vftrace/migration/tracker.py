@@ -1,6 +1,6 @@
 """Events in, snapshots out: routes events to processes, finds who migrates to whom, and ages what ended."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -25,10 +25,14 @@ SETTLE_EVERY_NS = 1_000_000_000
 MAX_SETTLED = 1024
 """A migration that ended half a minute ago does not change any more; so many are remembered."""
 
+MAX_NETWORK = 4096
+"""Changes of interfaces and bridges that are remembered."""
+
 CLOCK_MOVED_NS = 1_000_000
-CLOCK_KEEP_NS = 60_000_000_000
+CLOCK_KEEP_NS = 5_000_000_000
 MAX_CLOCK_SAMPLES = 1440
-"""Clock samples are kept where the offset has moved by a millisecond, and once a minute."""
+"""Clock samples are kept where the offset has moved by a millisecond, and every five seconds; of too many, every
+other one is forgotten."""
 
 
 SETUP_NS = 10_000_000_000
@@ -67,6 +71,10 @@ class Tracker:
     _ended_at_ns: int | None = None
     _settled: list[Migration] = field(default_factory=list)
     _settled_ns: int = 0
+    _network: deque[events.NetAddress | events.NetLink] = field(
+        default_factory=lambda: deque(maxlen=MAX_NETWORK)
+    )
+    _network_missed: int = 0
 
     def feed(self, event: Event) -> None:
         """Take one event. Never raises on content: what makes no sense is counted or ignored."""
@@ -111,6 +119,10 @@ class Tracker:
                     self._end(process, event.at_ns)
             case events.Lost():
                 self._lost = max(self._lost, event.count)
+            case events.NetAddress() | events.NetLink():
+                self._network.append(event)
+            case events.NetMissed():
+                self._network_missed = max(self._network_missed, event.count)
             case events.ClockSample():
                 self._sample_clock(event)
             case events.Tick():
@@ -132,7 +144,18 @@ class Tracker:
             if still and last[0] - before[0] < CLOCK_KEEP_NS:
                 self._clock.pop()
         self._clock.append(sample)
-        del self._clock[:-MAX_CLOCK_SAMPLES]
+        if len(self._clock) > MAX_CLOCK_SAMPLES:
+            self._clock = [
+                sample
+                for index, sample in enumerate(self._clock)
+                if index % 2 == 0 or not self._stands_still(index)
+            ]
+            del self._clock[:-MAX_CLOCK_SAMPLES]
+
+    def _stands_still(self, index: int) -> bool:
+        """Whether the clock did not move around a sample, which then says nothing that its neighbours do not."""
+        around = self._clock[index - 1 : index + 2]
+        return all(abs(s[1] - self._clock[index][1]) < CLOCK_MOVED_NS for s in around)
 
     def _settle(self) -> None:
         """Keep of a migration that has long ended only what it came to: bitmaps are large."""
@@ -293,6 +316,8 @@ class Tracker:
             vfs=tuple(lives.values()),
             transitions=tuple((*key, n) for key, n in sorted(self._transitions.items())),
             vfs_incomplete=self._unowned.holes,
+            network=tuple(self._network),
+            network_missed=self._network_missed,
         )
 
     def _lives(self) -> Lives:

@@ -101,12 +101,15 @@ def _use(
     end_ns: int | None,
 ) -> VfUse:
     address = device.address or (life.address if life is not None else None)
-    return VfUse(pf, number, address, role, _phases(marks, end_ns))
+    mapping = device.mapping_ns if role == "destination" else None
+    return VfUse(pf, number, address, role, _phases(marks, end_ns), mapping)
 
 
 def _phases(marks: list[_Mark], end_ns: int | None) -> tuple[VfPhase, ...]:
     """Phases that follow each other; marks of one name in a row are one."""
     kept = [mark for before, mark in pairwise([("", 0), *marks]) if before[0] != mark[0]]
+    if not kept:
+        return ()
     ends = [at for _, at in kept[1:]] + [end_ns]
     return tuple(
         VfPhase(name, at, None if end is None else max(at, end))

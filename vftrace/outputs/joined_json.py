@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from vftrace.migration.gap import GapAccount
 from vftrace.migration.stitch import Joined
 from vftrace.outputs.report_json import SCHEMA, report_json
 from vftrace.sources.merge import Loaded
@@ -40,5 +41,27 @@ def placed_migrations(
         migration["peer_host"] = found.peer.name if found.peer is not None else None
         migration["downtime"]["uncertainty_ns"] = found.uncertainty_ns
         migration["downtime"]["service_ns"] = found.service_ns
+        migration["downtime"]["gap"] = None if found.gap is None else _gap_json(found.gap)
         placed.append((hosts[index], migration))
     return placed
+
+
+def _gap_json(gap: GapAccount) -> dict[str, Any]:
+    """Times are on the clock of the migration's; `seen_on` is null for what the hosts did not see."""
+    return {
+        "start_at_ns": gap.start_at_ns,
+        "ns": gap.ns,
+        "least_ns": gap.least_ns,
+        "most_ns": gap.most_ns,
+        "uncertainty_ns": gap.uncertainty_ns,
+        "explained_ns": gap.explained_ns,
+        "spans": [
+            {
+                "name": span.name,
+                "seen_on": span.side,
+                "start_at_ns": span.start_at_ns,
+                "end_at_ns": span.end_at_ns,
+            }
+            for span in gap.spans
+        ],
+    }

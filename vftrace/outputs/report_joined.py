@@ -7,6 +7,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from vftrace.migration.stitch import Joined, clock_change
+from vftrace.outputs.gap_text import render_gap
 from vftrace.outputs.report_text import SET_BY, WARNING, render_migration, render_vfs
 from vftrace.outputs.terminal.glyphs import Glyphs, clean, glyphs
 from vftrace.outputs.terminal.words import headline, losses, title
@@ -64,6 +65,9 @@ class _Report:
             about = dict(_about(found, g))
             snapshot = found.boot.snapshot
             yield from render_migration(found.migration, snapshot, options.max_width, g, about)
+            if found.gap is not None:
+                started = found.migration.started_at_ns
+                yield from render_gap(found.gap, started, options.max_width, g)
         for boot in self.loaded.boots:
             part = list(render_vfs(boot.snapshot, options.max_width, g))
             if part:
