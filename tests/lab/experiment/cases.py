@@ -29,8 +29,9 @@ class Case:
     """One way.
 
     `devices` are QEMU's words for the guest's devices. With `unplug` somebody takes DEVICE out before the
-    migration and puts the destination's in once it runs, so there the guest starts without. `options` go to
-    guest/linux-init. `expect` is the strategy that vftrace should name.
+    migration and puts the destination's in once it runs, so there the guest starts without. `has_vf`: in the end
+    the guest has a VF on the destination. `options` go to guest/linux-init. `expect` is the strategy that vftrace
+    should name.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     devices: Words
     expect: str
     unplug: bool = False
+    has_vf: bool = True
     machine: str = "pc"
     options: str = ""
 
@@ -76,7 +78,7 @@ _TALK = "talk=10.9.0.1"
 CASES = {
     case.name: case
     for case in (
-        Case("plain", "virtio only", _virtio, "plain"),
+        Case("plain", "virtio only", _virtio, "plain", has_vf=False),
         Case("unplug", "VF only: unplug, migrate, plug", lambda place: (), "unplug", unplug=True),
         Case(
             "bond",
@@ -91,12 +93,16 @@ CASES = {
             "failover pair, a guest that talks",
             _failover,
             "failover",
-            machine="q35",
+            machine="q35,sata=off,smbus=off",
             options=_TALK,
         ),
         Case(
-            "failover-quiet", "failover pair, a quiet guest", _failover, "failover", machine="q35"
+            "failover-quiet",
+            "failover pair, a quiet guest",
+            _failover,
+            "failover",
+            machine="q35,sata=off,smbus=off",
         ),
-        Case("vfio", "virtio, and a device that transfers its state", _steer, "vfio"),
+        Case("vfio", "virtio, and a device that transfers its state", _steer, "vfio", has_vf=False),
     )
 }

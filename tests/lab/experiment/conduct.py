@@ -119,6 +119,8 @@ class Traveller:
             self.guests += 1
             self._start(self.at, run, incoming=False)
             self.at.call("booted", lines=2 if "bond" in self.case.options else 1)
+            if self.case.has_vf:
+                self.at.call("linked")
         to = self.pair.b if self.at is self.pair.a else self.pair.a
         self._start(to, run, incoming=True)
         return self.at, to
@@ -140,6 +142,8 @@ def one_run(traveller: Traveller, run: Run) -> dict[str, Any]:
         _until_it_answers(pair, built)
         time.sleep(BEFORE_S)
         said = _move(run.case, source, destination)
+        if run.case.has_vf:
+            destination.call("linked")
         # Only then is the gap over, however long.
         _until_it_answers(pair, built)
         time.sleep(AFTER_S)

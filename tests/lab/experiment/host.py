@@ -26,12 +26,12 @@ RESULTS = Path("/results")
 GUEST_FILES = Path("/tmp/guest")
 TAP, BRIDGE = "tap0", "br0"
 PORT = 4444
-GUEST_MIB = 192
+GUEST_MIB = 128
 DOWNTIME_LIMIT_MS = 300
 BYTES_PER_SECOND = 128 << 20
 MIGRATION_S = 200.0
 UNPLUG_S = 60.0
-BOOT_S = 120.0
+BOOT_S = 180.0
 STEER_BYTES = (1 << 20, 1 << 18)
 ENDED = ("completed", "failed", "cancelled")
 
@@ -140,7 +140,7 @@ class Experimenter:
         monitor = Path("/tmp") / f"{run}.qmp"
         append = [
             "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check",
-            f"random.trust_cpu=on address={GUEST} {way.options}",
+            f"random.trust_cpu=on audit=0 apparmor=0 address={GUEST} {way.options}",
         ]
         command = [
             *("qemu-system-x86_64", "-name", f"guest={run}", "-uuid", uuid),
@@ -177,6 +177,13 @@ class Experimenter:
             lambda: len(done.findall(text())) >= lines or self._gone(),
         )
         return [line.strip() for line in what.findall(text())]
+
+    def linked(self) -> None:
+        """Wait until the guest says here that its VF has its link."""
+        wait_for("the VF's link", BOOT_S, lambda: " has its link" in self._serial() or self._gone())
+
+    def _serial(self) -> str:
+        return self.serial.read_text(errors="replace") if self.serial.is_file() else ""
 
     def _gone(self) -> bool:
         if self.qemu is None or self.qemu.poll() is not None:
@@ -227,8 +234,7 @@ class Experimenter:
                 {"at_ns": event.at_ns, "event": event.name, "data": event.data}
                 for event in list(self.monitor.events)
             ]
-        said = self.serial.read_text(errors="replace") if self.serial.is_file() else ""
-        lines = [line.strip() for line in said.splitlines() if line.startswith("guest: ")]
+        lines = [line for line in self._serial().splitlines() if line.startswith("guest: ")]
         pid = self.qemu.pid if self.qemu is not None else None
         return {"pid": pid, "events": events, "guest": lines}
 
@@ -249,7 +255,7 @@ class Experimenter:
 NUMBERS = {"a": 1, "b": 2}
 COMMANDS = (
     *("prepare", "record", "stop_recording"),
-    *("start", "booted", "unplug", "plug_when_running", "migrate", "told", "end"),
+    *("start", "booted", "linked", "unplug", "plug_when_running", "migrate", "told", "end"),
 )
 
 
