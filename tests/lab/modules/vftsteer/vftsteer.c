@@ -306,7 +306,8 @@ out:
 }
 
 #if STEER_HAS_PRE_COPY
-static long file_ioctl(struct file *filp, unsigned int cmd, unsigned long arg)
+/* Named as all variant drivers of the kernel name it: vftrace finds it by that. */
+static long steer_precopy_ioctl(struct file *filp, unsigned int cmd, unsigned long arg)
 {
 	const unsigned long size = offsetofend(struct vfio_precopy_info, dirty_bytes);
 	struct steer_file *file = filp->private_data;
@@ -348,7 +349,7 @@ static const struct file_operations save_fops = {
 	.owner = THIS_MODULE,
 	.read = file_read,
 #if STEER_HAS_PRE_COPY
-	.unlocked_ioctl = file_ioctl,
+	.unlocked_ioctl = steer_precopy_ioctl,
 #endif
 	.release = file_release,
 };
