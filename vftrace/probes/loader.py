@@ -10,7 +10,7 @@ from vftrace.errors import MachineError
 from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up, let_go
-from vftrace.probes.compile import compiled
+from vftrace.probes.compiler import compiled
 from vftrace.probes.follow import ModuleProbes, instance
 from vftrace.probes.mailbox import MailboxProbes
 from vftrace.probes.plan import (
@@ -31,8 +31,10 @@ from vftrace.probes.plan import (
 from vftrace.probes.text import shim_directory
 from vftrace.probes.vfio import VfioProbes
 
-EVENT_PAGES = 4096
-"""Size of the ring in pages: 16 MiB, more than a second of the busiest migration measured."""
+RING_BYTES = 16 << 20
+"""Size of the ring, more than a second of the busiest migration measured."""
+
+_PAGE = os.sysconf("SC_PAGESIZE")
 
 INSTALL_BCC = "apt-get install python3-bpfcc   (Fedora: dnf install python3-bcc)"
 
@@ -232,6 +234,23 @@ class KvmProbes(ModuleProbes):
             self.reasons[name] = NO_KVM
 
 
+def ring_bytes(memory: int) -> int:
+    """Size of the ring on a host with so much memory (bytes): a power of two, 16 MiB or more.
+
+    Twice what one sweep over all of that memory ships, one bit for 4 KiB: the reader comes every 20 ms, and
+    a large guest's dirty log is read in less.
+    """
+    sweep = memory // 4096 // 8
+    size = RING_BYTES
+    while size < 2 * sweep:
+        size *= 2
+    return size
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * _PAGE
+
+
 def _refused(way: Way) -> str | None:
     """Why this kernel cannot take this way, where that can be told without compiling anything."""
     if way.name == FENTRY:
@@ -257,7 +276,7 @@ def _import_bcc() -> Any:
 
 def _cflags(way: Way) -> list[str]:
     flags = [
-        f"-DEVENT_PAGES={EVENT_PAGES}",
+        f"-DEVENT_PAGES={ring_bytes(_memory()) // _PAGE}",
         f"-DWAY_{way.name.upper()}",
     ]
     if way.name == FENTRY and btf.of_module("kvm").exists():

@@ -7,7 +7,7 @@ from typing import Any
 
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up
-from vftrace.probes.compile import compiled
+from vftrace.probes.compiler import compiled
 from vftrace.probes.follow import ModuleProbes
 from vftrace.probes.plan import (
     FENTRY,

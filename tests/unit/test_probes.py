@@ -1,0 +1,130 @@
+"""Probes of modules that come and go; how large the ring is; another user for a moment."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from vftrace.probes import compiler, follow
+from vftrace.probes.loader import KvmProbes, ring_bytes
+from vftrace.probes.plan import DIRTY_RING, IOCTL, KPROBE, NO_KVM, Hook, Way
+
+GIB = 1 << 30
+
+
+class Followed(follow.ModuleProbes):
+    def __init__(self, *modules: str) -> None:
+        super().__init__(*modules)
+        self.seen: list[str] = []
+
+    def _come(self, module: str) -> None:
+        self.seen.append(f"+{module}")
+
+    def _gone(self, module: str) -> None:
+        self.seen.append(f"-{module}")
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory in place of /sys/module."""
+    monkeypatch.setattr(follow, "MODULES", tmp_path)
+    return tmp_path
+
+
+def test_each_module_is_followed_by_itself(modules: Path) -> None:
+    """What is there is met once, what goes is let go, what comes again is met again."""
+    (modules / "igb").mkdir()
+    probes = Followed("igb", "ixgbe")
+    assert probes.follow()
+    assert not probes.follow()
+    (modules / "ixgbe").mkdir()
+    assert probes.follow()
+    (modules / "igb").rmdir()
+    assert not probes.follow()
+    (modules / "igb").mkdir()
+    assert probes.follow()
+    assert probes.seen == ["+igb", "+ixgbe", "-igb", "+igb"]
+
+
+def test_reloaded_between_two_looks(modules: Path) -> None:
+    """The module is there both times, but it is another one: what was attached has gone with the first."""
+    (modules / "vfio").mkdir()
+    probes = Followed("vfio")
+    probes.follow()
+    (modules / "vfio").rename(modules / "old")  # keeps its inode, so that the new one gets another
+    (modules / "vfio").mkdir()
+    assert probes.follow()
+    assert probes.seen == ["+vfio", "-vfio", "+vfio"]
+
+
+class Bpf:
+    """Notes what is hung up and let go; refuses what is in `refused`."""
+
+    def __init__(self, refused: frozenset[str] = frozenset()) -> None:
+        self.attached: set[str] = set()
+        self._refused = refused
+
+    def attach_kprobe(self, event: str, fn_name: str) -> None:
+        if event in self._refused:
+            raise Exception(f"Failed to attach BPF program {fn_name}")  # what BCC raises
+        self.attached.add(event)
+
+    def detach_kprobe(self, event: str, fn_name: str) -> None:
+        self.attached.remove(event)
+
+
+WAYS = {
+    IOCTL.name: Way(KPROBE, (Hook("kvm_vm_ioctl", "kp_ioctl"), Hook("kvm_dev_ioctl", "kp_ioctl"))),
+    DIRTY_RING.name: Way(KPROBE, (Hook("kvm_push", "f"),)),
+}
+
+
+def test_kvm_that_comes_later(modules: Path) -> None:
+    """Nothing is attached to what is not there; all of it is when it comes, and none when it has gone."""
+    bpf = Bpf()
+    probes = KvmProbes(bpf, WAYS)
+    assert (bpf.attached, set(probes.reasons.values())) == (set(), {NO_KVM})
+    (modules / "kvm").mkdir()
+    assert probes.follow()
+    assert bpf.attached == {"kvm_vm_ioctl", "kvm_dev_ioctl", "kvm_push"}
+    assert set(probes.reasons.values()) == {None}
+    (modules / "kvm").rmdir()
+    probes.follow()
+    assert (bpf.attached, set(probes.reasons.values())) == (set(), {NO_KVM})
+
+
+def test_kvm_that_refuses(modules: Path) -> None:
+    """A refused hook leaves none of its probe attached, and says which it was; other probes are."""
+    (modules / "kvm").mkdir()
+    bpf = Bpf(frozenset({"kvm_dev_ioctl"}))
+    probes = KvmProbes(bpf, WAYS)
+    assert bpf.attached == {"kvm_push"}
+    assert probes.reasons[IOCTL.name] == "kvm_dev_ioctl: Failed to attach BPF program kp_ioctl"
+    assert probes.reasons[DIRTY_RING.name] is None
+
+
+@pytest.mark.parametrize(
+    ("memory", "ring"), [(2 * GIB, 16 << 20), (256 * GIB, 16 << 20), (1024 * GIB, 64 << 20)]
+)
+def test_ring_holds_two_sweeps_of_all_memory(memory: int, ring: int) -> None:
+    """A sweep ships at most one bit for each page of 4 KiB."""
+    assert ring_bytes(memory) == ring
+    assert ring >= 2 * memory // 4096 // 8
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to put off")
+def test_root_again_after_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While BCC compiles, this thread is another user that may do all the same; then it is root again."""
+    monkeypatch.setattr(compiler, "program_text", lambda _: "")
+    during: list[tuple[int, str]] = []
+
+    def capabilities() -> str:
+        lines = Path("/proc/thread-self/status").read_text().splitlines()
+        return next(line for line in lines if line.startswith("CapEff"))
+
+    before = capabilities()
+    bcc = SimpleNamespace(BPF=lambda **_: during.append((os.geteuid(), capabilities())))
+    compiler.compiled(bcc, "vftrace.bpf.c")
+    assert during == [(65534, before)]
+    assert (os.geteuid(), capabilities()) == (0, before)
