@@ -1,0 +1,440 @@
+"""What was recorded in the lab against what was done there (tests/lab/jobs/mailbox.py).
+
+ixgbe: the stock driver answered a script; every message of it must be there, decoded, and nothing else.
+igb: igbvf acted on commands, then we ourselves through vfio-pci; each must show as the messages and the state
+it leads to. assisted: messages that a profile names, around a real migration.
+VFTRACE_LAB_MAILBOX is another directory of such recordings: tests/lab holds what it has just recorded to the same.
+"""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vftrace import wire
+from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset
+from vftrace.mailbox.drivers import TABLES as DRIVERS
+from vftrace.mailbox.life import Mailboxes, VfLife
+from vftrace.mailbox.message import NOT_CLEAR, Message
+from vftrace.mailbox.profile import parse_profile, with_profiles
+from vftrace.migration.model import Migration, Snapshot
+from vftrace.sources.recording import Recording
+from vftrace.sources.replay import events_of, track
+
+TREE = Path(__file__).resolve().parents[2]
+LAB = Path(os.environ.get("VFTRACE_LAB_MAILBOX", TREE / "tests/golden/mailbox"))
+PROFILE = TREE / "docs/profiles/assisted-ixgbe.toml"
+TABLES = with_profiles([parse_profile(PROFILE.read_text())])
+
+
+def recordings(job: str) -> list[str]:
+    """The names of those that have this job."""
+    return sorted(
+        path.name.removesuffix(f"-{job}.truth.json") for path in LAB.glob(f"*-{job}.truth.json")
+    )
+
+
+IGB, IXGBE, ASSISTED = recordings("igb"), recordings("ixgbe"), recordings("assisted")
+of_igb = pytest.mark.parametrize("name", IGB)
+of_ixgbe = pytest.mark.parametrize("name", IXGBE)
+of_assisted = pytest.mark.parametrize("name", ASSISTED)
+
+# By opcode, from include files of the kernel: ixgbe_mbx.h.
+NAMES = {
+    0x01: "RESET",
+    0x02: "SET_MAC_ADDR",
+    0x03: "SET_MULTICAST",
+    0x04: "SET_VLAN",
+    0x05: "SET_LPE",
+    0x06: "SET_MACVLAN",
+    0x08: "API_NEGOTIATE",
+    0x09: "GET_QUEUES",
+    0x0A: "GET_RETA",
+    0x0B: "GET_RSS_KEY",
+    0x0C: "UPDATE_XCAST_MODE",
+    0x0D: "IPSEC_ADD",
+    0x0E: "IPSEC_DEL",
+    0x10: "GET_LINK_STATE",
+    0x11: "GET_PF_LINK_STATE",
+    0x12: "FEATURES_NEGOTIATE",
+}
+# What the script's messages ask for, in words; those that are not here ask for nothing more.
+ASKED: dict[str, dict[str, Any]] = {
+    **{
+        f"API {number}": {"version": version}
+        for number, version in enumerate(
+            ["1.0", "2.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7"]
+        )
+    },
+    "API 1.4": {"version": "1.4"},
+    "API 1.2": {"version": "1.2"},
+    "VF 3's API": {"version": "1.4"},
+    "API that nobody knows": {"version": "153"},
+    "xcast none": {"mode": "none"},
+    "xcast multi": {"mode": "multi"},
+    "xcast allmulti": {"mode": "allmulti"},
+    "xcast promisc": {"mode": "promisc"},
+    "multicast": {"count": 3, "hashes": "abc 123 fff"},
+    "MAC the host gave": {"mac": "02:00:00:00:00:10"},
+    "MAC the host did not give": {"mac": "02:00:00:00:00:99"},
+    "own MAC": {"mac": "02:00:00:00:00:21"},
+    "MAC of a group": {"mac": "01:00:00:00:00:21"},
+    "add a VLAN": {"add": True, "vlan": 100},
+    "delete it": {"add": False, "vlan": 100},
+    "add another": {"add": True, "vlan": 4095},
+    "frame size": {"max_frame": 1518},
+    "frame size too large": {"max_frame": 65536},
+    "no MAC filters": {"index": 0},
+    "a MAC filter": {"index": 1, "mac": "02:11:22:33:44:55"},
+    # Messages of one word: w1 and w2 are from the answer to GET_QUEUES, behind them stands the key.
+    "MAC that is the key": {"mac": "04:00:00:00:04:00"},
+    "IPsec that is the key": {"spi": "0x04000000", "dir": 4, "proto": 0},
+    "VLAN after the key": {"add": True, "vlan": 101},
+    # The hashes would be words of the key.
+    "multicast that claims more than it has": {"count": 30},
+    "features": {"features": "ipsec,esx-mbx"},
+    "IPsec add": {"spi": "0x04030201", "dir": 1, "proto": 50},
+    "IPsec delete": {"handle": 1},
+    "VLAN after IPsec": {"add": True, "vlan": 102},
+}
+
+
+@cache
+def truth(name: str, job: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((LAB / f"{name}-{job}.truth.json").read_text())
+    return found
+
+
+@cache
+def recorded(name: str) -> tuple[Event, ...]:
+    return tuple(events_of(Recording(LAB / f"{name}.vft.gz")))
+
+
+@cache
+def snapshot(name: str) -> Snapshot:
+    return track(Recording(LAB / f"{name}.vft.gz"), Mailboxes(TABLES)).snapshot()
+
+
+def during(name: str, job: str) -> list[Event]:
+    """What was recorded while a job ran; a VF's address may have been told before."""
+    found = truth(name, job)
+    return [
+        event
+        for event in recorded(name)
+        if found["started_at_ns"] <= event.at_ns <= found["ended_at_ns"]
+        or (isinstance(event, VfAddress) and event.at_ns < found["started_at_ns"])
+    ]
+
+
+def talk(name: str, job: str) -> tuple[list[tuple[Mailbox, Message]], list[VfReset], list[VfLife]]:
+    """What was said of the job's card, its functions' resets, and what became of them in the end."""
+    boxes = Mailboxes(TABLES if job == "assisted" else DRIVERS)
+    pf = truth(name, job)["pf"]
+    said: list[tuple[Mailbox, Message]] = []
+    resets = []
+    for event in during(name, job):
+        message = boxes.feed(event)
+        if isinstance(event, Mailbox) and event.pf == pf:
+            assert message is not None
+            said.append((event, message))
+        elif isinstance(event, VfReset) and event.pf == pf:
+            resets.append(event)
+    return said, resets, [life for life in boxes.lives() if life.pf == pf]
+
+
+def key_words(found: dict[str, Any]) -> set[int]:
+    """The words of the driver's RSS key, and those of the IPsec key in the script."""
+    key = bytes.fromhex(found["rss_key"])
+    words = {int.from_bytes(key[i : i + 4], "little") for i in range(0, len(key), 4)}
+    return words | {0xDEAD0000 + number for number in range(5)}
+
+
+def result_of(first: int) -> str:
+    return "NACK" if first >> 30 & 1 else "ACK" if first >> 31 else "none"
+
+
+# -- the real ixgbe.ko ---------------------------------------------------------------------------
+
+
+@of_ixgbe
+def test_the_decoded_log_is_the_script(name: str) -> None:
+    found = truth(name, "ixgbe")
+    said, resets, _ = talk(name, "ixgbe")
+    left = iter(said)
+    # The answer to IPSEC_ADD is made in the request's buffer, and of it only w0 and w1 are known not to
+    # belong to a key: what stands behind them is kept back as well.
+    keys = key_words(found)
+    keys |= {word for e in found["log"] if e["what"] == "IPsec add" for word in e["words"][2:]}
+    for entry in found["log"]:
+        if entry["verb"] == "reset":
+            reset = resets.pop(0)
+            assert (reset.vf, reset.driver) == (entry["vf"], Mailbox.IXGBE)
+            assert reset.at_ns > entry["at_ns"]
+        elif entry["verb"] == "ping":
+            for vf in range(found["vfs"]):
+                _, ping = next(left)
+                assert (ping.name, ping.vf, ping.direction) == ("PF_CONTROL", vf, "to-vf")
+                assert ping.latency_ns is None
+        if entry["verb"] != "send":
+            continue
+        event, request = next(left)
+        first = entry["words"][0]
+        assert (request.vf, request.direction) == (entry["vf"], "from-vf"), entry["what"]
+        assert request.opcode == first & 0xFFFF
+        assert request.name == NAMES.get(request.opcode)
+        assert event.at_ns > entry["at_ns"]
+        assert event.size == 16
+        # Words that were written now; the others are memory's, and not sent on unless they may be.
+        count = min(event.words, len(entry["words"]))
+        assert list(event.word[:count]) == entry["words"][:count]
+        if not first >> 30:
+            assert request.arguments == ASKED.get(entry["what"], {}), entry["what"]
+        if entry["replied"]:
+            event, reply = next(left)
+            assert (reply.vf, reply.direction) == (entry["vf"], "to-vf"), entry["what"]
+            assert reply.opcode == request.opcode
+            assert reply.result == result_of(entry["memory"][0]), entry["what"]
+            assert reply.clear_to_send == bool(entry["memory"][0] >> 29 & 1)
+            # What a key left in the mailbox's memory is not sent on.
+            shown = [0 if word in keys else word for word in entry["memory"]]
+            assert list(event.word[: event.words]) == shown[: event.words]
+            assert reply.latency_ns is not None or not request.is_request
+    assert list(left) == []
+    assert resets == []
+
+
+@of_ixgbe
+def test_what_the_driver_answered(name: str) -> None:
+    said, _, _ = talk(name, "ixgbe")
+    replies = [message for _, message in said if message.direction == "to-vf"]
+    by_name = {(m.vf, m.name): m for m in replies if m.result == "ACK"}
+    assert by_name[0, "RESET"].arguments["mac"] == "02:00:00:00:00:10"
+    none = next(m for m in replies if m.vf == 1 and m.name == "RESET")
+    assert (none.result, none.refused) == ("NACK", False)
+    refused = [m for m in replies if m.name == "API_NEGOTIATE" and m.result == "NACK"]
+    assert refused
+    assert not any(message.refused for message in refused)
+
+
+@of_ixgbe
+def test_no_key_left_the_kernel(name: str) -> None:
+    found = truth(name, "ixgbe")
+    key = bytes.fromhex(found["rss_key"])
+    words = {word.to_bytes(4, "little") for word in key_words(found)}
+    # They did go through the mailbox, and stayed in its memory.
+    memory = [
+        b"".join(word.to_bytes(4, "little") for word in entry.get("memory", []))
+        for entry in found["log"]
+    ]
+    assert any(key in held for held in memory)
+    assert any((0xDEAD0004).to_bytes(4, "little") in held for held in memory)
+    for record in Recording(LAB / f"{name}.vft.gz"):
+        if wire.HEADER.unpack_from(record)[3] == 40:
+            assert not any(word in record for word in words)
+
+
+# -- igb and igbvf -------------------------------------------------------------------------------
+
+
+def between(
+    said: list[tuple[Mailbox, Message]], steps: list[dict[str, Any]], what: str
+) -> list[Message]:
+    """The messages from one step to the next."""
+    number = next(i for i, step in enumerate(steps) if step["what"] == what)
+    start = steps[number]["at_ns"]
+    end = steps[number + 1]["at_ns"] if number + 1 < len(steps) else 1 << 63
+    return [message for event, message in said if start <= event.at_ns < end]
+
+
+@of_igb
+@pytest.mark.parametrize(
+    ("what", "asked", "arguments"),
+    [
+        ("mac", "SET_MAC_ADDR", {"act": "set", "mac": "02:00:00:00:00:77"}),
+        ("vlan", "SET_VLAN", {"add": True, "vlan": 100}),
+        ("vlan-gone", "SET_VLAN", {"add": False, "vlan": 100}),
+        ("mac-refused", "SET_MAC_ADDR", {"act": "set", "mac": "02:00:00:00:00:78"}),
+        # igbvf adds Ethernet's header and checksum (igbvf_change_mtu: + ETH_HLEN + ETH_FCS_LEN) and a VLAN's tag
+        ("mtu", "SET_LPE", {"max_frame": 1400 + 14 + 4 + 4}),
+    ],
+)
+def test_a_command_is_a_message(
+    name: str, what: str, asked: str, arguments: dict[str, Any]
+) -> None:
+    said, _, _ = talk(name, "igb")
+    steps = truth(name, "igb")["steps"]
+    found = [m for m in between(said, steps, what) if m.is_request and m.name == asked]
+    assert arguments in [message.arguments for message in found]
+
+
+@of_igb
+def test_every_request_to_igb_was_answered(name: str) -> None:
+    said, _, lives = talk(name, "igb")
+    steps = {step["what"]: step["at_ns"] for step in truth(name, "igb")["steps"]}
+    waiting = None
+    for event, message in said:
+        if message.is_request:
+            assert waiting is None
+            waiting = message
+        elif message.opcode == 0:
+            # igb_rcv_ack_from_vf() tells a VF that has not reset, or whose card was down, that it must.
+            assert (message.result, message.note) == ("NACK", NOT_CLEAR)
+            before_its_driver = event.at_ns < steps["up"]
+            assert before_its_driver or steps["pf-down"] < event.at_ns < steps["unbind"]
+        elif message.result in ("ACK", "NACK"):
+            assert waiting is not None
+            assert message.opcode == waiting.opcode
+            waiting = None
+    assert waiting is None
+    (life,) = lives
+    assert life.unanswered == 0
+    assert {message.driver for _, message in said} == {"igb"}
+
+
+@of_igb
+def test_the_life_of_igbs_vf(name: str) -> None:
+    found = truth(name, "igb")
+    _, _, lives = talk(name, "igb")
+    (life,) = lives
+    assert (life.vf, life.driver, life.address) == (0, "igb", found["address"])
+    steps = {step["what"]: step["at_ns"] for step in found["steps"]}
+    ups = [state for state in life.states if state.name == "up"]
+    # Nothing after bind but before up may call it up; after that it was, until the card went down.
+    assert not any(steps["bind"] < state.start_at_ns < steps["up"] for state in ups)
+    assert any(steps["up"] < state.start_at_ns < steps["mac"] for state in ups)
+    assert life.state == "reset"
+    assert any(m.value == "02:00:00:00:00:77" for m in life.changes if m.what == "mac")
+
+
+@of_igb
+def test_the_host_decides_on_the_mac(name: str) -> None:
+    said, _, _ = talk(name, "igb")
+    steps = truth(name, "igb")["steps"]
+    answers = [m for m in between(said, steps, "mac-refused") if m.direction == "to-vf"]
+    assert any(m.name == "SET_MAC_ADDR" and m.refused for m in answers)
+
+
+@of_igb
+def test_what_we_said_ourselves_is_the_log(name: str) -> None:
+    """Through vfio-pci, with no driver: RESET, promiscuous for groups and for all, an unknown message, a VLAN."""
+    found = truth(name, "igb")
+    said, _, _ = talk(name, "igb")
+    opened = next(step["at_ns"] for step in found["steps"] if step["what"] == "vfio-open")
+    own = iter([(event, m) for event, m in said if event.at_ns > opened and m.opcode])
+    names = ["RESET", "SET_PROMISC", "SET_PROMISC", None, "SET_VLAN"]
+    arguments = [{}, {"multicast": True}, {"multicast": False}, {}, {"add": True, "vlan": 7}]
+    for entry, title, wanted in zip(found["asked"], names, arguments, strict=True):
+        event, request = next(own)
+        assert (request.name, request.arguments) == (title, wanted)
+        assert list(event.word[: event.words]) == entry["words"][: event.words]
+        assert event.at_ns > entry["at_ns"]
+        event, reply = next(own)
+        assert reply.result == result_of(entry["answer"][0])
+        assert event.word[0] == entry["answer"][0]
+        assert reply.latency_ns is not None
+    assert list(own) == []
+    # igb_set_vf_promisc() grants it for groups, never for everything.
+    assert [result_of(entry["answer"][0]) for entry in found["asked"]][1:4] == [
+        "ACK",
+        "NACK",
+        "NACK",
+    ]
+
+
+@of_igb
+@pytest.mark.parametrize("what", ["vfio-open", "vfio-reset", "vfio-close"])
+def test_vfios_reset_of_a_function_is_no_message(name: str, what: str) -> None:
+    steps = truth(name, "igb")["steps"]
+    said, resets, _ = talk(name, "igb")
+    at = [step["at_ns"] for step in steps] + [1 << 63]
+    start = next(step["at_ns"] for step in steps if step["what"] == what)
+    end = at[at.index(start) + 1]
+    assert any(start < reset.at_ns < end for reset in resets)
+    if what != "vfio-open":
+        assert not any(m.is_request for m in between(said, steps, what))
+
+
+# -- PF and VF help a migration --------------------------------------------------------------------
+
+
+def helped(name: str) -> Migration:
+    found = truth(name, "assisted")
+    (migration,) = (
+        m
+        for m in snapshot(name).migrations
+        if found["started_at_ns"] <= m.started_at_ns <= found["ended_at_ns"]
+    )
+    return migration
+
+
+@of_assisted
+def test_the_helped_migrations_log_is_the_script(name: str) -> None:
+    found = truth(name, "assisted")
+    said, _, _ = talk(name, "assisted")
+    requests = [(event, m) for event, m in said if m.is_request]
+    assert len(requests) == len(found["log"])
+    for (event, message), entry in zip(requests, found["log"], strict=True):
+        assert (event.vf, message.opcode) == (entry["vf"], entry["words"][0] & 0xFFFF)
+        assert event.at_ns > entry["at_ns"]
+    by_role = {m.role: m.arguments for _, m in requests if m.role}
+    assert by_role == {
+        "stop": {"reason": 1, "cookie": "0xc001cafe"},
+        "save": {},
+        "restore": {"cookie": "0xc001cafe", "bytes": 4096},
+        "resume": {},
+    }
+    granted = {m.role: m.arguments for _, m in said if m.role and m.result == "ACK"}
+    assert granted["save"] == {"bytes": 4096}
+
+
+@of_assisted
+def test_a_helped_migration_is_mailbox_with_its_messages_as_evidence(name: str) -> None:
+    found = truth(name, "assisted")
+    m = helped(name)
+    assert (m.outcome, m.strategy, m.role) == ("completed", "mailbox", "stitched")
+    told = [e for e in found["log"] if e["verb"] == "vendor"]
+    titles = ["MIG_STOP", "MIG_SAVE", "MIG_RESTORE", "MIG_RESUME"]
+    assert len(m.strategy_evidence) == len(told)
+    for evidence, title, entry in zip(m.strategy_evidence, titles, told, strict=True):
+        by = f"VF {entry['vf']} of {found['pf']}"
+        # No VFIO device of these VMs is a function of that card, and the report says so.
+        assert evidence.event == f"{title}: {by}, bound to this VM by the time alone"
+        assert 0 < evidence.at_ns - entry["at_ns"] < 100_000_000
+    assert [(vf.pf, vf.vf, vf.role) for vf in m.vfs] == [
+        (found["pf"], 0, "source"),
+        (found["pf"], 1, "destination"),
+    ]
+
+
+@of_assisted
+def test_without_the_profile_the_same_migration_is_plain(name: str) -> None:
+    found = truth(name, "assisted")
+    begin, end = found["started_at_ns"], found["ended_at_ns"]
+    (plain,) = (
+        m
+        for m in track(Recording(LAB / f"{name}.vft.gz")).snapshot().migrations
+        if begin <= m.started_at_ns <= end
+    )
+    assert plain.strategy == "plain"
+
+
+# -- all -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted({*IGB, *IXGBE, *ASSISTED}))
+def test_nothing_is_missing_and_no_vm_was_made_up(name: str) -> None:
+    found = snapshot(name)
+    assert not found.vfs_incomplete
+    assert found.lost == 0
+    assert not any(m.incomplete for m in found.migrations)
+    for job in ("igb", "ixgbe", "assisted"):
+        if name in recordings(job):
+            assert not any(isinstance(event, MailboxFlood) for event in during(name, job))
+            begun = [
+                m for m in found.migrations if m.started_at_ns >= truth(name, job)["started_at_ns"]
+            ]
+            mine = [m for m in begun if m.started_at_ns <= truth(name, job)["ended_at_ns"]]
+            assert len(mine) == (job == "assisted")
