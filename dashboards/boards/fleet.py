@@ -238,7 +238,12 @@ def _worst() -> style.PanelBuilder:
         Column(
             "A",
             "Longest downtime",
-            seconds | {"custom.cellOptions": {"type": "gauge", "mode": "basic"}},
+            seconds
+            | {
+                "custom.cellOptions": {"type": "gauge", "mode": "basic"},
+                "min": 0,
+                "fieldMinMax": True,
+            },
         ),
         Column("checkpoint", "Set by", {"custom.width": 150}),
         Column("C", "which took", {"unit": "s", "custom.width": 110}),

@@ -47,21 +47,20 @@ def _vm() -> dashboard.QueryVariable:
     # label_values knows no names; and who ended before now must be found too.
     info = f"last_over_time({of('vm_info')}[${{__range_s}}s])"
     migrated = f"last_over_time({of('migration_active')}[${{__range_s}}s])"
-    with_names = f'label_join({info}, "option", "  ", "name", "vm")'
+    shortened = f'label_replace({info}, "short", "$1", "vm", "(.{{1,8}}).*")'
+    with_names = f'label_join({shortened}, "option", "  ", "name", "short")'
     return style.chosen(
         "vm",
         "VM",
         f"query_result({with_names} and on (instance, job, vm) {migrated})",
         many=False,
-    ).regex(
-        '/option="(?<text>[^"]+)".* vm="(?<value>[^"]+)"|option="(?<text>[^"]+)",vm="(?<value>[^"]+)"/'
-    )
+    ).regex('/option="(?<text>[^"]+)".*,vm="(?<value>[^"]+)"/')
 
 
 def _figures() -> list[style.PanelBuilder]:
     downtime = of("migration_last_downtime_seconds", VM, VCPU)
     worst = f"max by (checkpoint) ({of('migration_last_checkpoint_seconds', VM)})"
-    converges = style.mapping({"0": ("never ends", "red"), "1": ("converges", "green")})
+    converges = style.mapping({"0": ("not converging", "red"), "1": ("converging", "green")})
     return [
         style.figure(
             "Downtime",
@@ -175,7 +174,7 @@ def _rates() -> style.PanelBuilder:
         query(f"max({of('dirty_rate_bytes_per_second', VM)})", "dirtied", "A"),
         query(f"sum({rate('migration_sent_bytes_total', VM)})", "sent", "B"),
         calcs=["mean", "max"],
-    )
+    ).show_points(common_models.VisibilityMode.AUTO)
     return style.colours_by_name(panel, {"dirtied": "orange", "sent": "blue"})
 
 
@@ -216,13 +215,14 @@ def _forecast() -> style.PanelBuilder:
         query(f"max by (strategy) ({of('forecast_downtime_seconds', VM)})", "{{strategy}}", "A"),
         query(f"max({of('migration_last_downtime_seconds', VM, VCPU)})", "measured", "B"),
         calcs=["lastNotNull", "max"],
-    )
+    ).show_points(common_models.VisibilityMode.AUTO)
     panel.override_by_name(
         "measured",
         style.values(
             color=style.fixed("text"),
             custom__lineStyle={"fill": "dash", "dash": [8, 8]},
             custom__fillOpacity=0,
+            custom__lineInterpolation="stepAfter",
         ),
     )
     return style.colours_by_name(panel, STRATEGY_COLOURS)

@@ -318,7 +318,11 @@ def gauges(
         .value_mode(common_models.BarGaugeValueMode.TEXT)
         .name_placement(common_models.BarGaugeNamePlacement.LEFT)
         .show_unfilled(True)
-        .text(common.VizTextDisplayOptions().title_size(13).value_size(15))
+        .text(common.VizTextDisplayOptions().value_size(15))
+        .sizing(common_models.BarGaugeSizing.MANUAL)
+        .min_viz_width(8)
+        .min_viz_height(16)
+        .max_viz_height(34)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     )
 

@@ -288,10 +288,29 @@ def _entered() -> style.PanelBuilder:
 
 def _ways() -> style.PanelBuilder:
     latest = f"last_over_time({of('vfio_transitions_total')}[$__range])"
-    return style.gauges(
-        "Ways taken",
-        "Changes of state since vftrace runs there, from one to another; the eight most frequent.",
-        "none",
-        instant(f"sort_desc(topk(8, sum by (from, to) ({latest})))", "{{from}} → {{to}}"),
-        "purple",
-    ).span(10)
+    words: list[dict[str, object]] = [
+        {
+            "type": "value",
+            "options": {
+                state: {"text": state, "color": colour, "index": index}
+                for index, (state, colour) in enumerate(style.DEVICE_COLOURS.items())
+            },
+        }
+    ]
+    coloured = {"custom.cellOptions": {"type": "color-text"}, "mappings": words}
+    return (
+        style.listing(
+            "Ways taken",
+            "Changes of state since vftrace runs there, from one to another; the ten most frequent.",
+            [style.rows_of(f"topk(10, sum by (from, to) ({latest}))", "A")],
+            None,
+            [
+                Column("from", "From", coloured),
+                Column("to", "To", coloured),
+                Column("A", "Times", {"unit": "none", "decimals": 0, "custom.width": 90}),
+            ],
+            sort="Times",
+        )
+        .span(10)
+        .height(8)
+    )

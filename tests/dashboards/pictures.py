@@ -10,16 +10,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from tests.dashboards.draw import Drawing, board_named, build, draw, faults_of
-from tests.dashboards.prom import GOLDEN, ROOT, RULES, Play, Stage
+from tests.dashboards.prom import GOLDEN, ROOT, RULES, Play, Series, Stage
 from vftrace.units import parse_duration
 
 SCRAPE = "1s"
 LAB_VM = "6c616200-0000-4000-8000-000000000001"
 
-LAB = {"lab-1": GOLDEN / "lab" / "7.x.vft.gz"}
+LAB = {"lab-1": GOLDEN / "lab" / "6.12-tracepoint.vft.gz"}
 MAILBOX = {"lab-2": GOLDEN / "mailbox" / "6.12.vft.gz"}
 RECORDINGS = GOLDEN / "recordings"
 # What the demo's hosts play one after the other: (second, recording).
@@ -30,7 +31,7 @@ DEMO: Mapping[str, tuple[tuple[float, str], ...]] = {
     "hv-4": ((14, "multifd"), (52, "dest-killed-blackout"), (86, "xbzrle")),
 }
 MAILBOX_AT = 24.0
-LAB_SECONDS = 150.0
+LAB_SECONDS = 168.0
 
 
 def play(stage: Stage) -> float:
@@ -57,6 +58,15 @@ def play(stage: Stage) -> float:
     return mailbox
 
 
+def longest(series: list[Series]) -> tuple[float, float]:
+    """The longest time without a gap."""
+    times = sorted(at for one in series for at, _ in one.points)
+    edges = [i for i, (a, b) in enumerate(pairwise(times), 1) if b - a > 1.5]
+    runs = [times[a:b] for a, b in pairwise([0, *edges, len(times)])]
+    run = max(runs, key=lambda run: run[-1] - run[0])
+    return run[0], run[-1]
+
+
 def main(arguments: list[str]) -> int:
     """Make them."""
     directory = Path(arguments[0]) if arguments else ROOT / "docs" / "boards"
@@ -68,14 +78,14 @@ def main(arguments: list[str]) -> int:
             began = time.time()
             mailbox = play(stage)
             end = time.time()
-            moves = stage.query_range(
-                f'max(vftrace_migration_active{{vm="{LAB_VM}"}})', began, end, step=0.5
+            first, last = longest(
+                stage.query_range(
+                    f'max(vftrace_migration_active{{vm="{LAB_VM}"}}) == 1', began, end, step=1
+                )
             )
-            active = [at for series in moves for at, value in series.points if value]
-            first = next(a for a in active if a > active[0] + 20)
             ranges = {
                 "vftrace-fleet": (began, end),
-                "vftrace-migration": (first - 4, first + 16),
+                "vftrace-migration": (first - 4, last + 5),
                 "vftrace-vf": (mailbox - 2, mailbox + 48),
                 "vftrace-self": (began, end),
             }

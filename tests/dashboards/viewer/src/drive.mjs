@@ -1,5 +1,5 @@
 // node drive.mjs < JOB > REPORTS: has a browser draw boards, one after the other.
-// JOB: { prometheus, scrape (ms), from, to (Unix ms), boards: [{ board, variables, png?, width?, height?, from?, to? }], chromium? }
+// JOB: { prometheus, scrape (ms), from, to (Unix ms), boards: [{ board, variables, png?, width?, from?, to? }], chromium? }
 // REPORTS: a list of what the page reported of each board (see main.jsx), with `script_errors` added.
 import fs from 'node:fs';
 import http from 'node:http';
@@ -10,6 +10,7 @@ import puppeteer from 'puppeteer-core';
 const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.svg': 'image/svg+xml', '.woff2': 'font/woff2' };
 const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars'];
 const ROW_PIXELS = 38;
+const HEAD_PIXELS = 200;
 const READY_MS = 60_000;
 
 const job = JSON.parse(await text(process.stdin));
@@ -34,14 +35,14 @@ const server = http.createServer((request, response) => {
 });
 await new Promise((listening) => server.listen(0, '127.0.0.1', listening));
 
-async function draw(browser, { board, variables = {}, png, width = 1600, height, from, to }, index) {
+async function draw(browser, { board, variables = {}, png, width = 1600, from, to }, index) {
   const page = await browser.newPage();
   const errors = [];
   page.on('pageerror', (error) => errors.push(error.message));
   page.on('console', (message) => message.type() === 'error' && !/Failed to load resource/.test(message.text()) && errors.push(message.text()));
   page.on('response', (response) => response.status() >= 400 && !response.url().includes('/api/v1/') && errors.push(`${response.status()} ${response.url()}`));
   const rows = Math.max(0, ...board.panels.map(({ gridPos }) => gridPos.y + gridPos.h));
-  await page.setViewport({ width, height: height ?? rows * ROW_PIXELS + 120 });
+  await page.setViewport({ width, height: rows * ROW_PIXELS + HEAD_PIXELS });
   const query = new URLSearchParams({ board: `/boards/${index}`, prometheus: job.prometheus, scrape: job.scrape, from: from ?? job.from, to: to ?? job.to });
   for (const [name, value] of Object.entries(variables)) query.append(`var-${name}`, value);
   await page.goto(`http://127.0.0.1:${server.address().port}/?${query}`);
@@ -52,8 +53,11 @@ async function draw(browser, { board, variables = {}, png, width = 1600, height,
   } catch (error) {
     errors.push(`not ready: ${error.message}`);
   }
-  const bottom = await page.evaluate(() => document.documentElement.scrollHeight);
-  if (png) await page.screenshot({ path: png, clip: { x: 0, y: 0, width, height: bottom } });
+  if (png) {
+    const bottom = await page.evaluate(() => Math.max(...[...document.querySelectorAll('[data-viz-panel-key]')].map((panel) => panel.getBoundingClientRect().bottom)));
+    // A viewport that changed its size would have everything drawn anew.
+    await page.screenshot({ path: png, captureBeyondViewport: false, clip: { x: 0, y: 0, width, height: Math.ceil(bottom) + 16 } });
+  }
   await page.close();
   return { ...report, script_errors: errors };
 }

@@ -69,7 +69,7 @@ export class Prometheus extends DataSourceApi {
     const holder = scopedVars?.__sceneObject?.value;
     const scene = holder?.valueOf?.() ?? holder ?? window.__grafanaSceneContext;
     const done = sceneGraph.interpolate(scene, text, { ...scopedVars, ...own }, promFormat);
-    const left = done.match(/\$\{?\w+/);
+    const left = done.match(/\$\{?[a-z_]\w*/i);
     if (left) log.errors.push(`${left[0]} is not a variable: ${text}`);
     return done;
   }

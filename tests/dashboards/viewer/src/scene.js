@@ -28,7 +28,7 @@ function variableOf(model, wanted) {
 function dataOf(panel) {
   if (!panel.targets?.length) return undefined;
   const queries = panel.targets.map((target) => ({ ...target, datasource: SOURCE }));
-  const runner = new SceneQueryRunner({ datasource: SOURCE, queries, maxDataPoints: panel.maxDataPoints ?? undefined, minInterval: panel.interval ?? undefined });
+  const runner = new SceneQueryRunner({ datasource: SOURCE, queries, dataLayerFilter: { panelId: panel.id }, maxDataPoints: panel.maxDataPoints ?? undefined, minInterval: panel.interval ?? undefined });
   return panel.transformations?.length ? new SceneDataTransformer({ $data: runner, transformations: panel.transformations }) : runner;
 }
 

@@ -14,7 +14,7 @@ function repeated(Value, spacing, more) {
       });
     return (
       <VizRepeater getValues={getValues} getAlignmentFactors={getDisplayValueAlignmentFactors} source={data} renderCounter={renderCounter} width={width} height={height}
-        orientation={options.orientation || VizOrientation.Auto} itemSpacing={spacing} {...more} renderValue={(value) => <Value panel={panel} theme={theme} {...value} />} />
+        orientation={options.orientation || VizOrientation.Auto} itemSpacing={spacing} {...more(options)} renderValue={(value) => <Value panel={panel} theme={theme} {...value} />} />
     );
   };
 }
@@ -31,5 +31,6 @@ const Bar = ({ panel: { options }, theme, value, width, height, alignmentFactors
     namePlacement={options.namePlacement ?? 'auto'} isOverflow={false} />
 );
 
-export const StatPanel = repeated(Big, 3, { autoGrid: true });
-export const BarGaugePanel = repeated(Bar, 10, { minVizHeight: 16, minVizWidth: 8, maxVizHeight: 300 });
+const AUTO = { minVizHeight: 16, minVizWidth: 8, maxVizHeight: 300 };
+export const StatPanel = repeated(Big, 3, () => ({ autoGrid: true }));
+export const BarGaugePanel = repeated(Bar, 10, ({ sizing, minVizWidth, minVizHeight, maxVizHeight }) => (sizing === 'manual' ? { minVizWidth, minVizHeight, maxVizHeight } : AUTO));
