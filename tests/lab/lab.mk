@@ -1,7 +1,7 @@
 # The lab: stock kernels in an emulated machine. Included by the Makefile; see tests/lab/README.md.
 LAB_KERNEL ?= 6.12
 
-.PHONY: lab test-lab lab-shell
+.PHONY: lab test-lab lab-shell experiment
 
 lab: ## build the lab's images, as far as they are missing
 	tests/lab/build
@@ -11,3 +11,6 @@ test-lab: lab ## run the lab's jobs on every kernel
 
 lab-shell: ## a shell on a stock kernel (LAB_KERNEL=6.12)
 	@tests/lab/run $(LAB_KERNEL) --shell
+
+experiment: setup lab ## move a guest between two emulated hosts in every way, write docs/experiment.md
+	.venv/bin/python tests/lab/experiment/run --write

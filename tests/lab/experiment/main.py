@@ -8,34 +8,49 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vftlab.build import ensure
-from vftlab.common import LAB, LabError, Progress
+from vftlab.common import LAB, TREE, LabError, Progress
 
 from experiment.cases import CASES
 from experiment.conduct import conduct
+from experiment.table import pictures, results_of, table
 
 KERNEL = "6.12"
 RESULTS = LAB / "results/experiment"
+DOCUMENT = TREE / "docs/experiment.md"
+BEGIN, END = "<!-- table: tests/lab/experiment/run --write -->", "<!-- end of table -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tests/lab/experiment/run",
         description="Move a guest with a virtual function between two emulated hosts, while it is pinged.",
+        epilog=f"Cases: {', '.join(CASES)}; all of them where none is named. Each boot's results are in a"
+        " directory of their own: recordings, truth.json, reports.",
     )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("cases", nargs="*", metavar="CASE")
     parser.add_argument(
         "--runs", type=int, default=3, metavar="N", help="of each case (default: 3)"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument(
+        "--write", action="store_true", help=f"put all results into {DOCUMENT.relative_to(TREE)}"
+    )
+    parser.add_argument("--no-run", action="store_true", help="only look at results that are there")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.cases if name not in CASES]:
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
+    results = options.results.resolve()
     progress = Progress()
     try:
-        built = ensure([KERNEL], progress)[KERNEL]
-        names = options.cases or list(CASES)
-        where = options.results.resolve() / ("-".join(names) if options.cases else "all")
-        conduct([CASES[name] for name in names], options.runs, where, built, progress)
+        if not options.no_run:
+            _run(options.cases, options.runs, results, progress)
+        found = [
+            r for boot in sorted(results.glob("*/truth.json")) for r in results_of(boot.parent)
+        ]
+        lines = table(found)
+        print("\n".join(lines))
+        if options.write:
+            _write(lines)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return error.code
@@ -43,3 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("lab: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(cases: Sequence[str], runs: int, results: Path, progress: Progress) -> None:
+    built = ensure([KERNEL], progress)[KERNEL]
+    where = results / ("-".join(cases) or "all")
+    wanted = [CASES[name] for name in cases or CASES]
+    done = conduct(wanted, runs, where, built, progress)
+    if len(done) < runs * len(wanted):
+        progress.say(f"{runs * len(wanted) - len(done)} runs failed, see {where}/truth.json")
+    pictures(where)
+
+
+def _write(lines: Sequence[str]) -> None:
+    """The table's place in the document, written anew."""
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise LabError(f"{DOCUMENT} has no place for the table")
+    DOCUMENT.write_text("\n".join((before + BEGIN, "", *lines, "", END)) + after)

@@ -1,0 +1,117 @@
+"""Guests that moved between two emulated hosts, held against QEMU, the switch and the pinger.
+
+`experiment/NAME` holds the recordings of one boot, kept by experiment/keep.py; VFTRACE_EXPERIMENT is another
+directory of such: tests/lab holds what it has just recorded to the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import pytest
+from experiment.cases import CASES
+from experiment.table import MS, Result, results_of
+
+PLACE = Path(os.environ.get("VFTRACE_EXPERIMENT", Path(__file__).parent / "experiment"))
+BOOTS = sorted(path.parent for path in PLACE.glob("*/truth.json"))
+EXPLAINED = 0.9
+QEMU_SAYS_NS = 2_000_000_000
+"""QEMU tells of an event when its main loop comes to it, and under emulation that takes its time."""
+
+
+@functools.cache
+def results(boot: Path) -> dict[str, Result]:
+    return {result.truth["run"]: result for result in results_of(boot)}
+
+
+def runs() -> list[tuple[Path, str]]:
+    return [(boot, run) for boot in BOOTS for run in results(boot)]
+
+
+RUNS = [pytest.param(*pair, id=f"{pair[0].name}-{pair[1]}") for pair in runs()]
+
+
+def event_ns(result: Result, side: str, name: str) -> int:
+    """When the monitor told of it, on that host's own clock."""
+    found = [e["at_ns"] for e in result.truth[side]["events"] if e["event"] == name]
+    assert found, f"{side} told no {name}"
+    return int(found[0])
+
+
+def checkpoint(result: Result, name: str) -> int:
+    times = {c["name"]: c["at_ns"] for c in result.migration["downtime"]["checkpoints"]}
+    assert times[name] is not None
+    return int(times[name])
+
+
+@pytest.mark.parametrize(("boot", "run"), RUNS)
+def test_two_halves_are_one_migration(boot: Path, run: str) -> None:
+    result = results(boot)[run]
+    assert result.migration["role"] == "stitched"
+    assert result.migration["outcome"] == "completed"
+    assert result.migration["uuid"] == result.truth["uuid"]
+    assert result.migration["incomplete"] is False
+
+
+@pytest.mark.parametrize(("boot", "run"), RUNS)
+def test_the_strategy_is_what_was_done(boot: Path, run: str) -> None:
+    result = results(boot)[run]
+    assert result.migration["strategy"] == CASES[result.truth["case"]].expect
+    assert result.migration["strategy_evidence"]
+
+
+@pytest.mark.parametrize(("boot", "run"), RUNS)
+def test_qemu_says_that_it_stopped_once_it_has(boot: Path, run: str) -> None:
+    result = results(boot)[run]
+    late = event_ns(result, "source", "STOP") - checkpoint(result, "vcpus-stopped")
+    assert 0 <= late <= QEMU_SAYS_NS
+
+
+@pytest.mark.parametrize(("boot", "run"), RUNS)
+def test_qemus_downtime_is_a_part_of_the_blackout_and_of_what_comes_before(
+    boot: Path, run: str
+) -> None:
+    """QEMU's ends with the source's last byte, or the return path's word; it begins before the vCPUs stop."""
+    result = results(boot)[run]
+    qemu_ns = result.truth["migration"]["query_migrate"]["downtime"] * MS
+    sent_ns = checkpoint(result, "state-saved") - checkpoint(result, "vcpus-stopped")
+    assert sent_ns <= qemu_ns + MS
+    assert qemu_ns <= result.migration["downtime"]["vcpu_ns"] + QEMU_SAYS_NS
+
+
+@pytest.mark.parametrize(("boot", "run"), RUNS)
+def test_the_hosts_saw_where_the_longest_gap_went(boot: Path, run: str) -> None:
+    gap = results(boot)[run].gap
+    spans = gap["spans"]
+    assert spans[0]["start_at_ns"] == gap["start_at_ns"]
+    assert spans[-1]["end_at_ns"] == gap["start_at_ns"] + gap["ns"]
+    assert gap["explained_ns"] >= EXPLAINED * gap["ns"], spans
+
+
+@pytest.mark.parametrize(("boot", "run"), [p for p in RUNS if "plain" in str(p.values[1])])
+def test_a_plain_blackout_is_what_the_pinger_lost(boot: Path, run: str) -> None:
+    """No probe is answered while no vCPU runs: the gap covers the blackout but for an interval at each end."""
+    result = results(boot)[run]
+    gap, downtime = result.gap, result.migration["downtime"]
+    interval_ns = 50 * MS
+    slack = interval_ns + gap["uncertainty_ns"]
+    stopped, ran = checkpoint(result, "vcpus-stopped"), checkpoint(result, "vcpus-running")
+    assert gap["start_at_ns"] <= stopped + slack
+    assert gap["start_at_ns"] + gap["ns"] >= ran - slack
+    assert downtime["uncertainty_ns"] < interval_ns
+
+
+@pytest.mark.parametrize(
+    ("boot", "run"), [p for p in RUNS if "unplug" in str(p.values[1]) or "bond" in str(p.values[1])]
+)
+def test_the_vf_is_away_from_unplug_to_plug(boot: Path, run: str) -> None:
+    """Its VMM closes it before it says so, and the other one opens the new one after it was asked to."""
+    result = results(boot)[run]
+    (device,) = result.migration["downtime"]["devices"]
+    unplug, plug = result.truth["unplug"], result.truth["plug"]
+    assert unplug["asked_at_ns"] <= device["from_ns"] <= unplug["done_at_ns"]
+    vfs = [vf for vf in result.migration["vfs"] if vf["role"] == "destination"]
+    assert [phase["name"] for phase in vfs[0]["phases"]][:1] == ["probing"]
+    assert device["ns"] >= plug["asked_at_ns"] - plug["resumed_at_ns"]
