@@ -19,7 +19,7 @@ from vftrace.migration.devices import (
 from vftrace.migration.model import DeviceDowntime, DeviceUse, Evidence, Role, Strategy, VfUse
 from vftrace.migration.process import Arrival, Process
 from vftrace.migration.source import Session
-from vftrace.migration.strategy import SETUP_BYTES, UNPLUG_WINDOW_NS, Facts, classify
+from vftrace.migration.strategy import RESTS, SETUP_BYTES, UNPLUG_WINDOW_NS, Facts, classify
 from vftrace.migration.vfs import Lives, destination_vf, heard_vf, ready_ns, source_vf
 
 _EVER = sys.maxsize
@@ -240,6 +240,7 @@ def judge(
         away += [
             Away(device, peer, device.closed_at_ns, _back(peer, lives)) for device, peer in gone
         ]
+        away += _kept(found, facts, gone, lives) if strategy == "failover" else []
     return Verdict(
         strategy,
         evidence,
@@ -250,6 +251,30 @@ def judge(
             *(_told(facts, lives, ended_ns) if strategy == "mailbox" else ()),
         ),
     )
+
+
+def _kept(
+    found: Passthrough,
+    facts: Facts,
+    gone: list[tuple[PassedDevice, PassedDevice | None]],
+    lives: Lives,
+) -> list[Away]:
+    """Primaries that a failover's source keeps: away since their driver let go of them."""
+    if found.process is None or facts.stopped_ns is None:
+        return []
+    closed = [device for device, _ in gone]
+    held = [d for d in kept(found.process, facts.stopped_ns) if d not in closed]
+    taken = [peer for _, peer in gone]
+    came = [device for device in found.opened() if device not in taken]
+    away = []
+    for device, peer in pairs(held, came):
+        life = _life(device, lives)
+        rests = [
+            s.at_ns for s in facts.said if s.what == RESTS and function_of(s, lives) is life
+        ]
+        if life is not None and rests:
+            away.append(Away(device, peer, rests[-1], _back(peer, lives)))
+    return away
 
 
 def _told(facts: Facts, lives: Lives, ended_ns: int | None) -> Iterator[VfUse]:

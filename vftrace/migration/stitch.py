@@ -7,7 +7,7 @@ bounds together are difference constraints, so the tightest ones are shortest pa
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from vftrace.events import Event, PingGap, PingSettings
 from vftrace.migration.build import downtime_of
@@ -483,8 +483,13 @@ def _join(pair: _Pair, offset: Offset) -> Joined:
         downtime=replace(
             _downtime(times, offset.uncertainty_ns),
             devices=tuple(
-                _device_downtime(device, _successor(device, source, destination), shift)
-                for device in source.downtime.devices
+                _until_ready(
+                    _device_downtime(device, _successor(device, source, destination), shift), vf
+                )
+                for device, vf in zip_longest(
+                    source.downtime.devices, _came(source, destination, shift)
+                )
+                if device is not None
             ),
         ),
         devices=_devices(source, destination, shift),
@@ -581,9 +586,17 @@ def _plugged(source: Migration, destination: Migration, shift: int) -> tuple[Evi
         return ()
     return tuple(
         Evidence(f"destination opens {vf.address}", vf.phases[0].start_at_ns)
+        for vf in _came(source, destination, shift)
+    )
+
+
+def _came(source: Migration, destination: Migration, shift: int) -> list[VfUse]:
+    """The functions that the destination opened since the migration began."""
+    return [
+        vf
         for vf in _vfs(source, destination, shift)
         if vf.role == "destination" and _begins(vf, "probing")
-    )
+    ]
 
 
 def _vfs(source: Migration, destination: Migration, shift: int) -> tuple[VfUse, ...]:
@@ -668,6 +681,14 @@ def _device_downtime(
         if resuming and state.state == "RUNNING" and state.at_ns >= resuming[-1]
     ]
     return replace(device, ns=max(0, ran[0] + shift - device.from_ns)) if ran else device
+
+
+def _until_ready(device: DeviceDowntime, vf: VfUse | None) -> DeviceDowntime:
+    """Of a function that was unplugged: until that in its place was ready, or where no mailbox tells, opened."""
+    if device.ns is not None or device.from_ns is None or vf is None:
+        return device
+    ready = next((p.start_at_ns for p in vf.phases if p.name == "ready"), vf.phases[0].start_at_ns)
+    return replace(device, ns=max(0, ready - device.from_ns))
 
 
 # -- what the service lost ----------------------------------------------------------------------
