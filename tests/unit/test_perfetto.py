@@ -180,7 +180,8 @@ def test_virtual_functions_have_tracks_of_states_and_messages(tmp_path: Path) ->
         # Neither an answer of the VF's own, nor what it says once more, is answered as a request.
         asked = [e for e in sent if e["replied"] and not e["words"][0] >> 30]
         track = f"VF {number} of {script['pf']} on lab", "mailbox"
-        slices = found.slices.get(track, [])
+        begin, end = script["started_at_ns"], script["ended_at_ns"]
+        slices = [s for s in found.slices.get(track, []) if begin < s[1] < end]
         assert len(slices) == len(asked)
         for (_, start, end), entry in zip(slices, asked, strict=True):
             assert entry["at_ns"] < start <= end

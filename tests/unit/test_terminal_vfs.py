@@ -65,7 +65,7 @@ def snapshot_of(*lives: VfLife, at_ns: int = 100 * S) -> Snapshot:
     return replace(Tracker().snapshot(), at_ns=at_ns, vfs=lives)
 
 
-def text_of(what: object, width: int = 100) -> str:
+def text_of(what: object, width: int = 120) -> str:
     out = io.StringIO()
     Console(file=out, width=width, height=30, highlight=False).print(what)
     return out.getvalue()
@@ -76,7 +76,7 @@ def test_a_function_that_keeps_resetting_is_told_in_words() -> None:
     life = life_of(*events_, tick(22 * S))
     assert state_of(life) == "resetting"
     assert list(vf_warnings(life)) == [
-        "KEEPS RESETTING: 5 times out of work, or 20 resets, within 60.0 s"
+        "KEEPS RESETTING: 5 times out of work, or 20 resets, within 1m00s"
     ]
     assert state_of(life_of(*events_[:38], tick(22 * S))) != "resetting"
 

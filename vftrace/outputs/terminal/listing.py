@@ -80,7 +80,7 @@ VFS = (
     Column("for", 7),
     Column("MAC", 17, right=False),
     Column("resets", 6),
-    Column("last message", 42, right=False, from_width=WIDE),
+    Column("last message", 42, right=False, from_width=110),
 )
 ROLE_WORDS = {"source": "source", "destination": "dest.", "stitched": "both"}
 
