@@ -30,12 +30,17 @@ ESSENTIAL = (
     "steer-downtime",
     "steer-error",
     "steer-dma",
+    "mailbox-igb",
+    "mailbox-ixgbe",
+    "mailbox-assisted",
     "unplug",
 )
 # What the emulated processors may be away, between a driver's look at the clock and the tracer's.
 NOISE_MS = "30"
 # Minutes of compiling under emulation, or a flood: LAB_FULL=1 runs these too.
 LONG = {"ways", "late", "mailbox-flood"}
+# What the messages of the helped migration are called.
+OPTIONS = "--profile /src/docs/profiles/assisted-ixgbe.toml"
 # VFIO got precopy, and mtty its migration, in 6.2 and later.
 NOT_ON_6_1 = {name for name in JOBS if name.startswith("vfio-")} | {"steer-refuse"}
 
@@ -74,7 +79,7 @@ def _boot(kernel: str) -> Outcome:
         _jobs(kernel),
         LAB / "results" / f"{kernel}-test",
         timeout_s=240 + 60 * len(_jobs(kernel)),
-        environment={"VFTRACE": "1"},
+        environment={"VFTRACE": "1", "VFTRACE_OPTIONS": OPTIONS},
     )
 
 
@@ -112,6 +117,24 @@ def test_vftrace_says_what_was_done(kernel: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [*checks, str(golden / "test_lab_recordings.py")],
         env=os.environ | {"VFTRACE_LAB_RECORDINGS": str(tmp_path), "VFTRACE_LAB_NOISE_MS": NOISE_MS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("kernel", _kernels())
+def test_vftrace_heard_what_was_said(kernel: str, tmp_path: Path) -> None:
+    """The mailbox jobs just recorded pass what their golden recordings pass, message by message."""
+    golden = TREE / "tests/golden"
+    keep = [sys.executable, str(golden / "mailbox/keep.py"), str(outcome(kernel).results)]
+    subprocess.run([*keep, kernel, str(tmp_path)], check=True)
+    checks = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*checks, str(golden / "test_mailbox_recordings.py")],
+        env=os.environ | {"VFTRACE_LAB_MAILBOX": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
