@@ -51,7 +51,7 @@ def test_two_halves_are_one_migration(boot: Path, run: str) -> None:
     result = results(boot)[run]
     assert result.migration["role"] == "stitched"
     assert result.migration["outcome"] == "completed"
-    assert result.migration["uuid"] == result.truth["uuid"]
+    assert result.migration["vm"]["uuid"] == result.truth["uuid"]
     assert result.migration["incomplete"] is False
 
 

@@ -75,7 +75,7 @@ def _migration_of(truth: dict[str, Any], migrations: Sequence[dict[str, Any]]) -
     found = [
         m
         for m in migrations
-        if (m["pid"], m["peer_pid"]) == ends and m["peer_host"] == f"host-{truth['to']}"
+        if (m["vm"]["pid"], m["peer_pid"]) == ends and m["peer_host"] == f"host-{truth['to']}"
     ]
     if len(found) != 1:
         raise LabError(f"{truth['run']}: {len(found)} stitched migrations, not one")
