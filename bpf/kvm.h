@@ -323,9 +323,13 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 	return false;
 }
 
-/* Calls on a vCPU fd where only their beginning is seen: a kretprobe on kvm_vcpu_ioctl would hold an
- * instance for every vCPU that waits inside KVM_RUN. */
-static __always_inline void vcpu_enter_only(u32 cmd)
+static __always_inline bool is_vcpu(u32 cmd)
+{
+	return cmd == KVM_SET_MP_STATE || cmd == KVM_KVMCLOCK_CTRL;
+}
+
+/* Calls on a vCPU fd, where it is seen by itself. */
+static __always_inline void vcpu_says(u32 cmd, u64 enter_ns, s32 ret)
 {
 	union kvm_record r = {};
 	struct vm *vm = current_vm();
@@ -333,11 +337,13 @@ static __always_inline void vcpu_enter_only(u32 cmd)
 	if (!vm)
 		return;
 	if (cmd == KVM_SET_MP_STATE) {
+		r.state.ret = ret;
 		SAYS(&r, VFT_VCPU_STATE, state);
 	} else if (cmd == KVM_KVMCLOCK_CTRL) {
-		r.clock.enter_ns = now_ns();
+		r.clock.enter_ns = enter_ns;
 		r.clock.last_exit_ns = vm->last_exit_ns;
 		r.clock.op = VFT_CLOCK_CTRL;
+		r.clock.ret = ret;
 		SAYS(&r, VFT_CLOCK, clock);
 	}
 	emit_record(vm, &r);

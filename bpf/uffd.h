@@ -24,6 +24,15 @@ static __always_inline bool is_uffd(u32 cmd)
 	return false;
 }
 
+static __always_inline void uffd_enter(u64 id, u32 cmd, u64 arg)
+{
+	if (is_uffd(cmd) && current_vm()) {
+		struct thread t = { .cmd = cmd, .arg = arg, .enter_ns = now_ns() };
+
+		threads.update(&id, &t);
+	}
+}
+
 static __always_inline void uffd_exit(struct thread *t, s32 ret)
 {
 	struct vm *vm = current_vm();

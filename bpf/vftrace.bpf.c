@@ -20,11 +20,17 @@ static __always_inline int ioctl_enter(void *ctx, u32 fd, u32 cmd, u64 arg)
 		run_enter(fd);
 	} else if (is_kvm(cmd)) {
 		kvm_enter(id, cmd, arg);
-	} else if (is_uffd(cmd) && current_vm()) {
-		struct thread t = { .cmd = cmd, .arg = arg, .enter_ns = now_ns() };
-
-		threads.update(&id, &t);
+	} else {
+		uffd_enter(id, cmd, arg);
 	}
+	return 0;
+}
+
+static __always_inline int kvm_ioctl_exit(void *ctx, u64 id, struct thread *t, s32 ret)
+{
+	if (kvm_exit(id, t, ret))
+		walkers.call(ctx, 0);
+	call_done(id, t);
 	return 0;
 }
 
@@ -39,12 +45,12 @@ static __always_inline int ioctl_exit(void *ctx, s32 ret)
 		run_exit(t);
 		return 0;
 	}
-	if (is_uffd(t->cmd))
+	if (is_uffd(t->cmd)) {
 		uffd_exit(t, ret);
-	else if (kvm_exit(id, t, ret))
-		walkers.call(ctx, 0);
-	call_done(id, t);
-	return 0;
+		call_done(id, t);
+		return 0;
+	}
+	return kvm_ioctl_exit(ctx, id, t, ret);
 }
 
 /* The walker goes on where ioctl_exit stopped, as often as tail calls allow. */
@@ -75,10 +81,12 @@ static __always_inline int walk_on(void *ctx)
 	return 0;
 }
 
+#ifndef WAY_FENTRY
 int walk(void *ctx)
 {
 	return walk_on(ctx);
 }
+#endif
 
 #define TP_SENDER(name, op) \
 int tp_##name##_enter(struct syscall_enter *ctx) { return send_enter(ctx->args[0], op); }
@@ -132,12 +140,14 @@ int kr_ioctl(struct pt_regs *ctx)
 	return ioctl_exit(ctx, PT_REGS_RC(ctx));
 }
 
+/* Only the beginning is seen: a kretprobe here would hold an instance for every vCPU that waits inside
+ * KVM_RUN. */
 int kp_vcpu_ioctl(struct pt_regs *ctx, void *file, unsigned int cmd, unsigned long arg)
 {
 	if (cmd == KVM_RUN)
 		run_enter(0);
-	else
-		vcpu_enter_only(cmd);
+	else if (is_vcpu(cmd))
+		vcpu_says(cmd, now_ns(), 0);
 	return 0;
 }
 
@@ -156,7 +166,7 @@ int tp_userspace_exit(void *ctx)
 #ifdef WAY_FENTRY
 /* KVM_MODULE says whether kvm is a module here. The walker is hung up on kvm_device_ioctl, which has
  * kvm_vm_ioctl's prototype, because the kernel allows tail calls between programs of one prototype only
- * (bpf_prog_map_compatible); called there they find no walk to go on with and return. */
+ * (bpf_prog_map_compatible); called there it finds no walk to go on with and returns. */
 #ifdef KVM_MODULE
 #define KVM_FENTRY(name, args...) MODULE_KFUNC_PROBE(kvm, name, ##args)
 #define KVM_FEXIT(name, args...) MODULE_KRETFUNC_PROBE(kvm, name, ##args)
@@ -166,21 +176,87 @@ int tp_userspace_exit(void *ctx)
 #endif
 #define IOCTL_ARGS void *file, unsigned int cmd, unsigned long arg
 
-KVM_FENTRY(kvm_dev_ioctl, IOCTL_ARGS) { return ioctl_enter(ctx, 0, cmd, arg); }
-KVM_FEXIT(kvm_dev_ioctl, IOCTL_ARGS, long ret) { return ioctl_exit(ctx, ret); }
-KVM_FENTRY(kvm_vm_ioctl, IOCTL_ARGS) { return ioctl_enter(ctx, 0, cmd, arg); }
-KVM_FEXIT(kvm_vm_ioctl, IOCTL_ARGS, long ret) { return ioctl_exit(ctx, ret); }
-KVM_FENTRY(kvm_vcpu_ioctl, IOCTL_ARGS) { return ioctl_enter(ctx, 0, cmd, arg); }
-KVM_FEXIT(kvm_vcpu_ioctl, IOCTL_ARGS, long ret) { return ioctl_exit(ctx, ret); }
+/* Each function sees its own requests only, so each program has no more than these. */
+static __always_inline struct thread *own_thread(u64 id)
+{
+	struct thread *t = threads.lookup(&id);
+
+	return t && t->cmd ? t : NULL;
+}
+
+KVM_FENTRY(kvm_dev_ioctl, IOCTL_ARGS)
+{
+	if (cmd == KVM_CREATE_VM)
+		kvm_enter(bpf_get_current_pid_tgid(), cmd, arg);
+	return 0;
+}
+
+KVM_FEXIT(kvm_dev_ioctl, IOCTL_ARGS, long ret)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct thread *t = own_thread(id);
+
+	if (!t)
+		return 0;
+	vm_created(ret);
+	call_done(id, t);
+	return 0;
+}
+
+KVM_FENTRY(kvm_vm_ioctl, IOCTL_ARGS)
+{
+	if (is_kvm(cmd))
+		kvm_enter(bpf_get_current_pid_tgid(), cmd, arg);
+	return 0;
+}
+
+KVM_FEXIT(kvm_vm_ioctl, IOCTL_ARGS, long ret)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct thread *t = own_thread(id);
+
+	return t ? kvm_ioctl_exit(ctx, id, t, ret) : 0;
+}
+
+KVM_FENTRY(kvm_vcpu_ioctl, IOCTL_ARGS)
+{
+	if (cmd == KVM_RUN)
+		run_enter(0);
+	else if (is_vcpu(cmd))
+		kvm_enter(bpf_get_current_pid_tgid(), cmd, arg);
+	return 0;
+}
+
+KVM_FEXIT(kvm_vcpu_ioctl, IOCTL_ARGS, long ret)
+{
+	u64 id = bpf_get_current_pid_tgid();
+	struct thread *t = own_thread(id);
+
+	if (!t)
+		return 0;
+	if (t->cmd == KVM_RUN) {
+		run_exit(t);
+		return 0;
+	}
+	vcpu_says(t->cmd, t->enter_ns, ret);
+	call_done(id, t);
+	return 0;
+}
+
 KVM_FEXIT(kvm_device_ioctl, IOCTL_ARGS, long ret) { return walk_on(ctx); }
-KFUNC_PROBE(userfaultfd_ioctl, IOCTL_ARGS) { return ioctl_enter(ctx, 0, cmd, arg); }
-/* Without a way to the walker: a program here has another prototype than those in kvm. */
+
+KFUNC_PROBE(userfaultfd_ioctl, IOCTL_ARGS)
+{
+	uffd_enter(bpf_get_current_pid_tgid(), cmd, arg);
+	return 0;
+}
+
 KRETFUNC_PROBE(userfaultfd_ioctl, IOCTL_ARGS, long ret)
 {
 	u64 id = bpf_get_current_pid_tgid();
-	struct thread *t = threads.lookup(&id);
+	struct thread *t = own_thread(id);
 
-	if (t && is_uffd(t->cmd)) {
+	if (t) {
 		uffd_exit(t, ret);
 		call_done(id, t);
 	}
