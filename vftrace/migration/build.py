@@ -12,6 +12,7 @@ from vftrace.migration.model import (
     ChannelUse,
     Checkpoint,
     Dirty,
+    DmaSource,
     Downtime,
     Evidence,
     Migration,
@@ -19,6 +20,7 @@ from vftrace.migration.model import (
     Phase,
     Role,
     Round,
+    Strategy,
 )
 from vftrace.migration.passthrough import Passthrough
 from vftrace.migration.process import PAGE_SIZE, Arrival, Process
@@ -103,7 +105,7 @@ def build_migration(
         ended_at_ns=ended,
         phases=_phases(session, arrival, times, verdict),
         rounds=rounds,
-        dirty=_dirty(session, rounds),
+        dirty=replace(_dirty(session, rounds), dma=_dma(devices, session, judged.strategy)),
         channel=_channel(process, session, fds, postcopy=postcopy),
         downtime=replace(downtime_of(times), devices=judged.downtimes),
         stopped_at_ns=times.get("vcpus-stopped"),
@@ -409,6 +411,21 @@ def _dirty(session: Session | None, rounds: tuple[Round, ...]) -> Dirty:
         vfio_pages=session.dma_pages.get(True),
         iommu_pages=session.dma_pages.get(False),
     )
+
+
+def _dma(
+    devices: Passthrough, session: Session | None, strategy: Strategy
+) -> DmaSource | None:
+    """Who told which pages devices wrote."""
+    if session is None:
+        return None
+    if True in session.dma_pages:
+        return "device"
+    if False in session.dma_pages:
+        return "iommu"
+    if strategy == "mailbox":
+        return "guest"
+    return None if devices.sources else "none"
 
 
 def _rate(rounds: tuple[Round, ...]) -> float | None:

@@ -21,6 +21,10 @@ Cause = Literal[
     "trace-ended",
 ]
 
+DmaSource = Literal["none", "guest", "device", "iommu"]
+"""Who tells which pages devices wrote: nobody, since no device is there; the guest, which writes to them itself,
+as where PF and VF help by mailbox; the device's own DMA logging; an IOMMU driver or a container."""
+
 NotCounted = Literal["too-large", "size-unknown", "unreadable", "records-missing"]
 """The bitmap is longer than bpf/bitmap.h walks in one call; the slot was made before the trace began; the bitmap
 was not in memory; parts of it did not arrive."""
@@ -121,6 +125,8 @@ class Dirty:
     """Pages that devices reported by their DMA logging, of the size each uses."""
     iommu_pages: int | None = None
     """Pages that a container or an iommufd reported."""
+    dma: DmaSource | None = None
+    """None where the source is not seen, or has a device and nobody was asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,7 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
             "distinct_pages": m.dirty.distinct_pages,
             "rate_bytes_per_second": m.dirty.rate_bytes_per_second,
             "page_size": m.dirty.page_size,
+            "dma": m.dirty.dma,
             "sources": {
                 "kvm": m.dirty.kvm_pages,
                 "vfio": m.dirty.vfio_pages,

@@ -187,6 +187,8 @@ def _facts(m: Migration, snapshot: Snapshot, g: Glyphs) -> Iterator[tuple[str, s
     yield "channel", _channel(m)
     if m.role != "destination":
         yield "dirtied", _dirtied(m)
+    if m.dirty.dma not in (None, "none"):
+        yield "DMA", _DMA[m.dirty.dma]
 
 
 def _channel(m: Migration) -> str:
@@ -194,6 +196,13 @@ def _channel(m: Migration) -> str:
     if m.channel.state_bytes is not None:
         said += f", {size(m.channel.state_bytes)} of it after the state was read"
     return said + (f", ERROR {m.channel.error}" if m.channel.error else "")
+
+
+_DMA: dict[str | None, str] = {
+    "device": "written pages are told by the devices' own logging (VFIO DMA_LOGGING)",
+    "iommu": "written pages are told by the IOMMU's side (type1 container or iommufd)",
+    "guest": "nobody tells written pages but the guest, whose driver writes to them itself",
+}
 
 
 def _dirtied(m: Migration) -> str:
