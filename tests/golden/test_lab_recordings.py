@@ -186,6 +186,12 @@ def test_pages_that_dma_wrote(name: str, job: str) -> None:
         assert (dirty.vfio_pages, dirty.iommu_pages) == (None, truth["touched"])
 
 
+@pytest.mark.parametrize(("name", "job"), [*jobs("steer-dma"), *jobs("plain")])
+def test_who_told_the_pages_that_devices_wrote(name: str, job: str) -> None:
+    wanted = truths(name)[job].get("tracking", "none")
+    assert migration(name, job).dirty.dma == wanted
+
+
 # -- downtime -----------------------------------------------------------------------------------
 
 

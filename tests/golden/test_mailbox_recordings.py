@@ -395,6 +395,7 @@ def test_a_helped_migration_is_mailbox_with_its_messages_as_evidence(name: str) 
     found = truth(name, "assisted")
     m = helped(name)
     assert (m.outcome, m.strategy, m.role) == ("completed", "mailbox", "stitched")
+    assert m.dirty.dma == "guest"
     told = [e for e in found["log"] if e["verb"] == "vendor"]
     titles = ["MIG_STOP", "MIG_SAVE", "MIG_RESTORE", "MIG_RESUME"]
     assert len(m.strategy_evidence) == len(told)
