@@ -357,6 +357,29 @@ def test_vfios_reset_of_a_function_is_no_message(name: str, what: str) -> None:
         assert not any(m.is_request for m in between(said, steps, what))
 
 
+# -- a flood ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recordings("flood"))
+def test_a_flood_is_counted_whole_and_recorded_in_part(name: str) -> None:
+    """As fast as one processor asks, for ten seconds: every message is either recorded or counted."""
+    found = truth(f"{name}", "flood")
+    recording = recorded(f"{name}-flood")
+    boxes = Mailboxes()
+    for event in recording:
+        boxes.feed(event)
+    (life,) = (life for life in boxes.lives() if (life.pf, life.vf) == (found["pf"], found["vf"]))
+    heard = {"from-vf": 0, "to-vf": 0}
+    for (_, direction, _), count in life.counts:
+        heard[direction] += count
+    assert heard == {"from-vf": found["requests"], "to-vf": found["replies"]}
+    said = [event for event in recording if isinstance(event, Mailbox) and event.vf == found["vf"]]
+    seconds = (found["ended_at_ns"] - found["started_at_ns"]) / 1e9
+    # A thousand at once and a thousand a second (bpf/mailbox.h), and the answer to the last one.
+    assert len(said) <= 1000 + 1000 * seconds + 1
+    assert life.not_recorded > found["requests"]
+
+
 # -- PF and VF help a migration --------------------------------------------------------------------
 
 
