@@ -8,6 +8,7 @@ kept by the program that played the scenario and knows nothing of any tracer.
 
 import dataclasses
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,10 +116,16 @@ def run_of(name: str) -> Run:
 
 
 def attempts_of(name: str) -> list[Attempt]:
-    """Each of QEMU's attempts with ours of the same source process; raises KeyError where there is none."""
+    """Each of QEMU's attempts with ours of the same source process, in order; raises KeyError where there is none."""
     run = run_of(name)
-    by_source = {migration.pid: migration for migration in run.migrations}
-    return [Attempt(run, a, by_source[a["source_pid"]]) for a in run.truth["attempts"]]
+    number: Counter[int] = Counter()
+    ours = {(migration.pid, migration.attempt): migration for migration in run.migrations}
+    found = []
+    for attempt in run.truth["attempts"]:
+        pid = attempt["source_pid"]
+        found.append(Attempt(run, attempt, ours[pid, number[pid]]))
+        number[pid] += 1
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from vftrace.events import Event
+from vftrace.migration.process import BURST_NS
 from vftrace.migration.tracker import Tracker
 from vftrace.outputs.report_json import report_json
 from vftrace.sources.recording import HostInfo, Recording
@@ -29,10 +30,13 @@ RUNS = (
     "dest-killed-precopy",
     "dirty-ring",
     "display-only",
+    "retry",
+    "file-resumed",
     "libvirt",
     "no-uuid",
     "paused-before",
     "postcopy",
+    "savevm",
     "source-killed-precopy",
     "there-and-back",
 )
@@ -121,7 +125,7 @@ def test_without_any_one_event(name: str) -> None:
     assert [(event, found) for event, found in checked if found] == []
 
 
-@pytest.mark.parametrize("name", ["boot", "display-only"])
+@pytest.mark.parametrize("name", ["boot", "display-only", "savevm"])
 def test_a_loss_makes_no_migration_of_display_code(name: str) -> None:
     """One lost record must not let a graphics guest look as if it migrated for ever."""
     assert [event for event, got in _without_one(name) if got] == []
@@ -131,6 +135,26 @@ def test_a_loss_makes_no_migration_of_display_code(name: str) -> None:
 def test_with_any_one_event_twice(name: str) -> None:
     whole = _whole(name)
     assert [event for event, got in _with_one_twice(name) if got != whole] == []
+
+
+def test_what_began_later_is_whole_again() -> None:
+    """There and back: what is lost of the guest's first migration, or before it, does not mark its second one,
+    which has a process of its own that has long been there."""
+    whole = _whole("there-and-back")
+    began = whole[1]["started_at_ns"]
+    pid = whole[1]["vm"]["pid"]
+    early = {
+        e.seq for e in _events("there-and-back") if e.tgid == pid and e.at_ns < began - BURST_NS
+    }
+    found = [
+        (event, [m for m in got if m["vm"]["pid"] == pid])
+        for event, got in _without_one("there-and-back")
+        # what shows that one is missing is the next
+        if event.tgid == pid and event.seq + 1 in early
+    ]
+    assert len(found) > 10
+    for event, later in found:
+        assert later == whole[1:], event
 
 
 def test_a_loss_that_matters_is_found_at_all() -> None:

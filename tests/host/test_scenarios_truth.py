@@ -38,14 +38,21 @@ def test_scenario(name: str, tmp_path: Path) -> None:
     for attempt in truth.attempts:
         assert attempt.counted is not None
         assert attempt.counted.dirty_sync_count is not None
-        syncs = [event for event in truth.events if event.pid == attempt.source_pid]
+        syncs = [
+            event
+            for event in truth.events
+            if event.pid == attempt.source_pid
+            and attempt.issued_at_ns <= event.at_ns <= attempt.ended_at_ns
+        ]
         passes = [event.data["pass"] for event in syncs if event.name == "MIGRATION_PASS"]
         assert passes == list(range(1, len(passes) + 1))
         if attempt.source and attempt.source.status == "completed":
             assert attempt.source.dirty_sync_count == passes[-1]
             # Precopy had rounds to tell apart, except where the guest slept or postcopy cut it
             # short.
-            assert len(passes) >= {"paused-before": 3, "postcopy": 4}.get(name, 5)
+            assert len(passes) >= {"paused-before": 3, "postcopy": 4, "postcopy-recover": 4}.get(
+                name, 5
+            )
 
 
 @pytest.mark.parametrize(

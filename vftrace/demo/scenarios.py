@@ -350,6 +350,18 @@ class Run:
         self._actions.append(Action(boottime_ns(), what, vm.qemu.pid))
         return await vm.qemu.command_qmp(what, **arguments)
 
+    async def job(self, what: str, vm: Vm, **arguments: object) -> None:
+        """Run a QMP command that is a job, and wait for its end. Raises QemuError if it fails."""
+        name = f"{what}-{len(self._actions)}"
+        await self.act(what, vm, job_id=name, **arguments)
+        found: dict[str, Any] = {}
+        while found.get("status") != "concluded":
+            await asyncio.sleep(_POLL_SECONDS)
+            (found,) = [j for j in await vm.qemu.command_qmp("query-jobs") if j["id"] == name]
+        await vm.qemu.command_qmp("job-dismiss", id=name)
+        if "error" in found:
+            raise QemuError(f"QEMU {vm.qemu.pid}: {what} failed: {found['error']}")
+
     async def send_signal(self, number: signal.Signals, vm: Vm) -> None:
         """Note and send a signal; waits for the process to end where the signal ends it."""
         self._actions.append(Action(boottime_ns(), number.name, vm.qemu.pid))
@@ -726,6 +738,13 @@ async def _paused_before(run: Run) -> None:
 
 
 async def _file(run: Run) -> None:
+    source, migration = await _save(run)
+    await run.finish(migration)
+    await run.send_signal(signal.SIGTERM, source)
+
+
+async def _save(run: Run) -> tuple[Vm, Migration]:
+    """A guest whose memory and state have been written to a file, and which stands since."""
     source = await run.source(run.firmware(SLOW))
     path = run.directory / "saved"
     with path.open("wb") as saved:
@@ -738,8 +757,54 @@ async def _file(run: Run) -> None:
             source, None, bandwidth=_SLOW_NETWORK, downtime_ms=20, channel=channel
         )
         await migration.status("completed")
+    return source, migration
+
+
+async def _file_resumed(run: Run) -> None:
+    # As `virsh snapshot-create-as --memspec` does it: the guest's memory in a file, and on it goes.
+    source, migration = await _save(run)
+    await run.act("cont", source)
+    await _stay(run, migration)
+
+
+async def _reboot(run: Run) -> None:
+    source, _, migration = await _begin(run)
+    await migration.dirty_sync(3)
+    await run.act("system_reset", source)
+    await _arrive(run, migration)
+
+
+async def _retry(run: Run) -> None:
+    source, first, migration = await _begin(run)
+    second = await run.destination(source)
+    await migration.dirty_sync(2)
+    await run.send_signal(signal.SIGKILL, first)
+    await migration.status("failed")
     await run.finish(migration)
-    await run.send_signal(signal.SIGTERM, source)
+    again = await run.migrate(source, second, bandwidth=_SLOW_NETWORK, downtime_ms=20)
+    await _arrive(run, again)
+
+
+async def _postcopy_recover(run: Run) -> None:
+    source, destination, migration = await _begin(
+        run,
+        dirty=POSTCOPY,
+        capabilities=("postcopy-ram",),
+        parameters={"max-postcopy-bandwidth": _SLOW_NETWORK // 2},
+    )
+    await migration.dirty_sync(3)
+    await run.act("migrate-start-postcopy", source)
+    await migration.status("postcopy-active")
+    await asyncio.sleep(0.3)
+    await run.act("migrate-pause", source)
+    await migration.status("postcopy-paused")
+    await destination.qemu.wait_event(
+        lambda event: event.data.get("status") == "postcopy-paused", "postcopy-paused"
+    )
+    address = f"unix:{run.directory / 'recover'}"
+    await run.act("migrate-recover", destination, uri=address)
+    await run.act("migrate", source, uri=address, resume=True)
+    await _arrive(run, migration)
 
 
 async def _four_at_once(run: Run) -> None:
@@ -790,6 +855,42 @@ async def _stop_cont(run: Run) -> None:
         await run.act("stop", vm)
         await asyncio.sleep(0.3)
         await run.act("cont", vm)
+        await run.guest_runs(vm)
+    await run.send_signal(signal.SIGTERM, vm)
+
+
+async def _savevm(run: Run) -> None:
+    vm = await run.source(run.firmware(SLOW))
+    await _add_disk(run, vm)
+    monitor = "human-monitor-command"
+    await run.act(monitor, vm, command_line="savevm first")
+    await run.guest_runs(vm)
+    await run.job("snapshot-save", vm, tag="second", vmstate="disk", devices=["disk"])
+    await run.guest_runs(vm)
+    await run.act(monitor, vm, command_line="loadvm first")
+    await run.guest_runs(vm)
+    await run.send_signal(signal.SIGTERM, vm)
+
+
+async def _add_disk(run: Run, vm: Vm) -> None:
+    """A qcow2 image that snapshots can be written to; the guest does not see it."""
+    file = {"driver": "file", "filename": str(run.directory / "disk.qcow2")}
+    await run.job("blockdev-create", vm, options={**file, "size": 0})
+    await vm.qemu.command_qmp("blockdev-add", **file, node_name="disk-file")
+    image = {"driver": "qcow2", "file": "disk-file"}
+    await run.job("blockdev-create", vm, options={**image, "size": 1024 * MIB})
+    await vm.qemu.command_qmp("blockdev-add", **image, node_name="disk")
+
+
+async def _dump_guest_memory(run: Run) -> None:
+    vm = await run.source(run.firmware(SLOW))
+    for detach in (False, True):
+        first_event = len(vm.qemu.events)
+        core = f"file:{run.directory / f'core-{detach}'}"
+        await run.act("dump-guest-memory", vm, paging=False, protocol=core, detach=detach)
+        await vm.qemu.wait_event(
+            lambda event: event.name == "DUMP_COMPLETED", "DUMP_COMPLETED", first_event
+        )
         await run.guest_runs(vm)
     await run.send_signal(signal.SIGTERM, vm)
 
@@ -857,12 +958,32 @@ _TABLE = (
     Scenario("libvirt", "completed as libvirt does it: the destination waits for cont", _libvirt),
     Scenario("paused-before", "completed with a guest that was paused before", _paused_before),
     Scenario("file", "the running guest saved to a file", _file),
+    Scenario("file-resumed", "saved to a file, after which the guest goes on", _file_resumed),
+    Scenario("reboot", "completed, the guest reset in the middle of it", _reboot),
+    Scenario(
+        "retry",
+        "destination killed in precopy, at once another one taken",
+        _retry,
+        ("failed", "completed"),
+    ),
+    Scenario(
+        "postcopy-recover",
+        "completed in postcopy, with the channel broken and made again",
+        _postcopy_recover,
+    ),
     Scenario("four-at-once", "four guests at once", _four_at_once, ("completed",) * 4),
     Scenario("there-and-back", "there and back again", _there_and_back, ("completed",) * 2),
     Scenario("graphics", "a graphics guest under SeaBIOS while a viewer draws it", _graphics),
     Scenario("libvirt-cmdline", "a command line as libvirt writes it", _libvirt_cmdline),
     Scenario("no-uuid", "a guest with neither UUID nor name", _no_uuid),
     Scenario("stop-cont", "no migration: stopped and continued twice", _stop_cont, ()),
+    Scenario("savevm", "no migration: snapshots into the disk's image, one loaded", _savevm, ()),
+    Scenario(
+        "dump-guest-memory",
+        "no migration: the guest's memory dumped, stopped and running",
+        _dump_guest_memory,
+        (),
+    ),
     Scenario("display-only", "no migration: a viewer draws a graphics guest", _display_only, ()),
     Scenario(
         "calc-dirty-rate-bitmap",

@@ -23,8 +23,9 @@ from vftrace.migration.model import (
     Strategy,
 )
 from vftrace.migration.passthrough import Passthrough
-from vftrace.migration.process import PAGE_SIZE, Arrival, Process
+from vftrace.migration.process import BURST_NS, PAGE_SIZE, Arrival, Process
 from vftrace.migration.source import Session
+from vftrace.migration.strategy import UNPLUG_WINDOW_NS
 
 Source = tuple[Process, Session]
 Destination = tuple[Process, Arrival]
@@ -63,7 +64,10 @@ def build_migration(
     devices = passthrough.gather(process, session, peer, arrival)
     times = _times(session, arrival, devices)
     postcopy = arrival is not None and arrival.postcopy_first_ns is not None
+    channel = _channel(process, session, fds, postcopy=postcopy)
     verdict = _verdict(session, arrival, times, fds, peer_ended_ns)
+    if channel.kind == "file" and session is not None:
+        verdict = _file_verdict(session, verdict, fds)
     if verdict.outcome in ("failed", "cancelled"):
         verdict = _device_verdict(devices, verdict)
     if verdict.outcome is None and trace_ended_ns is not None:
@@ -98,7 +102,8 @@ def build_migration(
         cause=verdict.cause,
         was_paused=_was_paused(session),
         postcopy=postcopy,
-        incomplete=_incomplete(process, peer, started, ended, doubt_ns, peer_doubt_ns),
+        incomplete=_incomplete(process, peer, started, ended, doubt_ns, peer_doubt_ns)
+        or (session is not None and session.miscounts(fds)),
         missed_beginning=session.missed_beginning if session else False,
         guest_clock_ns=_guest_clock(session, arrival),
         started_at_ns=started,
@@ -106,7 +111,7 @@ def build_migration(
         phases=_phases(session, arrival, times, verdict),
         rounds=rounds,
         dirty=replace(_dirty(session, rounds), dma=_dma(devices, session, judged.strategy)),
-        channel=_channel(process, session, fds, postcopy=postcopy),
+        channel=channel,
         downtime=replace(downtime_of(times), devices=judged.downtimes),
         stopped_at_ns=times.get("vcpus-stopped"),
         forecast=of_migration(
@@ -120,6 +125,25 @@ def build_migration(
         devices=judged.devices,
         vfs=judged.vfs,
     )
+
+
+def _file_verdict(session: Session, verdict: Verdict, fds: set[int]) -> Verdict:
+    """A file holds all of it with the last byte after the state was read, whatever the VM does then."""
+    if verdict.outcome is None or not _state_read(session, fds) or session.error(fds) is not None:
+        return verdict
+    return Verdict("completed", None, max(session.channels[fd].last_ns for fd in fds))
+
+
+def _state_read(session: Session, fds: set[int]) -> bool:
+    """Whether the source read its state to the end: the second clock read.
+
+    Of a guest that was paused before no clock is read (hw/i386/kvm/clock.c, kvmclock_pre_save). Nothing of it
+    becomes dirty: it is swept again only when all was sent, and what is sent then is the state.
+    """
+    if session.saved is not None:
+        return True
+    rounds = session.rounds(fds)
+    return bool(_was_paused(session)) and len(rounds) > 1 and bool(rounds[-1].sent_bytes)
 
 
 def _device_verdict(devices: Passthrough, verdict: Verdict) -> Verdict:
@@ -203,7 +227,7 @@ def _verdict(
     if gone is not None and (ended is None or gone <= ended):
         return Verdict("failed", "destination-ended", gone)
     if ended is not None:
-        if session.saved is not None or loaded is not None:
+        if loaded is not None or _state_read(session, fds):
             return Verdict("completed", None, ended)
         return Verdict("failed", "source-ended", ended)
     return Verdict(None, None, None)
@@ -280,7 +304,9 @@ def _was_paused(session: Session | None) -> bool | None:
     """
     if session is None:
         return None
-    return session.paused_before and session.stop is None and session.last_run_ns is None
+    if session.stop is not None or session.last_run_ns is not None:
+        return False
+    return session.paused_before
 
 
 def _incomplete(
@@ -297,6 +323,13 @@ def _incomplete(
         return True
     if peer is not None and peer.doubt_ns is not None:
         return True
+    if process is not None and process.doubt_ns is not None:
+        # Lost before it began, and still of weight: how it began, and what its devices did.
+        window = UNPLUG_WINDOW_NS if process.devices.all else BURST_NS
+        if process.doubt_ns >= started - window:
+            return True
+        if process.devices.uncertain(process.doubt_ns, started):
+            return True
     return own_doubt_ns is not None and (ended is None or own_doubt_ns <= ended)
 
 
@@ -442,10 +475,9 @@ def _channel(
 ) -> ChannelUse:
     if process is None or session is None or not fds:
         return ChannelUse("unknown", None, None, None)
-    kinds = {process.descriptors[fd].kind for fd in fds if fd in process.descriptors}
     error = session.error(fds)
     return ChannelUse(
-        kind=kinds.pop() if len(kinds) == 1 else "unknown",
+        kind=process.kind_of(fds),
         bytes=session.sent_bytes(fds),
         # in postcopy the pages that are still missing follow the state
         state_bytes=None if postcopy else session.state_bytes(fds),

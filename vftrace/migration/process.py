@@ -15,7 +15,7 @@ CAP_MANUAL_PROTECT, CAP_DIRTY_RING, CAP_DIRTY_RING_ACQ_REL = 168, 192, 223
 PAGE_SIZE = 4096
 
 # A burst is one thread switching logging on slot by slot (QEMU memory_global_dirty_log_start).
-_BURST_NS = 1_000_000_000
+BURST_NS = 1_000_000_000
 _MAX_PENDING_PIECES = 65536
 
 
@@ -66,6 +66,8 @@ class Process:
     vcpu_threads: set[int] = field(default_factory=set)
     devices: Devices = field(default_factory=Devices)
     sessions: list[Session] = field(default_factory=list)
+    attempts: int = 0
+    """How many migrations it began before the latest session."""
     session: Session | None = None
     arrival: Arrival | None = None
     last_state_ns: int | None = None
@@ -83,6 +85,15 @@ class Process:
     def peers(self) -> dict[int, str | None]:
         """The remote address of each fd that is a TCP socket."""
         return {fd: found.peer for fd, found in self.descriptors.items()}
+
+    def kind_of(self, fds: set[int]) -> str:
+        """What these fds are, `unknown` where they differ or were not seen."""
+        kinds = {self.descriptors[fd].kind for fd in fds if fd in self.descriptors}
+        return kinds.pop() if len(kinds) == 1 else "unknown"
+
+    def writes_file(self, session: Session) -> bool:
+        """Whether a session's stream goes to a file: nobody receives it."""
+        return self.kind_of(session.channel_fds(self.peers)) == "file"
 
     @property
     def has_run(self) -> bool:
@@ -152,7 +163,9 @@ class Process:
     def lost_something(self, at_ns: int) -> None:
         """A record is missing: forget what it may have changed."""
         self.doubt_ns = max(self.doubt_ns or 0, at_ns)
-        self.manual_protect = None
+        if not self.vcpu_threads:
+            # QEMU asks for it before it makes vCPUs (accel/kvm/kvm-all.c, kvm_init), and once.
+            self.manual_protect = None
         for slot in self.slots.values():
             if slot.log is not None:
                 slot.log.damaged()
@@ -178,6 +191,9 @@ class Process:
         before = self.slots.get(event.slot)
         was_on = before is not None and bool(before.flags & KVM_MEM_LOG_DIRTY_PAGES)
         is_on = bool(event.flags & KVM_MEM_LOG_DIRTY_PAGES)
+        if was_on and is_on and self.doubt_ns is not None:
+            # Nobody asks for what is there (kvm_slot_update_flags): that it went off is lost.
+            was_on = False
         largest = max((slot.size for slot in self.slots.values()), default=0)
         if event.size == 0:
             self.slots.pop(event.slot, None)
@@ -201,31 +217,51 @@ class Process:
 
     def _switched_on(self, event: events.Region, largest: int) -> None:
         burst = self.switched_on.setdefault(event.tid, [])
-        if burst and event.at_ns - burst[0][0] > _BURST_NS:
+        if burst and event.at_ns - burst[0][0] > BURST_NS:
             burst.clear()
         burst.append((event.at_ns, event.slot))
-        if event.size >= largest and self.session is None and self._may_migrate(event.tid):
+        if event.size < largest or not self._may_migrate(event.tid):
+            return
+        if self.session is not None and self.doubt_ns is not None and event.tid != self.session.tid:
+            # the end of what another thread began is lost
+            self.session.logging_off_at_ns, self.session = burst[0][0], None
+        if self.session is None:
             self._open_session(event.tid, burst[0][0])
 
     def _may_migrate(self, tid: int) -> bool:
-        """Whether a thread may be a migration's: no vCPU is. Where records are missing, the largest slot we
-        know may be a display's, which vCPUs and the main thread log."""
-        return tid not in self.vcpu_threads and (self.doubt_ns is None or tid != self.pid)
+        """Whether a thread may be a migration's: neither a vCPU nor the main thread is. The main thread logs for
+        a display, and for an internal snapshot (QEMU migration/savevm.c, save_snapshot)."""
+        return tid not in self.vcpu_threads and tid != self.pid
 
     def _open_session(self, tid: int, at_ns: int, *, missed_beginning: bool = False) -> None:
+        if self.sessions and self.sessions[-1].is_migration:
+            self.attempts = self.sessions[-1].number + 1
         self.session = Session(
             pid=self.pid,
             tid=tid,
-            number=len(self.sessions),
+            number=self.attempts,
             started_at_ns=at_ns,
             baseline={fd: channel.bytes for fd, channel in self.channels.items()},
             baseline_errors={fd: channel.error_ns for fd, channel in self.channels.items()},
-            paused_before=self.paused,
+            paused_before=self._surely_paused(),
+            uncertain=self._uncertain(),
             missed_beginning=missed_beginning,
         )
         self.sessions.append(self.session)
         if len(self.sessions) > 64:
             self.sessions = [s for s in self.sessions if s.is_migration or s is self.session]
+
+    def _surely_paused(self) -> bool | None:
+        """Whether its vCPUs are stopped; None if a record that said otherwise may be missing."""
+        said = max(self.last_stop_ns or 0, self.last_run_ns or 0)
+        return self.paused if self.doubt_ns is None or self.doubt_ns < said else None
+
+    def _uncertain(self) -> frozenset[int] | None:
+        """The fds whose totals may have gone on since they were last reported; None: no record is missing."""
+        doubt = self.doubt_ns
+        if doubt is None:
+            return None
+        return frozenset(fd for fd, channel in self.channels.items() if channel.at_ns <= doubt)
 
     def _switched_off(self, event: events.Region) -> None:
         if self.session is not None:
@@ -416,11 +452,13 @@ class Process:
         if before is not None and event.bytes < before.bytes:
             return
         self.channels[event.fd] = event
-        if self.session is not None:
-            self.session.sent(event)
-        elif self.sessions and event.first_ns:
-            # what is reported at the end of the process was sent while the session ran
-            self.sessions[-1].sent(event)
+        # what is reported late was sent while an earlier session ran
+        began = [s for s in self.sessions if s.started_at_ns < event.last_ns]
+        if began:
+            began[-1].sent(event)
+        for later in self.sessions[len(began) :]:
+            if event.fd not in later.channels:
+                later.baseline[event.fd] = event.bytes
 
     def _userfault(self, event: events.Userfault) -> None:
         if event.op in (events.Userfault.API, events.Userfault.REGISTER):

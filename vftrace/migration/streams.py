@@ -25,6 +25,10 @@ class Stream:
             return True
         return False
 
+    def skips_to(self, seq: int) -> bool:
+        """Whether records between the latest and this number have not come."""
+        return seq > self._next
+
     def ends_at(self, next_seq: int) -> None:
         """The writer says how many records there were."""
         if next_seq > self._next:

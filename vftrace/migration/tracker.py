@@ -40,6 +40,10 @@ SETUP_NS = 10_000_000_000
 (QEMU migration/savevm.c, qemu_savevm_state_header)."""
 
 
+GIVES_UP_NS = 10_000_000_000
+"""A destination ends when its source shuts the channel down; what ends later ended for another reason."""
+
+
 @dataclass
 class Pair:
     """A source's session and the destination's arrival that belong together."""
@@ -188,8 +192,7 @@ class Tracker:
                 # It ended without a word: its last records are lost.
                 process.doubt_ns = event.at_ns
                 continue
-            process.stream.ends_at(next_seq)
-            if process.stream.holes:
+            if process.stream.skips_to(next_seq):
                 process.doubt_ns = event.at_ns
 
     def _identify(self, event: events.Process) -> None:
@@ -211,13 +214,11 @@ class Tracker:
         process = self._processes.get(event.tgid)
         if process is None:
             process = self._new_process(event.tgid, event.at_ns)
-        holes = process.stream.holes
+        lost = process.stream.skips_to(event.seq)
         if not process.stream.accept(event.seq):
             return
-        if process.stream.holes and not holes:
+        if lost:
             process.lost_something(event.at_ns)
-        elif process.stream.holes:
-            process.doubt_ns = event.at_ns
         process.feed(event)
         self._find_pair(process, event)
         if isinstance(event, events.Exit):
@@ -286,7 +287,13 @@ class Tracker:
             and session.started_at_ns < at_ns + SETUP_NS
             and session.logging_off_at_ns is None
             and session.started_at_ns >= (destination.created_at_ns or 0)
+            and not process.writes_file(session)
         ]
+        clock = destination.arrival.guest_clock_ns if destination.arrival else None
+        exact = [c for c in candidates if clock and c[1].saved and c[1].saved.clock == clock]
+        if len(exact) == 1:
+            # what the source read last is what its destination sets
+            return exact[0]
         uuid = _uuid(destination)
         if uuid is not None:
             same = [c for c in candidates if _uuid(c[0]) == uuid]
@@ -383,8 +390,9 @@ class Tracker:
         return max((doubt for doubt in doubts if doubt is not None), default=None)
 
     def _peer_ended(self, source: Process, session: Session) -> int | None:
-        """When a destination of the same UUID, which never ran, ended during the session."""
+        """When a destination of the same UUID, which never ran, ended during the session or because of its end."""
         uuid = _uuid(source)
+        over = session.logging_off_at_ns or session.process_ended_at_ns or self._now_ns
         for process in self._ended:
             ended = process.ended_at_ns
             if (
@@ -393,7 +401,7 @@ class Tracker:
                 and _uuid(process) == uuid
                 and process.waits
                 and ended is not None
-                and ended >= session.started_at_ns
+                and session.started_at_ns <= ended <= over + GIVES_UP_NS
             ):
                 return ended
         return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vftrace.errors import MachineError
+from vftrace.host import timens
 from vftrace.probes import kernel
 
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
@@ -28,6 +29,7 @@ def findings() -> tuple[Finding, ...]:
         Finding("kernel", "ok", f"{platform.release()} {platform.machine()}"),
         _privileges(),
         _pid_namespace(),
+        _time_namespace(),
         _tracefs(),
         _btf(),
         _bcc(),
@@ -57,6 +59,14 @@ def _pid_namespace() -> Finding:
         "not the host's: the kernel's pids are not those of this /proc",
         "run it on the host, or in a container with the host's pid namespace (--pid=host)",
     )
+
+
+def _time_namespace() -> Finding:
+    try:
+        timens.require_host_clock()
+    except MachineError as error:
+        return Finding("time namespace", "bad", str(error), error.fix)
+    return Finding("time namespace", "ok", "the host's boot clock")
 
 
 def _tracefs() -> Finding:

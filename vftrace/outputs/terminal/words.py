@@ -64,6 +64,8 @@ def during(migration: Migration, checkpoint: Checkpoint) -> str:
     """What happened up to this checkpoint as a clause, with the figure that supports it."""
     name = checkpoint.name
     if name == "vcpus-running" and came_back(migration):
+        if migration.outcome == "completed":
+            return "all of it was in the file, until the source's vCPUs ran again"
         return "the migration was given up, until the source's vCPUs ran again"
     last = migration.rounds[-1] if migration.rounds else None
     if last is None or checkpoint.ns is None:
@@ -80,7 +82,7 @@ def during(migration: Migration, checkpoint: Checkpoint) -> str:
 def came_back(migration: Migration) -> bool:
     """Whether the source ran again after it had been stopped."""
     running = next((c for c in migration.downtime.checkpoints if c.name == "vcpus-running"), None)
-    return migration.outcome == "failed" and running is not None and running.at_ns is not None
+    return migration.role == "source" and running is not None and running.at_ns is not None
 
 
 def set_by(migration: Migration) -> Checkpoint | None:
