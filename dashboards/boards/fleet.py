@@ -153,7 +153,7 @@ def _under_way() -> style.PanelBuilder:
         " show here: for the blackout look at the checkpoints below.",
         query(f"max by (name, instance) ({style.named(who)})", "{{name}} on {{instance}}"),
         style.numbered_mapping(style.PHASE_COLOURS, SOURCE_PHASES),
-    ).height(8)
+    ).height(12)
 
 
 def _quantiles() -> style.PanelBuilder:
@@ -174,7 +174,7 @@ def _quantiles() -> style.PanelBuilder:
         .show_points(common_models.VisibilityMode.ALWAYS)
         .point_size(6)
         .fill_opacity(0)
-        .span_nulls(True)
+        .span_nulls(False)
     )
     return style.colours_by_name(style.limit_line(panel, 0.3), style.QUANTILE_COLOURS)
 

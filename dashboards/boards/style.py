@@ -346,6 +346,7 @@ def states(
         .line_width(0)
         .row_height(0.8)
         .merge_values(True)
+        .per_page(20)
         .show_value(common_models.VisibilityMode.AUTO)
         .legend(
             common.VizLegendOptions()

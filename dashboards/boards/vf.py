@@ -239,7 +239,7 @@ def _listing() -> style.PanelBuilder:
             sort="Messages",
         )
         .span(15)
-        .height(9)
+        .height(8)
         .no_value("–")
     )
 
@@ -257,7 +257,7 @@ def _downtime() -> style.PanelBuilder:
             "orange",
         )
         .span(9)
-        .height(9)
+        .height(8)
     )
 
 

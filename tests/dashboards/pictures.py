@@ -20,7 +20,7 @@ from vftrace.units import parse_duration
 SCRAPE = "1s"
 LAB_VM = "6c616200-0000-4000-8000-000000000001"
 
-LAB = {"lab-1": GOLDEN / "lab" / "6.12-tracepoint.vft.gz"}
+LAB = {"lab-1": GOLDEN / "lab" / "6.12-fentry.vft.gz"}
 MAILBOX = {"lab-2": GOLDEN / "mailbox" / "6.12.vft.gz"}
 RECORDINGS = GOLDEN / "recordings"
 # What the demo's hosts play one after the other: (second, recording).
@@ -31,7 +31,7 @@ DEMO: Mapping[str, tuple[tuple[float, str], ...]] = {
     "hv-4": ((14, "multifd"), (52, "dest-killed-blackout"), (86, "xbzrle")),
 }
 MAILBOX_AT = 24.0
-LAB_SECONDS = 168.0
+LAB_SECONDS = 142.0
 
 
 def play(stage: Stage) -> float:

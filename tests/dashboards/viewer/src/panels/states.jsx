@@ -26,7 +26,8 @@ function runsOf(frame, field) {
 
 export function StateTimelinePanel({ data, fieldConfig, timeRange, timeZone, width, height, options }) {
   const theme = useTheme2();
-  const frames = React.useMemo(() => drawable(data.series, isState), [data.series]);
+  // The pages after the first need somebody who turns them.
+  const frames = React.useMemo(() => drawable(data.series, isState).slice(0, options.perPage), [data.series]);
   if (!frames.length) return <Empty text={fieldConfig.defaults.noValue} />;
   const fields = frames.flatMap((frame) => frame.fields.filter(isState).map((field) => [field, frame]));
   const names = fields.map(([field, frame]) => getFieldDisplayName(field, frame, frames));
