@@ -68,7 +68,7 @@ def substituted(text: str, rate: str, seconds: int, chosen: Mapping[str, str]) -
         name = match["name"] or match["bare"]
         return own.get(name) or chosen.get(name, ".*")
 
-    return re.sub(r"\$\{(?P<name>\w+)(?::\w+)?\}|\$(?P<bare>\w+)", value, text)
+    return re.sub(r"\$\{(?P<name>\w+)(?::\w+)?\}|\$(?P<bare>[A-Za-z_]\w*)", value, text)
 
 
 def ask(stage: Stage, expression: Expression, seconds: int, chosen: Mapping[str, str]) -> int:
