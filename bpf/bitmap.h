@@ -5,7 +5,9 @@
  * PIECES_PER_CALL of them; the walker then tail-calls itself, 33 times at most (the kernel's
  * MAX_TAIL_CALL_CNT), so 33 * PIECES_PER_CALL * 4 KiB is the longest bitmap that is read whole.
  */
+#ifndef PIECES_PER_CALL
 #define PIECES_PER_CALL 32
+#endif
 #define WORDS_PER_TURN 8
 #define PIECE_BYTES (VFT_PIECE_WORDS * 8)
 

@@ -213,8 +213,8 @@ class Slots:
     migration: Migration
 
 
-def slots(*arguments: str) -> Slots:
-    pump = Pump(LiveSource())
+def slots(*arguments: str, guest_memory: int | None = None) -> Slots:
+    pump = Pump(LiveSource(guest_memory=guest_memory))
     try:
         with subprocess.Popen(
             [sys.executable, str(SLOTS), "exact", *arguments], stdout=subprocess.PIPE
@@ -245,6 +245,16 @@ def until(pump: Pump, done: Callable[[], bool]) -> None:
 def test_slots_of_any_size_are_counted_exactly(gib: int, protect: str) -> None:
     """Pages that KVM was made to dirty, in slots without a guest, with and without manual protect."""
     done = slots("--gib", str(gib), *(["--no-manual"] if protect == "off" else []))
+    rounds = done.migration.rounds
+    assert [r.new_pages for r in rounds] == done.truth["new"]
+    assert [r.logged_pages for r in rounds] == done.truth["log"]
+    assert done.migration.dirty.distinct_pages == done.distinct
+
+
+@pytest.mark.parametrize("gib", [256, 512])
+def test_large_slots_are_counted_exactly_where_the_host_has_the_memory(gib: int) -> None:
+    """A host is taken at its memory: what no guest of it can have need not be walked."""
+    done = slots("--gib", str(gib), guest_memory=gib << 30)
     rounds = done.migration.rounds
     assert [r.new_pages for r in rounds] == done.truth["new"]
     assert [r.logged_pages for r in rounds] == done.truth["log"]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from vftrace.probes import compiler, follow
-from vftrace.probes.loader import KvmProbes, ring_bytes
+from vftrace.probes.loader import KvmProbes, pieces_per_call, ring_bytes
 from vftrace.probes.plan import DIRTY_RING, IOCTL, KPROBE, NO_KVM, Hook, Way
 
 GIB = 1 << 30
@@ -111,6 +111,20 @@ def test_ring_holds_two_sweeps_of_all_memory(memory: int, ring: int) -> None:
     """A sweep ships at most one bit for each page of 4 KiB."""
     assert ring_bytes(memory) == ring
     assert ring >= 2 * memory // 4096 // 8
+
+
+@pytest.mark.parametrize(
+    ("memory", "pieces"), [(2 * GIB, 32), (132 * GIB, 32), (133 * GIB, 64), (512 * GIB, 128)]
+)
+def test_slots_as_large_as_memory_are_walked_whole(memory: int, pieces: int) -> None:
+    """A piece is 4 KiB of bitmap, a bit for each 4 KiB; tail calls end after 33 (MAX_TAIL_CALL_CNT)."""
+    assert pieces_per_call(memory) == pieces
+    assert pieces * 33 * 4096 * 8 * 4096 >= memory
+
+
+def test_no_more_pieces_than_the_verifier_takes() -> None:
+    """Beyond 528 GiB a slot is not counted, and said so, as before."""
+    assert pieces_per_call(4096 * GIB) == 128
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to put off")

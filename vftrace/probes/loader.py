@@ -43,16 +43,22 @@ class Probes:
     """The attached probes and the ring they write to. Use as a context manager."""
 
     def __init__(
-        self, on_record: Callable[[bytes], None], way: str | None = None, tables: Tables = TABLES
+        self,
+        on_record: Callable[[bytes], None],
+        way: str | None = None,
+        tables: Tables = TABLES,
+        guest_memory: int | None = None,
     ) -> None:
         """`on_record` gets each record's bytes; `way` forces one way to attach; `tables` say how much of a
-        mailbox's messages is read.
+        mailbox's messages is read. Dirty logs of slots up to `guest_memory` bytes (the host's memory where
+        not given) are counted whole, but see `pieces_per_call`.
 
         Raises MachineError where a needed probe cannot be attached.
         """
         kernel.require_bpf()
         kernel.tracefs()
         self._on_record = on_record
+        self._guest_memory = _memory() if guest_memory is None else guest_memory
         self._error: BaseException | None = None
         bcc = _import_bcc()
         os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
@@ -164,7 +170,7 @@ class Probes:
         with captured_stderr() as complaint:
             try:
                 # fentry programs are attached in here
-                self._bpf = compiled(bcc, "vftrace.bpf.c", _cflags(way))
+                self._bpf = compiled(bcc, "vftrace.bpf.c", _cflags(way, self._guest_memory))
             except Exception as error:
                 return first_line(complaint(), error)
             try:
@@ -234,11 +240,23 @@ class KvmProbes(ModuleProbes):
             self.reasons[name] = NO_KVM
 
 
-def ring_bytes(memory: int) -> int:
-    """Size of the ring on a host with so much memory (bytes): a power of two, 16 MiB or more.
+def pieces_per_call(memory: int) -> int:
+    """How many pieces of a bitmap one program walks (bpf/bitmap.h) so that a slot of that size is walked whole.
 
-    Twice what one sweep over all of that memory ships, one bit for 4 KiB: the reader comes every 20 ms, and
-    a large guest's dirty log is read in less.
+    A piece is 128 MiB of guest, and 33 programs run after one another: 32 reach to 132 GiB, 128, the most,
+    to 528 GiB. The verifier follows every piece, some 2 ms each, so small hosts should not pay for more.
+    """
+    pieces = 32
+    while pieces < 128 and pieces * 33 * (128 << 20) < memory:
+        pieces *= 2
+    return pieces
+
+
+def ring_bytes(memory: int) -> int:
+    """Size of the ring, a power of two, 16 MiB or more, where guests have so much memory (bytes).
+
+    Twice what one sweep over all of it ships, one bit for 4 KiB: the reader comes every 20 ms, and a large
+    guest's dirty log is read in less.
     """
     sweep = memory // 4096 // 8
     size = RING_BYTES
@@ -274,9 +292,10 @@ def _import_bcc() -> Any:
     return bcc
 
 
-def _cflags(way: Way) -> list[str]:
+def _cflags(way: Way, guest_memory: int) -> list[str]:
     flags = [
-        f"-DEVENT_PAGES={ring_bytes(_memory()) // _PAGE}",
+        f"-DEVENT_PAGES={ring_bytes(guest_memory) // _PAGE}",
+        f"-DPIECES_PER_CALL={pieces_per_call(guest_memory)}",
         f"-DWAY_{way.name.upper()}",
     ]
     if way.name == FENTRY and btf.of_module("kvm").exists():

@@ -77,9 +77,14 @@ class LiveSource:
     ended = False
     """A live source never ends by itself."""
 
-    def __init__(self, way: str | None = None, tables: Tables = TABLES) -> None:
-        """Raises MachineError where this machine cannot do it. `way` forces one way to attach; `tables` say
-        how much of a mailbox's messages is read.
+    def __init__(
+        self,
+        way: str | None = None,
+        tables: Tables = TABLES,
+        guest_memory: int | None = None,
+    ) -> None:
+        """Raises MachineError where this machine cannot do it. `way`, `tables` and `guest_memory` as for
+        `Probes`.
         """
         timens.require_host_clock()
         self._records: list[bytes] = []
@@ -97,7 +102,7 @@ class LiveSource:
         self._links: dict[int, netlink.LinkState] = {}
         self._net_left = MAX_NET_A_SECOND
         self._net_missed = self._net_said = 0
-        self.probes = Probes(self._on_kernel_record, way, tables)
+        self.probes = Probes(self._on_kernel_record, way, tables, guest_memory)
         self.host = host_info(self.probes)
         # Probes first, then the VMs that run already: none can slip between.
         self._meet_running()
