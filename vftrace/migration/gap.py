@@ -25,6 +25,7 @@ PROBING = "VF probing"
 CONFIGURING = "VF configuring"
 LINK = "VF's link"
 UNHEARD = "guest not heard yet"
+BUSY = "host busy"
 UNSEEN = "network, not seen from the hosts"
 
 SPANS = {
@@ -37,6 +38,7 @@ SPANS = {
     CONFIGURING: "the VF's driver sets it up",
     LINK: "the VF is up, and no bridge has heard its address on the network",
     UNHEARD: "the guest runs, and the destination's bridge has not heard it",
+    BUSY: "the host did not run vftrace either: its processors had more to do than they can",
     UNSEEN: "nothing of the above",
 }
 """What each span means, first those that go before others."""
@@ -92,6 +94,7 @@ class HostSide:
     pid: int | None
     lives: Mapping[tuple[str, int], VfLife]
     network: Sequence[NetAddress | NetLink]
+    stalls: Sequence[tuple[int, int]]
     shift_ns: int
 
 
@@ -132,7 +135,7 @@ def account(
 
 def _around(m: Migration, source: HostSide, destination: HostSide) -> tuple[int, int]:
     """From the first to the last that happened to the guest because of the migration."""
-    known = list(conditions(m, source, destination))
+    known = [span for span in conditions(m, source, destination) if span.name != BUSY]
     last = m.ended_at_ns if m.ended_at_ns is not None else m.started_at_ns
     begin = min([m.started_at_ns, *(s.start_at_ns for s in known)])
     end = max([last, *(s.end_at_ns for s in known)])
@@ -161,6 +164,7 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
     """All that is known to have kept the guest from answering, in any order; spans may overlap."""
     times = {c.name: c.at_ns for c in m.downtime.checkpoints if c.at_ns is not None}
     yield from _blackout(times)
+    yield from _busy(m, source, destination)
     ran = times.get("vcpus-running")
     heard = sorted((*_heard(source), *_heard(destination)))
     if ran is not None:
@@ -179,6 +183,20 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
             yield from _lost(vf, m, source, heard, opened)
         else:
             yield from _won(vf, source, destination)
+
+
+def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[GapSpan]:
+    """Only the host that has the guest counts."""
+    stopped = m.stopped_at_ns
+    for start, end in source.stalls:
+        until = end + source.shift_ns
+        until = until if stopped is None else min(until, stopped)
+        if until > start + source.shift_ns:
+            yield GapSpan(BUSY, "source", start + source.shift_ns, until)
+    for start, end in destination.stalls:
+        if stopped is not None and end + destination.shift_ns > stopped:
+            since = max(start + destination.shift_ns, stopped)
+            yield GapSpan(BUSY, "destination", since, end + destination.shift_ns)
 
 
 def _blackout(times: Mapping[str, int]) -> Iterator[GapSpan]:

@@ -333,3 +333,5 @@ class Snapshot:
     network: tuple[NetAddress | NetLink, ...] = ()
     """What changed of the host's interfaces and bridges, the latest."""
     network_missed: int = 0
+    stalls: tuple[tuple[int, int], ...] = ()
+    """From when to when the collector, which marks time every 100 ms, was not run: the host was too busy."""

@@ -345,7 +345,8 @@ def _edges(
         if away:
             most = fact.then_ns - fact.first_ns + 2 * _slew(max(away))
             _tighten(edges, fact.then, fact.first, _Edge(most, fact.why))
-    samples = {boot.boot_id: boot.snapshot.clock for boot in boots}
+    # Of several pings and nothing else of a boot only the pings know its clock.
+    samples = {boot.boot_id: boot.snapshot.clock for boot in boots if boot.snapshot.clock}
     for ping in pings:
         samples.setdefault(ping.boot_id, ping.clock)
     for boot_id, clock in samples.items():
@@ -739,9 +740,11 @@ def _longest_gap(
     if found.peer is None:
         return None
     here, there = found.boot.snapshot, found.peer.snapshot
-    source = HostSide(m.pid, {(v.pf, v.vf): v for v in here.vfs}, here.network, 0)
+    source = HostSide(
+        m.pid, {(v.pf, v.vf): v for v in here.vfs}, here.network, here.stalls, 0
+    )
     destination = HostSide(
-        m.peer_pid, {(v.pf, v.vf): v for v in there.vfs}, there.network, shift
+        m.peer_pid, {(v.pf, v.vf): v for v in there.vfs}, there.network, there.stalls, shift
     )
     accounts = []
     for ping in pings:
@@ -782,7 +785,8 @@ def _ping_offset(found: Joined, ping: Ping, boots: Sequence[Boot]) -> Offset | N
         return Offset(0, 0, "one clock", "one clock")
     if found.peer is not None and found.offset and ping.boot_id == found.peer.boot_id:
         return found.offset
-    clock = next((b.snapshot.clock for b in boots if b.boot_id == ping.boot_id), ping.clock)
+    traced = [b.snapshot.clock for b in boots if b.boot_id == ping.boot_id]
+    clock = next((samples for samples in traced if samples), ping.clock)
     edges: _Closure = {}
     moment = found.migration.stopped_at_ns
     _wall_clock(edges, found.boot.boot_id, found.boot.snapshot.clock, moment)

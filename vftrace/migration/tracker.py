@@ -28,6 +28,9 @@ MAX_SETTLED = 1024
 MAX_NETWORK = 4096
 """Changes of interfaces and bridges that are remembered."""
 
+STALL_NS = 300_000_000
+"""The collector marks time every 100 ms; one that comes so late was not run."""
+
 CLOCK_MOVED_NS = 1_000_000
 CLOCK_KEEP_NS = 5_000_000_000
 MAX_CLOCK_SAMPLES = 1440
@@ -79,6 +82,8 @@ class Tracker:
         default_factory=lambda: deque(maxlen=MAX_NETWORK)
     )
     _network_missed: int = 0
+    _tick_ns: int | None = None
+    _stalls: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=MAX_NETWORK))
 
     def feed(self, event: Event) -> None:
         """Take one event. Never raises on content: what makes no sense is counted or ignored."""
@@ -130,6 +135,9 @@ class Tracker:
             case events.ClockSample():
                 self._sample_clock(event)
             case events.Tick():
+                if self._tick_ns is not None and event.at_ns - self._tick_ns > STALL_NS:
+                    self._stalls.append((self._tick_ns, event.at_ns))
+                self._tick_ns = event.at_ns
                 self._settle()
                 self.mailboxes.feed(event)
             case events.MailboxFlood() | events.VfAddress():
@@ -325,6 +333,7 @@ class Tracker:
             vfs_incomplete=self._unowned.holes,
             network=tuple(self._network),
             network_missed=self._network_missed,
+            stalls=tuple(self._stalls),
         )
 
     def _lives(self) -> Lives:
