@@ -6,7 +6,7 @@ import pytest
 
 from vftrace import events
 from vftrace.events import Mailbox
-from vftrace.mailbox.life import Mailboxes, VfLife
+from vftrace.mailbox.life import SETTLED_NS, Mailboxes, VfLife
 from vftrace.mailbox.profile import ProfileError, parse_profile, with_profiles
 from vftrace.migration.assisted import Around, kept, said
 from vftrace.migration.devices import PassedDevice
@@ -133,6 +133,50 @@ def test_the_functions_that_a_vm_keeps_through_the_blackout() -> None:
     process = Process(1, 0)
     process.devices.all.append(PassedDevice(7, 1, address="a mediated device"))
     assert kept(process, 50) == []
+
+
+def talked(card: Card, own: list[Process], stopped_ns: int) -> list[tuple[str, str | None]]:
+    return [(s.what, s.role) for s in said(Around(card.lives(), own), own, stopped_ns)]
+
+
+def up(card: Card) -> None:
+    """What ixgbevf says when it is brought up, then half a second of nothing."""
+    for words in ((1,), (8, 5), (9,), (0xC, 1)):
+        card.agree(*words)
+    card.at_ns += SETTLED_NS
+    card.boxes.feed(events.Tick(card.at_ns, 0, events.USER_STREAM, 0))
+
+
+def test_a_function_put_to_rest_before_and_brought_up_after_the_stop() -> None:
+    card = Card()
+    up(card)
+    card.agree(1)
+    stopped = card.at_ns + 1
+    up(card)
+    assert talked(card, [vm(1, 0)], stopped) == [
+        ("driver puts it to rest", None),
+        ("driver has it up again", None),
+    ]
+    # Another VM's function, or nobody's: its driver's own affair.
+    assert talked(card, [vm(1)], stopped) == []
+
+
+def test_a_function_that_is_plugged_later_starts_like_any_other() -> None:
+    card = Card()
+    stopped = card.at_ns
+    up(card)
+    card.agree(0x7F)
+    later = vm(1, 0, opened=stopped + 1)
+    assert talked(card, [later], stopped) == []
+    assert talked(card, [vm(1, 0)], stopped) != []
+
+
+def test_down_and_up_again_before_the_stop_is_the_drivers_own_affair() -> None:
+    card = Card()
+    up(card)
+    card.agree(1)
+    up(card)
+    assert talked(card, [vm(1, 0)], card.at_ns + 1) == []
 
 
 # -- what a profile may say ----------------------------------------------------------------------

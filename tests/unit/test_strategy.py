@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from vftrace.mailbox.table import Role
 from vftrace.migration.strategy import (
+    RESTS,
     RESUMES_WITHIN_NS,
     UNPLUG_WINDOW_NS,
     Facts,
@@ -200,6 +201,18 @@ def test_unknown_messages_around_the_blackout_of_a_held_function_are_mailbox() -
     assert strategy(**AROUND, said=talk) == "mailbox"
     unheld = tuple(replace(s, held=False) for s in talk)
     assert strategy(**UNHELD, said=unheld) == "plain"
+
+
+def test_half_of_what_no_profile_names_is_not_enough() -> None:
+    """A driver that puts its function to rest while memory is sent, and nothing more was seen."""
+    rest = (said(STOPPED - S, RESTS, None),)
+    around = {**AROUND, "sent_memory_ns": SECOND}
+    assert strategy(**around, said=rest, peer_seen=False) == "plain"
+    assert strategy(**{**around, "running_ns": None}, said=rest) == "plain"
+    up = (said(RAN + 1, "driver has it up again", None),)
+    half = {**around, "stopped_ns": None, "source_seen": False}
+    assert strategy(**half, said=up) == "plain"
+    assert strategy(**around, said=rest + up) == "mailbox"
 
 
 def test_a_half_is_not_enough_where_both_sides_are_seen() -> None:

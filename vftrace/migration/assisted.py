@@ -41,18 +41,25 @@ class Around:
 
 
 def said(around: Around, own: Sequence[Process], stopped_ns: int | None) -> tuple[Said, ...]:
-    """What was agreed on by functions that no other VM than `own` (source, destination) held at the time."""
+    """What was agreed on by functions that no other VM than `own` (source, destination) held at the time.
+
+    What has no role counts only of functions that were there when the guest stopped: one that is plugged later
+    starts like any other.
+    """
+    lives = around.lives
+    held = [] if stopped_ns is None else [d for p in own for d in kept(p, stopped_ns)]
+    there = {(d.pf, d.vf) for d in held if (d.opened_at_ns or 0) <= (stopped_ns or 0)}
     found = [
         Said(agreed.at_ns, agreed.title, _function(life), agreed.role, holder)
-        for life in around.lives.values()
+        for key, life in lives.items()
         for agreed in life.agreed
+        if agreed.role is not None or stopped_ns is None or key in there
         for holder in _holder(around, own, life, agreed.at_ns)
     ]
     if stopped_ns is not None:
-        for process in own:
-            for device in kept(process, stopped_ns):
-                life = around.lives.get((device.pf or "", device.vf or 0))
-                found += [] if life is None else _rests(life, stopped_ns)
+        for key in sorted({(d.pf or "", d.vf or 0) for d in held} & lives.keys()):
+            found += _rests(lives[key], stopped_ns)
+            found += _rises(lives[key], stopped_ns) if key in there else ()
     return tuple(sorted(found, key=lambda s: s.at_ns))
 
 
@@ -95,13 +102,16 @@ def _held(process: Process, life: VfLife, at_ns: int) -> bool:
 
 
 def _rests(life: VfLife, stopped_ns: int) -> Iterable[Said]:
-    """A driver that puts its function to rest before the guest stops and brings it up afterwards, as the
-    patches of 2015 did with the messages there are."""
-    up = [span for span in life.states if span.name == "up"]
-    before = [span for span in up if span.start_at_ns <= stopped_ns]
-    ended = before[-1].end_at_ns if before else None
+    """A driver that puts its function to rest before the guest stops, as the patches of 2015 did with the
+    messages there are."""
+    up = [s for s in life.states if s.name == "up" and s.start_at_ns <= stopped_ns]
+    ended = up[-1].end_at_ns if up else None
     if ended is not None and ended <= stopped_ns:
         yield Said(ended, RESTS, _function(life), None, True)
-    for span in up:
-        if span.start_at_ns > stopped_ns:
+
+
+def _rises(life: VfLife, stopped_ns: int) -> Iterable[Said]:
+    """A driver that brings its function up after the guest was stopped."""
+    for span in life.states:
+        if span.name == "up" and span.start_at_ns > stopped_ns:
             yield Said(span.start_at_ns, "driver has it up again", _function(life), None, True)

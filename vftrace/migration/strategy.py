@@ -178,7 +178,7 @@ def _back(facts: Facts) -> tuple[Evidence, ...]:
 
 def _mailbox(facts: Facts) -> Verdict | None:
     """Card and function agree on something before the blackout and after it; no state is transferred, no device
-    unplugged. Where one side is not seen, or it is not over yet, the half that is seen.
+    unplugged. Where one side is not seen, or it is not over yet, the half that is seen, if a profile names it.
 
     What a function says that another VM holds says nothing. What only the time binds counts by its role in a
     profile, and only where the VM has no functions of its own and no other migration comes into question.
@@ -194,6 +194,8 @@ def _mailbox(facts: Facts) -> Verdict | None:
         if facts.stopped_ns is None or not before or (halves_due and not after):
             return None
     elif not after:
+        return None
+    if not (before and after) and not any(s.role for s in (*before, *after)):
         return None
     return "mailbox", tuple(s.evidence() for s in sorted((*before, *after), key=lambda s: s.at_ns))
 
