@@ -26,7 +26,7 @@ MIGRATION_LINK = (
 
 def board() -> models.Dashboard:
     """The board."""
-    under_way, quantiles = _under_way(), _quantiles()
+    under_way = _under_way()
     return style.board_of(
         UID,
         "vftrace / Fleet",
@@ -34,10 +34,10 @@ def board() -> models.Dashboard:
         [
             Row(None, _figures()),
             Row("Migrations", [_outcomes(), _strategies(), _phases(), under_way]),
-            Row("Downtime", [quantiles, _distribution(), _checkpoints(), _worst()]),
+            Row("Downtime", [_quantiles(), _distribution(), _checkpoints(), _worst()]),
         ],
         annotations=style.blackout_annotations(),
-        marked=[under_way, quantiles],
+        marked=[under_way],
     )
 
 
@@ -245,7 +245,7 @@ def _worst() -> style.PanelBuilder:
                 "fieldMinMax": True,
             },
         ),
-        Column("checkpoint", "Set by", {"custom.width": 150}),
+        Column("checkpoint", "Latest set by", {"custom.width": 150}),
         Column("C", "which took", {"unit": "s", "custom.width": 110}),
         Column("D", "Device downtime", {"unit": "s", "custom.width": 140}),
         Column("E", "Rounds", {"unit": "none", "decimals": 0, "custom.width": 90}),

@@ -207,22 +207,29 @@ def _pages() -> style.PanelBuilder:
 
 
 def _forecast() -> style.PanelBuilder:
-    panel = style.lines(
-        "Forecast of the downtime",
-        "While it migrates: the downtime it will come to, and what other ways would cost from here. The dashed line"
-        " is what the latest blackout really took.",
-        "s",
-        query(f"max by (strategy) ({of('forecast_downtime_seconds', VM)})", "{{strategy}}", "A"),
-        query(f"max({of('migration_last_downtime_seconds', VM, VCPU)})", "measured", "B"),
-        calcs=["lastNotNull", "max"],
-    ).show_points(common_models.VisibilityMode.AUTO)
+    panel = (
+        style.lines(
+            "Forecast of the downtime",
+            "While it migrates: the downtime it will come to, and what other ways would cost from here. The dashed line"
+            " is what the latest blackout really took.",
+            "s",
+            query(
+                f"max by (strategy) ({of('forecast_downtime_seconds', VM)})", "{{strategy}}", "A"
+            ),
+            query(f"max({of('migration_last_downtime_seconds', VM, VCPU)})", "measured", "B"),
+            calcs=["lastNotNull", "max"],
+        )
+        .show_points(common_models.VisibilityMode.ALWAYS)
+        .point_size(6)
+    )
     panel.override_by_name(
         "measured",
         style.values(
             color=style.fixed("text"),
             custom__lineStyle={"fill": "dash", "dash": [8, 8]},
             custom__fillOpacity=0,
+            custom__showPoints="never",
             custom__lineInterpolation="stepAfter",
         ),
     )
-    return style.colours_by_name(panel, STRATEGY_COLOURS)
+    return style.colours_by_name(style.logarithmic(panel), STRATEGY_COLOURS)

@@ -285,6 +285,15 @@ def limit_line(panel: timeseries.Panel, at: float) -> timeseries.Panel:
     return panel.thresholds(thresholds(steps)).thresholds_style(style)
 
 
+def logarithmic(panel: timeseries.Panel) -> timeseries.Panel:
+    """Powers of ten on the y axis, which cannot begin at 0."""
+    scale = common.ScaleDistributionConfig().type(common_models.ScaleDistribution.LOG).log(10)
+    config = panel.build().field_config
+    assert config is not None
+    config.defaults.min_val = None
+    return panel.scale_distribution(scale)
+
+
 def bars(panel: timeseries.Panel) -> timeseries.Panel:
     """Stacked bars."""
     stacked(panel).draw_style(common_models.GraphDrawStyle.BARS).fill_opacity(80).line_width(0)
@@ -318,7 +327,7 @@ def gauges(
         .value_mode(common_models.BarGaugeValueMode.TEXT)
         .name_placement(common_models.BarGaugeNamePlacement.LEFT)
         .show_unfilled(True)
-        .text(common.VizTextDisplayOptions().value_size(15))
+        .text(common.VizTextDisplayOptions().title_size(11).value_size(15))
         .sizing(common_models.BarGaugeSizing.MANUAL)
         .min_viz_width(8)
         .min_viz_height(16)

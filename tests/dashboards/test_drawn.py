@@ -47,7 +47,7 @@ SHOWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "Ended, by outcome": ("completed", "failed"),
         "Migrations under way": ("precopy",),
         "What sets the downtime": ("devices-loaded", "ms"),
-        "Worst VMs": ("demo-four-at-once-3", "source", LAB_VM, "Set by", "Device downtime"),
+        "Worst VMs": ("demo-four-at-once-3", "source", LAB_VM, "Latest set by", "Device downtime"),
     },
     "vftrace-migration": {
         "Passed-through devices": ("RUNNING", "PRE_COPY", "RESUMING"),
