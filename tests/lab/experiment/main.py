@@ -12,11 +12,13 @@ from vftlab.common import LAB, TREE, LabError, Progress
 
 from experiment.cases import CASES
 from experiment.conduct import conduct
-from experiment.table import pictures, results_of, table
+from experiment.picture import svg
+from experiment.table import in_order, pictures, results_of, table
 
 KERNEL = "6.12"
 RESULTS = LAB / "results/experiment"
 DOCUMENT = TREE / "docs/experiment.md"
+PICTURE = DOCUMENT.with_suffix(".svg")
 BEGIN, END = "<!-- table: tests/lab/experiment/run --write -->", "<!-- end of table -->"
 
 
@@ -47,10 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = [
             r for boot in sorted(results.glob("*/truth.json")) for r in results_of(boot.parent)
         ]
+        found = in_order(found)
         lines = table(found)
         print("\n".join(lines))
         if options.write:
             _write(lines)
+            PICTURE.write_text(svg(found))
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return error.code

@@ -109,11 +109,15 @@ def row(result: Result) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def table(results: Iterable[Result]) -> list[str]:
-    """All runs, in the order of CASES."""
+def in_order(results: Iterable[Result]) -> list[Result]:
+    """As CASES has them."""
     order = list(CASES)
-    ordered = sorted(results, key=lambda r: (order.index(r.truth["case"]), r.truth["run"]))
-    return ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *map(row, ordered)]
+    return sorted(results, key=lambda r: (order.index(r.truth["case"]), r.truth["run"]))
+
+
+def table(results: Iterable[Result]) -> list[str]:
+    """A line for each run."""
+    return ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *map(row, results)]
 
 
 def pictures(directory: Path) -> None:
