@@ -13,6 +13,7 @@ from vftrace.cli import main
 from vftrace.events import USER_STREAM, ClockSample, End, Mailbox, VfReset
 from vftrace.live import Pump, ReplaySource
 from vftrace.mailbox.drivers import TABLES, shipped_words
+from vftrace.mailbox.profile import parse_profile, with_profiles
 from vftrace.outputs.accounting import Reading
 from vftrace.outputs.mailbox_dump import Dump
 from vftrace.outputs.prometheus import Exporter
@@ -172,3 +173,57 @@ def test_members_of_a_modules_structures(tmp_path: Path, monkeypatch: pytest.Mon
     assert btf.module_member_offset("igb_adapter", "hw_addr", "igb") is None
     (tmp_path / "igb").write_bytes(b"\x9f\xeb")
     assert btf.module_member_offset("igb_adapter", "pdev", "igb") is None
+
+
+# -- profiles ------------------------------------------------------------------------------------
+
+PROFILE = ROOT / "docs/profiles/assisted-ixgbe.toml"
+
+
+@pytest.mark.parametrize("command", ["mailbox", "report"])
+def test_a_profile_that_is_no_good_is_one_line_and_code_2(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text('driver = "ixgbe"\n')
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    for path, complaint in (
+        (bad, "it names no [[message]]"),
+        (binary, "not a text file"),
+        (tmp_path / "none.toml", "No such file"),
+    ):
+        assert main([command, "--profile", str(path), str(RECORDING)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert complaint in line
+        assert str(path) in line
+
+
+def test_the_same_profile_twice_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    twice = ["--profile", str(PROFILE), "--profile", str(PROFILE)]
+    assert main(["mailbox", *twice, str(RECORDING)]) == 2
+    assert "another profile names opcode 0x41 of ixgbe too" in capsys.readouterr().err
+
+
+def test_a_profile_names_messages_and_their_roles(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mailbox", "--json", "--profile", str(PROFILE), str(RECORDING)]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    roles = [m["role"] for m in said if m["event"] == "message" and m["role"] and m["refused"]]
+    # The stock driver refuses what it does not know; the script of mailbox-ixgbe has such a message.
+    assert roles == ["save"]
+
+
+def test_the_kernel_side_gets_the_words_a_profile_names_and_no_more() -> None:
+    tables = with_profiles([parse_profile(PROFILE.read_text())])
+    rules, known = shipped_words(tables[Mailbox.IXGBE]), shipped_words(TABLES[Mailbox.IXGBE])
+    assert {key: rule for key, rule in rules.items() if key not in known} == {
+        0x0100_0041: 3,
+        0x0101_0041: 1,
+        0x0100_0042: 1,
+        0x0101_0042: 2,
+        0x0100_0043: 3,
+        0x0101_0043: 1,
+        0x0100_0044: 1,
+        0x0101_0044: 1,
+    }
+    assert {key: rules[key] for key in known} == known
