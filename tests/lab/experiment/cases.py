@@ -79,6 +79,7 @@ CASES = {
     case.name: case
     for case in (
         Case("plain", "virtio only", _virtio, "plain", has_vf=False),
+        Case("vfio", "virtio, and a device that transfers its state", _steer, "vfio", has_vf=False),
         Case("unplug", "VF only: unplug, migrate, plug", lambda place: (), "unplug", unplug=True),
         Case(
             "bond",
@@ -103,6 +104,5 @@ CASES = {
             "failover",
             machine="q35,sata=off,smbus=off",
         ),
-        Case("vfio", "virtio, and a device that transfers its state", _steer, "vfio", has_vf=False),
     )
 }

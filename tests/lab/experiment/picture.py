@@ -21,7 +21,7 @@ COLOURS = {
     "host busy": "#b3cde3",
     "network, not seen from the hosts": "#eeeeee",
 }
-LEFT, WIDTH, ROW, BAR, TOP = 300, 1000, 26, 16, 64
+LEFT, RIGHT, WIDTH, ROW, BAR, TOP = 310, 60, 1000, 26, 16, 64
 LEGEND_COLUMNS = 4
 SVG = "http://www.w3.org/2000/svg"
 
@@ -29,7 +29,7 @@ SVG = "http://www.w3.org/2000/svg"
 def svg(results: Sequence[Result]) -> str:
     """Time runs to the right, on one scale; the mark on each bar is as far as QEMU's downtime goes."""
     longest = max(result.gap["ns"] for result in results)
-    scale = (WIDTH - LEFT - 20) / longest
+    scale = (WIDTH - LEFT - RIGHT) / longest
     legend = -(-len(COLOURS) // LEGEND_COLUMNS)
     height = TOP + ROW * len(results) + 30 + 18 * legend
     parts = [
@@ -54,7 +54,7 @@ def svg(results: Sequence[Result]) -> str:
             )
         qemu = LEFT + truth["migration"]["query_migrate"]["downtime"] * MS * scale
         parts.append(f'<path d="M{qemu:.1f} {y - 3}v{BAR + 6}" stroke="#e41a1c" stroke-width="2"/>')
-        end = min(LEFT + gap["ns"] * scale + 4, WIDTH - 40)
+        end = LEFT + gap["ns"] * scale + 4
         parts.append(_text(end, y + 12, f"{gap['ns'] / 1e9:.1f} s"))
     for number, (name, colour) in enumerate(COLOURS.items()):
         x = 10 + number % LEGEND_COLUMNS * (WIDTH // LEGEND_COLUMNS)
