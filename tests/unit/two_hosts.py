@@ -72,7 +72,8 @@ def boot_of(host: HostInfo, records: Iterable[bytes]) -> Boot:
     """What a host knows after these records."""
     reader = Reader()
     reader.read(events_of(records))
-    return Boot(host.name, host.boot_id, reader.tracker.snapshot(), reader.ready_at_ns)
+    known = reader.tracker.snapshot(), reader.ready_at_ns, reader.waiting()
+    return Boot(host.name, host.boot_id, *known)
 
 
 def write(path: Path, host: HostInfo, records: Iterable[bytes]) -> Path:

@@ -107,6 +107,7 @@ def _load(
     what_if: str | None = None,
     clock_error_ns: int | None = None,
 ) -> "tuple[Loaded, tuple[Joined, ...]]":
+    from vftrace.migration.given_up import join_given_up
     from vftrace.migration.stitch import stitch
     from vftrace.sources.merge import load
 
@@ -116,7 +117,8 @@ def _load(
         loaded = _replay(loaded, assumed)
     for damage in loaded.damage:
         print(f"vftrace: {damage}; what comes before it is reported", file=sys.stderr)
-    return loaded, stitch(loaded.boots, loaded.pings, clock_error_ns)
+    joined = stitch(loaded.boots, loaded.pings, clock_error_ns)
+    return loaded, join_given_up(joined, loaded.boots)
 
 
 def _assumptions(text: str) -> "Assumptions":

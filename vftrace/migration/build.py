@@ -482,6 +482,7 @@ def _channel(
         # in postcopy the pages that are still missing follow the state
         state_bytes=None if postcopy else session.state_bytes(fds),
         error=errno.errorcode.get(-error[1], str(-error[1])) if error else None,
+        error_at_ns=error[0] if error else None,
     )
 
 

@@ -131,7 +131,7 @@ class Dirty:
 
 @dataclass(frozen=True, slots=True)
 class ChannelUse:
-    """The migration channel: kind tcp, unix, pipe, file or unknown; `error` an errno name.
+    """The migration channel: kind tcp, unix, pipe, file or unknown; `error` an errno name, first at `error_at_ns`.
 
     `state_bytes` are those of `bytes` sent after the state was read: vCPUs and devices. QEMU 7.2 leaves them
     out of its `transferred`, QEMU 10.0 counts them.
@@ -141,6 +141,7 @@ class ChannelUse:
     bytes: int | None
     state_bytes: int | None
     error: str | None
+    error_at_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

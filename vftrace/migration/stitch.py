@@ -40,6 +40,16 @@ _MILLION = 10**6
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A VM that waited for a migration and never ran: from `ready_at_ns` until `ended_at_ns`, None if it lives."""
+
+    pid: int
+    uuid: str | None
+    ready_at_ns: int
+    ended_at_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Boot:
     """One host between two boots: what was recorded there, on one clock.
 
@@ -50,6 +60,7 @@ class Boot:
     boot_id: str
     snapshot: Snapshot
     ready_at_ns: Mapping[int, int]
+    waiting: tuple[Waiting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

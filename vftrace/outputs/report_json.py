@@ -138,6 +138,7 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
             "bytes": m.channel.bytes,
             "state_bytes": m.channel.state_bytes,
             "error": m.channel.error,
+            "error_at_ns": m.channel.error_at_ns,
         },
         "downtime": {
             "vcpu_ns": m.downtime.vcpu_ns,

@@ -9,7 +9,7 @@ from vftrace import events
 from vftrace.events import USER_STREAM, Event
 from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.mailbox.life import MAX_RECENT, Mailboxes
-from vftrace.migration.stitch import Boot, Ping
+from vftrace.migration.stitch import Boot, Ping, Waiting
 from vftrace.migration.tracker import Tracker
 from vftrace.sources.recording import HostInfo, Recording
 from vftrace.sources.replay import events_of
@@ -57,7 +57,11 @@ def load(paths: Iterable[Path], tables: Tables = TABLES, recent: int = MAX_RECEN
                     reader.note(stream)
         # The one that traced names the probes; a ping has none.
         host = max((r.host for r in recordings), key=lambda host: len(host.probes))
-        boots.append(Boot(host.name, boot_id, reader.tracker.snapshot(), reader.ready_at_ns))
+        boots.append(
+            Boot(
+                host.name, boot_id, reader.tracker.snapshot(), reader.ready_at_ns, reader.waiting()
+            )
+        )
         hosts.append(host)
         pings += [
             Ping(boot_id, tuple(reader.clocks[tid]), tuple(found))
@@ -84,6 +88,8 @@ class Reader:
         self.pings: dict[int, list[Event]] = {}
         self.clocks: dict[int, list[tuple[int, int, int]]] = {}
         self._ran: set[int] = set()
+        self._incoming: dict[int, Waiting] = {}
+        self._gone: list[Waiting] = []
 
     def read(self, stream: Iterable[Event]) -> None:
         """Everything of this boot, in order of time."""
@@ -97,6 +103,18 @@ class Reader:
         for event in stream:
             self._keep(event)
 
+    def waiting(self) -> tuple[Waiting, ...]:
+        """VMs that were started to be migrated to and never ran."""
+        return (*self._gone, *(self._as_ready(w) for w in self._incoming.values()))
+
+    def _as_ready(self, waiting: Waiting) -> Waiting:
+        return replace(waiting, ready_at_ns=self.ready_at_ns.get(waiting.pid, waiting.ready_at_ns))
+
+    def _end(self, pid: int, at_ns: int) -> None:
+        waiting = self._incoming.pop(pid, None)
+        if waiting is not None:
+            self._gone.append(replace(self._as_ready(waiting), ended_at_ns=at_ns))
+
     def _keep(self, event: Event) -> None:
         match event:
             case events.VcpuCreated() if event.tgid not in self._ran:
@@ -104,10 +122,18 @@ class Reader:
             case events.Run():
                 # What is made after it ran was plugged in later.
                 self._ran.add(event.tgid)
-            case events.Process() if event.late:
-                self.ready_at_ns.setdefault(event.pid, event.start_time * _TICK_NS)
+                self._incoming.pop(event.tgid, None)
+            case events.Process():
+                if event.late:
+                    self.ready_at_ns.setdefault(event.pid, event.start_time * _TICK_NS)
+                if event.incoming and not event.running and event.pid not in self._ran:
+                    found = Waiting(event.pid, event.uuid, event.at_ns, None)
+                    self._incoming.setdefault(event.pid, found)
+            case events.Gone():
+                self._end(event.pid, event.at_ns)
             case events.Exit():
                 self._ran.discard(event.tgid)
+                self._end(event.tgid, event.at_ns)
             case events.ClockSample():
                 sample = (event.at_ns, event.realtime_offset_ns, event.error_ns)
                 self.clocks.setdefault(event.tid, []).append(sample)

@@ -82,7 +82,10 @@ def during(migration: Migration, checkpoint: Checkpoint) -> str:
 def came_back(migration: Migration) -> bool:
     """Whether the source ran again after it had been stopped."""
     running = next((c for c in migration.downtime.checkpoints if c.name == "vcpus-running"), None)
-    return migration.role == "source" and running is not None and running.at_ns is not None
+    gave_up = migration.role == "source" or (
+        migration.outcome == "failed" and not migration.postcopy
+    )
+    return gave_up and running is not None and running.at_ns is not None
 
 
 def set_by(migration: Migration) -> Checkpoint | None:
