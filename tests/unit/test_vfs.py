@@ -3,8 +3,11 @@
 from dataclasses import replace
 
 from vftrace.mailbox.life import Mailboxes, StateSpan, VfLife
+from vftrace.migration.assisted import Around
 from vftrace.migration.devices import PassedDevice
 from vftrace.migration.model import VfUse
+from vftrace.migration.passthrough import Passthrough, Verdict, judge
+from vftrace.migration.process import Process
 from vftrace.migration.vfs import destination_vf, heard_vf, ready_ns, source_vf
 
 PF = "0000:01:00.0"
@@ -122,6 +125,31 @@ def test_one_that_was_there_before_is_told_from_the_begin() -> None:
 def test_a_device_that_is_no_function_has_no_phases() -> None:
     assert source_vf(PassedDevice(7, 10), None, 30, None, None) is None
     assert destination_vf(PassedDevice(7, 10), None, 30, None) is None
+
+
+def judged(heard: dict[tuple[str, int], VfLife]) -> Verdict:
+    """A function unplugged at 50, before a migration from 100 to 250; another plugged at 300."""
+    source, destination = Process(1, 0), Process(2, 0)
+    source.devices.all.append(function(1, 50))
+    destination.devices.all.append(replace(function(300), address="0000:01:10.2", vf=1))
+    found = Passthrough(source, None, destination, None, 100, 100, 10 * S)
+    return judge(found, Around(heard), {}, 200, 250, came_to_nothing=False)
+
+
+def test_an_unplugged_function_is_away_until_its_successor_is_ready() -> None:
+    verdict = judged({(PF, 1): life(("reset", 301), ("configuring", 310), ("up", 350))})
+    assert verdict.strategy == "unplug"
+    assert [(d.address, d.from_ns, d.ns) for d in verdict.downtimes] == [("0000:01:10.0", 50, 300)]
+    source, destination = verdict.vfs
+    assert (source.role, phases(source)) == ("source", [("absent", 50, 300)])
+    assert (destination.role, phases(destination)) == (
+        "destination",
+        [("probing", 300, 310), ("configuring", 310, 350), ("ready", 350, None)],
+    )
+
+
+def test_where_no_mailbox_tells_it_is_away_until_its_successor_is_opened() -> None:
+    assert [d.ns for d in judged({}).downtimes] == [250]
 
 
 def test_a_function_that_only_its_mailbox_tells_of() -> None:

@@ -72,7 +72,7 @@ def timeline_of(migration: Json) -> Timeline:
         Lane("blackout", "blackout", tuple(_blackout(m))),
         Lane("rounds", "rounds", tuple(_rounds(m))),
         *(Lane("device", _device(d), tuple(_states(d, start, end))) for d in m["devices"]),
-        *(Lane("vf", f"VF {v['vf']} of {v['pf']}", tuple(_vf(v, end))) for v in m["vfs"]),
+        *(Lane("vf", _vf_title(v), tuple(_vf(v, end))) for v in m["vfs"]),
     ]
     drawn = tuple(lane for lane in lanes if lane.slices)
     starts = [start, *(s.start_ns for lane in drawn for s in lane.slices)]
@@ -142,6 +142,12 @@ def _states(device: Json, begin: int, end: int) -> Iterator[Slice]:
         if until >= begin:
             start = max(begin, state["at_ns"])
             yield Slice(state["state"], start, max(start, until))
+
+
+def _vf_title(vf: Json) -> str:
+    """With its side: both hosts' cards may have one address."""
+    role = f" ({vf['role']})" if vf.get("role") else ""
+    return f"VF {vf['vf']} of {vf['pf']}{role}"
 
 
 def _vf(vf: Json, end: int) -> Iterator[Slice]:
