@@ -171,10 +171,8 @@ def _quantiles() -> style.PanelBuilder:
             calcs=["max"],
         )
         .span(9)
-        .show_points(common_models.VisibilityMode.ALWAYS)
-        .point_size(6)
-        .fill_opacity(0)
-        .span_nulls(False)
+        .draw_style(common_models.GraphDrawStyle.POINTS)
+        .point_size(7)
     )
     return style.colours_by_name(style.limit_line(panel, 0.3), style.QUANTILE_COLOURS)
 

@@ -22,6 +22,7 @@ STRATEGY_COLOURS = {
     "late-unplug": "yellow",
     "failover": "light-green",
     "mailbox": "light-blue",
+    "postcopy": "light-purple",
 }
 
 
@@ -221,6 +222,7 @@ def _forecast() -> style.PanelBuilder:
         )
         .show_points(common_models.VisibilityMode.ALWAYS)
         .point_size(6)
+        .fill_opacity(0)
     )
     panel.override_by_name(
         "measured",
