@@ -22,7 +22,8 @@ from vftrace.migration.forecast import (
 )
 from vftrace.migration.model import Migration, Round
 from vftrace.migration.workingset import Interval, Shape, WorkingSet, intervals
-from vftrace.outputs.forecast_text import NOTHING, forecast_line, parse_what_if
+from vftrace.outputs.forecast_text import parse_what_if
+from vftrace.outputs.terminal.foretold import NOT_ENOUGH, NOTHING, forecast_line
 from vftrace.sources.recording import Recording
 from vftrace.sources.replay import track
 
@@ -75,6 +76,7 @@ def test_pages_that_were_not_counted_give_no_forecast() -> None:
     told = forecast(rounds_of((0, None, 1e8), (1, None, 1e8), (2, None, 0)), 0)
     assert told is not None
     assert told.converges is None
+    assert forecast_line(told) == NOT_ENOUGH
 
 
 def test_rounds_that_halve_are_summed() -> None:

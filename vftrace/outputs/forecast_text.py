@@ -8,12 +8,11 @@ from rich.text import Text
 from vftrace.errors import UsageError
 from vftrace.migration.forecast import Assumptions
 from vftrace.migration.model import Forecast, Migration
+from vftrace.outputs.terminal.foretold import forecast_line
 from vftrace.outputs.terminal.glyphs import glyphs
-from vftrace.outputs.terminal.tables import UNKNOWN, plain_table, rate, size
+from vftrace.outputs.terminal.tables import UNKNOWN, plain_table, size
 from vftrace.outputs.terminal.words import label
 from vftrace.units import format_ns, parse_bits_per_second, parse_duration
-
-NOTHING = "nothing is known yet: no round has ended"
 
 
 def parse_what_if(text: str) -> Assumptions:
@@ -52,21 +51,6 @@ def render_forecasts(
         parts += _parts(migration.forecast)
         parts.append(Text(""))
     return Group(*parts)
-
-
-def forecast_line(forecast: Forecast | None) -> str:
-    """Whether precopy converges, when, and with which downtime."""
-    if forecast is None or forecast.converges is None:
-        return NOTHING
-    given = "QEMU's default limit" if forecast.limit_assumed else "a limit"
-    limit = f"{given} of {format_ns(forecast.downtime_limit_ns)}"
-    speed = rate(forecast.bandwidth_bytes_per_second)
-    if not forecast.converges:
-        return f"does not converge at {speed} and {limit}"
-    return (
-        f"converges at {speed} and {limit}: {forecast.rounds_left} more rounds, "
-        f"{_time(forecast.total_ns)} in all, downtime {_time(forecast.downtime_ns)}"
-    )
 
 
 def _parts(forecast: Forecast | None) -> list[RenderableType]:

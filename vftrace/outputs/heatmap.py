@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from vftrace.migration.model import Migration
-from vftrace.outputs.terminal.glyphs import glyphs
+from vftrace.outputs.terminal.glyphs import Glyphs, glyphs
 from vftrace.outputs.terminal.words import label
 from vftrace.units import format_bytes
 
@@ -75,8 +75,20 @@ class _Heatmap:
         for strip in drawn:
             yield Text(f"slot {strip.slot}, {format_bytes(strip.pages * PAGE_SIZE)}", "dim")
             for number, cells in strip.rows:
-                yield Text(f"{f'round {number}':<{_MARGIN}}" + _line(cells, columns, g.levels))
+                yield Text(
+                    f"{f'round {number}':<{_MARGIN}}"
+                    + ("not counted" if cells is None else strip_line(cells, columns, g))
+                )
         yield Text("")
+
+
+def strip_line(cells: Sequence[float], columns: int, g: Glyphs) -> str:
+    """A strip in at most so many characters, each as high as the part of its pages that became dirty."""
+    top = len(g.levels) - 1
+    # One page of a part is something: it must not look like none.
+    return "".join(
+        g.levels[min(top, int(cell * top) + (cell > 0))] for cell in squeeze(cells, columns)
+    )
 
 
 def render_heatmap(
@@ -108,16 +120,6 @@ def _cells(heat: Sequence[int], pages: int) -> tuple[float, ...]:
     width = -(-pages // len(heat))
     sizes = [min(width, pages - at * width) for at in range(len(heat))]
     return tuple(n / size if size > 0 else 0.0 for n, size in zip(heat, sizes, strict=True))
-
-
-def _line(cells: Sequence[float] | None, columns: int, levels: str) -> str:
-    if cells is None:
-        return "not counted"
-    top = len(levels) - 1
-    # One page of a part is something: it must not look like none.
-    return "".join(
-        levels[min(top, int(cell * top) + (cell > 0))] for cell in squeeze(cells, columns)
-    )
 
 
 def _stretch(line: list[tuple[int, int, int]], columns: int) -> list[tuple[int, int, int]]:

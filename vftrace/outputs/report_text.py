@@ -11,7 +11,9 @@ from vftrace.migration.model import Migration, Snapshot
 from vftrace.outputs.terminal.clock import wall_time
 from vftrace.outputs.terminal.devices import devices_part
 from vftrace.outputs.terminal.figures import mean_dirty_rate
+from vftrace.outputs.terminal.foretold import forecast_of
 from vftrace.outputs.terminal.glyphs import Glyphs, clean, glyphs, shorten
+from vftrace.outputs.terminal.slots import slots_part
 from vftrace.outputs.terminal.tables import (
     UNKNOWN,
     blackout_table,
@@ -164,6 +166,7 @@ def render_migration(
         yield Text()
         yield Text(f"Rounds: {len(m.rounds)} (pages of {m.dirty.page_size} bytes)", "bold")
         yield rounds_table(m, width)
+        yield from slots_part(m, width, g)
 
 
 def _rule(text: str, width: int, g: Glyphs) -> str:
@@ -187,6 +190,9 @@ def _facts(m: Migration, snapshot: Snapshot, g: Glyphs) -> Iterator[tuple[str, s
     yield "channel", _channel(m)
     if m.role != "destination":
         yield "dirtied", _dirtied(m)
+    foretold = forecast_of(m)
+    if foretold is not None:
+        yield "forecast", foretold
     if m.dirty.dma not in (None, "none"):
         yield "DMA", _DMA[m.dirty.dma]
 

@@ -7,7 +7,9 @@ from rich.text import Text
 from vftrace.migration.model import Migration
 from vftrace.outputs.terminal.devices import devices_part
 from vftrace.outputs.terminal.figures import compact, dirty_rate
+from vftrace.outputs.terminal.foretold import forecast_of
 from vftrace.outputs.terminal.glyphs import Glyphs, shorten, sparkline
+from vftrace.outputs.terminal.slots import slots_part
 from vftrace.outputs.terminal.tables import (
     OUTCOME_STYLES,
     blackout_table,
@@ -46,6 +48,9 @@ def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[R
             g,
         ),
     ]
+    foretold = forecast_of(m)
+    if foretold is not None:
+        page.append(Text(f"forecast {foretold}"))
     if m.stopped_at_ns is None:
         page += [Text(), phases_table(m, now_ns, width, g)]
     elif width >= SIDE_BY_SIDE:
@@ -61,6 +66,7 @@ def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[R
     page += devices_part(m, now_ns, width, g)
     if m.rounds:
         page += [Text(), *_sparklines(m, width, g), rounds_table(m, width)]
+        page += slots_part(m, width, g)
     return page
 
 
