@@ -210,3 +210,32 @@ def test_a_command_with_brackets_in_its_name(
     fields = ["S", *(str(number) for number in range(4, 53))]
     _fake(tmp_path, 9, syscall="", comm="x", stat=f"9 (a) 5 (b)) {' '.join(fields)}\n")
     assert processes.start_time(9) == 22
+
+
+# SYS_exit ends the calling thread only.
+FIRST_THREAD_ENDS = """
+import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+print("ready", flush=True)
+ctypes.CDLL(None).syscall(60, 0)
+"""
+
+
+def test_a_process_lives_on_in_its_other_threads() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FIRST_THREAD_ENDS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdin is not None
+        start = processes.start_time(child.pid)
+        assert child.stdout.readline() == "ready\n"
+        stat = Path(f"/proc/{child.pid}/stat")
+        while stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+            pass
+        assert processes.start_time(child.pid) == start
+        child.kill()
+        child.stdin.close()
+    assert processes.start_time(child.pid) is None

@@ -96,14 +96,23 @@ def command_line(pid: int) -> list[str]:
 
 
 def start_time(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat: clock ticks since boot. None if there is no such process."""
+    """Field 22 of /proc/PID/stat: clock ticks since boot. None if there is no such process (any more): one whose
+    first thread has ended lives on in the others, which may be busy with its memory for a while."""
     try:
         stat = (PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
     # The command's name (field 2) may hold blanks and brackets: count from its last one.
     fields = stat[stat.rindex(")") + 2 :].split()
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+    dead = fields[0] in ("Z", "X") and not _other_threads(pid)
+    return None if dead else int(fields[19])
+
+
+def _other_threads(pid: int) -> bool:
+    try:
+        return any(entry.name != str(pid) for entry in (PROC / str(pid) / "task").iterdir())
+    except OSError:
+        return False
 
 
 def vmm_pids() -> Iterator[int]:
