@@ -394,8 +394,8 @@ class Tracker:
     def _peer_doubt(self, process: Process) -> int | None:
         """When something went missing, latest, of a process that may be the other side of a migration of
         which only `process` is known."""
-        others = (*self._ended, *self._processes.values())
-        doubts = [p.doubt_ns for p in others if p is not process and _uuid(p) == _uuid(process)]
+        doubtful = (p for p in (*self._ended, *self._processes.values()) if p.doubt_ns is not None)
+        doubts = (p.doubt_ns for p in doubtful if p is not process and _uuid(p) == _uuid(process))
         return max((doubt for doubt in doubts if doubt is not None), default=None)
 
     def _peer_ended(self, source: Process, session: Session) -> int | None:

@@ -427,6 +427,8 @@ def outage(
 def clean(text: str | None) -> str:
     """A label value that is bounded and printable, whatever a command line holds."""
     shortened = str(text or "")[:_LONGEST_LABEL]
+    if shortened.isprintable():
+        return shortened
     return "".join(c if c.isprintable() else "�" for c in shortened)
 
 
