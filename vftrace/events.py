@@ -518,6 +518,14 @@ class Gone(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Uncounted(Event):
+    """A process sends on more fds than are counted (MAX_CHANNELS in bpf/common.h): how often it did on others."""
+
+    pid: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lost(Event):
     """Records that did not fit into the ring, in total since the start."""
 

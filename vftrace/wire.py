@@ -69,6 +69,7 @@ NAMED: dict[int, tuple[type[Event], Callable[[dict[str, Any]], dict[str, Any]]]]
     116: (events.NetLink, dict),
     117: (events.NetAddress, dict),
     118: (events.NetMissed, dict),
+    123: (events.Uncounted, dict),
     END_KIND: (
         events.End,
         lambda fields: {"streams": {int(k): int(v) for k, v in fields["streams"].items()}},

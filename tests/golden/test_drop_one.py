@@ -2,6 +2,7 @@
 that something is missing; it never says something else as if nothing had happened."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vftrace.events import Event
+from vftrace.events import USER_STREAM, Event, Uncounted
 from vftrace.migration.process import BURST_NS
 from vftrace.migration.tracker import Tracker
 from vftrace.outputs.report_json import report_json
@@ -155,6 +156,25 @@ def test_what_began_later_is_whole_again() -> None:
     assert len(found) > 10
     for event, later in found:
         assert later == whole[1:], event
+
+
+def test_fds_that_are_not_counted_are_said() -> None:
+    """A VMM with more fds than are counted: a migration meanwhile is marked, one that begins later is not."""
+    whole = _whole("retry")
+    first, second = whole
+    tracker = Tracker()
+    told = 0
+    for event in _events("retry"):
+        if event.tgid == USER_STREAM:
+            if not told and event.at_ns > first["started_at_ns"]:
+                head = (event.at_ns, event.seq, USER_STREAM, event.tid)
+                tracker.feed(Uncounted(*head, pid=first["vm"]["pid"], count=9))
+                told = 1
+            event = dataclasses.replace(event, seq=event.seq + told)
+        tracker.feed(event)
+    got = _result(tracker, ())
+    assert [m["incomplete"] for m in got] == [True, False]
+    assert got[1] == second
 
 
 def test_a_loss_that_matters_is_found_at_all() -> None:

@@ -169,6 +169,7 @@ def _own(head: tuple[int, int, int, int]) -> st.SearchStrategy[events.Event]:
         st.builds(lambda a, b: events.ClockSample(*head, a, b), S64, st.integers(0, 1 << 62)),
         st.builds(lambda n: events.Lost(*head, n), U64),
         st.builds(lambda n: events.Gone(*head, n), U32),
+        st.builds(lambda n, count: events.Uncounted(*head, n, count), U32, U64),
         st.builds(
             lambda *rest: events.Process(*head, *rest),
             *(U32, U64, st.none() | TEXT, st.none() | TEXT, TEXT),

@@ -126,6 +126,10 @@ class Tracker:
                     # It ended without a word: its last records are lost.
                     process.doubt_ns = event.at_ns
                     self._end(process, event.at_ns)
+            case events.Uncounted():
+                process = self._processes.get(event.pid)
+                if process is not None:
+                    process.doubt_ns = max(process.doubt_ns or 0, event.at_ns)
             case events.Lost():
                 self._lost = max(self._lost, event.count)
             case events.NetAddress() | events.NetLink():

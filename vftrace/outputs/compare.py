@@ -197,5 +197,7 @@ def _percent(row: Row) -> str:
     if row.difference is None or not row.a:
         return ""
     percent = 100 * row.difference / row.a
+    if abs(percent) < 0.5:
+        return "0%" if row.difference == 0 else "<1%"
     # Beyond ten times as much, percents say less than the figures do.
     return f"{percent:+.0f}%" if abs(percent) < 1000 else f"×{(row.b or 0) / row.a:.0f}"

@@ -110,6 +110,11 @@ class Probes:
         running = sum(int(vm.lost) for vm in self._bpf["vms"].values())
         return int(self._bpf["lost"][0].value) + running
 
+    def uncounted(self) -> dict[int, int]:
+        """By process: how often it sent on an fd past those that are counted."""
+        vms = self._bpf["vms"].items()
+        return {int(k.value): int(vm.channels_overflow) for k, vm in vms if vm.channels_overflow}
+
     def watch(self, tgid: int, vcpu_tids: list[int]) -> None:
         """Watch a VMM that runs already; `vcpu_tids` are its threads inside KVM_RUN now."""
         vms, threads = self._bpf["vms"], self._bpf["threads"]

@@ -95,6 +95,7 @@ class LiveSource:
         self._vfs: dict[tuple[str, int], str] = {}
         self._devices: dict[tuple[int, int], devices.Device] = {}
         self._lost = 0
+        self._uncounted: dict[int, int] = {}
         self._clock_offset: int | None = None
         self._next_tick_ns = 0
         self._next_clock_ns = 0
@@ -125,6 +126,7 @@ class LiveSource:
         self._read_net()
         self._net.close()
         self._report_lost()
+        self._report_uncounted()
         self._report_floods()
         self._add(events.End(*self._head(), streams=self.probes.streams()))
         self.probes.close()
@@ -232,6 +234,7 @@ class LiveSource:
             self._net_left = MAX_NET_A_SECOND
         if now >= self._next_tick_ns:
             self._report_lost()
+            self._report_uncounted()
             self._report_missed()
             self._report_gone()
             if self.probes.follow():
@@ -244,6 +247,13 @@ class LiveSource:
     def _sample_clock(self) -> None:
         offset, error = clock_sample()
         self._add(events.ClockSample(*self._head(), offset, error))
+
+    def _report_uncounted(self) -> None:
+        uncounted = self.probes.uncounted()
+        for pid, count in uncounted.items():
+            if self._uncounted.get(pid) != count:
+                self._add(events.Uncounted(*self._head(), pid=pid, count=count))
+        self._uncounted = uncounted
 
     def _report_lost(self) -> None:
         lost = self.probes.lost()
