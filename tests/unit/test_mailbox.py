@@ -359,6 +359,7 @@ def test_a_guest_cannot_fill_memory() -> None:
     # Names of the table and "unknown", two directions, four results.
     assert len(life.counts) <= (len(TABLES[IXGBE].opcodes) + 1) * 8
     assert len(life.changes) <= 64
+    assert len(life.agreed) == 64
     for vf in range(MAX_VFS + 10):
         talk.boxes.feed(talk.event(VfReset, vf=vf))
     assert len(list(talk.boxes.lives())) == MAX_VFS
