@@ -60,12 +60,13 @@ def play(stage: Stage) -> float:
     return mailbox
 
 
-def longest(series: list[Series]) -> tuple[float, float]:
-    """The longest time without a gap."""
-    times = sorted(at for one in series for at, _ in one.points)
+def best(active: list[Series], forecasts: list[Series]) -> tuple[float, float]:
+    """Of times without a gap the one with most forecasts."""
+    times = sorted(at for one in active for at, _ in one.points)
     edges = [i for i, (a, b) in enumerate(pairwise(times), 1) if b - a > 1.5]
     runs = [times[a:b] for a, b in pairwise([0, *edges, len(times)])]
-    run = max(runs, key=lambda run: run[-1] - run[0])
+    known = [at for one in forecasts for at, _ in one.points]
+    run = max(runs, key=lambda run: sum(run[0] <= at <= run[-1] for at in known))
     return run[0], run[-1]
 
 
@@ -80,17 +81,14 @@ def main(arguments: list[str]) -> int:
             began = time.time()
             mailbox = play(stage)
             end = time.time()
-            first, last = longest(
-                stage.query_range(
-                    f'max(vftrace_migration_active{{vm="{LAB_VM}", instance="lab-1"}}) == 1',
-                    began,
-                    end,
-                    step=1,
-                )
+            vm = f'vm="{LAB_VM}", instance="lab-1"'
+            first, last = best(
+                stage.query_range(f"max(vftrace_migration_active{{{vm}}}) == 1", began, end),
+                stage.query_range(f"vftrace_forecast_downtime_seconds{{{vm}}}", began, end),
             )
             ranges = {
                 "vftrace-fleet": (began, end),
-                "vftrace-migration": (first - 4, last + 5),
+                "vftrace-migration": (first - 3.7, last + 5.3),
                 "vftrace-vf": (mailbox - 2, mailbox + 48),
                 "vftrace-self": (began, end),
             }
