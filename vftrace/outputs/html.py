@@ -252,7 +252,12 @@ def _colour(kind: str, name: str) -> str:
 
 _COLOURS = {
     **dict.fromkeys(("running", "RUNNING", "RUNNING_P2P", "ready"), "good"),
-    **dict.fromkeys(("stopped", "STOP", "absent", "unplugged", "devices-stopped"), "bad"),
+    **dict.fromkeys(
+        ("stopped", "STOP", "absent", "unplugged", "devices-stopped", "blackout", "VF gone"), "bad"
+    ),
+    **dict.fromkeys(("wait for unplug", "VF configuring"), "c5"),
+    **dict.fromkeys(("VF attached",), "c6"),
+    **dict.fromkeys(("VF's link", "guest not heard yet", "destination's resume"), "c7"),
     **dict.fromkeys(("precopy", "PRE_COPY", "PRE_COPY_P2P", "incoming", "postcopy"), "c1"),
     **dict.fromkeys(("setup", "cleanup", "probing"), "c0"),
     **dict.fromkeys(("stop", "clock-read", "reset"), "c2"),

@@ -1,6 +1,6 @@
 """A migration as lanes of intervals and as counters: what the drawn and the exported timelines share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Intervals of one kind, in order: `source`, `destination`, `vcpus`, `blackout`, `rounds`, `device`, `vf`."""
+    """Intervals of one kind in order: `source`, `destination`, `vcpus`, `blackout`, `gap`, `rounds`, `device`, `vf`"""
 
     kind: str
     title: str
@@ -70,6 +70,7 @@ def timeline_of(migration: Json) -> Timeline:
             for role in ("source", "destination")
         ),
         Lane("blackout", "blackout", tuple(_blackout(m))),
+        Lane("gap", "no answers", tuple(_gap(m))),
         Lane("rounds", "rounds", tuple(_rounds(m))),
         *(Lane("device", _device(d), tuple(_states(d, start, end))) for d in m["devices"]),
         *(Lane("vf", _vf_title(v), tuple(_vf(v, end))) for v in m["vfs"]),
@@ -87,6 +88,7 @@ def _end(m: Json) -> int:
     ends += [r["at_ns"] + r["duration_ns"] for r in m["rounds"]]
     ends += [s["at_ns"] for d in m["devices"] for s in d["states"]]
     ends += [at for v in m["vfs"] for p in v["phases"] for at in (p["start_at_ns"], p["end_at_ns"])]
+    ends += [span["end_at_ns"] for span in _gap_spans(m)]
     known: list[int] = [end for end in ends if end is not None]
     return max(known)
 
@@ -121,6 +123,17 @@ def _blackout(m: Json) -> Iterator[Slice]:
         at, ns = checkpoint["at_ns"], checkpoint["ns"]
         if at is not None and ns:
             yield Slice(checkpoint["name"], at - ns, at)
+
+
+def _gap_spans(m: Json) -> Sequence[Json]:
+    """Only a report of several recordings has a ping's gap."""
+    gap = m["downtime"].get("gap")
+    return gap["spans"] if gap is not None else ()
+
+
+def _gap(m: Json) -> Iterator[Slice]:
+    for span in _gap_spans(m):
+        yield Slice(span["name"], span["start_at_ns"], span["end_at_ns"])
 
 
 def _rounds(m: Json) -> Iterator[Slice]:
