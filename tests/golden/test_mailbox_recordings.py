@@ -427,6 +427,10 @@ def test_a_helped_migration_is_mailbox_with_its_messages_as_evidence(name: str) 
         # No VFIO device of these VMs is a function of that card, and the report says so.
         assert evidence.event == f"{title}: {by}, bound to this VM by the time alone"
         assert 0 < evidence.at_ns - entry["at_ns"] < 100_000_000
+    stopped, resumed = told[0]["at_ns"], told[-1]["at_ns"]
+    (away,) = m.downtime.devices
+    assert away.address == f"VF 0 of {found['pf']}"
+    assert away.ns == pytest.approx(resumed - stopped, abs=100_000_000)
     assert [(vf.pf, vf.vf, vf.role) for vf in m.vfs] == [
         (found["pf"], 0, "source"),
         (found["pf"], 1, "destination"),

@@ -19,7 +19,15 @@ from vftrace.migration.devices import (
 from vftrace.migration.model import DeviceDowntime, DeviceUse, Evidence, Role, Strategy, VfUse
 from vftrace.migration.process import Arrival, Process
 from vftrace.migration.source import Session
-from vftrace.migration.strategy import RESTS, SETUP_BYTES, UNPLUG_WINDOW_NS, Facts, classify
+from vftrace.migration.strategy import (
+    RESTS,
+    SETUP_BYTES,
+    UNPLUG_WINDOW_NS,
+    Facts,
+    Said,
+    classify,
+    helped,
+)
 from vftrace.migration.vfs import Lives, destination_vf, heard_vf, ready_ns, source_vf
 
 _EVER = sys.maxsize
@@ -241,10 +249,11 @@ def judge(
             Away(device, peer, device.closed_at_ns, _back(peer, lives)) for device, peer in gone
         ]
         away += _kept(found, facts, gone, lives) if strategy == "failover" else []
+    rested = _rested(facts, lives) if strategy == "mailbox" else ()
     return Verdict(
         strategy,
         evidence,
-        tuple(a.downtime() for a in away),
+        (*(a.downtime() for a in away), *rested),
         found.uses(ended_ns, came_to_nothing=came_to_nothing),
         (
             *_vfs(found, lives, gone, ended_ns),
@@ -269,12 +278,36 @@ def _kept(
     away = []
     for device, peer in pairs(held, came):
         life = _life(device, lives)
-        rests = [
-            s.at_ns for s in facts.said if s.what == RESTS and function_of(s, lives) is life
-        ]
+        rests = [s.at_ns for s in facts.said if s.what == RESTS and function_of(s, lives) is life]
         if life is not None and rests:
             away.append(Away(device, peer, rests[-1], _back(peer, lives)))
     return away
+
+
+def _rested(facts: Facts, lives: Lives) -> Iterator[DeviceDowntime]:
+    """How long each function that was told to stop before the blackout was out of work: until it, or the one in
+    its place, was told to go on."""
+    before, after = helped(facts)
+    stops = _by_function(before, "stop")
+    goes_on = list(_by_function(after, "resume").values())
+    for number, (function, stopped) in enumerate(stops.items()):
+        life = function_of(stopped, lives)
+        back = goes_on[number].at_ns if number < len(goes_on) else None
+        yield DeviceDowntime(
+            address=life.address if life is not None and life.address else function,
+            id=None,
+            from_ns=stopped.at_ns,
+            ns=None if back is None else back - stopped.at_ns,
+        )
+
+
+def _by_function(said: list[Said], role: str) -> dict[str, Said]:
+    """What each function said first in this role; where none has it, what each said first."""
+    chosen = [s for s in said if s.role == role] or said
+    first: dict[str, Said] = {}
+    for each in sorted(chosen, key=lambda s: s.at_ns):
+        first.setdefault(each.function, each)
+    return first
 
 
 def _told(facts: Facts, lives: Lives, ended_ns: int | None) -> Iterator[VfUse]:

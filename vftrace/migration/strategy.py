@@ -185,10 +185,7 @@ def _mailbox(facts: Facts) -> Verdict | None:
     """
     if facts.closed:
         return None
-    said = [s for s in facts.said if s.held]
-    if not said and not facts.holds_functions and facts.alone:
-        said = [s for s in facts.said if s.role is not None]
-    before, after = _before(facts, said), _after(facts, said)
+    before, after = helped(facts)
     if facts.source_seen:
         halves_due = facts.peer_seen and facts.running_ns is not None
         if facts.stopped_ns is None or not before or (halves_due and not after):
@@ -198,6 +195,14 @@ def _mailbox(facts: Facts) -> Verdict | None:
     if not (before and after) and not any(s.role for s in (*before, *after)):
         return None
     return "mailbox", tuple(s.evidence() for s in sorted((*before, *after), key=lambda s: s.at_ns))
+
+
+def helped(facts: Facts) -> tuple[list[Said], list[Said]]:
+    """What was said by the functions that have a part in it: before the blackout and after it."""
+    said = [s for s in facts.said if s.held]
+    if not said and not facts.holds_functions and facts.alone:
+        said = [s for s in facts.said if s.role is not None]
+    return _before(facts, said), _after(facts, said)
 
 
 def _before(facts: Facts, said: Iterable[Said]) -> list[Said]:
