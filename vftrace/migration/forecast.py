@@ -72,6 +72,8 @@ class _Channel:
     rate: float
     link: float
     held_back: bool
+    fresh: float
+    """As `link`, for pages that the destination gets for the first time: it has to find memory for them."""
 
     @property
     def quota(self) -> float:
@@ -90,6 +92,8 @@ class _Run:
     ns: float
     """Until the guest is stopped; until it was given up where it does not converge."""
     last_bytes: float
+    last_fresh: float
+    """Which part of them goes for the first time."""
     last_round_ns: float
 
 
@@ -133,11 +137,15 @@ def forecast(
     threshold = max(1.0, channel.rate * limit_ns / 1e9)
     # A sweep came when less than the threshold was left, and that was seen only after a whole quota.
     unsent = max(0.0, threshold - channel.quota / 2)
+    at_first = _unsent_at_first(rounds[0], unsent)
+    # QEMU goes on where it stopped: what was never sent goes first.
+    fresh = max(0.0, at_first - sum(r.sent_bytes or 0 for r in rounds[1:-1]))
     if len(rounds) == 2:
-        unsent = _unsent_at_first(rounds[0], threshold, channel.quota)
-    left = new_pages * page_bytes + unsent * (1 - _overlap(rounds))
+        unsent = at_first
+    again = max(0.0, unsent - fresh)
+    left = new_pages * page_bytes + again * (1 - _overlap(rounds)) + fresh
     used = channel.quota * (0.5 if threshold < channel.quota else 1.0)
-    run = _play(left, used, page_bytes, threshold, known, channel, assumed.max_rounds)
+    run = _play(left, fresh, used, page_bytes, threshold, known, channel, assumed.max_rounds)
     passed = rounds[-1].at_ns - started_at_ns
     costs = _costs(run, left, passed, channel, assumed, fitted)
     plain = costs[0]
@@ -200,7 +208,8 @@ def replay(
     if once < WINDOW_NS:
         # QEMU does not stop before it has measured its bandwidth once, a window long: one round at least.
         left, passed, blind = known.pages(once) * page_bytes, passed + once, 1
-    run = _play(left, 0.0, page_bytes, threshold, known, channel, assumptions.max_rounds)
+    fresh = left if blind == 0 else 0.0
+    run = _play(left, fresh, 0.0, page_bytes, threshold, known, channel, assumptions.max_rounds)
     run = replace(run, rounds=run.rounds + blind)
     costs = _costs(run, left, passed, channel, assumptions, fitted)
     return Forecast(
@@ -223,17 +232,16 @@ def _channel(rounds: Sequence[Round], assumed: Assumptions) -> _Channel | None:
     """What was sent between the sweeps and how fast, later rounds counting more; None if nothing was."""
     given = assumed.bandwidth_bytes_per_second
     if given is not None:
-        return _Channel(given, given, False)
-    sent = quotas = windows = burst_bytes = burst_ns = 0.0
+        return _Channel(given, given, False, given)
+    sent = whole_bytes = whole_ns = burst_bytes = burst_ns = 0.0
     weight = 1.0
     for round_, after in pairwise(rounds):
         n, ns = round_.sent_bytes or 0, after.at_ns - round_.at_ns
         sent += n
         # Within one window nothing holds back: a short round tells nothing of the mean.
         if ns > WINDOW_NS:
-            quotas += weight * n
-            # A round ends inside a window whose share is partly used.
-            windows += weight * (ns // WINDOW_NS + 0.5)
+            whole_bytes += weight * n
+            whole_ns += weight * ns
         burst_bytes += weight * (round_.burst_bytes or 0)
         burst_ns += weight * (round_.burst_ns or 0)
         weight *= 2
@@ -241,11 +249,16 @@ def _channel(rounds: Sequence[Round], assumed: Assumptions) -> _Channel | None:
     if not sent or ns <= 0:
         return None
     mean = sent * 1e9 / ns
-    rate = quotas * 1e9 / (windows * WINDOW_NS) if quotas else mean
+    rate = whole_bytes * 1e9 / whole_ns if whole_bytes else mean
     link = burst_bytes * 1e9 / burst_ns if burst_ns else mean
     if link < rate * _HELD_BACK:
-        return _Channel(mean, max(mean, link), False)
-    return _Channel(rate, link, True)
+        link = max(mean, link)
+        return _Channel(mean, link, False, link)
+    first = rounds[0]
+    fresh = (
+        first.burst_bytes * 1e9 / first.burst_ns if first.burst_bytes and first.burst_ns else link
+    )
+    return _Channel(rate, link, True, min(link, max(rate, fresh)))
 
 
 def _page_bytes(rounds: Sequence[Round], channel: _Channel, limit_ns: int) -> float:
@@ -265,18 +278,15 @@ def _page_bytes(rounds: Sequence[Round], channel: _Channel, limit_ns: int) -> fl
     return float(PAGE_ON_WIRE)
 
 
-def _unsent_at_first(first: Round, threshold: float, quota: float) -> float:
-    """Bytes QEMU still counts as unsent at the end of the first round.
+def _unsent_at_first(first: Round, unsent: float) -> float:
+    """Bytes QEMU still counts as unsent at the end of the first round: no more than memory has.
 
-    Zero pages count as whole ones and go in no time: the emptier the memory, the more of it a quota covers.
+    Zero pages count as whole ones and go in no time. How many of them came last is not seen: none is assumed, as
+    in a guest that has filled its memory.
     """
-    logged, sent = first.logged_pages, first.sent_bytes
-    if logged is None or sent is None:
-        return max(0.0, threshold - quota / 2)
-    memory = logged * float(PAGE_SIZE)
-    density = min(1.0, sent / max(memory - threshold, float(sent), 1.0))
-    unsent = threshold - quota / max(density, 1e-6) / 2
-    return min(max(0.0, unsent), max(0.0, memory - sent))
+    if first.logged_pages is None or first.sent_bytes is None:
+        return unsent
+    return min(unsent, max(0.0, first.logged_pages * float(PAGE_SIZE) - first.sent_bytes))
 
 
 def _overlap(rounds: Sequence[Round]) -> float:
@@ -293,6 +303,7 @@ def _overlap(rounds: Sequence[Round]) -> float:
 
 def _play(
     left: float,
+    fresh: float,
     used: float,
     page_bytes: float,
     threshold: float,
@@ -308,26 +319,30 @@ def _play(
     rounds = 0
     while left >= threshold:
         if rounds >= max_rounds or ns + since_ns > LONGEST_NS:
-            return _Run(False, rounds, ns, left, since_ns)
+            return _Run(False, rounds, ns, left, fresh, since_ns)
         now = min(left, max(0.0, quota - used))
         left -= now
+        fresh = max(0.0, fresh - now)
         used += now
         since_ns += now * 1e9 / channel.link
         if left >= threshold or (left > 0 and used < quota):
             # Whole windows that cannot be the last are taken at once.
             whole = max(0, math.ceil((left - threshold) / quota) - 1)
+            before = left
             left = max(threshold, left - whole * quota)
+            fresh = max(0.0, fresh - (before - left))
             since_ns += max(0.0, window_ns - used * 1e9 / channel.link) + whole * window_ns
             used = 0.0
             continue
         rounds += 1
         new = known.pages(since_ns) * page_bytes
         # What was not sent stays, unless it became dirty again and is counted there.
-        left = new + left * (1 - min(1.0, new / largest))
+        again = max(0.0, left - fresh)
+        left = new + again * (1 - min(1.0, new / largest)) + fresh
         ns, last_ns, since_ns = ns + since_ns, since_ns, 0.0
         if left < threshold:
-            return _Run(True, rounds, ns, left, last_ns)
-    return _Run(True, rounds, ns, left, 0.0)
+            return _Run(True, rounds, ns, left, fresh, last_ns)
+    return _Run(True, rounds, ns, left, fresh, 0.0)
 
 
 def _costs(
@@ -340,7 +355,8 @@ def _costs(
 ) -> tuple[StrategyCost, ...]:
     """Every strategy; plain precopy first."""
     fixed = fitted.fixed_downtime_ns
-    wire = run.last_bytes * 1e9 / channel.link
+    again = run.last_bytes - run.last_fresh
+    wire = 1e9 * (again / channel.link + run.last_fresh / channel.fresh)
     down = round(fixed + wire) if run.converges else None
     total = None if down is None else round(passed + run.ns + down)
     # The guest is stopped now and runs at once over there; the rest follows while it runs.
