@@ -1,0 +1,80 @@
+"""A real Prometheus that scrapes `vftrace serve` while a guest here is too fast for its migration's channel."""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.dashboards.expressions import BOARDS, ask, expressions
+from tests.dashboards.prom import Stage, quick
+from vftrace.demo import guest, qemu
+from vftrace.demo.scenarios import FIRST_PAGE, Run, Vm
+
+pytestmark = pytest.mark.needs("prometheus")
+
+MIB = 1 << 20
+TOO_FAST = guest.fixed(FIRST_PAGE, 4096, 3000)
+"""12 MiB/s where 8 MiB/s are sent."""
+
+NOT_CONVERGING = "ALERTS{alertname='VftracePrecopyNotConverging', alertstate='firing'}"
+
+NOT_HERE = ("vfio_device_state", 'kind="device"')
+"""The guest has no device passed through."""
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """A minute of the rules is a second."""
+    rules = quick(tmp_path / "quick.rules.yml", 60, {})
+    with Stage(tmp_path, ("here",), (rules,)) as found:
+        found.serve("here")
+        found.wait_ready("here")
+        yield found
+
+
+async def migrate(stage: Stage, directory: Path) -> tuple[Vm, float]:
+    """Until the alert fires; then the channel gets wider. Returns the source, and the seconds between QEMU's
+    events STOP and RESUME."""
+    async with AsyncExitStack() as stack:
+        run = Run("too-fast", qemu.find_qemu(), directory, stack, lambda line: None)
+        source = await run.source(run.firmware(TOO_FAST))
+        destination = await run.destination(source)
+        moved = await run.migrate(source, destination, bandwidth=8 * MIB, downtime_ms=300)
+        await asyncio.to_thread(stage.wait, NOT_CONVERGING, 60)
+        await source.qemu.command_qmp("migrate-set-parameters", **{"max-bandwidth": 256 * MIB})
+        await run.arrived(moved)
+        # A migration is counted a second after its end.
+        ended = "sum(vftrace_migrations_total{outcome='completed', role='stitched'}) > 0"
+        await asyncio.to_thread(stage.wait, ended, 20)
+        stop = next(event for event in source.qemu.events if event.name == "STOP")
+        resume = next(event for event in destination.qemu.events if event.name == "RESUME")
+        return source, (resume.at_ns - stop.at_ns) / 1e9
+
+
+def test_a_guest_that_is_too_fast(stage: Stage, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=tmp_path) as directory:
+        source, seconds = asyncio.run(migrate(stage, Path(directory)))
+    vm = source.spec.uuid
+    fired = stage.query_range(NOT_CONVERGING)
+    assert {series.labels["vm"] for series in fired} == {vm}
+    assert stage.wait("absent(ALERTS{alertname='VftracePrecopyNotConverging'})", 20)
+    (downtime,) = stage.query(f'vftrace_migration_last_downtime_seconds{{vm="{vm}", kind="vcpu"}}')
+    assert -0.0005 <= downtime.value - seconds <= 0.01
+    check_boards(stage, str(vm))
+    assert [rule for rule in stage.rules() if rule["health"] != "ok"] == []
+
+
+def check_boards(stage: Stage, vm: str) -> None:
+    """What a board of migrations shows of this one; one of virtual functions has nothing here."""
+    silent = [
+        str(expression)
+        for board in BOARDS
+        for expression in expressions(board)
+        if board.stem != "vftrace-vf"
+        and not any(word in expression.text for word in NOT_HERE)
+        and not ask(stage, expression, 60, {"vm": vm})
+    ]
+    assert silent == []
