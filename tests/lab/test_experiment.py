@@ -32,8 +32,8 @@ def test_a_guest_moves_and_the_hosts_know_why_it_was_away(tmp_path: Path) -> Non
             break
     assert [run.case.name for run in done] == list(SMALL)
     golden = TREE / "tests/golden"
-    keep = [sys.executable, str(golden / "experiment/keep.py"), str(where), "now", str(tmp_path)]
-    subprocess.run(keep, check=True)
+    keep = [sys.executable, str(golden / "experiment/keep.py"), str(where), "now"]
+    subprocess.run([*keep, "--to", str(tmp_path)], check=True)
     checks = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     found = subprocess.run(
         [*checks, str(golden / "test_experiment.py")],
