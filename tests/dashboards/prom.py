@@ -171,10 +171,13 @@ class Stage:
 
     # -- hosts ----------------------------------------------------------------------------------
 
-    def play(self, name: str, play: Play) -> None:
-        """Start a host that replays a recording, its wall clock moved to now."""
+    def play(self, name: str, play: Play, start_seconds: float = 0) -> None:
+        """Start a host that replays a recording, its wall clock moved to now.
+
+        `start_seconds`: what a host needs until it begins.
+        """
         path = self.directory / f"{name}.vft"
-        fresh(play, path)
+        fresh(play, path, start_seconds)
         self.serve(name, "--replay", str(path), "--speed", str(play.speed))
 
     def serve(self, name: str, *arguments: str, inside: tuple[str, ...] = ()) -> None:
@@ -275,12 +278,12 @@ class Stage:
             raise QueryError(json.load(error)["error"]) from error
 
 
-def fresh(play: Play, path: Path) -> Path:
-    """Write the recording with clock samples that make its beginning now, at this speed."""
+def fresh(play: Play, path: Path, later: float = 0) -> Path:
+    """Write the recording with clock samples that make its beginning now, or `later` seconds, at this speed."""
     recording = Recording(play.recording)
     records = list(recording)
     first = min(wire.HEADER.unpack_from(record)[0] for record in records)
-    now = time.time_ns()
+    now = time.time_ns() + round(later * _NS)
 
     def moved(record: bytes) -> bytes:
         if wire.HEADER.unpack_from(record)[3] != _CLOCK_KIND:
