@@ -47,6 +47,9 @@ LINK_NS = 4_000_000_000
 """A driver that is up looks for its link every two seconds (igbvf/netdev.c, igbvf_watchdog_task), and may look twice
 before it says so. What is longer has another reason."""
 
+ANNOUNCED_NS = 5_000_000_000
+"""QEMU announces a guest in the first two seconds (migration/options.c, announce-initial to announce-step)."""
+
 AROUND_NS = 60_000_000_000
 """A gap further than this from the migration has another reason."""
 
@@ -168,7 +171,7 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
     ran = times.get("vcpus-running")
     heard = sorted((*_heard(source), *_heard(destination)))
     if ran is not None:
-        here = [at for at in _heard(destination) if at >= ran]
+        here = [at for at in _heard(destination) if ran <= at <= ran + ANNOUNCED_NS]
         # Without any word of it the bridge knew the guest, or there is none.
         if here:
             yield GapSpan(UNHEARD, "destination", ran, min(here))
