@@ -110,7 +110,7 @@ def grid() -> list[Point]:
 
 
 def fresh_grid() -> list[Point]:
-    """24 more, to judge by alone: written down after the model was changed for the last time, before they ran.
+    """24 more, to judge by alone: the model was not changed any more once they had run.
 
     Other bandwidths, limits and sets than `grid` has; every third has a limit of seconds, so that the last pages
     take long.

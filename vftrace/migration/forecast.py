@@ -137,7 +137,7 @@ def forecast(
     threshold = max(1.0, channel.rate * limit_ns / 1e9)
     # A sweep came when less than the threshold was left, and that was seen only after a whole quota.
     unsent = max(0.0, threshold - channel.quota / 2)
-    at_first = _unsent_at_first(rounds[0], unsent)
+    at_first = _unsent_at_first(rounds[0], threshold, channel.quota)
     # QEMU goes on where it stopped: what was never sent goes first.
     fresh = max(0.0, at_first - sum(r.sent_bytes or 0 for r in rounds[1:-1]))
     if len(rounds) == 2:
@@ -278,15 +278,19 @@ def _page_bytes(rounds: Sequence[Round], channel: _Channel, limit_ns: int) -> fl
     return float(PAGE_ON_WIRE)
 
 
-def _unsent_at_first(first: Round, unsent: float) -> float:
-    """Bytes QEMU still counts as unsent at the end of the first round: no more than memory has.
+def _unsent_at_first(first: Round, threshold: float, quota: float) -> float:
+    """Bytes QEMU still counts as unsent at the end of the first round.
 
-    Zero pages count as whole ones and go in no time. How many of them came last is not seen: none is assumed, as
-    in a guest that has filled its memory.
+    Zero pages count as whole ones and go in no time: the emptier the memory, the more of it a quota covers. Whether
+    they lie where the round ended is not seen; the square root is between a tail that is full and the mean.
     """
-    if first.logged_pages is None or first.sent_bytes is None:
-        return unsent
-    return min(unsent, max(0.0, first.logged_pages * float(PAGE_SIZE) - first.sent_bytes))
+    logged, sent = first.logged_pages, first.sent_bytes
+    if logged is None or sent is None:
+        return max(0.0, threshold - quota / 2)
+    memory = logged * float(PAGE_SIZE)
+    density = min(1.0, sent / max(memory - threshold, float(sent), 1.0))
+    unsent = threshold - quota / math.sqrt(max(density, 1e-6)) / 2
+    return min(max(0.0, unsent), max(0.0, memory - sent))
 
 
 def _overlap(rounds: Sequence[Round]) -> float:
