@@ -109,7 +109,7 @@ static __always_inline int send_exit(long ret)
 	if (!c) {
 		struct channel fresh = { .first_ns = now };
 
-		at = __sync_fetch_and_add(&vm->nr_channels, 1);
+		at = fetch_add(&vm->nr_channels, 1);
 		if (at >= MAX_CHANNELS) {
 			__sync_fetch_and_add(&vm->channels_overflow, 1);
 			goto done;

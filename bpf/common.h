@@ -98,6 +98,18 @@ static long (*const read_kernel)(void *to, u32 size, const void *from) = (void *
 
 #define now_ns() bpf_ktime_get_boot_ns()
 
+/* The value before. For the processor that BCC asks for (BPF v1) LLVM 20 and later refuse the builtin where
+ * its value is used, and take the instruction by name only (BPFInstrInfo.td); older ones do not know the name. */
+static __always_inline u64 fetch_add(u64 *at, u64 n)
+{
+#if __clang_major__ >= 20
+	asm volatile("%0 = atomic_fetch_add((u64 *)(%1 + 0), %0)" : "+r"(n) : "r"(at) : "memory");
+	return n;
+#else
+	return __sync_fetch_and_add(at, n);
+#endif
+}
+
 static __always_inline void fill_header(struct vft_header *h, struct vm *vm, u16 kind, u32 size)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -108,7 +120,7 @@ static __always_inline void fill_header(struct vft_header *h, struct vm *vm, u16
 	h->reserved = 0;
 	h->tgid = id >> 32;
 	h->tid = (u32)id;
-	h->seq = __sync_fetch_and_add(&vm->seq, 1);
+	h->seq = fetch_add(&vm->seq, 1);
 }
 
 /* A value read once more. Of one that was compared the verifier knows more on each side, and follows all that

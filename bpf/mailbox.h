@@ -141,7 +141,7 @@ static __always_inline bool fill_unowned(struct vft_header *h, u64 now, u16 kind
 	h->at_ns = now;
 	h->size = size;
 	h->kind = kind;
-	h->seq = __sync_fetch_and_add(seq, 1);
+	h->seq = fetch_add(seq, 1);
 	return true;
 }
 

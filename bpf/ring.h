@@ -67,7 +67,7 @@ int tp_dirty_ring_push(struct dirty_ring_push *ctx)
 	if (!__sync_lock_test_and_set(&chunk->touched, 1)) {
 		struct touched_key at = { .tgid = key.tgid };
 
-		at.index = __sync_fetch_and_add(&vm->touched_count, 1);
+		at.index = fetch_add(&vm->touched_count, 1);
 		if (at.index < MAX_TOUCHED)
 			touched.update(&at, &key);
 		else
