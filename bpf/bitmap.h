@@ -87,7 +87,7 @@ static __always_inline void ship_piece(struct walk *walk, struct vm *vm, struct 
 		size += bytes;
 	fill_header(&piece->h, vm, VFT_PIECE, size);
 	if (size <= sizeof(*piece))
-		send(vm, piece, size, NO_WAKE);
+		send(piece, size, NO_WAKE);
 	t->pieces++;
 }
 

@@ -25,7 +25,6 @@ struct vm {
 	u64 uffd_calls;
 	u64 uffd_bytes;
 	u64 uffd_reported_ns;
-	u64 lost;		/* records that did not fit into the ring */
 };
 
 /* One for each thread inside a traced call, and for each vCPU thread always. */
@@ -70,7 +69,7 @@ __attribute__((section("maps/export"))) struct events_table_t __events;
 BPF_TABLE_PUBLIC("hash", u32, struct vm, vms, 4096);
 BPF_TABLE("hash", u64, struct thread, threads, 65536);
 BPF_TABLE("hash", struct slot_key, u64, slot_pages, 65536);
-BPF_TABLE_PUBLIC("array", u32, u64, lost, 1);	/* what no VM that is there now counts */
+BPF_TABLE_PUBLIC("array", u32, u64, lost, 1);
 BPF_TABLE_PUBLIC("array", u32, u64, unowned, 1);	/* the next seq of stream 0 */
 BPF_TABLE("array", u32, struct vm, new_vm, 1);
 #else
@@ -130,18 +129,21 @@ static __always_inline void fill_header(struct vft_header *h, struct vm *vm, u16
 #define WAKE 2		/* BPF_RB_FORCE_WAKEUP: the reader must look at /proc at once */
 #define NO_WAKE 1	/* BPF_RB_NO_WAKEUP: the reader comes by timer */
 
-/* The result is 0 or a negative errno; no branch here, since the compiler and the verifier would follow both
- * sides of it at every place that sends. */
-static __always_inline void send(struct vm *vm, void *record, u64 size, u64 wake)
+static __always_inline void send(void *record, u64 size, u64 wake)
 {
-	s64 result = events.ringbuf_output(record, size, wake);
+	u32 zero = 0;
+	u64 *count;
 
-	__sync_fetch_and_add(&vm->lost, (u64)result >> 63);
+	if (events.ringbuf_output(record, size, wake)) {
+		count = lost.lookup(&zero);
+		if (count)
+			__sync_fetch_and_add(count, 1);
+	}
 }
 
 #define EMIT_WAKING(vm, number, record, wake) do { \
 	fill_header(&(record)->h, vm, number, sizeof(*(record))); \
-	send(vm, record, sizeof(*(record)), wake); \
+	send(record, sizeof(*(record)), wake); \
 } while (0)
 
 /* A wake-up per record would cost the VMM more than the record. */

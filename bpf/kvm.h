@@ -127,7 +127,7 @@ static __always_inline void emit_record(struct vm *vm, union kvm_record *r)
 	if (!size || size > sizeof(*r))
 		return;
 	fill_header(&r->h, vm, r->h.kind, size);
-	send(vm, r, size, NO_WAKE);
+	send(r, size, NO_WAKE);
 }
 
 static __always_inline void report_channels(struct vm *vm);
@@ -273,10 +273,8 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 	if (!vm)
 		return false;
 	t->ret = ret;
-	if (cmd == KVM_GET_DIRTY_LOG || cmd == KVM_RESET_DIRTY_RINGS || cmd == KVM_GET_CLOCK) {
+	if (cmd == KVM_GET_DIRTY_LOG || cmd == KVM_RESET_DIRTY_RINGS || cmd == KVM_GET_CLOCK)
 		report_channels(vm);
-		cmd = AGAIN(t->cmd);
-	}
 	switch (cmd) {
 	case KVM_GET_DIRTY_LOG:
 	case KVM_CLEAR_DIRTY_LOG:

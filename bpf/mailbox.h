@@ -208,8 +208,7 @@ static __always_inline void message(u32 driver, u64 hw, u64 msg, u32 size, u32 v
 	e.direction = direction;
 	e.size = size;
 	e.ret = ret;
-	if (events.ringbuf_output(&e, sizeof(e), NO_WAKE))
-		count_lost();
+	send(&e, sizeof(e), NO_WAKE);
 }
 
 static __always_inline void function_reset(u32 driver, u64 hw, u32 vf)
@@ -228,6 +227,5 @@ static __always_inline void function_reset(u32 driver, u64 hw, u32 vf)
 	__builtin_memcpy(e.pf, flow->pf, sizeof(e.pf));
 	e.driver = driver;
 	e.vf = vf;
-	if (events.ringbuf_output(&e, sizeof(e), NO_WAKE))
-		count_lost();
+	send(&e, sizeof(e), NO_WAKE);
 }

@@ -29,8 +29,7 @@ int tp_process_exit(void *ctx)
 	u64 id = bpf_get_current_pid_tgid();
 	struct vft_exit e = {};
 	struct vm *vm = current_vm();
-	u32 tgid = id >> 32, zero = 0;
-	u64 *count;
+	u32 tgid = id >> 32;
 
 	if (!vm)
 		return 0;
@@ -43,9 +42,6 @@ int tp_process_exit(void *ctx)
 	report_channels(vm);
 	e.last_exit_ns = vm->last_exit_ns;
 	EMIT(vm, VFT_EXIT, &e);
-	count = lost.lookup(&zero);
-	if (count)
-		__sync_fetch_and_add(count, vm->lost);
 	vms.delete(&tgid);
 	return 0;
 }

@@ -107,8 +107,7 @@ class Probes:
 
     def lost(self) -> int:
         """Records that did not fit into the ring so far."""
-        running = sum(int(vm.lost) for vm in self._bpf["vms"].values())
-        return int(self._bpf["lost"][0].value) + running
+        return int(self._bpf["lost"][0].value)
 
     def uncounted(self) -> dict[int, int]:
         """By process: how often it sent on an fd past those that are counted."""
