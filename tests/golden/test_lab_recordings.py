@@ -9,11 +9,15 @@ apart: tests/lab holds what it has just recorded to the same.
 import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vftrace import events
+from vftrace.migration import dirty
+from vftrace.migration.devices import Devices, VfioEvent
 from vftrace.migration.model import DeviceUse, Migration, Snapshot
 from vftrace.migration.tracker import Tracker
 from vftrace.sources.recording import Recording
@@ -130,9 +134,9 @@ def test_states_are_reached_near_the_drivers_answer(name: str, job: str) -> None
         answers = [(e["to"], e["at_ns"]) for e in device["log"] if e["what"] == "answer"]
         (use,) = [d for d in migration(name, job).devices if d.address == device["uuid"]]
         for state in use.states[1:]:
-            assert any(
-                to == state.state and 0 <= state.at_ns - at < NEAR for to, at in answers
-            ), state
+            assert any(to == state.state and 0 <= state.at_ns - at < NEAR for to, at in answers), (
+                state
+            )
 
 
 # -- what moved ---------------------------------------------------------------------------------
@@ -257,7 +261,8 @@ ENDS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "job"), jobs(without=("steer-fail-stop-copy", "steer-error", "unplug-only"))
+    ("name", "job"),
+    jobs(without=("steer-fail-stop-copy", "steer-error", "unplug-only", "requests")),
 )
 def test_outcome_cause_and_words(name: str, job: str) -> None:
     found = migration(name, job)
@@ -283,9 +288,17 @@ def test_an_unplug_without_a_migration_is_none() -> None:
 # -- strategies ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "job"), jobs(without=("unplug-only",)))
+STRATEGIES = {
+    "unplug": "unplug",
+    "late-unplug": "late-unplug",
+    "plug-after": "plain",
+    "plain": "plain",
+}
+
+
+@pytest.mark.parametrize(("name", "job"), jobs(without=("unplug-only", "requests")))
 def test_strategy(name: str, job: str) -> None:
-    wanted = {"unplug": "unplug", "plug-after": "plain", "plain": "plain"}.get(job, "vfio")
+    wanted = STRATEGIES.get(job, "vfio")
     assert migration(name, job).strategy == wanted
 
 
@@ -304,3 +317,132 @@ def test_the_functions_absence_is_timed(name: str, job: str) -> None:
     assert absent.end_at_ns is not None
     assert plug["asked_at_ns"] < absent.end_at_ns < plug["done_at_ns"]
     assert [d.ns for d in found.downtime.devices] == [absent.end_at_ns - absent.start_at_ns]
+
+
+# -- a VMM that is not QEMU ---------------------------------------------------------------------
+
+
+def told(name: str, job: str, role: str = "none") -> list[Truth]:
+    """What tinyvmm says of what it did, in order."""
+    (found,) = [vmm["log"] for vmm in truths(name)[job]["tiny"] if vmm["role"] == role]
+    log: list[Truth] = found
+    return log
+
+
+def acts(log: list[Truth], what: str) -> list[Truth]:
+    return [act for act in log if act["what"] == what]
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("late-unplug"))
+def test_a_late_unplug_with_its_evidence(name: str, job: str) -> None:
+    source, destination = told(name, job, "source"), told(name, job, "destination")
+    (close,), (opened,) = acts(source, "close"), acts(destination, "open")
+    rounds = acts(source, "round")
+    found = migration(name, job)
+    first, second = truths(name)[job]["addresses"]
+    at = {evidence.event: evidence.at_ns for evidence in found.strategy_evidence}
+    assert set(at) == {
+        "second round begins",
+        f"source closes {first}",
+        f"destination opens {second}",
+    }
+    assert rounds[1]["at_ns"] <= at["second round begins"] <= rounds[1]["swept_at_ns"]
+    closed_at, opened_at = at[f"source closes {first}"], at[f"destination opens {second}"]
+    assert close["at_ns"] <= closed_at <= close["done_at_ns"]
+    assert opened["at_ns"] <= opened_at <= opened["done_at_ns"]
+    assert [r.new_pages for r in found.rounds[1:]] == [r["new_pages"] for r in rounds[1:]]
+    assert [(d.address, d.ns) for d in found.downtime.devices] == [(first, opened_at - closed_at)]
+
+
+def kernel_events(name: str, job: str) -> list[events.Event]:
+    """What the kernel side recorded of the one tinyvmm of a job."""
+    (vmm,) = truths(name)[job]["tiny"]
+    begin, end = vmm["log"][0]["at_ns"], vmm["log"][-1]["done_at_ns"]
+    return [
+        event
+        for event in events_of(Recording(LAB / f"{name}.vft.gz"))
+        if event.tgid == vmm["pid"] and begin <= event.at_ns <= end + MS
+    ]
+
+
+# What tinyvmm calls each request, and what tells vftrace's events of it from others.
+REQUESTS: dict[str, Callable[[events.Event], bool]] = {
+    "track": lambda e: (
+        isinstance(e, events.VfioDirtyTracking) and e.by == events.VfioDirtyTracking.CONTAINER
+    ),
+    "dma": lambda e: (
+        isinstance(e, events.VfioDirtyTracking) and e.by == events.VfioDirtyTracking.DEVICE
+    ),
+    "dirty": lambda e: (
+        isinstance(e, events.VfioDirty)
+        and (e.by, e.unmap) == (events.VfioDirtyTracking.CONTAINER, 0)
+    ),
+    "unmap": lambda e: (
+        isinstance(e, events.VfioDirty)
+        and (e.by, e.unmap) == (events.VfioDirtyTracking.CONTAINER, 1)
+    ),
+    "report": lambda e: isinstance(e, events.VfioDirty) and e.by == events.VfioDirtyTracking.DEVICE,
+    "state": lambda e: isinstance(e, events.VfioState) and e.op == events.VfioState.SET,
+    "reset": lambda e: isinstance(e, events.VfioReset) and e.op == events.VfioReset.DEVICE,
+    "hot-reset": lambda e: isinstance(e, events.VfioReset) and e.op == events.VfioReset.HOT,
+}
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("requests"))
+@pytest.mark.parametrize("what", REQUESTS)
+def test_requests_are_what_the_vmm_says_it_asked(name: str, job: str, what: str) -> None:
+    """One event for each, between its begin and its end, with its result."""
+    log = told(name, job)
+    asked = acts(log, what)
+    seen = [event for event in kernel_events(name, job) if REQUESTS[what](event)]
+    assert asked
+    assert [event.ret for event in seen] == [act["ret"] for act in asked]  # type: ignore[attr-defined]
+    for event, act in zip(seen, asked, strict=True):
+        assert act["at_ns"] <= event.enter_ns <= event.at_ns <= act["done_at_ns"]  # type: ignore[attr-defined]
+        match event:
+            case events.VfioState():
+                assert event.state == int(act["argument"])
+            case events.VfioDirtyTracking():
+                assert bool(event.on) == (act["argument"] == "on")
+            case events.VfioDirty():
+                assert event.iova == int(act["argument"])
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("requests"))
+def test_dirty_pages_are_those_the_vmm_was_told(name: str, job: str) -> None:
+    log = told(name, job)
+    asked = [act for act in log if act["what"] in ("dirty", "unmap", "report")]
+    happened = kernel_events(name, job)
+    pieces = [event for event in happened if isinstance(event, events.Piece)]
+    for act in asked:
+        (found,) = [
+            event
+            for event in happened
+            if isinstance(event, events.VfioDirty)
+            and act["at_ns"] <= event.enter_ns <= act["done_at_ns"]
+        ]
+        mine = [p for p in pieces if (p.tid, p.call_ns) == (found.tid, found.enter_ns)]
+        assert dirty.count(dirty.bitmap_of(mine)) == act["dirty_pages"]
+    assert sum(act["dirty_pages"] for act in asked) > 0
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("requests"))
+def test_maps_are_counted(name: str, job: str) -> None:
+    """The totals that come with each change of tracking: those of all memory when a device is opened, and `map`."""
+    log = told(name, job)
+    tracking = [e for e in kernel_events(name, job) if isinstance(e, events.VfioDirtyTracking)]
+    changes = [act for act in log if act["what"] in ("track", "dma")]
+    for event, change in zip(tracking, changes, strict=True):
+        before = [act for act in log if act["at_ns"] < change["at_ns"]]
+        assert event.dma_maps == len(acts(before, "open")) + len(acts(before, "map"))
+        assert event.dma_unmaps == len(acts(before, "unmap"))
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("requests"))
+def test_a_device_in_error_runs_after_its_reset(name: str, job: str) -> None:
+    devices = Devices()
+    for event in kernel_events(name, job):
+        if isinstance(event, VfioEvent):
+            devices.feed(event)
+    states = [state.state for state in devices.all[0].states()]
+    assert states == ["RUNNING", "ERROR", "RUNNING", "RUNNING_P2P", "RUNNING"]

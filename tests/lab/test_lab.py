@@ -34,11 +34,17 @@ ESSENTIAL = (
     "mailbox-ixgbe",
     "mailbox-assisted",
     "unplug",
+    "late-unplug",
+    "requests",
+    "doctor",
 )
 # What the emulated processors may be away, between a driver's look at the clock and the tracer's.
 NOISE_MS = "30"
-# Minutes of compiling under emulation, or a flood: LAB_FULL=1 runs these too.
+# Minutes of compiling under emulation, a flood, or no other tracer beside it: LAB_FULL=1 runs these too.
 LONG = {"ways", "late", "mailbox-flood"}
+ALONE = "late-kvm"
+# Here vftrace starts before the modules it traces.
+LATE_MODULES, FOLLOW = "7.x", "follow"
 # What the messages of the helped migration are called.
 OPTIONS = "--profile /src/docs/profiles/assisted-ixgbe.toml"
 # VFIO got precopy, and mtty its migration, in 6.2 and later.
@@ -46,9 +52,15 @@ NOT_ON_6_1 = {name for name in JOBS if name.startswith("vfio-")} | {"steer-refus
 
 
 def _jobs(kernel: str) -> list[str]:
-    if os.environ.get("LAB_FULL") == "1":
-        return list(JOBS)
-    return [job for job in JOBS if job not in LONG] if kernel == "6.12" else list(ESSENTIAL)
+    first = [FOLLOW] if kernel == LATE_MODULES else []
+    every = [job for job in JOBS if job not in (FOLLOW, ALONE)]
+    if not _full():
+        every = [job for job in every if job not in LONG] if kernel == "6.12" else list(ESSENTIAL)
+    return first + every
+
+
+def _full() -> bool:
+    return os.environ.get("LAB_FULL") == "1"
 
 
 def _kernels() -> list[str]:
@@ -79,7 +91,11 @@ def _boot(kernel: str) -> Outcome:
         _jobs(kernel),
         LAB / "results" / f"{kernel}-test",
         timeout_s=240 + 60 * len(_jobs(kernel)),
-        environment={"VFTRACE": "1", "VFTRACE_OPTIONS": OPTIONS},
+        environment={
+            "VFTRACE": "1",
+            "VFTRACE_OPTIONS": OPTIONS,
+            "LAB_LATE_MODULES": str(int(kernel == LATE_MODULES)),
+        },
     )
 
 
@@ -110,13 +126,18 @@ def test_job(kernel: str, job: str) -> None:
 @pytest.mark.parametrize("kernel", _kernels())
 def test_vftrace_says_what_was_done(kernel: str, tmp_path: Path) -> None:
     """What was recorded just now passes what the golden recordings pass: states, bytes, times, causes."""
+    _check_recording(outcome(kernel).results, kernel, tmp_path)
+
+
+def _check_recording(results: Path, name: str, tmp_path: Path) -> None:
     golden = TREE / "tests/golden"
-    keep = [sys.executable, str(golden / "lab/keep.py"), str(outcome(kernel).results)]
-    subprocess.run([*keep, kernel, str(tmp_path)], check=True)
+    keep = [sys.executable, str(golden / "lab/keep.py"), str(results)]
+    subprocess.run([*keep, name, str(tmp_path)], check=True)
     checks = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*checks, str(golden / "test_lab_recordings.py")],
-        env=os.environ | {"VFTRACE_LAB_RECORDINGS": str(tmp_path), "VFTRACE_LAB_NOISE_MS": NOISE_MS},
+        env=os.environ
+        | {"VFTRACE_LAB_RECORDINGS": str(tmp_path), "VFTRACE_LAB_NOISE_MS": NOISE_MS},
         capture_output=True,
         text=True,
         check=False,
@@ -219,3 +240,37 @@ def test_only_6_1_logs_dma_itself() -> None:
     # Debian's later kernels have no iommufd, and with it no bitmap to report into.
     assert truth("6.1", "steer-dma")["tracking"] == "device"
     assert truth("6.12", "steer-dma")["tracking"] == "iommu"
+
+
+@pytest.mark.parametrize("kernel", _kernels())
+def test_the_other_vmms_migration_was_in_its_order(kernel: str) -> None:
+    source, destination = (vmm["log"] for vmm in truth(kernel, "late-unplug")["tiny"])
+    order = [
+        act["what"] for act in source if act["what"] in ("open", "log", "close", "stop", "save")
+    ]
+    assert order == ["open", "log", "close", "stop", "save"]
+    assert [act["what"] for act in destination][-3:] == ["load", "run", "open"]
+    (closed_at,) = (act["at_ns"] for act in source if act["what"] == "close")
+    assert len([a for a in source if a["what"] == "round" and a["at_ns"] < closed_at]) == 5
+
+
+def _full_only(why: str) -> None:
+    if not _full():
+        pytest.skip(f"{why}: LAB_FULL=1 runs it")
+
+
+@pytest.mark.parametrize("kernel", _kernels())
+def test_kvm_comes_and_goes(kernel: str) -> None:
+    _full_only("a boot with a tracer of its own")
+    results = LAB / "results" / f"{kernel}-{ALONE}-test"
+    assert run_jobs(kernel, [ALONE], results).codes == {ALONE: 0}
+
+
+def test_the_newest_bcc(tmp_path: Path) -> None:
+    """Debian sid's: all of vftrace's objects are compiled and loaded, and a migration is as it is elsewhere."""
+    _full_only("a userspace and a boot of its own")
+    names = ["hello", "doctor", "vfio-precopy-p2p", "steer-downtime"]
+    results = LAB / "results/sid-test"
+    done = run_jobs("6.12", names, results, environment={"VFTRACE": "1"}, userspace="sid")
+    assert done.codes == dict.fromkeys(names, 0)
+    _check_recording(results, "sid", tmp_path)

@@ -163,6 +163,33 @@ def late(job: Job) -> None:
             raise JobError(f"expected {wanted}")
 
 
+# Modules with probes of their own, and a function of each that has one.
+FOLLOWED = {
+    "vfio": "vfio_device_fops_unl_ioctl",
+    "igb": "igb_read_mbx",
+    "ixgbe": "ixgbe_read_mbx",
+}
+
+
+def follow(job: Job) -> None:
+    """The modules come after vftrace has started (LAB_LATE_MODULES=1), and its probes with them."""
+    if os.environ.get("LAB_LATE_MODULES") != "1" or os.environ.get("VFTRACE") != "1":
+        raise CannotHereError("LAB_LATE_MODULES=1 and VFTRACE=1 let vftrace start before modules")
+    there = [m for m in ("kvm", *FOLLOWED) if Path("/sys/module", m).exists()]
+    if there:
+        raise JobError(f"loaded already: {', '.join(there)}")
+    modprobe("kvm-amd")
+    probes = Path("/sys/kernel/debug/kprobes/list")
+    seconds = {}
+    for module, function in FOLLOWED.items():
+        begun = boottime_ns()
+        modprobe(module)
+        wait_for(f"a probe in {module}", READY_S, lambda name=function: name in probes.read_text())
+        seconds[module] = (boottime_ns() - begun) / 1e9
+        say(f"{module}: probed {seconds[module]:.1f} s after it was loaded")
+    job.write_truth({"seconds": seconds})
+
+
 def _unload_kvm() -> bool:
     """Whether kvm could be unloaded."""
     done = subprocess.run(
@@ -246,6 +273,7 @@ def doctor(job: Job) -> None:
 JOBS: dict[str, Callable[[Job], None]] = {
     "ways": ways,
     "late": late,
+    "follow": follow,
     "late-kvm": late_kvm,
     "doctor": doctor,
 }

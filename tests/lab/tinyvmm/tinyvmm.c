@@ -7,7 +7,7 @@
  * one line of JSON: what was done, when it began and ended (CLOCK_BOOTTIME in ns), and what came of
  * it, by its own account. That is the truth a tracer is held against. It shares nothing with QEMU:
  * its command line says neither who it is nor that it waits for a migration, and it makes other
- * requests in another order, from a thread that obeys and one that runs the vCPU.
+ * requests in another order, from a thread that obeys, one that runs the vCPU and one that answers.
  *
  *   tinyvmm MEMORY_MIB PROTECT    PROTECT: args[0] of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 0 for without
  *
@@ -127,18 +127,48 @@ static int ask(int fd, unsigned long request, void *argument)
 	return ret < 0 ? -errno : ret;
 }
 
-/* The answer to a line: times, then what `format` adds. */
+/* Answers are written by the main thread: one that logs memory and writes to a pipe migrates. */
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	char text[1024];
+	bool ended;
+} outbox = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+
+/* The answer to a line: times, then what `format` adds. Returns once it is written. */
 static void answer(const char *what, uint64_t begun_ns, const char *format, ...)
 {
+	uint64_t done_ns = now_ns();
 	va_list arguments;
+	int n;
 
-	printf("{\"what\": \"%s\", \"at_ns\": %" PRIu64 ", \"done_at_ns\": %" PRIu64, what, begun_ns,
-	       now_ns());
+	pthread_mutex_lock(&outbox.lock);
+	n = snprintf(outbox.text, sizeof(outbox.text),
+		     "{\"what\": \"%s\", \"at_ns\": %" PRIu64 ", \"done_at_ns\": %" PRIu64, what,
+		     begun_ns, done_ns);
 	va_start(arguments, format);
-	vprintf(format, arguments);
+	vsnprintf(outbox.text + n, sizeof(outbox.text) - n, format, arguments);
 	va_end(arguments);
-	printf("}\n");
-	fflush(stdout);
+	pthread_cond_broadcast(&outbox.changed);
+	while (*outbox.text)
+		pthread_cond_wait(&outbox.changed, &outbox.lock);
+	pthread_mutex_unlock(&outbox.lock);
+}
+
+static void write_answers(void)
+{
+	pthread_mutex_lock(&outbox.lock);
+	while (!outbox.ended) {
+		if (*outbox.text) {
+			printf("%s}\n", outbox.text);
+			fflush(stdout);
+			*outbox.text = 0;
+			pthread_cond_broadcast(&outbox.changed);
+		}
+		if (!outbox.ended)
+			pthread_cond_wait(&outbox.changed, &outbox.lock);
+	}
+	pthread_mutex_unlock(&outbox.lock);
 }
 
 static bool bit(const uint64_t *bitmap, uint64_t number)
@@ -763,6 +793,10 @@ static void *obey_all(void *unused)
 	answer("made", now_ns(), ", \"pid\": %d, \"tid\": %d", getpid(), gettid());
 	while (fgets(line, sizeof(line), stdin))
 		obey(line);
+	pthread_mutex_lock(&outbox.lock);
+	outbox.ended = true;
+	pthread_cond_broadcast(&outbox.changed);
+	pthread_mutex_unlock(&outbox.lock);
 	return unused;
 }
 
@@ -777,6 +811,7 @@ int main(int argc, char **argv)
 	make_vm(strtoull(argv[1], NULL, 0), strtoull(argv[2], NULL, 0));
 	if (pthread_create(&obeying, NULL, obey_all, NULL))
 		die("no thread");
+	write_answers();
 	pthread_join(obeying, NULL);
 	return 0;
 }
