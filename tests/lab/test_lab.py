@@ -35,16 +35,13 @@ ESSENTIAL = (
     "mailbox-assisted",
     "unplug",
     "late-unplug",
-    "requests",
-    "doctor",
 )
 # What the emulated processors may be away, between a driver's look at the clock and the tracer's.
 NOISE_MS = "30"
 # Minutes of compiling under emulation, a flood, or no other tracer beside it: LAB_FULL=1 runs these too.
-LONG = {"ways", "late", "mailbox-flood"}
-ALONE = "late-kvm"
-# Here vftrace starts before the modules it traces.
-LATE_MODULES, FOLLOW = "7.x", "follow"
+LONG = {"ways", "late", "doctor", "mailbox-flood"}
+# LAB_FULL=1: with no other tracer beside it; in a boot where vftrace starts before the modules it traces.
+ALONE, FOLLOW = "late-kvm", "follow"
 # What the messages of the helped migration are called.
 OPTIONS = "--profile /src/docs/profiles/assisted-ixgbe.toml"
 # VFIO got precopy, and mtty its migration, in 6.2 and later.
@@ -52,11 +49,10 @@ NOT_ON_6_1 = {name for name in JOBS if name.startswith("vfio-")} | {"steer-refus
 
 
 def _jobs(kernel: str) -> list[str]:
-    first = [FOLLOW] if kernel == LATE_MODULES else []
     every = [job for job in JOBS if job not in (FOLLOW, ALONE)]
-    if not _full():
-        every = [job for job in every if job not in LONG] if kernel == "6.12" else list(ESSENTIAL)
-    return first + every
+    if _full():
+        return every
+    return [job for job in every if job not in LONG] if kernel == "6.12" else list(ESSENTIAL)
 
 
 def _full() -> bool:
@@ -91,11 +87,7 @@ def _boot(kernel: str) -> Outcome:
         _jobs(kernel),
         LAB / "results" / f"{kernel}-test",
         timeout_s=240 + 60 * len(_jobs(kernel)),
-        environment={
-            "VFTRACE": "1",
-            "VFTRACE_OPTIONS": OPTIONS,
-            "LAB_LATE_MODULES": str(int(kernel == LATE_MODULES)),
-        },
+        environment={"VFTRACE": "1", "VFTRACE_OPTIONS": OPTIONS},
     )
 
 
@@ -257,6 +249,18 @@ def test_the_other_vmms_migration_was_in_its_order(kernel: str) -> None:
 def _full_only(why: str) -> None:
     if not _full():
         pytest.skip(f"{why}: LAB_FULL=1 runs it")
+
+
+@pytest.mark.parametrize("kernel", _kernels())
+def test_modules_come_after_vftrace(kernel: str, tmp_path: Path) -> None:
+    """What is recorded after each module's probes have come is as it is elsewhere."""
+    _full_only("a boot of its own")
+    names = [FOLLOW, "late-unplug", "requests", "unplug"]
+    results = LAB / "results" / f"{kernel}-{FOLLOW}-test"
+    environment = {"VFTRACE": "1", "LAB_LATE_MODULES": "1"}
+    done = run_jobs(kernel, names, results, environment=environment)
+    assert done.codes == dict.fromkeys(names, 0)
+    _check_recording(results, kernel, tmp_path)
 
 
 @pytest.mark.parametrize("kernel", _kernels())
