@@ -78,6 +78,27 @@ def test_clocks_that_nobody_sets_may_leave_the_cause_open() -> None:
     assert any("clocks do not tell" in warning for warning in found.warnings)
 
 
+def test_what_the_user_says_of_the_clocks_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host, records = golden("dest-killed-blackout")
+    source, others = pids("dest-killed-blackout")
+    files = [
+        write(
+            tmp_path / f"{name}.vft",
+            host_of(name, name, host, shift),
+            [shifted(r, shift, UNSYNCHRONISED_NS) for r in only(records, those)],
+        )
+        for name, shift, those in (("alpha", 0, {source}), ("beta", 7 * SECONDS, others))
+    ]
+    causes = []
+    for words in ([], ["--clock-error", "1ms"]):
+        assert main(["report", "--format", "json", *words, *map(str, files)]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["migrations"]
+        causes.append((found["cause"], found["peer_host"]))
+    assert causes == [("channel-error", "beta"), ("destination-ended", "beta")]
+
+
 def test_a_destination_that_ended_for_a_channel_the_source_shut_is_a_cancel() -> None:
     """EPIPE, and the destination's end comes after it: who shut the channel down was the source."""
     here, there = halves("dest-killed-precopy", 1000)

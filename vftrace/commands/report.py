@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vftrace.migration.forecast import Assumptions
     from vftrace.migration.model import Migration
-    from vftrace.migration.stitch import Joined
+    from vftrace.migration.stitch import Boot, Joined
     from vftrace.sources.merge import Loaded
 
 HELP = "say where the time of recorded migrations went"
@@ -108,7 +108,7 @@ def _load(
     clock_error_ns: int | None = None,
 ) -> "tuple[Loaded, tuple[Joined, ...]]":
     from vftrace.migration.given_up import join_given_up
-    from vftrace.migration.stitch import stitch
+    from vftrace.migration.stitch import stitch, with_error
     from vftrace.sources.merge import load
 
     assumed = None if what_if is None else _assumptions(what_if)
@@ -118,7 +118,10 @@ def _load(
     for damage in loaded.damage:
         print(f"vftrace: {damage}; what comes before it is reported", file=sys.stderr)
     joined = stitch(loaded.boots, loaded.pings, clock_error_ns)
-    return loaded, join_given_up(joined, loaded.boots)
+    boots: Sequence[Boot] = loaded.boots
+    if clock_error_ns is not None:
+        boots = [with_error(boot, clock_error_ns) for boot in boots]
+    return loaded, join_given_up(joined, boots)
 
 
 def _assumptions(text: str) -> "Assumptions":

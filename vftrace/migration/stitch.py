@@ -165,7 +165,7 @@ def stitch(
     contradict each other, or nothing bounds their difference, both halves stay, each with a warning.
     """
     if clock_error_ns is not None:
-        boots = [_with_error(boot, clock_error_ns) for boot in boots]
+        boots = [with_error(boot, clock_error_ns) for boot in boots]
         pings = [replace(p, clock=_bounded(p.clock, clock_error_ns)) for p in pings]
     pairs, warnings = _pairs(boots)
     facts = [fact for pair in pairs for fact in _facts(pair)]
@@ -191,7 +191,8 @@ def stitch(
 _Samples = tuple[tuple[int, int, int], ...]
 
 
-def _with_error(boot: Boot, error_ns: int) -> Boot:
+def with_error(boot: Boot, error_ns: int) -> Boot:
+    """The boot, where its wall clock has no bound of its own with this one, ns."""
     clock = _bounded(boot.snapshot.clock, error_ns)
     return replace(boot, snapshot=replace(boot.snapshot, clock=clock))
 

@@ -33,9 +33,11 @@ def placed_migrations(
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Each migration with the entry of the host whose clock its times are on."""
     hosts = hosts_json(loaded)
+    # By its id: a boot whose clock was given another bound is not equal any more.
+    ids = [boot.boot_id for boot in loaded.boots]
     placed = []
     for found in joined:
-        index = loaded.boots.index(found.boot)
+        index = ids.index(found.boot.boot_id)
         alone = replace(found.boot.snapshot, migrations=(found.migration,))
         migration = report_json(loaded.hosts[index], alone)["migrations"][0]
         migration["peer_host"] = found.peer.name if found.peer is not None else None
