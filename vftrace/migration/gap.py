@@ -38,7 +38,7 @@ SPANS = {
     CONFIGURING: "the VF's driver sets it up",
     LINK: "the VF is up, and no bridge has heard its address on the network",
     UNHEARD: "the guest runs, and the destination's bridge has not heard it",
-    BUSY: "the host did not run vftrace either: its processors had more to do than they can",
+    BUSY: "vftrace itself had to wait to be run: the host had more to do than its processors can",
     UNSEEN: "nothing of the above",
 }
 """What each span means, first those that go before others."""
