@@ -25,7 +25,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -122,8 +122,10 @@ class Stage:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Hosts that had no time to get ready end badly: that must not hide why they had none.
+        with suppress(*([] if kind is None else [RuntimeError])):
+            self.close()
 
     def _start(self) -> None:
         config = self.directory / "prometheus.yml"
@@ -171,14 +173,16 @@ class Stage:
 
     # -- hosts ----------------------------------------------------------------------------------
 
-    def play(self, name: str, play: Play, start_seconds: float = 0) -> None:
+    def play(
+        self, name: str, play: Play, start_seconds: float = 0, more: tuple[str, ...] = ()
+    ) -> None:
         """Start a host that replays a recording, its wall clock moved to now.
 
-        `start_seconds`: what a host needs until it begins.
+        `start_seconds`: what a host needs until it begins; `more`: further arguments of serve.
         """
         path = self.directory / f"{name}.vft"
         fresh(play, path, start_seconds)
-        self.serve(name, "--replay", str(path), "--speed", str(play.speed))
+        self.serve(name, "--replay", str(path), "--speed", str(play.speed), *more)
 
     def serve(self, name: str, *arguments: str, inside: tuple[str, ...] = ()) -> None:
         """Start a host: `vftrace serve` with these arguments; without any it traces this machine. `inside`: a
@@ -245,6 +249,12 @@ class Stage:
             words["match[]"] = selector
         found: list[str] = self._ask(f"label/{label}/values", words)
         return found
+
+    def exemplars(self, selector: str) -> list[tuple[float, Mapping[str, str]]]:
+        """Value and labels of the exemplars since the stage began."""
+        words = {"query": selector, "start": str(self.began), "end": str(time.time())}
+        series = self._ask("query_exemplars", words)
+        return [(float(e["value"]), e["labels"]) for one in series for e in one["exemplars"]]
 
     def rules(self) -> list[dict[str, Any]]:
         """Every rule that was loaded, as Prometheus sees it: `health`, `lastError`, `state`."""

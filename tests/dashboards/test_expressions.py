@@ -5,6 +5,7 @@ no recording of its own, one is made of a real recording; what was changed stand
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ Fault = tuple[HostInfo, Iterable[bytes]]
 
 EMPTY: Mapping[tuple[str, str], str] = {}
 """Why an expression may have nothing to show, by board and place."""
+
+TRACED = ("--otlp-endpoint", "http://127.0.0.1:1")
+"""Nobody listens there: only exemplars show it."""
 
 RULES_TIMES = 15
 """A minute of a rule is four seconds here."""
@@ -114,7 +118,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
             path = write(directory / f"{name}.fault.vft", host, records)
             stage.play(name, Play(path, speed))
         for name, play in STAGE.items():
-            stage.play(name, play)
+            stage.play(name, play, more=TRACED if name == "bravo" else ())
         for name in (*STAGE, *FAULTS):
             stage.wait_ready(name)
         stage.wait(f"sum(up) == {len((*STAGE, *FAULTS))}", 20)
@@ -195,3 +199,8 @@ def test_what_prometheus_has_is_what_was_recorded(played: Played) -> None:
         f'last_over_time(vm:vftrace_migration_downtime_seconds:joined{{vm="{found.labels["vm"]}"}}[5m])'
     )
     assert joined.value == pytest.approx(found.value, abs=1e-6)
+    ((value, labels),) = played.stage.exemplars(
+        'vftrace_migration_downtime_seconds_bucket{instance="bravo"}'
+    )
+    assert value == found.value
+    assert re.fullmatch("[0-9a-f]{32}", labels["trace_id"])
