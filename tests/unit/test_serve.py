@@ -388,7 +388,7 @@ def test_a_cut_recording_is_served_and_said(tmp_path: Path) -> None:
     cut.write_bytes(gzip.decompress(SLOW.read_bytes())[:100_001])
     done = run_cli(
         *("--replay", str(cut), "--speed", "0"),
-        *("--web.listen-address", "127.0.0.1:0", "--duration", "1"),
+        *("--web.listen-address", "127.0.0.1:0", "--duration", "4"),
     )
     assert done.returncode == 0
     assert "the recording is not whole" in done.stderr
