@@ -10,6 +10,7 @@ from vftlab.debian import Archive, Mirror
 from vftlab.firmware import ROM_SIZE, rom
 from vftlab.images import _closure
 from vftlab.modules import lab_mtty
+from vftlab.switch import HEADER, Table, frames
 
 MTTY = """\
 static struct mtty_type {
@@ -69,3 +70,35 @@ def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
     )
     loaded = _closure(tmp_path, ["igb", "i2c_algo_bit", "absent"])
     assert loaded == ["k/dca.ko", "k/i2c-algo-bit.ko", "k/igb.ko"]
+
+
+HUB, A, B = "third", b"\x02\0\0\0\0\x0a", b"\x02\0\0\0\0\x0b"
+EVERYBODY = b"\xff" * 6
+
+
+def test_a_switch_sends_to_all_until_it_has_heard() -> None:
+    table = Table()
+    ports = ["a", "b", HUB]
+    first = B + A + b"\x08\x00"
+    assert table.learn(first, "a") == (A, None)
+    assert table.outputs(first, "a", ports) == ["b", HUB]
+    answer = A + B + b"\x08\x00"
+    assert table.learn(answer, "b") == (B, None)
+    assert table.outputs(answer, "b", ports) == ["a"]
+    assert table.learn(first, "a") is None
+    # The same address on another port has moved; nobody is at the group's address.
+    assert table.learn(first, HUB) == (A, "a")
+    assert table.outputs(answer, HUB, ports) == []
+    assert table.outputs(EVERYBODY + A, HUB, ports) == ["a", "b"]
+
+
+def test_frames_come_in_pieces() -> None:
+    stream = b"".join(HEADER.pack(len(frame)) + frame for frame in (b"one", b"", b"three"))
+    for cut in range(len(stream) + 1):
+        buffer = bytearray(stream[:cut])
+        found = list(frames(buffer))
+        buffer += stream[cut:]
+        assert [*found, *frames(buffer)] == [b"one", b"", b"three"]
+        assert not buffer
+    with pytest.raises(ValueError, match="a frame of"):
+        list(frames(bytearray(b"\xff" * 8)))
