@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vftrace.events import Tick
@@ -18,6 +18,7 @@ def _tick(at_ns: int, seq: int = 0, tgid: int = 1) -> Tick:
 LATE = st.lists(st.tuples(st.integers(0, 20_000_000), st.integers(0, WINDOW_NS - 1)), max_size=100)
 
 
+@example([(0, 1), (0, 0)])
 @given(LATE)
 def test_neighbours_that_swapped_within_the_window_are_sorted(
     steps: list[tuple[int, int]],

@@ -124,6 +124,7 @@ def build_migration(
         cause_detail=verdict.detail,
         devices=judged.devices,
         vfs=judged.vfs,
+        awaits_device=judged.awaits_device,
     )
 
 

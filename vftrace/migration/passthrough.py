@@ -27,6 +27,7 @@ from vftrace.migration.strategy import (
     Said,
     classify,
     helped,
+    left_before,
 )
 from vftrace.migration.vfs import Lives, destination_vf, heard_vf, ready_ns, source_vf
 
@@ -200,6 +201,8 @@ class Verdict:
     downtimes: tuple[DeviceDowntime, ...]
     devices: tuple[DeviceUse, ...]
     vfs: tuple[VfUse, ...]
+    awaits_device: bool
+    """One left before it began, and none has come for it yet: whether this is an unplug is still open."""
 
 
 def gather(
@@ -259,6 +262,7 @@ def judge(
             *_vfs(found, lives, gone, ended_ns),
             *(_told(facts, lives, ended_ns) if strategy == "mailbox" else ()),
         ),
+        strategy == "plain" and bool(left_before(facts)),
     )
 
 

@@ -152,11 +152,7 @@ def _late_unplug(facts: Facts) -> Verdict | None:
 
 def _unplug(facts: Facts) -> Verdict | None:
     """Closed before logging went on, another opened after it. Where only the source is seen, the first half."""
-    before = [
-        (at, device)
-        for at, device in facts.closed
-        if facts.started_ns - UNPLUG_WINDOW_NS <= at <= facts.started_ns
-    ]
+    before = left_before(facts)
     back = _back(facts)
     if not before or (facts.peer_seen and not back):
         return None
@@ -165,6 +161,12 @@ def _unplug(facts: Facts) -> Verdict | None:
         Evidence("dirty logging on for the largest memslot", facts.started_ns),
         *back,
     )
+
+
+def left_before(facts: Facts) -> list[tuple[int, str]]:
+    """Devices that the source closed not long before logging went on."""
+    since = facts.started_ns - UNPLUG_WINDOW_NS
+    return [(at, device) for at, device in facts.closed if since <= at <= facts.started_ns]
 
 
 def _back(facts: Facts) -> tuple[Evidence, ...]:

@@ -13,6 +13,7 @@ from vftrace.migration.devices import Transition
 from vftrace.migration.model import Migration, Snapshot, Vm
 from vftrace.migration.process import Arrival, Process
 from vftrace.migration.source import Session
+from vftrace.migration.strategy import UNPLUG_WINDOW_NS
 from vftrace.migration.streams import Stream
 from vftrace.migration.vfs import Lives
 
@@ -23,7 +24,8 @@ MAX_ENDED_PROCESSES = 256
 SETTLE_AFTER_NS = 30_000_000_000
 SETTLE_EVERY_NS = 1_000_000_000
 MAX_SETTLED = 1024
-"""A migration that ended half a minute ago does not change any more; so many are remembered."""
+"""A migration that ended half a minute ago does not change any more, unless it awaits a device; so many are
+remembered."""
 
 MAX_NETWORK = 4096
 """Changes of interfaces and bridges that are remembered."""
@@ -181,7 +183,8 @@ class Tracker:
         done: set[int] = set()
         for migration, parts in self._unsettled(self._lives()):
             ended = migration.ended_at_ns
-            if migration.outcome and ended and self._now_ns - ended > SETTLE_AFTER_NS:
+            after = UNPLUG_WINDOW_NS if migration.awaits_device else SETTLE_AFTER_NS
+            if migration.outcome and ended and self._now_ns - ended > after:
                 self._settled.append(migration)
                 done.update(id(part) for part in parts)
         del self._settled[:-MAX_SETTLED]

@@ -15,6 +15,7 @@ from prometheus_client.samples import Exemplar
 from vftrace.events import Event
 from vftrace.mailbox.life import VfLife
 from vftrace.migration.model import Dirty, Migration, Phase, Snapshot, Vm, VmDevice
+from vftrace.migration.strategy import UNPLUG_WINDOW_NS
 from vftrace.outputs.trace_ids import trace_id_of
 from vftrace.sources.recording import HostInfo
 
@@ -442,7 +443,8 @@ def settled(migration: Migration, reading: Reading) -> bool:
     if migration.outcome is None:
         return False
     ended = migration.ended_at_ns
-    return reading.ended or ended is None or reading.now_ns - ended >= SETTLE_NS
+    after = UNPLUG_WINDOW_NS if migration.awaits_device else SETTLE_NS
+    return reading.ended or ended is None or reading.now_ns - ended >= after
 
 
 def _belong_together(vm: Vm, other: Vm, snapshot: Snapshot) -> bool:

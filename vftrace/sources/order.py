@@ -20,7 +20,7 @@ class Order:
 
     def __init__(self, window_ns: int = WINDOW_NS) -> None:
         self._window_ns = window_ns
-        self._heap: list[tuple[int, int, Event]] = []
+        self._heap: list[tuple[int, int, int, Event]] = []
         self._numbers: dict[int, list[int]] = {}
         self._count = 0
         self._newest_ns = 0
@@ -29,7 +29,7 @@ class Order:
         """Take one event; returns those that are due, oldest first."""
         self._count += 1
         self._newest_ns = max(self._newest_ns, event.at_ns)
-        heapq.heappush(self._heap, (event.at_ns, self._count, event))
+        heapq.heappush(self._heap, (event.at_ns, event.seq, self._count, event))
         heapq.heappush(self._numbers.setdefault(event.tgid, []), event.seq)
         due = []
         while self._heap and self._heap[0][0] <= self._newest_ns - self._window_ns:
@@ -41,7 +41,7 @@ class Order:
         return [self._pop() for _ in range(len(self._heap))]
 
     def _pop(self) -> Event:
-        event = heapq.heappop(self._heap)[2]
+        event = heapq.heappop(self._heap)[3]
         numbers = self._numbers[event.tgid]
         seq = heapq.heappop(numbers)
         if not numbers:
