@@ -58,7 +58,9 @@ def test_doctor_says_how_each_probe_is_attached() -> None:
     done = run("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     for probe in ("ioctl", "channel", "process", "dirty-ring"):
-        assert re.search(rf"^ok +probe {probe} +(fentry|kprobe|tracepoint):", done.stdout, re.MULTILINE)
+        assert re.search(
+            rf"^ok +probe {probe} +(fentry|kprobe|tracepoint):", done.stdout, re.MULTILINE
+        )
 
 
 def test_doctor_on_a_way_this_kernel_lacks() -> None:

@@ -254,6 +254,26 @@ def lab(name: str) -> Scraped:
     return replayed(f"../lab/{name}")
 
 
+def test_an_unplug_is_counted_when_the_device_is_back_seconds_later() -> None:
+    truth = json.loads((GOLDEN / "lab/6.12-kprobe.truth.json").read_text())["unplug"]
+    completed = next(
+        entry["at_ns"] for entry in truth["migration"]["statuses"] if entry["status"] == "completed"
+    )
+    plug = truth["acts"][-1]
+    assert plug["what"] == "plug" and plug["done_at_ns"] - completed > SECOND
+    tracker, bench, counted = Tracker(), Bench(), Counter[str]()
+    scraped_ns = 0
+    for event in events_of(Recording(RECORDINGS / "../lab/6.12-kprobe.vft.gz")):
+        tracker.feed(event)
+        if event.at_ns - scraped_ns > SECOND / 2:
+            scraped_ns = event.at_ns
+            now = bench.scrape(tracker.snapshot(), event.at_ns).all("migrations_total")
+            counted = Counter[str]()
+            for (_outcome, _role, strategy), value in now.items():
+                counted[strategy] += int(value)
+    assert counted["unplug"] == 1
+
+
 def test_a_device_in_error_is_counted() -> None:
     """The driver was told to break on its way to STOP_COPY; QEMU resets it (its own log says so)."""
     truth = json.loads((GOLDEN / "lab/6.1-error.truth.json").read_text())["steer-error"]

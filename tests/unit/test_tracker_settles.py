@@ -9,9 +9,7 @@ from vftrace.migration.tracker import MAX_CLOCK_SAMPLES, SETTLE_AFTER_NS, Tracke
 from vftrace.sources.recording import Recording
 from vftrace.sources.replay import events_of
 
-RECORDING = (
-    Path(__file__).parent.parent / "golden" / "recordings" / "there-and-back.vft.gz"
-)
+RECORDING = Path(__file__).parent.parent / "golden" / "recordings" / "there-and-back.vft.gz"
 
 
 def test_a_finished_migration_stays_as_it_was() -> None:

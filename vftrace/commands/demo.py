@@ -191,7 +191,9 @@ def _news(pump: "Pump", seen: dict[tuple[int, int], str]) -> list[str]:
     return lines
 
 
-def _print_comparison(console: "Console", truth: "Truth", comparisons: "tuple[Comparison, ...]") -> None:
+def _print_comparison(
+    console: "Console", truth: "Truth", comparisons: "tuple[Comparison, ...]"
+) -> None:
     from rich.table import Table
 
     if not truth.attempts:

@@ -56,7 +56,9 @@ def _rows(attempt: Attempt, m: Migration) -> tuple[Row, ...]:
     ended = m.ended_at_ns - m.started_at_ns if m.ended_at_ns is not None else None
     own = source_downtime_ns(m)
     return (
-        Row("outcome", m.outcome or "unknown", (qemu.status if qemu else None) or "-", m.cause or ""),
+        Row(
+            "outcome", m.outcome or "unknown", (qemu.status if qemu else None) or "-", m.cause or ""
+        ),
         Row(
             "rounds",
             str(len(m.rounds)),

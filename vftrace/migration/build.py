@@ -84,9 +84,7 @@ def build_migration(
         ended = max(ended, started)
     handover = times.get("state-saved") or times.get("vcpus-running")
     nothing = verdict.outcome in ("failed", "cancelled")
-    judged = passthrough.judge(
-        devices, around, times, handover, ended, came_to_nothing=nothing
-    )
+    judged = passthrough.judge(devices, around, times, handover, ended, came_to_nothing=nothing)
     role: Role = "stitched" if source and destination else "source" if source else "destination"
     return Migration(
         key=key,
@@ -447,9 +445,7 @@ def _dirty(session: Session | None, rounds: tuple[Round, ...]) -> Dirty:
     )
 
 
-def _dma(
-    devices: Passthrough, session: Session | None, strategy: Strategy
-) -> DmaSource | None:
+def _dma(devices: Passthrough, session: Session | None, strategy: Strategy) -> DmaSource | None:
     """Who told which pages devices wrote."""
     if session is None:
         return None

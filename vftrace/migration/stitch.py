@@ -200,7 +200,8 @@ def with_error(boot: Boot, error_ns: int) -> Boot:
 def _bounded(clock: _Samples, error_ns: int) -> _Samples:
     """Clock samples, those with no bound of their own with this one."""
     return tuple(
-        (at, offset, error if error < UNSYNCHRONISED_NS else error_ns) for at, offset, error in clock
+        (at, offset, error if error < UNSYNCHRONISED_NS else error_ns)
+        for at, offset, error in clock
     )
 
 
@@ -744,17 +745,13 @@ def _with_service(
     )
 
 
-def _longest_gap(
-    found: Joined, pings: Sequence[Ping], boots: Sequence[Boot]
-) -> GapAccount | None:
+def _longest_gap(found: Joined, pings: Sequence[Ping], boots: Sequence[Boot]) -> GapAccount | None:
     """The longest time without answers around a migration, put where it belongs."""
     m, shift = found.migration, found.offset.middle if found.offset is not None else 0
     if found.peer is None:
         return None
     here, there = found.boot.snapshot, found.peer.snapshot
-    source = HostSide(
-        m.pid, {(v.pf, v.vf): v for v in here.vfs}, here.network, here.stalls, 0
-    )
+    source = HostSide(m.pid, {(v.pf, v.vf): v for v in here.vfs}, here.network, here.stalls, 0)
     destination = HostSide(
         m.peer_pid, {(v.pf, v.vf): v for v in there.vfs}, there.network, there.stalls, shift
     )
@@ -763,9 +760,7 @@ def _longest_gap(
         offset = _ping_offset(found, ping, boots)
         if offset is not None:
             unsure = max(offset.uncertainty_ns, found.uncertainty_ns or 0)
-            accounts.append(
-                account(m, source, destination, ping.events, offset.middle, unsure)
-            )
+            accounts.append(account(m, source, destination, ping.events, offset.middle, unsure))
     known = [each for each in accounts if each is not None]
     return max(known, key=lambda each: each.ns, default=None)
 

@@ -64,9 +64,7 @@ def trace_of(host: Json, migration: Json) -> Trace | None:
         return None
     vm = migration["vm"]
     name = vm["uuid"] or f"pid-{vm['pid']}"
-    trace = trace_id(
-        name, host["boot_id"], migration["started_at_ns"], migration["guest_clock_ns"]
-    )
+    trace = trace_id(name, host["boot_id"], migration["started_at_ns"], migration["guest_clock_ns"])
     # One offset for all: a wall clock that is set in between must not tear a migration apart.
     offset = min(clock, key=lambda sample: abs(sample[0] - migration["started_at_ns"]))[1]
     half = f"{migration['role']}@{host['boot_id']}"
