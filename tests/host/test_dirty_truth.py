@@ -251,10 +251,9 @@ def test_slots_of_any_size_are_counted_exactly(gib: int, protect: str) -> None:
     assert done.migration.dirty.distinct_pages == done.distinct
 
 
-@pytest.mark.parametrize("gib", [256, 512])
-def test_large_slots_are_counted_exactly_where_the_host_has_the_memory(gib: int) -> None:
+def test_large_slots_are_counted_exactly_where_the_host_has_the_memory() -> None:
     """A host is taken at its memory: what no guest of it can have need not be walked."""
-    done = slots("--gib", str(gib), guest_memory=gib << 30)
+    done = slots("--gib", "256", guest_memory=256 << 30)
     rounds = done.migration.rounds
     assert [r.new_pages for r in rounds] == done.truth["new"]
     assert [r.logged_pages for r in rounds] == done.truth["log"]
