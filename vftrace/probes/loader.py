@@ -259,12 +259,12 @@ def pieces_per_call(memory: int) -> int:
 def ring_bytes(memory: int) -> int:
     """Size of the ring, a power of two, 16 MiB or more, where guests have so much memory (bytes).
 
-    Twice what one sweep over all of it ships, one bit for 4 KiB: the reader comes every 20 ms, and a large
-    guest's dirty log is read in less.
+    Four times what reading the dirty log of all of it ships, one bit for 4 KiB: as much goes when it is cleared,
+    the reader comes every 20 ms, and two rounds may follow in less.
     """
     sweep = memory // 4096 // 8
     size = RING_BYTES
-    while size < 2 * sweep:
+    while size < 4 * sweep:
         size *= 2
     return size
 
