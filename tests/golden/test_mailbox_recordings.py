@@ -119,14 +119,22 @@ def snapshot(name: str) -> Snapshot:
 
 
 def during(name: str, job: str) -> list[Event]:
-    """What was recorded while a job ran; a VF's address may have been told before."""
+    """What was recorded while a job ran.
+
+    A VF's address may have been told before, of a VF that had been heard then: that comes last.
+    """
     found = truth(name, job)
-    return [
+    meanwhile = [
         event
         for event in recorded(name)
         if found["started_at_ns"] <= event.at_ns <= found["ended_at_ns"]
-        or (isinstance(event, VfAddress) and event.at_ns < found["started_at_ns"])
     ]
+    told = [
+        event
+        for event in recorded(name)
+        if isinstance(event, VfAddress) and event.at_ns < found["started_at_ns"]
+    ]
+    return [*meanwhile, *told]
 
 
 def talk(name: str, job: str) -> tuple[list[tuple[Mailbox, Message]], list[VfReset], list[VfLife]]:

@@ -372,7 +372,7 @@ def _vfs(
             since = min([since, *(d.opened_at_ns or since for d in came)])
         for device in _unique([*came, *held]):
             life = _life(device, lives)
-            use = destination_vf(device, life, since, ended_ns)
+            use = destination_vf(device, life, since, ended_ns, found.peer.ended_at_ns)
             if use is not None:
                 yield use
 

@@ -46,9 +46,15 @@ def source_vf(
 
 
 def destination_vf(
-    device: PassedDevice, life: VfLife | None, since_ns: int, until_ns: int | None
+    device: PassedDevice,
+    life: VfLife | None,
+    since_ns: int,
+    until_ns: int | None,
+    gone_ns: int | None = None,
 ) -> VfUse | None:
     """The destination's function: probed since it was opened, configured since its driver asked for something.
+
+    `gone_ns`: when its process ended, and with it what the process held.
 
     A driver that has started and waits for its interface to be brought up counts as configuring.
     `until_ns`: what it was from then on is left out, but of a function that has not been ready.
@@ -60,13 +66,14 @@ def destination_vf(
         marks = _heard(life, since_ns, until_ns)
         return _use(device.pf, device.vf, device, life, "destination", marks, until_ns)
     marks = [("probing", opened)]
-    for name, at in _heard(life, opened, device.closed_at_ns):
+    closed = device.closed_at_ns if device.closed_at_ns is not None else gone_ns
+    for name, at in _heard(life, opened, closed):
         ready = any(mark[0] == "ready" for mark in marks)
         if ready and until_ns is not None and at >= until_ns:
             break
         if ready or name == "ready" or (name == "configuring" and marks[-1][0] == "probing"):
             marks.append((name, at))
-    return _use(device.pf, device.vf, device, life, "destination", marks, device.closed_at_ns)
+    return _use(device.pf, device.vf, device, life, "destination", marks, closed)
 
 
 def heard_vf(life: VfLife, role: Role, since_ns: int, until_ns: int | None) -> VfUse:
