@@ -143,6 +143,7 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
         "downtime": {
             "vcpu_ns": m.downtime.vcpu_ns,
             "service_ns": None,
+            "gap": None,
             "uncertainty_ns": 0 if stitched else None,
             "set_by": m.downtime.set_by,
             "checkpoints": [
