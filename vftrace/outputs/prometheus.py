@@ -561,7 +561,7 @@ METRICS = (
         "forecast_downtime_seconds",
         "gauge",
         "What the blackout would come to if the guest went on like this, by way of migrating; only in precopy, "
-        "from the second sweep on. A lower bound where the channel is held back (docs/forecast.md).",
+        "from the second sweep on. Of its order only where the channel is held back (docs/forecast.md).",
         "seconds",
         ("vm", "strategy"),
         "ioctl, channel, dirty-ring",
