@@ -19,6 +19,7 @@ SMALL = ("plain", "bond")
 KERNEL = "6.12"
 
 
+@pytest.mark.flaky(reruns=1)
 def test_a_guest_moves_and_the_hosts_know_why_it_was_away(tmp_path: Path) -> None:
     """What was recorded just now passes what the golden recordings pass."""
     progress = Progress()
