@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from experiment.cases import CASES
 from experiment.conduct import conduct
+from vftlab import golden
 from vftlab.build import ensure
-from vftlab.common import LAB, TREE, Progress
+from vftlab.common import LAB, Progress
 
 pytestmark = [pytest.mark.lab, pytest.mark.needs("root")]
 
@@ -32,16 +30,5 @@ def test_a_guest_moves_and_the_hosts_know_why_it_was_away(tmp_path: Path) -> Non
         if len(done) == len(cases):
             break
     assert [run.case.name for run in done] == list(SMALL)
-    golden = TREE / "tests/golden"
-    keep = [sys.executable, str(golden / "experiment/keep.py"), str(where), "now"]
-    subprocess.run([*keep, "--to", str(tmp_path)], check=True)
-    checks = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    found = subprocess.run(
-        [*checks, str(golden / "test_experiment.py")],
-        env=os.environ | {"VFTRACE_EXPERIMENT": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
-    assert " passed" in found.stdout
+    golden.keep("experiment/keep.py", str(where), "now", "--to", str(tmp_path))
+    golden.check("test_experiment.py", {"VFTRACE_EXPERIMENT": str(tmp_path)})

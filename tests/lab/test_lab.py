@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jobs import JOBS
+from vftlab import golden
 from vftlab.build import KERNELS
-from vftlab.common import LAB, TREE
+from vftlab.common import LAB
 from vftlab.run import Outcome, run_jobs
 
 pytestmark = pytest.mark.lab
@@ -138,20 +137,11 @@ def test_vftrace_says_what_was_done(
 
 
 def _check_recording(results: Path, name: str, tmp_path: Path) -> None:
-    golden = TREE / "tests/golden"
-    keep = [sys.executable, str(golden / "lab/keep.py"), str(results)]
-    subprocess.run([*keep, name, str(tmp_path)], check=True)
-    checks = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*checks, str(golden / "test_lab_recordings.py")],
-        env=os.environ
-        | {"VFTRACE_LAB_RECORDINGS": str(tmp_path), "VFTRACE_LAB_NOISE_MS": NOISE_MS},
-        capture_output=True,
-        text=True,
-        check=False,
+    golden.keep("lab/keep.py", str(results), name, str(tmp_path))
+    golden.check(
+        "test_lab_recordings.py",
+        {"VFTRACE_LAB_RECORDINGS": str(tmp_path), "VFTRACE_LAB_NOISE_MS": NOISE_MS},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
 
 
 @pytest.mark.flaky(reruns=1)
@@ -160,20 +150,9 @@ def test_vftrace_heard_what_was_said(
     kernel: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """The mailbox jobs just recorded pass what their golden recordings pass, message by message."""
-    golden = TREE / "tests/golden"
     results = outcome(kernel, again=is_rerun(request)).results
-    keep = [sys.executable, str(golden / "mailbox/keep.py"), str(results)]
-    subprocess.run([*keep, kernel, str(tmp_path)], check=True)
-    checks = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*checks, str(golden / "test_mailbox_recordings.py")],
-        env=os.environ | {"VFTRACE_LAB_MAILBOX": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    golden.keep("mailbox/keep.py", str(results), kernel, str(tmp_path))
+    golden.check("test_mailbox_recordings.py", {"VFTRACE_LAB_MAILBOX": str(tmp_path)})
 
 
 @pytest.mark.parametrize("kernel", _kernels())
