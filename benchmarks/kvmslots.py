@@ -130,6 +130,10 @@ class Bitmap:
         for page in pages:
             self._memory[page // 8] |= 1 << page % 8
 
+    def load(self, bits: int) -> None:
+        """Bit i of it is bit i of `bits`."""
+        self._memory[: self.bytes] = bits.to_bytes(self.bytes, "little")
+
     def count(self) -> int:
         """Bits that are set."""
         return int.from_bytes(self._memory[: self.bytes], "little").bit_count()

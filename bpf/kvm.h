@@ -275,6 +275,7 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 	t->ret = ret;
 	if (cmd == KVM_GET_DIRTY_LOG || cmd == KVM_RESET_DIRTY_RINGS || cmd == KVM_GET_CLOCK)
 		report_channels(vm);
+	cmd = AGAIN(t->cmd); /* see AGAIN: else each of the three is followed by itself */
 	switch (cmd) {
 	case KVM_GET_DIRTY_LOG:
 	case KVM_CLEAR_DIRTY_LOG:

@@ -4,8 +4,9 @@
  * distinct pages come from a bitmap of our own. Chunks have the form of a piece (32768 pages);
  * a reset ships and clears those that were touched since the one before.
  */
-#define MAX_TOUCHED 1024
-#define CHUNKS_PER_CALL 8
+#define CHUNKS_PER_CALL 16
+/* As many as one reset can ship: the walker runs 33 times at most (bitmap.h). */
+#define MAX_TOUCHED (33 * CHUNKS_PER_CALL)
 
 struct chunk_key {
 	u32 tgid;
@@ -68,10 +69,12 @@ int tp_dirty_ring_push(struct dirty_ring_push *ctx)
 		struct touched_key at = { .tgid = key.tgid };
 
 		at.index = fetch_add(&vm->touched_count, 1);
-		if (at.index < MAX_TOUCHED)
+		if (at.index < MAX_TOUCHED) {
 			touched.update(&at, &key);
-		else
+		} else {
 			__sync_fetch_and_add(&vm->untracked, 1);
+			__sync_lock_test_and_set(&chunk->touched, 0);
+		}
 	}
 	return 0;
 }
@@ -85,18 +88,19 @@ int tp_dirty_ring_exit(void *ctx)
 	return 0;
 }
 
-static __always_inline void ship_chunk(struct walk *walk, struct vm *vm, struct thread *t, u32 index)
+/* False when there is no such chunk. */
+static __always_inline bool ship_chunk(struct walk *walk, struct vm *vm, struct thread *t, u32 index)
 {
 	struct touched_key at = { .tgid = bpf_get_current_pid_tgid() >> 32, .index = index };
-	struct vft_piece *piece = &walk->piece;
+	struct vft_piece *piece = (struct vft_piece *)walk->before;
 	struct chunk_key *key = touched.lookup(&at);
 	struct chunk *chunk;
 
 	if (!key)
-		return;
+		return false;
 	chunk = (struct chunk *)chunks.lookup(key);
 	if (!chunk)
-		return;
+		return false;
 	piece->slot = key->slot;
 	piece->first_page = key->number * VFT_PIECE_WORDS * 64;
 	__sync_lock_test_and_set(&chunk->touched, 0);
@@ -112,6 +116,7 @@ static __always_inline void ship_chunk(struct walk *walk, struct vm *vm, struct 
 	piece->fill = VFT_FILL_WORDS;
 	EMIT(vm, VFT_PIECE, piece);
 	t->pieces++;
+	return true;
 }
 
 /* True when there is more to ship. */
@@ -119,10 +124,15 @@ static __always_inline bool ship_chunks(struct walk *walk, struct vm *vm, struct
 {
 #pragma nounroll
 	for (u32 i = 0; i < CHUNKS_PER_CALL; i++) {
-		if (walk->offset >= walk->bytes)
+		u32 index = walk->offset;
+
+		if (index >= walk->bytes)
 			break;
-		ship_chunk(walk, vm, t, walk->offset);
 		walk->offset++;
+		/* the next call goes on: were it this one, the verifier would follow what is left of the loop
+		 * again for each turn */
+		if (!ship_chunk(walk, vm, t, index))
+			break;
 	}
 	return walk->offset < walk->bytes;
 }

@@ -114,7 +114,8 @@ def test_ring_holds_two_sweeps_of_all_memory_and_their_clearing(memory: int, rin
 
 
 @pytest.mark.parametrize(
-    ("memory", "pieces"), [(2 * GIB, 32), (132 * GIB, 32), (133 * GIB, 64), (512 * GIB, 128)]
+    ("memory", "pieces"),
+    [(2 * GIB, 16), (66 * GIB, 16), (67 * GIB, 32), (133 * GIB, 64), (512 * GIB, 128)],
 )
 def test_slots_as_large_as_memory_are_walked_whole(memory: int, pieces: int) -> None:
     """A piece is 4 KiB of bitmap, a bit for each 4 KiB; tail calls end after 33 (MAX_TAIL_CALL_CNT)."""

@@ -247,10 +247,10 @@ class KvmProbes(ModuleProbes):
 def pieces_per_call(memory: int) -> int:
     """How many pieces of a bitmap one program walks (bpf/bitmap.h) so that a slot of that size is walked whole.
 
-    A piece is 128 MiB of guest, and 33 programs run after one another: 32 reach to 132 GiB, 128, the most,
-    to 528 GiB. The verifier follows every piece, some 2 ms each, so small hosts should not pay for more.
+    A piece is 128 MiB of guest, and 33 programs run after one another: 16 reach to 66 GiB, 128, the most,
+    to 528 GiB. The verifier follows every piece, 1 to 2 ms each, so small hosts should not pay for more.
     """
-    pieces = 32
+    pieces = 16
     while pieces < 128 and pieces * 33 * (128 << 20) < memory:
         pieces *= 2
     return pieces
