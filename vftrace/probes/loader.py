@@ -1,7 +1,9 @@
 """Compiles, loads and attaches the probes with BCC, and reads the ring."""
 
 import ctypes
+import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -60,6 +62,8 @@ class Probes:
         self._on_record = on_record
         self._guest_memory = _memory() if guest_memory is None else guest_memory
         self._error: BaseException | None = None
+        self._stop_at = math.inf
+        self._more = False
         bcc = _import_bcc()
         os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
         self._ways: dict[str, tuple[str | None, str | None]] = {}
@@ -97,13 +101,20 @@ class Probes:
         self.mailbox.follow()
         return self._kvm.follow()
 
-    def poll(self, timeout_ms: int) -> None:
-        """Wait for a record that wakes, at most `timeout_ms`, then hand over what is in the ring."""
+    def poll(self, timeout_ms: int, most_s: float = math.inf) -> bool:
+        """Wait for a record that wakes, at most `timeout_ms`, then hand over what is in the ring.
+
+        False if there is more: where records come faster than they are read, it ends after `most_s` all the same.
+        """
+        self._stop_at = time.monotonic() + timeout_ms / 1000 + most_s
+        self._more = False
         if timeout_ms:
             self._bpf.ring_buffer_poll(timeout_ms)
-        self._bpf.ring_buffer_consume()
+        if not self._more:
+            self._bpf.ring_buffer_consume()
         if self._error is not None:
             raise self._error
+        return not self._more
 
     def lost(self) -> int:
         """Records that did not fit into the ring so far."""
@@ -138,12 +149,15 @@ class Probes:
         self.vfio.close()
         self._bpf.cleanup()
 
-    def _on_ring(self, _cpu: int, data: int, size: int) -> None:
+    def _on_ring(self, _context: int, data: int, size: int) -> int:
         # ctypes swallows what a callback raises, KeyboardInterrupt too.
         try:
             self._on_record(ctypes.string_at(data, size))
         except BaseException as error:
             self._error = error
+        self._more = time.monotonic() >= self._stop_at
+        # After a negative value libbpf leaves the rest in the ring (ringbuf_process_ring).
+        return -1 if self._more else 0
 
     def _own_status(self) -> tuple[ProbeStatus, ...]:
         return tuple(

@@ -21,6 +21,8 @@ from vftrace.sources.recording import HostInfo
 TICK_NS = 100_000_000
 CLOCK_SAMPLE_NS = 1_000_000_000
 POLL_MS = 20
+READ_S = 0.2
+"""How long one `read` goes on where records come faster than it takes them."""
 MAX_NET_A_SECOND = 200
 """So many events of interfaces and bridges are recorded in a second; the others are counted."""
 
@@ -114,9 +116,11 @@ class LiveSource:
 
     def read(self) -> list[bytes]:
         """Wait a moment, then return what came, in order of arrival."""
-        self.probes.poll(POLL_MS)
+        emptied = self.probes.poll(POLL_MS, READ_S)
         self._read_net()
-        self._keep_time()
+        # A tick says that all before it is known: not while older records wait in the ring.
+        if emptied:
+            self._keep_time()
         records, self._records = self._records, []
         return records
 
