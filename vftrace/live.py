@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,8 +16,8 @@ from typing import Protocol
 from vftrace import wire
 from vftrace.errors import UsageError
 from vftrace.events import Event
-from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.mailbox.life import Mailboxes
+from vftrace.mailbox.profile import tables_of
 from vftrace.migration.model import Migration, Snapshot, Vm
 from vftrace.migration.tracker import Tracker
 from vftrace.probes.plan import WAITS
@@ -140,16 +140,16 @@ class ReplaySource:
 class Pump:
     """Reads a source and keeps what is known; a `recorder` gets every raw record first.
 
-    `tables`: the mailbox messages that are known.
+    `profiles`: texts of mailbox profiles, beside those that the source brings.
     """
 
     def __init__(
-        self, source: Source, recorder: Recorder | None = None, tables: Tables = TABLES
+        self, source: Source, recorder: Recorder | None = None, profiles: Sequence[str] = ()
     ) -> None:
         self._source = source
         self._recorder = recorder
         self._order = Order()
-        self._tracker = Tracker(mailboxes=Mailboxes(tables))
+        self._tracker = Tracker(mailboxes=Mailboxes(tables_of(source.host.profiles, profiles)))
         self._lock = threading.Lock()
         self._counts: Counter[type[Event]] = Counter()
         self._built_ns = 0

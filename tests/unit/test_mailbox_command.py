@@ -4,6 +4,7 @@ import json
 import re
 import struct
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,47 @@ def test_a_profile_names_messages_and_their_roles(capsys: pytest.CaptureFixture[
     roles = [m["role"] for m in said if m["event"] == "message" and m["role"] and m["refused"]]
     # The stock driver refuses what it does not know; the script of mailbox-ixgbe has such a message.
     assert roles == ["save"]
+
+
+def with_profile(path: Path, *profiles: str) -> Path:
+    """The recording as it would be, had it been made with these profiles."""
+    recording = Recording(RECORDING)
+    writer = RecordingWriter(path, replace(recording.host, profiles=profiles))
+    writer.write(list(recording))
+    writer.close()
+    return path
+
+
+def test_a_recording_brings_its_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mailbox", "--json", "--profile", str(PROFILE), str(RECORDING)]) == 0
+    given = capsys.readouterr().out
+    kept = with_profile(tmp_path / "kept.vft", PROFILE.read_text())
+    assert main(["mailbox", "--json", str(kept)]) == 0
+    assert capsys.readouterr().out == given
+    assert '"role"' in given
+    assert main(["mailbox", "--json", "--profile", str(PROFILE), str(kept)]) == 0
+    assert capsys.readouterr().out == given
+
+
+def test_a_profile_given_now_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older = PROFILE.read_text().replace("MIG_", "OLD_")
+    kept = with_profile(tmp_path / "kept.vft", older)
+    assert main(["mailbox", str(kept)]) == 0
+    assert "OLD_" in capsys.readouterr().out
+    assert main(["mailbox", "--profile", str(PROFILE), str(kept)]) == 0
+    said = capsys.readouterr().out
+    assert "MIG_" in said
+    assert "OLD_" not in said
+
+
+def test_a_recording_with_a_broken_profile_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mailbox", str(with_profile(tmp_path / "broken.vft", "driver = 7"))]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "damaged" in said.err
 
 
 def test_the_kernel_side_gets_the_words_a_profile_names_and_no_more() -> None:

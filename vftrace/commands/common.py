@@ -8,13 +8,10 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from vftrace.errors import UsageError
 from vftrace.units import parse_duration
-
-if TYPE_CHECKING:
-    from vftrace.mailbox.drivers import Tables
 
 
 def add_live_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,21 +38,22 @@ def add_profile_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def mailbox_tables(args: argparse.Namespace) -> "Tables":
-    """The drivers' messages with what `--profile` adds. UsageError where a profile is no good."""
-    from vftrace.mailbox.profile import ProfileError, parse_profile, with_profiles
+def profile_texts(args: argparse.Namespace) -> list[str]:
+    """What `--profile` names. UsageError where a profile is no good."""
+    from vftrace.mailbox.profile import ProfileError, tables_of
 
-    tables = with_profiles(())
+    texts: list[str] = []
     for path in args.profile:
         try:
-            tables = with_profiles([parse_profile(path.read_text(encoding="utf-8"))], tables)
+            texts.append(path.read_text(encoding="utf-8"))
+            tables_of((), texts)
         except OSError as error:
             raise UsageError(f"cannot read profile {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise UsageError(f"profile {path}: not a text file") from error
         except ProfileError as error:
             raise UsageError(f"profile {path}: {error}") from error
-    return tables
+    return texts
 
 
 class Deadline:

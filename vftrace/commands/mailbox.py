@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,12 @@ from vftrace.commands.common import (
     Interrupt,
     add_live_arguments,
     add_profile_argument,
-    mailbox_tables,
+    profile_texts,
     say_ready,
 )
 from vftrace.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
-    from vftrace.mailbox.drivers import Tables
     from vftrace.outputs.mailbox_dump import Dump
 
 HELP = "print what network cards and their virtual functions tell each other"
@@ -41,41 +40,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print until the recording ends, or live until Ctrl-C, SIGTERM or the duration's end."""
-    from vftrace.outputs.mailbox_dump import Dump
-
     if args.file is not None and (args.duration is not None or args.way is not None):
         raise UsageError("--duration and --way are for live tracing, not for a recording")
-    tables = mailbox_tables(args)
-    dump = Dump(pfs=args.pf or (), vfs=args.vf or (), as_json=args.json, tables=tables)
+    profiles = profile_texts(args)
     if args.file is not None:
-        _replay(args.file, dump)
+        _replay(args, profiles)
     else:
-        _live(args, dump, tables)
+        _live(args, profiles)
     return 0
 
 
-def _replay(path: Path, dump: "Dump") -> None:
+def _dump(args: argparse.Namespace, recorded: Sequence[str], profiles: Sequence[str]) -> "Dump":
+    from vftrace.mailbox.profile import tables_of
+    from vftrace.outputs.mailbox_dump import Dump
+
+    tables = tables_of(recorded, profiles)
+    return Dump(pfs=args.pf or (), vfs=args.vf or (), as_json=args.json, tables=tables)
+
+
+def _replay(args: argparse.Namespace, profiles: Sequence[str]) -> None:
     from vftrace.sources.recording import Recording
     from vftrace.sources.replay import events_of
 
-    recording = Recording(path)
+    recording = Recording(args.file)
+    dump = _dump(args, recording.host.profiles, profiles)
     for event in events_of(recording):
         _print(dump.feed(event))
     _print(dump.summary())
     if recording.damage is not None:
-        print(f"vftrace: {path}: {recording.damage}", file=sys.stderr)
+        print(f"vftrace: {args.file}: {recording.damage}", file=sys.stderr)
     elif not dump.heard:
-        print(f"vftrace: no mailbox was heard in {path}", file=sys.stderr)
+        print(f"vftrace: no mailbox was heard in {args.file}", file=sys.stderr)
 
 
-def _live(args: argparse.Namespace, dump: "Dump", tables: "Tables") -> None:
+def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:
     from vftrace import wire
     from vftrace.sources.live import LiveSource
     from vftrace.sources.order import Order
 
+    dump = _dump(args, (), profiles)
     order = Order()
     with Interrupt() as interrupt:
-        source = LiveSource(args.way, tables)
+        source = LiveSource(args.way, profiles)
         try:
             status = source.probes.mailbox.status[0]
             if status.way is None and source.probes.mailbox.refused:

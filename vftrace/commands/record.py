@@ -9,7 +9,7 @@ from vftrace.commands.common import (
     Interrupt,
     add_live_arguments,
     add_profile_argument,
-    mailbox_tables,
+    profile_texts,
     say_ready,
 )
 
@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> int:
     from vftrace.sources.live import LiveSource
     from vftrace.sources.recording import RecordingWriter
 
-    tables = mailbox_tables(args)
+    profiles = profile_texts(args)
     with Interrupt() as interrupt:
-        source = LiveSource(args.way, tables)
+        source = LiveSource(args.way, profiles)
         writer = RecordingWriter(args.output, source.host)
         try:
             deadline = Deadline(args.duration)

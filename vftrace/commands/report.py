@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vftrace.commands.common import add_profile_argument, mailbox_tables
+from vftrace.commands.common import add_profile_argument, profile_texts
 from vftrace.errors import UsageError, VftraceError
-from vftrace.mailbox.drivers import Tables
 from vftrace.mailbox.life import MAX_RECENT
 from vftrace.units import parse_duration
 
@@ -84,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("a Perfetto trace is binary: give -o FILE, or send it to a file")
     if args.heatmap and (args.compare or args.format != "text"):
         raise UsageError("--heatmap draws text, or an image with -o FILE.png")
-    tables = mailbox_tables(args)
+    profiles = profile_texts(args)
     recent = _DRAWN_MESSAGES if args.format == "perfetto" else MAX_RECENT
-    loaded, joined = _load(args.files, tables, recent, args.what_if, args.clock_error)
+    loaded, joined = _load(args.files, profiles, recent, args.what_if, args.clock_error)
     if args.otlp_endpoint is not None:
         _send(args.otlp_endpoint, loaded, joined)
     if args.compare:
@@ -102,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _load(
     paths: Sequence[Path],
-    tables: Tables,
+    profiles: Sequence[str],
     recent: int = MAX_RECENT,
     what_if: str | None = None,
     clock_error_ns: int | None = None,
@@ -112,7 +111,7 @@ def _load(
     from vftrace.sources.merge import load
 
     assumed = None if what_if is None else _assumptions(what_if)
-    loaded = load(paths, tables, recent)
+    loaded = load(paths, profiles, recent)
     if assumed is not None:
         loaded = _replay(loaded, assumed)
     for damage in loaded.damage:
@@ -225,7 +224,7 @@ def _compare(args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joine
     from vftrace.outputs.terminal.glyphs import glyphs
 
     a = joined_json(loaded, joined)["migrations"]
-    b = joined_json(*_load(args.compare, mailbox_tables(args), clock_error_ns=args.clock_error))[
+    b = joined_json(*_load(args.compare, profile_texts(args), clock_error_ns=args.clock_error))[
         "migrations"
     ]
     if not a or not b:

@@ -15,7 +15,7 @@ from vftrace.commands.common import (
     Interrupt,
     add_live_arguments,
     add_profile_argument,
-    mailbox_tables,
+    profile_texts,
     say_ready,
 )
 from vftrace.errors import UsageError
@@ -244,14 +244,14 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySour
     """The pump, closed by `stack`; the replay if it is one."""
     from vftrace.live import Pump, ReplaySource, parse_speed
 
-    tables = mailbox_tables(args)
+    profiles = profile_texts(args)
     if args.replay is not None:
         replay = ReplaySource(args.replay, parse_speed(args.speed or "1"))
-        return Pump(replay, tables=tables), replay
+        return Pump(replay, profiles=profiles), replay
     from vftrace.sources.live import LiveSource
     from vftrace.sources.recording import RecordingWriter
 
-    source = LiveSource(args.way, tables)
+    source = LiveSource(args.way, profiles)
     writer = None
     try:
         if args.record is not None:
@@ -260,7 +260,7 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySour
     except BaseException:
         source.close()
         raise
-    pump = Pump(source, writer, tables)
+    pump = Pump(source, writer)
     stack.callback(pump.close)
     return pump, None
 

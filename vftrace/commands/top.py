@@ -17,7 +17,7 @@ from vftrace.commands.common import (
     Interrupt,
     add_live_arguments,
     add_profile_argument,
-    mailbox_tables,
+    profile_texts,
     say_ready,
 )
 from vftrace.errors import UsageError
@@ -109,13 +109,13 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "Pump":
     from vftrace.live import Pump, ReplaySource, parse_speed
     from vftrace.sources.recording import RecordingWriter
 
-    tables = mailbox_tables(args)
+    profiles = profile_texts(args)
     if args.replay is not None:
         source = ReplaySource(args.replay, parse_speed(args.speed or "1"))
-        return Pump(source, tables=tables)
+        return Pump(source, profiles=profiles)
     from vftrace.sources.live import LiveSource
 
-    live = LiveSource(args.way, tables)
+    live = LiveSource(args.way, profiles)
     writer = None
     if args.record is not None:
         try:
@@ -124,7 +124,7 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "Pump":
             live.close()
             raise
         stack.callback(writer.close)
-    pump = Pump(live, writer, tables)
+    pump = Pump(live, writer)
     stack.callback(pump.close)
     return pump
 

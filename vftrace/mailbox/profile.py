@@ -93,6 +93,22 @@ def with_profiles(profiles: Iterable[Profile], tables: Tables = TABLES) -> Table
     return found
 
 
+def tables_of(recorded: Iterable[str], given: Iterable[str] = ()) -> Tables:
+    """The drivers' tables with the texts of profiles: those kept in a recording, and those given now, which win.
+
+    Recordings of one boot may hold the same text: it is one. Raises ProfileError as `parse_profile` and
+    `with_profiles`.
+    """
+    now = [parse_profile(text) for text in given]
+    before = [parse_profile(text) for text in dict.fromkeys(recorded)]
+    taken = {(profile.number, code) for profile in now for code in profile.opcodes}
+    left = [
+        replace(p, opcodes={c: o for c, o in p.opcodes.items() if (p.number, c) not in taken})
+        for p in before
+    ]
+    return with_profiles([*left, *now])
+
+
 def _message(entry: Any, where: str) -> tuple[int, Opcode]:
     if not isinstance(entry, dict):
         raise ProfileError("message is no table: write [[message]]")

@@ -9,12 +9,13 @@ import os
 import platform
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vftrace import __version__, events, wire
 from vftrace.host import descriptors, devices, netlink, processes, timens
-from vftrace.mailbox.drivers import TABLES, Tables
+from vftrace.mailbox.profile import tables_of
 from vftrace.probes.loader import Probes
 from vftrace.sources.recording import HostInfo
 
@@ -57,7 +58,7 @@ def clock_sample() -> tuple[int, int]:
     return realtime - (before + after) // 2, timex.maxerror * 1000 + (after - before)
 
 
-def host_info(probes: Probes) -> HostInfo:
+def host_info(probes: Probes, profiles: tuple[str, ...]) -> HostInfo:
     """What a recording says of the host it was made on."""
     return HostInfo(
         name=socket.gethostname(),
@@ -66,6 +67,7 @@ def host_info(probes: Probes) -> HostInfo:
         vftrace=__version__,
         started_at_ns=boottime_ns(),
         probes=_ways(probes),
+        profiles=profiles,
     )
 
 
@@ -82,11 +84,11 @@ class LiveSource:
     def __init__(
         self,
         way: str | None = None,
-        tables: Tables = TABLES,
+        profiles: Sequence[str] = (),
         guest_memory: int | None = None,
     ) -> None:
-        """Raises MachineError where this machine cannot do it. `way`, `tables` and `guest_memory` as for
-        `Probes`.
+        """Raises MachineError where this machine cannot do it. `way` and `guest_memory` as for `Probes`;
+        `profiles`: texts of mailbox profiles (ProfileError where one is no good).
         """
         timens.require_host_clock()
         self._records: list[bytes] = []
@@ -105,8 +107,9 @@ class LiveSource:
         self._links: dict[int, netlink.LinkState] = {}
         self._net_left = MAX_NET_A_SECOND
         self._net_missed = self._net_said = 0
-        self.probes = Probes(self._on_kernel_record, way, tables, guest_memory)
-        self.host = host_info(self.probes)
+        profiles = tuple(profiles)
+        self.probes = Probes(self._on_kernel_record, way, tables_of(profiles), guest_memory)
+        self.host = host_info(self.probes, profiles)
         # Probes first, then the VMs that run already: none can slip between.
         self._meet_running()
 

@@ -1,14 +1,16 @@
 """Several recordings: those of one boot share a clock and are read as one, whatever order they came in."""
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vftrace import events
+from vftrace.errors import VftraceError
 from vftrace.events import USER_STREAM, Event
-from vftrace.mailbox.drivers import TABLES, Tables
+from vftrace.mailbox.drivers import Tables
 from vftrace.mailbox.life import MAX_RECENT, Mailboxes
+from vftrace.mailbox.profile import ProfileError, tables_of
 from vftrace.migration.stitch import Boot, Ping, Waiting
 from vftrace.migration.tracker import Tracker
 from vftrace.sources.recording import HostInfo, Recording
@@ -33,10 +35,10 @@ class Loaded:
     damage: tuple[str, ...]
 
 
-def load(paths: Iterable[Path], tables: Tables = TABLES, recent: int = MAX_RECENT) -> Loaded:
+def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_RECENT) -> Loaded:
     """Read recordings of one or several hosts, pings among them.
 
-    `tables` and `recent` are those of `Mailboxes`.
+    `profiles`: texts of mailbox profiles, beside those in the recordings. `recent` is that of `Mailboxes`.
 
     Raises VftraceError where a file cannot be read or is no recording.
     """
@@ -46,7 +48,7 @@ def load(paths: Iterable[Path], tables: Tables = TABLES, recent: int = MAX_RECEN
         by_boot.setdefault(recording.host.boot_id, []).append(recording)
     boots, hosts, pings = [], [], []
     for boot_id, recordings in by_boot.items():
-        reader = Reader(Mailboxes(tables, recent))
+        reader = Reader(Mailboxes(_tables(recordings, profiles), recent))
         if len(recordings) == 1:
             reader.read(events_of(recordings[0]))
         else:
@@ -74,6 +76,13 @@ def load(paths: Iterable[Path], tables: Tables = TABLES, recent: int = MAX_RECEN
         if recording.damage is not None
     )
     return Loaded(tuple(boots), tuple(hosts), tuple(pings), damage)
+
+
+def _tables(recordings: Iterable[Recording], profiles: Sequence[str]) -> Tables:
+    try:
+        return tables_of([text for r in recordings for text in r.host.profiles], profiles)
+    except ProfileError as error:
+        raise VftraceError(f"the recordings' profiles: {error}") from error
 
 
 class Reader:

@@ -16,6 +16,7 @@ from typing import BinaryIO, cast
 
 from vftrace import wire
 from vftrace.errors import VftraceError
+from vftrace.mailbox.profile import tables_of
 
 MAGIC = b"VFTRACE1"
 VERSION = 1
@@ -25,7 +26,8 @@ _MAX_META = 1 << 20
 
 @dataclass(frozen=True)
 class HostInfo:
-    """Where a recording was made; `probes` maps each probe to the way it was attached."""
+    """Where a recording was made; `probes` maps each probe to the way it was attached; `profiles` are the texts
+    of the mailbox profiles it was made with."""
 
     name: str
     boot_id: str
@@ -33,6 +35,7 @@ class HostInfo:
     vftrace: str
     started_at_ns: int
     probes: dict[str, str]
+    profiles: tuple[str, ...] = ()
 
 
 class RecordingWriter:
@@ -123,13 +126,14 @@ class Recording:
                 raise VftraceError(
                     f"{self.path} has version {version}, this vftrace reads version {VERSION}"
                 )
-            host = HostInfo(**meta)
+            host = HostInfo(**{**meta, "profiles": tuple(meta.get("profiles", ()))})
             words = [host.name, host.boot_id, host.kernel, host.vftrace]
-            words += [*host.probes, *host.probes.values()]
+            words += [*host.probes, *host.probes.values(), *host.profiles]
             if not all(isinstance(word, str) for word in words) or not isinstance(
                 host.started_at_ns, int
             ):
                 raise ValueError("a field of another type")
+            tables_of(host.profiles)
             return host
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise VftraceError(f"{self.path} is damaged or cut at its beginning") from error
