@@ -27,7 +27,7 @@
  *   track on|off | dirty IOVA SIZE           dirty pages of the container (type1)
  *   dma on|off | report IOVA SIZE            the device's own DMA logging
  *   state NUMBER             VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE
- *   reset | hot-reset        the device alone, or all that its bus resets
+ *   reset | hot-reset        the device alone, or all that its bus resets; the latter also asks how many
  *
  * A request that fails is an answer too: `ret` is 0, or the negative errno. What makes no sense ends
  * the program with a message.
@@ -622,13 +622,20 @@ static int set_state(uint32_t number, int *data_fd)
 	return ret;
 }
 
-static int hot_reset(void)
+/* `devices`: how many the reset takes, by the kernel's account; all of them have to be in the one group. */
+static int hot_reset(uint32_t *devices)
 {
+	struct {
+		struct vfio_pci_hot_reset_info head;
+		struct vfio_pci_dependent_device devices[32];
+	} info = { .head = { .argsz = sizeof(info) } };
 	struct vfio_pci_hot_reset *reset = calloc(1, sizeof(*reset) + sizeof(int32_t));
 	int ret;
 
 	if (!reset)
 		die("out of memory");
+	if (!ask(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &info))
+		*devices = info.head.count;
 	reset->argsz = sizeof(*reset) + sizeof(int32_t);
 	reset->count = 1;
 	reset->group_fds[0] = group;
@@ -700,6 +707,7 @@ static bool is_on(const char *word)
 static void obey_vfio(const char *what, uint64_t at, char words[][64], uint64_t a, uint64_t b)
 {
 	uint64_t dirty = 0;
+	uint32_t devices = 0;
 	int ret, data_fd = -1;
 
 	if (device < 0)
@@ -725,11 +733,11 @@ static void obey_vfio(const char *what, uint64_t at, char words[][64], uint64_t 
 	else if (!strcmp(what, "reset"))
 		ret = ask(device, VFIO_DEVICE_RESET, NULL);
 	else if (!strcmp(what, "hot-reset"))
-		ret = hot_reset();
+		ret = hot_reset(&devices);
 	else
 		die("%s: no such act", what);
 	answer(what, at, ", \"ret\": %d, \"argument\": \"%s\", \"dirty_pages\": %" PRIu64
-	       ", \"data_fd\": %d", ret, words[1], dirty, data_fd);
+	       ", \"data_fd\": %d, \"devices\": %u", ret, words[1], dirty, data_fd, devices);
 }
 
 static void obey(char *line)
