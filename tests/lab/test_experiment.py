@@ -31,4 +31,4 @@ def test_a_guest_moves_and_the_hosts_know_why_it_was_away(tmp_path: Path) -> Non
             break
     assert [run.case.name for run in done] == list(SMALL)
     golden.keep("experiment/keep.py", str(where), "now", "--to", str(tmp_path))
-    golden.check("test_experiment.py", {"VFTRACE_EXPERIMENT": str(tmp_path)})
+    golden.check("test_experiment.py", "VFTRACE_EXPERIMENT", tmp_path)

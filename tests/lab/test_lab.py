@@ -140,7 +140,9 @@ def _check_recording(results: Path, name: str, tmp_path: Path) -> None:
     golden.keep("lab/keep.py", str(results), name, str(tmp_path))
     golden.check(
         "test_lab_recordings.py",
-        {"VFTRACE_LAB_RECORDINGS": str(tmp_path), "VFTRACE_LAB_NOISE_MS": NOISE_MS},
+        "VFTRACE_LAB_RECORDINGS",
+        tmp_path,
+        {"VFTRACE_LAB_NOISE_MS": NOISE_MS},
     )
 
 
@@ -152,7 +154,7 @@ def test_vftrace_heard_what_was_said(
     """The mailbox jobs just recorded pass what their golden recordings pass, message by message."""
     results = outcome(kernel, again=is_rerun(request)).results
     golden.keep("mailbox/keep.py", str(results), kernel, str(tmp_path))
-    golden.check("test_mailbox_recordings.py", {"VFTRACE_LAB_MAILBOX": str(tmp_path)})
+    golden.check("test_mailbox_recordings.py", "VFTRACE_LAB_MAILBOX", tmp_path)
 
 
 @pytest.mark.parametrize("kernel", _kernels())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from vftlab import golden
 from vftlab.common import LabError
 from vftlab.debian import Archive, Mirror
 from vftlab.firmware import ROM_SIZE, rom
@@ -38,6 +39,21 @@ def test_mtty_gets_a_parameter_for_its_flags() -> None:
 def test_an_unknown_mtty_is_refused() -> None:
     with pytest.raises(LabError, match="0 places"):
         lab_mtty(MTTY.replace("migration_flags", "flags"))
+
+
+@pytest.mark.parametrize(
+    ("module", "variable"),
+    [
+        ("test_lab_recordings.py", "VFTRACE_LAB_RECORDINGS"),
+        ("test_mailbox_recordings.py", "VFTRACE_LAB_MAILBOX"),
+        ("test_experiment.py", "VFTRACE_EXPERIMENT"),
+    ],
+)
+def test_golden_checks_of_no_recording_do_not_pass(
+    module: str, variable: str, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError, match="nothing was recorded"):
+        golden.check(module, variable, tmp_path)
 
 
 @pytest.mark.parametrize("pages", [0, 97])

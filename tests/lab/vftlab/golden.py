@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 
 from vftlab.common import TREE
 
@@ -16,11 +19,19 @@ def keep(program: str, *arguments: str) -> None:
     subprocess.run([sys.executable, str(GOLDEN / program), *arguments], check=True)
 
 
-def check(module: str, environment: dict[str, str]) -> None:
-    """Run a test module of tests/golden; AssertionError with its output unless it passes."""
+def check(
+    module: str,
+    variable: str,
+    recordings: Path,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Run a test module of tests/golden on the recordings in a directory, which it is told by `variable`; `more`
+    of its variables. AssertionError with its output unless it passes, and if there is no recording to pass."""
+    # Without a recording a module skips all but what needs none, and passes.
+    assert any(recordings.rglob("*truth.json")), f"{module}: nothing was recorded in {recordings}"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(GOLDEN / module)],
-        env=os.environ | environment,
+        env=os.environ | {variable: str(recordings)} | dict(more),
         capture_output=True,
         text=True,
         check=False,
