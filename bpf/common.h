@@ -63,27 +63,19 @@ struct slot_key {
 	u32 slot;
 };
 
-#ifndef SECOND_OBJECT
+/* Probes of modules that may be loaded later are an object of their own, with the first one's ring, VMs
+ * and numbering: what is declared here for all (SHARED in vftrace/probes/object.py) is made once. */
+#ifdef SECOND_OBJECT
+#define EVENT_PAGES 1
+#endif
 BPF_RINGBUF_OUTPUT(events, EVENT_PAGES);
-__attribute__((section("maps/export"))) struct events_table_t __events;
-BPF_TABLE_PUBLIC("hash", u32, struct vm, vms, 4096);
+BPF_TABLE("hash", u32, struct vm, vms, 4096);
+BPF_TABLE("array", u32, u64, lost, 1);
+BPF_TABLE("array", u32, u64, unowned, 1);	/* the next seq of stream 0 */
+#ifndef SECOND_OBJECT
 BPF_TABLE("hash", u64, struct thread, threads, 65536);
 BPF_TABLE("hash", struct slot_key, u64, slot_pages, 65536);
-BPF_TABLE_PUBLIC("array", u32, u64, lost, 1);
-BPF_TABLE_PUBLIC("array", u32, u64, unowned, 1);	/* the next seq of stream 0 */
 BPF_TABLE("array", u32, struct vm, new_vm, 1);
-#else
-/* Probes of modules that may be loaded later are an object of their own, with the first one's ring, VMs
- * and numbering. BCC's helpers.h has no macro for a ring that another object made. */
-struct events_table_t {
-	u32 key;
-	u32 leaf;
-	int (*ringbuf_output)(void *, u64, u64);
-	u32 max_entries;
-};
-__attribute__((section("maps/extern"))) struct events_table_t events;
-BPF_TABLE("extern", u32, struct vm, vms, 4096);
-BPF_TABLE("extern", u32, u64, lost, 1);
 #endif
 
 /* By helper number (include/uapi/linux/bpf.h): where these are called by name, BCC reads all of

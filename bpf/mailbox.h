@@ -64,7 +64,6 @@ struct flow {
 	u32 kept[VFT_MAILBOX_WORDS];
 };
 
-BPF_TABLE("extern", u32, u64, unowned, 1);
 BPF_TABLE("lru_hash", struct inside, struct arguments, insides, 4096);
 BPF_TABLE("hash", struct flow_key, struct flow, flows, MAX_FLOWS);
 BPF_TABLE("hash", u32, u32, shipped, 1024);

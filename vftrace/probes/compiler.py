@@ -1,13 +1,17 @@
-"""Compiling with BCC, and no slower than it has to be."""
+"""Compiling with BCC where the cache has nothing, and no slower than it has to be."""
 
 import contextlib
 import ctypes
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from vftrace.probes.text import program_text
+from vftrace.probes import cache
+from vftrace.probes.text import program_text, shim_directory
+
+if TYPE_CHECKING:
+    from vftrace.probes.object import Object
 
 _FLAGS = (
     "-Wno-everything",
@@ -25,10 +29,31 @@ _SECBIT_NO_SETUID_FIXUP = 1 << 2
 _NOBODY = 65534
 
 
-def compiled(bcc: Any, name: str, flags: Sequence[str] = ()) -> Any:
-    """The BPF object of one program text in bpf/. Raises what BCC raises: Exception itself."""
-    with _not_root():
-        return bcc.BPF(text=program_text(name), cflags=[*_FLAGS, *flags])
+def compiled(name: str, flags: Sequence[str] = (), first: "Object | None" = None) -> "Object":
+    """The BPF object of one program text in bpf/. `first`: the object whose ring and VMs it uses, if it is not
+    that itself. Raises what BCC raises: Exception itself.
+    """
+    # imports BCC
+    from vftrace.probes import object as bpf_object
+
+    text, flags = program_text(name), [*_FLAGS, *flags]
+    key = _key(text, flags)
+    image = cache.read(key) if key else None
+    cached = image is not None
+    if image is None:
+        os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
+        with _not_root():
+            image = bpf_object.image_of(text, flags)
+        if key:
+            cache.write(key, image)
+    return bpf_object.Object(image, first, cached=cached)
+
+
+def _key(text: str, flags: Sequence[str]) -> str | None:
+    try:
+        return cache.key(text, flags) if cache.directory() else None
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager

@@ -30,7 +30,6 @@ from vftrace.probes.plan import (
     ProbeStatus,
     Way,
 )
-from vftrace.probes.text import shim_directory
 from vftrace.probes.vfio import VfioProbes
 
 RING_BYTES = 16 << 20
@@ -64,10 +63,9 @@ class Probes:
         self._error: BaseException | None = None
         self._stop_at = math.inf
         self._more = False
-        bcc = _import_bcc()
-        os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
+        _require_bcc()
         self._ways: dict[str, tuple[str | None, str | None]] = {}
-        self._load(bcc, way)
+        self._load(way)
         for probe in (CHANNEL, PROCESS):
             self._ways[probe.name] = self._attach(probe, way)
         for status in self._own_status():
@@ -77,8 +75,8 @@ class Probes:
                     f"probe {status.probe.name} cannot be attached: {status.reason}",
                     fix="vftrace doctor",
                 )
-        self.vfio = VfioProbes(bcc, way)
-        self.mailbox = MailboxProbes(bcc, tables)
+        self.vfio = VfioProbes(self._bpf, way)
+        self.mailbox = MailboxProbes(self._bpf, tables)
         self._bpf["events"].open_ring_buffer(self._on_ring)
 
     def __enter__(self) -> Self:
@@ -91,6 +89,11 @@ class Probes:
     def status(self) -> tuple[ProbeStatus, ...]:
         """How each probe is attached now."""
         return (*self._own_status(), *self.vfio.status, *self.mailbox.status)
+
+    @property
+    def cached(self) -> tuple[bool, ...]:
+        """For each BPF object that is loaded, whether it came from the cache."""
+        return (self._bpf.cached, *self.vfio.cached, *self.mailbox.cached)
 
     def follow(self) -> bool:
         """Attach what belongs to modules that were loaded since; cheap where there are none.
@@ -167,13 +170,13 @@ class Probes:
             for probe in PROBES
         )
 
-    def _load(self, bcc: Any, forced: str | None) -> None:
+    def _load(self, forced: str | None) -> None:
         """Compile and attach in the first way the kernel takes: the ioctl probe's, the others follow it."""
         reasons: list[str] = []
         for way in IOCTL.ways:
             if forced not in (None, way.name):
                 continue
-            reason = _refused(way) or self._try_ioctl(bcc, way)
+            reason = _refused(way) or self._try_ioctl(way)
             if reason is None:
                 self._ways[IOCTL.name] = way.name, "; ".join(reasons) or None
                 self._ways[DIRTY_RING.name] = TRACEPOINT, None
@@ -183,16 +186,16 @@ class Probes:
             f"KVM's requests cannot be traced here: {'; '.join(reasons)}", fix="vftrace doctor"
         )
 
-    def _try_ioctl(self, bcc: Any, way: Way) -> str | None:
+    def _try_ioctl(self, way: Way) -> str | None:
         """Compile for this way, load the walker, attach. Returns why not, with nothing left behind."""
         with captured_stderr() as complaint:
             try:
                 # fentry programs are attached in here
-                self._bpf = compiled(bcc, "vftrace.bpf.c", _cflags(way, self._guest_memory))
+                self._bpf = compiled("vftrace.bpf.c", _cflags(way, self._guest_memory))
             except Exception as error:
                 return first_line(complaint(), error)
             try:
-                self._bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(self._walker(bcc, way))
+                self._bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(self._walker(way))
                 reason = self._hang_up_ioctl(way)
             except Exception as error:
                 reason = first_line(complaint(), error)
@@ -210,12 +213,12 @@ class Probes:
         reason = self._kvm.reasons[IOCTL.name]
         return None if reason in WAITS else reason
 
-    def _walker(self, bcc: Any, way: Way) -> int:
+    def _walker(self, way: Way) -> int:
         """The program that is tail-called, of the type it must have to be called from this way."""
         if way.name == FENTRY:
             loaded = self._bpf.funcs.items()
             return int(next(f.fd for name, f in loaded if name.endswith(b"kvm_device_ioctl")))
-        kind = bcc.BPF.KPROBE if way.name == KPROBE else bcc.BPF.TRACEPOINT
+        kind = self._bpf.KPROBE if way.name == KPROBE else self._bpf.TRACEPOINT
         return int(self._bpf.load_func("walk", kind).fd)
 
     def _attach(self, probe: Probe, forced: str | None) -> tuple[str | None, str | None]:
@@ -295,7 +298,7 @@ def _refused(way: Way) -> str | None:
     return kernel.refuses_kprobes() if way.name == KPROBE else None
 
 
-def _import_bcc() -> Any:
+def _require_bcc() -> None:
     try:
         import bcc
     except ImportError as error:
@@ -307,7 +310,6 @@ def _import_bcc() -> Any:
             "the bcc that Python finds is PyPI's package of that name, not the BPF compiler",
             fix=f"pip uninstall bcc; {INSTALL_BCC}",
         )
-    return bcc
 
 
 def _cflags(way: Way, guest_memory: int) -> list[str]:

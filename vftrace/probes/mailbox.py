@@ -43,13 +43,13 @@ class Unsent:
 class MailboxProbes(ModuleProbes):
     """Nothing here is needed: what cannot be attached is noted in `status`."""
 
-    def __init__(self, bcc: Any, tables: Tables = TABLES) -> None:
-        """Attach what can be now. The first object must be loaded: its maps are used.
+    def __init__(self, first: Any, tables: Tables = TABLES) -> None:
+        """Attach what can be now. `first`: the BPF object whose ring is used.
         `tables` say which words of a message may leave the kernel.
 
         There is one way only (drivers have no tracepoints for it), so none can be forced.
         """
-        self._bcc = bcc
+        self._first = first
         self._tables = tables
         self._by_driver = {table.driver: table for table in tables.values()}
         super().__init__(*self._by_driver)
@@ -100,6 +100,11 @@ class MailboxProbes(ModuleProbes):
                 found.append(Unsent(pf, int(flow.driver), int(flow.vf), *new))
         return found
 
+    @property
+    def cached(self) -> tuple[bool, ...]:
+        """Whether the programs came from the cache; nothing where there are none."""
+        return () if self._bpf is None else (self._bpf.cached,)
+
     def close(self) -> None:
         """Detach everything."""
         if self._bpf is not None:
@@ -112,7 +117,7 @@ class MailboxProbes(ModuleProbes):
         with captured_stderr() as complaint:
             try:
                 if self._bpf is None:
-                    self._bpf = compiled(self._bcc, "mailbox.bpf.c")
+                    self._bpf = compiled("mailbox.bpf.c", first=self._first)
                 self._tell(table)
                 return hang_up(self._bpf, mailbox_way(table.driver))
             except Exception as error:  # BCC raises Exception itself

@@ -33,10 +33,10 @@ _PRECOPY_IOCTL = "_precopy_ioctl"
 class VfioProbes(ModuleProbes):
     """Nothing here is needed: what cannot be attached is noted in `status`."""
 
-    def __init__(self, bcc: Any, forced: str | None) -> None:
-        """Attach what can be now. The first object must be loaded: its maps are used."""
+    def __init__(self, first: Any, forced: str | None) -> None:
+        """Attach what can be now. `first`: the BPF object whose ring and VMs are used."""
         super().__init__("vfio")
-        self._bcc = bcc
+        self._first = first
         self._forced = forced
         self._bpf: Any = None
         self._way = ""
@@ -87,6 +87,11 @@ class VfioProbes(ModuleProbes):
             table[table.Key(tgid, fd)] = ctypes.c_uint32(1)
         self.met_migratable()
 
+    @property
+    def cached(self) -> tuple[bool, ...]:
+        """Whether the programs came from the cache; nothing where there are none."""
+        return () if self._bpf is None else (self._bpf.cached,)
+
     def close(self) -> None:
         """Detach everything."""
         if self._bpf is not None:
@@ -136,8 +141,8 @@ class VfioProbes(ModuleProbes):
         with captured_stderr() as complaint:
             try:
                 # fexit programs are attached in here
-                bpf = compiled(self._bcc, "vfio.bpf.c", _cflags(way, data))
-                kind = self._bcc.BPF.KPROBE if way.name == KPROBE else self._bcc.BPF.TRACEPOINT
+                bpf = compiled("vfio.bpf.c", _cflags(way, data), self._first)
+                kind = bpf.KPROBE if way.name == KPROBE else bpf.TRACEPOINT
                 walker = bpf.load_func("walk", kind)
                 bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(walker.fd)
                 reason = hang_up(bpf, way)

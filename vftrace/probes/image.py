@@ -1,0 +1,86 @@
+"""A program text after compiling, as data: its maps, and its functions' instructions with maps by name."""
+
+import json
+from base64 import b64decode, b64encode
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+_INSTRUCTION = 8
+_LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
+_MAP_SOURCES = (1, 2)  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
+
+
+@dataclass(frozen=True)
+class Map:
+    """What bpf(2) wants to know to make a map, and BCC's descriptions of its keys and values (JSON)."""
+
+    kind: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Function:
+    """Instructions in which every map's fd is zero; `maps`: at which instruction which map stands."""
+
+    code: bytes
+    maps: tuple[tuple[int, str], ...]
+
+    @classmethod
+    def of(cls, code: bytes, names: dict[int, str]) -> Self:
+        """Of instructions with the fds of maps in them; `names`: of the map by its fd."""
+        zeroed = bytearray(code)
+        maps = []
+        at = 0
+        while at < len(code):
+            wide = code[at] == _LOAD_64
+            if wide and code[at + 1] >> 4 in _MAP_SOURCES:
+                fd = int.from_bytes(code[at + 4 : at + 8], "little")
+                maps.append((at // _INSTRUCTION, names[fd]))
+                zeroed[at + 4 : at + 8] = bytes(4)
+            at += 2 * _INSTRUCTION if wide else _INSTRUCTION
+        return cls(bytes(zeroed), tuple(maps))
+
+    def with_maps(self, fds: dict[str, int]) -> bytes:
+        """The instructions with these fds in place. KeyError if one is missing."""
+        code = bytearray(self.code)
+        for index, name in self.maps:
+            at = index * _INSTRUCTION + 4
+            code[at : at + 4] = fds[name].to_bytes(4, "little")
+        return bytes(code)
+
+
+@dataclass(frozen=True)
+class Image:
+    """All of one program text."""
+
+    license: str
+    maps: dict[str, Map]
+    functions: dict[str, Function]
+
+    def packed(self) -> bytes:
+        """As JSON."""
+        functions = {
+            name: {"code": b64encode(f.code).decode(), "maps": f.maps}
+            for name, f in self.functions.items()
+        }
+        maps = {name: asdict(m) for name, m in self.maps.items()}
+        whole = {"license": self.license, "maps": maps, "functions": functions}
+        return json.dumps(whole, separators=(",", ":")).encode()
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> Self:
+        """The image that `packed` wrote. ValueError, KeyError or TypeError if it is none."""
+        whole: dict[str, Any] = json.loads(data)
+        return cls(
+            whole["license"],
+            {name: Map(**m) for name, m in whole["maps"].items()},
+            {
+                name: Function(b64decode(f["code"]), tuple((at, m) for at, m in f["maps"]))
+                for name, f in whole["functions"].items()
+            },
+        )
