@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 from vftlab.build import Built
-from vftlab.common import TREE
+from vftlab.common import TREE, cache_dir
 
 PCI_NIC = "52:54:00:11:22:33"
 # With 2900 MiB and more the VF mailbox registers of the emulated igb are not reached.
@@ -82,6 +83,7 @@ class Machine:
             *self._disk("mod", self.built.modules_image),
             *share("tree", TREE, "readonly=on"),
             *share("results", self.results, "readonly=off"),
+            *_programs(),
             *("-device", "intel-iommu,intremap=on,caching-mode=on"),
             *self.network,
         ]
@@ -89,6 +91,18 @@ class Machine:
     def _disk(self, name: str, image: Path) -> list[str]:
         drive = f"if=none,id={name},file={image},format=raw,readonly=on,file.locking=off"
         return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
+
+
+def _programs() -> list[str]:
+    """Where vftrace keeps its compiled programs from one boot to the next (/var/cache/vftrace inside).
+
+    It takes only what root wrote, and what QEMU writes belongs to whoever runs it.
+    """
+    if os.geteuid() != 0:
+        return []
+    kept = cache_dir() / "programs"
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return share("programs", kept, "readonly=off")
 
 
 def share(tag: str, path: Path, access: str) -> list[str]:
