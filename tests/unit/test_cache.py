@@ -1,0 +1,182 @@
+"""Compiled programs as data, and which files of them are used."""
+
+import os
+import stat
+import struct
+from pathlib import Path
+
+import pytest
+
+from vftrace.probes import cache
+from vftrace.probes.image import Function, Image, Map
+
+# struct bpf_insn (include/uapi/linux/bpf.h): code, source and target register, offset, immediate.
+INSTRUCTION = struct.Struct("<BBhi")
+LOAD_64 = 0x18
+
+
+def instruction(code: int, registers: int = 0, immediate: int = 0) -> bytes:
+    return INSTRUCTION.pack(code, registers, 0, immediate)
+
+
+def program(events: int, vms: int) -> bytes:
+    """Two maps are loaded by fd; a 64-bit number that looks like their load is none, nor is its second half."""
+    return b"".join(
+        (
+            instruction(0xB7, 0x00, 7),  # r0 = 7
+            instruction(LOAD_64, 0x11, events) + instruction(0),
+            instruction(LOAD_64, 0x03, 7) + instruction(LOAD_64, 0x11, 7),
+            instruction(LOAD_64, 0x12, vms) + instruction(0),
+            instruction(0x95),  # exit
+        )
+    )
+
+
+IMAGE = Image(
+    "GPL",
+    {
+        "events": Map(27, 0, 0, 1 << 24, 0, '"int"', '"int"'),
+        "vms": Map(1, 4, 8, 4096, 1, '"unsigned int"', '["vm", [["seq", "unsigned long"]]]'),
+    },
+    {"walk": Function.of(program(7, 12), {7: "events", 12: "vms"}), "tp_exit": Function(b"", ())},
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv(cache.OFF_VARIABLE, raising=False)
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "programs"))
+    return tmp_path / "programs"
+
+
+def kept(place: Path) -> Path:
+    cache.write("key", IMAGE)
+    assert cache.read("key") == IMAGE
+    return next(place.iterdir())
+
+
+def test_maps_are_named_and_get_the_fds_of_another_process() -> None:
+    function = IMAGE.functions["walk"]
+    assert function.maps == ((1, "events"), (5, "vms"))
+    assert function.with_maps({"events": 70000, "vms": 3, "lost": 9}) == program(70000, 3)
+
+
+def test_a_map_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        IMAGE.functions["walk"].with_maps({"events": 3})
+
+
+def test_only_the_owner_may_read_what_is_kept(place: Path) -> None:
+    file = kept(place)
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [p.name for p in place.iterdir()] == [file.name]
+
+
+def test_no_other_key_is_answered(place: Path) -> None:
+    kept(place)
+    assert cache.read("kex") is None
+
+
+def test_a_damaged_file_is_not_used_and_replaced(place: Path) -> None:
+    file = kept(place)
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for damaged in (b"", b"\n", whole[:-1], whole[1:], flipped, whole + b" ", os.urandom(4096)):
+        file.write_bytes(damaged)
+        assert cache.read("key") is None
+    cache.write("key", IMAGE)
+    assert cache.read("key") == IMAGE
+
+
+def test_a_sound_file_of_another_kind_is_not_used(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(place)
+    for other in (b"[]", b"{}", b'{"license":"GPL","maps":{"vms":{}},"functions":{}}', b"\xff"):
+        monkeypatch.setattr(Image, "packed", lambda _, other=other: other)
+        cache.write("key", IMAGE)
+        assert cache.read("key") is None
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_may_write_is_not_used(place: Path, mode: int) -> None:
+    kept(place).chmod(mode)
+    assert cache.read("key") is None
+
+
+def test_a_directory_that_others_may_write_is_not_used(place: Path) -> None:
+    file = kept(place)
+    place.chmod(0o770)
+    assert cache.read("key") is None
+    file.unlink()
+    cache.write("key", IMAGE)
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("which", ["file", "directory"])
+def test_what_belongs_to_another_is_not_used(place: Path, which: str) -> None:
+    file = kept(place)
+    os.chown(file if which == "file" else place, 65534, 65534)
+    assert cache.read("key") is None
+
+
+def test_links_and_pipes_are_not_followed(place: Path, tmp_path: Path) -> None:
+    file = kept(place)
+    elsewhere = file.rename(tmp_path / "elsewhere")
+    file.symlink_to(elsewhere)
+    assert cache.read("key") is None
+    file.unlink()
+    os.mkfifo(file, 0o600)
+    assert cache.read("key") is None
+    file.unlink()
+    elsewhere.rename(file)
+    place.rename(tmp_path / "moved")
+    place.symlink_to(tmp_path / "moved")
+    assert cache.read("key") is None
+
+
+def test_where_nothing_can_be_kept_nothing_is(place: Path) -> None:
+    place.write_text("no directory")
+    cache.write("key", IMAGE)
+    assert cache.read("key") is None
+    assert place.read_text() == "no directory"
+
+
+def test_the_last_used_stay(place: Path) -> None:
+    for number in range(cache.KEPT):
+        cache.write(f"{number:04}", IMAGE)
+        os.utime(place / f"{number:04}.bpf", (number, number))
+    assert cache.read("0000") == IMAGE
+    cache.write("new", IMAGE)
+    names = {path.stem for path in place.iterdir()}
+    assert names == {f"{number:04}" for number in range(cache.KEPT) if number != 1} | {"new"}
+
+
+def test_without_a_cache_nothing_is_read_or_kept(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(place)
+    monkeypatch.setenv(cache.OFF_VARIABLE, "1")
+    assert cache.directory() is None
+    assert cache.read("key") is None
+    cache.write("other", IMAGE)
+    assert len(list(place.iterdir())) == 1
+
+
+def test_only_root_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cache.OFF_VARIABLE, raising=False)
+    monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert cache.directory() is None
+
+
+def test_a_key_is_of_text_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = cache.key("text", ["-DA"])
+    assert cache.key("text", ["-DA"]) == key
+    others = {cache.key("texT", ["-DA"]), cache.key("text", []), cache.key("text", ["-D", "A"])}
+    monkeypatch.setenv("ARCH", "arm64")
+    others.add(cache.key("text", ["-DA"]))
+    assert len(others | {key}) == 5
