@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vftrace.probes import cache
+from vftrace.probes.checks import programs
 from vftrace.probes.image import Function, Image, Map
 
 # struct bpf_insn (include/uapi/linux/bpf.h): code, source and target register, offset, immediate.
@@ -52,6 +53,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kept(place: Path) -> Path:
     cache.write("key", IMAGE)
     assert cache.read("key") == IMAGE
+    assert programs((True, False)).text == f"1 of 2 objects from the cache, {place}"
     return next(place.iterdir())
 
 
@@ -110,6 +112,7 @@ def test_a_directory_that_others_may_write_is_not_used(place: Path) -> None:
     file = kept(place)
     place.chmod(0o770)
     assert cache.read("key") is None
+    assert cache.refuses() == "of another user, or others may write there"
     file.unlink()
     cache.write("key", IMAGE)
     assert list(place.iterdir()) == []
@@ -143,6 +146,9 @@ def test_where_nothing_can_be_kept_nothing_is(place: Path) -> None:
     cache.write("key", IMAGE)
     assert cache.read("key") is None
     assert place.read_text() == "no directory"
+    assert programs((False,)).text == (
+        f"0 of 1 objects from the cache; none is kept in {place}: File exists"
+    )
 
 
 def test_the_last_used_stay(place: Path) -> None:
@@ -164,6 +170,7 @@ def test_without_a_cache_nothing_is_read_or_kept(
     assert cache.read("key") is None
     cache.write("other", IMAGE)
     assert len(list(place.iterdir())) == 1
+    assert cache.refuses() == "VFTRACE_NO_CACHE is set"
 
 
 def test_only_root_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +178,7 @@ def test_only_root_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert cache.directory() is None
+    assert programs((False,)).text == "0 of 1 objects from the cache; none is kept: not root"
 
 
 def test_a_key_is_of_text_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _probe_findings(way: str | None) -> "list[Finding]":
-    from vftrace.probes.checks import Finding
+    from vftrace.probes.checks import Finding, programs
     from vftrace.probes.loader import Probes
     from vftrace.probes.plan import WAITS
 
@@ -57,6 +57,6 @@ def _probe_findings(way: str | None) -> "list[Finding]":
                 else:
                     tried = f" ({status.reason})" if status.reason else ""
                     found.append(Finding(name, "ok", f"{status.way}: {status.probe.what}{tried}"))
-            return found
+            return [*found, programs(probes.cached)]
     except MachineError as error:
         return [Finding("probes", "bad", str(error))]

@@ -8,6 +8,7 @@ any others. What does not fit is not an error: the text is compiled again and th
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -40,6 +41,18 @@ def directory() -> Path | None:
     if given:
         return Path(given.split(":")[0])
     return PLACE if os.geteuid() == 0 else None
+
+
+def refuses() -> str | None:
+    """Why nothing is kept; None if it is."""
+    if directory() is None:
+        return f"{OFF_VARIABLE} is set" if os.environ.get(OFF_VARIABLE) else "not root"
+    try:
+        with _opened() as place:
+            writable = os.access(f"/proc/self/fd/{place}", os.W_OK, effective_ids=True)
+    except OSError as error:
+        return error.strerror
+    return None if writable else "not writable"
 
 
 def key(text: str, flags: Sequence[str]) -> str:
@@ -107,7 +120,7 @@ def _opened() -> Iterator[int]:
     place = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if not _ours(place, stat.S_ISDIR):
-            raise PermissionError
+            raise PermissionError(errno.EPERM, "of another user, or others may write there")
         yield place
     finally:
         os.close(place)

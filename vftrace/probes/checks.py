@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vftrace.errors import MachineError
 from vftrace.host import timens
-from vftrace.probes import kernel
+from vftrace.probes import cache, kernel
 
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """PROC_PID_INIT_INO (include/linux/proc_ns.h): inode of the initial pid namespace."""
@@ -36,6 +36,16 @@ def findings() -> tuple[Finding, ...]:
         _kvm(),
         Finding("32-bit VMMs", "ok", "not seen: their ioctls take another entry (compat_ioctl)"),
     )
+
+
+def programs(cached: tuple[bool, ...]) -> Finding:
+    """Where the loaded programs came from; `cached`: for each object, whether from the cache."""
+    place, reason = cache.directory(), cache.refuses()
+    text = f"{sum(cached)} of {len(cached)} objects from the cache"
+    if reason is None:
+        return Finding("programs", "ok", f"{text}, {place}")
+    where = f" in {place}" if place else ""
+    return Finding("programs", "ok", f"{text}; none is kept{where}: {reason}")
 
 
 def _privileges() -> Finding:
