@@ -25,15 +25,16 @@ PATIENCE_SECONDS = 20
 
 
 class OnTerminal:
-    """`vftrace top` with arguments on a pseudo-terminal of 80x24."""
+    """`vftrace top` with arguments on a pseudo-terminal of 80x24; `before`: Python that is run first."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, before: str = "", **environment: str) -> None:
+        code = f"{before}\nimport sys; from vftrace.cli import main; sys.exit(main(sys.argv[1:]))"
         self.main, self.terminal = pty.openpty()
         self.resize(80, 24)
         self.before = termios.tcgetattr(self.terminal)
         self.output = b""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vftrace", "top", *arguments],
+            [sys.executable, "-c", code, "top", *arguments],
             stdin=self.terminal,
             stdout=self.terminal,
             stderr=self.terminal,
@@ -127,32 +128,39 @@ def test_keys_and_size(top: OnTerminal) -> None:
     assert top.ended() == 0
 
 
+def test_a_window_that_is_resized_while_it_is_drawn() -> None:
+    """It is drawn again at once, not when the next picture is due."""
+    resizes = (
+        "import fcntl, struct, termios\n"
+        "from vftrace.commands import top\n"
+        "from vftrace.outputs.terminal import view\n"
+        "top.REDRAW_SECONDS = 3600\n"
+        "draw = view.Frame.__rich_console__\n"
+        "def resized(*a):\n"
+        "    yield from draw(*a)\n"
+        "    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 31, 100, 0, 0))\n"
+        "view.Frame.__rich_console__ = resized\n"
+    )
+    running = OnTerminal("--replay", str(recording("libvirt")), "--speed", "0", before=resizes)
+    try:
+        # The last line of the larger window.
+        running.wait_for(b"\x1b[31;1H")
+    finally:
+        running.close()
+
+
 def test_an_error_leaves_the_terminal_as_it_was() -> None:
     # A failure in the middle of drawing: the view's own module is replaced by one that fails later.
-    code = (
-        "import sys; from vftrace.outputs.terminal import view\n"
+    broken = (
+        "from vftrace.outputs.terminal import view\n"
         "draw, drawn = view.Frame.__rich_console__, []\n"
         "def fails(*a):\n"
         "    drawn.append(1)\n"
         "    if len(drawn) > 3: raise ValueError('broken on purpose')\n"
         "    return draw(*a)\n"
         "view.Frame.__rich_console__ = fails\n"
-        "from vftrace.cli import main\n"
-        f"sys.exit(main(['top', '--replay', {str(recording('libvirt'))!r}]))"
     )
-    running = OnTerminal.__new__(OnTerminal)
-    running.main, running.terminal = pty.openpty()
-    running.resize(80, 24)
-    running.before = termios.tcgetattr(running.terminal)
-    running.output = b""
-    running.process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=running.terminal,
-        stdout=running.terminal,
-        stderr=running.terminal,
-        env={**os.environ, "TERM": "xterm-256color"},
-        start_new_session=True,
-    )
+    running = OnTerminal("--replay", str(recording("libvirt")), before=broken)
     try:
         assert running.ended() == 1
         running.assert_left_as_found()

@@ -258,7 +258,8 @@ def watch(
                 state = press(state, key, snapshot)
             pause = max(REDRAW_SECONDS, cost / DRAWING_SHARE)
             due = time.monotonic() - drawn_at >= pause
-            if not (due or pressed or console.size != drawn_size):
+            size = console.size
+            if not (due or pressed or size != drawn_size):
                 continue
             now_ns = frozen.now_ns if frozen is not None else pump.now_ns()
             ended = f"{note}, at its end" if pump.ended and note else note
@@ -267,7 +268,8 @@ def watch(
             frozen = frame if state.paused else None
             began = time.monotonic()
             console.update_screen(frame)
-            drawn_at, drawn_size = time.monotonic(), console.size
+            # Not the size of now: a window that was resized meanwhile is drawn again at once.
+            drawn_at, drawn_size = time.monotonic(), size
             cost = drawn_at - began
 
 
