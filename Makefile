@@ -10,8 +10,10 @@ setup: ## install what is missing (a second when nothing is)
 run: setup ## trace a real live migration on this machine
 	@.venv/bin/vftrace demo
 
+# On all processors what can stand it, then the rest one by one; both are run, whatever the first says.
 test: setup lint ## lint, types, layers, then all tests
-	.venv/bin/pytest
+	@.venv/bin/pytest -m 'not alone' -n auto --dist worksteal --durations 40; first=$$?; \
+	.venv/bin/pytest -m alone --durations 40 && exit $$first
 
 test-unit: setup ## the tests that need neither BPF nor KVM
 	.venv/bin/pytest -m 'not host and not lab'

@@ -3,7 +3,8 @@
 `@pytest.mark.needs("bpf", "qemu", "strace")` skips the test, with the reason, where one of them is
 not to be had; with VFTRACE_REQUIRE_ALL=1 (CI) it fails instead, so that no test is quietly left
 out. Tests below tests/host are marked `host`, which needs bpf, kvm and qemu; those below tests/lab
-are marked `lab`. What is known only while a test runs goes through the fixture `missing`.
+are marked `lab`. What measures time, or traces all of this machine, is marked `alone`: these two, tests/dashboards,
+and whatever says so itself. What is known only while a test runs goes through the fixture `missing`.
 """
 
 import importlib.util
@@ -80,6 +81,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     for item in items:
         directory = item.path.relative_to(tests).parts[0]
+        if directory in ("host", "lab", "dashboards"):
+            item.add_marker(pytest.mark.alone)
         if directory == "host":
             item.add_marker(pytest.mark.host)
             item.add_marker(pytest.mark.needs("bpf", "kvm", "qemu"))
