@@ -16,7 +16,7 @@ GUEST_MEMORY = 1 << 30
 
 def _flags(program: str, way: str) -> Sequence[str]:
     if program == "vftrace.bpf.c":
-        return loader._cflags(Way(way, ()), GUEST_MEMORY)
+        return loader._cflags(Way(way, ()), GUEST_MEMORY, loader.LEAST_PIECES)
     if program == "vfio.bpf.c":
         return vfio._cflags(Way(way, ()), None)
     return ()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vftrace.probes import compiler, follow
-from vftrace.probes.loader import KvmProbes, pieces_per_call, ring_bytes
+from vftrace.probes.loader import KvmProbes, Probes, pieces_per_call, ring_bytes
 from vftrace.probes.plan import DIRTY_RING, IOCTL, KPROBE, NO_KVM, Hook, Way
 
 GIB = 1 << 30
@@ -125,6 +125,41 @@ def test_slots_as_large_as_memory_are_walked_whole(memory: int, pieces: int) -> 
 def test_no_more_pieces_than_the_verifier_takes() -> None:
     """Beyond 528 GiB a slot is not counted, and said so, as before."""
     assert pieces_per_call(4096 * GIB) == 128
+
+
+class Verified(Probes):
+    """On a kernel whose verifier follows so many pieces."""
+
+    def __init__(self, memory: int, most: int, reason: str) -> None:
+        self._guest_memory = memory
+        self.most, self.reason = most, reason
+        self.tried: list[int] = []
+
+    def _try_pieces(self, way: Way, pieces: int) -> str | None:
+        self.tried.append(pieces)
+        return self.reason if pieces > self.most else None
+
+
+# What BCC prints on 6.12.
+TOO_LARGE = "bpf: Argument list too long. Program  too large (1293 insns), at most 4096 insns"
+
+
+@pytest.mark.parametrize(
+    ("most", "reason", "tried", "refused"),
+    [
+        (128, TOO_LARGE, [128], None),
+        (32, TOO_LARGE, [128, 64, 32], None),
+        (16, TOO_LARGE, [128, 64, 32, 16], None),
+        (8, TOO_LARGE, [128, 64, 32, 16], TOO_LARGE),
+        (8, "no BTF", [128], "no BTF"),
+    ],
+)
+def test_as_many_pieces_as_the_verifier_follows(
+    most: int, reason: str, tried: list[int], refused: str | None
+) -> None:
+    probes = Verified(512 * GIB, most, reason)
+    assert probes._try_ioctl(IOCTL.ways[0]) == refused
+    assert probes.tried == tried
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to put off")

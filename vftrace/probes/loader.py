@@ -1,6 +1,7 @@
 """Compiles, loads and attaches the probes with BCC, and reads the ring."""
 
 import ctypes
+import errno
 import math
 import os
 import time
@@ -34,6 +35,11 @@ from vftrace.probes.vfio import VfioProbes
 
 RING_BYTES = 16 << 20
 """Size of the ring, more than a second of the busiest migration measured."""
+
+LEAST_PIECES = 16
+"""Of a bitmap in one program; see `pieces_per_call`."""
+TOO_LONG = os.strerror(errno.E2BIG)
+"""What the verifier says of more than it follows, a million instructions (BPF_COMPLEXITY_LIMIT_INSNS)."""
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -187,11 +193,22 @@ class Probes:
         )
 
     def _try_ioctl(self, way: Way) -> str | None:
+        """Attach with a walker as long as the kernel's verifier goes through. Returns why not at all."""
+        pieces = pieces_per_call(self._guest_memory)
+        reason = self._try_pieces(way, pieces)
+        # Linux 6.12 gives up at 32, 6.18 takes 128
+        while pieces > LEAST_PIECES and reason is not None and TOO_LONG in reason:
+            pieces //= 2
+            reason = self._try_pieces(way, pieces)
+        return reason
+
+    def _try_pieces(self, way: Way, pieces: int) -> str | None:
         """Compile for this way, load the walker, attach. Returns why not, with nothing left behind."""
         with captured_stderr() as complaint:
             try:
                 # fentry programs are attached in here
-                self._bpf = compiled("vftrace.bpf.c", _cflags(way, self._guest_memory))
+                flags = _cflags(way, self._guest_memory, pieces)
+                self._bpf = compiled("vftrace.bpf.c", flags)
             except Exception as error:
                 return first_line(complaint(), error)
             try:
@@ -267,7 +284,7 @@ def pieces_per_call(memory: int) -> int:
     A piece is 128 MiB of guest, and 33 programs run after one another: 16 reach to 66 GiB, 128, the most,
     to 528 GiB. The verifier follows every piece, 1 to 2 ms each, so small hosts should not pay for more.
     """
-    pieces = 16
+    pieces = LEAST_PIECES
     while pieces < 128 and pieces * 33 * (128 << 20) < memory:
         pieces *= 2
     return pieces
@@ -312,10 +329,10 @@ def _require_bcc() -> None:
         )
 
 
-def _cflags(way: Way, guest_memory: int) -> list[str]:
+def _cflags(way: Way, guest_memory: int, pieces: int) -> list[str]:
     flags = [
         f"-DEVENT_PAGES={ring_bytes(guest_memory) // _PAGE}",
-        f"-DPIECES_PER_CALL={pieces_per_call(guest_memory)}",
+        f"-DPIECES_PER_CALL={pieces}",
         f"-DWAY_{way.name.upper()}",
     ]
     if way.name == FENTRY and btf.of_module("kvm").exists():
