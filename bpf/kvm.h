@@ -258,6 +258,25 @@ static __always_inline bool walk_due(u64 id, struct vm *vm, struct thread *t)
 	return walk;
 }
 
+/* What was sent until now belongs to the round that ends, or to the migration whose logging ends: the next one
+ * may get an fd of the same number. */
+static __always_inline bool channels_due(struct thread *t)
+{
+	struct kvm_region_arg region = {};
+
+	switch (t->cmd) {
+	case KVM_GET_DIRTY_LOG:
+	case KVM_RESET_DIRTY_RINGS:
+	case KVM_GET_CLOCK:
+		return true;
+	case KVM_SET_USER_MEMORY_REGION:
+	case KVM_SET_USER_MEMORY_REGION2:
+		read_user(&region, sizeof(region), (void *)t->arg);
+		return !(region.flags & KVM_MEM_LOG_DIRTY_PAGES);
+	}
+	return false;
+}
+
 /* True when a bitmap is to be walked. */
 static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 {
@@ -273,9 +292,10 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 	if (!vm)
 		return false;
 	t->ret = ret;
-	if (cmd == KVM_GET_DIRTY_LOG || cmd == KVM_RESET_DIRTY_RINGS || cmd == KVM_GET_CLOCK)
+	if (channels_due(t))
 		report_channels(vm);
-	cmd = AGAIN(t->cmd); /* see AGAIN: else each of the three is followed by itself */
+	/* else all that follows is followed for each of those requests by itself */
+	cmd = AGAIN(t->cmd);
 	switch (cmd) {
 	case KVM_GET_DIRTY_LOG:
 	case KVM_CLEAR_DIRTY_LOG:
