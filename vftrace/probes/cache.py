@@ -24,7 +24,7 @@ from vftrace.probes.text import shim_directory
 OFF_VARIABLE = "VFTRACE_NO_CACHE"
 PLACE = Path("/var/cache/vftrace")
 KEPT = 32
-"""Files that stay, the last used: three for each kernel and way to attach; 60 to 250 kB each."""
+"""Files that stay, the last used: up to three for each kernel and way to attach, some 40 kB each."""
 
 _FORMAT = 1
 _SUFFIX = ".bpf"
