@@ -22,7 +22,8 @@ from kvmslots import GIB, PAGE, Bitmap, Vm
 def attempt(vm, bitmap, size):
     channel = os.open("/dev/null", os.O_WRONLY)
     vm.log(0, on=True)
-    for part in (PAGE, size - PAGE):
+    os.write(channel, bytes(16))
+    for part in (PAGE, size - PAGE - 16):
         vm.get(0, bitmap)
         os.write(channel, bytes(part))
     vm.log(0, on=False)
