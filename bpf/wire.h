@@ -112,7 +112,7 @@ enum vft_fill { VFT_FILL_WORDS = 0, VFT_FILL_ONES = 1 };
 #define VFT_PIECE_WORDS 512
 
 /* A part of a bitmap. call_ns is enter_ns of the ioctl it belongs to (same tid).
- * Only the first `words` words are sent, none where fill is VFT_FILL_ONES. */
+ * Only the first `words` words are sent, and none is kept where the collector finds only ones: fill says so. */
 struct vft_piece {
 	struct vft_header h;
 	u64 call_ns;

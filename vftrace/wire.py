@@ -24,6 +24,7 @@ END_KIND = 112
 _PIECE = struct.Struct("<QQIHH")
 _FILL_ONES = 1
 _PIECE_WORDS = 512
+_ONES = b"\xff" * (_PIECE_WORDS * 8)
 
 # kind: (struct in bpf/wire.h, layout behind the header, event). Pads are the C struct's.
 FIXED: dict[int, tuple[str, struct.Struct, type[Event]]] = {
@@ -151,6 +152,19 @@ def _decode_piece(at_ns: int, seq: int, tgid: int, tid: int, body: memoryview) -
             bits = int.from_bytes(data, "little")
             return events.Piece(at_ns, seq, tgid, tid, call_ns, first_page, slot, bits)
     return events.Unknown(at_ns, seq, tgid, tid, PIECE_KIND)
+
+
+def shortened(record: bytes) -> bytes:
+    """The record of a piece without its words, where these are all ones; the kernel side does not look for that."""
+    words = record[HEADER.size + _PIECE.size :]
+    if not words or words != _ONES[: len(words)]:
+        return record
+    at_ns, seq, _, kind, reserved, tgid, tid = HEADER.unpack_from(record)
+    call_ns, first_page, slot, count, _ = _PIECE.unpack_from(record, HEADER.size)
+    size = HEADER.size + _PIECE.size
+    return HEADER.pack(at_ns, seq, size, kind, reserved, tgid, tid) + _PIECE.pack(
+        call_ns, first_page, slot, count, _FILL_ONES
+    )
 
 
 def encode(event: Event) -> bytes:

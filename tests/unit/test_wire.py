@@ -154,6 +154,19 @@ def test_a_record_made_as_the_kernel_makes_it() -> None:
     assert piece.bits.bit_count() == 32768
 
 
+@pytest.mark.parametrize("words", [1, 511, 512])
+def test_a_piece_of_ones_needs_no_words(words: int) -> None:
+    size = 32 + 24
+    head = struct.pack("<QQIHHII", 1000, 9, size + 8 * words, 7, 0, 42, 43)
+    body = struct.pack("<QQIHH", 900, 32768, 3, words, 0)
+    ones, hole = bytes([0xFF] * 8 * words), bytes([0xFF] * (8 * words - 1) + [0x7F])
+    short = wire.shortened(head + body + ones)
+    assert len(short) == size
+    assert wire.decode(short) == wire.decode(head + body + ones)
+    assert wire.shortened(short) == short
+    assert wire.shortened(head + body + hole) == head + body + hole
+
+
 # -- round trips -------------------------------------------------------------------------------
 
 U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))

@@ -196,7 +196,6 @@ class Probes:
         """Attach with a walker as long as the kernel's verifier goes through. Returns why not at all."""
         pieces = pieces_per_call(self._guest_memory)
         reason = self._try_pieces(way, pieces)
-        # Linux 6.12 gives up at 32, 6.18 takes 128
         while pieces > LEAST_PIECES and reason is not None and TOO_LONG in reason:
             pieces //= 2
             reason = self._try_pieces(way, pieces)

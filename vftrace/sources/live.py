@@ -141,8 +141,8 @@ class LiveSource:
         return records
 
     def _on_kernel_record(self, record: bytes) -> None:
-        self._records.append(record)
         _, _, _, kind, _, tgid, _ = wire.HEADER.unpack_from(record)
+        self._records.append(wire.shortened(record) if kind == wire.PIECE_KIND else record)
         if kind == _VM_CREATED:
             self._identify(tgid, late=False)
         elif kind == _CHANNEL:
