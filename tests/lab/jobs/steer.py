@@ -219,9 +219,11 @@ def steer_fail_resuming(job: Job) -> None:
 
 
 def steer_fail_resuming_early(job: Job) -> None:
-    """The same with a source that is slow: its device is never asked for anything."""
+    """The same with a source that is slow: mostly its device is never asked for anything, as in the golden
+    recording. Which of the two is first is still a race, on processors that others use."""
     refuse = "fail STOP RESUMING 22 1"
-    _failing(job, lambda two: two.targets[0].command(refuse), ("", ""), starve=True)
+    late = "PRE_COPY RUNNING" if has_precopy() else ""
+    _failing(job, lambda two: two.targets[0].command(refuse), ("", ""), before=late, starve=True)
 
 
 def steer_fail_load(job: Job) -> None:
