@@ -21,7 +21,7 @@ struct walk {
 	u64 user;
 	u64 offset;
 	u64 bytes;
-	u64 part;		/* bytes of the copy in hand */
+	u64 part;		/* bytes of the copy, then of the piece in hand */
 	u8 before[sizeof(struct vft_piece) - PIECE_BYTES];
 	u64 word[COPY_WORDS];
 };

@@ -3,9 +3,9 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+from tests.host.pumping import until
 from vftrace.live import Pump
 from vftrace.sources.live import LiveSource
 
@@ -43,10 +43,7 @@ def test_what_one_attempt_sent_is_not_the_next_ones() -> None:
         with subprocess.Popen(
             [sys.executable, "-c", VMM], cwd=BENCHMARKS, stdout=subprocess.PIPE
         ) as child:
-            deadline = time.monotonic() + 60
-            while child.poll() is None:
-                assert time.monotonic() < deadline
-                pump.step()
+            until(pump, lambda: child.poll() is not None)
             assert child.stdout is not None
             first, second = json.load(child.stdout)
         assert first == second, "the kernel gave another fd"

@@ -4,6 +4,7 @@ KVM_CLEAR_DIRTY_LOG takes any bitmap and only reads it, so what was shipped can 
 """
 
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -53,36 +54,28 @@ def cases() -> Iterator[tuple[str, int]]:
         )
     chosen = random.Random(1)
     for _ in range(20):
-        yield (
-            "mixed",
-            joined(
-                [
-                    chosen.choice(
-                        [
-                            0,
-                            0,
-                            ONES,
-                            CHESS,
-                            ONES ^ CHESS,
-                            1 << chosen.randrange(PIECE),
-                            ONES ^ 1 << chosen.randrange(PIECE),
-                            chosen.getrandbits(PIECE),
-                        ]
-                    )
-                    for _ in range(15)
-                ]
-            ),
-        )
+        yield "mixed", joined([any_piece(chosen) for _ in range(15)])
+
+
+def any_piece(chosen: random.Random) -> int:
+    """A piece's bits: empty, full, regular, nearly empty, nearly full or random."""
+    one, hole = 1 << chosen.randrange(PIECE), 1 << chosen.randrange(PIECE)
+    kinds = (0, 0, ONES, CHESS, ONES ^ CHESS, one, ONES ^ hole, chosen.getrandbits(PIECE))
+    return chosen.choice(kinds)
 
 
 def shipped(source: LiveSource, calls: int) -> list[tuple[ClearDirtyLog, list[Piece]]]:
     """Each of so many calls with its pieces."""
-    records: list[bytes] = []
     done: list[ClearDirtyLog] = []
+    pieces: list[Piece] = []
+    deadline = time.monotonic() + 60
     while len(done) < calls:
-        records += source.read()
-        done = [event for event in map(decode, records) if isinstance(event, ClearDirtyLog)]
-    pieces = [event for event in map(decode, records) if isinstance(event, Piece)]
+        assert time.monotonic() < deadline
+        for event in map(decode, source.read()):
+            if isinstance(event, ClearDirtyLog):
+                done.append(event)
+            elif isinstance(event, Piece):
+                pieces.append(event)
     return [(call, [p for p in pieces if p.call_ns == call.enter_ns]) for call in done]
 
 

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.host.pumping import until
 from vftrace import events
 from vftrace.demo import guest
 from vftrace.demo.guest import DirtySet
@@ -231,13 +232,6 @@ def slots(*arguments: str, guest_memory: int | None = None) -> Slots:
 
 def found(pump: Pump) -> tuple[Migration, ...]:
     return pump.snapshot().migrations
-
-
-def until(pump: Pump, done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline
-        pump.step()
 
 
 @pytest.mark.parametrize("protect", ["manual", "off"])
