@@ -2,7 +2,8 @@
 
 ixgbe: the stock driver answered a script; every message of it must be there, decoded, and nothing else.
 igb: igbvf acted on commands, then we ourselves through vfio-pci; each must show as the messages and the state
-it leads to. assisted: messages that a profile names, around a real migration.
+it leads to. assisted: messages that a profile names, around a real migration. held: a VM keeps its VF all the time, whose
+driver (ourselves) rests over the blackout.
 VFTRACE_LAB_MAILBOX is another directory of such recordings: tests/lab holds what it has just recorded to the same.
 """
 
@@ -38,8 +39,10 @@ def recordings(job: str) -> list[str]:
 
 
 IGB, IXGBE, ASSISTED = recordings("igb"), recordings("ixgbe"), recordings("assisted")
+HELD = recordings("held")
 of_igb = pytest.mark.parametrize("name", IGB)
 of_ixgbe = pytest.mark.parametrize("name", IXGBE)
+of_held = pytest.mark.parametrize("name", HELD)
 of_assisted = pytest.mark.parametrize("name", ASSISTED)
 
 # By opcode, from include files of the kernel: ixgbe_mbx.h.
@@ -391,8 +394,8 @@ def test_a_flood_is_counted_whole_and_recorded_in_part(name: str) -> None:
 # -- PF and VF help a migration --------------------------------------------------------------------
 
 
-def helped(name: str) -> Migration:
-    found = truth(name, "assisted")
+def helped(name: str, job: str = "assisted") -> Migration:
+    found = truth(name, job)
     (migration,) = (
         m
         for m in snapshot(name).migrations
@@ -457,20 +460,55 @@ def test_without_the_profile_the_same_migration_is_plain(name: str) -> None:
     assert plain.strategy == "plain"
 
 
+@of_held
+def test_a_function_that_the_vm_holds_is_said_to_be_held(name: str) -> None:
+    """Nothing is unplugged and no state is transferred, no profile is needed: its driver rests, and is up again."""
+    found = truth(name, "held")
+    _, rest, up = found["acts"]
+    m = helped(name, "held")
+    assert (m.outcome, m.strategy, m.role) == ("completed", "mailbox", "stitched")
+    assert [e.event for e in m.strategy_evidence] == [
+        f"driver puts it to rest: VF 0 of {found['pf']}, held by this VM",
+        f"driver has it up again: VF 1 of {found['pf']}, held by this VM",
+    ]
+    rested, risen = (evidence.at_ns for evidence in m.strategy_evidence)
+    assert rest["at_ns"] < rested < rest["done_at_ns"]
+    # Up counts from its last answer.
+    assert up["at_ns"] < risen < up["done_at_ns"]
+    source, destination = (vmm["log"] for vmm in found["tiny"])
+    stop = next(act for act in source if act["what"] == "stop")
+    run = next(act for act in destination if act["what"] == "run")
+    assert m.stopped_at_ns is not None and m.stopped_at_ns <= stop["done_at_ns"]
+    assert rested < m.stopped_at_ns < run["first_entry_ns"] < risen
+
+
+@of_held
+def test_the_held_functions_log_is_what_was_asked(name: str) -> None:
+    found = truth(name, "held")
+    said, _, _ = talk(name, "held")
+    asked = [(event.vf, list(event.word[: event.words])) for event, m in said if m.is_request]
+    # Of each as many words leave the kernel as it has: RESET is one word, MULTICAST a count and so many hashes.
+    assert asked == [
+        (act["vf"], words[: 1 if words[0] == 1 else 2])
+        for act in found["acts"]
+        for words in act["messages"]
+    ]
+
+
 # -- all -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted({*IGB, *IXGBE, *ASSISTED}))
+@pytest.mark.parametrize("name", sorted({*IGB, *IXGBE, *ASSISTED, *HELD}))
 def test_nothing_is_missing_and_no_vm_was_made_up(name: str) -> None:
     found = snapshot(name)
     assert not found.vfs_incomplete
     assert found.lost == 0
     assert not any(m.incomplete for m in found.migrations)
-    for job in ("igb", "ixgbe", "assisted"):
+    for job in ("igb", "ixgbe", "assisted", "held"):
         if name in recordings(job):
             assert not any(isinstance(event, MailboxFlood) for event in during(name, job))
             begun = [
                 m for m in found.migrations if m.started_at_ns >= truth(name, job)["started_at_ns"]
             ]
             mine = [m for m in begun if m.started_at_ns <= truth(name, job)["ended_at_ns"]]
-            assert len(mine) == (job == "assisted")
+            assert len(mine) == (job in ("assisted", "held"))

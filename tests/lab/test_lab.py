@@ -31,6 +31,7 @@ ESSENTIAL = (
     "mailbox-igb",
     "mailbox-ixgbe",
     "mailbox-assisted",
+    "mailbox-held",
     "unplug",
     "late-unplug",
 )

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from vftlab.devices import PF, Steer, bind, functions
-from vftlab.job import Job, JobError, modprobe, say
+from vftlab.function import VfMailbox
+from vftlab.job import Job, JobError, boottime_ns, modprobe, say
 from vftlab.tinyvmm import Answer, TinyError, TinyVmm, hand_over, join, tiny_vmm
 from vftlab.vm import MIB, MIGRATION_PORT
 
@@ -17,6 +18,13 @@ from jobs.steer import best_kind
 ROUND_S = 0.3
 WHOLE = f"0 {16 * MIB}"
 RUNNING, STOP, RUNNING_P2P = 2, 1, 5
+
+
+# drivers/net/ethernet/intel/igbvf/mbx.h: what igbvf says when its interface is brought up, but for its MAC.
+RESET = (1, 0, 0)
+BROUGHT_UP = (RESET, (5, 1518), (3 | 1 << 16, 0x123))
+# A VF counts as up when it has said nothing more for half a second (vftrace/mailbox/life.py).
+SETTLED_S = 1.0
 
 
 @contextlib.contextmanager
@@ -62,6 +70,44 @@ def late_unplug(job: Job) -> None:
             {
                 "pf": PF,
                 "addresses": [first, second],
+                "tiny": [_truth(source, "source"), _truth(destination, "destination")],
+            }
+        )
+
+
+def mailbox_held(job: Job) -> None:
+    """A VM keeps its VF all the time: its driver rests over the blackout, as the patches of 2015 had it."""
+    first, second = functions(2)
+    acts: list[dict[str, object]] = []
+
+    def tell(machine: TinyVmm, vf: int, what: str, *messages: tuple[int, ...]) -> None:
+        acts.append({"what": what, "vf": vf, "at_ns": boottime_ns(), "messages": messages})
+        for words in messages:
+            VfMailbox(machine.peek, machine.poke).ask(*words)
+        acts[-1]["done_at_ns"] = boottime_ns()
+        say(f"VF {vf}: {what}")
+
+    with _two() as (source, destination):
+        source(f"open {first}")
+        destination(f"open {second}")
+        source("run")
+        tell(source, 0, "up", *BROUGHT_UP)
+        time.sleep(SETTLED_S)
+        join(source, destination, MIGRATION_PORT)
+        source("log on")
+        source("round")
+        for pages in (150, 10):
+            _round(source, pages)
+        tell(source, 0, "rest", RESET)
+        _round(source, 20)
+        hand_over(source, destination)
+        tell(destination, 1, "up", *BROUGHT_UP)
+        time.sleep(SETTLED_S)
+        job.write_truth(
+            {
+                "pf": PF,
+                "driver": "igb",
+                "acts": acts,
                 "tiny": [_truth(source, "source"), _truth(destination, "destination")],
             }
         )
@@ -126,4 +172,8 @@ def requests(job: Job) -> None:
         raise JobError(str(failure)) from None
 
 
-JOBS: dict[str, Callable[[Job], None]] = {"late-unplug": late_unplug, "requests": requests}
+JOBS: dict[str, Callable[[Job], None]] = {
+    "late-unplug": late_unplug,
+    "mailbox-held": mailbox_held,
+    "requests": requests,
+}

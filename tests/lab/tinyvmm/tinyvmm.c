@@ -27,6 +27,7 @@
  *   track on|off | dirty IOVA SIZE           dirty pages of the container (type1)
  *   dma on|off | report IOVA SIZE            the device's own DMA logging
  *   state NUMBER             VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE
+ *   peek OFFSET | poke OFFSET VALUE          a register of its first BAR, 32 bits
  *   reset | hot-reset        the device alone, or all that its bus resets; the latter also asks how many
  *
  * A request that fails is an answer too: `ret` is 0, or the negative errno. What makes no sense ends
@@ -644,6 +645,17 @@ static int hot_reset(uint32_t *devices)
 	return ret;
 }
 
+/* BAR 0 is VFIO's region 0, at offset 0 of the fd (VFIO_PCI_BAR0_REGION_INDEX). */
+static int peek(uint64_t offset, uint32_t *value)
+{
+	return pread(device, value, sizeof(*value), offset) == sizeof(*value) ? 0 : -errno;
+}
+
+static int poke(uint64_t offset, uint32_t value)
+{
+	return pwrite(device, &value, sizeof(value), offset) == sizeof(value) ? 0 : -errno;
+}
+
 static const char *group_of(const char *name)
 {
 	static char path[64], link[256], target[256];
@@ -707,7 +719,7 @@ static bool is_on(const char *word)
 static void obey_vfio(const char *what, uint64_t at, char words[][64], uint64_t a, uint64_t b)
 {
 	uint64_t dirty = 0;
-	uint32_t devices = 0;
+	uint32_t devices = 0, value = 0;
 	int ret, data_fd = -1;
 
 	if (device < 0)
@@ -730,6 +742,10 @@ static void obey_vfio(const char *what, uint64_t at, char words[][64], uint64_t 
 		ret = report_dma(a, b, &dirty);
 	else if (!strcmp(what, "state"))
 		ret = set_state(a, &data_fd);
+	else if (!strcmp(what, "peek"))
+		ret = peek(a, &value);
+	else if (!strcmp(what, "poke"))
+		ret = poke(a, b);
 	else if (!strcmp(what, "reset"))
 		ret = ask(device, VFIO_DEVICE_RESET, NULL);
 	else if (!strcmp(what, "hot-reset"))
@@ -737,7 +753,8 @@ static void obey_vfio(const char *what, uint64_t at, char words[][64], uint64_t 
 	else
 		die("%s: no such act", what);
 	answer(what, at, ", \"ret\": %d, \"argument\": \"%s\", \"dirty_pages\": %" PRIu64
-	       ", \"data_fd\": %d, \"devices\": %u", ret, words[1], dirty, data_fd, devices);
+	       ", \"data_fd\": %d, \"devices\": %u, \"value\": %u", ret, words[1], dirty, data_fd, devices,
+	       value);
 }
 
 static void obey(char *line)

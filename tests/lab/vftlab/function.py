@@ -7,6 +7,8 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +22,39 @@ TYPE1V2_IOMMU = 3
 # drivers/net/ethernet/intel/igbvf/mbx.h and regs.h; BAR 0 is VFIO's region 0, at offset 0 of the fd.
 V2P_MAILBOX, MEMORY = 0xC40, 0x800
 REQ, ACK, VFU, PFSTS = 1, 2, 4, 0x10
+
+
+@dataclass(frozen=True)
+class VfMailbox:
+    """The VF's side of a mailbox, in the hands of whoever can read and write its registers by offset."""
+
+    read: Callable[[int], int]
+    write: Callable[[int, int], None]
+
+    def ask(self, *words: int) -> list[int]:
+        """Write a message, wait for the answer; as many of its words as were written. JobError without one."""
+        self._lock()
+        self.read(V2P_MAILBOX)
+        for number, word in enumerate(words):
+            self.write(MEMORY + 4 * number, word)
+        self.write(V2P_MAILBOX, REQ)
+        end = time.monotonic() + 5
+        while not self.read(V2P_MAILBOX) & PFSTS:
+            if time.monotonic() > end:
+                raise JobError(f"no answer to {words[0]:#x}")
+            time.sleep(0.005)
+        self._lock()
+        answer = [self.read(MEMORY + 4 * number) for number in range(len(words))]
+        self.write(V2P_MAILBOX, ACK)
+        return answer
+
+    def _lock(self) -> None:
+        end = time.monotonic() + 5
+        self.write(V2P_MAILBOX, VFU)
+        while not self.read(V2P_MAILBOX) & VFU:
+            if time.monotonic() > end:
+                raise JobError("the mailbox is never free")
+            self.write(V2P_MAILBOX, VFU)
 
 
 class OpenFunction:
@@ -53,34 +88,13 @@ class OpenFunction:
         """VFIO_DEVICE_RESET, as QEMU does at a machine's reset."""
         fcntl.ioctl(self._fd, DEVICE_RESET)
 
+    def ask(self, *words: int) -> list[int]:
+        """See VfMailbox."""
+        return VfMailbox(self._read, self._write).ask(*words)
+
     def _read(self, offset: int) -> int:
         (value,) = struct.unpack("<I", os.pread(self._fd, 4, offset))
         return int(value)
 
     def _write(self, offset: int, value: int) -> None:
         os.pwrite(self._fd, struct.pack("<I", value), offset)
-
-    def _lock(self) -> None:
-        end = time.monotonic() + 5
-        self._write(V2P_MAILBOX, VFU)
-        while not self._read(V2P_MAILBOX) & VFU:
-            if time.monotonic() > end:
-                raise JobError("the mailbox is never free")
-            self._write(V2P_MAILBOX, VFU)
-
-    def ask(self, *words: int) -> list[int]:
-        """Write a message, wait for the answer; as many of its words as were written."""
-        self._lock()
-        self._read(V2P_MAILBOX)
-        for number, word in enumerate(words):
-            self._write(MEMORY + 4 * number, word)
-        self._write(V2P_MAILBOX, REQ)
-        end = time.monotonic() + 5
-        while not self._read(V2P_MAILBOX) & PFSTS:
-            if time.monotonic() > end:
-                raise JobError(f"no answer to {words[0]:#x}")
-            time.sleep(0.005)
-        self._lock()
-        answer = [self._read(MEMORY + 4 * number) for number in range(len(words))]
-        self._write(V2P_MAILBOX, ACK)
-        return answer

@@ -67,6 +67,20 @@ class TinyVmm:
         """The answers to acts of one kind."""
         return [answer for answer in self.log if answer["what"] == what]
 
+    def peek(self, offset: int) -> int:
+        """A register of its device's first BAR; kept out of the log, as poke is."""
+        return int(self._register(f"peek {offset}")["value"])
+
+    def poke(self, offset: int, value: int) -> None:
+        """Write a register of its device's first BAR."""
+        self._register(f"poke {offset} {value}")
+
+    def _register(self, line: str) -> Answer:
+        found = self(line)
+        if found["ret"]:
+            raise TinyError(f"{line} gave {found['ret']}")
+        return self.log.pop()
+
     def end(self) -> None:
         """No more lines: it ends."""
         with contextlib.suppress(BrokenPipeError):

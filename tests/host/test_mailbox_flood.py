@@ -1,0 +1,96 @@
+"""A guest that fills its mailbox as no emulated card lets it: the kernel side of the mailbox is called from a system
+call here, 100,000 times a second and more, since this machine has neither kprobes nor a card."""
+
+import ctypes
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.host.pumping import until
+from vftrace.live import Pump
+from vftrace.mailbox.drivers import TABLES, shipped_words
+from vftrace.probes.object import Object, image_of
+from vftrace.probes.text import program_text
+from vftrace.sources.live import LiveSource
+
+REQUESTS = 1_000_000
+VFS = (0, 1, 63)
+RATE = 100_000
+GET_QUEUES, CONFIRMED = 0x09, 0xA000_0009
+# By call of getpgid; there is no process of such numbers, which the kernel says after the probe.
+PRODUCER = f"""
+import json, os, sys, time
+sys.stdin.readline()
+def ask(vf):
+    try:
+        os.getpgid(vf)
+    except ProcessLookupError:
+        pass
+begun = time.monotonic()
+for number in range({REQUESTS}):
+    ask({VFS}[number % {len(VFS)}])
+print(json.dumps(time.monotonic() - begun))
+"""
+MIB = 1 << 20
+
+
+def _rss() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def _hang_up(source: LiveSource, pid: int) -> Any:
+    """The mailbox's programs with flood.bpf.c behind them, as if a card's driver had come."""
+    text = program_text("mailbox.bpf.c") + (Path(__file__).parent / "flood.bpf.c").read_text()
+    image = image_of(text, ["-Wno-everything"])
+    bpf = Object(image, source.probes._bpf, cached=False)
+    for key, rule in shipped_words(TABLES[1]).items():
+        bpf["shipped"][ctypes.c_uint32(key)] = ctypes.c_uint32(rule)
+    for index, word in enumerate((GET_QUEUES, CONFIRMED)):
+        said = bpf["said"].Leaf()
+        said.word[0] = word
+        bpf["said"][ctypes.c_int(index)] = said
+    bpf["flooder"][ctypes.c_int(0)] = ctypes.c_uint64(pid)
+    bpf.attach_tracepoint(tp="syscalls:sys_enter_getpgid", fn_name="flood")
+    source.probes.mailbox._bpf = bpf
+    return bpf
+
+
+def test_a_million_requests_are_recorded_or_counted_in_bounded_memory() -> None:
+    source = LiveSource()
+    pump = Pump(source)
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-c", PRODUCER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdin is not None and child.stdout is not None
+            bpf = _hang_up(source, child.pid)
+            child.stdin.write(b"\n")
+            child.stdin.close()
+            used: list[int] = []
+
+            def ended() -> bool:
+                used.append(_rss())
+                return child.poll() is not None
+
+            until(pump, ended)
+            seconds = json.load(child.stdout)
+        assert child.returncode == 0
+        asked = int(bpf["requests"][0].value)
+    finally:
+        pump.close()
+    assert asked >= REQUESTS
+    assert asked / seconds > RATE
+    found = {life.vf: life for life in pump.snapshot().vfs}
+    assert set(found) == set(VFS)
+    recorded = sum(count for life in found.values() for _, count in life.counts)
+    print(f"{asked / seconds:.0f} requests/s, {recorded} counted, memory {min(used) / MIB:.0f} to {max(used) / MIB:.0f} MiB")
+    assert recorded == 2 * asked
+    for life in found.values():
+        # a thousand at once and a thousand a second, and the answer to the last
+        assert 2 * asked / len(VFS) - life.not_recorded <= 1000 + 1000 * (seconds + 1) + 1
+        assert len(life.recent) <= 32
+    half = len(used) // 2
+    assert max(used[half:]) < max(used[:half]) + 4 * MIB
+    assert pump.snapshot().lost == 0
