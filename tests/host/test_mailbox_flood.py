@@ -3,6 +3,7 @@ call here, 100,000 times a second and more, since this machine has neither kprob
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,10 @@ from tests.host.pumping import until
 from vftrace.live import Pump
 from vftrace.mailbox.drivers import TABLES, shipped_words
 from vftrace.probes.object import Object, image_of
-from vftrace.probes.text import program_text
+from vftrace.probes.text import program_text, shim_directory
 from vftrace.sources.live import LiveSource
 
-REQUESTS = 1_000_000
+SECONDS = 10
 VFS = (0, 1, 63)
 RATE = 100_000
 GET_QUEUES, CONFIRMED = 0x09, 0xA000_0009
@@ -29,8 +30,9 @@ def ask(vf):
     except ProcessLookupError:
         pass
 begun = time.monotonic()
-for number in range({REQUESTS}):
-    ask({VFS}[number % {len(VFS)}])
+while time.monotonic() - begun < {SECONDS}:
+    for number in range(3000):
+        ask({VFS}[number % {len(VFS)}])
 print(json.dumps(time.monotonic() - begun))
 """
 MIB = 1 << 20
@@ -42,6 +44,7 @@ def _rss() -> int:
 
 def _hang_up(source: LiveSource, pid: int) -> Any:
     """The mailbox's programs with flood.bpf.c behind them, as if a card's driver had come."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
     text = program_text("mailbox.bpf.c") + (Path(__file__).parent / "flood.bpf.c").read_text()
     image = image_of(text, ["-Wno-everything"])
     bpf = Object(image, source.probes._bpf, cached=False)
@@ -57,14 +60,15 @@ def _hang_up(source: LiveSource, pid: int) -> Any:
     return bpf
 
 
-def test_a_million_requests_are_recorded_or_counted_in_bounded_memory() -> None:
+def test_ten_seconds_of_a_flood_are_recorded_or_counted_in_bounded_memory() -> None:
     source = LiveSource()
     pump = Pump(source)
     try:
         with subprocess.Popen(
             [sys.executable, "-c", PRODUCER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as child:
-            assert child.stdin is not None and child.stdout is not None
+            assert child.stdin is not None
+            assert child.stdout is not None
             bpf = _hang_up(source, child.pid)
             child.stdin.write(b"\n")
             child.stdin.close()
@@ -80,12 +84,12 @@ def test_a_million_requests_are_recorded_or_counted_in_bounded_memory() -> None:
         asked = int(bpf["requests"][0].value)
     finally:
         pump.close()
-    assert asked >= REQUESTS
     assert asked / seconds > RATE
     found = {life.vf: life for life in pump.snapshot().vfs}
     assert set(found) == set(VFS)
     recorded = sum(count for life in found.values() for _, count in life.counts)
-    print(f"{asked / seconds:.0f} requests/s, {recorded} counted, memory {min(used) / MIB:.0f} to {max(used) / MIB:.0f} MiB")
+    memory = f"{min(used) / MIB:.0f} to {max(used) / MIB:.0f} MiB"
+    print(f"{asked / seconds:.0f} requests/s, {recorded} messages counted, memory {memory}")
     assert recorded == 2 * asked
     for life in found.values():
         # a thousand at once and a thousand a second, and the answer to the last

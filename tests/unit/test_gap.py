@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from vftrace.migration.gap import (
     BLACKOUT,
     GONE,
+    LATE,
     PROBING,
     RESUME,
     SPANS,
     UNSEEN,
+    GapAccount,
     GapSpan,
     Side,
     spans_of,
@@ -74,3 +76,9 @@ def test_every_moment_is_in_one_span(start: int, ns: int, held: list[GapSpan]) -
         middle = (each.start_at_ns + each.end_at_ns) / 2
         there = [s.name for s in held if s.start_at_ns < middle < s.end_at_ns]
         assert each.name == min(there, key=order.index, default=UNSEEN)
+
+
+def test_what_the_pinger_saw_is_not_the_hosts() -> None:
+    held = [span(BLACKOUT, 0, 60), span(LATE, 60, 90, "pinger")]
+    found = GapAccount(0, 100, 100, 100, 0, spans_of(0, 100, held))
+    assert (found.explained_ns, found.pinger_ns) == (60, 30)

@@ -133,3 +133,13 @@ def test_names_of_guests_are_text() -> None:
 
 def test_without_a_migration_it_says_so(tmp_path: Path) -> None:
     assert "No migration" in Page(page("boot", tmp_path)).text
+
+
+def test_the_text_in_a_file_is_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.txt"
+    recording = str(RECORDINGS / "completed-fast.vft.gz")
+    assert main(["report", "-o", str(out), recording]) == 0
+    assert main(["report", recording]) == 0
+    # As wide as each is: the same words.
+    assert out.read_text().split()[:12] == capsys.readouterr().out.split()[:12]
+    assert "completed" in out.read_text()

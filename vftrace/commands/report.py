@@ -1,6 +1,7 @@
 """`vftrace report`: what recordings tell about each migration in them."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -248,12 +249,9 @@ def _print_text(args: argparse.Namespace, what: "RenderableType") -> None:
     if args.output is None:
         Console(highlight=False).print(what)
         return
-    console = Console(
-        highlight=False, width=_FILE_WIDTH, color_system=None, record=True, quiet=True
-    )
-    with console.capture() as captured:
-        console.print(what)
-    _write(args.output, captured.get().encode())
+    text = io.StringIO()
+    Console(file=text, highlight=False, width=_FILE_WIDTH, color_system=None).print(what)
+    _write(args.output, text.getvalue().encode())
 
 
 def _write(path: Path | None, content: bytes) -> None:

@@ -14,7 +14,7 @@ from vftrace.mailbox.life import VfLife
 from vftrace.migration.model import Migration, VfUse
 from vftrace.migration.service import OWN
 
-Side = Literal["source", "destination"]
+Side = Literal["source", "destination", "pinger"]
 
 MAPPING = "VF attached"
 BLACKOUT = "blackout"
@@ -26,6 +26,7 @@ CONFIGURING = "VF configuring"
 LINK = "VF's link"
 UNHEARD = "guest not heard yet"
 BUSY = "host busy"
+LATE = "answers late"
 UNSEEN = "network, not seen from the hosts"
 
 SPANS = {
@@ -39,13 +40,14 @@ SPANS = {
     LINK: "the VF is up, and no bridge has heard its address on the network",
     UNHEARD: "the guest runs, and the destination's bridge has not heard it",
     BUSY: "vftrace itself had to wait to be run: the host had more to do than its processors can",
+    LATE: "the destination's vCPUs run, and what the pinger sent then was answered, but late: the guest has the pings",
     UNSEEN: "nothing of the above",
 }
 """What each span means, first those that go before others."""
 
 LINK_NS = 4_000_000_000
 """A driver that is up looks for its link every two seconds (igbvf/netdev.c, igbvf_watchdog_task), and may look twice
-before it says so. What is longer has another reason."""
+before it says so. What is longer, and ends without a word on the network, has another reason."""
 
 ANNOUNCED_NS = 5_000_000_000
 """QEMU announces a guest in the first two seconds (migration/options.c, announce-initial to announce-step)."""
@@ -56,7 +58,7 @@ AROUND_NS = 60_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class GapSpan:
-    """A part of a gap: `side` is the host that saw it, None for UNSEEN."""
+    """A part of a gap: `side` is the host that saw it, the pinger for LATE, None for UNSEEN."""
 
     name: str
     side: Side | None
@@ -87,7 +89,12 @@ class GapAccount:
     @property
     def explained_ns(self) -> int:
         """How much of it is spans that the hosts saw."""
-        return sum(span.ns for span in self.spans if span.side is not None)
+        return sum(span.ns for span in self.spans if span.side in ("source", "destination"))
+
+    @property
+    def pinger_ns(self) -> int:
+        """How much of the rest the pinger itself saw the reason of (LATE)."""
+        return sum(span.ns for span in self.spans if span.side == "pinger")
 
 
 @dataclass(frozen=True)
@@ -126,13 +133,14 @@ def account(
         return None
     gap = max(gaps, key=lambda e: e.ns)
     start = gap.start_at_ns + offset_ns
+    held = [*conditions(m, source, destination), *_late(m, gap, gaps, offset_ns)]
     return GapAccount(
         start_at_ns=start,
         ns=gap.ns,
         least_ns=gap.least_ns,
         most_ns=gap.most_ns,
         uncertainty_ns=uncertainty_ns,
-        spans=spans_of(start, start + gap.ns, conditions(m, source, destination)),
+        spans=spans_of(start, start + gap.ns, held),
     )
 
 
@@ -202,6 +210,25 @@ def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[Gap
             yield GapSpan(BUSY, "destination", since, end + destination.shift_ns)
 
 
+def _late(
+    m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int
+) -> Iterator[GapSpan]:
+    """From the first ping that was answered at last until that answer came, as far as the destination ran."""
+    ran = next((c.at_ns for c in m.downtime.checkpoints if c.name == "vcpus-running"), None)
+    if gap.kind != "held" or ran is None:
+        return
+    end = gap.start_at_ns + gap.ns
+    losses = [
+        e.start_at_ns + e.ns
+        for e in gaps
+        if e.kind == "lost" and gap.start_at_ns <= e.start_at_ns < end
+    ]
+    answered = max(losses, default=gap.start_at_ns)
+    since = max(answered + offset_ns, ran)
+    if since < end + offset_ns:
+        yield GapSpan(LATE, "pinger", since, end + offset_ns)
+
+
 def _blackout(times: Mapping[str, int]) -> Iterator[GapSpan]:
     stopped, ran = times.get("vcpus-stopped"), times.get("vcpus-running")
     if stopped is None or ran is None:
@@ -260,8 +287,8 @@ def _won(vf: VfUse, source: HostSide, destination: HostSide) -> Iterator[GapSpan
         elif phase.name == "ready":
             mac = _mac(vf, destination)
             heard = [at for host in (source, destination) for at in _moved(host, mac)]
-            word = min((at for at in heard if at > start), default=start + LINK_NS)
-            yield GapSpan(LINK, "destination", start, min(word, start + LINK_NS))
+            word = min((at for at in heard if start < at < start + AROUND_NS), default=None)
+            yield GapSpan(LINK, "destination", start, word or start + LINK_NS)
 
 
 def _mac(vf: VfUse, destination: HostSide) -> str | None:

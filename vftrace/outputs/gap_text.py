@@ -21,7 +21,7 @@ def render_gap(gap: GapAccount, started_ns: int, width: int, g: Glyphs) -> Itera
     yield Text()
     yield Text(
         f"Without answers: {format_ns(gap.ns)} ({format_ns(gap.least_ns)} to {most}),"
-        f" {share:.0f} % of it seen on the hosts",
+        f" {share:.0f} % of it seen on the hosts{_by_pinger(gap)}",
         "bold",
     )
     table = plain_table(
@@ -44,3 +44,7 @@ def render_gap(gap: GapAccount, started_ns: int, width: int, g: Glyphs) -> Itera
     yield table
     if gap.uncertainty_ns:
         yield Text(f"on clocks that may be {format_ns(gap.uncertainty_ns)} apart", "dim")
+
+
+def _by_pinger(gap: GapAccount) -> str:
+    return f", {100 * gap.pinger_ns / gap.ns:.0f} % by the pinger" if gap.pinger_ns else ""

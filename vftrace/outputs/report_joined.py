@@ -36,9 +36,10 @@ def downtime_line(found: Joined) -> str:
 
 
 def downtime_range(found: Joined) -> str:
-    """`4.20 ms to 6.10 ms`, never below zero."""
+    """`4.20 ms to 6.10 ms`, never below zero; one figure where the digits that are shown say no more."""
     total, uncertainty = found.migration.downtime.vcpu_ns or 0, found.uncertainty_ns or 0
-    return f"{format_ns(max(0, total - uncertainty))} to {format_ns(total + uncertainty)}"
+    least, most = format_ns(max(0, total - uncertainty)), format_ns(total + uncertainty)
+    return least if least == most else f"{least} to {most}"
 
 
 @dataclass(frozen=True)

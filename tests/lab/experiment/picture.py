@@ -19,6 +19,7 @@ COLOURS = {
     "VF's link": "#1b9e77",
     "guest not heard yet": "#66a61e",
     "host busy": "#b3cde3",
+    "answers late": "#fbb4ae",
     "network, not seen from the hosts": "#eeeeee",
 }
 LEFT, RIGHT, WIDTH, ROW, BAR, TOP = 310, 60, 1000, 26, 16, 64

@@ -103,10 +103,19 @@ def row(result: Result) -> str:
         f"{max(away) / 1e9:.1f}" if away else "-",
         f"{gap['ns'] / 1e9:.2f}",
         f"{gap['ns'] / MS / figures['downtime']:.1f}",
-        f"{100 * gap['explained_ns'] / gap['ns']:.0f} %",
+        _seen(gap),
         ", ".join(f"{name} {ns / MS:.0f}" for name, ns in spans.items()),
     )
     return "| " + " | ".join(cells) + " |"
+
+
+def _seen(gap: dict[str, Any]) -> str:
+    """By the hosts, and what the pinger adds."""
+    pinger_ns = sum(
+        s["end_at_ns"] - s["start_at_ns"] for s in gap["spans"] if s["seen_on"] == "pinger"
+    )
+    shares = [f"{100 * ns / gap['ns']:.0f}" for ns in (gap["explained_ns"], pinger_ns)]
+    return f"{' + '.join(shares if pinger_ns else shares[:1])} %"
 
 
 def in_order(results: Iterable[Result]) -> list[Result]:
