@@ -52,6 +52,9 @@ class Fitted:
 
     shape: Shape = field(default_factory=Shape)
     fixed_downtime_ns: int = FIXED_DOWNTIME_NS
+    sustained: float = 1.0
+    """How much faster than in its bursts a channel is that is held back no more: at the begin of each the receiver
+    has to wake up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +364,8 @@ def _costs(
     fixed = fitted.fixed_downtime_ns
     again = run.last_bytes - run.last_fresh
     wire = 1e9 * (again / channel.link + run.last_fresh / channel.fresh)
+    if channel.held_back:
+        wire /= fitted.sustained
     down = round(fixed + wire) if run.converges else None
     total = None if down is None else round(passed + run.ns + down)
     # The guest is stopped now and runs at once over there; the rest follows while it runs.
