@@ -435,7 +435,7 @@ def fit(runs: list[Played]) -> Fitted:
     full = min((1.0, 1.1, 1.25, 1.5, 2.0, 3.0), key=cost)
     short = [r.downtime_ns for r in runs if r.downtime_ns and r.downtime_ns < LONG_DOWNTIME_NS]
     fixed = round(min(short, default=FITTED.fixed_downtime_ns) / 1e5) * 100_000
-    return Fitted(Shape(full=full), fixed)
+    return dataclasses.replace(FITTED, shape=Shape(full=full), fixed_downtime_ns=fixed)
 
 
 def fit_sustained(runs: list[Played]) -> Fitted:

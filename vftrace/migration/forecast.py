@@ -100,7 +100,7 @@ class _Run:
     last_round_ns: float
 
 
-FITTED = Fitted(Shape(full=1.5))
+FITTED = Fitted(Shape(full=1.5), sustained=1.25)
 
 
 def forecast(
