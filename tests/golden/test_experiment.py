@@ -99,7 +99,9 @@ def test_the_hosts_saw_where_the_longest_gap_went(boot: Path, run: str) -> None:
     # What the pinger saw is that answers came late, and it counts only once the destination runs.
     late = [span for span in seen if span["seen_on"] == "pinger"]
     ran = checkpoint(results(boot)[run], "vcpus-running")
-    assert all((span["name"], span["start_at_ns"] >= ran) == ("answers late", True) for span in late)
+    assert all(
+        (span["name"], span["start_at_ns"] >= ran) == ("answers late", True) for span in late
+    )
 
 
 def length(span: dict[str, Any]) -> int:

@@ -22,7 +22,6 @@ from vftlab.common import (
     LabError,
     Progress,
     cache_dir,
-    digest_files,
 )
 from vftlab.debian import Archive, Mirror, install_tools, missing_tools, own_mirror
 from vftlab.images import (
@@ -212,17 +211,6 @@ def _discard(_: object) -> None:
 def _as_root() -> None:
     if os.geteuid() != 0:
         raise LabError("building images needs root", EXIT_CANNOT)
-
-
-def _state(cache: Path) -> Path:
-    return cache / "built.json"
-
-
-def _inputs() -> str:
-    """A hash of everything of ours that images depend on."""
-    files = [path for path in (LAB / "modules").rglob("*") if path.is_file()]
-    files += [LAB / "guest/init", LAB / "guest/linux-init", *(LAB / "vftlab").glob("*.py")]
-    return digest_files(files)
 
 
 def ensure(
