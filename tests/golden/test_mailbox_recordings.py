@@ -2,8 +2,8 @@
 
 ixgbe: the stock driver answered a script; every message of it must be there, decoded, and nothing else.
 igb: igbvf acted on commands, then we ourselves through vfio-pci; each must show as the messages and the state
-it leads to. assisted: messages that a profile names, around a real migration. held: a VM keeps its VF all the time, whose
-driver (ourselves) rests over the blackout.
+it leads to. assisted: messages that a profile names, around a real migration. held: a VM keeps its VF all the
+time, whose driver (ourselves) rests over the blackout.
 VFTRACE_LAB_MAILBOX is another directory of such recordings: tests/lab holds what it has just recorded to the same.
 """
 
@@ -478,7 +478,8 @@ def test_a_function_that_the_vm_holds_is_said_to_be_held(name: str) -> None:
     source, destination = (vmm["log"] for vmm in found["tiny"])
     stop = next(act for act in source if act["what"] == "stop")
     run = next(act for act in destination if act["what"] == "run")
-    assert m.stopped_at_ns is not None and m.stopped_at_ns <= stop["done_at_ns"]
+    assert m.stopped_at_ns is not None
+    assert m.stopped_at_ns <= stop["done_at_ns"]
     assert rested < m.stopped_at_ns < run["first_entry_ns"] < risen
 
 
