@@ -210,9 +210,7 @@ def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[Gap
             yield GapSpan(BUSY, "destination", since, end + destination.shift_ns)
 
 
-def _late(
-    m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int
-) -> Iterator[GapSpan]:
+def _late(m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int) -> Iterator[GapSpan]:
     """From the first ping that was answered at last until that answer came, as far as the destination ran."""
     ran = next((c.at_ns for c in m.downtime.checkpoints if c.name == "vcpus-running"), None)
     if gap.kind != "held" or ran is None:
