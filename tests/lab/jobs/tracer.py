@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from vftlab.devices import P2P, PRE_COPY, STOP_COPY, Mtty, vfio_option
+from vftlab.devices import Steer, vfio_option
 from vftlab.job import CannotHereError, Job, JobError, boottime_ns, modprobe, say, wait_for
 from vftlab.vm import Migration, migrate, migration_truth, vm, vm_truth, wait_resumed
 
 from jobs.attach import SHIM, modules_of_functions, takes_fentry, takes_kprobe
+from jobs.steer import best_kind
 
 WAYS = ("fentry", "kprobe", "tracepoint")
 READY_S = 500.0
@@ -108,11 +109,16 @@ def _near(first: object, other: object, where: str) -> bool:
     )
 
 
+def _devices() -> tuple[str, str]:
+    """For a source and its destination, of the kind that every kernel of the lab has; their UUIDs."""
+    source, target = (Steer.create(number, best_kind()) for number in (10, 20))
+    return source.name, target.name
+
+
 def ways(job: Job) -> None:
     """Three tracers, each attached in another way, see the same migration."""
-    flags = STOP_COPY | P2P | PRE_COPY
     with tracers(job.results, {way: ["--way", way] for way in WAYS}) as recordings:
-        source_device, target_device = Mtty.create(10, flags), Mtty.create(20, flags)
+        source_device, target_device = _devices()
         with (
             vm("source", job.results, devices=[vfio_option(source_device)]) as source,
             vm(
@@ -138,8 +144,7 @@ def ways(job: Job) -> None:
 
 def late(job: Job) -> None:
     """A tracer that starts when the VM already runs knows its device, and sees all of the migration."""
-    flags = STOP_COPY | P2P | PRE_COPY
-    source_device, target_device = Mtty.create(10, flags), Mtty.create(20, flags)
+    source_device, target_device = _devices()
     with (
         vm("source", job.results, devices=[vfio_option(source_device)]) as source,
         vm(
@@ -156,7 +161,7 @@ def late(job: Job) -> None:
         seen = {d["role"]: (d["address"], d["id"], d["driver"], d["bytes"]) for d in devices}
         say(f"{found['strategy']} {found['outcome']}: {seen}")
         wanted = {
-            role: (name, "vf0", "mtty", migration.vfio_bytes)
+            role: (name, "vf0", "vftsteer", migration.vfio_bytes)
             for role, name in (("source", source_device), ("destination", target_device))
         }
         if (found["strategy"], found["outcome"]) != ("vfio", "completed") or seen != wanted:
