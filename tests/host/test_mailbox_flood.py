@@ -20,7 +20,7 @@ SECONDS = 10
 VFS = (0, 1, 63)
 RATE = 100_000
 GET_QUEUES, CONFIRMED = 0x09, 0xA000_0009
-# By call of getpgid; there is no process of such numbers, which the kernel says after the probe.
+# By call of getpgid; the probe comes before the kernel looks whether there is such a process.
 PRODUCER = f"""
 import json, os, sys, time
 sys.stdin.readline()
