@@ -487,7 +487,12 @@ def test_a_function_that_the_vm_holds_is_said_to_be_held(name: str) -> None:
 def test_the_held_functions_log_is_what_was_asked(name: str) -> None:
     found = truth(name, "held")
     said, _, _ = talk(name, "held")
-    asked = [(event.vf, list(event.word[: event.words])) for event, m in said if m.is_request]
+    # igbvf, where another job has loaded it, has the functions before they are the VMM's.
+    asked = [
+        (event.vf, list(event.word[: event.words]))
+        for event, m in said
+        if m.is_request and event.at_ns >= found["acts"][0]["at_ns"]
+    ]
     # Of each as many words leave the kernel as it has: RESET is one word, MULTICAST a count and so many hashes.
     assert asked == [
         (act["vf"], words[: 1 if words[0] == 1 else 2])
