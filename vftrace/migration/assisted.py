@@ -58,8 +58,11 @@ def said(around: Around, own: Sequence[Process], stopped_ns: int | None) -> tupl
     ]
     if stopped_ns is not None:
         for key in sorted({(d.pf or "", d.vf or 0) for d in held} & lives.keys()):
-            found += _rests(lives[key], stopped_ns)
-            found += _rises(lives[key], stopped_ns) if key in there else ()
+            life = lives[key]
+            found += _rests(life, stopped_ns)
+            rises = _rises(life, stopped_ns) if key in there else ()
+            # The next VM's driver may bring the same function up.
+            found += [s for s in rises if any(_held(p, life, s.at_ns) for p in own)]
     return tuple(sorted(found, key=lambda s: s.at_ns))
 
 
@@ -93,6 +96,8 @@ def _holder(around: Around, own: Sequence[Process], life: VfLife, at_ns: int) ->
 
 
 def _held(process: Process, life: VfLife, at_ns: int) -> bool:
+    if process.ended_at_ns is not None and at_ns >= process.ended_at_ns:
+        return False
     return any(
         (device.pf, device.vf) == (life.pf, life.vf)
         and (device.opened_at_ns or 0) <= at_ns

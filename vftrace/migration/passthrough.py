@@ -249,7 +249,8 @@ def judge(
     if strategy in ("unplug", "late-unplug", "failover"):
         gone = pairs(found.closed(handover_ns), found.opened())
         away += [
-            Away(device, peer, device.closed_at_ns, _back(peer, lives)) for device, peer in gone
+            Away(device, peer, device.closed_at_ns, _back(found, peer, lives))
+            for device, peer in gone
         ]
         away += _kept(found, facts, gone, lives) if strategy == "failover" else []
     rested = _rested(facts, lives) if strategy == "mailbox" else ()
@@ -284,7 +285,7 @@ def _kept(
         life = _life(device, lives)
         rests = [s.at_ns for s in facts.said if s.what == RESTS and function_of(s, lives) is life]
         if life is not None and rests:
-            away.append(Away(device, peer, rests[-1], _back(peer, lives)))
+            away.append(Away(device, peer, rests[-1], _back(found, peer, lives)))
     return away
 
 
@@ -335,11 +336,15 @@ def _life(device: PassedDevice, lives: Lives) -> VfLife | None:
     return lives.get((device.pf, device.vf))
 
 
-def _back(device: PassedDevice | None, lives: Lives) -> int | None:
-    """When a function that took another's place was ready; where no mailbox tells, when it was opened."""
+def _back(found: Passthrough, device: PassedDevice | None, lives: Lives) -> int | None:
+    """When a function that took another's place was ready; where no mailbox tells, when it was opened.
+
+    Only as long as its VMM held it: the next one's driver may bring the same function up.
+    """
     if device is None:
         return None
-    use = destination_vf(device, _life(device, lives), 0, None)
+    gone = found.peer.ended_at_ns if found.peer is not None else None
+    use = destination_vf(device, _life(device, lives), 0, None, gone)
     ready = ready_ns(use) if use is not None else None
     return ready if ready is not None else device.opened_at_ns
 
