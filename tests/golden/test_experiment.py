@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 from experiment.cases import CASES
 from experiment.conduct import INTERVAL_MS
-from experiment.table import MS, Result, results_of
+from experiment.picture import COLOURS
+from experiment.table import MS, Result, length_ns, results_of
+
+from vftrace.migration.gap import SPANS
 
 PLACE = Path(os.environ.get("VFTRACE_EXPERIMENT", Path(__file__).parent / "experiment"))
 BOOTS = sorted(path.parent for path in PLACE.glob("*/truth.json"))
@@ -93,9 +96,9 @@ def test_the_hosts_saw_where_the_longest_gap_went(boot: Path, run: str) -> None:
     assert spans[0]["start_at_ns"] == gap["start_at_ns"]
     assert spans[-1]["end_at_ns"] == gap["start_at_ns"] + gap["ns"]
     seen = [span for span in spans if span["seen_on"] is not None]
-    assert sum(map(length, seen)) >= EXPLAINED * gap["ns"] - NOISE_NS, spans
+    assert sum(map(length_ns, seen)) >= EXPLAINED * gap["ns"] - NOISE_NS, spans
     by_hosts = [span for span in seen if span["seen_on"] != "pinger"]
-    assert sum(map(length, by_hosts)) == gap["explained_ns"]
+    assert sum(map(length_ns, by_hosts)) == gap["explained_ns"]
     # What the pinger saw is that answers came late, and it counts only once the destination runs.
     late = [span for span in seen if span["seen_on"] == "pinger"]
     ran = checkpoint(results(boot)[run], "vcpus-running")
@@ -104,8 +107,8 @@ def test_the_hosts_saw_where_the_longest_gap_went(boot: Path, run: str) -> None:
     )
 
 
-def length(span: dict[str, Any]) -> int:
-    return int(span["end_at_ns"] - span["start_at_ns"])
+def test_every_span_has_a_colour() -> None:
+    assert set(COLOURS) == set(SPANS)
 
 
 def of_case(*names: str) -> list[Any]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from tests.host.pumping import until
 from vftrace.live import Pump
-from vftrace.mailbox.drivers import TABLES, shipped_words
+from vftrace.mailbox.drivers import TABLES
+from vftrace.probes.mailbox import allow_words
 from vftrace.probes.object import Object, image_of
 from vftrace.probes.text import program_text, shim_directory
 from vftrace.sources.live import LiveSource
@@ -48,8 +49,7 @@ def _hang_up(source: LiveSource, pid: int) -> Any:
     text = program_text("mailbox.bpf.c") + (Path(__file__).parent / "flood.bpf.c").read_text()
     image = image_of(text, ["-Wno-everything"])
     bpf = Object(image, source.probes._bpf, cached=False)
-    for key, rule in shipped_words(TABLES[1]).items():
-        bpf["shipped"][ctypes.c_uint32(key)] = ctypes.c_uint32(rule)
+    allow_words(bpf, TABLES[1])
     for index, word in enumerate((GET_QUEUES, CONFIRMED)):
         said = bpf["said"].Leaf()
         said.word[0] = word

@@ -12,7 +12,7 @@ from typing import Literal
 from vftrace.events import Event, NetAddress, NetLink, PingGap
 from vftrace.mailbox.life import VfLife
 from vftrace.migration.model import Migration, VfUse
-from vftrace.migration.service import OWN
+from vftrace.migration.service import HELD, LOST, OWN
 
 Side = Literal["source", "destination", "pinger"]
 
@@ -173,7 +173,7 @@ def spans_of(start_ns: int, end_ns: int, held: Iterable[GapSpan]) -> tuple[GapSp
 
 def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterator[GapSpan]:
     """All that is known to have kept the guest from answering, in any order; spans may overlap."""
-    times = {c.name: c.at_ns for c in m.downtime.checkpoints if c.at_ns is not None}
+    times = _times(m)
     yield from _blackout(times)
     yield from _busy(m, source, destination)
     ran = times.get("vcpus-running")
@@ -196,6 +196,11 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
             yield from _won(vf, source, destination)
 
 
+def _times(m: Migration) -> dict[str, int]:
+    """When each checkpoint of the blackout was passed."""
+    return {c.name: c.at_ns for c in m.downtime.checkpoints if c.at_ns is not None}
+
+
 def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[GapSpan]:
     """Only the host that has the guest counts."""
     stopped = m.stopped_at_ns
@@ -212,14 +217,14 @@ def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[Gap
 
 def _late(m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int) -> Iterator[GapSpan]:
     """From the first ping that was answered at last until that answer came, as far as the destination ran."""
-    ran = next((c.at_ns for c in m.downtime.checkpoints if c.name == "vcpus-running"), None)
-    if gap.kind != "held" or ran is None:
+    ran = _times(m).get("vcpus-running")
+    if gap.kind != HELD or ran is None:
         return
     end = gap.start_at_ns + gap.ns
     losses = [
         e.start_at_ns + e.ns
         for e in gaps
-        if e.kind == "lost" and gap.start_at_ns <= e.start_at_ns < end
+        if e.kind == LOST and gap.start_at_ns <= e.start_at_ns < end
     ]
     answered = max(losses, default=gap.start_at_ns)
     since = max(answered + offset_ns, ran)

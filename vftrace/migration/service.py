@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from vftrace.events import Event, PingGap, PingSummary
 
-OWN = "own"
-"""`PingGap.kind` of a time in which the pinger itself sent nothing."""
+LOST, HELD, OWN = "lost", "held", "own"
+"""`PingGap.kind`: never answered; answered late, after a queue had kept it; the pinger itself sent nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,11 @@ class MailboxProbes(ModuleProbes):
                 raise LookupError(f"the kernel's BTF does not say where {name} is")
             setattr(leaf, name, offset)
         layouts[ctypes.c_int(table.number)] = leaf
-        rules = self._bpf["shipped"]
-        for key, rule in shipped_words(table).items():
-            rules[ctypes.c_uint32(key)] = ctypes.c_uint32(rule)
+        allow_words(self._bpf, table)
+
+
+def allow_words(bpf: Any, table: Table) -> None:
+    """Tell the kernel side which words of the driver's messages it may send on."""
+    rules = bpf["shipped"]
+    for key, rule in shipped_words(table).items():
+        rules[ctypes.c_uint32(key)] = ctypes.c_uint32(rule)

@@ -82,6 +82,11 @@ def _migration_of(truth: dict[str, Any], migrations: Sequence[dict[str, Any]]) -
     return found[0]
 
 
+def length_ns(span: dict[str, Any]) -> int:
+    """Of a span of a gap, as the report's JSON has it."""
+    return int(span["end_at_ns"] - span["start_at_ns"])
+
+
 def row(result: Result) -> str:
     """One run as a line of the table."""
     truth, m, gap = result.truth, result.migration, result.gap
@@ -89,8 +94,7 @@ def row(result: Result) -> str:
     downtime = m["downtime"]
     spans: dict[str, int] = {}
     for span in gap["spans"]:
-        ns = span["end_at_ns"] - span["start_at_ns"]
-        spans[span["name"]] = spans.get(span["name"], 0) + ns
+        spans[span["name"]] = spans.get(span["name"], 0) + length_ns(span)
     away = [device["ns"] for device in downtime["devices"] if device["ns"] is not None]
     cells = (
         CASES[truth["case"]].title,
@@ -111,9 +115,7 @@ def row(result: Result) -> str:
 
 def _seen(gap: dict[str, Any]) -> str:
     """By the hosts, and what the pinger adds."""
-    pinger_ns = sum(
-        s["end_at_ns"] - s["start_at_ns"] for s in gap["spans"] if s["seen_on"] == "pinger"
-    )
+    pinger_ns = sum(length_ns(span) for span in gap["spans"] if span["seen_on"] == "pinger")
     shares = [f"{100 * ns / gap['ns']:.0f}" for ns in (gap["explained_ns"], pinger_ns)]
     return f"{' + '.join(shares if pinger_ns else shares[:1])} %"
 

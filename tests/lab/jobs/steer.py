@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vftlab.devices import STOP_COPY_ARCS, Steer, has_precopy, vfio_option
+from vftlab.devices import STOP_COPY_ARCS, Steer, has_precopy, vfio_device
 from vftlab.job import CannotHereError, Job, JobError, say
 from vftlab.vm import Migration, Vm, migrate, migration_truth, run_state, vm, vm_truth, wait_resumed
 
@@ -71,7 +71,7 @@ def pair(job: Job, kinds: Sequence[str]) -> Iterator[Pair]:
     """A VM with a device of each kind, and one like it that waits for it."""
     sources = [Steer.create(10 + i, kind) for i, kind in enumerate(kinds)]
     targets = [Steer.create(20 + i, kind) for i, kind in enumerate(kinds)]
-    options = [[vfio_option(d.name, i) for i, d in enumerate(s)] for s in (sources, targets)]
+    options = [[vfio_device(d.name, i) for i, d in enumerate(s)] for s in (sources, targets)]
     with (
         vm("source", job.results, devices=options[0]) as source,
         vm("destination", job.results, devices=options[1], incoming=True) as destination,

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from vftlab.devices import Steer, vfio_option
+from vftlab.devices import Steer, vfio_device
 from vftlab.job import CannotHereError, Job, JobError, boottime_ns, modprobe, say, wait_for
 from vftlab.vm import Migration, migrate, migration_truth, vm, vm_truth, wait_resumed
 
@@ -120,9 +120,9 @@ def ways(job: Job) -> None:
     with tracers(job.results, {way: ["--way", way] for way in WAYS}) as recordings:
         source_device, target_device = _devices()
         with (
-            vm("source", job.results, devices=[vfio_option(source_device)]) as source,
+            vm("source", job.results, devices=[vfio_device(source_device)]) as source,
             vm(
-                "destination", job.results, devices=[vfio_option(target_device)], incoming=True
+                "destination", job.results, devices=[vfio_device(target_device)], incoming=True
             ) as destination,
         ):
             migration = migrate(source)
@@ -146,9 +146,9 @@ def late(job: Job) -> None:
     """A tracer that starts when the VM already runs knows its device, and sees all of the migration."""
     source_device, target_device = _devices()
     with (
-        vm("source", job.results, devices=[vfio_option(source_device)]) as source,
+        vm("source", job.results, devices=[vfio_device(source_device)]) as source,
         vm(
-            "destination", job.results, devices=[vfio_option(target_device)], incoming=True
+            "destination", job.results, devices=[vfio_device(target_device)], incoming=True
         ) as destination,
     ):
         with tracers(job.results, {"late": []}) as recordings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vftlab.devices import P2P, PRE_COPY, STOP_COPY, Mtty, vfio_option
+from vftlab.devices import P2P, PRE_COPY, STOP_COPY, Mtty, vfio_device
 from vftlab.job import Job, JobError, say
 from vftlab.vm import migrate, migration_truth, run_state, vm, vm_truth, wait_resumed
 
@@ -42,12 +42,12 @@ def _migration(job: Job, kinds: list[int], cancel: bool = False) -> None:
     targets = [Mtty.create(20 + i, flags) for i, flags in enumerate(kinds)]
     with (
         vm(
-            "source", job.results, devices=[vfio_option(n, i) for i, n in enumerate(sources)]
+            "source", job.results, devices=[vfio_device(n, i) for i, n in enumerate(sources)]
         ) as source,
         vm(
             "destination",
             job.results,
-            devices=[vfio_option(n, i) for i, n in enumerate(targets)],
+            devices=[vfio_device(n, i) for i, n in enumerate(targets)],
             incoming=True,
         ) as destination,
     ):

@@ -40,7 +40,7 @@ def _create(parent: Path, kind: str, name: str) -> None:
     place.write_text(name)
 
 
-def vfio_option(name: str, number: int = 0) -> str:
+def vfio_device(name: str, number: int = 0) -> str:
     """The value of QEMU's -device for a mediated device, as vf<number>."""
     # With the device's own tracking DMA_LOGGING_REPORT is used; mtty offers it on kernels that
     # then refuse the report (no iommufd).
