@@ -29,13 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vftrace.analysis.forecast.precopy import FITTED, PAGE_ON_WIRE, Assumptions, Fitted, forecast
+from vftrace.analysis.forecast.working_set import Shape
+from vftrace.collect.live import LiveSource
+from vftrace.collect.pump import Pump
 from vftrace.demo import guest, qemu
 from vftrace.demo.scenarios import MEMORY_MIB, MIB, Migration, Run, Scenario
-from vftrace.live import Pump
-from vftrace.migration.forecast import FITTED, PAGE_ON_WIRE, Assumptions, Fitted, forecast
-from vftrace.migration.model import Forecast, Round
-from vftrace.migration.workingset import Shape
-from vftrace.sources.live import LiveSource
+from vftrace.model.migration import Forecast, Round
 
 HERE = Path(__file__).resolve().parent
 PAGES_AFTER = 16

@@ -64,7 +64,7 @@ struct slot_key {
 };
 
 /* Probes of modules that may be loaded later are an object of their own, with the first one's ring, VMs
- * and numbering: what is declared here for all (SHARED in vftrace/probes/object.py) is made once. */
+ * and numbering: what is declared here for all (SHARED in vftrace/probes/bcc/object.py) is made once. */
 #ifdef SECOND_OBJECT
 #define EVENT_PAGES 1
 #endif

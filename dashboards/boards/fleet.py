@@ -5,8 +5,8 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards.boards import style
 from dashboards.boards.style import Column, Row, in_range, instant, of, query, rate
-from vftrace.migration.model import CHECKPOINTS
-from vftrace.outputs.accounting import SOURCE_PHASES
+from vftrace.model.migration import CHECKPOINTS
+from vftrace.outputs.exporter.accounts import SOURCE_PHASES
 
 UID = "vftrace-fleet"
 

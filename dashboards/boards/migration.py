@@ -6,8 +6,8 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards.boards import style
 from dashboards.boards.style import Row, instant, of, query, rate
-from vftrace.migration.devices import STATES
-from vftrace.migration.model import CHECKPOINTS
+from vftrace.analysis.devices.device import STATES
+from vftrace.model.migration import CHECKPOINTS
 
 UID = "vftrace-migration"
 

@@ -22,9 +22,9 @@ from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from vftrace.migration.devices import STATES
-from vftrace.migration.model import CHECKPOINTS
-from vftrace.outputs.accounting import DESTINATION_PHASES, SOURCE_PHASES
+from vftrace.analysis.devices.device import STATES
+from vftrace.model.migration import CHECKPOINTS
+from vftrace.outputs.exporter.accounts import DESTINATION_PHASES, SOURCE_PHASES
 
 TAG = "vftrace"
 DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")

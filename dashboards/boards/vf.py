@@ -4,7 +4,7 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards.boards import style
 from dashboards.boards.style import Column, Row, in_range, instant, of, query, rate
-from vftrace.migration.devices import STATES
+from vftrace.analysis.devices.device import STATES
 
 UID = "vftrace-vf"
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from vftrace.outputs.prometheus import METRICS, PREFIX
+from vftrace.outputs.exporter.metrics import METRICS, PREFIX
 
 Board = dict[str, Any]
 

@@ -34,7 +34,7 @@ import yaml
 
 from tests.unit.two_hosts import write
 from vftrace import events, wire
-from vftrace.sources.recording import Recording
+from vftrace.collect.recording import Recording
 from vftrace.units import parse_duration
 
 ROOT = Path(__file__).resolve().parents[2]

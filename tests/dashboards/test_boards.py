@@ -97,7 +97,7 @@ def test_the_rules_find_faults(says: str) -> None:
 
 def test_every_metric_has_a_place() -> None:
     """A metric that no board shows is one that nobody looks at."""
-    from vftrace.outputs.prometheus import METRICS, PREFIX
+    from vftrace.outputs.exporter.metrics import METRICS, PREFIX
 
     shown = " ".join(expr for uid in UIDS for _, expr in expressions_of(board_named(uid)))
     missing = {metric.name for metric in METRICS if PREFIX + metric.name not in shown}

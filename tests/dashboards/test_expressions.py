@@ -18,8 +18,8 @@ from tests.dashboards.prom import GOLDEN, STAGE, STAGE_SECONDS, Play, Stage, qui
 from tests.unit.two_hosts import golden, lab, only, write
 from vftrace import events, wire
 from vftrace.events import NO_PROCESS
-from vftrace.outputs.prometheus import METRICS, PREFIX, Metric
-from vftrace.sources.recording import HostInfo
+from vftrace.model.host import HostInfo
+from vftrace.outputs.exporter.metrics import METRICS, PREFIX, Metric
 
 pytestmark = pytest.mark.needs("prometheus")
 

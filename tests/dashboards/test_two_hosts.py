@@ -11,8 +11,8 @@ import pytest
 from tests.dashboards.prom import Stage
 from tests.unit.two_hosts import golden, host_of, only, shifted, write
 from vftrace import events, wire
-from vftrace.migration.model import Migration
-from vftrace.sources.replay import track
+from vftrace.collect.replay import track
+from vftrace.model.migration import Migration
 
 pytestmark = pytest.mark.needs("root", "ip", "prometheus")
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from vftrace import events
-from vftrace.migration.model import Migration
-from vftrace.migration.tracker import Tracker
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import events_of
+from vftrace.analysis.tracker import Tracker
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
+from vftrace.model.migration import Migration
 
 RECORDINGS = Path(__file__).parent / "recordings"
 NAMES = tuple(sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz")))

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from vftrace.analysis.process import BURST_NS
+from vftrace.analysis.tracker import Tracker
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
 from vftrace.events import USER_STREAM, Event, Uncounted
-from vftrace.migration.process import BURST_NS
-from vftrace.migration.tracker import Tracker
-from vftrace.outputs.report_json import report_json
-from vftrace.sources.recording import HostInfo, Recording
-from vftrace.sources.replay import events_of
+from vftrace.model.host import HostInfo
+from vftrace.outputs.report.json import report_json
 
 RECORDINGS = Path(__file__).parent / "recordings"
 HOST = HostInfo("host", "boot", "kernel", "0", 0, {})

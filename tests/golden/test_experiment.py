@@ -17,7 +17,7 @@ from experiment.conduct import INTERVAL_MS
 from experiment.picture import COLOURS
 from experiment.table import MS, Result, length_ns, results_of
 
-from vftrace.migration.gap import SPANS
+from vftrace.analysis.hosts.outage import SPANS
 
 PLACE = Path(os.environ.get("VFTRACE_EXPERIMENT", Path(__file__).parent / "experiment"))
 BOOTS = sorted(path.parent for path in PLACE.glob("*/truth.json"))

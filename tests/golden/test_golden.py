@@ -20,10 +20,10 @@ from tests.golden.comparison import (
     truth_of,
 )
 from vftrace import events
+from vftrace.analysis.dirty import PIECE_PAGES
+from vftrace.analysis.process import PAGE_SIZE, Process
 from vftrace.demo.scenarios import SCENARIOS
-from vftrace.migration.dirty import PIECE_PAGES
-from vftrace.migration.model import Migration
-from vftrace.migration.process import PAGE_SIZE, Process
+from vftrace.model.migration import Migration
 
 # What each scenario does, in DESIGN.md's words: (role, outcome, cause, channel). Where QEMU's word is another,
 # the reason stands beside it.

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from vftrace import events
-from vftrace.migration import dirty
-from vftrace.migration.devices import Devices, VfioEvent
-from vftrace.migration.model import DeviceUse, Migration, Snapshot
-from vftrace.migration.tracker import Tracker
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import events_of
+from vftrace.analysis import dirty
+from vftrace.analysis.devices.device import Devices, VfioEvent
+from vftrace.analysis.tracker import Tracker
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
+from vftrace.model.migration import DeviceUse, Migration, Snapshot
 
 Truth = dict[str, Any]
 

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from vftrace import wire
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of, track
 from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset
 from vftrace.mailbox.drivers import TABLES as DRIVERS
 from vftrace.mailbox.life import Mailboxes, VfLife
 from vftrace.mailbox.message import NOT_CLEAR, Message
 from vftrace.mailbox.profile import parse_profile, with_profiles
-from vftrace.migration.model import Migration, Snapshot
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import events_of, track
+from vftrace.model.migration import Migration, Snapshot
 
 TREE = Path(__file__).resolve().parents[2]
 LAB = Path(os.environ.get("VFTRACE_LAB_MAILBOX", TREE / "tests/golden/mailbox"))

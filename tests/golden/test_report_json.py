@@ -6,9 +6,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from vftrace.outputs.report_json import report_json
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import track
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import track
+from vftrace.outputs.report.json import report_json
 
 RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("*.vft.gz"))
 SCHEMA = json.loads(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from vftrace.live import Pump
+from vftrace.collect.pump import Pump
 
 
 def until(pump: Pump, done: Callable[[], bool]) -> None:

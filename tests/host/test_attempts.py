@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from tests.host.pumping import until
-from vftrace.live import Pump
-from vftrace.sources.live import LiveSource
+from vftrace.collect.live import LiveSource
+from vftrace.collect.pump import Pump
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KIB = 1024

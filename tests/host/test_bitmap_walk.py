@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.kvmslots import GIB, MANUAL_PROTECT, PAGE, Bitmap, Vm
+from vftrace.collect.live import LiveSource
 from vftrace.events import ClearDirtyLog, Piece
-from vftrace.sources.live import LiveSource
 from vftrace.wire import decode
 
 PIECE = 1 << 15

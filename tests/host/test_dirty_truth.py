@@ -20,17 +20,17 @@ import pytest
 
 from tests.host.pumping import until
 from vftrace import events
+from vftrace.analysis import dirty
+from vftrace.analysis.dirty import Bitmap
+from vftrace.analysis.outgoing import Session, Sweep
+from vftrace.analysis.tracker import Tracker
+from vftrace.collect.live import LiveSource
+from vftrace.collect.pump import Pump
+from vftrace.collect.replay import events_of
 from vftrace.demo import guest
 from vftrace.demo.guest import DirtySet
 from vftrace.demo.scenarios import FIRST_PAGE, MIB, Run, Scenario, Truth, play_scenario
-from vftrace.live import Pump
-from vftrace.migration import dirty
-from vftrace.migration.dirty import Bitmap
-from vftrace.migration.model import Migration
-from vftrace.migration.source import Session, Sweep
-from vftrace.migration.tracker import Tracker
-from vftrace.sources.live import LiveSource
-from vftrace.sources.replay import events_of
+from vftrace.model.migration import Migration
 
 SLOTS = Path(__file__).parents[2] / "benchmarks" / "kvmslots.py"
 PAGE_SHIFT = 12

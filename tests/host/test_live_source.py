@@ -4,8 +4,8 @@ import subprocess
 import sys
 import time
 
+from vftrace.collect.live import POLL_MS, READ_S, LiveSource
 from vftrace.events import Clock, Event, Tick
-from vftrace.sources.live import POLL_MS, READ_S, LiveSource
 from vftrace.wire import decode
 
 CALLS = 20_000

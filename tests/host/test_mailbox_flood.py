@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.host.pumping import until
-from vftrace.live import Pump
+from vftrace.collect.live import LiveSource
+from vftrace.collect.pump import Pump
 from vftrace.mailbox.drivers import TABLES
+from vftrace.probes.bcc.object import Object, image_of
 from vftrace.probes.mailbox import allow_words
-from vftrace.probes.object import Object, image_of
 from vftrace.probes.text import program_text, shim_directory
-from vftrace.sources.live import LiveSource
 
 SECONDS = 10
 VFS = (0, 1, 63)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vftrace.probes import cache, loader, vfio
-from vftrace.probes.compiler import compiled
-from vftrace.probes.plan import KPROBE, TRACEPOINT, Way
+from vftrace.probes import loader, vfio
+from vftrace.probes.bcc import cache
+from vftrace.probes.bcc.compiler import compiled
+from vftrace.probes.registry import KPROBE, TRACEPOINT, Way
 
 GUEST_MEMORY = 1 << 30
 

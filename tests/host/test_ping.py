@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from vftrace import events
-from vftrace.migration.service import service_gap
+from vftrace.analysis.hosts.service import service_gap
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
 from vftrace.probes.text import shim_directory
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import events_of
 
 pytestmark = pytest.mark.needs("root", "bpf", "ip")
 

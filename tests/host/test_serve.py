@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import track
 from vftrace.demo.scenarios import Truth, run_scenario
-from vftrace.migration.model import Migration
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import track
+from vftrace.model.migration import Migration
 
 DEVICE_STATE = 64 * 1024
 Scrape = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.two_hosts import boot_of, host_of, only, shifted
+from vftrace.analysis.hosts.join import UNSYNCHRONISED_NS, stitch
+from vftrace.collect.recording import Recording
 from vftrace.demo import qemu
 from vftrace.demo.scenarios import SLOW, Run
-from vftrace.migration.model import Migration
-from vftrace.migration.stitch import UNSYNCHRONISED_NS, stitch
-from vftrace.sources.recording import Recording
+from vftrace.model.migration import Migration
 
 MIB = 1 << 20
 SECONDS = 10**9

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vftrace.outputs.webconfig import read_web_config
+from vftrace.outputs.exporter.webconfig import read_web_config
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ROOT / "packaging" / "systemd"

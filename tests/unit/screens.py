@@ -7,12 +7,13 @@ from functools import cache
 from rich.console import Console
 
 from tests.unit.golden_text import recording
-from vftrace.migration.model import Snapshot
-from vftrace.migration.tracker import Tracker
-from vftrace.outputs.terminal.state import ViewState, press
-from vftrace.outputs.terminal.view import Frame
-from vftrace.sources.recording import HostInfo, Recording
-from vftrace.sources.replay import events_of
+from vftrace.analysis.tracker import Tracker
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
+from vftrace.model.host import HostInfo
+from vftrace.model.migration import Snapshot
+from vftrace.outputs.top.state import ViewState, press
+from vftrace.outputs.top.view import Frame
 
 
 @dataclass(frozen=True)

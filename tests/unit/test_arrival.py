@@ -3,8 +3,8 @@
 import pytest
 
 from vftrace import events
+from vftrace.analysis.process import Process
 from vftrace.events import Event
-from vftrace.migration.process import Process
 
 PID, TID = 70, 71
 S = 1_000_000_000

@@ -1,17 +1,17 @@
-"""Which VM a function's messages belong to, and what they are (vftrace/migration/assisted.py, mailbox/profile.py)."""
+"""Which VM a function's messages belong to (analysis/devices/mailbox_evidence.py, mailbox/profile.py)."""
 
 from pathlib import Path
 
 import pytest
 
 from vftrace import events
+from vftrace.analysis.devices.device import PassedDevice
+from vftrace.analysis.devices.mailbox_evidence import Around, kept, said
+from vftrace.analysis.devices.strategy import Said
+from vftrace.analysis.process import Process
 from vftrace.events import Mailbox
 from vftrace.mailbox.life import SETTLED_NS, Mailboxes, VfLife
 from vftrace.mailbox.profile import ProfileError, parse_profile, with_profiles
-from vftrace.migration.assisted import Around, kept, said
-from vftrace.migration.devices import PassedDevice
-from vftrace.migration.process import Process
-from vftrace.migration.strategy import Said
 
 PF = "0000:01:00.0"
 ACK, NACK, CTS = 1 << 31, 1 << 30, 1 << 29

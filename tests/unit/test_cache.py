@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vftrace.probes import cache
+from vftrace.probes.bcc import cache
+from vftrace.probes.bcc.image import Function, Image, Map
 from vftrace.probes.checks import programs
-from vftrace.probes.image import Function, Image, Map
 
 # struct bpf_insn (include/uapi/linux/bpf.h): code, source and target register, offset, immediate.
 INSTRUCTION = struct.Struct("<BBhi")

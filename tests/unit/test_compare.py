@@ -8,8 +8,8 @@ import pytest
 
 from tests.unit.two_hosts import RECORDINGS, boot_of, golden
 from vftrace.cli import main
-from vftrace.outputs.compare import compare, pairs_of, verdict
-from vftrace.outputs.report_json import report_json
+from vftrace.outputs.report.compare import compare, pairs_of, verdict
+from vftrace.outputs.report.json import report_json
 
 
 def migrations(name: str) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
-"""Devices: who they are (vftrace/host/devices.py), and what became of them (vftrace/migration/devices.py)."""
+"""Devices: who they are (vftrace/host/devices.py), and what became of them (vftrace/analysis/devices/device.py)."""
 
 from pathlib import Path
 
 import pytest
 
 from vftrace import events
+from vftrace.analysis.devices.device import Devices, PassedDevice, device_use, moved_away
 from vftrace.host import devices as host
 from vftrace.host.devices import Device, Named, named_devices
-from vftrace.migration.devices import Devices, PassedDevice, device_use, moved_away
 
 UUID = "6c616264-0000-4000-8000-00000000000a"
 STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P = 1, 2, 3, 4, 5, 6, 7

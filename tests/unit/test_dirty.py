@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vftrace.analysis import dirty
+from vftrace.analysis.dirty import PIECE_PAGES, Bitmap, SlotLog
 from vftrace.events import Piece
-from vftrace.migration import dirty
-from vftrace.migration.dirty import PIECE_PAGES, Bitmap, SlotLog
 
 PAGES = 200
 PAGE = st.integers(0, PAGES - 1)

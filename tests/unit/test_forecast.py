@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vftrace.cli import main
-from vftrace.errors import UsageError
-from vftrace.migration.forecast import (
+from vftrace.analysis.forecast.precopy import (
     FITTED,
     PAGE_ON_WIRE,
     Assumptions,
@@ -20,12 +18,14 @@ from vftrace.migration.forecast import (
     of_migration,
     replay,
 )
-from vftrace.migration.model import Migration, Round
-from vftrace.migration.workingset import Interval, Shape, WorkingSet, intervals
-from vftrace.outputs.forecast_text import parse_what_if
-from vftrace.outputs.terminal.foretold import NOT_ENOUGH, NOTHING, forecast_line
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import track
+from vftrace.analysis.forecast.working_set import Interval, Shape, WorkingSet, intervals
+from vftrace.cli import main
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import track
+from vftrace.errors import UsageError
+from vftrace.model.migration import Migration, Round
+from vftrace.outputs.report.what_if import parse_what_if
+from vftrace.outputs.text.forecast import NOT_ENOUGH, NOTHING, forecast_line
 
 RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
 SECOND = 1_000_000_000

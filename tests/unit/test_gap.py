@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vftrace.migration.gap import (
+from vftrace.analysis.hosts.outage import (
     BLACKOUT,
     GONE,
     LATE,

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from vftrace.analysis import dirty
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import track
 from vftrace.demo import scenarios
-from vftrace.migration import dirty
-from vftrace.migration.model import Migration
-from vftrace.outputs.heatmap import heatmap_png, render_heatmap, squeeze, strips
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import track
+from vftrace.model.migration import Migration
+from vftrace.outputs.text.heatmap import heatmap_png, render_heatmap, squeeze, strips
 
 RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
 LOW_MEMORY_PAGES = 0x100

@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.two_hosts import RECORDINGS, boot_of, golden
 from vftrace.cli import main
-from vftrace.outputs.html import Chapter, render_html
-from vftrace.outputs.report_json import report_json
+from vftrace.outputs.report.html import Chapter, render_html
+from vftrace.outputs.report.json import report_json
 from vftrace.units import format_ns
 
 NAMES = sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz"))

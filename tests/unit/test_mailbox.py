@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vftrace import events, wire
+from vftrace.analysis.tracker import Tracker
 from vftrace.events import NO_PROCESS, USER_STREAM, Event, Mailbox, MailboxFlood, Tick, VfReset
 from vftrace.mailbox.drivers import TABLES, shipped_words
 from vftrace.mailbox.life import MAX_RECENT, MAX_VFS, Mailboxes, VfLife
 from vftrace.mailbox.message import NOT_CLEAR, decode
-from vftrace.migration.tracker import Tracker
 
 IXGBE, IGB = Mailbox.IXGBE, Mailbox.IGB
 PF = "0000:01:00.0"

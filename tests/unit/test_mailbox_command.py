@@ -11,15 +11,16 @@ import pytest
 
 from vftrace import wire
 from vftrace.cli import main
+from vftrace.collect.pump import Pump, ReplaySource
+from vftrace.collect.recording import Recording, RecordingWriter
 from vftrace.events import USER_STREAM, ClockSample, End, Mailbox, VfReset
-from vftrace.live import Pump, ReplaySource
 from vftrace.mailbox.drivers import TABLES, shipped_words
 from vftrace.mailbox.profile import parse_profile, with_profiles
-from vftrace.outputs.accounting import Reading
-from vftrace.outputs.mailbox_dump import Dump
-from vftrace.outputs.prometheus import Exporter
+from vftrace.model.host import HostInfo
+from vftrace.outputs.exporter.accounts import Reading
+from vftrace.outputs.exporter.metrics import Exporter
+from vftrace.outputs.text.mailbox_log import Dump
 from vftrace.probes import btf
-from vftrace.sources.recording import HostInfo, Recording, RecordingWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDING = ROOT / "tests/golden/mailbox/6.12.vft.gz"

@@ -5,8 +5,8 @@ from itertools import pairwise
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from vftrace.collect.order import WINDOW_NS, Order
 from vftrace.events import Tick
-from vftrace.sources.order import WINDOW_NS, Order
 
 
 def _tick(at_ns: int, seq: int = 0, tgid: int = 1) -> Tick:

@@ -21,11 +21,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.unit.two_hosts import RECORDINGS, boot_of, golden, host_of, lab, only, shifted, write
 from vftrace.cli import main
+from vftrace.collect.recording import Recording
 from vftrace.errors import UsageError
-from vftrace.migration.model import Migration
-from vftrace.outputs.otlp import Sender, SpanNode, Trace, traces_url
-from vftrace.outputs.trace_ids import trace_id_of
-from vftrace.sources.recording import Recording
+from vftrace.model.migration import Migration
+from vftrace.outputs.traces.ids import trace_id_of
+from vftrace.outputs.traces.otlp import Sender, SpanNode, Trace, traces_url
 
 SECONDS = 10**9
 

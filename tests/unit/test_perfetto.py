@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.two_hosts import RECORDINGS, boot_of, golden
 from vftrace.cli import main
-from vftrace.migration.model import Migration
-from vftrace.outputs.perfetto import perfetto_trace
+from vftrace.model.migration import Migration
+from vftrace.outputs.report.perfetto import perfetto_trace
 
 # The package comes without types.
 pb: Any = import_module("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
@@ -128,7 +128,7 @@ def test_the_clock_ties_boot_time_to_the_time_of_day(tmp_path: Path) -> None:
 
 
 def test_devices_and_vfs_have_tracks() -> None:
-    from vftrace.outputs.report_json import report_json
+    from vftrace.outputs.report.json import report_json
 
     host, records = golden("completed-slow")
     report = report_json(host, boot_of(host, records).snapshot)

@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vftrace import events, wire
+from vftrace.analysis.hosts.service import service_gap
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
 from vftrace.commands import ping
 from vftrace.errors import UsageError, VftraceError
 from vftrace.events import USER_STREAM
-from vftrace.migration.service import service_gap
 from vftrace.ping import sender
 from vftrace.ping.journal import Journal
 from vftrace.ping.packets import Packets, checksum, without_ip_header
@@ -26,8 +28,6 @@ from vftrace.ping.probes import Target, resolve
 from vftrace.ping.sender import Schedule
 from vftrace.ping.session import Session
 from vftrace.ping.text import histogram, ping_json, summary
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import events_of
 
 MS = 1_000_000
 TARGET = Target("guest", "192.0.2.7", 4, ("192.0.2.7", 0))

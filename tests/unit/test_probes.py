@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from vftrace.probes import compiler, follow
+from vftrace.probes import module_watcher as follow
+from vftrace.probes.bcc import compiler
 from vftrace.probes.loader import KvmProbes, Probes, pieces_per_call, ring_bytes
-from vftrace.probes.plan import DIRTY_RING, IOCTL, KPROBE, NO_KVM, Hook, Way
+from vftrace.probes.registry import DIRTY_RING, IOCTL, KPROBE, NO_KVM, Hook, Way
 
 GIB = 1 << 30
 

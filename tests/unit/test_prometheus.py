@@ -21,16 +21,17 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from vftrace import events, wire
+from vftrace.analysis.tracker import Tracker
+from vftrace.collect.pump import Pump, ReplaySource, filter_snapshot
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
 from vftrace.events import USER_STREAM
-from vftrace.live import Pump, ReplaySource, filter_snapshot
 from vftrace.mailbox.life import State, StateSpan, VfLife
-from vftrace.migration.model import Migration, Outcome, Snapshot, Vm, VmDevice
-from vftrace.migration.tracker import Tracker
-from vftrace.outputs.accounting import MAX_ENDED_VMS, Probe, Reading, clean, outage
-from vftrace.outputs.metrics_doc import metrics_page
-from vftrace.outputs.prometheus import METRICS, PREFIX, Exporter, probe_of
-from vftrace.sources.recording import HostInfo, Recording
-from vftrace.sources.replay import events_of
+from vftrace.model.host import HostInfo
+from vftrace.model.migration import Migration, Outcome, Snapshot, Vm, VmDevice
+from vftrace.outputs.exporter.accounts import MAX_ENDED_VMS, Probe, Reading, clean, outage
+from vftrace.outputs.exporter.doc import metrics_page
+from vftrace.outputs.exporter.metrics import METRICS, PREFIX, Exporter, probe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"

@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vftrace import events, wire
+from vftrace.collect.recording import MAGIC, Recording, RecordingWriter
+from vftrace.collect.replay import track
 from vftrace.errors import VftraceError
-from vftrace.sources.recording import MAGIC, HostInfo, Recording, RecordingWriter
-from vftrace.sources.replay import track
+from vftrace.model.host import HostInfo
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordings" / "completed-fast.vft.gz"
 HOST = HostInfo("host", "boot", "6.1", "0.1", 1, {"kvm": "fentry"})

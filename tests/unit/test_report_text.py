@@ -11,7 +11,10 @@ import pytest
 from rich.console import Console
 
 from tests.unit.golden_text import RECORDINGS, check, recording
-from vftrace.migration.model import (
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import track
+from vftrace.model.host import HostInfo
+from vftrace.model.migration import (
     DeviceDowntime,
     DeviceState,
     DeviceUse,
@@ -19,9 +22,7 @@ from vftrace.migration.model import (
     VfPhase,
     VfUse,
 )
-from vftrace.outputs.report_text import render_report
-from vftrace.sources.recording import HostInfo, Recording
-from vftrace.sources.replay import track
+from vftrace.outputs.report.text import render_report
 
 SCENARIOS = sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz"))
 NOT_MIGRATIONS = ("boot", "display-only", "stop-cont")

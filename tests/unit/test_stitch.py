@@ -20,11 +20,11 @@ from tests.unit.two_hosts import (
     write,
 )
 from vftrace import events, wire
+from vftrace.analysis.hosts.join import UNSYNCHRONISED_NS, Boot, Joined, Ping, stitch
 from vftrace.cli import main
+from vftrace.collect.merge import load
 from vftrace.events import USER_STREAM
-from vftrace.migration.model import Migration
-from vftrace.migration.stitch import UNSYNCHRONISED_NS, Boot, Joined, Ping, stitch
-from vftrace.sources.merge import load
+from vftrace.model.migration import Migration
 
 CUT = ("completed-slow", "libvirt", "postcopy", "no-uuid")
 SECONDS = 10**9

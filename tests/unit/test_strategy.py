@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from vftrace.mailbox.table import Role
-from vftrace.migration.strategy import (
+from vftrace.analysis.devices.strategy import (
     RESTS,
     RESUMES_WITHIN_NS,
     UNPLUG_WINDOW_NS,
@@ -11,6 +10,7 @@ from vftrace.migration.strategy import (
     Said,
     classify,
 )
+from vftrace.mailbox.table import Role
 
 S = 1_000_000_000
 BEGIN, SECOND, HANDOVER, END = 100 * S, 102 * S, 110 * S, 111 * S

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vftrace.migration.streams import Stream
+from vftrace.analysis.sequence import Stream
 
 COUNT = st.integers(1, 200)
 

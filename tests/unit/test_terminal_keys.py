@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.screens import at, keys
-from vftrace.outputs.terminal.keys import KeyReader, parse
-from vftrace.outputs.terminal.state import ACTION_OF, BINDINGS, ViewState, press
+from vftrace.outputs.top.keys import KeyReader, parse
+from vftrace.outputs.top.state import ACTION_OF, BINDINGS, ViewState, press
 
 
 @pytest.mark.parametrize(

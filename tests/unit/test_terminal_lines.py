@@ -6,12 +6,12 @@ import pytest
 
 from tests.unit.golden_text import RECORDINGS, check, recording
 from tests.unit.screens import at
-from vftrace.migration.model import Snapshot
-from vftrace.migration.tracker import Tracker
-from vftrace.outputs.terminal.glyphs import glyphs
-from vftrace.outputs.terminal.lines import changes, state_json
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import events_of
+from vftrace.analysis.tracker import Tracker
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
+from vftrace.model.migration import Snapshot
+from vftrace.outputs.text.glyphs import glyphs
+from vftrace.outputs.top.lines import changes, state_json
 
 SCENARIOS = sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz"))
 STEP_NS = 150_000_000

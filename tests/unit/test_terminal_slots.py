@@ -6,12 +6,12 @@ from dataclasses import replace
 from rich.console import Console
 
 from tests.unit.golden_text import RECORDINGS
-from vftrace.migration.model import Forecast, Migration, Round, SlotRound
-from vftrace.outputs.terminal.foretold import NOTHING, forecast_of
-from vftrace.outputs.terminal.glyphs import glyphs
-from vftrace.outputs.terminal.slots import SHOWN, slot_histories, slots_part
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import track
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import track
+from vftrace.model.migration import Forecast, Migration, Round, SlotRound
+from vftrace.outputs.text.forecast import NOTHING, forecast_of
+from vftrace.outputs.text.glyphs import glyphs
+from vftrace.outputs.text.slots import SHOWN, slot_histories, slots_part
 
 SECOND = 1_000_000_000
 

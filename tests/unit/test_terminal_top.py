@@ -135,7 +135,7 @@ def test_a_window_that_is_resized_while_it_is_drawn() -> None:
     resizes = (
         "import fcntl, struct, termios\n"
         "from vftrace.commands import top\n"
-        "from vftrace.outputs.terminal import view\n"
+        "from vftrace.outputs.top import view\n"
         "top.REDRAW_SECONDS = 3600\n"
         "draw = view.Frame.__rich_console__\n"
         "def resized(*a):\n"
@@ -154,7 +154,7 @@ def test_a_window_that_is_resized_while_it_is_drawn() -> None:
 def test_an_error_leaves_the_terminal_as_it_was() -> None:
     # A failure in the middle of drawing: the view's own module is replaced by one that fails later.
     broken = (
-        "from vftrace.outputs.terminal import view\n"
+        "from vftrace.outputs.top import view\n"
         "draw, drawn = view.Frame.__rich_console__, []\n"
         "def fails(*a):\n"
         "    drawn.append(1)\n"

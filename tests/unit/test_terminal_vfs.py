@@ -7,18 +7,19 @@ from pathlib import Path
 from rich.console import Console
 
 from vftrace import events
+from vftrace.analysis.tracker import Tracker
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import track
 from vftrace.events import Mailbox, Tick
 from vftrace.mailbox.life import Mailboxes, VfLife
-from vftrace.migration.model import Snapshot
-from vftrace.migration.tracker import Tracker
-from vftrace.outputs.report_text import render_report
-from vftrace.outputs.terminal.glyphs import glyphs
-from vftrace.outputs.terminal.lines import changes, state_json
-from vftrace.outputs.terminal.state import ViewState, press
-from vftrace.outputs.terminal.vfs import state_of, vf_warnings
-from vftrace.outputs.terminal.view import Frame
-from vftrace.sources.recording import HostInfo, Recording
-from vftrace.sources.replay import track
+from vftrace.model.host import HostInfo
+from vftrace.model.migration import Snapshot
+from vftrace.outputs.report.text import render_report
+from vftrace.outputs.text.glyphs import glyphs
+from vftrace.outputs.text.vfs import state_of, vf_warnings
+from vftrace.outputs.top.lines import changes, state_json
+from vftrace.outputs.top.state import ViewState, press
+from vftrace.outputs.top.view import Frame
 
 RECORDING = Path(__file__).resolve().parents[1] / "golden/mailbox/6.12.vft.gz"
 PF = "0000:01:00.0"

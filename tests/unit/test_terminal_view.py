@@ -9,8 +9,8 @@ from rich.console import Console
 
 from tests.unit.golden_text import RECORDINGS, check
 from tests.unit.screens import Moment, at, keys, screen
-from vftrace.outputs.terminal.state import ViewState
-from vftrace.outputs.terminal.view import Frame, Once
+from vftrace.outputs.top.state import ViewState
+from vftrace.outputs.top.view import Frame, Once
 
 SCENARIOS = sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz"))
 SMALL, LARGE = (80, 24), (160, 50)

@@ -15,14 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vftrace import events, wire
+from vftrace.analysis import process as process_module
+from vftrace.analysis.process import Process
+from vftrace.analysis.tracker import MAX_ENDED_PROCESSES, Tracker
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
 from vftrace.events import USER_STREAM, Event
-from vftrace.migration import process as process_module
-from vftrace.migration.model import Snapshot
-from vftrace.migration.process import Process
-from vftrace.migration.tracker import MAX_ENDED_PROCESSES, Tracker
-from vftrace.outputs.report_json import report_json
-from vftrace.sources.recording import HostInfo, Recording
-from vftrace.sources.replay import events_of
+from vftrace.model.host import HostInfo
+from vftrace.model.migration import Snapshot
+from vftrace.outputs.report.json import report_json
 
 RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
 HOST = HostInfo("host", "boot", "kernel", "0", 0, {})

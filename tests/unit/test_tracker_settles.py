@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from vftrace import events
+from vftrace.analysis.tracker import MAX_CLOCK_SAMPLES, SETTLE_AFTER_NS, Tracker
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
 from vftrace.events import USER_STREAM
-from vftrace.migration.tracker import MAX_CLOCK_SAMPLES, SETTLE_AFTER_NS, Tracker
-from vftrace.sources.recording import Recording
-from vftrace.sources.replay import events_of
 
 RECORDING = Path(__file__).parent.parent / "golden" / "recordings" / "there-and-back.vft.gz"
 

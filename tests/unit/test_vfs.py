@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
+from vftrace.analysis.devices.device import PassedDevice
+from vftrace.analysis.devices.downtime import Passthrough, Verdict, judge
+from vftrace.analysis.devices.mailbox_evidence import Around
+from vftrace.analysis.devices.vf_phases import destination_vf, heard_vf, ready_ns, source_vf
+from vftrace.analysis.process import Process
 from vftrace.mailbox.life import Mailboxes, StateSpan, VfLife
-from vftrace.migration.assisted import Around
-from vftrace.migration.devices import PassedDevice
-from vftrace.migration.model import VfUse
-from vftrace.migration.passthrough import Passthrough, Verdict, judge
-from vftrace.migration.process import Process
-from vftrace.migration.vfs import destination_vf, heard_vf, ready_ns, source_vf
+from vftrace.model.migration import VfUse
 
 PF = "0000:01:00.0"
 S = 10**9

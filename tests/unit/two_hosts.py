@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from vftrace import events, wire
-from vftrace.migration.stitch import Boot
-from vftrace.sources.merge import Reader
-from vftrace.sources.recording import MAGIC, VERSION, HostInfo, Recording
-from vftrace.sources.replay import events_of
+from vftrace.analysis.hosts.join import Boot
+from vftrace.collect.merge import Reader
+from vftrace.collect.recording import MAGIC, VERSION, Recording
+from vftrace.collect.replay import events_of
+from vftrace.model.host import HostInfo
 
 RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
 

@@ -14,9 +14,9 @@ from vftrace.errors import MachineError, VftraceError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vftrace.demo.beside import Comparison
+    from vftrace.collect.pump import Pump
+    from vftrace.demo.qemu_figures import Comparison
     from vftrace.demo.scenarios import Truth
-    from vftrace.live import Pump
 
 HELP = "migrate a small VM on this machine, traced, and report it"
 
@@ -77,11 +77,11 @@ def _check_machine() -> None:
 
 
 def _play(console: "Console", args: argparse.Namespace) -> int:
-    from vftrace.demo.beside import compare
-    from vftrace.live import Pump, filter_snapshot
-    from vftrace.outputs.report_text import render_report
-    from vftrace.sources.live import LiveSource
-    from vftrace.sources.recording import RecordingWriter
+    from vftrace.collect.live import LiveSource
+    from vftrace.collect.pump import Pump, filter_snapshot
+    from vftrace.collect.recording import RecordingWriter
+    from vftrace.demo.qemu_figures import compare
+    from vftrace.outputs.report.text import render_report
 
     live = sys.stdout.isatty() and not args.no_live
     # A polite kill is Ctrl-C: the VMs are ended first.
@@ -215,9 +215,9 @@ def _print_comparison(
 
 
 def _replay(console: "Console", args: argparse.Namespace) -> int:
-    from vftrace.outputs.report_text import render_report
-    from vftrace.sources.recording import Recording
-    from vftrace.sources.replay import track
+    from vftrace.collect.recording import Recording
+    from vftrace.collect.replay import track
+    from vftrace.outputs.report.text import render_report
 
     recording = Recording(SAMPLE)
     snapshot = track(recording).snapshot()

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 def _probe_findings(way: str | None) -> "list[Finding]":
     from vftrace.probes.checks import Finding, programs
     from vftrace.probes.loader import Probes
-    from vftrace.probes.plan import WAITS
+    from vftrace.probes.registry import WAITS
 
     try:
         with Probes(lambda _: None, way) as probes:

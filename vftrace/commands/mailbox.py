@@ -17,7 +17,7 @@ from vftrace.commands.common import (
 from vftrace.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
-    from vftrace.outputs.mailbox_dump import Dump
+    from vftrace.outputs.text.mailbox_log import Dump
 
 HELP = "print what network cards and their virtual functions tell each other"
 
@@ -52,15 +52,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _dump(args: argparse.Namespace, recorded: Sequence[str], profiles: Sequence[str]) -> "Dump":
     from vftrace.mailbox.profile import tables_of
-    from vftrace.outputs.mailbox_dump import Dump
+    from vftrace.outputs.text.mailbox_log import Dump
 
     tables = tables_of(recorded, profiles)
     return Dump(pfs=args.pf or (), vfs=args.vf or (), as_json=args.json, tables=tables)
 
 
 def _replay(args: argparse.Namespace, profiles: Sequence[str]) -> None:
-    from vftrace.sources.recording import Recording
-    from vftrace.sources.replay import events_of
+    from vftrace.collect.recording import Recording
+    from vftrace.collect.replay import events_of
 
     recording = Recording(args.file)
     dump = _dump(args, recording.host.profiles, profiles)
@@ -75,8 +75,8 @@ def _replay(args: argparse.Namespace, profiles: Sequence[str]) -> None:
 
 def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:
     from vftrace import wire
-    from vftrace.sources.live import LiveSource
-    from vftrace.sources.order import Order
+    from vftrace.collect.live import LiveSource
+    from vftrace.collect.order import Order
 
     dump = _dump(args, (), profiles)
     order = Order()

@@ -176,8 +176,9 @@ class _Recorder:
     """Writes the recording: gaps as they are settled, ticks, clocks and totals as time passes."""
 
     def __init__(self, path: Path) -> None:
+        from vftrace.collect.recording import RecordingWriter
+        from vftrace.model.host import HostInfo
         from vftrace.ping.journal import Journal
-        from vftrace.sources.recording import HostInfo, RecordingWriter
 
         self._journal = Journal(os.getpid())
         self._next_tick_ns = self._next_second_ns = 0
@@ -217,7 +218,7 @@ class _Recorder:
         self._writer.close()
 
     def _clock_and_summary(self, session: "Session") -> None:
-        from vftrace.sources.live import clock_sample
+        from vftrace.collect.live import clock_sample
 
         self._write(self._journal.clock(_boottime_ns(), *clock_sample()))
         if session.ledger.since_ns is not None:

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record until Ctrl-C, SIGTERM or the duration's end."""
-    from vftrace.sources.live import LiveSource
-    from vftrace.sources.recording import RecordingWriter
+    from vftrace.collect.live import LiveSource
+    from vftrace.collect.recording import RecordingWriter
 
     profiles = profile_texts(args)
     with Interrupt() as interrupt:

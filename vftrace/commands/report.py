@@ -17,10 +17,10 @@ from vftrace.units import parse_duration
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from vftrace.migration.forecast import Assumptions
-    from vftrace.migration.model import Migration
-    from vftrace.migration.stitch import Boot, Joined
-    from vftrace.sources.merge import Loaded
+    from vftrace.analysis.forecast.precopy import Assumptions
+    from vftrace.analysis.hosts.join import Boot, Joined
+    from vftrace.collect.merge import Loaded
+    from vftrace.model.migration import Migration
 
 HELP = "say where the time of recorded migrations went"
 
@@ -107,9 +107,9 @@ def _load(
     what_if: str | None = None,
     clock_error_ns: int | None = None,
 ) -> "tuple[Loaded, tuple[Joined, ...]]":
-    from vftrace.migration.given_up import join_given_up
-    from vftrace.migration.stitch import stitch, with_error
-    from vftrace.sources.merge import load
+    from vftrace.analysis.hosts.failed import join_given_up
+    from vftrace.analysis.hosts.join import stitch, with_error
+    from vftrace.collect.merge import load
 
     assumed = None if what_if is None else _assumptions(what_if)
     loaded = load(paths, profiles, recent)
@@ -125,14 +125,14 @@ def _load(
 
 
 def _assumptions(text: str) -> "Assumptions":
-    from vftrace.outputs.forecast_text import parse_what_if
+    from vftrace.outputs.report.what_if import parse_what_if
 
     return parse_what_if(text)
 
 
 def _replay(loaded: "Loaded", assumed: "Assumptions") -> "Loaded":
     """Every migration's forecast as it would be from the beginning under other assumptions."""
-    from vftrace.migration.forecast import of_replay
+    from vftrace.analysis.forecast.precopy import of_replay
 
     boots = []
     for boot in loaded.boots:
@@ -149,7 +149,7 @@ def _migrations(loaded: "Loaded") -> "list[Migration]":
 
 
 def _heatmap_png(loaded: "Loaded") -> bytes:
-    from vftrace.outputs.heatmap import heatmap_png
+    from vftrace.outputs.text.heatmap import heatmap_png
 
     return heatmap_png(_migrations(loaded))
 
@@ -160,8 +160,8 @@ def _text(
     """The report, or what was asked for in its place."""
     from rich.console import Group
 
-    from vftrace.outputs.forecast_text import render_forecasts
-    from vftrace.outputs.heatmap import render_heatmap
+    from vftrace.outputs.report.what_if import render_forecasts
+    from vftrace.outputs.text.heatmap import render_heatmap
 
     parts = []
     if args.what_if is not None:
@@ -174,8 +174,8 @@ def _text(
 def _whole_text(
     args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joined]"
 ) -> "RenderableType":
-    from vftrace.outputs.report_joined import render_joined
-    from vftrace.outputs.report_text import render_report
+    from vftrace.outputs.report.joined import render_joined
+    from vftrace.outputs.report.text import render_report
 
     if len(args.files) > 1 or len(loaded.boots) > 1:
         return render_joined(loaded, joined, ascii=args.ascii)
@@ -184,24 +184,24 @@ def _whole_text(
 
 
 def _json(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
-    from vftrace.outputs.joined_json import joined_json
+    from vftrace.outputs.report.joined_json import joined_json
 
     return json.dumps(joined_json(loaded, joined), indent=2).encode() + b"\n"
 
 
 def _perfetto(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
-    from vftrace.outputs.joined_json import hosts_json, placed_migrations
-    from vftrace.outputs.perfetto import perfetto_trace
+    from vftrace.outputs.report.joined_json import hosts_json, placed_migrations
+    from vftrace.outputs.report.perfetto import perfetto_trace
 
     return perfetto_trace(placed_migrations(loaded, joined), hosts_json(loaded))
 
 
 def _html(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
-    from vftrace.outputs.html import Chapter, render_html
-    from vftrace.outputs.joined_json import hosts_json, placed_migrations
-    from vftrace.outputs.report_joined import clocks_line, downtime_line
-    from vftrace.outputs.terminal.clock import wall_time
-    from vftrace.outputs.terminal.words import warnings
+    from vftrace.outputs.report.html import Chapter, render_html
+    from vftrace.outputs.report.joined import clocks_line, downtime_line
+    from vftrace.outputs.report.joined_json import hosts_json, placed_migrations
+    from vftrace.outputs.text.clock import wall_time
+    from vftrace.outputs.text.words import warnings
 
     chapters = [
         Chapter(
@@ -220,9 +220,9 @@ _FORMATS = {"json": _json, "html": _html, "perfetto": _perfetto}
 
 
 def _compare(args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joined]") -> None:
-    from vftrace.outputs.compare import compare, compare_json, pairs_of, render_comparisons
-    from vftrace.outputs.joined_json import joined_json
-    from vftrace.outputs.terminal.glyphs import glyphs
+    from vftrace.outputs.report.compare import compare, compare_json, pairs_of, render_comparisons
+    from vftrace.outputs.report.joined_json import joined_json
+    from vftrace.outputs.text.glyphs import glyphs
 
     a = joined_json(loaded, joined)["migrations"]
     b = joined_json(*_load(args.compare, profile_texts(args), clock_error_ns=args.clock_error))[
@@ -268,8 +268,8 @@ def _write(path: Path | None, content: bytes) -> None:
 
 def _send(endpoint: str, loaded: "Loaded", joined: "Sequence[Joined]") -> None:
     """Send the traces, and say how many went where."""
-    from vftrace.outputs.joined_json import placed_migrations
-    from vftrace.outputs.otlp import send, trace_of
+    from vftrace.outputs.report.joined_json import placed_migrations
+    from vftrace.outputs.traces.otlp import send, trace_of
 
     placed: list[tuple[dict[str, Any], dict[str, Any]]] = placed_migrations(loaded, joined)
     traces = [trace for host, migration in placed if (trace := trace_of(host, migration))]

@@ -22,9 +22,9 @@ from vftrace.errors import UsageError
 from vftrace.units import parse_duration
 
 if TYPE_CHECKING:
-    from vftrace.live import Pump, ReplaySource
-    from vftrace.outputs.accounting import Reading
-    from vftrace.outputs.otlp import Sender
+    from vftrace.collect.pump import Pump, ReplaySource
+    from vftrace.outputs.exporter.accounts import Reading
+    from vftrace.outputs.traces.otlp import Sender
 
 HELP = "serve metrics of migrations on this host to Prometheus"
 
@@ -125,8 +125,9 @@ class Service:
         from prometheus_client import ProcessCollector
         from prometheus_client.registry import CollectorRegistry
 
-        from vftrace.outputs import http, webconfig
-        from vftrace.outputs.prometheus import Exporter
+        from vftrace.outputs.exporter import server as http
+        from vftrace.outputs.exporter import webconfig
+        from vftrace.outputs.exporter.metrics import Exporter
 
         self._sender = _sender(args.otlp_endpoint)
         config = (
@@ -174,9 +175,9 @@ class Service:
     def _send_traces(self) -> None:
         if self._sender is None or self._read is None:
             return
-        from vftrace.outputs.accounting import settled
-        from vftrace.outputs.otlp import trace_of
-        from vftrace.outputs.report_json import report_json
+        from vftrace.outputs.exporter.accounts import settled
+        from vftrace.outputs.report.json import report_json
+        from vftrace.outputs.traces.otlp import trace_of
 
         reading = self._read()
         ended = tuple(m for m in reading.snapshot.migrations if settled(m, reading))
@@ -188,7 +189,7 @@ class Service:
 def _sender(endpoint: str | None) -> "Sender | None":
     if endpoint is None:
         return None
-    from vftrace.outputs import otlp
+    from vftrace.outputs.traces import otlp
 
     otlp.check_available()
     otlp.traces_url(endpoint)
@@ -197,8 +198,8 @@ def _sender(endpoint: str | None) -> "Sender | None":
 
 def reading_of(pump: "Pump", wanted: list[str], *, traced: bool = False) -> "Reading":
     """What the metrics are made of, now."""
-    from vftrace.live import filter_snapshot
-    from vftrace.outputs.accounting import Probe, Reading
+    from vftrace.collect.pump import filter_snapshot
+    from vftrace.outputs.exporter.accounts import Probe, Reading
 
     # `ended` first: what is settled by the end must be in the snapshot that says so.
     ended = pump.ended
@@ -242,14 +243,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySource | None]":
     """The pump, closed by `stack`; the replay if it is one."""
-    from vftrace.live import Pump, ReplaySource, parse_speed
+    from vftrace.collect.pump import Pump, ReplaySource, parse_speed
 
     profiles = profile_texts(args)
     if args.replay is not None:
         replay = ReplaySource(args.replay, parse_speed(args.speed or "1"))
         return Pump(replay, profiles=profiles), replay
-    from vftrace.sources.live import LiveSource
-    from vftrace.sources.recording import RecordingWriter
+    from vftrace.collect.live import LiveSource
+    from vftrace.collect.recording import RecordingWriter
 
     source = LiveSource(args.way, profiles)
     writer = None

@@ -25,10 +25,10 @@ from vftrace.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vftrace.collect.pump import Pump
     from vftrace.commands.serve import Service
-    from vftrace.live import Pump
-    from vftrace.migration.model import Snapshot
-    from vftrace.outputs.terminal.keys import KeyReader
+    from vftrace.model.migration import Snapshot
+    from vftrace.outputs.top.keys import KeyReader
 
 HELP = "watch VMs and their migrations live"
 
@@ -106,14 +106,14 @@ def _check(args: argparse.Namespace) -> None:
 
 def _open(args: argparse.Namespace, stack: ExitStack) -> "Pump":
     """What is to be watched; `stack` closes it in order."""
-    from vftrace.live import Pump, ReplaySource, parse_speed
-    from vftrace.sources.recording import RecordingWriter
+    from vftrace.collect.pump import Pump, ReplaySource, parse_speed
+    from vftrace.collect.recording import RecordingWriter
 
     profiles = profile_texts(args)
     if args.replay is not None:
         source = ReplaySource(args.replay, parse_speed(args.speed or "1"))
         return Pump(source, profiles=profiles)
-    from vftrace.sources.live import LiveSource
+    from vftrace.collect.live import LiveSource
 
     live = LiveSource(args.way, profiles)
     writer = None
@@ -171,10 +171,10 @@ def _step(pump: "Pump") -> None:
 def _once(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
     from rich.console import Console
 
-    from vftrace.live import filter_snapshot
-    from vftrace.outputs.terminal.lines import state_json
-    from vftrace.outputs.terminal.state import ViewState
-    from vftrace.outputs.terminal.view import Frame, Once
+    from vftrace.collect.pump import filter_snapshot
+    from vftrace.outputs.top.lines import state_json
+    from vftrace.outputs.top.state import ViewState
+    from vftrace.outputs.top.view import Frame, Once
 
     while not until() and not pump.ended:
         pump.step()
@@ -188,9 +188,9 @@ def _once(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
 
 def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
     """A line, or with `--json` a document, for each change."""
-    from vftrace.live import filter_snapshot
-    from vftrace.outputs.terminal.glyphs import glyphs
-    from vftrace.outputs.terminal.lines import changes, state_json
+    from vftrace.collect.pump import filter_snapshot
+    from vftrace.outputs.text.glyphs import glyphs
+    from vftrace.outputs.top.lines import changes, state_json
 
     unicode = (sys.stdout.encoding or "ascii").lower().startswith("utf")
     g = glyphs(ascii=args.ascii or not unicode)
@@ -239,9 +239,9 @@ def watch(
     """
     from rich.console import Console
 
-    from vftrace.live import filter_snapshot
-    from vftrace.outputs.terminal.state import ViewState, press
-    from vftrace.outputs.terminal.view import Frame
+    from vftrace.collect.pump import filter_snapshot
+    from vftrace.outputs.top.state import ViewState, press
+    from vftrace.outputs.top.view import Frame
 
     console = Console(highlight=False)
     state = ViewState()
@@ -291,7 +291,7 @@ def _alternate_screen(console: "Console") -> Iterator[None]:
 @contextlib.contextmanager
 def _keyboard() -> Iterator["KeyReader | None"]:
     """The terminal's keys: of standard input, else of the controlling terminal, else none."""
-    from vftrace.outputs.terminal.keys import KeyReader
+    from vftrace.outputs.top.keys import KeyReader
 
     with ExitStack() as stack:
         terminal = _terminal(stack)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vftrace.probes import kernel
-from vftrace.probes.plan import Hook, Way
+from vftrace.probes.registry import Hook, Way
 
 KRETPROBE_INSTANCES = 1024
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vftrace.errors import MachineError
 from vftrace.host import timens
-from vftrace.probes import cache, kernel
+from vftrace.probes import kernel
+from vftrace.probes.bcc import cache
 
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """PROC_PID_INIT_INO (include/linux/proc_ns.h): inode of the initial pid namespace."""

@@ -13,10 +13,10 @@ from vftrace.errors import MachineError
 from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up, let_go
-from vftrace.probes.compiler import compiled
-from vftrace.probes.follow import ModuleProbes, instance
+from vftrace.probes.bcc.compiler import compiled
 from vftrace.probes.mailbox import MailboxProbes
-from vftrace.probes.plan import (
+from vftrace.probes.module_watcher import ModuleProbes, instance
+from vftrace.probes.registry import (
     CHANNEL,
     DIRTY_RING,
     FENTRY,

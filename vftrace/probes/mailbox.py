@@ -8,9 +8,9 @@ from vftrace.mailbox.drivers import TABLES, Tables, shipped_words
 from vftrace.mailbox.table import Table
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up, let_go
-from vftrace.probes.compiler import compiled
-from vftrace.probes.follow import ModuleProbes
-from vftrace.probes.plan import KPROBE, MAILBOX, NO_CARD, ProbeStatus, mailbox_way
+from vftrace.probes.bcc.compiler import compiled
+from vftrace.probes.module_watcher import ModuleProbes
+from vftrace.probes.registry import KPROBE, MAILBOX, NO_CARD, ProbeStatus, mailbox_way
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import captured_stderr, first_line, hang_up
-from vftrace.probes.compiler import compiled
-from vftrace.probes.follow import ModuleProbes
-from vftrace.probes.plan import (
+from vftrace.probes.bcc.compiler import compiled
+from vftrace.probes.module_watcher import ModuleProbes
+from vftrace.probes.registry import (
     FENTRY,
     KPROBE,
     NO_MIGRATABLE,

@@ -1,0 +1,1 @@
+"""Turns events into migrations. Pure: no clock, no I/O."""

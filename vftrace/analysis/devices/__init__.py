@@ -1,0 +1,1 @@
+"""What became of passed-through devices, and how a migration treated them."""

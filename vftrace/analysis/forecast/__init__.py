@@ -1,0 +1,1 @@
+"""Forecasts downtime and total time of a pre-copy migration from its rounds."""

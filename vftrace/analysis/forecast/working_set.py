@@ -1,0 +1,119 @@
+"""The working-set curve: how many distinct pages a guest dirties within a time.
+
+Every round measures one point of it: the pages that became dirty between two sweeps. Between points and
+above them the curve is drawn in logarithms, which holds both ends true: a guest that writes ever new pages
+(slope 1) and one whose set is full (slope 0). Below the shortest point it is a line through zero, as steep
+as two constants say that were fitted on real migrations (docs/forecast.md), until it has that point's pages.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vftrace.model.migration import Round
+
+SHORTEST_NS = 2_000_000
+"""A shorter interval says nothing: one tick of the guest's timer more or less decides."""
+
+RECENT = 4
+"""Only so many last intervals count: what a guest did long ago it need not do again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How much faster than on average of the shortest interval pages become dirty at its beginning.
+
+    `alone`: where that is the only point there is. `full`: where several points all have the same pages, so that
+    the set was full early; nearer to 1 the more the points differ.
+    """
+
+    alone: float = 1.0
+    full: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Pages that became dirty within `ns`, each counted once."""
+
+    ns: int
+    pages: int
+
+
+def intervals(rounds: Sequence[Round], started_at_ns: int) -> tuple[Interval, ...]:
+    """What the sweeps of a migration measured, oldest first; sweeps whose pages are not known are left out.
+
+    With a dirty ring the first sweep measures too, from `started_at_ns` on.
+    """
+    found = []
+    for number, round_ in enumerate(rounds):
+        before = rounds[number - 1].at_ns if number else started_at_ns
+        ns = round_.at_ns - before
+        if round_.new_pages is not None and ns >= SHORTEST_NS:
+            found.append(Interval(ns, round_.new_pages))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkingSet:
+    """The curve through the last intervals, longest last; `points` is never empty."""
+
+    points: tuple[Interval, ...]
+    shape: Shape
+
+    @classmethod
+    def of(cls, measured: Sequence[Interval], shape: Shape) -> "WorkingSet | None":
+        """None where nothing was measured."""
+        recent = measured[-RECENT:]
+        if not recent:
+            return None
+        by_length: list[Interval] = []
+        for interval in sorted(recent, key=lambda i: i.ns):
+            # Two points at nearly the same time are two measurements of one.
+            if by_length and interval.ns < by_length[-1].ns * 1.15:
+                last = by_length.pop()
+                interval = Interval(
+                    (last.ns + interval.ns) // 2, (last.pages + interval.pages) // 2
+                )
+            by_length.append(interval)
+        return cls(tuple(by_length), shape)
+
+    @property
+    def largest(self) -> int:
+        """The most pages any interval dirtied; at least 1."""
+        return max(1, *(point.pages for point in self.points))
+
+    def pages(self, ns: float) -> float:
+        """Distinct pages dirtied within `ns`."""
+        if ns <= 0:
+            return 0.0
+        first, last = self.points[0], self.points[-1]
+        if ns <= first.ns:
+            return min(1.0, self._haste() * ns / first.ns) * first.pages
+        if ns >= last.ns:
+            return _along(last, self._slope_above(), ns)
+        for before, after in pairwise(self.points):
+            if before.ns <= ns <= after.ns:
+                return _along(before, _slope(before, after), ns)
+        raise AssertionError("the points are sorted")
+
+    def _haste(self) -> float:
+        if len(self.points) == 1:
+            return self.shape.alone
+        slope = _slope(self.points[0], self.points[1])
+        return slope + self.shape.full * (1 - slope)
+
+    def _slope_above(self) -> float:
+        return 1.0 if len(self.points) == 1 else _slope(*self.points[-2:])
+
+
+def _slope(shorter: Interval, longer: Interval) -> float:
+    """Between 0, the same pages in any time, and 1, as many more as the time is longer."""
+    if shorter.pages <= 0 or longer.pages <= shorter.pages:
+        return 0.0 if longer.pages > 0 else 1.0
+    slope = math.log(longer.pages / shorter.pages) / math.log(longer.ns / shorter.ns)
+    return min(1.0, slope)
+
+
+def _along(point: Interval, slope: float, ns: float) -> float:
+    return float(point.pages * (ns / point.ns) ** slope)

@@ -1,0 +1,1 @@
+"""Joins what two hosts saw of one migration."""

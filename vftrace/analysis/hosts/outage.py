@@ -1,0 +1,317 @@
+"""A time without answers, put where it belongs: what both hosts saw of the guest meanwhile, by name.
+
+Nothing here decides that one thing caused another. A span is what held at that time; where several held, the one
+that stands first in SPANS is named. What is left had no cause that can be seen from the hosts.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from vftrace.analysis.hosts.service import HELD, LOST, OWN
+from vftrace.events import Event, NetAddress, NetLink, PingGap
+from vftrace.mailbox.life import VfLife
+from vftrace.model.migration import Migration, VfUse
+
+Side = Literal["source", "destination", "pinger"]
+
+MAPPING = "VF attached"
+BLACKOUT = "blackout"
+RESUME = "destination's resume"
+UNPLUG = "wait for unplug"
+GONE = "VF gone"
+PROBING = "VF probing"
+CONFIGURING = "VF configuring"
+LINK = "VF's link"
+UNHEARD = "guest not heard yet"
+BUSY = "host busy"
+LATE = "answers late"
+UNSEEN = "network, not seen from the hosts"
+
+SPANS = {
+    MAPPING: "the destination's VMM maps and pins the guest's memory for its VF, and serves no other device",
+    BLACKOUT: "no vCPU runs, on the source or while the destination loads",
+    RESUME: "the destination is loaded, its vCPUs do not run yet",
+    UNPLUG: "the guest lets go of the VF: its driver has stopped, the VMM still holds it",
+    GONE: "the guest has no VF, the destination has not opened one, and no bridge has heard the guest on its tap",
+    PROBING: "the destination has opened its VF, whose driver has not said anything",
+    CONFIGURING: "the VF's driver sets it up",
+    LINK: "the VF is up, and no bridge has heard its address on the network",
+    UNHEARD: "the guest runs, and the destination's bridge has not heard it",
+    BUSY: "vftrace itself had to wait to be run: the host had more to do than its processors can",
+    LATE: "the destination's vCPUs run, and what the pinger sent then was answered, but late: the guest has the pings",
+    UNSEEN: "nothing of the above",
+}
+"""What each span means, first those that go before others."""
+
+LINK_NS = 4_000_000_000
+"""A driver that is up looks for its link every two seconds (igbvf/netdev.c, igbvf_watchdog_task), and may look twice
+before it says so. What is longer, and ends without a word on the network, has another reason."""
+
+ANNOUNCED_NS = 5_000_000_000
+"""QEMU announces a guest in the first two seconds (migration/options.c, announce-initial to announce-step)."""
+
+AROUND_NS = 60_000_000_000
+"""A gap further than this from the migration has another reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class GapSpan:
+    """A part of a gap: `side` is the host that saw it, the pinger for LATE, None for UNSEEN."""
+
+    name: str
+    side: Side | None
+    start_at_ns: int
+    end_at_ns: int
+
+    @property
+    def ns(self) -> int:
+        """How long it lasted."""
+        return self.end_at_ns - self.start_at_ns
+
+
+@dataclass(frozen=True, slots=True)
+class GapAccount:
+    """A ping's gap on the clock of the migration's times, in spans that follow each other without holes.
+
+    `least_ns` and `most_ns` bound its true length, as PingGap has them. `uncertainty_ns`: all of it may have
+    been so much earlier or later.
+    """
+
+    start_at_ns: int
+    ns: int
+    least_ns: int
+    most_ns: int | None
+    uncertainty_ns: int
+    spans: tuple[GapSpan, ...]
+
+    @property
+    def explained_ns(self) -> int:
+        """How much of it is spans that the hosts saw."""
+        return sum(span.ns for span in self.spans if span.side in ("source", "destination"))
+
+    @property
+    def pinger_ns(self) -> int:
+        """How much of the rest the pinger itself saw the reason of (LATE)."""
+        return sum(span.ns for span in self.spans if span.side == "pinger")
+
+
+@dataclass(frozen=True)
+class HostSide:
+    """What one host recorded beside the migration; `shift_ns` brings its times to the migration's clock."""
+
+    pid: int | None
+    lives: Mapping[tuple[str, int], VfLife]
+    network: Sequence[NetAddress | NetLink]
+    stalls: Sequence[tuple[int, int]]
+    shift_ns: int
+
+
+def account(
+    m: Migration,
+    source: HostSide,
+    destination: HostSide,
+    ping: Iterable[Event],
+    offset_ns: int,
+    uncertainty_ns: int,
+) -> GapAccount | None:
+    """The longest gap of a ping that begins or ends around the migration; None if there is none.
+
+    `offset_ns`: how much more the clock of the migration's times shows than the ping's.
+    """
+    begin, end = _around(m, source, destination)
+    gaps = [
+        e
+        for e in ping
+        if isinstance(e, PingGap)
+        and e.kind != OWN
+        and e.start_at_ns + offset_ns < end
+        and e.start_at_ns + e.ns + offset_ns > begin
+    ]
+    if not gaps:
+        return None
+    gap = max(gaps, key=lambda e: e.ns)
+    start = gap.start_at_ns + offset_ns
+    held = [*conditions(m, source, destination), *_late(m, gap, gaps, offset_ns)]
+    return GapAccount(
+        start_at_ns=start,
+        ns=gap.ns,
+        least_ns=gap.least_ns,
+        most_ns=gap.most_ns,
+        uncertainty_ns=uncertainty_ns,
+        spans=spans_of(start, start + gap.ns, held),
+    )
+
+
+def _around(m: Migration, source: HostSide, destination: HostSide) -> tuple[int, int]:
+    """From the first to the last that happened to the guest because of the migration."""
+    known = [span for span in conditions(m, source, destination) if span.name != BUSY]
+    last = m.ended_at_ns if m.ended_at_ns is not None else m.started_at_ns
+    begin = min([m.started_at_ns, *(s.start_at_ns for s in known)])
+    end = max([last, *(s.end_at_ns for s in known)])
+    return max(begin, m.started_at_ns - AROUND_NS), min(end, last + AROUND_NS)
+
+
+def spans_of(start_ns: int, end_ns: int, held: Iterable[GapSpan]) -> tuple[GapSpan, ...]:
+    """The time from `start_ns` to `end_ns` in spans: what held then, of several what stands first in SPANS."""
+    order = list(SPANS)
+    known = [span for span in held if span.start_at_ns < end_ns and span.end_at_ns > start_ns]
+    edges = {at for span in known for at in (span.start_at_ns, span.end_at_ns)}
+    marks = sorted({start_ns, end_ns} | {at for at in edges if start_ns < at < end_ns})
+    found: list[GapSpan] = []
+    for left, right in pairwise(marks):
+        there = [s for s in known if s.start_at_ns <= left and s.end_at_ns >= right]
+        first = min(there, key=lambda s: order.index(s.name), default=None)
+        name, side = (first.name, first.side) if first is not None else (UNSEEN, None)
+        if found and (found[-1].name, found[-1].side) == (name, side):
+            found[-1] = GapSpan(name, side, found[-1].start_at_ns, right)
+        else:
+            found.append(GapSpan(name, side, left, right))
+    return tuple(found)
+
+
+def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterator[GapSpan]:
+    """All that is known to have kept the guest from answering, in any order; spans may overlap."""
+    times = _times(m)
+    yield from _blackout(times)
+    yield from _busy(m, source, destination)
+    ran = times.get("vcpus-running")
+    heard = sorted((*_heard(source), *_heard(destination)))
+    if ran is not None:
+        here = [at for at in _heard(destination) if ran <= at <= ran + ANNOUNCED_NS]
+        # Without any word of it the bridge knew the guest, or there is none.
+        if here:
+            yield GapSpan(UNHEARD, "destination", ran, min(here))
+    came = [
+        vf.phases[0].start_at_ns
+        for vf in m.vfs
+        if vf.role == "destination" and vf.phases and vf.phases[0].name == "probing"
+    ]
+    opened = min(came, default=None)
+    for vf in m.vfs:
+        if vf.role == "source":
+            yield from _lost(vf, m, source, heard, opened)
+        else:
+            yield from _won(vf, source, destination)
+
+
+def _times(m: Migration) -> dict[str, int]:
+    """When each checkpoint of the blackout was passed."""
+    return {c.name: c.at_ns for c in m.downtime.checkpoints if c.at_ns is not None}
+
+
+def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[GapSpan]:
+    """Only the host that has the guest counts."""
+    stopped = m.stopped_at_ns
+    for start, end in source.stalls:
+        until = end + source.shift_ns
+        until = until if stopped is None else min(until, stopped)
+        if until > start + source.shift_ns:
+            yield GapSpan(BUSY, "source", start + source.shift_ns, until)
+    for start, end in destination.stalls:
+        if stopped is not None and end + destination.shift_ns > stopped:
+            since = max(start + destination.shift_ns, stopped)
+            yield GapSpan(BUSY, "destination", since, end + destination.shift_ns)
+
+
+def _late(m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int) -> Iterator[GapSpan]:
+    """From the first ping that was answered at last until that answer came, as far as the destination ran."""
+    ran = _times(m).get("vcpus-running")
+    if gap.kind != HELD or ran is None:
+        return
+    end = gap.start_at_ns + gap.ns
+    losses = [
+        e.start_at_ns + e.ns
+        for e in gaps
+        if e.kind == LOST and gap.start_at_ns <= e.start_at_ns < end
+    ]
+    answered = max(losses, default=gap.start_at_ns)
+    since = max(answered + offset_ns, ran)
+    if since < end + offset_ns:
+        yield GapSpan(LATE, "pinger", since, end + offset_ns)
+
+
+def _blackout(times: Mapping[str, int]) -> Iterator[GapSpan]:
+    stopped, ran = times.get("vcpus-stopped"), times.get("vcpus-running")
+    if stopped is None or ran is None:
+        return
+    loaded = min(times.get("devices-loaded", times.get("clock-set", ran)), ran)
+    yield GapSpan(BLACKOUT, "source", stopped, loaded)
+    yield GapSpan(RESUME, "destination", loaded, ran)
+
+
+def _lost(
+    vf: VfUse, m: Migration, source: HostSide, heard: Sequence[int], opened: int | None
+) -> Iterator[GapSpan]:
+    """The source's VF, from when its driver let go of it until there is another way to the guest."""
+    absent = next((phase for phase in vf.phases if phase.name == "absent"), None)
+    until = m.stopped_at_ns if absent is None else absent.start_at_ns
+    life = source.lives.get((vf.pf, vf.vf))
+    rested = None if until is None else _rested(life, until - source.shift_ns)
+    # A failover's primary is kept until the migration is over; whatever let go before that was another time.
+    since = m.started_at_ns - (0 if absent is None else AROUND_NS)
+    if rested is not None and rested + source.shift_ns < since:
+        rested = None
+    if rested is not None and absent is not None:
+        yield GapSpan(UNPLUG, "source", rested + source.shift_ns, absent.start_at_ns)
+    if absent is not None:
+        gone = absent.start_at_ns
+    elif rested is not None:
+        gone = rested + source.shift_ns
+    else:
+        return
+    otherwise = next((at for at in heard if at > gone), None)
+    ends = [at for at in (opened, otherwise) if at is not None and at > gone]
+    if ends:
+        yield GapSpan(GONE, "source", gone, min(ends))
+
+
+def _rested(life: VfLife | None, closed_ns: int) -> int | None:
+    """When the VF was last up, before it was closed."""
+    ends = [
+        span.end_at_ns
+        for span in (life.states if life is not None else ())
+        if span.name == "up" and span.end_at_ns is not None and span.end_at_ns <= closed_ns
+    ]
+    return max(ends, default=None)
+
+
+def _won(vf: VfUse, source: HostSide, destination: HostSide) -> Iterator[GapSpan]:
+    """The destination's VF, from its opening until its guest was heard through it."""
+    names = {"probing": PROBING, "configuring": CONFIGURING}
+    if vf.mapping_at_ns is not None and vf.phases:
+        yield GapSpan(MAPPING, "destination", vf.mapping_at_ns, vf.phases[0].start_at_ns)
+    for phase in vf.phases:
+        start = phase.start_at_ns
+        if phase.name in names:
+            end = phase.end_at_ns if phase.end_at_ns is not None else start + AROUND_NS
+            yield GapSpan(names[phase.name], "destination", start, end)
+        elif phase.name == "ready":
+            mac = _mac(vf, destination)
+            heard = [at for host in (source, destination) for at in _moved(host, mac)]
+            word = min((at for at in heard if start < at < start + AROUND_NS), default=None)
+            yield GapSpan(LINK, "destination", start, word or start + LINK_NS)
+
+
+def _mac(vf: VfUse, destination: HostSide) -> str | None:
+    life = destination.lives.get((vf.pf, vf.vf))
+    return dict(life.settings).get("mac") if life is not None else None
+
+
+def _heard(host: HostSide) -> Iterable[int]:
+    """When the host's bridge heard the guest on its own tap, where it was not before."""
+    return [
+        e.at_ns + host.shift_ns
+        for e in host.network
+        if isinstance(e, NetAddress) and not e.gone and e.pid is not None and e.pid == host.pid
+    ]
+
+
+def _moved(host: HostSide, mac: str | None) -> Iterable[int]:
+    """When the host's bridge heard the address (None: any) on a port that is no VMM's."""
+    return [
+        e.at_ns + host.shift_ns
+        for e in host.network
+        if isinstance(e, NetAddress) and not e.gone and e.pid is None and mac in (None, e.mac)
+    ]

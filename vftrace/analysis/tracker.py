@@ -1,0 +1,431 @@
+"""Events in, snapshots out: routes events to processes, finds who migrates to whom, and ages what ended."""
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from vftrace import events
+from vftrace.analysis.assemble import build_migration
+from vftrace.analysis.devices.device import Transition
+from vftrace.analysis.devices.mailbox_evidence import Around
+from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
+from vftrace.analysis.devices.vf_phases import Lives
+from vftrace.analysis.outgoing import Session
+from vftrace.analysis.process import Arrival, Process
+from vftrace.analysis.sequence import Stream
+from vftrace.events import NO_PROCESS, USER_STREAM, Event
+from vftrace.mailbox.life import Mailboxes
+from vftrace.model.migration import Migration, Snapshot, Vm
+
+MAX_ENDED_PROCESSES = 256
+"""Ended processes are kept for what they tell of their migrations, the oldest forgotten first."""
+
+
+SETTLE_AFTER_NS = 30_000_000_000
+SETTLE_EVERY_NS = 1_000_000_000
+MAX_SETTLED = 1024
+"""A migration that ended half a minute ago does not change any more, unless it awaits a device; so many are
+remembered."""
+
+MAX_NETWORK = 4096
+"""Changes of interfaces and bridges that are remembered."""
+
+STALL_NS = 150_000_000
+"""The collector marks time every 100 to 120 ms (it polls for 20); one that comes so late had to wait to be run."""
+
+CLOCK_MOVED_NS = 1_000_000
+CLOCK_KEEP_NS = 5_000_000_000
+MAX_CLOCK_SAMPLES = 1440
+"""Clock samples are kept where the offset has moved by a millisecond, and every five seconds; of too many, every
+other one is forgotten."""
+
+
+SETUP_NS = 10_000_000_000
+"""A destination's RESUMING comes with the head of the stream, which the source may send before it logs
+(QEMU migration/savevm.c, qemu_savevm_state_header)."""
+
+
+GIVES_UP_NS = 10_000_000_000
+"""A destination ends when its source shuts the channel down; what ends later ended for another reason."""
+
+
+@dataclass
+class Pair:
+    """A source's session and the destination's arrival that belong together."""
+
+    source: Process
+    session: Session
+    destination: Process
+    arrival: Arrival
+
+
+@dataclass
+class Tracker:
+    """Feed it events sorted by time; ask for a `snapshot` whenever one is wanted."""
+
+    _processes: dict[int, Process] = field(default_factory=dict)
+    _ended: list[Process] = field(default_factory=list)
+    _pairs: list[Pair] = field(default_factory=list)
+    _user: Stream = field(default_factory=Stream)
+    _user_doubt_ns: int | None = None
+    _unowned: Stream = field(default_factory=Stream)
+    mailboxes: Mailboxes = field(default_factory=Mailboxes)
+    """With the tables of drivers whose messages are to be known."""
+    _transitions: Counter[Transition] = field(default_factory=Counter)
+    _now_ns: int = 0
+    _events: int = 0
+    _lost: int = 0
+    _unknown: int = 0
+    _clock: list[tuple[int, int, int]] = field(default_factory=list)
+    _ended_at_ns: int | None = None
+    _settled: list[Migration] = field(default_factory=list)
+    _settled_ns: int = 0
+    _network: deque[events.NetAddress | events.NetLink] = field(
+        default_factory=lambda: deque(maxlen=MAX_NETWORK)
+    )
+    _network_missed: int = 0
+    _tick_ns: int | None = None
+    _stalls: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=MAX_NETWORK))
+
+    def feed(self, event: Event) -> None:
+        """Take one event. Never raises on content: what makes no sense is counted or ignored."""
+        self._events += 1
+        self._now_ns = max(self._now_ns, event.at_ns)
+        if isinstance(event, events.Unknown):
+            self._unknown += 1
+        if event.tgid == USER_STREAM:
+            self._feed_own(event)
+        elif event.tgid == NO_PROCESS:
+            self._feed_unowned(event)
+        else:
+            self._feed_kernel(event)
+
+    def finish(self) -> None:
+        """There is nothing more: what has not ended is `unknown` from here on."""
+        self._ended_at_ns = self._now_ns
+
+    # -- the collector's own records ------------------------------------------------------------
+
+    def _feed_own(self, event: Event) -> None:
+        if not self._user.accept(event.seq):
+            return
+        if self._user.holes and self._user_doubt_ns is None:
+            self._user_doubt_ns = event.at_ns
+        match event:
+            case events.Process():
+                self._identify(event)
+            case events.FileDescriptor():
+                process = self._processes.get(event.pid)
+                if process is not None:
+                    process.descriptors[event.fd] = event
+            case events.Device():
+                process = self._processes.get(event.pid)
+                if process is not None:
+                    process.devices.identify(event)
+            case events.Gone():
+                process = self._processes.get(event.pid)
+                if process is not None:
+                    # It ended without a word: its last records are lost.
+                    process.doubt_ns = event.at_ns
+                    self._end(process, event.at_ns)
+            case events.Uncounted():
+                process = self._processes.get(event.pid)
+                if process is not None:
+                    process.doubt_ns = max(process.doubt_ns or 0, event.at_ns)
+            case events.Lost():
+                self._lost = max(self._lost, event.count)
+            case events.NetAddress() | events.NetLink():
+                self._network.append(event)
+            case events.NetMissed():
+                self._network_missed = max(self._network_missed, event.count)
+            case events.ClockSample():
+                self._sample_clock(event)
+            case events.Tick():
+                if self._tick_ns is not None and event.at_ns - self._tick_ns > STALL_NS:
+                    self._stalls.append((self._tick_ns, event.at_ns))
+                self._tick_ns = event.at_ns
+                self._settle()
+                self.mailboxes.feed(event)
+            case events.MailboxFlood() | events.VfAddress():
+                self.mailboxes.feed(event)
+            case events.End():
+                self._compare_streams(event)
+            case _:
+                pass
+
+    def _sample_clock(self, event: events.ClockSample) -> None:
+        """Keep the first and the latest sample, and those between which the clock moved."""
+        sample = (event.at_ns, event.realtime_offset_ns, event.error_ns)
+        if len(self._clock) > 1:
+            before, last = self._clock[-2:]
+            still = max(abs(last[1] - before[1]), abs(sample[1] - last[1])) < CLOCK_MOVED_NS
+            if still and last[0] - before[0] < CLOCK_KEEP_NS:
+                self._clock.pop()
+        self._clock.append(sample)
+        if len(self._clock) > MAX_CLOCK_SAMPLES:
+            self._clock = [
+                sample
+                for index, sample in enumerate(self._clock)
+                if index % 2 == 0 or not self._stands_still(index)
+            ]
+            del self._clock[:-MAX_CLOCK_SAMPLES]
+
+    def _stands_still(self, index: int) -> bool:
+        """Whether the clock did not move around a sample, which then says nothing that its neighbours do not."""
+        around = self._clock[index - 1 : index + 2]
+        return all(abs(s[1] - self._clock[index][1]) < CLOCK_MOVED_NS for s in around)
+
+    def _settle(self) -> None:
+        """Keep of a migration that has long ended only what it came to: bitmaps are large."""
+        if self._now_ns - self._settled_ns < SETTLE_EVERY_NS:
+            return
+        self._settled_ns = self._now_ns
+        done: set[int] = set()
+        for migration, parts in self._unsettled(self._lives()):
+            ended = migration.ended_at_ns
+            after = UNPLUG_WINDOW_NS if migration.awaits_device else SETTLE_AFTER_NS
+            if migration.outcome and ended and self._now_ns - ended > after:
+                self._settled.append(migration)
+                done.update(id(part) for part in parts)
+        del self._settled[:-MAX_SETTLED]
+        self._pairs = [pair for pair in self._pairs if id(pair.session) not in done]
+        for process in (*self._ended, *self._processes.values()):
+            process.sessions = [
+                session
+                for session in process.sessions
+                if id(session) not in done and (session.is_migration or not session.ended)
+            ]
+            if id(process.arrival) in done:
+                process.arrival = None
+
+    def _compare_streams(self, event: events.End) -> None:
+        """The writer says which processes lived at the end, and how many records each had sent."""
+        self._unowned.ends_at(event.streams.get(NO_PROCESS, 0))
+        for process in self._processes.values():
+            next_seq = event.streams.get(process.pid)
+            if next_seq is None:
+                # It ended without a word: its last records are lost.
+                process.doubt_ns = event.at_ns
+                continue
+            if process.stream.skips_to(next_seq):
+                process.doubt_ns = event.at_ns
+
+    def _identify(self, event: events.Process) -> None:
+        process = self._processes.get(event.pid)
+        if process is None:
+            process = self._new_process(event.pid, event.at_ns)
+        process.identity = event
+        if process.arrival is not None:
+            process.arrival.started_paused = event.started_paused
+
+    # -- what the kernel side says --------------------------------------------------------------
+
+    def _feed_unowned(self, event: Event) -> None:
+        """Mailboxes: they belong to a card, whatever process their interrupt hit."""
+        if self._unowned.accept(event.seq):
+            self.mailboxes.feed(event)
+
+    def _feed_kernel(self, event: Event) -> None:
+        process = self._processes.get(event.tgid)
+        if process is None:
+            process = self._new_process(event.tgid, event.at_ns)
+        lost = process.stream.skips_to(event.seq)
+        if not process.stream.accept(event.seq):
+            return
+        if lost:
+            process.lost_something(event.at_ns)
+        process.feed(event)
+        self._find_pair(process, event)
+        if isinstance(event, events.Exit):
+            self._end(process, event.at_ns)
+
+    def _new_process(self, pid: int, at_ns: int) -> Process:
+        process = Process(pid, at_ns)
+        process.devices.transitions = self._transitions
+        self._processes[pid] = process
+        return process
+
+    def _end(self, process: Process, at_ns: int) -> None:
+        process.end(at_ns)
+        process.slots.clear()
+        process.pieces.clear()
+        self._processes.pop(process.pid, None)
+        self._ended.append(process)
+        if len(self._ended) > MAX_ENDED_PROCESSES:
+            forgotten = self._ended.pop(0)
+            self._pairs = [
+                pair
+                for pair in self._pairs
+                if pair.source is not forgotten and pair.destination is not forgotten
+            ]
+
+    # -- source and destination on one host -----------------------------------------------------
+
+    def _find_pair(self, process: Process, event: Event) -> None:
+        """Pair a destination with its source as soon as it acts, or as soon as the source sends."""
+        if isinstance(event, events.Channel):
+            for other in (*self._ended, *self._processes.values()):
+                if other is not process and other.arrival is not None:
+                    self._pair(other)
+        if any(pair.destination is process for pair in self._pairs):
+            return
+        if isinstance(event, events.VcpuState) and process.arrival is None:
+            # Registers set after the source read its own are the load. A boot sets them earlier; a
+            # destination that gives up sets them while the source still runs.
+            found = self._source_for(process, event.at_ns) if process.waits else None
+            if found is not None and (found[1].saved or found[1].paused_before):
+                process.loads_state(event.at_ns)
+                assert process.arrival is not None
+                process.arrival.loaded_at_ns = event.at_ns
+        if process.arrival is None:
+            return
+        self._pair(process)
+
+    def _pair(self, process: Process) -> None:
+        """Find the source of a destination that has acted."""
+        if process.arrival is None or any(p.arrival is process.arrival for p in self._pairs):
+            return
+        found = self._source_for(process, process.arrival.first_act_ns)
+        if found is not None:
+            source, session = found
+            self._pairs.append(Pair(source, session, process, process.arrival))
+
+    def _source_for(self, destination: Process, at_ns: int) -> tuple[Process, Session] | None:
+        taken = {id(pair.session) for pair in self._pairs}
+        candidates = [
+            (process, session)
+            for process in (*self._ended, *self._processes.values())
+            for session in process.sessions
+            if process is not destination
+            and session.is_migration
+            and id(session) not in taken
+            and session.started_at_ns < at_ns + SETUP_NS
+            and session.logging_off_at_ns is None
+            and session.started_at_ns >= (destination.created_at_ns or 0)
+            and not process.writes_file(session)
+        ]
+        clock = destination.arrival.guest_clock_ns if destination.arrival else None
+        exact = [c for c in candidates if clock and c[1].saved and c[1].saved.clock == clock]
+        if len(exact) == 1:
+            # what the source read last is what its destination sets
+            return exact[0]
+        uuid = _uuid(destination)
+        if uuid is not None:
+            same = [c for c in candidates if _uuid(c[0]) == uuid]
+            return max(same, key=lambda c: c[1].started_at_ns) if same else None
+        # Without a UUID: by time and exclusivity, one stopped source and one destination.
+        stopped = [c for c in candidates if _uuid(c[0]) is None and c[1].stop is not None]
+        waiting = [
+            p
+            for p in self._processes.values()
+            if p is not destination and p.waits and _uuid(p) is None
+        ]
+        return stopped[0] if len(stopped) == 1 and not waiting else None
+
+    # -- results --------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Everything known now, immutable."""
+        lives = self._lives()
+        return Snapshot(
+            at_ns=self._now_ns,
+            vms=tuple(self._vm(process) for process in self._processes.values()),
+            migrations=self._migrations(lives),
+            events=self._events,
+            lost=self._lost,
+            unknown_records=self._unknown,
+            clock=tuple(self._clock),
+            vfs=tuple(lives.values()),
+            transitions=tuple((*key, n) for key, n in sorted(self._transitions.items())),
+            vfs_incomplete=self._unowned.holes,
+            network=tuple(self._network),
+            network_missed=self._network_missed,
+            stalls=tuple(self._stalls),
+        )
+
+    def _lives(self) -> Lives:
+        return {(life.pf, life.vf): life for life in self.mailboxes.lives()}
+
+    def _vm(self, process: Process) -> Vm:
+        identity = process.identity
+        paused = process.paused
+        return Vm(
+            key=_key(process),
+            pid=process.pid,
+            uuid=identity.uuid if identity else None,
+            name=identity.name if identity else None,
+            vmm=identity.vmm if identity else None,
+            started_at_ns=process.created_at_ns,
+            running=None if paused is None else not paused,
+            devices=process.devices.shown(),
+        )
+
+    def _migrations(self, lives: Lives) -> tuple[Migration, ...]:
+        found = [*self._settled, *(migration for migration, _ in self._unsettled(lives))]
+        return tuple(sorted(found, key=lambda m: (m.started_at_ns, m.pid)))
+
+    def _unsettled(self, lives: Lives) -> Iterator[tuple[Migration, tuple[Session | Arrival, ...]]]:
+        """Migrations that may still change, each with what it is made of."""
+        around = Around(lives, (*self._ended, *self._processes.values()), self._now_ns)
+        by_session = {id(pair.session): pair for pair in self._pairs}
+        paired = {id(pair.arrival) for pair in self._pairs}
+        for process in (*self._ended, *self._processes.values()):
+            for session in process.sessions:
+                if session.is_migration:
+                    pair = by_session.get(id(session))
+                    migration = build_migration(
+                        source=(process, session),
+                        destination=(pair.destination, pair.arrival) if pair else None,
+                        peer_ended_ns=self._peer_ended(process, session),
+                        key=_key(process),
+                        around=around,
+                        doubt_ns=self._user_doubt_ns,
+                        peer_doubt_ns=None if pair else self._peer_doubt(process),
+                        trace_ended_ns=self._ended_at_ns,
+                    )
+                    yield migration, (session, pair.arrival) if pair else (session,)
+            arrival = process.arrival
+            if arrival is not None and id(arrival) not in paired:
+                migration = build_migration(
+                    source=None,
+                    destination=(process, arrival),
+                    peer_ended_ns=None,
+                    key=_key(process),
+                    around=around,
+                    doubt_ns=self._user_doubt_ns,
+                    peer_doubt_ns=self._peer_doubt(process),
+                    trace_ended_ns=self._ended_at_ns,
+                )
+                yield migration, (arrival,)
+
+    def _peer_doubt(self, process: Process) -> int | None:
+        """When something went missing, latest, of a process that may be the other side of a migration of
+        which only `process` is known."""
+        doubtful = (p for p in (*self._ended, *self._processes.values()) if p.doubt_ns is not None)
+        doubts = (p.doubt_ns for p in doubtful if p is not process and _uuid(p) == _uuid(process))
+        return max((doubt for doubt in doubts if doubt is not None), default=None)
+
+    def _peer_ended(self, source: Process, session: Session) -> int | None:
+        """When a destination of the same UUID, which never ran, ended during the session or because of its end."""
+        uuid = _uuid(source)
+        over = session.logging_off_at_ns or session.process_ended_at_ns or self._now_ns
+        for process in self._ended:
+            ended = process.ended_at_ns
+            if (
+                uuid is not None
+                and process is not source
+                and _uuid(process) == uuid
+                and process.waits
+                and ended is not None
+                and session.started_at_ns <= ended <= over + GIVES_UP_NS
+            ):
+                return ended
+        return None
+
+
+def _uuid(process: Process) -> str | None:
+    return process.identity.uuid if process.identity else None
+
+
+def _key(process: Process) -> str:
+    return _uuid(process) or f"pid-{process.pid}"

@@ -1,0 +1,1 @@
+"""Brings events from the kernel or a recording to the analysis."""

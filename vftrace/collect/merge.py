@@ -1,0 +1,248 @@
+"""Several recordings: those of one boot share a clock and are read as one, whatever order they came in."""
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vftrace import events
+from vftrace.analysis.hosts.join import Boot, Ping, Waiting
+from vftrace.analysis.tracker import Tracker
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
+from vftrace.errors import VftraceError
+from vftrace.events import USER_STREAM, Event
+from vftrace.mailbox.drivers import Tables
+from vftrace.mailbox.life import MAX_RECENT, Mailboxes
+from vftrace.mailbox.profile import ProfileError, tables_of
+from vftrace.model.host import HostInfo
+
+_TICK_NS = 10_000_000
+"""USER_HZ is 100 in the uAPI of every architecture that has KVM (Process.start_time counts these)."""
+
+_PING = (events.PingSettings, events.PingGap, events.PingSummary)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What several files hold, by boot, in the order in which the boots first came.
+
+    `hosts` goes with `boots`; `damage` has one line for each file that is not whole.
+    """
+
+    boots: tuple[Boot, ...]
+    hosts: tuple[HostInfo, ...]
+    pings: tuple[Ping, ...]
+    damage: tuple[str, ...]
+
+
+def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_RECENT) -> Loaded:
+    """Read recordings of one or several hosts, pings among them.
+
+    `profiles`: texts of mailbox profiles, beside those in the recordings. `recent` is that of `Mailboxes`.
+
+    Raises VftraceError where a file cannot be read or is no recording.
+    """
+    by_boot: dict[str, list[Recording]] = {}
+    for path in paths:
+        recording = Recording(path)
+        by_boot.setdefault(recording.host.boot_id, []).append(recording)
+    boots, hosts, pings = [], [], []
+    for boot_id, recordings in by_boot.items():
+        reader = Reader(Mailboxes(_tables(recordings, profiles), recent))
+        if len(recordings) == 1:
+            reader.read(events_of(recordings[0]))
+        else:
+            streams = [list(events_of(recording)) for recording in recordings]
+            reader.read(merge([s for s in streams if not _is_ping(s)]))
+            for stream in streams:
+                if _is_ping(stream):
+                    reader.note(stream)
+        # The one that traced names the probes; a ping has none.
+        host = max((r.host for r in recordings), key=lambda host: len(host.probes))
+        boots.append(
+            Boot(
+                host.name, boot_id, reader.tracker.snapshot(), reader.ready_at_ns, reader.waiting()
+            )
+        )
+        hosts.append(host)
+        pings += [
+            Ping(boot_id, tuple(reader.clocks[tid]), tuple(found))
+            for tid, found in reader.pings.items()
+        ]
+    damage = tuple(
+        f"{recording.path}: {recording.damage}"
+        for recordings in by_boot.values()
+        for recording in recordings
+        if recording.damage is not None
+    )
+    return Loaded(tuple(boots), tuple(hosts), tuple(pings), damage)
+
+
+def _tables(recordings: Iterable[Recording], profiles: Sequence[str]) -> Tables:
+    try:
+        return tables_of([text for r in recordings for text in r.host.profiles], profiles)
+    except ProfileError as error:
+        raise VftraceError(f"the recordings' profiles: {error}") from error
+
+
+class Reader:
+    """Feeds a tracker with one boot's events and keeps what only stitching asks for.
+
+    `ready_at_ns` is `Boot.ready_at_ns`; `pings` and `clocks` go by the pid of who wrote them.
+    """
+
+    def __init__(self, mailboxes: Mailboxes | None = None) -> None:
+        self.tracker = Tracker(mailboxes=mailboxes or Mailboxes())
+        self.ready_at_ns: dict[int, int] = {}
+        self.pings: dict[int, list[Event]] = {}
+        self.clocks: dict[int, list[tuple[int, int, int]]] = {}
+        self._ran: set[int] = set()
+        self._incoming: dict[int, Waiting] = {}
+        self._gone: list[Waiting] = []
+
+    def read(self, stream: Iterable[Event]) -> None:
+        """Everything of this boot, in order of time."""
+        for event in stream:
+            self.tracker.feed(event)
+            self._keep(event)
+        self.tracker.finish()
+
+    def note(self, stream: Iterable[Event]) -> None:
+        """A ping's own recording: nothing of it concerns the tracker."""
+        for event in stream:
+            self._keep(event)
+
+    def waiting(self) -> tuple[Waiting, ...]:
+        """VMs that were started to be migrated to and never ran."""
+        return (*self._gone, *(self._as_ready(w) for w in self._incoming.values()))
+
+    def _as_ready(self, waiting: Waiting) -> Waiting:
+        return replace(waiting, ready_at_ns=self.ready_at_ns.get(waiting.pid, waiting.ready_at_ns))
+
+    def _end(self, pid: int, at_ns: int) -> None:
+        waiting = self._incoming.pop(pid, None)
+        if waiting is not None:
+            self._gone.append(replace(self._as_ready(waiting), ended_at_ns=at_ns))
+
+    def _keep(self, event: Event) -> None:
+        match event:
+            case events.VcpuCreated() if event.tgid not in self._ran:
+                self.ready_at_ns[event.tgid] = event.at_ns
+            case events.Run():
+                # What is made after it ran was plugged in later.
+                self._ran.add(event.tgid)
+                self._incoming.pop(event.tgid, None)
+            case events.Process():
+                if event.late:
+                    self.ready_at_ns.setdefault(event.pid, event.start_time * _TICK_NS)
+                if event.incoming and not event.running and event.pid not in self._ran:
+                    found = Waiting(event.pid, event.uuid, event.at_ns, None)
+                    self._incoming.setdefault(event.pid, found)
+            case events.Gone():
+                self._end(event.pid, event.at_ns)
+            case events.Exit():
+                self._ran.discard(event.tgid)
+                self._end(event.tgid, event.at_ns)
+            case events.ClockSample():
+                sample = (event.at_ns, event.realtime_offset_ns, event.error_ns)
+                self.clocks.setdefault(event.tid, []).append(sample)
+            case events.PingSettings() | events.PingGap() | events.PingSummary():
+                self.pings.setdefault(event.tid, []).append(event)
+            case _:
+                pass
+        if event.tid in self.pings:
+            self.clocks.setdefault(event.tid, [])
+
+
+def merge(streams: list[list[Event]]) -> Iterator[Event]:
+    """The recordings of one boot as one, in order of time.
+
+    A process that two of them saw at the same time is taken from the one that has more of it; one that they
+    saw after each other from both, with a hole between. The collectors' own records are numbered anew.
+    """
+    tasks = [_Task(stream) for stream in streams]
+    chosen: dict[int, list[_Task]] = {}
+    for pid in sorted({pid for task in tasks for pid in task.spans}):
+        chosen[pid] = _choose(pid, [task for task in tasks if pid in task.spans])
+    lost: dict[int, int] = {}
+    own = 0
+    parts = [
+        [(e.at_ns, index, e) for e in _of_chosen(task, chosen)] for index, task in enumerate(tasks)
+    ]
+    for _, index, event in heapq.merge(*parts, key=lambda item: item[:2]):
+        if event.tgid != USER_STREAM:
+            yield event
+            continue
+        own += tasks[index].holes_before(event)
+        if isinstance(event, events.Lost):
+            lost[index] = event.count
+            event = replace(event, count=sum(lost.values()))
+        yield replace(event, seq=own)
+        own += 1
+
+
+class _Task:
+    """One recording: for each process when it was seen, and how its numbers are shifted."""
+
+    def __init__(self, stream: list[Event]) -> None:
+        self.events = stream
+        self.spans: dict[int, tuple[int, int, int]] = {}
+        self.exits: set[int] = set()
+        self.shift: dict[int, int] = {}
+        self.last: dict[int, int] = {}
+        self._missing: dict[int, int] = {}
+        self._said = 0
+        own = missing = 0
+        for event in stream:
+            if event.tgid == USER_STREAM:
+                missing += max(0, event.seq - own)
+                own = max(own, event.seq + 1)
+                self._missing[event.seq] = missing
+                continue
+            first, _, count = self.spans.get(event.tgid, (event.at_ns, 0, 0))
+            self.spans[event.tgid] = (first, event.at_ns, count + 1)
+            self.last[event.tgid] = max(event.seq, self.last.get(event.tgid, 0))
+            if isinstance(event, events.Exit):
+                self.exits.add(event.tgid)
+
+    def holes_before(self, event: Event) -> int:
+        """How many of the collector's own records are missing before this one."""
+        missing = self._missing[event.seq] - self._said
+        self._said += missing
+        return missing
+
+
+def _choose(pid: int, tasks: list[_Task]) -> list[_Task]:
+    """The recordings a process is taken from, in order of time."""
+    kept: list[_Task] = []
+    for task in sorted(tasks, key=lambda t: -t.spans[pid][2]):
+        first, last, _ = task.spans[pid]
+        if all(last < k.spans[pid][0] or k.spans[pid][1] < first for k in kept):
+            kept.append(task)
+    kept.sort(key=lambda task: task.spans[pid][0])
+    number = 0
+    for task in kept:
+        task.shift[pid] = number
+        # A pid whose process has ended begins again; else what came between is missing.
+        number = 0 if pid in task.exits else number + task.last[pid] + 2
+    return kept
+
+
+def _of_chosen(task: _Task, chosen: dict[int, list[_Task]]) -> Iterator[Event]:
+    for event in task.events:
+        if event.tgid != USER_STREAM:
+            if task in chosen[event.tgid]:
+                yield replace(event, seq=event.seq + task.shift[event.tgid])
+        elif isinstance(event, (events.Process, events.FileDescriptor, events.Gone)):
+            if event.pid not in chosen or task in chosen[event.pid]:
+                yield event
+        elif isinstance(event, events.End):
+            # What another recording saw is not in this one's list, which would read as a loss.
+            continue
+        else:
+            yield event
+
+
+def _is_ping(stream: list[Event]) -> bool:
+    return any(isinstance(event, _PING) for event in stream[:16])

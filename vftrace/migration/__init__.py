@@ -1,1 +1,0 @@
-"""The heart: events in, immutable migrations out. No clock, no I/O."""

@@ -1,0 +1,1 @@
+"""What results are: immutable objects that every output reads."""

@@ -1,0 +1,1 @@
+"""Prometheus metrics and the server that exposes them."""

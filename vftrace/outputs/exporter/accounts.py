@@ -1,0 +1,495 @@
+"""What Prometheus needs beyond a snapshot: totals that only grow, and which process is which `vm`.
+
+`Accounts.update` takes a snapshot and gives a `View`, from which every metric is read. Times are
+CLOCK_BOOTTIME nanoseconds.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from prometheus_client.samples import Exemplar
+
+from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
+from vftrace.events import Event
+from vftrace.mailbox.life import VfLife
+from vftrace.model.host import HostInfo
+from vftrace.model.migration import Dirty, Migration, Phase, Snapshot, Vm, VmDevice
+from vftrace.outputs.traces.ids import trace_id_of
+
+SETTLE_NS = 1_000_000_000
+"""A migration is counted this long after its end: a role or an outcome can still change when the other
+side's last events come in."""
+
+UPDATE_NS = 1_000_000_000
+"""`Accounts.update` is called so often at least: what it has noticed may be older by that."""
+
+MAX_ENDED_VMS = 1000
+"""Ended VMs that are kept; a host that starts and ends VMs in a loop must not fill the memory."""
+
+_LONGEST_LABEL = 80
+
+DOWNTIME_KINDS = ("vcpu", "device")
+"""Without `service`: a pinger measures that, and reports it itself."""
+
+DOWNTIME_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
+    *(1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0),
+)
+"""0.3 s is QEMU's default downtime-limit (migration/options.c)."""
+PHASE_BUCKETS = (
+    *(0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+    *(1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0),
+)
+SYNC_BUCKETS = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5),
+)
+
+SOURCE_PHASES = (
+    *("setup", "precopy", "stop", "final-sync", "device-save", "handover", "postcopy"),
+    "cleanup",
+)
+DESTINATION_PHASES = ("incoming", "device-load", "resume", "postcopy")
+"""Without `running`: that is the VM's life, and has no duration of interest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """How a probe is attached; `method` None: it is not, and `waits` where nothing there needs it yet."""
+
+    name: str
+    method: str | None
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is known now.
+
+    `ended`: nothing more will come (a replay's end).
+    """
+
+    snapshot: Snapshot
+    now_ns: int
+    host: HostInfo
+    probes: tuple[Probe, ...]
+    event_counts: Mapping[type[Event], int]
+    ended: bool = False
+    traced: bool = False
+    """Whether traces are sent too, which the downtime's exemplars name."""
+
+
+class Histogram:
+    """A histogram over fixed upper bounds (`le`), in seconds."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._exemplars: list[Exemplar | None] = [None] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float, trace_id: str | None = None) -> None:
+        """Count one value; its bucket's exemplar becomes this trace."""
+        index = bisect_left(self._bounds, seconds)
+        self._counts[index] += 1
+        self.sum += seconds
+        if trace_id is not None:
+            self._exemplars[index] = Exemplar({"trace_id": trace_id}, seconds)
+
+    def cumulative(self) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
+        """(`le`, values up to it, exemplar) as Prometheus wants them, `+Inf` last."""
+        total = 0
+        buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+        bounds = (*self._bounds, "+Inf")
+        for bound, count, example in zip(bounds, self._counts, self._exemplars, strict=True):
+            total += count
+            bucket = str(bound), float(total)
+            buckets.append(bucket if example is None else (*bucket, example))
+        return buckets
+
+
+@dataclass
+class VmTotals:
+    """What only grows of one `vm`: bytes sent, pages dirtied by source, rounds."""
+
+    sent_bytes: int = 0
+    dirty_pages: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+
+
+@dataclass
+class _Seen:
+    """How much of one migration has been added to the totals."""
+
+    sent_bytes: int = 0
+    dirty_pages: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+    syncs: int = 0
+    counted: bool = False
+    phases: set[tuple[str, str]] = field(default_factory=set)
+
+
+@dataclass
+class _Kept:
+    """A `vm` that is or was there: its process, and when it was last seen."""
+
+    vm: Vm
+    seen_ns: int
+
+
+@dataclass
+class _Held:
+    """Which process has a VF open (None: none), and since when as far as this was looked at."""
+
+    by: int | None
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmView:
+    """One `vm` at one scrape.
+
+    `source` and `destination` are its latest migrations seen from that side, each None without one that
+    runs or has ended within the time that ended things are kept. `paused` None: not known, or ended.
+    `devices` are those of all its processes; none of a VM that ended.
+    """
+
+    label: str
+    vm: Vm
+    paused: bool | None
+    devices: tuple[VmDevice, ...]
+    source: Migration | None
+    destination: Migration | None
+    totals: VmTotals
+
+    @property
+    def sides(self) -> Iterator[tuple[str, Migration]]:
+        """(role, migration) of each side that is there."""
+        if self.source is not None:
+            yield "source", self.source
+        if self.destination is not None:
+            yield "destination", self.destination
+
+    @property
+    def migrations(self) -> tuple[Migration, ...]:
+        """The one or two migrations, the one that began last first."""
+        found = {id(m): m for _, m in self.sides}
+        return tuple(sorted(found.values(), key=lambda m: m.started_at_ns, reverse=True))
+
+
+@dataclass(frozen=True, slots=True)
+class VfView:
+    """One virtual function at one scrape.
+
+    `up` None: it is at rest, no VM of this host has it. `downtime_ns`: how long its driver did not have it up
+    the last time, or does not have it so far; None: not known, or never yet.
+    """
+
+    life: VfLife
+    up: bool | None
+    downtime_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything a scrape reads."""
+
+    reading: Reading
+    vms: tuple[VmView, ...]
+    vfs: tuple[VfView, ...]
+    accounts: "Accounts"
+
+    def unix_seconds(self, at_ns: int) -> float | None:
+        """CLOCK_BOOTTIME as Unix time; None where no clock sample is known."""
+        clock = self.reading.snapshot.clock
+        if not clock:
+            return None
+        sample = next((s for s in reversed(clock) if s[0] <= at_ns), clock[0])
+        return (at_ns + sample[1]) / 1e9
+
+
+class Accounts:
+    """The totals. Not thread-safe: its user holds a lock.
+
+    `keep_ns`: how long what has ended stays. `warn` gets a line about what an operator should know.
+    """
+
+    def __init__(self, keep_ns: int, warn: Callable[[str], None]) -> None:
+        self._keep_ns = keep_ns
+        self._warn = warn
+        self._seen: dict[tuple[str, int, int], _Seen] = {}
+        self._totals: dict[str, VmTotals] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._second: set[tuple[str, int]] = set()
+        self._held: dict[tuple[str, int], _Held] = {}
+        self.migrations: Counter[tuple[str, str, str]] = Counter()
+        self.incomplete = 0
+        self.downtime = {kind: Histogram(DOWNTIME_BUCKETS) for kind in DOWNTIME_KINDS}
+        self.phases = {
+            (role, phase): Histogram(PHASE_BUCKETS)
+            for role, phases in (("source", SOURCE_PHASES), ("destination", DESTINATION_PHASES))
+            for phase in phases
+        }
+        self.sync = Histogram(SYNC_BUCKETS)
+
+    def update(self, reading: Reading) -> View:
+        """Add what is new, forget what has been gone for long; call it once a second or more often."""
+        snapshot = reading.snapshot
+        self._find_second(snapshot)
+        by_label: dict[str, list[Migration]] = {}
+        for migration in snapshot.migrations:
+            by_label.setdefault(self._label(migration), []).append(migration)
+            self._add(migration, reading)
+        identities = {_identity(migration) for migration in snapshot.migrations}
+        self._seen = {key: seen for key, seen in self._seen.items() if key in identities}
+        processes: dict[str, list[Vm]] = {}
+        for vm in snapshot.vms:
+            processes.setdefault(self._label(vm), []).append(vm)
+        self._keep(processes, by_label, reading.now_ns)
+        vms = tuple(
+            self._view(label, kept, processes.get(label, []), by_label.get(label, []), reading)
+            for label, kept in self._kept.items()
+        )
+        return View(reading, vms, tuple(self._vfs(reading, vms)), self)
+
+    # -- which process is which vm --------------------------------------------------------------
+
+    def _label(self, thing: Vm | Migration) -> str:
+        label = clean(thing.key)
+        return f"{label}#{thing.pid}" if (thing.key, thing.pid) in self._second else label
+
+    def _find_second(self, snapshot: Snapshot) -> None:
+        """Of two VMs that run at once under one UUID, and are no migration's two ends, mark the second."""
+        present = {(vm.key, vm.pid) for vm in snapshot.vms}
+        present |= {(migration.key, migration.pid) for migration in snapshot.migrations}
+        self._second &= present
+        first: dict[str, Vm] = {}
+        for vm in snapshot.vms:
+            if not vm.running or (vm.key, vm.pid) in self._second:
+                continue
+            other = first.setdefault(vm.key, vm)
+            if other is not vm and not _belong_together(vm, other, snapshot):
+                self._second.add((vm.key, vm.pid))
+                self._warn(
+                    f"two VMs run with the UUID {clean(vm.key)}: the metrics of pid {vm.pid} have "
+                    f'vm="{self._label(vm)}", those of pid {other.pid} the bare UUID'
+                )
+
+    def _keep(
+        self, processes: dict[str, list[Vm]], migrations: dict[str, list[Migration]], now_ns: int
+    ) -> None:
+        labels = {vm.pid: label for label, vms in processes.items() for vm in vms}
+        for label, vms in processes.items():
+            running = next((vm for vm in vms if vm.running), vms[0])
+            self._kept[label] = _Kept(running, now_ns)
+        for label, found in migrations.items():
+            if label not in self._kept:
+                last = max(found, key=lambda m: m.started_at_ns)
+                self._kept[label] = _Kept(_vm_of(last), last.ended_at_ns or now_ns)
+        self._kept = {
+            label: kept
+            for label, kept in self._kept.items()
+            if now_ns - kept.seen_ns <= self._keep_ns
+            # A process that has got its UUID now is not also an ended VM called pid-N.
+            and labels.get(kept.vm.pid, label) == label
+        }
+        ended = sorted(
+            (kept.seen_ns, label) for label, kept in self._kept.items() if label not in processes
+        )
+        for _, label in ended[: max(0, len(ended) - MAX_ENDED_VMS)]:
+            del self._kept[label]
+        self._totals = {label: self._totals.get(label, VmTotals()) for label in self._kept}
+
+    def _view(
+        self,
+        label: str,
+        kept: _Kept,
+        processes: list[Vm],
+        migrations: list[Migration],
+        reading: Reading,
+    ) -> VmView:
+        shown = [m for m in migrations if self._is_recent(m, reading.now_ns)]
+        return VmView(
+            label=label,
+            vm=kept.vm,
+            paused=_paused(processes),
+            devices=_devices(processes),
+            source=_latest(shown, ("source", "stitched")),
+            destination=_latest(shown, ("destination", "stitched")),
+            totals=self._totals[label],
+        )
+
+    def _is_recent(self, migration: Migration, now_ns: int) -> bool:
+        ended = migration.ended_at_ns
+        return migration.outcome is None or ended is None or now_ns - ended <= self._keep_ns
+
+    # -- virtual functions ----------------------------------------------------------------------
+
+    def _vfs(self, reading: Reading, vms: tuple[VmView, ...]) -> Iterator[VfView]:
+        """Which of them work, and how long those that do not have been away."""
+        holders = {d.address: vm for vm in reading.snapshot.vms for d in vm.devices}
+        arrivals = dict(filter(None, map(_arrival, vms)))
+        held: dict[tuple[str, int], _Held] = {}
+        for life in reading.snapshot.vfs:
+            holder = holders.get(life.address) if life.address is not None else None
+            by = holder.pid if holder is not None else None
+            before = self._held.get((life.pf, life.vf))
+            if before is None or before.by != by:
+                before = _Held(by, reading.now_ns if before is not None else 0)
+            held[life.pf, life.vf] = before
+            arrived_ns = arrivals.get(by) if by is not None else None
+            away = outage(life, before.since_ns - UPDATE_NS, arrived_ns, held=by is not None)
+            ns = None if away is None else (away[1] or reading.now_ns) - away[0]
+            up = True if life.state == "up" else False if by is not None else None
+            yield VfView(life, up, ns)
+        self._held = held
+
+    # -- what only grows ------------------------------------------------------------------------
+
+    def _add(self, migration: Migration, reading: Reading) -> None:
+        seen = self._seen.setdefault(_identity(migration), _Seen())
+        totals = self._totals.setdefault(self._label(migration), VmTotals())
+        # Figures of a migration may be taken back (an fd turns out not to be its channel): a total
+        # waits until they have grown past what it has.
+        sent = migration.channel.bytes or 0
+        totals.sent_bytes += max(0, sent - seen.sent_bytes)
+        seen.sent_bytes = max(sent, seen.sent_bytes)
+        for source, pages in _dirty_pages(migration).items():
+            totals.dirty_pages[source] += max(0, pages - seen.dirty_pages[source])
+            seen.dirty_pages[source] = max(pages, seen.dirty_pages[source])
+        rounds = len(migration.rounds)
+        totals.rounds += max(0, rounds - seen.rounds)
+        seen.rounds = max(rounds, seen.rounds)
+        # The newest sweep may still be going on.
+        done = rounds if migration.outcome is not None else rounds - 1
+        for round_ in migration.rounds[seen.syncs : max(0, done)]:
+            self.sync.observe(round_.duration_ns / 1e9)
+        seen.syncs = max(seen.syncs, done)
+        if settled(migration, reading):
+            self._count(migration, seen, reading)
+
+    def _count(self, migration: Migration, seen: _Seen, reading: Reading) -> None:
+        if migration.channel.kind == "file":
+            # A VM saved to a file has not moved.
+            return
+        if not seen.counted:
+            seen.counted = True
+            outcome = migration.outcome or "unknown"
+            self.migrations[migration.role, migration.strategy, outcome] += 1
+            self.incomplete += migration.incomplete
+            trace = trace_id_of(migration, reading.host.boot_id) if reading.traced else None
+            for kind, ns in downtimes(migration).items():
+                self.downtime[kind].observe(ns / 1e9, trace)
+        for phase in migration.phases:
+            self._count_phase(phase, seen)
+
+    def _count_phase(self, phase: Phase, seen: _Seen) -> None:
+        key = phase.role, phase.name
+        if phase.end_at_ns is None or key in seen.phases or key not in self.phases:
+            return
+        seen.phases.add(key)
+        self.phases[key].observe((phase.end_at_ns - phase.start_at_ns) / 1e9)
+
+
+def downtimes(migration: Migration) -> dict[str, int]:
+    """Each kind of downtime that is known of it, ns; `device` is that of the device that was away longest."""
+    devices = [device.ns for device in migration.downtime.devices if device.ns is not None]
+    known = {"vcpu": migration.downtime.vcpu_ns, "device": max(devices, default=None)}
+    return {kind: ns for kind, ns in known.items() if ns is not None}
+
+
+def outage(
+    life: VfLife, since_ns: int, arrived_ns: int | None, *, held: bool
+) -> tuple[int, int | None] | None:
+    """From when to when (None: still) a virtual function's driver did not have it up, the latest time; None if
+    that never was, or is no outage.
+
+    `since_ns`: when the VM that has it now got it: what was before is another's. `arrived_ns`: when that VM
+    came here by migration, and expects it to work. One that nobody has (`held` False) is not waited for.
+    """
+    ups = [span for span in life.states if span.name == "up"]
+    left = [span.end_at_ns for span in ups if (span.end_at_ns or 0) > since_ns]
+    begins = [at for at in (arrived_ns, *left) if at is not None]
+    if life.state == "up":
+        back = ups[-1].start_at_ns
+        return max(((at, back) for at in begins if at <= back), default=None)
+    if held:
+        return (max(begins), None) if begins else None
+    # It was out of work before, and then for good.
+    return next(
+        ((a.end_at_ns, b.start_at_ns) for a, b in reversed(list(pairwise(ups))) if a.end_at_ns),
+        None,
+    )
+
+
+def clean(text: str | None) -> str:
+    """A label value that is bounded and printable, whatever a command line holds."""
+    shortened = str(text or "")[:_LONGEST_LABEL]
+    if shortened.isprintable():
+        return shortened
+    return "".join(c if c.isprintable() else "�" for c in shortened)
+
+
+def _identity(migration: Migration) -> tuple[str, int, int]:
+    side = "destination" if migration.role == "destination" else "source"
+    return side, migration.pid, migration.started_at_ns
+
+
+def settled(migration: Migration, reading: Reading) -> bool:
+    """Whether it has ended, long enough ago that nothing more of it is expected."""
+    if migration.outcome is None:
+        return False
+    ended = migration.ended_at_ns
+    after = UNPLUG_WINDOW_NS if migration.awaits_device else SETTLE_NS
+    return reading.ended or ended is None or reading.now_ns - ended >= after
+
+
+def _belong_together(vm: Vm, other: Vm, snapshot: Snapshot) -> bool:
+    pids = {vm.pid, other.pid}
+    return any(
+        {m.pid, m.peer_pid} == pids or (m.outcome is None and m.pid in pids)
+        for m in snapshot.migrations
+    )
+
+
+def _paused(processes: list[Vm]) -> bool | None:
+    known = [vm.running for vm in processes if vm.running is not None]
+    return None if not known else not any(known)
+
+
+def _devices(processes: list[Vm]) -> tuple[VmDevice, ...]:
+    """Those of all processes of a VM, each address once: the running one's first."""
+    ordered = sorted(processes, key=lambda vm: vm.running is not True)
+    found: dict[str, VmDevice] = {}
+    for device in (device for vm in ordered for device in vm.devices):
+        found.setdefault(device.address, device)
+    return tuple(found.values())
+
+
+def _arrival(vm: VmView) -> tuple[int, int] | None:
+    """The process that came here by migration, and when its guest ran."""
+    m = vm.destination
+    pid = None if m is None else m.pid if m.role == "destination" else m.peer_pid
+    at_ns = None if m is None else m.downtime.checkpoints[-1].at_ns
+    return None if pid is None or at_ns is None else (pid, at_ns)
+
+
+def _dirty_pages(migration: Migration) -> dict[str, int]:
+    """New pages by what reported them, of those sources that are known."""
+    dirty: Dirty = migration.dirty
+    kvm = sum(round_.new_pages or 0 for round_ in migration.rounds[1:])
+    known = {"kvm": kvm, "vfio": dirty.vfio_pages, "iommu": dirty.iommu_pages}
+    return {source: pages for source, pages in known.items() if pages is not None}
+
+
+def _latest(migrations: list[Migration], roles: tuple[str, ...]) -> Migration | None:
+    mine = [m for m in migrations if m.role in roles]
+    return max(mine, key=lambda m: m.started_at_ns, default=None)
+
+
+def _vm_of(migration: Migration) -> Vm:
+    """A VM of which only its migration is left."""
+    return Vm(migration.key, migration.pid, migration.uuid, migration.name, None, None, None)

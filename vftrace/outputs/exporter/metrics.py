@@ -1,0 +1,721 @@
+"""The metrics: one table, from which the exposition and docs/metrics.md are made.
+
+A metric is added by adding one entry to `METRICS`; its `samples` reads a `View`. Label values come
+from fixed lists or are cleaned and bounded, whatever a guest does.
+"""
+
+import platform
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, get_args
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from vftrace import __version__, events
+from vftrace.analysis.devices.device import STATES
+from vftrace.mailbox.life import NOT_RECORDED
+from vftrace.model.migration import Forecast, Outcome, Role, Strategy
+from vftrace.outputs.exporter.accounts import (
+    Accounts,
+    Histogram,
+    Reading,
+    VfView,
+    View,
+    VmView,
+    clean,
+    downtimes,
+)
+
+PREFIX = "vftrace_"
+
+Labels = tuple[str, ...]
+Samples = Iterable[tuple[Labels, float | Histogram]]
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: `name` without the prefix, `unit` as the docs say it, `probe` what feeds it,
+    `alert` what to alert on."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram", "info"]
+    help: str
+    unit: str
+    labels: Labels
+    probe: str
+    alert: str
+    samples: Callable[[View], Samples]
+
+
+_OWN_PROBES: dict[type[events.Event], str] = {
+    events.Channel: "channel",
+    events.Burst: "channel",
+    events.Exit: "process",
+    **dict.fromkeys(
+        (
+            events.VmCreated,
+            events.VcpuCreated,
+            events.Region,
+            events.Capability,
+            events.GetDirtyLog,
+            events.ClearDirtyLog,
+            events.Piece,
+            events.ResetDirtyRings,
+            events.Clock,
+            events.Run,
+            events.VcpuState,
+            events.Userfault,
+        ),
+        "ioctl",
+    ),
+    **dict.fromkeys(
+        (
+            events.VfioOpen,
+            events.VfioClose,
+            events.VfioState,
+            events.VfioMigration,
+            events.VfioDataSize,
+            events.VfioReset,
+            events.VfioDirtyTracking,
+            events.VfioDirty,
+        ),
+        "vfio",
+    ),
+    events.Mailbox: "mailbox",
+    events.VfReset: "mailbox",
+    events.VfioPrecopyInfo: "vfio-data",
+    events.VfioData: "vfio-data",
+    events.Unknown: "unknown",
+}
+
+WAITING = "waiting"
+"""The method of a probe that is not attached because what it watches is not there."""
+
+COLLECTOR = "collector"
+"""What `events_total` calls the records that vftrace's own reader writes: time, clock, who is who."""
+
+
+def probe_of(event: type[events.Event]) -> str:
+    """The probe an event comes from, as `vftrace doctor` calls it."""
+    return _OWN_PROBES.get(event, COLLECTOR)
+
+
+def _build_info(view: View) -> Samples:
+    yield (__version__, clean(view.reading.host.kernel), platform.python_version()), 1
+
+
+def _probe_attached(view: View) -> Samples:
+    for probe in view.reading.probes:
+        method = probe.method or (WAITING if probe.waits else "none")
+        yield (clean(probe.name), clean(method)), probe.method is not None
+
+
+def _events(view: View) -> Samples:
+    counts = {COLLECTOR: 0, **dict.fromkeys(_OWN_PROBES.values(), 0)}
+    for event, count in view.reading.event_counts.items():
+        counts[probe_of(event)] += count
+    for probe, count in counts.items():
+        yield (probe,), count
+
+
+def _lost(view: View) -> Samples:
+    yield (), view.reading.snapshot.lost
+
+
+def _incomplete(view: View) -> Samples:
+    yield (), view.accounts.incomplete
+
+
+def _vm_info(view: View) -> Samples:
+    for vm in view.vms:
+        yield (vm.label, clean(vm.vm.name), clean(vm.vm.vmm)), 1
+
+
+def _vm_paused(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.paused is not None:
+            yield (vm.label,), vm.paused
+
+
+def _active(view: View) -> Samples:
+    for vm in view.vms:
+        for role, migration in vm.sides:
+            yield (vm.label, role), migration.outcome is None
+
+
+def _phase(view: View) -> Samples:
+    for vm in view.vms:
+        for role, migration in vm.sides:
+            for phase in migration.phases:
+                if phase.role == role:
+                    yield (vm.label, role, phase.name), phase.end_at_ns is None
+
+
+def _migrations(view: View) -> Samples:
+    for key in product(get_args(Role), get_args(Strategy), get_args(Outcome)):
+        yield key, view.accounts.migrations[key]
+
+
+def _phase_seconds(view: View) -> Samples:
+    yield from view.accounts.phases.items()
+
+
+def _downtime_seconds(view: View) -> Samples:
+    for kind, histogram in view.accounts.downtime.items():
+        yield (kind,), histogram
+
+
+def _last_downtime(view: View) -> Samples:
+    for vm in view.vms:
+        for migration in vm.migrations:
+            known = downtimes(migration)
+            if known:
+                for kind, ns in known.items():
+                    yield (vm.label, kind), ns / 1e9
+                break
+
+
+def _last_checkpoint(view: View) -> Samples:
+    for vm in view.vms:
+        for migration in vm.migrations:
+            # The first checkpoint is where the blackout begins: it has no time before it.
+            passed = [c for c in migration.downtime.checkpoints[1:] if c.ns is not None]
+            if passed:
+                for checkpoint in passed:
+                    yield (vm.label, checkpoint.name), (checkpoint.ns or 0) / 1e9
+                break
+
+
+def _sent_bytes(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.source is not None and vm.source.channel.bytes is not None:
+            yield (vm.label,), vm.totals.sent_bytes
+
+
+def _stopped(view: View) -> Samples:
+    for vm in view.vms:
+        stopped, _ = _latest_blackout(vm)
+        if stopped is not None:
+            yield from _timestamp(view, vm.label, stopped)
+
+
+def _resumed(view: View) -> Samples:
+    for vm in view.vms:
+        _, resumed = _latest_blackout(vm)
+        if resumed is not None:
+            yield from _timestamp(view, vm.label, resumed)
+
+
+def _latest_blackout(vm: VmView) -> tuple[int | None, int | None]:
+    """When it began and ended, as far as seen here; of one migration, never the ends of two."""
+    for migration in vm.migrations:
+        if migration.channel.kind == "file":
+            # What is loaded from a file some day was not down, it was saved.
+            continue
+        resumed = migration.downtime.checkpoints[-1].at_ns
+        if migration.stopped_at_ns is not None or resumed is not None:
+            return migration.stopped_at_ns, resumed
+    return None, None
+
+
+def _timestamp(view: View, label: str, at_ns: int) -> Samples:
+    seconds = view.unix_seconds(at_ns)
+    if seconds is not None:
+        yield (label,), seconds
+
+
+def _clock_error(view: View) -> Samples:
+    if view.reading.snapshot.clock:
+        yield (), view.reading.snapshot.clock[-1][2] / 1e9
+
+
+def _dirty_pages(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.source is not None:
+            for source, pages in vm.totals.dirty_pages.items():
+                yield (vm.label, source), pages
+
+
+def _dirty_rate(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.source is not None and vm.source.outcome is None:
+            rate = vm.source.dirty.rate_bytes_per_second
+            if rate is not None:
+                yield (vm.label,), rate
+
+
+def _dirty_rounds(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.source is not None:
+            yield (vm.label,), vm.totals.rounds
+
+
+def _dirty_sync(view: View) -> Samples:
+    yield (), view.accounts.sync
+
+
+def _forecasts(view: View) -> Iterator[tuple[str, Forecast]]:
+    for vm in view.vms:
+        m = vm.source
+        # Once the guest has stopped there is nothing left to foretell.
+        if m is not None and m.outcome is None and m.stopped_at_ns is None and m.forecast:
+            yield vm.label, m.forecast
+
+
+def _forecast_downtime(view: View) -> Samples:
+    for label, forecast in _forecasts(view):
+        for cost in forecast.strategies:
+            if cost.downtime_ns is not None:
+                yield (label, cost.strategy), cost.downtime_ns / 1e9
+
+
+def _forecast_converges(view: View) -> Samples:
+    for label, forecast in _forecasts(view):
+        if forecast.converges is not None:
+            yield (label,), forecast.converges
+
+
+def _device_state(view: View) -> Samples:
+    # Only the current one: eight series a device would be most of what a host exports.
+    for vm in view.vms:
+        devices = [(_state(d.state), clean(d.address)) for d in vm.devices if d.state is not None]
+        for state, address in sorted(devices, key=_unusual_first)[: _devices_shown(vm)]:
+            yield (vm.label, address, state), 1
+
+
+def _unusual_first(device: tuple[str, str]) -> tuple[int, str]:
+    state, address = device
+    return {"ERROR": 0, "RUNNING": 2}.get(state, 1), address
+
+
+def _devices_shown(vm: VmView) -> int:
+    """So many that no VM has more series than is promised (`docs/metrics.md`)."""
+    return (1, 8, 4)[len(tuple(vm.sides))]
+
+
+def _device_transitions(view: View) -> Samples:
+    for device, old, new, count in view.reading.snapshot.transitions:
+        yield (clean(device), _state(old), _state(new)), count
+
+
+def _state(name: str) -> str:
+    return name if name in STATES else "unknown"
+
+
+def _mailbox_messages(view: View) -> Samples:
+    # Names are those of the drivers' tables: a guest cannot make new ones.
+    for vf in view.vfs:
+        flood = {(NOT_RECORDED, direction, "none"): 0 for direction in ("from-vf", "to-vf")}
+        for (name, direction, result), count in (flood | dict(vf.life.counts)).items():
+            yield (*_vf(vf), name, direction, result), count
+
+
+def _vf_resets(view: View) -> Samples:
+    for vf in view.vfs:
+        yield _vf(vf), vf.life.message_resets + vf.life.function_resets
+
+
+def _vf_up(view: View) -> Samples:
+    for vf in view.vfs:
+        if vf.up is not None:
+            yield _vf(vf), vf.up
+
+
+def _vf_downtime(view: View) -> Samples:
+    for vf in view.vfs:
+        if vf.downtime_ns is not None:
+            yield _vf(vf), vf.downtime_ns / 1e9
+
+
+def _vf(vf: VfView) -> Labels:
+    return clean(vf.life.pf), str(vf.life.vf)
+
+
+METRICS = (
+    Metric(
+        "build_info",
+        "info",
+        "1, with the version of vftrace, the traced kernel and Python.",
+        "",
+        ("version", "kernel", "python"),
+        "none",
+        "versions that differ within a fleet",
+        _build_info,
+    ),
+    Metric(
+        "probe_attached",
+        "gauge",
+        "Whether a probe is attached, and how (fentry, kprobe, tracepoint). 0 with method `waiting`: what it "
+        "watches is not there yet, such as the vfio module; `none`: the kernel refused it.",
+        "",
+        ("probe", "method"),
+        "none",
+        "0 with method none: a part of what vftrace can see is missing (`vftrace doctor` says why)",
+        _probe_attached,
+    ),
+    Metric(
+        "events_total",
+        "counter",
+        "Records read, by the probe that wrote them; `collector` is vftrace's own reader.",
+        "events",
+        ("probe",),
+        "all",
+        "the collector's rate at 0 for a minute: the reader hangs",
+        _events,
+    ),
+    Metric(
+        "events_lost_total",
+        "counter",
+        "Records that did not fit into the ring buffer; what they touch is marked incomplete.",
+        "events",
+        (),
+        "all",
+        "any increase",
+        _lost,
+    ),
+    Metric(
+        "migrations_incomplete_total",
+        "counter",
+        "Ended migrations of which records are missing.",
+        "migrations",
+        (),
+        "all",
+        "any increase: figures of these migrations have gaps",
+        _incomplete,
+    ),
+    Metric(
+        "vm_info",
+        "info",
+        "1 for each VM on this host, with its name and the name of the VMM's executable.",
+        "",
+        ("vm", "name", "vmm"),
+        "ioctl",
+        "nothing; joins a name to the other metrics",
+        _vm_info,
+    ),
+    Metric(
+        "vm_paused",
+        "gauge",
+        "Whether no vCPU of the VM is allowed to run; absent where that is not known.",
+        "",
+        ("vm",),
+        "ioctl",
+        "1 for longer than anybody pauses a VM for",
+        _vm_paused,
+    ),
+    Metric(
+        "migration_active",
+        "gauge",
+        "Whether a migration of the VM goes on here, by this host's role in it.",
+        "",
+        ("vm", "role"),
+        "ioctl, channel",
+        "1 for longer than a migration may take: precopy does not converge",
+        _active,
+    ),
+    Metric(
+        "migration_phase",
+        "gauge",
+        "1 for the phase the migration is in, 0 for those it has been through.",
+        "",
+        ("vm", "role", "phase"),
+        "ioctl, channel",
+        "1 for too long in a phase of the blackout: stop, final-sync, device-save, handover",
+        _phase,
+    ),
+    Metric(
+        "migrations_total",
+        "counter",
+        "Migrations that ended, each counted once, a second after its end; `stitched`: both roles "
+        "were seen here. A VM saved to a file has not migrated.",
+        "migrations",
+        ("role", "strategy", "outcome"),
+        "ioctl, channel, process",
+        "an increase with outcome failed",
+        _migrations,
+    ),
+    Metric(
+        "migration_phase_seconds",
+        "histogram",
+        "How long the phases of ended migrations took.",
+        "seconds",
+        ("role", "phase"),
+        "ioctl, channel, process",
+        "nothing; for quantiles of a fleet",
+        _phase_seconds,
+    ),
+    Metric(
+        "migration_downtime_seconds",
+        "histogram",
+        "Downtime of ended migrations where both its ends were seen here; vcpu: latest exit of a vCPU "
+        "on the source to the first entry on the destination, or on the source again; device: of the "
+        "passed-through device that was away longest.",
+        "seconds",
+        ("kind",),
+        "ioctl, vfio",
+        "a quantile over the downtime you promise",
+        _downtime_seconds,
+    ),
+    Metric(
+        "migration_last_downtime_seconds",
+        "gauge",
+        "Downtime of the VM's latest migration, where both its ends were seen here; kinds as in "
+        "migration_downtime_seconds.",
+        "seconds",
+        ("vm", "kind"),
+        "ioctl, vfio",
+        "over the downtime you promise",
+        _last_downtime,
+    ),
+    Metric(
+        "migration_last_checkpoint_seconds",
+        "gauge",
+        "The latest blackout by checkpoint: the time from the checkpoint before it to this one.",
+        "seconds",
+        ("vm", "checkpoint"),
+        "ioctl",
+        "nothing; says what set the downtime",
+        _last_checkpoint,
+    ),
+    Metric(
+        "migration_sent_bytes_total",
+        "counter",
+        "Bytes the VM sent on its migration channels, all its migrations together.",
+        "bytes",
+        ("vm",),
+        "channel",
+        "its rate near 0 while migration_active is 1: the channel stalls",
+        _sent_bytes,
+    ),
+    Metric(
+        "migration_stopped_timestamp_seconds",
+        "gauge",
+        "Unix time of the latest vCPU exit of the VM's latest blackout; set on the source's host.",
+        "seconds",
+        ("vm",),
+        "ioctl",
+        "nothing; a rule joins it with the destination's resumed time",
+        _stopped,
+    ),
+    Metric(
+        "migration_resumed_timestamp_seconds",
+        "gauge",
+        "Unix time at which a vCPU ran again after the latest blackout; set on the host it ran on.",
+        "seconds",
+        ("vm",),
+        "ioctl",
+        "nothing; minus the source's stopped time it is the downtime across two hosts",
+        _resumed,
+    ),
+    Metric(
+        "clock_error_seconds",
+        "gauge",
+        "The kernel's bound on the error of this host's clock (adjtimex), to judge times of two hosts by.",
+        "seconds",
+        (),
+        "none",
+        "more than the precision you want of downtimes across two hosts",
+        _clock_error,
+    ),
+    Metric(
+        "dirty_pages_total",
+        "counter",
+        "New pages found by the rounds after the first, by who reported them: kvm (the guest wrote them), "
+        "vfio (a device by its DMA logging, in its own page size), iommu (a container or an iommufd).",
+        "pages",
+        ("vm", "source"),
+        "ioctl, dirty-ring, vfio",
+        "nothing; see the rate",
+        _dirty_pages,
+    ),
+    Metric(
+        "dirty_rate_bytes_per_second",
+        "gauge",
+        "New pages of the latest round by the time since the round before; only while migrating.",
+        "bytes_per_second",
+        ("vm",),
+        "ioctl, dirty-ring",
+        "over the rate of migration_sent_bytes_total for minutes: precopy does not converge",
+        _dirty_rate,
+    ),
+    Metric(
+        "dirty_rounds_total",
+        "counter",
+        "Rounds: sweeps over all logged memory, as QEMU's dirty-sync-count.",
+        "rounds",
+        ("vm",),
+        "ioctl",
+        "tens of rounds in one migration: precopy does not converge",
+        _dirty_rounds,
+    ),
+    Metric(
+        "forecast_downtime_seconds",
+        "gauge",
+        "What the blackout would come to if the guest went on like this, by way of migrating; only in precopy, "
+        "from the second sweep on. Of its order only where the channel is held back (docs/forecast.md).",
+        "seconds",
+        ("vm", "strategy"),
+        "ioctl, channel, dirty-ring",
+        "strategy plain over the downtime you promise: there is still time to cancel",
+        _forecast_downtime,
+    ),
+    Metric(
+        "forecast_converges",
+        "gauge",
+        "Whether precopy will come to an end with QEMU's default downtime limit of 300 ms; only in precopy, from the "
+        "second sweep on, and absent while that cannot be said.",
+        "",
+        ("vm",),
+        "ioctl, channel, dirty-ring",
+        "0 for a minute: slow the guest down, or switch to postcopy",
+        _forecast_converges,
+    ),
+    Metric(
+        "vfio_device_state",
+        "gauge",
+        "1 for the state a passed-through device is in (enum vfio_device_mig_state); its other states have no "
+        "series. Of a VM that does not migrate one device is shown, of one that does 8, of one that migrates "
+        "within this host 4: first those in ERROR, then those not RUNNING.",
+        "",
+        ("vm", "device", "state"),
+        "vfio",
+        "ERROR: only a reset leads out of it; STOP_COPY or RESUMING for long: its state is slow to move",
+        _device_state,
+    ),
+    Metric(
+        "vfio_transitions_total",
+        "counter",
+        "Changes of a passed-through device's state.",
+        "transitions",
+        ("device", "from", "to"),
+        "vfio",
+        "any to ERROR",
+        _device_transitions,
+    ),
+    Metric(
+        "dirty_sync_seconds",
+        "histogram",
+        "How long a round's sweep over the dirty logs took.",
+        "seconds",
+        (),
+        "ioctl",
+        "a quantile that is a good part of the downtime limit: the last sweep is a part of the blackout",
+        _dirty_sync,
+    ),
+    Metric(
+        "vf_mailbox_messages_total",
+        "counter",
+        "Messages between a network card and its virtual functions; `message` is the name in the driver's "
+        "table, `unknown`, or `not-recorded` for those that came faster than 1,000 a second.",
+        "messages",
+        ("pf", "vf", "message", "direction", "result"),
+        "mailbox",
+        "result NACK of messages other than API_NEGOTIATE and RESET; any not-recorded: a guest floods",
+        _mailbox_messages,
+    ),
+    Metric(
+        "vf_resets_total",
+        "counter",
+        "Resets of a virtual function, by its RESET message or as a function.",
+        "resets",
+        ("pf", "vf"),
+        "mailbox",
+        "several a minute: its driver does not get on",
+        _vf_resets,
+    ),
+    Metric(
+        "vf_up",
+        "gauge",
+        "Whether the driver of a virtual function has it up, as its mailbox tells; absent where it is not up and "
+        "no VM of this host has it.",
+        "",
+        ("pf", "vf"),
+        "mailbox, vfio",
+        "see vf_downtime_seconds",
+        _vf_up,
+    ),
+    Metric(
+        "vf_downtime_seconds",
+        "gauge",
+        "How long a virtual function was not up the last time, or is not so far: since its driver lost it, or since "
+        "the VM that has it came here by migration.",
+        "seconds",
+        ("pf", "vf"),
+        "mailbox, vfio, ioctl",
+        "growing over half a minute while vf_up is 0: the guest's driver did not come back",
+        _vf_downtime,
+    ),
+)
+
+
+class Exporter(Collector):
+    """A prometheus_client collector: builds every family at each scrape from what `read` gives.
+
+    `read` None until there is a source: then nothing is exposed. `keep_ns`: how long VMs and migrations
+    that ended stay. `warn` gets lines for the operator.
+    """
+
+    def __init__(self, keep_ns: int, warn: Callable[[str], None]) -> None:
+        self.read: Callable[[], Reading] | None = None
+        self._accounts = Accounts(keep_ns, warn)
+        self._lock = threading.Lock()
+
+    def update(self) -> None:
+        """Count what has ended since the last call; once a second, so that scrapes may be rare."""
+        if self.read is not None:
+            with self._lock:
+                self._accounts.update(self.read())
+
+    def describe(self) -> Iterable[Family]:
+        """The families without samples, so that registering reads nothing."""
+        return [_family(metric) for metric in METRICS]
+
+    def collect(self) -> Iterator[Family]:
+        """The families of this moment."""
+        if self.read is None:
+            return
+        with self._lock:
+            families = list(families_of(self._accounts.update(self.read())))
+        yield from families
+
+
+def families_of(view: View) -> Iterator[Family]:
+    """All metrics as prometheus_client's families."""
+    for metric in METRICS:
+        family = _family(metric)
+        for labels, value in metric.samples(view):
+            _add(family, metric, labels, value)
+        yield family
+
+
+def _family(metric: Metric) -> Family:
+    name = PREFIX + metric.name
+    unit = metric.unit if metric.name.removesuffix("_total").endswith("_" + metric.unit) else ""
+    labels = metric.labels
+    if metric.kind == "counter":
+        return CounterMetricFamily(name, metric.help, labels=labels, unit=unit)
+    if metric.kind == "histogram":
+        return HistogramMetricFamily(name, metric.help, labels=labels, unit=unit)
+    if metric.kind == "info":
+        return InfoMetricFamily(name.removesuffix("_info"), metric.help)
+    return GaugeMetricFamily(name, metric.help, labels=labels, unit=unit)
+
+
+def _add(family: Family, metric: Metric, labels: Labels, value: float | Histogram) -> None:
+    if isinstance(value, Histogram):
+        assert isinstance(family, HistogramMetricFamily)
+        family.add_metric(labels, value.cumulative(), value.sum)
+    elif isinstance(family, InfoMetricFamily):
+        family.add_metric((), dict(zip(metric.labels, labels, strict=True)))
+    else:
+        assert not isinstance(family, HistogramMetricFamily)
+        family.add_metric(labels, float(value))

@@ -1,0 +1,203 @@
+"""Two migrations side by side, checkpoint by checkpoint."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from vftrace.outputs.report.timeline import title_of
+from vftrace.outputs.text.glyphs import Glyphs, clean
+from vftrace.outputs.text.tables import UNKNOWN, plain_table
+from vftrace.units import format_bytes, format_ns, format_rate
+
+Json = dict[str, Any]
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure of both. `unit` is ns, bytes, bytes/s or count; `difference` is b - a, null where one is."""
+
+    name: str
+    unit: str
+    a: float | None
+    b: float | None
+    difference: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two migrations in the report's form, and their figures."""
+
+    a: Json
+    b: Json
+    totals: tuple[Row, ...]
+    checkpoints: tuple[Row, ...]
+    phases: tuple[Row, ...]
+
+
+def compare(a: Json, b: Json) -> Comparison:
+    """Every figure that either has. Durations in ns."""
+    return Comparison(
+        a=a,
+        b=b,
+        totals=tuple(_row(name, unit, take(a), take(b)) for name, unit, take in _TOTALS),
+        checkpoints=tuple(
+            _row(first["name"], "ns", first["ns"], second["ns"])
+            for first, second in zip(
+                a["downtime"]["checkpoints"], b["downtime"]["checkpoints"], strict=True
+            )
+        ),
+        phases=tuple(_phases(a, b)),
+    )
+
+
+def pairs_of(a: Sequence[Json], b: Sequence[Json]) -> list[tuple[Json, Json]]:
+    """Which migrations are held against each other: attempts of one UUID in order, then what is left in order."""
+    left_a, left_b = list(a), list(b)
+    pairs = []
+    for first in a:
+        uuid = first["vm"]["uuid"]
+        second = next((m for m in left_b if uuid is not None and m["vm"]["uuid"] == uuid), None)
+        if second is not None:
+            pairs.append((first, second))
+            left_a.remove(first)
+            left_b.remove(second)
+    return pairs + list(zip(left_a, left_b, strict=False))
+
+
+def compare_json(found: Sequence[Comparison]) -> Json:
+    """`{"schema", "comparisons": [{"a", "b", "totals", "checkpoints", "phases"}]}`; a and b are migrations."""
+    return {"schema": SCHEMA, "comparisons": [asdict(comparison) for comparison in found]}
+
+
+def render_comparisons(found: Sequence[Comparison], g: Glyphs) -> RenderableType:
+    """All comparisons as text. The first line of each says what changed the downtime most."""
+    parts: list[RenderableType] = []
+    for comparison in found:
+        parts += [*([Text()] if parts else []), *_render(comparison, g)]
+    return Group(*parts)
+
+
+def verdict(found: Comparison) -> str:
+    """One line: both downtimes, and the checkpoint that differs most."""
+    a, b = found.a["downtime"]["vcpu_ns"], found.b["downtime"]["vcpu_ns"]
+    if a is None or b is None:
+        known = [format_ns(ns) if ns is not None else "not known" for ns in (a, b)]
+        return f"downtime {known[0]} and {known[1]}: nothing to hold against each other"
+    said = f"downtime {format_ns(a)} and {format_ns(b)}"
+    if a == b:
+        return f"{said}: no difference"
+    said += f", {_difference(b - a, 'ns')}"
+    # A step that only one has passed counts as none in the other: `held`, say.
+    steps = [(row, (row.b or 0) - (row.a or 0)) for row in found.checkpoints]
+    largest, by = max(steps, key=lambda step: abs(step[1]))
+    unsure = sum(m["downtime"]["uncertainty_ns"] or 0 for m in (found.a, found.b))
+    if unsure and abs(b - a) <= unsure:
+        return f"{said}, which is within the clocks' uncertainty of {format_ns(round(unsure))}"
+    return f"{said}, most in {largest.name} ({_difference(by, 'ns')})"
+
+
+def _render(found: Comparison, g: Glyphs) -> list[RenderableType]:
+    parts: list[RenderableType] = [Text(verdict(found), "bold")]
+    facts = plain_table(("", "left"), ("a", "right"), ("b", "right"))
+    for name, take in _WORDS:
+        facts.add_row(name, clean(take(found.a), g), clean(take(found.b), g))
+    parts += [facts]
+    sections = (("Blackout", found.checkpoints), ("Totals", found.totals), ("Phases", found.phases))
+    for title, rows in sections:
+        table = plain_table(
+            (title, "left"), ("a", "right"), ("b", "right"), ("b - a", "right"), ("", "right")
+        )
+        for row in rows:
+            if row.a is not None or row.b is not None:
+                table.add_row(
+                    row.name,
+                    _value(row.a, row.unit),
+                    _value(row.b, row.unit),
+                    UNKNOWN if row.difference is None else _difference(row.difference, row.unit),
+                    _percent(row),
+                )
+        parts += [Text(), table]
+    return parts
+
+
+_WORDS: tuple[tuple[str, Callable[[Json], str]], ...] = (
+    ("VM", title_of),
+    ("host", lambda m: m["host"] + (f" to {m['peer_host']}" if m["peer_host"] else "")),
+    ("outcome", lambda m: m["outcome"] + (f", {m['cause']}" if m["cause"] else "")),
+    ("strategy", lambda m: m["strategy"] + (", postcopy" if m["postcopy"] else "")),
+    ("set by", lambda m: m["downtime"]["set_by"] or UNKNOWN),
+)
+
+_TOTALS: tuple[tuple[str, str, Callable[[Json], float | None]], ...] = (
+    ("downtime", "ns", lambda m: m["downtime"]["vcpu_ns"]),
+    ("service downtime", "ns", lambda m: m["downtime"]["service_ns"]),
+    ("device downtime", "ns", lambda m: _longest(m["downtime"]["devices"])),
+    ("uncertainty", "ns", lambda m: m["downtime"]["uncertainty_ns"]),
+    ("total time", "ns", lambda m: _since(m["started_at_ns"], m["ended_at_ns"])),
+    ("sent", "bytes", lambda m: m["channel"]["bytes"]),
+    ("sent as state", "bytes", lambda m: m["channel"]["state_bytes"]),
+    ("rounds", "count", lambda m: len(m["rounds"]) if m["role"] != "destination" else None),
+    ("new pages", "count", lambda m: m["dirty"]["new_pages"]),
+    ("distinct pages", "count", lambda m: m["dirty"]["distinct_pages"]),
+    ("dirty rate at the end", "bytes/s", lambda m: m["dirty"]["rate_bytes_per_second"]),
+)
+
+
+def _longest(devices: Sequence[Json]) -> int | None:
+    return max((d["ns"] for d in devices if d["ns"] is not None), default=None)
+
+
+def _since(start: int, end: int | None) -> int | None:
+    return None if end is None else end - start
+
+
+def _phases(a: Json, b: Json) -> list[Row]:
+    both = [_durations(a), _durations(b)]
+    # In the order of a; what only b has comes where b has it.
+    names = list(both[0])
+    for index, name in enumerate(both[1]):
+        if name not in names:
+            before = [n for n in list(both[1])[:index] if n in names]
+            names.insert(names.index(before[-1]) + 1 if before else 0, name)
+    return [_row(name, "ns", both[0].get(name), both[1].get(name)) for name in names]
+
+
+def _durations(m: Json) -> dict[str, int | None]:
+    """Without the destination's `running`, which ends with the VM."""
+    return {
+        f"{p['role']} {p['name']}": _since(p["start_at_ns"], p["end_at_ns"])
+        for p in m["phases"]
+        if p["name"] != "running"
+    }
+
+
+def _row(name: str, unit: str, a: float | None, b: float | None) -> Row:
+    return Row(name, unit, a, b, None if a is None or b is None else b - a)
+
+
+def _value(value: float | None, unit: str) -> str:
+    if value is None:
+        return UNKNOWN
+    if unit == "ns":
+        return format_ns(round(value))
+    if unit == "bytes":
+        return format_bytes(value)
+    return format_rate(value) if unit == "bytes/s" else f"{value:.0f}"
+
+
+def _difference(value: float, unit: str) -> str:
+    return f"{'+' if value > 0 else ''}{_value(value, unit)}" if value else "0"
+
+
+def _percent(row: Row) -> str:
+    if row.difference is None or not row.a:
+        return ""
+    percent = 100 * row.difference / row.a
+    if abs(percent) < 0.5:
+        return "0%" if row.difference == 0 else "<1%"
+    # Beyond ten times as much, percents say less than the figures do.
+    return f"{percent:+.0f}%" if abs(percent) < 1000 else f"×{(row.b or 0) / row.a:.0f}"

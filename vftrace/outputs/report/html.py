@@ -1,0 +1,418 @@
+"""The report as one HTML file that needs nothing else: no scripts, no fonts, no network."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from vftrace import __version__
+from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, timeline_of, title_of
+from vftrace.outputs.text.words import HAPPENS
+from vftrace.units import format_bytes, format_ns, format_rate
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A migration of the report: `headline` says what set its downtime, `started` is wall time."""
+
+    migration: Json
+    headline: str
+    started: str
+    clocks: str | None
+    warnings: tuple[str, ...]
+
+
+def render_html(hosts: Sequence[Json], chapters: Sequence[Chapter], damage: Sequence[str]) -> str:
+    """The whole page. `hosts` as in the report; `damage` has a line for each file that is not whole."""
+    names = ", ".join(dict.fromkeys(host["name"] for host in hosts))
+    body = [
+        f"<header><h1>Live migration on {escape(names)}</h1>",
+        *(f'<p class="warning">{escape(line)}</p>' for line in damage),
+        *(_lost(host) for host in hosts),
+        "</header>",
+    ]
+    if not chapters:
+        body.append("<p>No migration in these recordings.</p>")
+    if len(chapters) > 1:
+        body.append(_overview(chapters))
+    for number, chapter in enumerate(chapters):
+        body += _chapter(number, chapter)
+    body.append(f"<footer>vftrace {__version__}. {_hosts(hosts)}</footer>")
+    return _PAGE.format(title=escape(f"vftrace: {names}"), style=_STYLE, body="\n".join(body))
+
+
+def _lost(host: Json) -> str:
+    if not host["lost"]:
+        return ""
+    said = (
+        f"{host['name']}: {host['lost']} EVENTS LOST: the ring was full, what they said is missing"
+    )
+    return f'<p class="warning">{escape(said)}</p>'
+
+
+def _hosts(hosts: Sequence[Json]) -> str:
+    said = (
+        f"{host['name']}, kernel {host['kernel']}, boot {host['boot_id'][:8]}, "
+        f"{host['events']} events"
+        for host in hosts
+    )
+    return escape("; ".join(said) + ".")
+
+
+def _overview(chapters: Sequence[Chapter]) -> str:
+    rows = []
+    for number, chapter in enumerate(chapters):
+        m = chapter.migration
+        link = f'<a href="#m{number}">{escape(title_of(m))}</a>'
+        cells = [m["outcome"], _total(m), _duration(m["downtime"]["vcpu_ns"])]
+        cells += [m["downtime"]["set_by"] or "–", _size(m["channel"]["bytes"])]
+        rows.append(_row([link, *map(escape, cells)]))
+    return _table(("VM", "outcome", "total", "downtime", "set by", "sent"), rows)
+
+
+def _chapter(number: int, chapter: Chapter) -> Iterator[str]:
+    m = chapter.migration
+    line = timeline_of(m)
+    yield f'<section id="m{number}"><h2>{escape(line.title)}'
+    yield f' <span class="outcome {escape(m["outcome"])}">{escape(m["outcome"])}</span></h2>'
+    yield f'<p class="headline">{escape(chapter.headline)}</p>'
+    for warning in chapter.warnings:
+        yield f'<p class="warning">{escape(warning)}</p>'
+    yield _cards(m)
+    lane = next((lane for lane in line.lanes if lane.kind == "blackout"), None)
+    if lane is not None:
+        yield "<h3>The blackout</h3>"
+        yield _blackout_drawing(lane)
+        yield _blackout_table(m)
+    yield "<h3>The whole migration</h3>"
+    yield _drawing(line)
+    if m["rounds"]:
+        yield f"<details><summary>{len(m['rounds'])} rounds</summary>{_rounds_table(m)}</details>"
+    yield f"<dl>{_facts(chapter)}</dl></section>"
+
+
+def _cards(m: Json) -> str:
+    down = m["downtime"]
+    uncertainty = down["uncertainty_ns"]
+    downtime = _duration(down["vcpu_ns"])
+    if down["vcpu_ns"] is not None and uncertainty:
+        least = max(0, down["vcpu_ns"] - uncertainty)
+        downtime = f"{format_ns(least)} to {format_ns(down['vcpu_ns'] + uncertainty)}"
+    cards = [("downtime", downtime), ("set by", down["set_by"] or "–")]
+    if down["service_ns"] is not None:
+        cards.append(("service downtime", _duration(down["service_ns"])))
+    cards += [("total", _total(m)), ("sent", _size(m["channel"]["bytes"]))]
+    if m["role"] != "destination":
+        pages = m["dirty"]["new_pages"]
+        cards.append(("rounds", str(len(m["rounds"]))))
+        cards.append(("dirtied", _size(None if pages is None else pages * m["dirty"]["page_size"])))
+    inner = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in cards)
+    return f'<div class="cards">{inner}</div>'
+
+
+def _facts(chapter: Chapter) -> str:
+    m = chapter.migration
+    peer = f" → pid {m['peer_pid']} on {m['peer_host']}" if m["peer_host"] else ""
+    facts = [("seen", f"{m['role']}: pid {m['vm']['pid']} on {m['host']}{peer}")]
+    facts += [("UUID", m["vm"]["uuid"])] if m["vm"]["uuid"] else []
+    facts += [("started", chapter.started)]
+    facts += [("clocks", chapter.clocks)] if chapter.clocks else []
+    evidence = "; ".join(
+        f"{e['event']} at {_offset(e['at_ns'] - m['started_at_ns'])}"
+        for e in m["strategy_evidence"]
+    )
+    facts.append(("strategy", m["strategy"] + (f": {evidence}" if evidence else "")))
+    facts += [
+        ("device", f"{d['id'] or d['address']}: {_duration(d['ns'])} without it")
+        for d in m["downtime"]["devices"]
+    ]
+    channel = m["channel"]
+    error = f", ERROR {channel['error']}" if channel["error"] else ""
+    facts.append(("channel", channel["kind"] + error))
+    if m["cause"]:
+        facts.append(("cause", ": ".join(filter(None, (m["cause"], m["cause_detail"])))))
+    return "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
+
+
+# -- drawings -----------------------------------------------------------------------------------
+
+_WIDTH, _LEFT, _RIGHT = 1000, 150, 14
+_LANE, _GAP, _COUNTER = 24, 10, 64
+_CHARACTER = 7.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """From times to the drawing's coordinates."""
+
+    start_ns: int
+    end_ns: int
+
+    def x(self, at_ns: int) -> float:
+        """Left edge at the start, right edge at the end."""
+        length = max(1, self.end_ns - self.start_ns)
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (at_ns - self.start_ns) / length
+
+    def axis(self, y: float) -> Iterator[str]:
+        """Ticks at round times, measured from the start, with lines upward to the lanes."""
+        step = _step(max(1, self.end_ns - self.start_ns) / 8)
+        at = 0
+        while self.start_ns + at <= self.end_ns:
+            x = self.x(self.start_ns + at)
+            anchor = "end" if x > _WIDTH - 40 else "middle"
+            yield f'<line class="grid" x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{y:.1f}"/>'
+            label = "0" if at == 0 else format_ns(at)
+            yield f'<text class="tick" x="{x:.1f}" y="{y + 16:.1f}" text-anchor="{anchor}">{label}</text>'
+            at += step
+
+
+def _step(least: float) -> int:
+    """1, 2 or 5 times a power of ten, not smaller."""
+    step = 1
+    while True:
+        for factor in (1, 2, 5):
+            if step * factor >= least:
+                return step * factor
+        step *= 10
+
+
+def _drawing(line: Timeline) -> str:
+    scale = _Scale(line.start_ns, line.end_ns)
+    parts: list[str] = []
+    y = 4.0
+    marks = next((lane.slices for lane in line.lanes if lane.kind == "blackout"), ())
+    lanes = [lane for lane in line.lanes if lane.kind != "blackout"]
+    for lane in lanes:
+        parts += _lane(lane, scale, y)
+        y += _LANE + _GAP
+    for counter in line.counters:
+        parts += _counter(counter, scale, y)
+        y += _COUNTER + _GAP
+    shade = []
+    if marks:
+        first, last = scale.x(marks[0].start_ns), scale.x(marks[-1].end_ns)
+        width = max(1.5, last - first)
+        shade.append(
+            f'<rect class="shade" x="{first:.1f}" y="0" width="{width:.1f}" height="{y:.1f}">'
+            f"<title>blackout</title></rect>"
+        )
+    return _svg(y + 24, [*scale.axis(y), *shade, *parts], f"Timeline of {line.title}")
+
+
+def _blackout_drawing(lane: Lane) -> str:
+    scale = _Scale(lane.slices[0].start_ns, lane.slices[-1].end_ns)
+    parts = [*scale.axis(_LANE * 1.6), *_lane(lane, scale, 4.0, height=_LANE * 1.4)]
+    return _svg(_LANE * 1.6 + 24, parts, "The blackout, checkpoint by checkpoint")
+
+
+def _svg(height: float, parts: Sequence[str], label: str) -> str:
+    return (
+        f'<div class="drawing"><svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img"'
+        f' aria-label="{escape(label)}">{"".join(parts)}</svg></div>'
+    )
+
+
+def _lane(lane: Lane, scale: _Scale, y: float, height: float = _LANE) -> Iterator[str]:
+    title = lane.title if len(lane.title) <= 20 else lane.title[:19] + "…"
+    middle = y + height / 2 + 4
+    yield f'<text class="label" x="{_LEFT - 10}" y="{middle:.1f}">{escape(title)}</text>'
+    for part in lane.slices:
+        yield _slice(lane, part, scale, y, height)
+
+
+def _slice(lane: Lane, part: Slice, scale: _Scale, y: float, height: float) -> str:
+    x = scale.x(part.start_ns)
+    # What is too short to see is drawn a pixel wide: it happened.
+    width = max(1.5, scale.x(part.end_ns) - x)
+    took = format_ns(part.end_ns - part.start_ns)
+    shown = next(
+        (text for text in (f"{part.name} {took}", part.name) if len(text) * _CHARACTER < width - 6),
+        "",
+    )
+    text = (
+        f'<text class="in" x="{x + width / 2:.1f}" y="{y + height / 2 + 4:.1f}">{escape(shown)}</text>'
+        if shown
+        else ""
+    )
+    return (
+        f"<g><title>{escape(part.name)}: {took}, from +{_seconds(part.start_ns - scale.start_ns)}</title>"
+        f'<rect class="{_colour(lane.kind, part.name)}" x="{x:.2f}" y="{y:.1f}"'
+        f' width="{width:.2f}" height="{height:.1f}" rx="2"/>{text}</g>'
+    )
+
+
+def _colour(kind: str, name: str) -> str:
+    """The CSS class of a slice: states of the same meaning look the same in every lane."""
+    if kind == "rounds":
+        return "c3"
+    return _COLOURS.get(name, "c0")
+
+
+_COLOURS = {
+    **dict.fromkeys(("running", "RUNNING", "RUNNING_P2P", "ready"), "good"),
+    **dict.fromkeys(
+        ("stopped", "STOP", "absent", "unplugged", "devices-stopped", "blackout", "VF gone"), "bad"
+    ),
+    **dict.fromkeys(("wait for unplug", "VF configuring"), "c5"),
+    **dict.fromkeys(("VF attached",), "c6"),
+    **dict.fromkeys(("VF's link", "guest not heard yet", "destination's resume"), "c7"),
+    **dict.fromkeys(("precopy", "PRE_COPY", "PRE_COPY_P2P", "incoming", "postcopy"), "c1"),
+    **dict.fromkeys(("setup", "cleanup", "probing"), "c0"),
+    **dict.fromkeys(("stop", "clock-read", "reset"), "c2"),
+    **dict.fromkeys(("final-sync", "final-sync-done"), "c3"),
+    **dict.fromkeys(("device-save", "state-saved", "STOP_COPY"), "c4"),
+    **dict.fromkeys(("handover", "device-load", "devices-loaded", "RESUMING", "configuring"), "c5"),
+    **dict.fromkeys(("held",), "c6"),
+    **dict.fromkeys(("resume", "clock-set"), "c7"),
+    **dict.fromkeys(("vcpus-running",), "good"),
+}
+
+
+def _counter(counter: Counter, scale: _Scale, y: float) -> Iterator[str]:
+    """Filled down to the base line: rates as steps, totals as lines between what is known of them."""
+    largest = max(value for _, value in counter.values)
+    base = y + _COUNTER
+    shown = format_rate(largest) if counter.unit == "bytes/s" else format_bytes(largest)
+    yield f'<text class="label" x="{_LEFT - 10}" y="{y + 16:.1f}">{escape(counter.title)}</text>'
+    yield f'<text class="most" x="{_LEFT - 10}" y="{y + 32:.1f}">up to {escape(shown)}</text>'
+    if largest <= 0:
+        return
+    path = [f"M{scale.x(counter.values[0][0]):.1f} {base:.1f}"]
+    for at, value in counter.values:
+        x, top = scale.x(at), base - (_COUNTER - 4) * value / largest
+        path.append(f"H{x:.1f}V{top:.1f}" if counter.unit == "bytes/s" else f"L{x:.1f} {top:.1f}")
+    last = scale.x(max(scale.end_ns, counter.values[-1][0]))
+    path.append(f"H{last:.1f}V{base:.1f}Z")
+    yield f'<path class="area" d="{"".join(path)}"><title>{escape(counter.title)}</title></path>'
+
+
+# -- tables -------------------------------------------------------------------------------------
+
+
+def _blackout_table(m: Json) -> str:
+    total = m["downtime"]["vcpu_ns"]
+    rows = []
+    for c in m["downtime"]["checkpoints"]:
+        if c["at_ns"] is None:
+            continue
+        share = f"{100 * c['ns'] / total:.0f}%" if total and c["ns"] is not None else "–"
+        swatch = f'<i class="{_colour("blackout", c["name"])}"></i>'
+        name = escape(c["name"])
+        if c["name"] == m["downtime"]["set_by"]:
+            name = f"<b>{name}</b>"
+        again = c["name"] == "vcpus-running" and m["outcome"] == "failed"
+        happens = "vCPUs run again on the source" if again else HAPPENS.get(c["name"], "")
+        rows.append(_row([swatch + name, _duration(c["ns"]), share, escape(happens)]))
+    return _table(("checkpoint", "took", "share", "what happens until it"), rows)
+
+
+def _rounds_table(m: Json) -> str:
+    rows = [
+        _row(
+            [
+                str(number),
+                "+" + _seconds(r["at_ns"] - m["started_at_ns"]),
+                format_ns(r["duration_ns"]),
+                _count(r["new_pages"]),
+                _count(r["redirtied_pages"]),
+                _count(r["logged_pages"]),
+                _size(r["sent_bytes"]),
+            ]
+        )
+        for number, r in enumerate(m["rounds"], start=1)
+    ]
+    heads = ("round", "at", "sweep", "new pages", "re-dirtied", "logged", "sent")
+    return _table(heads, rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    return (
+        f'<div class="drawing"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _row(cells: Sequence[str]) -> str:
+    """Cells are HTML already."""
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _duration(ns: int | None) -> str:
+    return "–" if ns is None else format_ns(ns)
+
+
+def _total(m: Json) -> str:
+    return _duration(None if m["ended_at_ns"] is None else m["ended_at_ns"] - m["started_at_ns"])
+
+
+def _size(count: int | None) -> str:
+    return "–" if count is None else format_bytes(count)
+
+
+def _count(count: int | None) -> str:
+    return "–" if count is None else str(count)
+
+
+def _offset(ns: int) -> str:
+    return f"{ns / 1e9:+.6f} s"
+
+
+def _seconds(ns: int) -> str:
+    return f"{ns / 1e9:.6f} s"
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style}</style></head>
+<body><main>
+{body}
+</main></body></html>
+"""
+
+_STYLE = """
+:root{--bg:#fff;--fg:#1c2330;--dim:#5c6675;--line:#e1e5eb;--card:#f5f7fa;--warn:#8a4b00;--warnbg:#fff3df;
+--shade:#d6452b26;--good:#2e9e6b;--bad:#d6452b;--c0:#9aa5b4;--c1:#4a8fd9;--c2:#b07ad6;--c3:#2aa3a3;--c4:#d9a12a;
+--c5:#e0762b;--c6:#c2559b;--c7:#6f7fe0;--on:#fff}
+@media (prefers-color-scheme:dark){:root{--bg:#12161d;--fg:#e4e9f0;--dim:#96a1b1;--line:#2a323e;--card:#1b212b;
+--warn:#ffce85;--warnbg:#3b2a10;--shade:#ff6a4d33;--good:#3fbf85;--bad:#f0654a;--c0:#66717f;--c1:#5aa2ee;--c2:#c193e6;
+--c3:#3fbdbd;--c4:#e5b548;--c5:#f08c45;--c6:#da74b5;--c7:#8b99f2;--on:#0b0e13}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+main{max-width:1080px;margin:0 auto;padding:24px 20px 48px}
+h1{font-size:22px;margin:0 0 8px}h2{font-size:19px;margin:36px 0 4px}h3{font-size:15px;margin:26px 0 8px}
+.headline{font-size:17px;margin:4px 0 14px}
+.outcome{font-size:13px;font-weight:600;padding:2px 9px;border-radius:10px;background:var(--c0);color:var(--on);
+vertical-align:2px}
+.outcome.completed{background:var(--good)}.outcome.failed{background:var(--bad)}.outcome.cancelled{background:var(--c4)}
+.warning{background:var(--warnbg);color:var(--warn);padding:7px 12px;border-radius:6px;margin:8px 0}
+.cards{display:flex;flex-wrap:wrap;gap:10px;margin:12px 0}
+.cards div{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:9px 15px}
+.cards b{display:block;font-size:18px}.cards span{color:var(--dim);font-size:13px}
+.drawing{overflow-x:auto}
+svg{display:block;width:100%;min-width:720px;height:auto;font:12px system-ui,"DejaVu Sans",sans-serif}
+.label{text-anchor:end;fill:var(--fg)}.most{text-anchor:end;fill:var(--dim);font-size:11px}
+.tick{fill:var(--dim);font-size:11px}.grid{stroke:var(--line)}.in{text-anchor:middle;fill:var(--on);font-size:11.5px}
+.shade{fill:var(--shade)}.area{fill:var(--c1);fill-opacity:.35;stroke:var(--c1);stroke-width:1.2}
+rect.good{fill:var(--good)}rect.bad{fill:var(--bad)}rect.c0{fill:var(--c0)}rect.c1{fill:var(--c1)}
+rect.c2{fill:var(--c2)}rect.c3{fill:var(--c3)}rect.c4{fill:var(--c4)}rect.c5{fill:var(--c5)}rect.c6{fill:var(--c6)}
+rect.c7{fill:var(--c7)}
+i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:8px}
+i.good{background:var(--good)}i.bad{background:var(--bad)}i.c0{background:var(--c0)}i.c1{background:var(--c1)}
+i.c2{background:var(--c2)}i.c3{background:var(--c3)}i.c4{background:var(--c4)}i.c5{background:var(--c5)}
+i.c6{background:var(--c6)}i.c7{background:var(--c7)}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:8px 0}
+th,td{text-align:left;padding:3px 22px 3px 0;border-bottom:1px solid var(--line);white-space:nowrap}
+th{color:var(--dim);font-weight:500}details{margin:14px 0}summary{cursor:pointer;color:var(--dim)}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:18px 0}
+dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
+a{color:var(--c1)}
+footer{margin-top:40px;color:var(--dim);font-size:13px;border-top:1px solid var(--line);padding-top:10px}
+@media print{main{max-width:none}details{display:block}}
+"""

@@ -1,0 +1,185 @@
+"""The report as JSON: the stable form that report.schema.json describes."""
+
+from dataclasses import asdict
+from typing import Any
+
+from vftrace.mailbox.life import VfLife
+from vftrace.model.host import HostInfo
+from vftrace.model.migration import Migration, Snapshot
+
+SCHEMA = 1
+
+
+def report_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
+    """The whole report. Integers are nanoseconds or counts, None is not known."""
+    return {
+        "schema": SCHEMA,
+        "hosts": [
+            {
+                "name": host.name,
+                "boot_id": host.boot_id,
+                "kernel": host.kernel,
+                "clock": [
+                    {"at_ns": at, "realtime_offset_ns": offset, "error_ns": error}
+                    for at, offset, error in snapshot.clock
+                ],
+                "events": snapshot.events,
+                "lost": snapshot.lost,
+                "vfs": [vf_json(life) for life in snapshot.vfs],
+            }
+        ],
+        "migrations": [_migration(host, migration) for migration in snapshot.migrations],
+    }
+
+
+def vf_json(life: VfLife) -> dict[str, Any]:
+    """What is known of a virtual function; `states`, `changes` and `messages` hold the latest."""
+    return {
+        "pf": life.pf,
+        "vf": life.vf,
+        "address": life.address,
+        "driver": life.driver,
+        "state": life.state,
+        "keeps_resetting": life.keeps_resetting,
+        "unanswered": life.unanswered,
+        "refused": life.refused,
+        "not_recorded": life.not_recorded,
+        "function_resets": life.function_resets,
+        "message_resets": life.message_resets,
+        "settings": dict(life.settings),
+        "vlans": list(life.vlans),
+        "states": [
+            {"name": s.name, "start_at_ns": s.start_at_ns, "end_at_ns": s.end_at_ns}
+            for s in life.states
+        ],
+        "changes": [{"at_ns": c.at_ns, "what": c.what, "value": c.value} for c in life.changes],
+        "messages": [
+            {
+                "at_ns": m.at_ns,
+                "direction": m.direction,
+                "opcode": m.opcode,
+                "message": m.name,
+                "role": m.role,
+                "arguments": m.arguments,
+                "result": m.result,
+                "refused": m.refused,
+                "note": m.note,
+                "latency_ns": m.latency_ns,
+            }
+            for m in life.recent
+        ],
+    }
+
+
+def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
+    stitched = m.role == "stitched"
+    return {
+        "vm": {"uuid": m.uuid, "name": m.name, "pid": m.pid},
+        "peer_pid": m.peer_pid,
+        "attempt": m.attempt,
+        "role": m.role,
+        "host": host.name,
+        "peer_host": host.name if stitched else None,
+        "strategy": m.strategy,
+        "strategy_evidence": [{"event": e.event, "at_ns": e.at_ns} for e in m.strategy_evidence],
+        "outcome": m.outcome or "unknown",
+        "cause": m.cause,
+        "cause_detail": m.cause_detail,
+        "was_paused": m.was_paused,
+        "postcopy": m.postcopy,
+        "incomplete": m.incomplete,
+        "missed_beginning": m.missed_beginning,
+        "guest_clock_ns": m.guest_clock_ns,
+        "started_at_ns": m.started_at_ns,
+        "ended_at_ns": m.ended_at_ns,
+        "phases": [
+            {
+                "name": p.name,
+                "role": p.role,
+                "start_at_ns": p.start_at_ns,
+                "end_at_ns": p.end_at_ns,
+            }
+            for p in m.phases
+        ],
+        "rounds": [
+            {
+                "at_ns": r.at_ns,
+                "duration_ns": r.duration_ns,
+                "new_pages": r.new_pages,
+                "redirtied_pages": r.redirtied_pages,
+                "logged_pages": r.logged_pages,
+                "sent_bytes": r.sent_bytes,
+                "slots": [
+                    {
+                        "slot": s.slot,
+                        "new_pages": s.new_pages,
+                        "logged_pages": s.logged_pages,
+                        "not_counted": s.not_counted,
+                    }
+                    for s in r.slots
+                ],
+            }
+            for r in m.rounds
+        ],
+        "dirty": {
+            "new_pages": m.dirty.new_pages,
+            "distinct_pages": m.dirty.distinct_pages,
+            "rate_bytes_per_second": m.dirty.rate_bytes_per_second,
+            "page_size": m.dirty.page_size,
+            "dma": m.dirty.dma,
+            "sources": {
+                "kvm": m.dirty.kvm_pages,
+                "vfio": m.dirty.vfio_pages,
+                "iommu": m.dirty.iommu_pages,
+            },
+        },
+        "channel": {
+            "kind": m.channel.kind,
+            "bytes": m.channel.bytes,
+            "state_bytes": m.channel.state_bytes,
+            "error": m.channel.error,
+            "error_at_ns": m.channel.error_at_ns,
+        },
+        "downtime": {
+            "vcpu_ns": m.downtime.vcpu_ns,
+            "service_ns": None,
+            "gap": None,
+            "uncertainty_ns": 0 if stitched else None,
+            "set_by": m.downtime.set_by,
+            "checkpoints": [
+                {"name": c.name, "at_ns": c.at_ns, "ns": c.ns} for c in m.downtime.checkpoints
+            ],
+            "devices": [
+                {"address": d.address, "id": d.id, "from_at_ns": d.from_ns, "ns": d.ns}
+                for d in m.downtime.devices
+            ],
+            "slowest_device": m.downtime.slowest_device,
+        },
+        "devices": [
+            {
+                "address": d.address,
+                "id": d.id,
+                "role": d.role,
+                "driver": d.driver,
+                "peer_address": d.peer_address,
+                "states": [{"state": s.state, "at_ns": s.at_ns} for s in d.states],
+                "state_ns": dict(d.state_ns),
+                "bytes": d.bytes,
+            }
+            for d in m.devices
+        ],
+        "vfs": [
+            {
+                "pf": v.pf,
+                "vf": v.vf,
+                "address": v.address,
+                "role": v.role,
+                "phases": [
+                    {"name": p.name, "start_at_ns": p.start_at_ns, "end_at_ns": p.end_at_ns}
+                    for p in v.phases
+                ],
+            }
+            for v in m.vfs
+        ],
+        "forecast": None if m.forecast is None else asdict(m.forecast),
+    }

@@ -1,0 +1,1 @@
+"""Building blocks that `report` and `top` share."""

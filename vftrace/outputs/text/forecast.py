@@ -1,0 +1,47 @@
+"""What a migration will come to, in one line."""
+
+from vftrace.model.migration import Forecast, Migration
+from vftrace.outputs.text.tables import UNKNOWN, rate
+from vftrace.units import format_ns
+
+NOTHING = "nothing is known yet: no round has ended"
+NOT_ENOUGH = "nothing can be told: the last round's pages, or what was sent, are not known"
+
+
+def forecast_of(migration: Migration) -> str | None:
+    """The line for a migration's memory; None where it has none: at its destination, or without a round ended.
+
+    Of a running guest from all rounds. After the stop it is what was foretold when the second round was over.
+    """
+    m = migration
+    if m.role == "destination":
+        return None
+    running = m.outcome is None and m.stopped_at_ns is None
+    told = m.forecast
+    if running:
+        return forecast_line(told)
+    if told is None or told.converges is None:
+        return None
+    return f"after sweep {told.after_sweeps}: {forecast_line(told)}"
+
+
+def forecast_line(forecast: Forecast | None) -> str:
+    """Whether precopy converges, when, and with which downtime."""
+    if forecast is None or forecast.after_sweeps < 2:
+        return NOTHING
+    if forecast.converges is None:
+        return NOT_ENOUGH
+    given = "QEMU's default limit" if forecast.limit_assumed else "a limit"
+    limit = f"{given} of {format_ns(forecast.downtime_limit_ns)}"
+    speed = rate(forecast.bandwidth_bytes_per_second)
+    if not forecast.converges:
+        return f"does not converge at {speed} and {limit}"
+    left = forecast.rounds_left
+    return (
+        f"converges at {speed} and {limit}: {left} more round{'' if left == 1 else 's'}, "
+        f"{_time(forecast.total_ns)} in all, downtime {_time(forecast.downtime_ns)}"
+    )
+
+
+def _time(ns: int | None) -> str:
+    return UNKNOWN if ns is None else format_ns(ns)

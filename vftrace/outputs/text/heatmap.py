@@ -1,0 +1,147 @@
+"""Which parts of memory are hot: a strip for each slot and round, as text or as a PNG image.
+
+Cells come from what the tracker kept of the bitmaps (`SlotRound.heat`): new pages in up to 128 equal parts of a
+slot. Slots in which nothing became dirty are left out.
+"""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.text import Text
+
+from vftrace.model.migration import Migration
+from vftrace.outputs.text.glyphs import Glyphs, glyphs
+from vftrace.outputs.text.words import label
+from vftrace.units import format_bytes
+
+PAGE_SIZE = 4096
+_MARGIN = len("round 1000 ")
+_CELL = 6
+_GAP = 4
+_COLOURS = ((12, 12, 30), (60, 20, 110), (170, 40, 90), (240, 110, 30), (255, 240, 150))
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """One slot over the rounds. `rows` is (number of the sweep, cells): a cell is the part of its pages that
+    became dirty, 0 to 1; None where that round is not known."""
+
+    slot: int
+    pages: int
+    rows: tuple[tuple[int, tuple[float, ...] | None], ...]
+
+
+def strips(migration: Migration) -> tuple[Strip, ...]:
+    """The slots in which pages became dirty, largest first. The first sweep tells nothing and is left out."""
+    found: dict[int, list[tuple[int, tuple[float, ...] | None]]] = {}
+    sizes: dict[int, int] = {}
+    for number, round_ in enumerate(migration.rounds[1:], start=2):
+        for slot in round_.slots:
+            if slot.pages is None:
+                continue
+            sizes[slot.slot] = slot.pages
+            cells = None if slot.heat is None else _cells(slot.heat, slot.pages)
+            found.setdefault(slot.slot, []).append((number, cells))
+    every = [Strip(slot, sizes[slot], tuple(rows)) for slot, rows in found.items()]
+    hot = [s for s in every if any(cells is None or any(cells) for _, cells in s.rows)]
+    return tuple(sorted(hot, key=lambda s: (-s.pages, s.slot)))
+
+
+def squeeze(cells: Sequence[float], columns: int) -> tuple[float, ...]:
+    """The same strip in at most so many cells: the mean of those that fall together."""
+    if len(cells) <= columns:
+        return tuple(cells)
+    edges = [at * len(cells) // columns for at in range(columns + 1)]
+    return tuple(sum(cells[start:end]) / (end - start) for start, end in pairwise(edges))
+
+
+@dataclass(frozen=True)
+class _Heatmap:
+    migration: Migration
+    ascii: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        g = glyphs(ascii=self.ascii or options.ascii_only)
+        m = self.migration
+        columns = max(8, options.max_width - _MARGIN)
+        yield Text(f"Pages that became dirty, {label(m.name, m.uuid, m.pid, g)}", "bold")
+        drawn = strips(m)
+        if not drawn:
+            yield Text("nothing is known of what became dirty after the first round")
+        for strip in drawn:
+            yield Text(f"slot {strip.slot}, {format_bytes(strip.pages * PAGE_SIZE)}", "dim")
+            for number, cells in strip.rows:
+                yield Text(
+                    f"{f'round {number}':<{_MARGIN}}"
+                    + ("not counted" if cells is None else strip_line(cells, columns, g))
+                )
+        yield Text("")
+
+
+def strip_line(cells: Sequence[float], columns: int, g: Glyphs) -> str:
+    """A strip in at most so many characters, each as high as the part of its pages that became dirty."""
+    top = len(g.levels) - 1
+    # One page of a part is something: it must not look like none.
+    return "".join(
+        g.levels[min(top, int(cell * top) + (cell > 0))] for cell in squeeze(cells, columns)
+    )
+
+
+def render_heatmap(
+    migrations: Sequence[Migration],
+    *,
+    ascii: bool,  # noqa: A002
+) -> RenderableType:
+    """The strips of every migration's source, for rich's console."""
+    return Group(*(_Heatmap(m, ascii) for m in migrations if m.role != "destination"))
+
+
+def heatmap_png(migrations: Sequence[Migration]) -> bytes:
+    """The same as a PNG image: slots from top to bottom, a line of cells for each round, dark is cold.
+
+    What is not known is grey. Without anything to draw the image is one dark pixel.
+    """
+    rows: list[list[tuple[int, int, int]]] = []
+    for migration in migrations:
+        for strip in strips(migration):
+            for _, cells in strip.rows:
+                line = [(90, 90, 90)] if cells is None else [_colour(cell) for cell in cells]
+                wide = [pixel for pixel in _stretch(line, 128) for _ in range(_CELL)]
+                rows += [wide] * _CELL
+            rows += [[_COLOURS[0]] * (128 * _CELL)] * _GAP
+    return _png(rows or [[_COLOURS[0]]])
+
+
+def _cells(heat: Sequence[int], pages: int) -> tuple[float, ...]:
+    width = -(-pages // len(heat))
+    sizes = [min(width, pages - at * width) for at in range(len(heat))]
+    return tuple(n / size if size > 0 else 0.0 for n, size in zip(heat, sizes, strict=True))
+
+
+def _stretch(line: list[tuple[int, int, int]], columns: int) -> list[tuple[int, int, int]]:
+    return [line[at * len(line) // columns] for at in range(columns)]
+
+
+def _colour(cell: float) -> tuple[int, int, int]:
+    """Between the colours of the scale; a square root lifts what is nearly cold out of the dark."""
+    place = min(1.0, cell) ** 0.5 * (len(_COLOURS) - 1)
+    low = min(int(place), len(_COLOURS) - 2)
+    part = place - low
+    first, second = _COLOURS[low], _COLOURS[low + 1]
+    red, green, blue = (round(a + (b - a) * part) for a, b in zip(first, second, strict=True))
+    return red, green, blue
+
+
+def _png(rows: Sequence[Sequence[tuple[int, int, int]]]) -> bytes:
+    """An image of 8 bits a colour (PNG specification, RFC 2083)."""
+    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 2, 0, 0, 0)
+    lines = b"".join(b"\0" + bytes(value for pixel in row for value in pixel) for row in rows)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )

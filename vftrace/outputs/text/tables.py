@@ -1,0 +1,193 @@
+"""Tables of one migration, drawn the same in the report and in the live view."""
+
+from rich.table import Table
+from rich.text import Text
+
+from vftrace.model.migration import Migration
+from vftrace.outputs.text.figures import AWAITED, bandwidth, blackout, dirty_rate
+from vftrace.outputs.text.glyphs import Glyphs, span
+from vftrace.outputs.text.words import happens
+from vftrace.units import format_bytes, format_rate
+
+UNKNOWN = "-"
+WIDE = 100
+"""From this many columns on there is room for more than the necessary."""
+
+FIRST_ROUNDS = 10
+LAST_ROUNDS = 30
+
+STYLES = {
+    "held": "yellow",
+    "setup": "cyan",
+    "precopy": "blue",
+    "postcopy": "magenta",
+    "incoming": "blue",
+    "running": "green",
+    "cleanup": "cyan",
+}
+OUTCOME_STYLES = {"completed": "green", "failed": "bold red", "cancelled": "yellow"}
+BLACKOUT_STYLE = "red"
+"""The guest stands still."""
+
+
+def milliseconds(ns: int | None) -> str:
+    """In one unit and to the microsecond, so that a column can be compared."""
+    return UNKNOWN if ns is None else f"{ns / 1e6:.3f} ms"
+
+
+def seconds(ns: int | None) -> str:
+    """Since the migration began."""
+    return UNKNOWN if ns is None else f"{ns / 1e9:.3f} s"
+
+
+def offset(ns: int) -> str:
+    """From the migration's begin, with its sign: a device may begin before the source logs."""
+    return f"{ns / 1e9:+.3f} s"
+
+
+def count(number: int | None) -> str:
+    """A number of pages."""
+    return UNKNOWN if number is None else str(number)
+
+
+def size(number: int | None) -> str:
+    """A size in bytes."""
+    return UNKNOWN if number is None else format_bytes(number)
+
+
+def rate(bytes_per_second: float | None) -> str:
+    """A rate in bytes per second."""
+    return UNKNOWN if bytes_per_second is None else format_rate(bytes_per_second)
+
+
+def plain_table(*columns: tuple[str, str]) -> Table:
+    """No lines, columns two spaces apart; `columns` are heading and `left` or `right`."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for heading, justify in columns:
+        table.add_column(
+            heading,
+            justify="right" if justify == "right" else "left",
+            no_wrap=True,
+            # Rich's ellipsis is not ASCII.
+            overflow="crop",
+        )
+    return table
+
+
+def blackout_table(migration: Migration, now_ns: int, width: int, g: Glyphs) -> Table:
+    """The checkpoints, one below the other: each bar begins where the one before ended.
+
+    Of a blackout that lasts, only those that were passed, and what goes on now.
+    """
+    table = plain_table(
+        ("checkpoint", "left"),
+        ("took", "right"),
+        ("share", "right"),
+        ("", "left"),
+        ("what happens until it", "left"),
+    )
+    lasting = blackout(migration, now_ns)
+    checkpoints = migration.downtime.checkpoints
+    if lasting is not None:
+        checkpoints = tuple(c for c in checkpoints if c.at_ns is not None)
+    total = lasting.ns if lasting else sum(c.ns or 0 for c in checkpoints)
+    # 15 + 11 + 5 + 33 for the other columns and two spaces between all of them.
+    bar = max(6, min(50, width - 72))
+    gone = 0
+    for checkpoint in checkpoints:
+        ns = checkpoint.ns
+        largest = checkpoint.name == migration.downtime.set_by
+        style = "bold" if largest else "dim" if ns is None else ""
+        drawn, share = "", UNKNOWN
+        if ns is not None and total:
+            drawn = span(gone / total, (gone + ns) / total, bar, g) if ns else ""
+            share = f"{100 * ns / total:.0f}%"
+            gone += ns
+        table.add_row(
+            checkpoint.name,
+            milliseconds(ns),
+            share,
+            Text(drawn, BLACKOUT_STYLE),
+            happens(migration, checkpoint.name),
+            style=style,
+        )
+    if lasting is not None and not lasting.at_least:
+        drawn = span(gone / total, 1, bar, g) if total else ""
+        table.add_row(
+            f"{g.cursor} so far",
+            milliseconds(lasting.since_ns),
+            f"{100 * lasting.since_ns / total:.0f}%" if total else UNKNOWN,
+            Text(drawn, BLACKOUT_STYLE),
+            AWAITED[lasting.since],
+            style="bold",
+        )
+    return table
+
+
+def phases_table(migration: Migration, now_ns: int, width: int, g: Glyphs) -> Table:
+    """The phases of both roles on one time line, from the migration's start to its end."""
+    table = plain_table(
+        ("role", "left"), ("phase", "left"), ("from", "right"), ("lasted", "right"), ("", "left")
+    )
+    start = migration.started_at_ns
+    end = max(migration.ended_at_ns or now_ns, start + 1)
+    # A blackout that was not the end, and cleaning up, are drawn too; running for good is not.
+    for phase in migration.phases:
+        if phase.end_at_ns is not None and phase.name != "running":
+            end = max(end, phase.end_at_ns)
+    bar = max(10, width - 50)
+    previous = ""
+    for phase in migration.phases:
+        first = (phase.start_at_ns - start) / (end - start)
+        last = min(1.0, ((phase.end_at_ns or now_ns) - start) / (end - start))
+        lasts = None if phase.end_at_ns is None else phase.end_at_ns - phase.start_at_ns
+        table.add_row(
+            phase.role if phase.role != previous else "",
+            phase.name,
+            seconds(phase.start_at_ns - start),
+            "still" if lasts is None else milliseconds(lasts),
+            Text(span(first, last, bar, g), STYLES.get(phase.name, BLACKOUT_STYLE)),
+        )
+        previous = phase.role
+    return table
+
+
+def rounds_table(migration: Migration, width: int, *, last: int | None = None) -> Table:
+    """The rounds; `last` limits them to the newest, None shows all that are worth it."""
+    wide = width >= WIDE
+    columns = [
+        ("round", "right"),
+        ("at", "right"),
+        ("sweep", "right"),
+        ("new", "right"),
+        ("re-dirtied", "right"),
+        ("logged", "right"),
+        ("dirtied", "right"),
+        ("sent", "right"),
+    ]
+    table = plain_table(*columns, *([("bandwidth", "right")] if wide else []))
+    rounds = list(enumerate(migration.rounds, start=1))
+    if last is not None:
+        rounds = rounds[len(rounds) - last :] if last < len(rounds) else rounds
+    left_out = len(rounds) - FIRST_ROUNDS - LAST_ROUNDS if last is None else 0
+    for index, (number, round_) in enumerate(rounds):
+        if left_out > 1 and FIRST_ROUNDS <= index < FIRST_ROUNDS + left_out:
+            if index == FIRST_ROUNDS:
+                table.add_row("...", f"{left_out} more", *([""] * (len(table.columns) - 2)))
+            continue
+        before = migration.rounds[number - 2] if number > 1 else None
+        after = migration.rounds[number] if number < len(migration.rounds) else None
+        cells = [
+            str(number),
+            seconds(round_.at_ns - migration.started_at_ns),
+            milliseconds(round_.duration_ns),
+            count(round_.new_pages),
+            count(round_.redirtied_pages),
+            count(round_.logged_pages),
+            rate(dirty_rate(before, round_, migration.dirty.page_size)),
+            size(round_.sent_bytes),
+        ]
+        if wide:
+            cells.append(rate(bandwidth(round_, after)))
+        table.add_row(*cells)
+    return table

@@ -1,0 +1,115 @@
+"""Virtual functions as their mailboxes tell: what each is, how long it took, what it said last."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from vftrace.mailbox.life import MAX_FALLS, MAX_RESETS, RESETTING_NS, StateSpan, VfLife
+from vftrace.mailbox.message import Message
+from vftrace.model.migration import Snapshot
+from vftrace.outputs.text.clock import precise_time
+from vftrace.outputs.text.glyphs import Glyphs, clean, shorten
+from vftrace.outputs.text.mailbox_log import ARROWS, message_words
+from vftrace.units import format_ns
+
+TITLE = "bold"
+WARNING = "bold yellow"
+LAST_MESSAGES = 8
+LAST_STATES = 8
+
+
+def name_of(life: VfLife) -> str:
+    """`0000:01:00.0 VF 0`"""
+    return f"{life.pf} VF {life.vf}"
+
+
+def state_of(life: VfLife) -> str:
+    """What it is in one word, of a function in trouble the trouble."""
+    if life.keeps_resetting:
+        return "resetting"
+    return "no answer" if _waits(life) else life.state
+
+
+def vf_warnings(life: VfLife) -> Iterator[str]:
+    """What is wrong with it, in words."""
+    if life.keeps_resetting:
+        often = f"{MAX_FALLS} times out of work, or {MAX_RESETS} resets, within {format_ns(RESETTING_NS)}"
+        yield f"KEEPS RESETTING: {often}"
+    if life.unanswered:
+        times = "once" if life.unanswered == 1 else f"{life.unanswered} times"
+        still = ", and waits now" if _waits(life) else ""
+        yield f"THE CARD'S DRIVER DID NOT ANSWER within a second: {times}{still}"
+    if life.refused:
+        requests = "request" if life.refused == 1 else "requests"
+        yield f"{life.refused} {requests} refused by the card's driver"
+    if life.not_recorded:
+        yield f"{life.not_recorded} messages came too fast to be recorded"
+
+
+def vf_lines(
+    life: VfLife, snapshot: Snapshot, width: int, g: Glyphs, messages: int = LAST_MESSAGES
+) -> list[RenderableType]:
+    """One function in full: state, the way there, what it was given, what it said last."""
+    now = snapshot.at_ns
+    address = f" ({clean(life.address, g)})" if life.address else ""
+    since = "" if life.since_ns is None else f" for {format_ns(max(0, now - life.since_ns))}"
+    lines: list[RenderableType] = [
+        Text(f"{clean(name_of(life), g)}{address}, {life.driver}: {life.state}{since}", TITLE),
+        *(Text(f"! {warning}", WARNING) for warning in vf_warnings(life)),
+    ]
+    if life.states:
+        lines.append(Text(f"  {_way(life.states, now, g)}"))
+    facts = [f"{name} {clean(value, g)}" for name, value in life.settings]
+    if life.vlans:
+        facts.append("VLANs " + shorten(", ".join(map(str, life.vlans)), 40, g))
+    resets = f"resets {life.message_resets} by message, {life.function_resets} as a function"
+    lines.append(Text(f"  {'; '.join([*facts, resets])}", "dim"))
+    shown = life.recent[-messages:] if messages else ()
+    lines += [
+        Text(shorten(f"  {_said(message, snapshot, g)}", width, g), no_wrap=True)
+        for message in shown
+    ]
+    return lines
+
+
+def vfs_part(
+    lives: Sequence[VfLife], snapshot: Snapshot, width: int, g: Glyphs
+) -> Iterator[RenderableType]:
+    """All functions that were heard of; nothing where there are none."""
+    heard = [life for life in lives if life.states or life.recent or life.not_recorded]
+    if heard:
+        yield Text(f"Virtual functions heard by mailbox: {len(heard)}", TITLE)
+        for life in heard:
+            yield Text()
+            yield from vf_lines(life, snapshot, width, g)
+
+
+def last_message(life: VfLife, g: Glyphs) -> str:
+    """What was said last, in one line."""
+    if not life.recent:
+        return "-"
+    message = life.recent[-1]
+    return f"{ARROWS[message.direction]} {clean(message_words(message), g)}"
+
+
+def _waits(life: VfLife) -> bool:
+    """Whether its last request has no answer, and has had none for long."""
+    return bool(life.unanswered and life.recent and life.recent[-1].is_request)
+
+
+def _way(states: Sequence[StateSpan], now_ns: int, g: Glyphs) -> str:
+    """The last states, each with how long it took."""
+    shown = states[-LAST_STATES:]
+    ends = [now_ns if span.end_at_ns is None else span.end_at_ns for span in shown]
+    words = [
+        f"{span.name} {format_ns(max(0, end - span.start_at_ns))}"
+        for span, end in zip(shown, ends, strict=True)
+    ]
+    left_out = f"... {g.arrow} " if len(shown) < len(states) else ""
+    return left_out + f" {g.arrow} ".join(words)
+
+
+def _said(message: Message, snapshot: Snapshot, g: Glyphs) -> str:
+    at = precise_time(snapshot, message.at_ns)
+    return f"{at} {ARROWS[message.direction]} {clean(message_words(message), g)}"

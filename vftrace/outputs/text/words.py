@@ -1,0 +1,204 @@
+"""The model's names in words: what a checkpoint stands for, why a migration ended as it did."""
+
+from vftrace.model.migration import Checkpoint, Migration, Snapshot
+from vftrace.outputs.text.figures import AWAITED, blackout
+from vftrace.outputs.text.glyphs import Glyphs, clean
+from vftrace.units import format_bytes, format_ns
+
+# What passes between the checkpoint before and this one, as QEMU's code has it (10.0):
+# vm_stop -> migration/savevm.c qemu_savevm_state_complete_precopy -> loadvm -> vm_start.
+HAPPENS = {
+    "vcpus-stopped": "last vCPU left the guest",
+    "devices-stopped": "passed-through devices stopped",
+    "clock-read": "device models stopped, clock read",
+    "final-sync-done": "disks flushed, last dirty sync",
+    "state-saved": "last pages sent, state read",
+    "devices-loaded": "state sent, destination loads it",
+    "held": "loaded, waited for cont",
+    "clock-set": "destination sets guest clock",
+    "vcpus-running": "vCPUs enter the guest",
+}
+"""At most 33 characters each, so that they stand beside a bar in 80 columns."""
+
+_DURING = {
+    "devices-stopped": "the source's passed-through devices were being stopped",
+    "clock-read": "the source stopped its device models, until it read the guest's clock",
+    "final-sync-done": "disks were flushed and dirty pages read a last time",
+    "state-saved": "the last pages were sent and the state of vCPUs and devices was read",
+    "devices-loaded": "the rest was sent and the destination loaded it",
+    "held": "the destination was loaded and waited for cont",
+    "clock-set": "the destination was loaded and prepared to run, until it set the guest's clock",
+    "vcpus-running": "the destination started its devices and vCPUs",
+}
+
+# A sync that takes less than this part of its interval is not what the interval was spent on.
+_SMALL_PART = 10
+
+
+def uuid_short(uuid: str | None) -> str | None:
+    """The first eight digits, as people quote them."""
+    return None if uuid is None else uuid[:8]
+
+
+def title(name: str | None, uuid: str | None, pid: int, g: Glyphs) -> str:
+    """How a VM is called: its name and short UUID, what there is of them, else its pid."""
+    short = uuid_short(uuid)
+    if name is not None:
+        return clean(name, g) + (f" ({clean(short, g)})" if short else "")
+    return clean(uuid, g) if uuid is not None else f"pid {pid}"
+
+
+def label(name: str | None, uuid: str | None, pid: int, g: Glyphs) -> str:
+    """The same in one word: the name, else the short UUID, else the pid."""
+    return clean(name or uuid_short(uuid) or f"pid {pid}", g)
+
+
+def happens(migration: Migration, checkpoint: str) -> str:
+    """What happens up to this checkpoint, short."""
+    if checkpoint == "vcpus-running" and came_back(migration):
+        return "vCPUs run again on the source"
+    return HAPPENS[checkpoint]
+
+
+def during(migration: Migration, checkpoint: Checkpoint) -> str:
+    """What happened up to this checkpoint as a clause, with the figure that supports it."""
+    name = checkpoint.name
+    if name == "vcpus-running" and came_back(migration):
+        if migration.outcome == "completed":
+            return "all of it was in the file, until the source's vCPUs ran again"
+        return "the migration was given up, until the source's vCPUs ran again"
+    last = migration.rounds[-1] if migration.rounds else None
+    if last is None or checkpoint.ns is None:
+        return _DURING.get(name, name)
+    if name == "final-sync-done" and last.duration_ns * _SMALL_PART < checkpoint.ns:
+        took = format_ns(last.duration_ns)
+        return f"the source waited before its last dirty sync, which took {took}"
+    if name == "state-saved" and last.sent_bytes:
+        sent = format_bytes(last.sent_bytes)
+        return f"the last {sent} were sent, the state of vCPUs and devices was read"
+    return _DURING.get(name, name)
+
+
+def came_back(migration: Migration) -> bool:
+    """Whether the source ran again after it had been stopped."""
+    running = next((c for c in migration.downtime.checkpoints if c.name == "vcpus-running"), None)
+    gave_up = migration.role == "source" or (
+        migration.outcome == "failed" and not migration.postcopy
+    )
+    return gave_up and running is not None and running.at_ns is not None
+
+
+def set_by(migration: Migration) -> Checkpoint | None:
+    """The checkpoint that set the downtime."""
+    checkpoints = migration.downtime.checkpoints
+    return next((c for c in checkpoints if c.name == migration.downtime.set_by), None)
+
+
+def headline(migration: Migration, now_ns: int) -> str:
+    """One line: the downtime and what set it, or why there is none."""
+    downtime = migration.downtime.vcpu_ns
+    largest = set_by(migration)
+    if downtime is not None and largest is not None and largest.ns is not None:
+        took = f"set by {largest.name} ({format_ns(largest.ns)})"
+        return f"downtime {format_ns(downtime)}, {took}: {during(migration, largest)}"
+    if downtime is not None:
+        return f"downtime {format_ns(downtime)}"
+    return f"downtime {_why_no_downtime(migration, now_ns)}"
+
+
+def _why_no_downtime(migration: Migration, now_ns: int) -> str:
+    if migration.was_paused:
+        return "none: the guest was paused before the migration"
+    if migration.stopped_at_ns is None and migration.role != "destination":
+        if migration.outcome is None:
+            return "none so far: the guest runs"
+        if migration.outcome == "unknown":
+            return "none so far: the guest ran when the trace ended"
+        if migration.outcome == "completed":
+            return "not known: the stop was not seen"
+        return "none: the guest was never stopped"
+    if migration.channel.kind == "file":
+        return "not known: the guest was stopped and written to a file, nobody ran it again"
+    lasting = blackout(migration, now_ns)
+    if lasting is not None and lasting.at_least:
+        return f"at least {format_ns(lasting.ns)}: handed over, the destination is not seen here"
+    if lasting is not None:
+        since = f"{format_ns(lasting.since_ns)} since {lasting.since}"
+        return f"{format_ns(lasting.ns)} so far, {since}: {AWAITED[lasting.since]}"
+    if migration.outcome == "unknown" and migration.stopped_at_ns is not None:
+        lasted = format_ns(max(0, now_ns - migration.stopped_at_ns))
+        return f"not known: the trace ended {lasted} into the blackout"
+    if migration.role == "destination":
+        return "not known: the source was not seen"
+    if migration.outcome == "completed":
+        return "not known: the destination was not seen"
+    return "not known: the guest was stopped and never ran again"
+
+
+def verdict(migration: Migration, g: Glyphs) -> str:
+    """Outcome and cause, in words."""
+    m = migration
+    match m.outcome, m.cause:
+        case None, _:
+            return "running"
+        case "completed", _ if m.channel.kind == "file":
+            return "completed: written to a file, not a move"
+        case "completed", _:
+            return "completed" + (" (postcopy)" if m.postcopy else "")
+        case "cancelled", _:
+            return "cancelled: logging was switched off and the guest ran on"
+        case "failed", "channel-error":
+            return f"failed: the migration channel returned {m.channel.error or 'an error'}"
+        case "failed", "destination-ended":
+            error = f" (channel: {m.channel.error})" if m.channel.error else ""
+            return f"failed: the destination's process ended{error}"
+        case "failed", "source-ended":
+            return "failed: the source's process ended before its state was read"
+        case "failed", "resumed-after-stop":
+            return "failed: the source ran again after the stop (QEMU: cancelled)"
+        case "failed", "device-refused" | "device-failed":
+            what = "a device refused a step" if m.cause == "device-refused" else "a device failed"
+            return f"failed: {clean(m.cause_detail, g) if m.cause_detail else what}"
+        case "unknown", _:
+            return "unknown: the trace ended first"
+        case outcome, cause:
+            return f"{outcome}: {cause}" if cause else f"{outcome}"
+
+
+def roles(migration: Migration, g: Glyphs) -> str:
+    """Which sides were seen, with their pids."""
+    if migration.role == "stitched":
+        return f"source pid {migration.pid} {g.arrow} destination pid {migration.peer_pid}"
+    other = "destination" if migration.role == "source" else "source"
+    return f"{migration.role} pid {migration.pid}, {other} not seen here"
+
+
+_NOT_COUNTED = {
+    "too-large": "a slot is larger than what is walked of its dirty bitmap on this host (66 to 528 GiB)",
+    "size-unknown": "a slot was made before the trace began, so its size is not known",
+    "unreadable": "a part of a dirty bitmap was not in memory when it was read",
+    "records-missing": "parts of a dirty bitmap were lost on their way",
+}
+
+
+def warnings(migration: Migration) -> tuple[str, ...]:
+    """What makes the figures of this migration less than certain."""
+    said = []
+    if migration.incomplete:
+        said.append("INCOMPLETE: events of this migration were lost; figures may be too small")
+    if migration.missed_beginning:
+        said.append("BEGINNING MISSED: vftrace started in the middle of this migration")
+    reasons = {s.not_counted for round_ in migration.rounds for s in round_.slots} - {None}
+    counted = sorted(reason for reason in reasons if reason is not None)
+    said += [f"PAGES NOT COUNTED: {_NOT_COUNTED[reason]}" for reason in counted]
+    return tuple(said)
+
+
+def losses(snapshot: Snapshot) -> tuple[str, ...]:
+    """What the trace as a whole lacks."""
+    said = []
+    if snapshot.lost:
+        said.append(f"{snapshot.lost} EVENTS LOST: the ring was full, what they said is missing")
+    if snapshot.unknown_records:
+        said.append(f"{snapshot.unknown_records} records of kinds this version does not know")
+    return tuple(said)

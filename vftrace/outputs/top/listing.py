@@ -1,0 +1,270 @@
+"""The list: migrations that run, those that have ended, and the VMs, a line each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import set_cell_size
+from rich.console import RenderableType
+from rich.text import Text
+
+from vftrace.mailbox.life import VfLife
+from vftrace.model.migration import Migration, Snapshot, Vm
+from vftrace.outputs.text.clock import clock_time
+from vftrace.outputs.text.figures import (
+    bandwidth_now,
+    blackout,
+    compact,
+    current_phase,
+    dirty_rate,
+)
+from vftrace.outputs.text.glyphs import Glyphs, clean, shorten, shorten_middle, sparkline
+from vftrace.outputs.text.tables import OUTCOME_STYLES, UNKNOWN, WIDE, count
+from vftrace.outputs.text.vfs import last_message, name_of, state_of
+from vftrace.outputs.text.words import label, set_by, uuid_short
+from vftrace.outputs.top import state as view_state
+from vftrace.outputs.top.state import ViewState, newest, row_of
+from vftrace.units import format_ns
+
+TITLE = "bold"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the list: `width` 0 takes what is left. Shown from `from_width` columns on."""
+
+    heading: str
+    width: int
+    right: bool = True
+    from_width: int = 0
+
+
+ACTIVE = (
+    Column("VM", 0, right=False),
+    Column("role", 6, right=False, from_width=WIDE),
+    Column("phase", 11, right=False),
+    Column("for", 7),
+    Column("round", 5),
+    Column("new", 6),
+    Column("re-dirt", 7, from_width=WIDE),
+    Column("logged", 7, from_width=WIDE),
+    Column("dirty/s", 7),
+    Column("sent", 5),
+    Column("sent/s", 6),
+    Column("blackout", 9),
+    Column(" new pages by round", 30, right=False, from_width=140),
+)
+FINISHED = (
+    Column("VM", 0, right=False),
+    Column("role", 6, right=False, from_width=WIDE),
+    Column("outcome", 9, right=False),
+    Column("ended", 9, from_width=WIDE),
+    Column("total", 7),
+    Column("rounds", 6, from_width=WIDE),
+    Column("sent", 5),
+    Column("downtime", 8),
+    Column("set by, or cause", 22, right=False),
+    Column("the longest of the others", 46, right=False, from_width=140),
+)
+VMS = (
+    Column("VM", 0, right=False),
+    Column("uuid", 8, right=False),
+    Column("pid", 8),
+    Column("vCPUs", 7, right=False),
+    Column("up", 7),
+    Column("VMM", 20, right=False),
+    Column("last migration", 46, right=False, from_width=140),
+)
+VFS = (
+    Column("card, function", 0, right=False),
+    Column("state", 11, right=False),
+    Column("for", 7),
+    Column("MAC", 17, right=False),
+    Column("resets", 6),
+    Column("last message", 42, right=False, from_width=110),
+)
+ROLE_WORDS = {"source": "source", "destination": "dest.", "stitched": "both"}
+
+
+def list_page(
+    snapshot: Snapshot, now_ns: int, state: ViewState, width: int, g: Glyphs, *, cursor: bool = True
+) -> tuple[list[RenderableType], int]:
+    """The lines of the list, and which of them the cursor is on (0 without a cursor)."""
+    rows = view_state.all_rows(snapshot, state)
+    if not rows:
+        return _nothing(snapshot, state, g), 0
+    chosen = view_state.cursor(state, rows) if cursor else None
+    stopped = {row_of(m) for m in snapshot.migrations if blackout(m, snapshot.at_ns) is not None}
+    active = [
+        (row_of(m), _active_cells(m, snapshot, g)) for m in view_state.active(snapshot, state)
+    ]
+    finished = [
+        (row_of(m), _finished_cells(m, snapshot, g)) for m in view_state.finished(snapshot, state)
+    ]
+    vms = [
+        (row_of(vm), _vm_cells(vm, snapshot, now_ns, g)) for vm in view_state.vms(snapshot, state)
+    ]
+    vfs = [(row_of(vf), _vf_cells(vf, snapshot, g)) for vf in view_state.vfs(snapshot, state)]
+    troubled = {row_of(vf) for vf in snapshot.vfs if state_of(vf) != vf.state}
+    page: list[RenderableType] = []
+    focus = 0
+    for name, columns, section in (
+        ("Migrating", ACTIVE, active),
+        ("Finished", FINISHED, finished),
+        ("VMs", VMS, vms),
+        ("Virtual functions", VFS, vfs),
+    ):
+        if name in ("Finished", "Virtual functions") and not section:
+            continue
+        if page:
+            page.append(Text())
+        page.append(Text(f"{name}: {len(section)}" + _why_none(name, section), TITLE))
+        if not section:
+            continue
+        page.append(_row(columns, [c.heading for c in columns], width, g, " ", "dim"))
+        for row, cells in section:
+            mark, style = (g.cursor, "bold") if row == chosen else (" ", "")
+            if row in stopped or row in troubled:
+                style += " red"
+            if row == chosen:
+                focus = len(page)
+            page.append(_row(columns, cells, width, g, mark, style))
+    return page, focus
+
+
+def _why_none(name: str, section: Sequence[object]) -> str:
+    if section or name != "Migrating":
+        return ""
+    return " (waiting for a VMM to switch on dirty logging and send)"
+
+
+def _nothing(snapshot: Snapshot, state: ViewState, g: Glyphs) -> list[RenderableType]:
+    """What is waited for when there is nothing to show."""
+    if state.filter and (snapshot.vms or snapshot.migrations):
+        return [
+            Text(),
+            Text(f"  Nothing matches {clean(state.filter, g)!r} in name, UUID or pid.", TITLE),
+            Text("  Esc shows all again."),
+        ]
+    return [
+        Text(),
+        Text("  No VM runs on this host, and none has migrated since vftrace started.", TITLE),
+        Text(),
+        Text("  Waiting for a process that creates a KVM VM (KVM_CREATE_VM), such as QEMU."),
+        Text("  A migration shows as soon as it switches on dirty logging for the VM's memory."),
+        Text("  In another terminal, `vftrace demo` migrates a small VM on this machine."),
+    ]
+
+
+def _row(
+    columns: Sequence[Column], cells: Sequence[str], width: int, g: Glyphs, mark: str, style: str
+) -> Text:
+    """One line of a section."""
+    shown = [(c, cell) for c, cell in zip(columns, cells, strict=True) if width >= c.from_width]
+    fixed = sum(c.width for c, _ in shown) + len(shown) + 1
+    flexible = min(40, max(8, width - fixed))
+    text = f"{mark} "
+    for index, (column, cell) in enumerate(shown):
+        room = column.width or flexible
+        cell = shorten(cell, room, g) if index else shorten_middle(cell, room, g)
+        if column.right:
+            cell = cell.rjust(room)
+        text += (" " if index else "") + set_cell_size(cell, room)
+    line = Text(set_cell_size(text, width), style, no_wrap=True)
+    for outcome, colour in OUTCOME_STYLES.items():
+        line.highlight_words([f" {outcome} "], colour)
+    return line
+
+
+def _active_cells(m: Migration, snapshot: Snapshot, g: Glyphs) -> list[str]:
+    phase = current_phase(m)
+    last = m.rounds[-1] if m.rounds else None
+    before = m.rounds[-2] if len(m.rounds) > 1 else None
+    rate = dirty_rate(before, last, m.dirty.page_size) if last else None
+    stop = blackout(m, snapshot.at_ns)
+    lasting = UNKNOWN
+    if stop is not None:
+        lasting = (">=" if stop.at_least else "") + format_ns(stop.ns)
+    return [
+        _name(m, g),
+        ROLE_WORDS[m.role],
+        phase.name if phase else UNKNOWN,
+        format_ns(max(0, snapshot.at_ns - m.started_at_ns)),
+        str(len(m.rounds)),
+        count(last.new_pages if last else None),
+        count(last.redirtied_pages if last else None),
+        count(last.logged_pages if last else None),
+        compact(rate),
+        compact(m.channel.bytes),
+        compact(bandwidth_now(m, snapshot.at_ns)),
+        lasting,
+        " " + sparkline([r.new_pages for r in m.rounds], 29, g),
+    ]
+
+
+def _finished_cells(m: Migration, snapshot: Snapshot, g: Glyphs) -> list[str]:
+    largest = set_by(m)
+    why = f"{largest.name} {format_ns(largest.ns)}" if largest and largest.ns is not None else ""
+    if m.outcome != "completed":
+        why = m.cause or ""
+    elif m.channel.kind == "file":
+        why = "to a file, not a move"
+    elif m.was_paused:
+        why = "was paused before"
+    others = sorted(
+        (c for c in m.downtime.checkpoints if c.ns and c is not largest), key=lambda c: -(c.ns or 0)
+    )
+    ended = m.ended_at_ns
+    return [
+        _name(m, g),
+        ROLE_WORDS[m.role],
+        m.outcome or UNKNOWN,
+        UNKNOWN if ended is None else clock_time(snapshot, ended),
+        UNKNOWN if ended is None else format_ns(ended - m.started_at_ns),
+        str(len(m.rounds)),
+        compact(m.channel.bytes),
+        UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns),
+        why or UNKNOWN,
+        ", ".join(f"{c.name} {format_ns(c.ns or 0)}" for c in others[:2]) or UNKNOWN,
+    ]
+
+
+def _vm_cells(vm: Vm, snapshot: Snapshot, now_ns: int, g: Glyphs) -> list[str]:
+    running = {True: "run", False: "stopped", None: UNKNOWN}[vm.running]
+    started = vm.started_at_ns
+    own = [m for m in snapshot.migrations if vm.pid in (m.pid, m.peer_pid)]
+    last = newest(own)
+    return [
+        label(vm.name, vm.uuid, vm.pid, g),
+        clean(uuid_short(vm.uuid) or UNKNOWN, g),
+        str(vm.pid),
+        running,
+        UNKNOWN if started is None else format_ns(max(0, now_ns - started)),
+        clean(vm.vmm or UNKNOWN, g),
+        UNKNOWN if last is None else _in_short(last, vm.pid, now_ns),
+    ]
+
+
+def _vf_cells(vf: VfLife, snapshot: Snapshot, g: Glyphs) -> list[str]:
+    lasts = UNKNOWN if vf.since_ns is None else format_ns(max(0, snapshot.at_ns - vf.since_ns))
+    return [
+        clean(name_of(vf), g),
+        state_of(vf),
+        lasts,
+        clean(dict(vf.settings).get("mac", UNKNOWN), g),
+        str(vf.message_resets + vf.function_resets),
+        last_message(vf, g),
+    ]
+
+
+def _in_short(m: Migration, pid: int, now_ns: int) -> str:
+    if m.outcome is None:
+        role = "destination" if m.role == "destination" or pid == m.peer_pid else "source"
+        return f"running, as {role}"
+    downtime = UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns)
+    ago = "" if m.ended_at_ns is None else f", {format_ns(max(0, now_ns - m.ended_at_ns))} ago"
+    return f"{m.outcome}, downtime {downtime}{ago}"
+
+
+def _name(m: Migration, g: Glyphs) -> str:
+    doubt = "!" if m.incomplete or m.missed_beginning else ""
+    return doubt + label(m.name, m.uuid, m.pid, g)

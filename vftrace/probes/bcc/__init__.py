@@ -1,0 +1,1 @@
+"""Compiles and loads BPF programs through BCC; the only package that imports it."""

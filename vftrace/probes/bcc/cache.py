@@ -1,0 +1,143 @@
+"""Compiled programs, kept on disk: the same text, flags, kernel and compiler need no second compiling.
+
+Root loads into the kernel what lies here, so only root may have written it: the directory and each file must
+belong to the effective user and be writable by nobody else, symbolic links are not followed, and what is
+asked of a file is asked of the open one. Whoever can put a program there could have run as that user anyway. A
+file is data, read as JSON under a checksum; and the kernel's verifier looks at the instructions as at
+any others. What does not fit is not an error: the text is compiled again and the file replaced.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from vftrace.probes.bcc.image import Image
+from vftrace.probes.text import shim_directory
+
+OFF_VARIABLE = "VFTRACE_NO_CACHE"
+PLACE = Path("/var/cache/vftrace")
+KEPT = 32
+"""Files that stay, the last used: up to three for each kernel and way to attach, some 40 kB each."""
+
+_FORMAT = 1
+_SUFFIX = ".bpf"
+# What BCC's result depends on beside its arguments (src/cc/frontends/clang: loader.cc, arch_helper.h).
+_VARIABLES = ("ARCH", "BCC_LINUX_VERSION_CODE", "BCC_KERNEL_MODULES_SUFFIX")
+_COMPILER = re.compile(r"(/\S*/lib(?:bcc|clang|LLVM)\S*)$", re.MULTILINE)
+
+
+def directory() -> Path | None:
+    """Where programs are kept: systemd's $CACHE_DIRECTORY, else root's; None where they are not."""
+    if os.environ.get(OFF_VARIABLE):
+        return None
+    given = os.environ.get("CACHE_DIRECTORY")
+    if given:
+        return Path(given.split(":")[0])
+    return PLACE if os.geteuid() == 0 else None
+
+
+def refuses() -> str | None:
+    """Why nothing is kept; None if it is."""
+    if directory() is None:
+        return f"{OFF_VARIABLE} is set" if os.environ.get(OFF_VARIABLE) else "not root"
+    try:
+        with _opened() as place:
+            writable = os.access(f"/proc/self/fd/{place}", os.W_OK, effective_ids=True)
+    except OSError as error:
+        return error.strerror
+    return None if writable else "not writable"
+
+
+def key(text: str, flags: Sequence[str]) -> str:
+    """What a program is kept under. BCC must be imported: the libraries it has brought are part of it.
+
+    Raises OSError if one of them is gone.
+    """
+    shim = shim_directory()
+    system = os.uname()
+    libraries = [(path, Path(path).stat()) for path in sorted(_compiler_libraries())]
+    parts = [
+        _FORMAT,
+        text,
+        list(flags),
+        [(str(p.relative_to(shim)), p.read_text()) for p in sorted(shim.rglob("*.h"))],
+        [system.machine, system.release, system.version, os.sysconf("SC_NPROCESSORS_CONF")],
+        [os.environ.get(name) for name in _VARIABLES],
+        [(path, found.st_size, found.st_mtime_ns) for path, found in libraries],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def read(name: str) -> Image | None:
+    """The image kept under this key; None if there is none that may be used."""
+    try:
+        with _opened() as place:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            with os.fdopen(os.open(name + _SUFFIX, flags, dir_fd=place), "rb") as file:
+                if not _ours(file.fileno(), stat.S_ISREG):
+                    return None
+                checksum, _, packed = file.read().partition(b"\n")
+                with contextlib.suppress(OSError):
+                    os.utime(file.fileno())
+        if hashlib.sha256(packed).hexdigest().encode() != checksum:
+            return None
+        return Image.unpacked(packed)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write(name: str, image: Image) -> None:
+    """Keep an image; where that cannot be, there is none."""
+    packed = image.packed()
+    checksum = hashlib.sha256(packed).hexdigest().encode()
+    with contextlib.suppress(OSError), _opened() as place:
+        temporary = secrets.token_hex(16) + _SUFFIX
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=place)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(checksum + b"\n" + packed)
+            os.rename(temporary, name + _SUFFIX, src_dir_fd=place, dst_dir_fd=place)
+        except OSError:
+            os.unlink(temporary, dir_fd=place)
+            raise
+        _forget_old(place)
+
+
+@contextlib.contextmanager
+def _opened() -> Iterator[int]:
+    """The directory, made if need be. Raises OSError if there is none that may be used."""
+    path = directory()
+    if path is None:
+        raise FileNotFoundError
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if not _ours(place, stat.S_ISDIR):
+            raise PermissionError(errno.EPERM, "of another user, or others may write there")
+        yield place
+    finally:
+        os.close(place)
+
+
+def _ours(fd: int, is_kind: Callable[[int], bool]) -> bool:
+    found = os.fstat(fd)
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return is_kind(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & others
+
+
+def _forget_old(place: int) -> None:
+    names = [name for name in os.listdir(place) if name.endswith(_SUFFIX)]
+    names.sort(key=lambda name: os.stat(name, dir_fd=place).st_mtime_ns)
+    for name in names[:-KEPT]:
+        os.unlink(name, dir_fd=place)
+
+
+def _compiler_libraries() -> set[str]:
+    return set(_COMPILER.findall(Path("/proc/self/maps").read_text()))
