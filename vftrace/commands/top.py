@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -247,7 +248,8 @@ def watch(
     state = ViewState()
     frozen: Frame | None = None
     with _keyboard() as keys, _alternate_screen(console):
-        drawn_at, drawn_size, cost = 0.0, console.size, 0.0
+        # The first picture is due at once, however short ago the machine booted (CLOCK_MONOTONIC starts at 0).
+        drawn_at, drawn_size, cost = -math.inf, console.size, 0.0
         while not state.quit and not until():
             _step(pump)
             snapshot = filter_snapshot(pump.snapshot(), wanted or [])
