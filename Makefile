@@ -18,15 +18,18 @@ test: setup lint ## lint, types, layers, then all tests
 test-unit: setup ## the tests that need neither BPF nor KVM
 	.venv/bin/pytest -m 'not host and not lab'
 
-lint: setup ## ruff, mypy --strict, and who may import whom
+lint: setup ## ruff, mypy --strict, who may import whom, and clang-format
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/clang-format --dry-run -Werror bpf/*.h bpf/*.c
 
 boards: setup ## make the Grafana boards again from dashboards/boards
 	.venv/bin/python -m dashboards.boards
 
-format: setup ## let ruff format the code
+format: setup ## let ruff and clang-format format the code
 	.venv/bin/ruff format .
+	.venv/bin/clang-format -i bpf/*.h bpf/*.c
 
 -include tests/lab/lab.mk

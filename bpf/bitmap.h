@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * Ships the non-zero parts of a user-space bitmap as VFT_PIECE records. A piece is 4 KiB of
- * bitmap (128 MiB of guest memory in 4 KiB pages). One call of walk_pieces() does
- * PIECES_PER_CALL of them, copied from the user PIECES_PER_COPY at once; the walker then tail-calls
- * itself, 33 times at most (the kernel's MAX_TAIL_CALL_CNT), so 33 * PIECES_PER_CALL * 4 KiB is the
- * longest bitmap that is read whole.
+ * Sends the non-zero parts of a user-space bitmap as VFT_PIECE records. A piece is 4 KiB of bitmap
+ * (128 MiB of guest memory in 4 KiB pages). One call of walk_pieces() handles PIECES_PER_CALL
+ * pieces and copies PIECES_PER_COPY of them at once. The walker then tail-calls itself, at most 33
+ * times (the kernel's MAX_TAIL_CALL_CNT), so the longest bitmap that is read whole has 33 *
+ * PIECES_PER_CALL * 4 KiB.
  */
 #ifndef PIECES_PER_CALL
 #define PIECES_PER_CALL 32
@@ -15,18 +15,18 @@
 #define COPY_BYTES (PIECES_PER_COPY * PIECE_BYTES)
 #define COPY_WORDS (PIECES_PER_COPY * VFT_PIECE_WORDS)
 
-/* A piece is sent from where its words were copied to: what comes before them overwrites the end of the
- * piece before it. */
+/* A piece is sent from the place its words were copied to: its header overwrites the end of the
+ * previous piece, which was sent before. */
 struct walk {
 	u64 user;
 	u64 offset;
 	u64 bytes;
-	u64 part;		/* bytes of the copy, then of the piece in hand */
+	u64 part; /* bytes of the copy, then of the current piece */
 	u8 before[sizeof(struct vft_piece) - PIECE_BYTES];
 	u64 word[COPY_WORDS];
 };
 
-/* Keyed by thread, not by CPU: fentry programs may be preempted. */
+/* Keyed by thread, not by CPU, because fentry programs may be preempted. */
 AS_BYTES(walk);
 BPF_TABLE("lru_hash", u64, struct walk_bytes, walks, 256);
 BPF_TABLE("array", u32, struct walk_bytes, new_walk, 1);
@@ -58,14 +58,15 @@ static __always_inline struct walk *walk_begin(u64 id, struct thread *t, u64 use
 	return walk;
 }
 
-static __always_inline void ship_piece(struct walk *walk, struct vft_piece *piece, struct vm *vm, struct thread *t,
-				       u32 bytes)
+static __always_inline void ship_piece(struct walk *walk, struct vft_piece *piece, struct vm *vm,
+				       struct thread *t, u32 bytes)
 {
 	u64 a = piece->word[0], b, c, d;
 	u32 size = sizeof(*piece) - sizeof(piece->word) + bytes;
 
-	/* Where the first word is not empty nothing is left to find out. Four chains, because one would wait for
-	 * itself; many words a turn, because what the verifier follows are the turns. */
+	/* If the first word is not zero, the piece is not empty. Else four independent OR chains
+	 * run, so that no operation waits for the one before. Each turn handles many words, because
+	 * the verifier follows every turn. */
 	if (!a) {
 		b = c = d = 0;
 #pragma nounroll
@@ -93,7 +94,7 @@ static __always_inline void ship_piece(struct walk *walk, struct vft_piece *piec
 	t->pieces++;
 }
 
-static __always_inline void no_words(struct walk *walk)
+static __always_inline void zero_words(struct walk *walk)
 {
 	u32 zero = 0;
 	struct walk *clean = (struct walk *)new_walk.lookup(&zero);
@@ -102,26 +103,26 @@ static __always_inline void no_words(struct walk *walk)
 		read_kernel(walk->word, COPY_BYTES, clean->word);
 }
 
-/* The next pieces: what is not there of them is empty, and so never shipped. */
+/* Copies the next pieces. Words past the end of the bitmap are zero, so they are never sent. */
 static __always_inline void copy_pieces(struct walk *walk, struct thread *t)
 {
 	u64 left = walk->bytes - walk->offset;
 	u32 bytes;
 
 	walk->part = left < COPY_BYTES ? left : COPY_BYTES;
-	if (AGAIN(walk->part) < COPY_BYTES)
-		no_words(walk);
-	bytes = AGAIN(walk->part);
-	bytes &= 0x7ff8 /* whole words; also tells the verifier the range */;
+	if (REREAD(walk->part) < COPY_BYTES)
+		zero_words(walk);
+	bytes = REREAD(walk->part);
+	bytes &= 0x7ff8 /* whole words; also gives the verifier the range */;
 	if (bytes > COPY_BYTES)
 		return;
 	if (read_user(walk->word, bytes, (void *)(walk->user + walk->offset))) {
 		t->read_errors++;
-		no_words(walk);
+		zero_words(walk);
 	}
 }
 
-/* True when there is more to walk. */
+/* Returns true if there is more to walk. */
 static __always_inline bool walk_pieces(struct walk *walk, struct vm *vm, struct thread *t)
 {
 #pragma nounroll
@@ -135,8 +136,8 @@ static __always_inline bool walk_pieces(struct walk *walk, struct vm *vm, struct
 			copy_pieces(walk, t);
 		left = walk->bytes - walk->offset;
 		walk->part = left < PIECE_BYTES ? left : PIECE_BYTES;
-		bytes = AGAIN(walk->part);
-		bytes &= 0x1ff8 /* whole words; also tells the verifier the range */;
+		bytes = REREAD(walk->part);
+		bytes &= 0x1ff8 /* whole words; also gives the verifier the range */;
 		if (bytes > PIECE_BYTES)
 			break;
 		ship_piece(walk, (struct vft_piece *)(walk->before + at), vm, t, bytes);

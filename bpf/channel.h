@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * Bytes and errors of what a VMM sends while it logs dirty pages, per fd. Which of these is
- * the migration channel is decided in user space: it is the fd the logging thread writes to.
+ * Bytes and errors that a VMM sends while it logs dirty pages, per fd. User space decides which fd
+ * is the migration channel: the one that the thread which reads the dirty log writes to.
  */
 struct channel_key {
 	u32 tgid;
@@ -40,9 +40,15 @@ BPF_TABLE("hash", u64, struct sending, sending, 16384);
 static __always_inline void report_channel(struct vm *vm, s32 fd, struct channel *c, u64 wake)
 {
 	struct vft_channel e = {
-		.bytes = c->bytes, .calls = c->calls, .first_ns = c->first_ns,
-		.last_ns = c->last_ns, .error_ns = c->error_ns, .fd = fd, .error = c->error,
-		.sender_tid = c->sender_tid, .op = c->op,
+		.bytes = c->bytes,
+		.calls = c->calls,
+		.first_ns = c->first_ns,
+		.last_ns = c->last_ns,
+		.error_ns = c->error_ns,
+		.fd = fd,
+		.error = c->error,
+		.sender_tid = c->sender_tid,
+		.op = c->op,
 	};
 
 	c->changed = 0;
@@ -139,7 +145,7 @@ static __always_inline int send_exit(long ret)
 		c->error = ret;
 		c->error_ns = now;
 	}
-	/* the first time, because the fd must be looked up while it is open */
+	/* The first report wakes the collector, which must look up the fd while it is open. */
 	if (ret < 0 || now - c->reported_ns > REPORT_NS)
 		report_channel(vm, key.fd, c, c->reported_ns ? NO_WAKE : WAKE);
 done:

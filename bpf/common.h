@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * What every probe shares: the one ring, the table of watched processes, and emit().
+ * What all probes share: the ring buffer, the table of watched processes, and EMIT().
  */
 #include <linux/types.h>
 #include <uapi/linux/ptrace.h>
@@ -8,13 +8,13 @@
 
 #define MAX_CHANNELS 32
 
-/* One for each process that holds a KVM VM fd. Made at KVM_CREATE_VM, or by the collector for
- * VMs that run already. */
+/* One per process that holds a KVM VM fd. KVM_CREATE_VM makes the entry; the collector makes it for
+ * VMs that already run. */
 struct vm {
 	u64 seq;
 	u64 last_exit_ns;
 	u32 logging;
-	u32 unreported;		/* channels that moved since they were last reported */
+	u32 unreported; /* some channel sent since the channels were last reported */
 	u64 nr_channels;
 	u64 channels_overflow;
 	s32 channel_fd[MAX_CHANNELS];
@@ -27,7 +27,7 @@ struct vm {
 	u64 uffd_reported_ns;
 };
 
-/* One for each thread inside a traced call, and for each vCPU thread always. */
+/* One per thread inside a traced call. A vCPU thread keeps its entry between calls. */
 struct thread {
 	u64 enter_ns;
 	u64 exit_ns;
@@ -45,7 +45,7 @@ struct thread {
 	u32 pad;
 };
 
-/* Tracepoints syscalls:sys_enter_* and sys_exit_*: the layout is the same for all of them. */
+/* Records of the tracepoints syscalls:sys_enter_* and sys_exit_*, which all have one layout. */
 struct syscall_enter {
 	u64 common;
 	long nr;
@@ -63,34 +63,39 @@ struct slot_key {
 	u32 slot;
 };
 
-/* Probes of modules that may be loaded later are an object of their own, with the first one's ring, VMs
- * and numbering: what is declared here for all (SHARED in vftrace/probes/bcc/object.py) is made once. */
-#ifdef SECOND_OBJECT
+/* Probes of modules that may be loaded later are separate BPF objects. They define SHARES_RING and
+ * use the maps of the first object that are declared here outside #ifndef (SHARED in
+ * vftrace/probes/bcc/object.py): ring buffer, VMs and sequence numbers. */
+#ifdef SHARES_RING
 #define EVENT_PAGES 1
 #endif
 BPF_RINGBUF_OUTPUT(events, EVENT_PAGES);
 BPF_TABLE("hash", u32, struct vm, vms, 4096);
 BPF_TABLE("array", u32, u64, lost, 1);
-BPF_TABLE("array", u32, u64, unowned, 1);	/* the next seq of stream 0 */
-#ifndef SECOND_OBJECT
+BPF_TABLE("array", u32, u64, mailbox_seq, 1); /* next seq where tgid is 0 */
+#ifndef SHARES_RING
 BPF_TABLE("hash", u64, struct thread, threads, 65536);
 BPF_TABLE("hash", struct slot_key, u64, slot_pages, 65536);
 BPF_TABLE("array", u32, struct vm, new_vm, 1);
 #endif
 
-/* By helper number (include/uapi/linux/bpf.h): where these are called by name, BCC reads all of
- * /proc/kallsyms once for every call in the text, to see whether the kernel has them (since 5.5). */
+/* Called by helper number (include/uapi/linux/bpf.h). BCC reads all of /proc/kallsyms for each call
+ * by name, to find out whether the kernel has the helper (since 5.5). */
 static long (*const read_user)(void *to, u32 size, const void *from) = (void *)112;
 static long (*const read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 
-/* For every table BCC also makes functions that print and parse its keys and values, field by field and word
- * by word, and optimizes them: of a value that is bytes there is nothing to make. */
-#define AS_BYTES(type) struct type##_bytes { u8 byte[sizeof(struct type)]; } __attribute__((aligned(8)))
+/* For every table BCC also generates and optimizes functions that print and parse its keys and
+ * values, field by field. A value declared as bytes keeps those functions short. */
+#define AS_BYTES(type) \
+	struct type##_bytes { \
+		u8 byte[sizeof(struct type)]; \
+	} __attribute__((aligned(8)))
 
 #define now_ns() bpf_ktime_get_boot_ns()
 
-/* The value before. For the processor that BCC asks for (BPF v1) LLVM 20 and later refuse the builtin where
- * its value is used, and take the instruction by name only (BPFInstrInfo.td); older ones do not know the name. */
+/* Returns the value before the addition. BCC compiles for BPF v1, for which LLVM 20 and later
+ * reject the builtin if its result is used, but accept the instruction by name (BPFInstrInfo.td).
+ * Older versions do not know that name. */
 static __always_inline u64 fetch_add(u64 *at, u64 n)
 {
 #if __clang_major__ >= 20
@@ -114,12 +119,12 @@ static __always_inline void fill_header(struct vft_header *h, struct vm *vm, u16
 	h->seq = fetch_add(&vm->seq, 1);
 }
 
-/* A value read once more. Of one that was compared the verifier knows more on each side, and follows all that
- * comes after for each side; read again it is one value. */
-#define AGAIN(value) (*(volatile typeof(value) *)&(value))
+/* Re-read through a volatile pointer, so that the verifier forgets ranges learned from comparisons
+ * and explores one path instead of one per case. */
+#define REREAD(value) (*(volatile typeof(value) *)&(value))
 
-#define WAKE 2		/* BPF_RB_FORCE_WAKEUP: the reader must look at /proc at once */
-#define NO_WAKE 1	/* BPF_RB_NO_WAKEUP: the reader comes by timer */
+#define WAKE 2 /* BPF_RB_FORCE_WAKEUP: the reader must look into /proc at once */
+#define NO_WAKE 1 /* BPF_RB_NO_WAKEUP: the reader polls */
 
 static __always_inline void send(void *record, u64 size, u64 wake)
 {
@@ -133,12 +138,13 @@ static __always_inline void send(void *record, u64 size, u64 wake)
 	}
 }
 
-#define EMIT_WAKING(vm, number, record, wake) do { \
-	fill_header(&(record)->h, vm, number, sizeof(*(record))); \
-	send(record, sizeof(*(record)), wake); \
-} while (0)
+#define EMIT_WAKING(vm, number, record, wake) \
+	do { \
+		fill_header(&(record)->h, vm, number, sizeof(*(record))); \
+		send(record, sizeof(*(record)), wake); \
+	} while (0)
 
-/* A wake-up per record would cost the VMM more than the record. */
+/* Without a wake-up: it would cost the VMM more than the record itself. */
 #define EMIT(vm, number, record) EMIT_WAKING(vm, number, record, NO_WAKE)
 
 static __always_inline struct vm *current_vm(void)

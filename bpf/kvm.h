@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * KVM's uAPI: what a VMM asks of /dev/kvm, of a VM fd and of a vCPU fd. Numbers and layouts
- * are ABI (include/uapi/linux/kvm.h). Numbers are compared whole: KVM reuses the low bytes.
+ * KVM's uAPI: the ioctls of /dev/kvm, of VM fds and of vCPU fds. Numbers and layouts are ABI
+ * (include/uapi/linux/kvm.h). Numbers are compared whole, because KVM reuses their low bytes.
  */
 #define KVM_CREATE_VM 0xae01
 #define KVM_CREATE_VCPU 0xae41
@@ -20,10 +20,22 @@
 #define KVM_MEM_LOG_DIRTY_PAGES 1
 #define RUN_GAP_NS 1000000
 
-struct kvm_region_arg { u32 slot, flags; u64 gpa, bytes, uaddr; };
-struct kvm_get_dirty_log_arg { u32 slot, pad; u64 bitmap; };
-struct kvm_clear_dirty_log_arg { u32 slot, num_pages; u64 first_page, bitmap; };
-struct kvm_cap_arg { u32 cap, flags; u64 arg0; };
+struct kvm_region_arg {
+	u32 slot, flags;
+	u64 gpa, bytes, uaddr;
+};
+struct kvm_get_dirty_log_arg {
+	u32 slot, pad;
+	u64 bitmap;
+};
+struct kvm_clear_dirty_log_arg {
+	u32 slot, num_pages;
+	u64 first_page, bitmap;
+};
+struct kvm_cap_arg {
+	u32 cap, flags;
+	u64 arg0;
+};
 
 static __always_inline bool is_kvm(u32 cmd)
 {
@@ -86,7 +98,7 @@ static __always_inline void run_exit(struct thread *t)
 		vm->last_exit_ns = now;
 }
 
-/* Remembers the call; what it is about is read when it returns. */
+/* Stores the call. Its arguments are read when it returns. */
 static __always_inline void kvm_enter(u64 id, u32 cmd, u64 arg)
 {
 	struct thread t = { .cmd = cmd, .arg = arg, .enter_ns = now_ns() };
@@ -94,15 +106,15 @@ static __always_inline void kvm_enter(u64 id, u32 cmd, u64 arg)
 
 	if (cmd != KVM_CREATE_VM && !current_vm())
 		return;
-	/* a vCPU thread keeps the time of its last exit across other calls */
+	/* A vCPU thread keeps the time of its last exit across other calls. */
 	old = threads.lookup(&id);
 	if (old)
 		t.exit_ns = old->exit_ns;
 	threads.update(&id, &t);
 }
 
-/* What the end of a call has to say. One place sends it: BCC inlines everything, and each send in the text
- * makes the program longer to compile. */
+/* The record of a call that returned. It is sent in one place: BCC inlines everything, and each
+ * send() in the text adds to the compile time. */
 union kvm_record {
 	struct vft_header h;
 	struct vft_vcpu_created vcpu;
@@ -115,10 +127,11 @@ union kvm_record {
 	struct vft_vcpu_state state;
 };
 
-#define SAYS(record, number, member) do { \
-	(record)->h.kind = number; \
-	(record)->h.size = sizeof((record)->member); \
-} while (0)
+#define SET_RECORD(record, number, member) \
+	do { \
+		(record)->h.kind = number; \
+		(record)->h.size = sizeof((record)->member); \
+	} while (0)
 
 static __always_inline void emit_record(struct vm *vm, union kvm_record *r)
 {
@@ -132,7 +145,7 @@ static __always_inline void emit_record(struct vm *vm, union kvm_record *r)
 
 static __always_inline void report_channels(struct vm *vm);
 
-/* A dirty log's bitmap, or the ring's, has been walked. */
+/* Reports a dirty log or a dirty ring after its bitmap was walked. */
 static __always_inline void walk_done(struct vm *vm, struct thread *t)
 {
 	union kvm_record r = {};
@@ -146,7 +159,7 @@ static __always_inline void walk_done(struct vm *vm, struct thread *t)
 		r.get.ret = t->ret;
 		r.get.pieces = t->pieces;
 		r.get.read_errors = t->read_errors;
-		SAYS(&r, VFT_GET_DIRTY_LOG, get);
+		SET_RECORD(&r, VFT_GET_DIRTY_LOG, get);
 	} else if (t->cmd == KVM_CLEAR_DIRTY_LOG) {
 		r.clear.enter_ns = t->enter_ns;
 		r.clear.first_page = t->first_page;
@@ -157,7 +170,7 @@ static __always_inline void walk_done(struct vm *vm, struct thread *t)
 		r.clear.ret = t->ret;
 		r.clear.pieces = t->pieces;
 		r.clear.read_errors = t->read_errors;
-		SAYS(&r, VFT_CLEAR_DIRTY_LOG, clear);
+		SET_RECORD(&r, VFT_CLEAR_DIRTY_LOG, clear);
 	} else {
 		r.reset.enter_ns = t->enter_ns;
 		r.reset.last_exit_ns = vm->last_exit_ns;
@@ -166,7 +179,7 @@ static __always_inline void walk_done(struct vm *vm, struct thread *t)
 		r.reset.ret = t->ret;
 		r.reset.pieces = t->pieces;
 		r.reset.untracked = vm->untracked;
-		SAYS(&r, VFT_RESET_DIRTY_RINGS, reset);
+		SET_RECORD(&r, VFT_RESET_DIRTY_RINGS, reset);
 	}
 	emit_record(vm, &r);
 }
@@ -212,7 +225,8 @@ static __always_inline void vm_created(s32 fd)
 		EMIT_WAKING(vm, VFT_VM_CREATED, &e, WAKE);
 }
 
-/* What the walker needs to know of a GET or CLEAR; the user's bitmap, 0 if there is nothing to walk. */
+/* Reads the arguments of a GET or CLEAR for the walker. Returns the address of the bitmap, 0 if
+ * there is nothing to walk. */
 static __always_inline u64 describe_walk(u64 id, struct thread *t)
 {
 	struct kvm_get_dirty_log_arg get = {};
@@ -228,8 +242,8 @@ static __always_inline u64 describe_walk(u64 id, struct thread *t)
 		t->bitmap_bytes = pages ? bitmap_bytes(*pages) : 0;
 		return t->ret ? 0 : get.bitmap;
 	}
-	/* The kernel only reads this bitmap (kvm_clear_dirty_log_protect), QEMU changes it after the call
-	 * (kvm_log_clear_one_slot): it still says what was asked for. */
+	/* KVM only reads this bitmap (kvm_clear_dirty_log_protect) and QEMU changes it after the
+	 * call (kvm_log_clear_one_slot), so it still holds the request. */
 	read_user(&clear, sizeof(clear), (void *)t->arg);
 	t->slot = clear.slot;
 	t->num_pages = clear.num_pages;
@@ -238,8 +252,8 @@ static __always_inline u64 describe_walk(u64 id, struct thread *t)
 	return clear.bitmap;
 }
 
-/* True when a bitmap is to be walked: the caller tail-calls the walker, which ends the call. */
-static __always_inline bool walk_due(u64 id, struct vm *vm, struct thread *t)
+/* Returns true if there is a bitmap to walk: the caller tail-calls the walker, which ends it. */
+static __always_inline bool begin_walk(u64 id, struct vm *vm, struct thread *t)
 {
 	u64 bitmap = 0;
 	struct walk *walk;
@@ -258,8 +272,8 @@ static __always_inline bool walk_due(u64 id, struct vm *vm, struct thread *t)
 	return walk;
 }
 
-/* What was sent until now belongs to the round that ends, or to the migration whose logging ends: the next one
- * may get an fd of the same number. */
+/* Whether the channels must be reported now: what was sent so far belongs to the round that ends,
+ * or to the migration whose logging ends. The next migration may use the same fd number. */
 static __always_inline bool channels_due(struct thread *t)
 {
 	struct kvm_region_arg region = {};
@@ -277,7 +291,7 @@ static __always_inline bool channels_due(struct thread *t)
 	return false;
 }
 
-/* True when a bitmap is to be walked. */
+/* Reports a call. Returns true if there is a bitmap to walk first. */
 static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 {
 	struct vm *vm = current_vm();
@@ -294,49 +308,49 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 	t->ret = ret;
 	if (channels_due(t))
 		report_channels(vm);
-	/* else all that follows is followed for each of those requests by itself */
-	cmd = AGAIN(t->cmd);
+	cmd = REREAD(t->cmd);
 	switch (cmd) {
 	case KVM_GET_DIRTY_LOG:
 	case KVM_CLEAR_DIRTY_LOG:
 	case KVM_RESET_DIRTY_RINGS:
 		t->pieces = t->read_errors = 0;
 		t->walked_bytes = t->first_page = 0;
-		if (walk_due(id, vm, t))
+		if (begin_walk(id, vm, t))
 			return true;
 		walk_done(vm, t);
 		return false;
 	case KVM_CREATE_VCPU:
 		r.vcpu.fd = ret;
 		r.vcpu.vcpu_id = t->arg;
-		SAYS(&r, VFT_VCPU_CREATED, vcpu);
+		SET_RECORD(&r, VFT_VCPU_CREATED, vcpu);
 		break;
 	case KVM_SET_USER_MEMORY_REGION:
 	case KVM_SET_USER_MEMORY_REGION2:
 		region_done(vm, t, &r.region);
-		SAYS(&r, VFT_REGION, region);
+		SET_RECORD(&r, VFT_REGION, region);
 		break;
 	case KVM_ENABLE_CAP:
 		read_user(&cap, sizeof(cap), (void *)t->arg);
 		r.cap.cap = cap.cap;
 		r.cap.ret = ret;
 		r.cap.arg0 = cap.arg0;
-		SAYS(&r, VFT_CAP, cap);
+		SET_RECORD(&r, VFT_CAP, cap);
 		break;
 	case KVM_SET_MP_STATE:
 		r.state.ret = ret;
-		SAYS(&r, VFT_VCPU_STATE, state);
+		SET_RECORD(&r, VFT_VCPU_STATE, state);
 		break;
 	default:
 		r.clock.enter_ns = t->enter_ns;
 		r.clock.last_exit_ns = vm->last_exit_ns;
-		r.clock.op = cmd == KVM_GET_CLOCK ? VFT_CLOCK_GET :
-			     cmd == KVM_SET_CLOCK ? VFT_CLOCK_SET : VFT_CLOCK_CTRL;
+		r.clock.op = cmd == KVM_GET_CLOCK   ? VFT_CLOCK_GET
+			     : cmd == KVM_SET_CLOCK ? VFT_CLOCK_SET
+						    : VFT_CLOCK_CTRL;
 		r.clock.ret = ret;
-		/* struct kvm_clock_data begins with it */
+		/* struct kvm_clock_data begins with the clock. */
 		if (cmd != KVM_KVMCLOCK_CTRL)
 			read_user(&r.clock.clock, sizeof(r.clock.clock), (void *)t->arg);
-		SAYS(&r, VFT_CLOCK, clock);
+		SET_RECORD(&r, VFT_CLOCK, clock);
 	}
 	emit_record(vm, &r);
 	return false;
@@ -347,8 +361,8 @@ static __always_inline bool is_vcpu(u32 cmd)
 	return cmd == KVM_SET_MP_STATE || cmd == KVM_KVMCLOCK_CTRL;
 }
 
-/* Calls on a vCPU fd, where it is seen by itself. */
-static __always_inline void vcpu_says(u32 cmd, u64 enter_ns, s32 ret)
+/* Reports a call on a vCPU fd, for methods that probe vCPU fds separately. */
+static __always_inline void emit_vcpu_call(u32 cmd, u64 enter_ns, s32 ret)
 {
 	union kvm_record r = {};
 	struct vm *vm = current_vm();
@@ -357,18 +371,18 @@ static __always_inline void vcpu_says(u32 cmd, u64 enter_ns, s32 ret)
 		return;
 	if (cmd == KVM_SET_MP_STATE) {
 		r.state.ret = ret;
-		SAYS(&r, VFT_VCPU_STATE, state);
+		SET_RECORD(&r, VFT_VCPU_STATE, state);
 	} else if (cmd == KVM_KVMCLOCK_CTRL) {
 		r.clock.enter_ns = enter_ns;
 		r.clock.last_exit_ns = vm->last_exit_ns;
 		r.clock.op = VFT_CLOCK_CTRL;
 		r.clock.ret = ret;
-		SAYS(&r, VFT_CLOCK, clock);
+		SET_RECORD(&r, VFT_CLOCK, clock);
 	}
 	emit_record(vm, &r);
 }
 
-/* A vCPU thread keeps its entry for the time of its last exit, any other gives it back. */
+/* Ends a call. A vCPU thread keeps its entry, which holds the time of its last exit. */
 static __always_inline void call_done(u64 id, struct thread *t)
 {
 	t->cmd = 0;

@@ -1,55 +1,56 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * The mailboxes of all drivers: one object, loaded when the first of their modules is there. The functions
- * have the same arguments in ixgbe and igb, but for a last one of igb_read_mbx.
+ * Entry points of the mailbox probes of all PF drivers. The object is loaded when the first of the
+ * drivers' modules is loaded. The functions have the same arguments in ixgbe and igb, except for an
+ * additional last argument of igb_read_mbx.
  */
-#define SECOND_OBJECT
+#define SHARES_RING
 #include "common.h"
 #include "mailbox.h"
 
-/* -- what each driver does: the words are there when its read returns ------------------------- */
+/* -- common to all drivers: the words of a message are valid when the driver's read returns -- */
 
 static __always_inline int read_returns(u32 driver, s32 ret)
 {
-	struct inside key = inside_of(READ);
-	struct arguments *a = insides.lookup(&key);
+	struct call_in_flight key = call_key(READ);
+	struct arguments *a = calls_in_flight.lookup(&key);
 
 	if (!a)
 		return 0;
-	message(driver, a->hw, a->msg, a->size, a->vf, VFT_FROM_VF, ret);
-	insides.delete(&key);
+	emit_mailbox(driver, a->hw, a->msg, a->size, a->vf, VFT_FROM_VF, ret);
+	calls_in_flight.delete(&key);
 	return 0;
 }
 
-/* 0: it was reset. */
+/* The driver's function returns 0 if the VF was reset. */
 static __always_inline int check_for_rst_returns(u32 driver, s32 ret)
 {
-	struct inside key = inside_of(CHECK_FOR_RST);
-	struct arguments *a = insides.lookup(&key);
+	struct call_in_flight key = call_key(CHECK_FOR_RST);
+	struct arguments *a = calls_in_flight.lookup(&key);
 
 	if (!a)
 		return 0;
 	if (ret == 0)
 		function_reset(driver, a->hw, a->vf);
-	insides.delete(&key);
+	calls_in_flight.delete(&key);
 	return 0;
 }
 
 int kp_read(struct pt_regs *ctx, u64 hw, u64 msg, u16 size, u16 vf)
 {
-	struct inside key = inside_of(READ);
+	struct call_in_flight key = call_key(READ);
 	struct arguments a = { .hw = hw, .msg = msg, .size = size, .vf = vf };
 
-	insides.update(&key, &a);
+	calls_in_flight.update(&key, &a);
 	return 0;
 }
 
 int kp_check_for_rst(struct pt_regs *ctx, u64 hw, u16 vf)
 {
-	struct inside key = inside_of(CHECK_FOR_RST);
+	struct call_in_flight key = call_key(CHECK_FOR_RST);
 	struct arguments a = { .hw = hw, .vf = vf };
 
-	insides.update(&key, &a);
+	calls_in_flight.update(&key, &a);
 	return 0;
 }
 
@@ -62,7 +63,7 @@ int kr_ixgbe_read(struct pt_regs *ctx)
 
 int kp_ixgbe_write(struct pt_regs *ctx, u64 hw, u64 msg, u16 size, u16 vf)
 {
-	message(VFT_IXGBE, hw, msg, size, vf, VFT_TO_VF, 0);
+	emit_mailbox(VFT_IXGBE, hw, msg, size, vf, VFT_TO_VF, 0);
 	return 0;
 }
 
@@ -80,7 +81,7 @@ int kr_igb_read(struct pt_regs *ctx)
 
 int kp_igb_write(struct pt_regs *ctx, u64 hw, u64 msg, u16 size, u16 vf)
 {
-	message(VFT_IGB, hw, msg, size, vf, VFT_TO_VF, 0);
+	emit_mailbox(VFT_IGB, hw, msg, size, vf, VFT_TO_VF, 0);
 	return 0;
 }
 

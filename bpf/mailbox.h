@@ -1,36 +1,42 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
  * The mailbox between a PF's driver and its VFs (drivers/net/ethernet/intel/ixgbe/ixgbe_mbx.h,
- * igb/e1000_mbx.h). It runs in whatever task the interrupt hit, so nothing here looks at the task but to
+ * igb/e1000_mbx.h). The driver runs in whatever task the interrupt hit, so the task is used only to
  * pair a call's entry with its return.
  *
- * What a guest writes is hostile, and keys pass here. The memory of a mailbox keeps what an earlier
- * message left in it, and the PF's drivers read all of it (ixgbe_rcv_msg_from_vf) and answer out of the
- * same buffer: a key may stand behind a message that has none. So of each message only as many words are
- * sent on as its table in vftrace/mailbox/ says it has, of one in no table the first.
+ * Guests may write hostile messages, and some messages carry keys. The mailbox memory keeps the
+ * words of earlier messages, and the PF drivers read all of it (ixgbe_rcv_msg_from_vf) and answer
+ * from the same buffer, so a key may follow a message that has none. Therefore only as many words
+ * leave the kernel as the table of the message's driver in vftrace/mailbox/ allows; of a message in
+ * no table, only the first.
  */
 #define MAX_FLOWS 16384
-#define BURST_NS 1000000000ULL		/* 1000 records at once ... */
-#define RECORD_NS 1000000ULL		/* ... and 1000 a second, for each VF; and answers to them */
+#define BURST_NS 1000000000ULL /* 1000 records at once ... */
+#define RECORD_NS 1000000ULL /* ... and 1000 per second, per VF, plus the answers to them */
 
-/* What `shipped` says of a message: how many words, and more. */
+/* A value of `exportable_words`: the number of words of a message that may leave the kernel, and
+ * flags. */
 #define WORDS 0xff
-#define WORDS_BY_COUNT 0x100		/* u16 hashes in w1 and on, their number in bits 23:16 */
+#define WORDS_BY_COUNT 0x100 /* u16 hashes from word 1 on, their number in bits 23:16 of word 0 */
 #define HOLDS_KEY 0x200
 
 static long (*const read_kernel_text)(void *to, u32 size, const void *from) = (void *)115;
 
-/* A call that is not at its end: of which task, and of which function. The idle task has one number on
- * all CPUs. */
-enum function { READ = 0, CHECK_FOR_RST = 1 };
+/* A call that has not returned, by task and function. The idle task has one number on all CPUs, so
+ * the CPU's number stands for it. */
+enum function {
+	READ = 0,
+	CHECK_FOR_RST = 1
+};
 
-struct inside {
+struct call_in_flight {
 	u64 task;
 	u64 function;
 };
 
-/* Where a driver keeps what leads to its card: hw->back is the adapter, adapter->pdev the PCI device,
- * whose struct device begins with a kobject's name. From the kernel's BTF. */
+/* Offsets that lead from a driver's `hw` to its card, from the kernel's BTF: hw->back is the
+ * adapter, adapter->pdev the PCI device, whose struct device begins with the name of its kobject.
+ */
 struct layout {
 	u64 back;
 	u64 pdev;
@@ -49,8 +55,9 @@ struct flow_key {
 	u64 vf;
 };
 
-/* One VF. `kept`: what the last message with a key left in the mailbox's memory. `full_until_ns`: how far ahead of the allowed rate its records are. `unsent_*`: messages that
- * went beyond it, which the reader reports. */
+/* One VF. `key_residue`: the words that the last message with a key left in the mailbox's memory.
+ * `full_until_ns`: until when the VF's records have used up the allowed rate. `unsent_*`: messages
+ * beyond that rate, which the collector reports. */
 struct flow {
 	u64 full_until_ns;
 	u64 unsent_from_vf;
@@ -61,18 +68,18 @@ struct flow {
 	u32 driver;
 	u32 vf;
 	char pf[VFT_PF_NAME];
-	u32 kept[VFT_MAILBOX_WORDS];
+	u32 key_residue[VFT_MAILBOX_WORDS];
 };
 
-BPF_TABLE("lru_hash", struct inside, struct arguments, insides, 4096);
+BPF_TABLE("lru_hash", struct call_in_flight, struct arguments, calls_in_flight, 4096);
 BPF_TABLE("hash", struct flow_key, struct flow, flows, MAX_FLOWS);
-BPF_TABLE("hash", u32, u32, shipped, 1024);
+BPF_TABLE("hash", u32, u32, exportable_words, 1024);
 BPF_TABLE("array", u32, struct layout, layouts, 16);
 
-static __always_inline struct inside inside_of(u64 function)
+static __always_inline struct call_in_flight call_key(u64 function)
 {
 	u64 id = bpf_get_current_pid_tgid();
-	struct inside key = { .function = function };
+	struct call_in_flight key = { .function = function };
 
 	key.task = id ? id : 1ULL << 63 | bpf_get_smp_processor_id();
 	return key;
@@ -115,8 +122,8 @@ static __always_inline struct flow *flow_of(u32 driver, u64 hw, u32 vf)
 	return flow;
 }
 
-/* Whether the VF may have one more record now; if not, the message is counted in `unsent`. The answer to
- * a request that was recorded always may (`due`). */
+/* Returns whether the VF may send one more record now; if not, counts the message in `unsent`. The
+ * answer to a recorded request (`due`) may always be sent. */
 static __always_inline bool may_send(struct flow *flow, u64 now, u64 *unsent, bool due)
 {
 	u64 from = flow->full_until_ns > now ? flow->full_until_ns : now;
@@ -129,11 +136,12 @@ static __always_inline bool may_send(struct flow *flow, u64 now, u64 *unsent, bo
 	return true;
 }
 
-/* These records belong to no process: stream 0. False where the stream has no counter. */
-static __always_inline bool fill_unowned(struct vft_header *h, u64 now, u16 kind, u32 size)
+/* Fills the header of a record that belongs to no process (tgid 0). Returns false if there is no
+ * counter. */
+static __always_inline bool fill_mailbox_header(struct vft_header *h, u64 now, u16 kind, u32 size)
 {
 	u32 zero = 0;
-	u64 *seq = unowned.lookup(&zero);
+	u64 *seq = mailbox_seq.lookup(&zero);
 
 	if (!seq)
 		return false;
@@ -155,9 +163,9 @@ static __always_inline u32 words_of(struct flow *flow, u32 rule, u32 first, u32 
 	return words > VFT_MAILBOX_WORDS ? VFT_MAILBOX_WORDS : words;
 }
 
-/* Read the words that may be sent on. Those that are what a key's message left in this place are not: a
- * message of one word that claims to be a longer one shows the memory. By masks, since the verifier would
- * walk both sides of each of thirty branches. */
+/* Reads the words that may leave the kernel. A word that equals the residue of a message with a key
+ * is replaced by 0: a short message that claims to be a longer one would show that memory. Masks
+ * replace branches, because the verifier would follow both sides of each of thirty branches. */
 static __always_inline void read_words(struct flow *flow, u64 msg, u32 rule, struct vft_mailbox *e)
 {
 	u32 key = rule & HOLDS_KEY ? 0xffffffff : 0;
@@ -166,16 +174,17 @@ static __always_inline void read_words(struct flow *flow, u64 msg, u32 rule, str
 	read_kernel(word, sizeof(word), (void *)msg);
 #pragma unroll
 	for (u32 i = 1; i < VFT_MAILBOX_WORDS; i++) {
-		u32 differs = word[i] ^ flow->kept[i];
+		u32 differs = word[i] ^ flow->key_residue[i];
 		u32 mine = (s32)(i - e->words) >> 31 & (s32)(differs | -differs) >> 31;
 
 		e->word[i] = word[i] & mine;
-		flow->kept[i] = (flow->kept[i] & ~key) | (word[i] & ~mine & key);
+		flow->key_residue[i] = (flow->key_residue[i] & ~key) | (word[i] & ~mine & key);
 	}
 	flow->key_in_memory |= key;
 }
 
-static __always_inline void message(u32 driver, u64 hw, u64 msg, u32 size, u32 vf, u32 direction, s32 ret)
+static __always_inline void emit_mailbox(u32 driver, u64 hw, u64 msg, u32 size, u32 vf,
+					 u32 direction, s32 ret)
 {
 	struct flow *flow = flow_of(driver, hw, vf);
 	struct vft_mailbox e = {};
@@ -190,7 +199,7 @@ static __always_inline void message(u32 driver, u64 hw, u64 msg, u32 size, u32 v
 	if (!ret) {
 		read_kernel(e.word, sizeof(u32), (void *)msg);
 		key |= e.word[0] & 0xffff;
-		rule = shipped.lookup(&key);
+		rule = exportable_words.lookup(&key);
 		e.words = words_of(flow, rule ? *rule : 1, e.word[0], size);
 		read_words(flow, msg, rule ? *rule : 1, &e);
 	}
@@ -199,7 +208,7 @@ static __always_inline void message(u32 driver, u64 hw, u64 msg, u32 size, u32 v
 	if (!may_send(flow, now, asked ? &flow->unsent_from_vf : &flow->unsent_to_vf, due))
 		return;
 	flow->answer_due = asked;
-	if (!fill_unowned(&e.h, now, VFT_MAILBOX, sizeof(e)))
+	if (!fill_mailbox_header(&e.h, now, VFT_MAILBOX, sizeof(e)))
 		return;
 	__builtin_memcpy(e.pf, flow->pf, sizeof(e.pf));
 	e.driver = driver;
@@ -221,7 +230,7 @@ static __always_inline void function_reset(u32 driver, u64 hw, u32 vf)
 		return;
 	}
 	if (!may_send(flow, now, &flow->unsent_resets, false) ||
-	    !fill_unowned(&e.h, now, VFT_VF_RESET, sizeof(e)))
+	    !fill_mailbox_header(&e.h, now, VFT_VF_RESET, sizeof(e)))
 		return;
 	__builtin_memcpy(e.pf, flow->pf, sizeof(e.pf));
 	e.driver = driver;

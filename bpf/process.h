@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * The end of a process: sched:sched_process_exit fires for each thread, and the process has
- * ended when its last one did. Since 6.16 the tracepoint says so itself (group_dead, kernel
- * commit 2fe3e78ab: offset given as GROUP_DEAD_OFFSET); before that signal->live, which
- * do_exit() has counted down already, is read at the offsets that BTF gives.
+ * The end of a process. sched:sched_process_exit fires for each thread; the process ends with its
+ * last thread. Since 6.16 the tracepoint has a field for that (group_dead, kernel commit 2fe3e78ab,
+ * at GROUP_DEAD_OFFSET). On older kernels signal->live is read, which do_exit() has already
+ * decremented, at the offsets that BTF gives.
  */
 static __always_inline bool group_dead(void *ctx)
 {

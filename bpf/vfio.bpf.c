@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * VFIO's probes: an object of their own, loaded when the vfio module is there. Either way to attach
- * ends in the functions of vfio.h.
+ * Entry points of the VFIO probes, a BPF object that is loaded when the vfio module is loaded. Both
+ * attach methods end in the functions of vfio.h.
  */
-#define SECOND_OBJECT
+#define SHARES_RING
 #include "common.h"
 #include "bitmap.h"
 #include "vfio.h"
 
-/* Only the end of a request is heavy, so there is one of it for every probe. */
+/* The end of a request needs most of the code, so all probes share one program for it. */
 static __always_inline int request_exit(void *ctx, s32 ret)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -24,7 +24,7 @@ static __always_inline int request_exit(void *ctx, s32 ret)
 	return 0;
 }
 
-/* Goes on where request_exit stopped, as often as tail calls allow. */
+/* Continues the walk that request_exit began, as often as the kernel allows tail calls. */
 int walk(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -42,8 +42,9 @@ int walk(void *ctx)
 }
 
 #ifdef WAY_KPROBE
-/* The fd a system call was made with: its first argument, from the task's saved registers (x86-64:
- * di, arm64: x0). By helper number, bpf_get_current_task_btf and bpf_task_pt_regs. */
+/* The fd of the current system call is its first argument, in the task's saved registers (x86-64:
+ * di, arm64: x0). The helpers are called by number: bpf_get_current_task_btf and bpf_task_pt_regs.
+ */
 static void *(*const current_task)(void) = (void *)158;
 static void *(*const task_registers)(void *task) = (void *)175;
 
@@ -59,12 +60,12 @@ static __always_inline void read_device_name(char *name, void *device)
 {
 	void *text = NULL;
 
-	/* struct device begins with its kobject, and that with its name */
+	/* struct device begins with its kobject, and struct kobject with its name. */
 	read_kernel(&text, sizeof(text), device);
 	read_kernel_text(name, VFT_NAME, text);
 }
 
-/* A device file is met by one of its requests; its end (release) is told by file, not by fd. */
+/* Reports a device file at its first request. Its release is known by file, not by fd. */
 static __always_inline void device_seen(struct vm *vm, u64 file, s32 fd)
 {
 	struct fd_key key = key_of(fd), *old = device_files.lookup(&file);
@@ -76,9 +77,9 @@ static __always_inline void device_seen(struct vm *vm, u64 file, s32 fd)
 	device_files.update(&file, &key);
 	read_kernel(&at, sizeof(at), (void *)file + FILE_PRIVATE_OFFSET);
 #ifdef VFIO_DEVICE_FILE
-	read_kernel(&at, sizeof(at), at);	/* struct vfio_device_file begins with its device */
+	read_kernel(&at, sizeof(at), at); /* struct vfio_device_file begins with its device */
 #endif
-	read_kernel(&at, sizeof(at), at);	/* struct vfio_device begins with its struct device */
+	read_kernel(&at, sizeof(at), at); /* struct vfio_device begins with its struct device */
 	read_device_name(e.name, at);
 	vfio_opened(vm, &e);
 }
@@ -158,7 +159,7 @@ int tp_close(struct syscall_enter *ctx)
 #endif
 
 #ifdef DATA_FENTRY
-/* Many reads of a host wait for long, and each would hold an instance of a kretprobe. */
+/* Not a kretprobe: many reads of a host sleep, and each would hold an instance of it. */
 KRETFUNC_PROBE(ksys_read, unsigned int fd, void *buffer, unsigned long count, long ret)
 {
 	return data_moved(fd, ret);

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * VFIO's uAPI (include/uapi/linux/vfio.h, iommufd.h): what a VMM asks of device, group, container and
- * iommufd. Some numbers mean one thing on a device fd and another on a container fd; the arguments
- * tell which, because what is valid for one is refused by the other:
- *   0x3b75  DEVICE_FEATURE needs GET, SET or PROBE in flags, DIRTY_PAGES knows flags 1, 2 and 4 only
- *   0x3b71  PCI_HOT_RESET needs flags 0, MAP_DMA at least one
- *   0x3b72  UNMAP_DMA has argsz 24, or 48 with a bitmap; QUERY_GFX_PLANE has more
- * So nothing here depends on how the probes are attached.
+ * VFIO's uAPI (include/uapi/linux/vfio.h, iommufd.h): the ioctls of devices, groups, containers and
+ * iommufd. Some numbers have different meanings on a device fd and on a container fd. The arguments
+ * distinguish them, because each kind of fd refuses the arguments of the other:
+ *
+ * - 0x3b75: DEVICE_FEATURE needs GET, SET or PROBE in flags; DIRTY_PAGES knows flags 1, 2, 4 only
+ * - 0x3b71: PCI_HOT_RESET needs flags 0; MAP_DMA needs at least one flag
+ * - 0x3b72: UNMAP_DMA has argsz 24, or 48 with a bitmap; QUERY_GFX_PLANE has a larger one
+ *
+ * So nothing here depends on the attach method.
  */
 #define VFIO_GROUP_GET_DEVICE_FD 0x3b6a
 #define VFIO_DEVICE_RESET 0x3b6f
@@ -21,14 +23,25 @@
 #define FEATURE_GET 0x10000
 #define FEATURE_SET 0x20000
 #define FEATURE_PROBE 0x40000
-enum feature { MIGRATION = 1, MIG_DEVICE_STATE = 2, DMA_LOGGING_START = 6, DMA_LOGGING_STOP = 7,
-	       DMA_LOGGING_REPORT = 8, MIG_DATA_SIZE = 9 };
-enum state { STOP_COPY = 3, RESUMING = 4, PRE_COPY = 6, PRE_COPY_P2P = 7 };
+enum feature {
+	MIGRATION = 1,
+	MIG_DEVICE_STATE = 2,
+	DMA_LOGGING_START = 6,
+	DMA_LOGGING_STOP = 7,
+	DMA_LOGGING_REPORT = 8,
+	MIG_DATA_SIZE = 9
+};
+enum state {
+	STOP_COPY = 3,
+	RESUMING = 4,
+	PRE_COPY = 6,
+	PRE_COPY_P2P = 7
+};
 
 #define DATA_REPORT_NS 100000000
 #define EINTR 4
 #define EAGAIN 11
-#define ENOMSG 42	/* PRE_COPY: nothing to read now */
+#define ENOMSG 42 /* in PRE_COPY: no data to read now */
 
 static long (*const read_kernel_text)(void *to, u32 size, const void *from) = (void *)115;
 static long (*const read_user_text)(void *to, u32 size, const void *from) = (void *)114;
@@ -38,7 +51,7 @@ struct fd_key {
 	s32 fd;
 };
 
-/* A device's data fd, from the request that gave it out to the one that ends its state. */
+/* A device's data fd, from the request that returned it to the one that ends its state. */
 struct data {
 	u64 bytes;
 	u64 calls;
@@ -52,10 +65,21 @@ struct data {
 	u32 flags;
 };
 
-/* What a request comes to. Each is done in one place: programs stay small and quick to compile. */
-enum act { NOTHING, OPENED, STATE, CAPABILITIES, DATA_SIZE, PRECOPY_INFO, RESET, TRACKING, DIRTY };
+/* What to do at the end of a request. Each action is in the text once, so programs stay small and
+ * compile quickly. */
+enum act {
+	NOTHING,
+	OPENED,
+	STATE,
+	CAPABILITIES,
+	DATA_SIZE,
+	PRECOPY_INFO,
+	RESET,
+	TRACKING,
+	DIRTY
+};
 
-/* One for each thread inside a request. `t` is what the walker of bitmap.h works with. */
+/* One per thread inside a request. The walker of bitmap.h works on `t`. */
 struct call {
 	struct thread t;
 	u64 iova;
@@ -63,13 +87,13 @@ struct call {
 	u64 page_size;
 	u64 bitmap;
 	u32 by;
-	u32 how;	/* of an act: vft_vfio_how, vft_vfio_op, vft_vfio_reset_op, on, unmap */
+	u32 how; /* by act: vft_vfio_how, vft_vfio_op, vft_vfio_reset_op, on, unmap */
 };
 
 struct dma {
 	u64 maps;
 	u64 unmaps;
-	u64 first_ns;	/* the first mapping since the process has had no device */
+	u64 first_ns; /* the first mapping while the process has no device */
 	u32 devices;
 };
 
@@ -90,19 +114,27 @@ static __always_inline struct fd_key key_of(s32 fd)
 static __always_inline void report_data(struct vm *vm, s32 data_fd, struct data *d)
 {
 	struct vft_vfio_data e = {
-		.bytes = d->bytes, .calls = d->calls, .first_ns = d->first_ns, .last_ns = d->last_ns,
-		.error_ns = d->error_ns, .fd = d->device_fd, .data_fd = data_fd, .op = d->op,
-		.error = d->error, .flags = d->flags,
+		.bytes = d->bytes,
+		.calls = d->calls,
+		.first_ns = d->first_ns,
+		.last_ns = d->last_ns,
+		.error_ns = d->error_ns,
+		.fd = d->device_fd,
+		.data_fd = data_fd,
+		.op = d->op,
+		.error = d->error,
+		.flags = d->flags,
 	};
 
 	d->reported_ns = now_ns();
 	EMIT(vm, VFT_VFIO_DATA, &e);
 }
 
-/* The device's data fd follows its state: totals are reported at every change. */
+/* Updates the device's data fd after a change of its state, and reports the totals. */
 static __always_inline void follow_data(struct vm *vm, s32 fd, u32 state, s32 data_fd, s32 ret)
 {
-	bool moves = state == STOP_COPY || state == RESUMING || state == PRE_COPY || state == PRE_COPY_P2P;
+	bool moves = state == STOP_COPY || state == RESUMING || state == PRE_COPY ||
+		     state == PRE_COPY_P2P;
 	struct fd_key device = key_of(fd), key = key_of(data_fd);
 	s32 *old = data_of_device.lookup(&device);
 
@@ -122,7 +154,8 @@ static __always_inline void follow_data(struct vm *vm, s32 fd, u32 state, s32 da
 	}
 	if (!ret && moves && data_fd >= 0) {
 		struct data fresh = {
-			.device_fd = fd, .op = state == RESUMING ? VFT_VFIO_LOAD : VFT_VFIO_SAVE,
+			.device_fd = fd,
+			.op = state == RESUMING ? VFT_VFIO_LOAD : VFT_VFIO_SAVE,
 		};
 
 		data_fds.update(&key, &fresh);
@@ -130,7 +163,7 @@ static __always_inline void follow_data(struct vm *vm, s32 fd, u32 state, s32 da
 	}
 }
 
-/* A read from or write to some fd of some process returned. */
+/* Counts a read from or a write to any fd of any process, when it returns. */
 static __always_inline int data_moved(s32 fd, long ret)
 {
 	struct vm *vm = current_vm();
@@ -170,7 +203,7 @@ static __always_inline void vfio_opened(struct vm *vm, struct vft_vfio_open *e)
 	u32 known = 1;
 
 	if (count && e->how != VFT_VFIO_SEEN) {
-		/* of the first device only: the guest's memory is mapped for it */
+		/* For the first device only: the guest's memory is mapped for it. */
 		e->mapping_ns = count->first_ns;
 		count->first_ns = 0;
 		count->devices++;
@@ -233,16 +266,24 @@ static __always_inline void count_dma(bool unmap)
 static __always_inline void dirty_done(struct vm *vm, struct call *c)
 {
 	struct vft_vfio_dirty e = {
-		.enter_ns = c->t.enter_ns, .iova = c->iova, .length = c->length,
-		.page_size = c->page_size, .bitmap_bytes = c->t.bitmap_bytes,
-		.walked_bytes = c->t.walked_bytes, .fd = c->t.fd, .by = c->by, .unmap = c->how,
-		.ret = c->t.ret, .pieces = c->t.pieces, .read_errors = c->t.read_errors,
+		.enter_ns = c->t.enter_ns,
+		.iova = c->iova,
+		.length = c->length,
+		.page_size = c->page_size,
+		.bitmap_bytes = c->t.bitmap_bytes,
+		.walked_bytes = c->t.walked_bytes,
+		.fd = c->t.fd,
+		.by = c->by,
+		.unmap = c->how,
+		.ret = c->t.ret,
+		.pieces = c->t.pieces,
+		.read_errors = c->t.read_errors,
 	};
 
 	EMIT(vm, VFT_VFIO_DIRTY, &e);
 }
 
-/* A bitmap's five words {iova, length, page size, [size,] bitmap} lie at `at`. */
+/* Reads the description of a bitmap at `at`: {iova, length, page size, [size,] bitmap}. */
 static __always_inline enum act read_dirty(struct call *c, u64 at, bool sized, u32 by)
 {
 	u64 data[5] = {};
@@ -294,7 +335,7 @@ static __always_inline enum act unmap_act(struct call *c, u32 argsz, u32 flags)
 
 static __always_inline enum act act_of(struct call *c)
 {
-	u32 head[2] = {}; /* argsz, flags; of iommufd size, flags or hwpt */
+	u32 head[2] = {}; /* argsz, flags; for iommufd: size, flags or hwpt */
 
 	switch (c->t.cmd) {
 	case VFIO_GROUP_GET_DEVICE_FD:
@@ -341,7 +382,11 @@ static __always_inline enum act act_of(struct call *c)
 static __always_inline void state_done(struct vm *vm, struct call *c)
 {
 	struct vft_vfio_state e = {
-		.enter_ns = c->t.enter_ns, .fd = c->t.fd, .ret = c->t.ret, .data_fd = -1, .op = c->how,
+		.enter_ns = c->t.enter_ns,
+		.fd = c->t.fd,
+		.ret = c->t.ret,
+		.data_fd = -1,
+		.op = c->how,
 	};
 
 	read_user(&e.state, sizeof(e.state), (void *)c->t.arg + 8);
@@ -358,8 +403,12 @@ static __always_inline void tracking_done(struct vm *vm, struct call *c)
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct dma *count = dma_counts.lookup(&tgid);
 	struct vft_vfio_dirty_tracking e = {
-		.enter_ns = c->t.enter_ns, .page_size = c->page_size, .fd = c->t.fd, .by = c->by,
-		.on = c->how, .ret = c->t.ret,
+		.enter_ns = c->t.enter_ns,
+		.page_size = c->page_size,
+		.fd = c->t.fd,
+		.by = c->by,
+		.on = c->how,
+		.ret = c->t.ret,
 	};
 
 	if (count) {
@@ -369,7 +418,7 @@ static __always_inline void tracking_done(struct vm *vm, struct call *c)
 	EMIT(vm, VFT_VFIO_DIRTY_TRACKING, &e);
 }
 
-/* True when there is a bitmap to walk. */
+/* Returns true if there is a bitmap to walk. */
 static __always_inline bool dirty_begin(u64 id, struct vm *vm, struct call *c)
 {
 	u64 page_size = c->page_size;
@@ -383,7 +432,7 @@ static __always_inline bool dirty_begin(u64 id, struct vm *vm, struct call *c)
 	return false;
 }
 
-/* True when there is a bitmap to walk: the caller tail-calls the walker, which ends the call. */
+/* Returns true if there is a bitmap to walk: the caller tail-calls the walker, which ends it. */
 static __always_inline bool vfio_exit(u64 id, struct vm *vm, struct call *c)
 {
 	struct thread *t = &c->t;
@@ -426,7 +475,10 @@ static __always_inline bool vfio_exit(u64 id, struct vm *vm, struct call *c)
 	}
 	case RESET: {
 		struct vft_vfio_reset e = {
-			.enter_ns = t->enter_ns, .fd = t->fd, .op = c->how, .ret = t->ret,
+			.enter_ns = t->enter_ns,
+			.fd = t->fd,
+			.op = c->how,
+			.ret = t->ret,
 		};
 
 		EMIT(vm, VFT_VFIO_RESET, &e);

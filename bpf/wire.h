@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * The only contract between the kernel side and Python. Every record starts with
- * struct vft_header; vftrace/wire.py holds the same layouts and a test compares both.
- * Fixed-width fields only, naturally aligned, host byte order. Times are CLOCK_BOOTTIME, ns.
+ * The records that the kernel side sends to Python. Every record starts with struct vft_header. The
+ * codec in Python has the same layouts, and a test compares both. Fields have fixed width, natural
+ * alignment and host byte order. Times are CLOCK_BOOTTIME in ns.
  */
 #ifndef VFTRACE_WIRE_H
 #define VFTRACE_WIRE_H
@@ -37,8 +37,8 @@ enum vft_kind {
 	VFT_VF_RESET = 41,
 };
 
-/* seq counts the records of one stream: a process (tgid), or what belongs to no process
- * (tgid 0). A record that did not fit into the ring leaves a hole in it. */
+/* seq numbers the records of one process (tgid), or of no process (tgid 0). A record that did not
+ * fit into the ring buffer leaves a gap. */
 struct vft_header {
 	u64 at_ns;
 	u64 seq;
@@ -79,8 +79,8 @@ struct vft_cap {
 	u64 arg0;
 };
 
-/* bitmap_bytes 0: the slot's size is not known. read_errors counts pieces that could not
- * be read, pieces those that were shipped (a piece of zeroes is not). */
+/* bitmap_bytes 0: the slot's size is unknown. read_errors counts the pieces that could not be read,
+ * pieces those that were sent (a piece of zeroes is not sent). */
 struct vft_get_dirty_log {
 	struct vft_header h;
 	u64 enter_ns;
@@ -107,12 +107,16 @@ struct vft_clear_dirty_log {
 	u32 pad;
 };
 
-enum vft_fill { VFT_FILL_WORDS = 0, VFT_FILL_ONES = 1 };
+enum vft_fill {
+	VFT_FILL_WORDS = 0,
+	VFT_FILL_ONES = 1
+};
 
 #define VFT_PIECE_WORDS 512
 
-/* A part of a bitmap. call_ns is enter_ns of the ioctl it belongs to (same tid).
- * Only the first `words` words are sent, and none is kept where the collector finds only ones: fill says so. */
+/* A part of a bitmap. call_ns is enter_ns of the ioctl it belongs to (same tid). Only the first
+ * `words` words are sent. Where all their bits are set the collector drops the words and sets fill
+ * to VFT_FILL_ONES. */
 struct vft_piece {
 	struct vft_header h;
 	u64 call_ns;
@@ -135,10 +139,14 @@ struct vft_reset_dirty_rings {
 	u32 pad;
 };
 
-enum vft_clock_op { VFT_CLOCK_GET = 0, VFT_CLOCK_SET = 1, VFT_CLOCK_CTRL = 2 };
+enum vft_clock_op {
+	VFT_CLOCK_GET = 0,
+	VFT_CLOCK_SET = 1,
+	VFT_CLOCK_CTRL = 2
+};
 
-/* clock is the guest's kvmclock: what the source reads last is what the destination sets
- * (QEMU hw/i386/kvm/clock.c), so both sides can tell the attempt by it. */
+/* clock is the guest's kvmclock. The destination sets the value that the source read last (QEMU
+ * hw/i386/kvm/clock.c), so it identifies the attempt on both hosts. */
 struct vft_clock {
 	struct vft_header h;
 	u64 enter_ns;
@@ -148,24 +156,30 @@ struct vft_clock {
 	u64 clock;
 };
 
-/* An entry into the guest, first ever (exit_ns 0) or more than 1 ms after the last exit. */
+/* An entry into the guest: the first one (exit_ns 0), or one more than 1 ms after the last exit. */
 struct vft_run {
 	struct vft_header h;
 	u64 exit_ns;
 };
 
-/* KVM_SET_MP_STATE: QEMU's full register set ends with it (kvm_arch_put_registers). */
+/* KVM_SET_MP_STATE, with which QEMU ends a full register set (kvm_arch_put_registers). */
 struct vft_vcpu_state {
 	struct vft_header h;
 	s32 ret;
 	u32 pad;
 };
 
-enum vft_channel_op { VFT_SENDMSG = 0, VFT_SENDTO = 1, VFT_WRITE = 2, VFT_WRITEV = 3,
-		      VFT_PWRITE = 4, VFT_PWRITEV = 5 };
+enum vft_channel_op {
+	VFT_SENDMSG = 0,
+	VFT_SENDTO = 1,
+	VFT_WRITE = 2,
+	VFT_WRITEV = 3,
+	VFT_PWRITE = 4,
+	VFT_PWRITEV = 5
+};
 
-/* Totals of one fd since the process began to log. error is the last negative errno that
- * was not EAGAIN or EINTR, 0 if none. */
+/* Totals of one fd since the process began to log dirty pages. error is the last negative errno
+ * other than EAGAIN and EINTR, 0 if there was none. */
 struct vft_channel {
 	struct vft_header h;
 	u64 bytes;
@@ -179,8 +193,9 @@ struct vft_channel {
 	u32 op;
 };
 
-/* Totals of one fd: time spent sending, and what was sent in it. Pauses of more than 2 ms between two
- * calls do not count (a VMM that holds itself back sleeps), those inside a call do. */
+/* Totals of one fd: the time spent sending and the bytes sent in it. Pauses of more than 2 ms
+ * between two calls do not count (a VMM that limits its bandwidth sleeps), pauses inside a call do.
+ */
 struct vft_burst {
 	struct vft_header h;
 	u64 bytes;
@@ -189,10 +204,16 @@ struct vft_burst {
 	u32 pad;
 };
 
-enum vft_uffd_op { VFT_UFFD_API = 0, VFT_UFFD_REGISTER = 1, VFT_UFFD_UNREGISTER = 2,
-		   VFT_UFFD_COPY = 3, VFT_UFFD_ZEROPAGE = 4, VFT_UFFD_CONTINUE = 5 };
+enum vft_uffd_op {
+	VFT_UFFD_API = 0,
+	VFT_UFFD_REGISTER = 1,
+	VFT_UFFD_UNREGISTER = 2,
+	VFT_UFFD_COPY = 3,
+	VFT_UFFD_ZEROPAGE = 4,
+	VFT_UFFD_CONTINUE = 5
+};
 
-/* COPY, ZEROPAGE and CONTINUE: totals of the process, at most one record in 10 ms. */
+/* For COPY, ZEROPAGE and CONTINUE: totals of the process, at most one record in 10 ms. */
 struct vft_uffd {
 	struct vft_header h;
 	u64 calls;
@@ -203,11 +224,15 @@ struct vft_uffd {
 
 #define VFT_NAME 48
 
-enum vft_vfio_how { VFT_VFIO_GROUP = 0, VFT_VFIO_BIND = 1, VFT_VFIO_SEEN = 2 };
+enum vft_vfio_how {
+	VFT_VFIO_GROUP = 0,
+	VFT_VFIO_BIND = 1,
+	VFT_VFIO_SEEN = 2
+};
 
-/* A VFIO device fd: given out by its group, bound to an iommufd, or seen first by another request.
- * The name is a PCI address or a UUID, empty where it is not known. mapping_ns: when the VMM began to map
- * the guest's memory for its first device, else 0. */
+/* A VFIO device fd: returned by its group, bound to an iommufd, or first seen in another request.
+ * The name is a PCI address or a UUID, empty if unknown. mapping_ns: when the VMM began to map the
+ * guest's memory for its first device, else 0. */
 struct vft_vfio_open {
 	struct vft_header h;
 	s32 fd;
@@ -222,9 +247,12 @@ struct vft_vfio_close {
 	u32 pad;
 };
 
-enum vft_vfio_op { VFT_VFIO_GET = 0, VFT_VFIO_SET = 1 };
+enum vft_vfio_op {
+	VFT_VFIO_GET = 0,
+	VFT_VFIO_SET = 1
+};
 
-/* DEVICE_FEATURE MIG_DEVICE_STATE. data_fd -1: none was given out. */
+/* DEVICE_FEATURE MIG_DEVICE_STATE. data_fd -1: the request returned none. */
 struct vft_vfio_state {
 	struct vft_header h;
 	u64 enter_ns;
@@ -259,9 +287,13 @@ struct vft_vfio_precopy_info {
 	s32 ret;
 };
 
-enum vft_vfio_reset_op { VFT_VFIO_DEVICE_RESET = 0, VFT_VFIO_HOT_RESET = 1, VFT_VFIO_FLR = 2 };
+enum vft_vfio_reset_op {
+	VFT_VFIO_DEVICE_RESET = 0,
+	VFT_VFIO_HOT_RESET = 1,
+	VFT_VFIO_FLR = 2
+};
 
-/* An FLR is seen at its beginning (enter_ns 0), by the device's name, whatever fd it is for (fd -1). */
+/* An FLR is recorded when it begins (enter_ns 0), by the device's name; its fd is unknown (-1). */
 struct vft_vfio_reset {
 	struct vft_header h;
 	u64 enter_ns;
@@ -272,9 +304,13 @@ struct vft_vfio_reset {
 	u32 pad;
 };
 
-enum vft_vfio_by { VFT_VFIO_BY_DEVICE = 0, VFT_VFIO_BY_CONTAINER = 1, VFT_VFIO_BY_IOMMUFD = 2 };
+enum vft_vfio_by {
+	VFT_VFIO_BY_DEVICE = 0,
+	VFT_VFIO_BY_CONTAINER = 1,
+	VFT_VFIO_BY_IOMMUFD = 2
+};
 
-/* Dirty tracking of DMA goes on or off. dma_maps and dma_unmaps: the process's totals. */
+/* Dirty tracking of DMA is switched on or off. dma_maps, dma_unmaps: totals of the process. */
 struct vft_vfio_dirty_tracking {
 	struct vft_header h;
 	u64 enter_ns;
@@ -287,7 +323,7 @@ struct vft_vfio_dirty_tracking {
 	s32 ret;
 };
 
-/* A bitmap of pages written by DMA: shipped as pieces whose page 0 is at iova. */
+/* A bitmap of pages written by DMA. Page 0 of its pieces is at iova. */
 struct vft_vfio_dirty {
 	struct vft_header h;
 	u64 enter_ns;
@@ -304,11 +340,14 @@ struct vft_vfio_dirty {
 	u32 read_errors;
 };
 
-enum vft_vfio_data_op { VFT_VFIO_SAVE = 0, VFT_VFIO_LOAD = 1 };
-#define VFT_VFIO_DATA_END 1	/* a read said that there is no more */
-#define VFT_VFIO_DATA_LEFT 2	/* the device has left the state that the fd belongs to */
+enum vft_vfio_data_op {
+	VFT_VFIO_SAVE = 0,
+	VFT_VFIO_LOAD = 1
+};
+#define VFT_VFIO_DATA_END 1 /* a read returned 0: end of the data */
+#define VFT_VFIO_DATA_LEFT 2 /* the device has left the state that the fd belongs to */
 
-/* Totals of a device's data fd since it was given out. */
+/* Totals of a device's data fd since a request returned it. */
 struct vft_vfio_data {
 	struct vft_header h;
 	u64 bytes;
@@ -327,11 +366,18 @@ struct vft_vfio_data {
 #define VFT_PF_NAME 16
 #define VFT_MAILBOX_WORDS 16
 
-enum vft_driver { VFT_IXGBE = 1, VFT_IGB = 2 };
-enum vft_direction { VFT_FROM_VF = 0, VFT_TO_VF = 1 };
+enum vft_driver {
+	VFT_IXGBE = 1,
+	VFT_IGB = 2
+};
+enum vft_direction {
+	VFT_FROM_VF = 0,
+	VFT_TO_VF = 1
+};
 
-/* A message in a VF's mailbox, of the card `pf` (its PCI address). It had `size` words, of which only the
- * first `words` are here, the others 0. ret: what reading it returned; if not 0 there are none. */
+/* A message in the mailbox of a VF of the card `pf` (its PCI address). The message had `size`
+ * words, of which the record has the first `words`; the rest is 0. ret: the return value of the
+ * driver's read; if it is not 0 there are no words. */
 struct vft_mailbox {
 	struct vft_header h;
 	char pf[VFT_PF_NAME];
@@ -344,7 +390,7 @@ struct vft_mailbox {
 	u32 word[VFT_MAILBOX_WORDS];
 };
 
-/* The PF's driver found that the VF was reset as a function, not by a message. */
+/* The PF's driver found that the VF had a function level reset, as opposed to a RESET message. */
 struct vft_vf_reset {
 	struct vft_header h;
 	char pf[VFT_PF_NAME];
@@ -352,7 +398,7 @@ struct vft_vf_reset {
 	u32 vf;
 };
 
-/* The last thread of a process ended. */
+/* The last thread of a process exited. */
 struct vft_exit {
 	struct vft_header h;
 	u64 last_exit_ns;

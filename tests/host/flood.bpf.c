@@ -17,7 +17,7 @@ int flood(struct syscall_enter *ctx)
 	if (!request || !answer || !pid || !count || bpf_get_current_pid_tgid() >> 32 != *pid)
 		return 0;
 	__sync_fetch_and_add(count, 1);
-	message(VFT_IXGBE, 1, (u64)request->word, 2, vf, VFT_FROM_VF, 0);
-	message(VFT_IXGBE, 1, (u64)answer->word, 2, vf, VFT_TO_VF, 0);
+	emit_mailbox(VFT_IXGBE, 1, (u64)request->word, 2, vf, VFT_FROM_VF, 0);
+	emit_mailbox(VFT_IXGBE, 1, (u64)answer->word, 2, vf, VFT_TO_VF, 0);
 	return 0;
 }

@@ -43,7 +43,7 @@ def _rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def _hang_up(source: LiveSource, pid: int) -> Any:
+def _attach_flood(source: LiveSource, pid: int) -> Any:
     """The mailbox's programs with flood.bpf.c behind them, as if a card's driver had come."""
     os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
     text = program_text("mailbox.bpf.c") + (Path(__file__).parent / "flood.bpf.c").read_text()
@@ -69,7 +69,7 @@ def test_ten_seconds_of_a_flood_are_recorded_or_counted_in_bounded_memory() -> N
         ) as child:
             assert child.stdin is not None
             assert child.stdout is not None
-            bpf = _hang_up(source, child.pid)
+            bpf = _attach_flood(source, child.pid)
             child.stdin.write(b"\n")
             child.stdin.close()
             used: list[int] = []

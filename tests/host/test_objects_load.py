@@ -16,7 +16,7 @@ GUEST_MEMORY = 1 << 30
 
 
 def _flags(program: str, way: str) -> Sequence[str]:
-    if program == "vftrace.bpf.c":
+    if program == "kvm.bpf.c":
         return loader._cflags(Way(way, ()), GUEST_MEMORY, loader.LEAST_PIECES)
     if program == "vfio.bpf.c":
         return vfio._cflags(Way(way, ()), None)
@@ -26,9 +26,9 @@ def _flags(program: str, way: str) -> Sequence[str]:
 def load(program: str, way: str) -> tuple[bool, dict[str, bytes]]:
     """Whether the object came from the cache, and the instructions of its functions, all loaded."""
     first = None
-    if program != "vftrace.bpf.c":
+    if program != "kvm.bpf.c":
         # Its maps are the first object's.
-        first = compiled("vftrace.bpf.c", _flags("vftrace.bpf.c", TRACEPOINT))
+        first = compiled("kvm.bpf.c", _flags("kvm.bpf.c", TRACEPOINT))
     bpf = compiled(program, _flags(program, way), first)
     functions = bpf._image.functions
     for name in functions:
@@ -43,8 +43,8 @@ def load(program: str, way: str) -> tuple[bool, dict[str, bytes]]:
 @pytest.mark.parametrize(
     ("program", "way"),
     [
-        ("vftrace.bpf.c", TRACEPOINT),
-        ("vftrace.bpf.c", KPROBE),
+        ("kvm.bpf.c", TRACEPOINT),
+        ("kvm.bpf.c", KPROBE),
         ("vfio.bpf.c", TRACEPOINT),
         ("vfio.bpf.c", KPROBE),
         ("mailbox.bpf.c", KPROBE),

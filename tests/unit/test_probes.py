@@ -59,7 +59,7 @@ def test_reloaded_between_two_looks(modules: Path) -> None:
 
 
 class Bpf:
-    """Notes what is hung up and let go; refuses what is in `refused`."""
+    """Records what is attached and detached; refuses hooks in `refused`."""
 
     def __init__(self, refused: frozenset[str] = frozenset()) -> None:
         self.attached: set[str] = set()

@@ -14,7 +14,7 @@ _WORDS_BY_COUNT, _HOLDS_KEY = 0x100, 0x200
 
 
 def shipped_words(table: Table) -> dict[int, int]:
-    """What the kernel side may send on of each message (bpf/mailbox.h, `shipped`).
+    """What the kernel side may send on of each message (bpf/mailbox.h, `exportable_words`).
 
     Keys are driver << 24 | direction << 16 | opcode, values a number of words and flags.
     """

@@ -1,4 +1,4 @@
-"""Hanging up BPF functions at their hooks, and what the compiler says when it cannot."""
+"""Attaches BPF functions to their hooks, and gives the reason where that fails."""
 
 import contextlib
 import os
@@ -12,8 +12,8 @@ from vftrace.probes.registry import Hook, Way
 KRETPROBE_INSTANCES = 1024
 
 
-def hang_up(bpf: Any, way: Way) -> str | None:
-    """Attach all hooks of one way; returns why not, with none of them left attached."""
+def attach_all(bpf: Any, way: Way) -> str | None:
+    """Attach all hooks of one way. Returns the reason if that fails; then no hook stays attached."""
     attached: list[Hook] = []
     for hook in (*way.hooks, *way.optional):
         try:
@@ -28,8 +28,8 @@ def hang_up(bpf: Any, way: Way) -> str | None:
     return None
 
 
-def let_go(bpf: Any, way: Way) -> None:
-    """Detach the hooks of one way; those whose function has gone with its module are forgotten."""
+def detach_all(bpf: Any, way: Way) -> None:
+    """Detach the hooks of one way, also where a module was unloaded with its functions."""
     for hook in (*way.hooks, *way.optional):
         with contextlib.suppress(Exception):  # BCC raises Exception itself
             _detach(bpf, hook)
@@ -58,7 +58,7 @@ def _detach(bpf: Any, hook: Hook) -> None:
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[Callable[[], str]]:
-    """clang and libbpf write to file descriptor 2; keep that off the user's screen."""
+    """Capture what clang and libbpf write to file descriptor 2."""
     with tempfile.TemporaryFile() as sink:
         saved = os.dup(2)
         os.dup2(sink.fileno(), 2)
@@ -75,7 +75,7 @@ def captured_stderr() -> Iterator[Callable[[], str]]:
 
 
 def first_line(complaint: str, error: Exception) -> str:
-    """The first error in what a compiler said, else the first line of the exception."""
+    """The first error line of a compiler's output, else the first line of the exception."""
     lines = [line.strip() for line in complaint.splitlines() if "error" in line]
     text = lines[0] if lines else str(error)
     return text.splitlines()[0] if text else type(error).__name__

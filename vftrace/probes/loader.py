@@ -12,7 +12,7 @@ from vftrace import events
 from vftrace.errors import MachineError
 from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.probes import btf, kernel
-from vftrace.probes.attach import captured_stderr, first_line, hang_up, let_go
+from vftrace.probes.attach import attach_all, captured_stderr, detach_all, first_line
 from vftrace.probes.bcc.compiler import compiled
 from vftrace.probes.mailbox import MailboxProbes
 from vftrace.probes.module_watcher import ModuleProbes, instance
@@ -150,7 +150,7 @@ class Probes:
     def streams(self) -> dict[int, int]:
         """The next `seq` of each watched process, and of what belongs to none."""
         streams = {int(k.value): int(v.seq) for k, v in self._bpf["vms"].items()}
-        return {events.NO_PROCESS: int(self._bpf["unowned"][0].value), **streams}
+        return {events.NO_PROCESS: int(self._bpf["mailbox_seq"][0].value), **streams}
 
     def close(self) -> None:
         """Detach everything. What was watched does not notice."""
@@ -207,24 +207,24 @@ class Probes:
             try:
                 # fentry programs are attached in here
                 flags = _cflags(way, self._guest_memory, pieces)
-                self._bpf = compiled("vftrace.bpf.c", flags)
+                self._bpf = compiled("kvm.bpf.c", flags)
             except Exception as error:
                 return first_line(complaint(), error)
             try:
                 self._bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(self._walker(way))
-                reason = self._hang_up_ioctl(way)
+                reason = self._attach_ioctl(way)
             except Exception as error:
                 reason = first_line(complaint(), error)
         if reason is not None:
             self._bpf.cleanup()
         return reason
 
-    def _hang_up_ioctl(self, way: Way) -> str | None:
+    def _attach_ioctl(self, way: Way) -> str | None:
         """Only system calls' tracepoints are there without the kvm module, and stay when it goes."""
         rings = {DIRTY_RING.name: DIRTY_RING.ways[0]}
         if way.name == TRACEPOINT:
             self._kvm = KvmProbes(self._bpf, rings)
-            return hang_up(self._bpf, way)
+            return attach_all(self._bpf, way)
         self._kvm = KvmProbes(self._bpf, {IOCTL.name: way, **rings})
         reason = self._kvm.reasons[IOCTL.name]
         return None if reason in WAITS else reason
@@ -243,7 +243,7 @@ class Probes:
         ways = [way for way in probe.ways if forced == way.name] or probe.ways
         for way in ways:
             with captured_stderr():
-                reason = _refused(way) or hang_up(self._bpf, way)
+                reason = _refused(way) or attach_all(self._bpf, way)
             if reason is None:
                 return way.name, "; ".join(reasons) or None
             reasons.append(f"{way.name}: {reason}")
@@ -251,7 +251,7 @@ class Probes:
 
 
 class KvmProbes(ModuleProbes):
-    """What is hung up in kvm's own functions and tracepoints, as long as they are there.
+    """The probes on functions and tracepoints of the kvm module, attached while it is loaded.
 
     While it is, the kernel refuses to unload kvm: tracepoints and fentry hold the module
     (kernel/trace/trace_event_perf.c, perf_trace_event_reg; kernel/bpf/trampoline.c).
@@ -269,11 +269,11 @@ class KvmProbes(ModuleProbes):
     def _come(self, _module: str) -> None:
         with captured_stderr():
             for name, way in self._ways.items():
-                self.reasons[name] = hang_up(self._bpf, way)
+                self.reasons[name] = attach_all(self._bpf, way)
 
     def _gone(self, _module: str) -> None:
         for name, way in self._ways.items():
-            let_go(self._bpf, way)
+            detach_all(self._bpf, way)
             self.reasons[name] = NO_KVM
 
 

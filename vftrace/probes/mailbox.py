@@ -7,7 +7,7 @@ from typing import Any
 from vftrace.mailbox.drivers import TABLES, Tables, shipped_words
 from vftrace.mailbox.table import Table
 from vftrace.probes import btf, kernel
-from vftrace.probes.attach import captured_stderr, first_line, hang_up, let_go
+from vftrace.probes.attach import attach_all, captured_stderr, detach_all, first_line
 from vftrace.probes.bcc.compiler import compiled
 from vftrace.probes.module_watcher import ModuleProbes
 from vftrace.probes.registry import KPROBE, MAILBOX, NO_CARD, ProbeStatus, mailbox_way
@@ -82,7 +82,7 @@ class MailboxProbes(ModuleProbes):
         self._reasons.pop(module, None)
         if module in self._attached:
             self._attached.remove(module)
-            let_go(self._bpf, mailbox_way(module))
+            detach_all(self._bpf, mailbox_way(module))
 
     def unsent(self) -> list[Unsent]:
         """For each VF of which messages were not recorded since the last call, how many."""
@@ -119,7 +119,7 @@ class MailboxProbes(ModuleProbes):
                 if self._bpf is None:
                     self._bpf = compiled("mailbox.bpf.c", first=self._first)
                 self._tell(table)
-                return hang_up(self._bpf, mailbox_way(table.driver))
+                return attach_all(self._bpf, mailbox_way(table.driver))
             except Exception as error:  # BCC raises Exception itself
                 return first_line(complaint(), error)
 
@@ -143,6 +143,6 @@ class MailboxProbes(ModuleProbes):
 
 def allow_words(bpf: Any, table: Table) -> None:
     """Tell the kernel side which words of the driver's messages it may send on."""
-    rules = bpf["shipped"]
+    rules = bpf["exportable_words"]
     for key, rule in shipped_words(table).items():
         rules[ctypes.c_uint32(key)] = ctypes.c_uint32(rule)

@@ -1,7 +1,7 @@
 """The probes, and for each the ways to attach it, tried in order.
 
 A probe is what `doctor` lists and `vftrace_probe_attached` names. Hooks are pairs of where
-(tracepoint or kernel function) and which function of bpf/vftrace.bpf.c runs there.
+(tracepoint or kernel function) and which function of bpf/kvm.bpf.c runs there.
 """
 
 from dataclasses import dataclass

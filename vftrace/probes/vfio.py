@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from vftrace.probes import btf, kernel
-from vftrace.probes.attach import captured_stderr, first_line, hang_up
+from vftrace.probes.attach import attach_all, captured_stderr, first_line
 from vftrace.probes.bcc.compiler import compiled
 from vftrace.probes.module_watcher import ModuleProbes
 from vftrace.probes.registry import (
@@ -72,7 +72,7 @@ class VfioProbes(ModuleProbes):
             return
         if self._status[1].way is None:
             with captured_stderr():
-                reason = hang_up(self._bpf, VFIO_DATA.ways[1])
+                reason = attach_all(self._bpf, VFIO_DATA.ways[1])
             self._status[1] = ProbeStatus(VFIO_DATA, None if reason else TRACEPOINT, reason)
         if self._way == KPROBE and self._search is None:
             self._search = threading.Thread(target=self._find_precopy_ioctls, daemon=True)
@@ -111,7 +111,7 @@ class VfioProbes(ModuleProbes):
         self._precopy |= new
         if self._bpf is not None:
             with captured_stderr():
-                hang_up(self._bpf, precopy_info(sorted(new)))
+                attach_all(self._bpf, precopy_info(sorted(new)))
 
     def _load(self) -> None:
         reasons: list[str] = []
@@ -145,7 +145,7 @@ class VfioProbes(ModuleProbes):
                 kind = bpf.KPROBE if way.name == KPROBE else bpf.TRACEPOINT
                 walker = bpf.load_func("walk", kind)
                 bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(walker.fd)
-                reason = hang_up(bpf, way)
+                reason = attach_all(bpf, way)
             except Exception as error:  # BCC raises Exception itself
                 reason = first_line(complaint(), error)
         if reason is None:

@@ -13,7 +13,7 @@ from bcc.table import RingBuf, TableBase
 
 from vftrace.probes.bcc.image import Function, Image, Map
 
-SHARED = ("events", "vms", "lost", "unowned")
+SHARED = ("events", "vms", "lost", "mailbox_seq")
 """Maps of bpf/common.h that all objects have in common: the first one's."""
 
 # bcc's libbpf.h and bpf_common.h, the same in 0.26 and 0.37; what its own libbcc.py does not declare.

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * Dirty ring: KVM_RESET_DIRTY_RINGS counts pushes, and one page may be pushed many times, so
- * distinct pages come from a bitmap of our own. Chunks have the form of a piece (32768 pages);
- * a reset ships and clears those that were touched since the one before.
+ * KVM's dirty ring. KVM_RESET_DIRTY_RINGS counts pushes, and one page may be pushed many times, so
+ * distinct pages come from a bitmap that these probes keep. A chunk of it has the form of a piece
+ * (32768 pages). A reset sends and clears the chunks that were touched since the previous reset.
  */
 #define CHUNKS_PER_CALL 16
-/* As many as one reset can ship: the walker runs 33 times at most (bitmap.h). */
+/* As many chunks as one reset can send: the walker runs at most 33 times (bitmap.h). */
 #define MAX_TOUCHED (33 * CHUNKS_PER_CALL)
 
 struct chunk_key {
@@ -29,7 +29,7 @@ BPF_TABLE("array", u32, struct chunk_bytes, new_chunk, 1);
 BPF_F_TABLE("hash", struct chunk_key, struct chunk_bytes, chunks, 65536, 1 /* BPF_F_NO_PREALLOC */);
 BPF_F_TABLE("hash", struct touched_key, struct chunk_key, touched, 65536, 1);
 
-/* kvm:kvm_dirty_ring_push, the same fields on 6.1, 6.12 and 7.2 (include/trace/events/kvm.h). */
+/* kvm:kvm_dirty_ring_push has the same fields on 6.1, 6.12 and 7.2 (include/trace/events/kvm.h). */
 struct dirty_ring_push {
 	u64 common;
 	s32 index;
@@ -88,8 +88,9 @@ int tp_dirty_ring_exit(void *ctx)
 	return 0;
 }
 
-/* False when there is no such chunk. */
-static __always_inline bool ship_chunk(struct walk *walk, struct vm *vm, struct thread *t, u32 index)
+/* Sends one touched chunk and clears it. Returns false if there is no such chunk. */
+static __always_inline bool ship_chunk(struct walk *walk, struct vm *vm, struct thread *t,
+				       u32 index)
 {
 	struct touched_key at = { .tgid = bpf_get_current_pid_tgid() >> 32, .index = index };
 	struct vft_piece *piece = (struct vft_piece *)walk->before;
@@ -119,7 +120,7 @@ static __always_inline bool ship_chunk(struct walk *walk, struct vm *vm, struct 
 	return true;
 }
 
-/* True when there is more to ship. */
+/* Returns true if there are more chunks to send. */
 static __always_inline bool ship_chunks(struct walk *walk, struct vm *vm, struct thread *t)
 {
 #pragma nounroll
@@ -129,8 +130,8 @@ static __always_inline bool ship_chunks(struct walk *walk, struct vm *vm, struct
 		if (index >= walk->bytes)
 			break;
 		walk->offset++;
-		/* the next call goes on: were it this one, the verifier would follow what is left of the loop
-		 * again for each turn */
+		/* The next call continues. If this one did, the verifier would follow the rest of
+		 * the loop again for each turn. */
 		if (!ship_chunk(walk, vm, t, index))
 			break;
 	}

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * Where the probes are hung up. Every way to attach ends in the same functions of kvm.h,
- * channel.h, uffd.h and process.h; the collector attaches the way this kernel takes and never
- * loads the others.
+ * Entry points of the probes of KVM, userfaultfd, channels and processes. Every attach method ends
+ * in the same functions of kvm.h, channel.h, userfault.h and process.h. The collector loads only
+ * the method that this kernel accepts.
  */
 #include "common.h"
 #include "bitmap.h"
-#include "ring.h"
+#include "dirty_ring.h"
 #include "kvm.h"
 #include "channel.h"
-#include "uffd.h"
+#include "userfault.h"
 #include "process.h"
 
 static __always_inline int ioctl_enter(void *ctx, u32 fd, u32 cmd, u64 arg)
@@ -53,7 +53,7 @@ static __always_inline int ioctl_exit(void *ctx, s32 ret)
 	return kvm_ioctl_exit(ctx, id, t, ret);
 }
 
-/* The walker goes on where ioctl_exit stopped, as often as tail calls allow. */
+/* Continues the walk that ioctl_exit began, as often as the kernel allows tail calls. */
 static __always_inline int walk_on(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -89,7 +89,10 @@ int walk(void *ctx)
 #endif
 
 #define TP_SENDER(name, op) \
-int tp_##name##_enter(struct syscall_enter *ctx) { return send_enter(ctx->args[0], op); }
+	int tp_##name##_enter(struct syscall_enter *ctx) \
+	{ \
+		return send_enter(ctx->args[0], op); \
+	}
 TP_SENDER(sendmsg, VFT_SENDMSG)
 TP_SENDER(sendto, VFT_SENDTO)
 TP_SENDER(write, VFT_WRITE)
@@ -114,7 +117,10 @@ int tp_ioctl_exit(struct syscall_exit *ctx)
 }
 #else
 #define KP_SENDER(name, op) \
-int kp_##name(struct pt_regs *ctx) { return send_enter(PT_REGS_PARM1(ctx), op); }
+	int kp_##name(struct pt_regs *ctx) \
+	{ \
+		return send_enter(PT_REGS_PARM1(ctx), op); \
+	}
 KP_SENDER(sendmsg, VFT_SENDMSG)
 KP_SENDER(sendto, VFT_SENDTO)
 KP_SENDER(write, VFT_WRITE)
@@ -129,7 +135,8 @@ int kr_send(struct pt_regs *ctx)
 #endif
 
 #ifdef WAY_KPROBE
-/* The entry points of the file_operations: static, but with these names in 6.1, 6.12 and 7.x. */
+/* The ioctl functions of KVM's file_operations. They are static, but have the same names
+ * in 6.1, 6.12 and 7.x. */
 int kp_ioctl(struct pt_regs *ctx, void *file, unsigned int cmd, unsigned long arg)
 {
 	return ioctl_enter(ctx, 0, cmd, arg);
@@ -140,18 +147,17 @@ int kr_ioctl(struct pt_regs *ctx)
 	return ioctl_exit(ctx, PT_REGS_RC(ctx));
 }
 
-/* Only the beginning is seen: a kretprobe here would hold an instance for every vCPU that waits inside
- * KVM_RUN. */
+/* Entry only: a kretprobe here would hold an instance for every vCPU that waits inside KVM_RUN. */
 int kp_vcpu_ioctl(struct pt_regs *ctx, void *file, unsigned int cmd, unsigned long arg)
 {
 	if (cmd == KVM_RUN)
 		run_enter(0);
 	else if (is_vcpu(cmd))
-		vcpu_says(cmd, now_ns(), 0);
+		emit_vcpu_call(cmd, now_ns(), 0);
 	return 0;
 }
 
-/* kvm:kvm_userspace_exit is the end of KVM_RUN (virt/kvm/kvm_main.c, kvm_vcpu_ioctl). */
+/* kvm:kvm_userspace_exit marks the end of KVM_RUN (virt/kvm/kvm_main.c, kvm_vcpu_ioctl). */
 int tp_userspace_exit(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -164,9 +170,10 @@ int tp_userspace_exit(void *ctx)
 #endif
 
 #ifdef WAY_FENTRY
-/* KVM_MODULE says whether kvm is a module here. The walker is hung up on kvm_device_ioctl, which has
- * kvm_vm_ioctl's prototype, because the kernel allows tail calls between programs of one prototype only
- * (bpf_prog_map_compatible); called there it finds no walk to go on with and returns. */
+/* KVM_MODULE is defined where kvm is a module. The walker is attached to kvm_device_ioctl, which
+ * has the prototype of kvm_vm_ioctl, because the kernel allows tail calls only between programs of
+ * one prototype (bpf_prog_map_compatible). When kvm_device_ioctl itself runs it, it finds no walk
+ * and returns. */
 #ifdef KVM_MODULE
 #define KVM_FENTRY(name, args...) MODULE_KFUNC_PROBE(kvm, name, ##args)
 #define KVM_FEXIT(name, args...) MODULE_KRETFUNC_PROBE(kvm, name, ##args)
@@ -176,7 +183,7 @@ int tp_userspace_exit(void *ctx)
 #endif
 #define IOCTL_ARGS void *file, unsigned int cmd, unsigned long arg
 
-/* Each function sees its own requests only, so each program has no more than these. */
+/* Each function receives only its own requests, so each program handles only those. */
 static __always_inline struct thread *own_thread(u64 id)
 {
 	struct thread *t = threads.lookup(&id);
@@ -238,12 +245,15 @@ KVM_FEXIT(kvm_vcpu_ioctl, IOCTL_ARGS, long ret)
 		run_exit(t);
 		return 0;
 	}
-	vcpu_says(t->cmd, t->enter_ns, ret);
+	emit_vcpu_call(t->cmd, t->enter_ns, ret);
 	call_done(id, t);
 	return 0;
 }
 
-KVM_FEXIT(kvm_device_ioctl, IOCTL_ARGS, long ret) { return walk_on(ctx); }
+KVM_FEXIT(kvm_device_ioctl, IOCTL_ARGS, long ret)
+{
+	return walk_on(ctx);
+}
 
 KFUNC_PROBE(userfaultfd_ioctl, IOCTL_ARGS)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * userfaultfd, as a postcopy destination uses it (include/uapi/linux/userfaultfd.h).
+ * userfaultfd's ioctls, which a post-copy destination uses (include/uapi/linux/userfaultfd.h).
  */
 #define UFFDIO_API 0xc018aa3f
 #define UFFDIO_REGISTER 0xc020aa00
@@ -42,17 +42,29 @@ static __always_inline void uffd_exit(struct thread *t, s32 ret)
 	if (!vm)
 		return;
 	switch (t->cmd) {
-	case UFFDIO_API: e.op = VFT_UFFD_API; break;
-	case UFFDIO_REGISTER: e.op = VFT_UFFD_REGISTER; break;
-	case UFFDIO_UNREGISTER: e.op = VFT_UFFD_UNREGISTER; break;
-	case UFFDIO_COPY: e.op = VFT_UFFD_COPY; break;
-	case UFFDIO_ZEROPAGE: e.op = VFT_UFFD_ZEROPAGE; break;
-	case UFFDIO_CONTINUE: e.op = VFT_UFFD_CONTINUE; break;
+	case UFFDIO_API:
+		e.op = VFT_UFFD_API;
+		break;
+	case UFFDIO_REGISTER:
+		e.op = VFT_UFFD_REGISTER;
+		break;
+	case UFFDIO_UNREGISTER:
+		e.op = VFT_UFFD_UNREGISTER;
+		break;
+	case UFFDIO_COPY:
+		e.op = VFT_UFFD_COPY;
+		break;
+	case UFFDIO_ZEROPAGE:
+		e.op = VFT_UFFD_ZEROPAGE;
+		break;
+	case UFFDIO_CONTINUE:
+		e.op = VFT_UFFD_CONTINUE;
+		break;
 	}
 	if (e.op >= VFT_UFFD_COPY) {
-		/* COPY: len@16; ZEROPAGE and CONTINUE begin with {start, len} */
+		/* COPY has len at offset 16; ZEROPAGE and CONTINUE begin with {start, len}. */
 		read_user(&length, sizeof(length),
-				    (void *)(t->arg + (e.op == VFT_UFFD_COPY ? 16 : 8)));
+			  (void *)(t->arg + (e.op == VFT_UFFD_COPY ? 16 : 8)));
 		if (!ret) {
 			__sync_fetch_and_add(&vm->uffd_calls, 1);
 			__sync_fetch_and_add(&vm->uffd_bytes, length);
