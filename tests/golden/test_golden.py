@@ -378,7 +378,7 @@ def test_new_pages_are_no_fewer_than_qemu_found(name: str) -> None:
 
 def _written(process: Process, attempt: Attempt) -> set[int]:
     """Guest pages (4 KiB) that became dirty during a session."""
-    (session,) = [s for s in process.sessions if s.started_at_ns == attempt.migration.started_at_ns]
+    (session,) = [s for s in process.outgoing if s.started_at_ns == attempt.migration.started_at_ns]
     starts = {
         event.slot: event.gpa // PAGE_SIZE
         for event in attempt.run.events

@@ -22,7 +22,7 @@ from tests.host.pumping import until
 from vftrace import events
 from vftrace.analysis import dirty
 from vftrace.analysis.dirty import Bitmap
-from vftrace.analysis.outgoing import Session, Sweep
+from vftrace.analysis.outgoing import DirtySync, OutgoingMigration
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.live import LiveSource
 from vftrace.collect.pump import Pump
@@ -82,16 +82,16 @@ def fresh_pages(
 ) -> tuple[Migration, list[frozenset[int]]]:
     """The migration of process `pid`, and for each of its sweeps the guest pages that vftrace calls new."""
     by_sweep: dict[int, list[tuple[int, Bitmap | None]]] = {}
-    order: list[Sweep] = []
-    count_again = Session._count_again
+    order: list[DirtySync] = []
+    count_again = OutgoingMigration._count_again
 
-    def note(self: Session, sweep: Sweep, slot: int, fresh: Bitmap | None) -> None:
+    def note(self: OutgoingMigration, sweep: DirtySync, slot: int, fresh: Bitmap | None) -> None:
         if self.pid == pid and id(sweep) not in by_sweep:
             order.append(sweep)
         by_sweep.setdefault(id(sweep), []).append((slot, fresh))
         count_again(self, sweep, slot, fresh)
 
-    monkeypatch.setattr(Session, "_count_again", note)
+    monkeypatch.setattr(OutgoingMigration, "_count_again", note)
     tracker = Tracker()
     first_page: dict[int, int] = {}
     for event in events_of(records):

@@ -252,8 +252,8 @@ def test_a_log_that_is_read_for_ever_without_a_migration_is_bounded() -> None:
     for n in range(3000):
         at = 10**9 * (n + 1)
         tracker.feed(events.GetDirtyLog(at, n + 1, 1, 2, at - 1, 1, 32768, 32768, 0, 0, 0, 0))
-    (session,) = tracker._processes[1].sessions
-    assert len(session.sweeps) < 100
+    (session,) = tracker._processes[1].outgoing
+    assert len(session.dirty_syncs) < 100
     assert tracker.snapshot().migrations == ()
 
 
@@ -277,5 +277,5 @@ def test_sessions_that_are_no_migrations_are_forgotten() -> None:
             tracker.feed(events.Region(at, seq, 1, 2 + n, 0, flags, 0, 1 << 30, 0, 0))
             seq += 1
     process = tracker._processes[1]
-    assert len(process.sessions) <= 65
+    assert len(process.outgoing) <= 65
     assert len(process.switched_on) <= 1

@@ -31,7 +31,7 @@ def test_a_finished_migration_stays_as_it_was() -> None:
     assert [replace(m, incomplete=False) for m in after] == [
         replace(m, incomplete=False) for m in before
     ]
-    assert not any(p.sessions for p in (*tracker._ended, *tracker._processes.values()))
+    assert not any(p.outgoing for p in (*tracker._ended, *tracker._processes.values()))
     assert not tracker._pairs
 
 

@@ -1,7 +1,7 @@
-"""One logging session of a process: a migration's source side, once its thread sends bytes.
+"""A migration as its source shows it: a thread that logs dirty pages and sends.
 
-A session opens when a thread switches dirty logging on for the largest memslot. Display code, firmware
-and dirty-rate measurements log too; what makes a session a migration is that the same thread then
+An outgoing migration opens when a thread switches dirty logging on for the largest memslot. Display code, firmware
+and dirty-rate measurements log too; what makes it a migration is that the same thread then
 sends on a socket, pipe or file.
 """
 
@@ -13,13 +13,13 @@ from vftrace.analysis.dirty import Bitmap, SlotLog
 from vftrace.events import Burst, Channel, Clock, GetDirtyLog, ResetDirtyRings
 from vftrace.model.migration import NotCounted, Round, SlotRound
 
-_MAX_OTHER_SWEEPS = 64
-"""Of a session that is no migration: QEMU's dirty limit sweeps as long as the VM lives."""
+_MAX_OTHER_SYNCS = 64
+"""Dirty syncs kept for a thread that has not sent: QEMU's dirty limit reads the logs as long as the VM lives."""
 
 
 @dataclass
-class Sweep:
-    """One pass over the logged slots by the session's thread. Times in ns; bytes by fd at its start."""
+class DirtySync:
+    """One dirty sync: a pass over the logged slots by the migration thread. Times in ns; bytes by fd at its start."""
 
     start_ns: int
     end_ns: int
@@ -31,8 +31,8 @@ class Sweep:
 
 
 @dataclass
-class Session:
-    """What is known of one logging session. `tid` is the thread that switched logging on."""
+class OutgoingMigration:
+    """What is known of one attempt. `tid` is the thread that switched logging on."""
 
     pid: int
     tid: int
@@ -42,22 +42,22 @@ class Session:
     """Bytes each fd had sent before."""
     baseline_errors: dict[int, int]
     paused_before: bool | None
-    """Whether the guest was stopped when the session began; None if that was not seen."""
+    """Whether the guest was stopped when the attempt began; None if that was not seen."""
     uncertain: frozenset[int] | None = None
     """Of the fds in `baseline` those that may have sent more before, where records are missing (else None)."""
     missed_beginning: bool = False
-    sweeps: list[Sweep] = field(default_factory=list)
-    open_sweep: Sweep | None = None
+    dirty_syncs: list[DirtySync] = field(default_factory=list)
+    open_sync: DirtySync | None = None
     ever: dict[int, Bitmap] = field(default_factory=dict)
     channels: dict[int, Channel] = field(default_factory=dict)
-    """The latest totals of each fd since the session began."""
+    """The latest totals of each fd since the attempt began."""
     bursts: dict[int, tuple[int, int]] = field(default_factory=dict)
     """By fd: bytes sent without pauses, and the ns they took."""
     by_thread: dict[int, int] = field(default_factory=dict)
-    """Latest bytes of fds that the session's thread was seen to send on."""
+    """Latest bytes of fds that the migration thread was seen to send on."""
     by_main: set[int] = field(default_factory=set)
     stop: Clock | None = None
-    """The clock read of the stop that the session's thread made itself."""
+    """The clock read of the stop that the migration thread made itself."""
     saved: Clock | None = None
     """The second clock read, after the final sweep: the state has been read."""
     sent_at_save: dict[int, int] | None = None
@@ -77,23 +77,23 @@ class Session:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more can come of this session."""
+        """Whether nothing more can come of this attempt."""
         return self.logging_off_at_ns is not None or self.process_ended_at_ns is not None
 
     @property
     def is_migration(self) -> bool:
-        """Whether the session's thread has sent anything."""
+        """Whether the migration thread has sent anything."""
         return bool(self.by_thread)
 
     def got_dirty_log(self, event: GetDirtyLog, log: SlotLog | None, logged: Bitmap | None) -> None:
-        """A GET_DIRTY_LOG by the session's thread. `logged` None: its bits are not known."""
+        """A GET_DIRTY_LOG by the migration thread. `logged` None: its bits are not known."""
         self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
-        sweep = self.open_sweep
+        sweep = self.open_sync
         if sweep is None or event.slot in sweep.slots:
-            sweep = self._begin_sweep(event.enter_ns, event.at_ns)
+            sweep = self._begin_sync(event.enter_ns, event.at_ns)
         fresh, initial = (None, False) if log is None else log.take()
         # Under INITIALLY_SET the first sweep is all ones: logged, but nobody knows what is new.
-        if initial and len(self.sweeps) == 1:
+        if initial and len(self.dirty_syncs) == 1:
             fresh = None
             sweep.initial = True
         sweep.end_ns = max(sweep.end_ns, event.at_ns)
@@ -108,10 +108,10 @@ class Session:
         self._count_again(sweep, event.slot, fresh)
 
     def reset_rings(self, event: ResetDirtyRings, fresh: dict[int, Bitmap] | None) -> None:
-        """A KVM_RESET_DIRTY_RINGS by the session's thread: with rings each is a sweep."""
+        """A KVM_RESET_DIRTY_RINGS by the migration thread: with rings each is a sweep."""
         self.ring = True
         self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
-        sweep = self._begin_sweep(event.enter_ns, event.at_ns)
+        sweep = self._begin_sync(event.enter_ns, event.at_ns)
         if fresh is None:
             sweep.redirtied = None
             sweep.slots[-1] = SlotRound(-1, None, None)
@@ -126,7 +126,7 @@ class Session:
         self.sent_at_close[fd] = at_ns, self._sent()
 
     def _sent(self) -> int:
-        """What the session's thread has sent, as far as that was reported."""
+        """What the migration thread has sent, as far as that was reported."""
         return sum(
             max(0, total - self.baseline.get(channel, 0))
             for channel, total in self.by_thread.items()
@@ -137,15 +137,15 @@ class Session:
         total = self.dma_pages.get(by_device, 0)
         self.dma_pages[by_device] = None if total is None or pages is None else total + pages
 
-    def _begin_sweep(self, start_ns: int, end_ns: int) -> Sweep:
+    def _begin_sync(self, start_ns: int, end_ns: int) -> DirtySync:
         sent = {fd: channel.bytes for fd, channel in self.channels.items()}
-        self.open_sweep = Sweep(start_ns, end_ns, sent, dict(self.bursts))
-        self.sweeps.append(self.open_sweep)
-        if not self.is_migration and len(self.sweeps) > _MAX_OTHER_SWEEPS:
-            del self.sweeps[0]
-        return self.open_sweep
+        self.open_sync = DirtySync(start_ns, end_ns, sent, dict(self.bursts))
+        self.dirty_syncs.append(self.open_sync)
+        if not self.is_migration and len(self.dirty_syncs) > _MAX_OTHER_SYNCS:
+            del self.dirty_syncs[0]
+        return self.open_sync
 
-    def _count_again(self, sweep: Sweep, slot: int, fresh: Bitmap | None) -> None:
+    def _count_again(self, sweep: DirtySync, slot: int, fresh: Bitmap | None) -> None:
         if fresh is None:
             if not sweep.initial:
                 sweep.redirtied = None
@@ -154,7 +154,7 @@ class Session:
         if sweep.redirtied is not None:
             sweep.redirtied += dirty.count(dirty.common(fresh, seen))
         # A first sweep's pages are what there was before, except with rings, which begin empty.
-        if self.ring or len(self.sweeps) > 1:
+        if self.ring or len(self.dirty_syncs) > 1:
             self.ever[slot] = dirty.union(seen, fresh)
 
     def sent(self, event: Channel) -> None:
@@ -177,7 +177,7 @@ class Session:
         self.bursts[event.fd] = (event.bytes, event.ns)
 
     def clock_read(self, event: Clock) -> None:
-        """A KVM_GET_CLOCK by the session's thread: the first is the stop, the second is made when the state
+        """A KVM_GET_CLOCK by the migration thread: the first is the stop, the second is made when the state
         is read (QEMU hw/i386/kvm/clock.c: kvmclock_vm_state_change, kvmclock_pre_save)."""
         self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
         if self.stop is None or self.resumed_at_ns is not None:
@@ -192,11 +192,11 @@ class Session:
         if self.stop is not None and self.resumed_at_ns is None and at_ns > self.stop.at_ns:
             self.resumed_at_ns = at_ns
 
-    def final_sweep(self) -> Sweep | None:
+    def final_sync(self) -> DirtySync | None:
         """The last sweep after the stop."""
         if self.stop is None:
             return None
-        after = [sweep for sweep in self.sweeps if sweep.start_ns >= self.stop.at_ns]
+        after = [sweep for sweep in self.dirty_syncs if sweep.start_ns >= self.stop.at_ns]
         return after[-1] if after else None
 
     def channel_fds(self, peers: dict[int, str | None]) -> set[int]:
@@ -223,7 +223,7 @@ class Session:
         return fds
 
     def sent_bytes(self, fds: set[int]) -> int:
-        """Bytes on these fds since the session began."""
+        """Bytes on these fds since the attempt began."""
         return sum(
             channel.bytes - self.baseline.get(fd, 0)
             for fd, channel in self.channels.items()
@@ -231,7 +231,7 @@ class Session:
         )
 
     def miscounts(self, fds: set[int]) -> bool:
-        """Whether bytes sent before the session began may be among those of these fds."""
+        """Whether bytes sent before the attempt began may be among those of these fds."""
         if self.uncertain is None:
             return False
         new = {fd for fd in fds if fd in self.channels and fd not in self.baseline}
@@ -248,7 +248,7 @@ class Session:
         )
 
     def error(self, fds: set[int]) -> tuple[int, int] | None:
-        """The first error on these fds since the session began: (time, negative errno), or None."""
+        """The first error on these fds since the attempt began: (time, negative errno), or None."""
         errors = [
             (channel.error_ns, channel.error)
             for fd, channel in self.channels.items()
@@ -260,13 +260,13 @@ class Session:
         """The sweeps as rounds; the bytes of each are those sent until the next."""
         totals = [
             sum(n - self.baseline.get(fd, 0) for fd, n in sweep.sent.items() if fd in fds)
-            for sweep in self.sweeps
+            for sweep in self.dirty_syncs
         ]
         totals.append(self.sent_bytes(fds))
-        bursts = [_burst(sweep.bursts, fds) for sweep in self.sweeps]
+        bursts = [_burst(sweep.bursts, fds) for sweep in self.dirty_syncs]
         bursts.append(_burst(self.bursts, fds))
         rounds = []
-        for index, sweep in enumerate(self.sweeps):
+        for index, sweep in enumerate(self.dirty_syncs):
             before, after = bursts[index], bursts[index + 1]
             slots = tuple(sweep.slots[slot] for slot in sorted(sweep.slots) if slot >= 0)
             every = sweep.slots.values()
@@ -287,7 +287,7 @@ class Session:
 
     def distinct_pages(self) -> int | None:
         """Pages that became dirty while it lasted, each counted once; None if a part is not known."""
-        counted = self.sweeps if self.ring else self.sweeps[1:]
+        counted = self.dirty_syncs if self.ring else self.dirty_syncs[1:]
         if any(slot.new_pages is None for sweep in counted for slot in sweep.slots.values()):
             return None
         return sum(dirty.count(bitmap) for bitmap in self.ever.values())

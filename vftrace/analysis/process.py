@@ -1,4 +1,4 @@
-"""One VMM process: its memslots, channels and vCPUs, and the sessions and arrivals that come of them."""
+"""One VMM process: its memslots, channels and vCPUs, and the outgoing and incoming migrations found in them."""
 
 from dataclasses import dataclass, field
 
@@ -6,8 +6,9 @@ from vftrace import events
 from vftrace.analysis import dirty
 from vftrace.analysis.devices.device import Devices, VfioEvent
 from vftrace.analysis.dirty import Bitmap, SlotLog, bitmap_of
-from vftrace.analysis.outgoing import Session
-from vftrace.analysis.sequence import Stream
+from vftrace.analysis.incoming import IncomingMigration
+from vftrace.analysis.outgoing import OutgoingMigration
+from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import Event
 
 KVM_MEM_LOG_DIRTY_PAGES = 1
@@ -17,25 +18,6 @@ PAGE_SIZE = 4096
 # A burst is one thread switching logging on slot by slot (QEMU memory_global_dirty_log_start).
 BURST_NS = 1_000_000_000
 _MAX_PENDING_PIECES = 65536
-
-
-@dataclass
-class Arrival:
-    """A destination's own acts, from the first that shows a state being loaded."""
-
-    pid: int
-    started_paused: bool
-    first_act_ns: int
-    loaded_at_ns: int | None = None
-    clock_asked_at_ns: int | None = None
-    clock_set_at_ns: int | None = None
-    guest_clock_ns: int | None = None
-    running_at_ns: int | None = None
-    ended_at_ns: int | None = None
-    postcopy_first_ns: int | None = None
-    postcopy_last_ns: int | None = None
-    postcopy_done_ns: int | None = None
-    postcopy_bytes: int = 0
 
 
 @dataclass
@@ -53,7 +35,7 @@ class Process:
 
     pid: int
     first_seen_ns: int
-    stream: Stream = field(default_factory=Stream)
+    stream: SequenceTracker = field(default_factory=SequenceTracker)
     identity: events.Process | None = None
     created_at_ns: int | None = None
     slots: dict[int, MemorySlot] = field(default_factory=dict)
@@ -65,18 +47,18 @@ class Process:
     """By thread: (time, slot) of the flags it switched on in its last burst."""
     vcpu_threads: set[int] = field(default_factory=set)
     devices: Devices = field(default_factory=Devices)
-    sessions: list[Session] = field(default_factory=list)
+    outgoing: list[OutgoingMigration] = field(default_factory=list)
     attempts: int = 0
-    """How many migrations it began before the latest session."""
-    session: Session | None = None
-    arrival: Arrival | None = None
+    """How many migrations it began before the latest attempt."""
+    current: OutgoingMigration | None = None
+    incoming: IncomingMigration | None = None
     last_state_ns: int | None = None
     last_run_ns: int | None = None
     first_run_ns: int | None = None
     last_stop_ns: int | None = None
     ended_at_ns: int | None = None
     last_event_ns: int = 0
-    doubt_ns: int | None = None
+    last_loss_ns: int | None = None
     """When something went missing or came out of order, latest."""
     pieces_held: int = 0
     ring_untracked: int = 0
@@ -91,9 +73,9 @@ class Process:
         kinds = {self.descriptors[fd].kind for fd in fds if fd in self.descriptors}
         return kinds.pop() if len(kinds) == 1 else "unknown"
 
-    def writes_file(self, session: Session) -> bool:
-        """Whether a session's stream goes to a file: nobody receives it."""
-        return self.kind_of(session.channel_fds(self.peers)) == "file"
+    def writes_file(self, outgoing: OutgoingMigration) -> bool:
+        """Whether a migration's stream goes to a file: nobody receives it."""
+        return self.kind_of(outgoing.channel_fds(self.peers)) == "file"
 
     @property
     def has_run(self) -> bool:
@@ -114,12 +96,12 @@ class Process:
             return (self.last_stop_ns or 0) > (self.last_run_ns or 0)
         if self.identity is not None and self.identity.running:
             return False
-        return True if self.created_at_ns is not None and self.doubt_ns is None else None
+        return True if self.created_at_ns is not None and self.last_loss_ns is None else None
 
     def feed(self, event: Event) -> None:
         """Take one event of this process. Never raises on content."""
         if event.at_ns < self.last_event_ns and not isinstance(event, events.Piece):
-            self.doubt_ns = max(self.doubt_ns or 0, self.last_event_ns)
+            self.last_loss_ns = max(self.last_loss_ns or 0, self.last_event_ns)
         self.last_event_ns = max(self.last_event_ns, event.at_ns)
         match event:
             case events.Piece():
@@ -143,8 +125,8 @@ class Process:
             case events.Channel():
                 self._channel(event)
             case events.Burst():
-                if self.session is not None:
-                    self.session.burst(event)
+                if self.current is not None:
+                    self.current.burst(event)
             case events.Userfault():
                 self._userfault(event)
             case events.VmCreated():
@@ -162,14 +144,14 @@ class Process:
 
     def lost_something(self, at_ns: int) -> None:
         """A record is missing: forget what it may have changed."""
-        self.doubt_ns = max(self.doubt_ns or 0, at_ns)
+        self.last_loss_ns = max(self.last_loss_ns or 0, at_ns)
         if not self.vcpu_threads:
             # QEMU asks for it before it makes vCPUs (accel/kvm/kvm-all.c, kvm_init), and once.
             self.manual_protect = None
         for slot in self.slots.values():
             if slot.log is not None:
                 slot.log.damaged()
-        if self.session is None:
+        if self.current is None:
             self.slots.clear()
 
     def end(self, at_ns: int) -> None:
@@ -177,11 +159,11 @@ class Process:
         if self.ended_at_ns is not None:
             return
         self.ended_at_ns = at_ns
-        if self.session is not None:
-            self.session.process_ended_at_ns = at_ns
-            self.session = None
-        if self.arrival is not None and self.arrival.ended_at_ns is None:
-            self.arrival.ended_at_ns = at_ns
+        if self.current is not None:
+            self.current.process_ended_at_ns = at_ns
+            self.current = None
+        if self.incoming is not None and self.incoming.ended_at_ns is None:
+            self.incoming.ended_at_ns = at_ns
 
     # -- memory ---------------------------------------------------------------------------------
 
@@ -191,7 +173,7 @@ class Process:
         before = self.slots.get(event.slot)
         was_on = before is not None and bool(before.flags & KVM_MEM_LOG_DIRTY_PAGES)
         is_on = bool(event.flags & KVM_MEM_LOG_DIRTY_PAGES)
-        if was_on and is_on and self.doubt_ns is not None:
+        if was_on and is_on and self.last_loss_ns is not None:
             # Nobody asks for what is there (kvm_slot_update_flags): that it went off is lost.
             was_on = False
         largest = max((slot.size for slot in self.slots.values()), default=0)
@@ -222,21 +204,25 @@ class Process:
         burst.append((event.at_ns, event.slot))
         if event.size < largest or not self._may_migrate(event.tid):
             return
-        if self.session is not None and self.doubt_ns is not None and event.tid != self.session.tid:
+        if (
+            self.current is not None
+            and self.last_loss_ns is not None
+            and event.tid != self.current.tid
+        ):
             # the end of what another thread began is lost
-            self.session.logging_off_at_ns, self.session = burst[0][0], None
-        if self.session is None:
-            self._open_session(event.tid, burst[0][0])
+            self.current.logging_off_at_ns, self.current = burst[0][0], None
+        if self.current is None:
+            self._open_outgoing(event.tid, burst[0][0])
 
     def _may_migrate(self, tid: int) -> bool:
         """Whether a thread may be a migration's: neither a vCPU nor the main thread is. The main thread logs for
         a display, and for an internal snapshot (QEMU migration/savevm.c, save_snapshot)."""
         return tid not in self.vcpu_threads and tid != self.pid
 
-    def _open_session(self, tid: int, at_ns: int, *, missed_beginning: bool = False) -> None:
-        if self.sessions and self.sessions[-1].is_migration:
-            self.attempts = self.sessions[-1].number + 1
-        self.session = Session(
+    def _open_outgoing(self, tid: int, at_ns: int, *, missed_beginning: bool = False) -> None:
+        if self.outgoing and self.outgoing[-1].is_migration:
+            self.attempts = self.outgoing[-1].number + 1
+        outgoing = OutgoingMigration(
             pid=self.pid,
             tid=tid,
             number=self.attempts,
@@ -247,26 +233,27 @@ class Process:
             uncertain=self._uncertain(),
             missed_beginning=missed_beginning,
         )
-        self.sessions.append(self.session)
-        if len(self.sessions) > 64:
-            self.sessions = [s for s in self.sessions if s.is_migration or s is self.session]
+        self.current = outgoing
+        self.outgoing.append(outgoing)
+        if len(self.outgoing) > 64:
+            self.outgoing = [s for s in self.outgoing if s.is_migration or s is self.current]
 
     def _surely_paused(self) -> bool | None:
         """Whether its vCPUs are stopped; None if a record that said otherwise may be missing."""
         said = max(self.last_stop_ns or 0, self.last_run_ns or 0)
-        return self.paused if self.doubt_ns is None or self.doubt_ns < said else None
+        return self.paused if self.last_loss_ns is None or self.last_loss_ns < said else None
 
     def _uncertain(self) -> frozenset[int] | None:
         """The fds whose totals may have gone on since they were last reported; None: no record is missing."""
-        doubt = self.doubt_ns
+        doubt = self.last_loss_ns
         if doubt is None:
             return None
         return frozenset(fd for fd, channel in self.channels.items() if channel.at_ns <= doubt)
 
     def _switched_off(self, event: events.Region) -> None:
-        if self.session is not None:
-            self.session.logging_off_at_ns = event.at_ns
-            self.session = None
+        if self.current is not None:
+            self.current.logging_off_at_ns = event.at_ns
+            self.current = None
         self.switched_on.clear()
 
     def _capability(self, event: events.Capability) -> None:
@@ -310,18 +297,18 @@ class Process:
                 log.damaged()
             else:
                 log.got(bitmap)
-        if self.session is not None and event.tid == self.session.tid:
-            self.session.got_dirty_log(event, log, bitmap)
+        if self.current is not None and event.tid == self.current.tid:
+            self.current.got_dirty_log(event, log, bitmap)
 
     def _maybe_missed_beginning(self, event: events.GetDirtyLog) -> None:
         """A thread other than the main one reads the log of slots we never saw: vftrace came late."""
         late = self.identity is not None and self.identity.late
-        current = self.session
+        current = self.current
         # a guess that has sent nothing gives way to the next
         guess = current is not None and current.missed_beginning and not current.is_migration
         other = current is None or (guess and current.tid != event.tid)
         if late and other and event.tid != self.pid:
-            self._open_session(event.tid, event.enter_ns, missed_beginning=True)
+            self._open_outgoing(event.tid, event.enter_ns, missed_beginning=True)
 
     def _clear_dirty_log(self, event: events.ClearDirtyLog) -> None:
         pieces = self._take_pieces(event.tid, event.enter_ns)
@@ -355,8 +342,8 @@ class Process:
                 slot.log.got(bitmap_of(by_slot.get(number, [])))
             else:
                 slot.log.damaged()
-        if self.session is not None and event.tid == self.session.tid:
-            self.session.reset_rings(event, self._take_ring())
+        if self.current is not None and event.tid == self.current.tid:
+            self.current.reset_rings(event, self._take_ring())
 
     def _take_ring(self) -> dict[int, Bitmap] | None:
         """What all slots gathered since the last sweep; None if a part is missing."""
@@ -378,28 +365,28 @@ class Process:
         self.last_run_ns = event.at_ns
         if self.first_run_ns is None:
             self.first_run_ns = event.at_ns
-        if self.session is not None:
-            self.session.ran(event.at_ns)
-        for session in self.sessions:
-            if session is not self.session and session.stop is not None:
-                session.ran(event.at_ns)
-        arrival = self.arrival
-        if arrival is not None and arrival.running_at_ns is None:
-            arrival.running_at_ns = event.at_ns
+        if self.current is not None:
+            self.current.ran(event.at_ns)
+        for earlier in self.outgoing:
+            if earlier is not self.current and earlier.stop is not None:
+                earlier.ran(event.at_ns)
+        incoming = self.incoming
+        if incoming is not None and incoming.running_at_ns is None:
+            incoming.running_at_ns = event.at_ns
 
     def _clock(self, event: events.Clock) -> None:
         if event.op == events.Clock.GET and event.last_exit_ns:
             self.last_stop_ns = event.at_ns
-            if self.session is not None and event.tid == self.session.tid:
-                self.session.clock_read(event)
+            if self.current is not None and event.tid == self.current.tid:
+                self.current.clock_read(event)
         elif event.op == events.Clock.SET and (self.waits or self._takes_over(event)):
             self._arrive(event.at_ns)
-            assert self.arrival is not None
-            self.arrival.clock_set_at_ns = event.at_ns
-            self.arrival.clock_asked_at_ns = event.enter_ns
-            self.arrival.guest_clock_ns = event.clock or None
-            if self.arrival.loaded_at_ns is None:
-                self.arrival.loaded_at_ns = self.last_state_ns
+            assert self.incoming is not None
+            self.incoming.clock_set_at_ns = event.at_ns
+            self.incoming.clock_asked_at_ns = event.enter_ns
+            self.incoming.guest_clock_ns = event.clock or None
+            if self.incoming.loaded_at_ns is None:
+                self.incoming.loaded_at_ns = self.last_state_ns
 
     def _takes_over(self, event: events.Clock) -> bool:
         """Whether a guest that has not run yet is given a clock that shows more than its VM has lived: it
@@ -411,31 +398,31 @@ class Process:
 
     def _vcpu_state(self, event: events.VcpuState) -> None:
         self.last_state_ns = event.at_ns
-        if self.arrival is not None and self.arrival.clock_set_at_ns is None:
-            self.arrival.loaded_at_ns = event.at_ns
+        if self.incoming is not None and self.incoming.clock_set_at_ns is None:
+            self.incoming.loaded_at_ns = event.at_ns
 
     def loads_state(self, at_ns: int) -> None:
         """The tracker says that what this process does now belongs to a migration that runs."""
         self._arrive(at_ns)
 
     def _arrive(self, at_ns: int) -> None:
-        if self.arrival is None:
+        if self.incoming is None:
             paused = self.identity is not None and self.identity.started_paused
-            self.arrival = Arrival(self.pid, paused, at_ns)
+            self.incoming = IncomingMigration(self.pid, paused, at_ns)
 
     # -- passed-through devices -----------------------------------------------------------------
 
     def _vfio(self, event: VfioEvent) -> None:
         self.devices.feed(event)
-        if isinstance(event, events.VfioClose) and self.session is not None:
-            self.session.closed_device(event.fd, event.at_ns)
+        if isinstance(event, events.VfioClose) and self.current is not None:
+            self.current.closed_device(event.fd, event.at_ns)
         wanted = isinstance(event, events.VfioState) and event.asks_for(events.VfioState.RESUMING)
         if wanted and not self.has_run:
             self._arrive(event.at_ns)
 
     def _vfio_dirty(self, event: events.VfioDirty) -> None:
         pieces = self._take_pieces(event.tid, event.enter_ns)
-        if self.session is None or event.ret != 0:
+        if self.current is None or event.ret != 0:
             return
         whole = (
             event.walked_bytes == event.bitmap_bytes
@@ -443,7 +430,7 @@ class Process:
             and len(pieces) == event.pieces
         )
         pages = dirty.count(bitmap_of(pieces)) if whole else None
-        self.session.got_dma_pages(event.by == events.VfioDirtyTracking.DEVICE, pages)
+        self.current.got_dma_pages(event.by == events.VfioDirtyTracking.DEVICE, pages)
 
     # -- channels -------------------------------------------------------------------------------
 
@@ -452,11 +439,11 @@ class Process:
         if before is not None and event.bytes < before.bytes:
             return
         self.channels[event.fd] = event
-        # what is reported late was sent while an earlier session ran
-        began = [s for s in self.sessions if s.started_at_ns < event.last_ns]
+        # what is reported late was sent while an earlier attempt ran
+        began = [s for s in self.outgoing if s.started_at_ns < event.last_ns]
         if began:
             began[-1].sent(event)
-        for later in self.sessions[len(began) :]:
+        for later in self.outgoing[len(began) :]:
             if event.fd not in later.channels:
                 later.baseline[event.fd] = event.bytes
 
@@ -464,13 +451,13 @@ class Process:
         if event.op in (events.Userfault.API, events.Userfault.REGISTER):
             return
         if event.op == events.Userfault.UNREGISTER:
-            arrival = self.arrival
-            if arrival is not None and arrival.postcopy_first_ns is not None:
-                arrival.postcopy_done_ns = event.at_ns
+            incoming = self.incoming
+            if incoming is not None and incoming.postcopy_first_ns is not None:
+                incoming.postcopy_done_ns = event.at_ns
             return
         self._arrive(event.at_ns)
-        assert self.arrival is not None
-        if self.arrival.postcopy_first_ns is None:
-            self.arrival.postcopy_first_ns = event.at_ns
-        self.arrival.postcopy_last_ns = event.at_ns
-        self.arrival.postcopy_bytes = max(self.arrival.postcopy_bytes, event.bytes)
+        assert self.incoming is not None
+        if self.incoming.postcopy_first_ns is None:
+            self.incoming.postcopy_first_ns = event.at_ns
+        self.incoming.postcopy_last_ns = event.at_ns
+        self.incoming.postcopy_bytes = max(self.incoming.postcopy_bytes, event.bytes)

@@ -3,7 +3,7 @@
 _MAX_MISSING = 4096
 
 
-class Stream:
+class SequenceTracker:
     """One process's records. `accept` says whether a record is new; `holes` whether any is missing."""
 
     def __init__(self, first: int = 0) -> None:

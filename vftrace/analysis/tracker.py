@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vftrace import events
-from vftrace.analysis.assemble import build_migration
+from vftrace.analysis.assemble import Sides, build_migration
 from vftrace.analysis.devices.device import Transition
 from vftrace.analysis.devices.mailbox_evidence import Around
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.analysis.devices.vf_phases import Lives
-from vftrace.analysis.outgoing import Session
-from vftrace.analysis.process import Arrival, Process
-from vftrace.analysis.sequence import Stream
+from vftrace.analysis.incoming import IncomingMigration
+from vftrace.analysis.outgoing import OutgoingMigration
+from vftrace.analysis.process import Process
+from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import NO_PROCESS, USER_STREAM, Event
 from vftrace.mailbox.life import Mailboxes
 from vftrace.model.migration import Migration, Snapshot, Vm
@@ -51,12 +52,12 @@ GIVES_UP_NS = 10_000_000_000
 
 @dataclass
 class Pair:
-    """A source's session and the destination's arrival that belong together."""
+    """A source and a destination that belong together."""
 
     source: Process
-    session: Session
+    outgoing: OutgoingMigration
     destination: Process
-    arrival: Arrival
+    incoming: IncomingMigration
 
 
 @dataclass
@@ -66,9 +67,9 @@ class Tracker:
     _processes: dict[int, Process] = field(default_factory=dict)
     _ended: list[Process] = field(default_factory=list)
     _pairs: list[Pair] = field(default_factory=list)
-    _user: Stream = field(default_factory=Stream)
-    _user_doubt_ns: int | None = None
-    _unowned: Stream = field(default_factory=Stream)
+    _user: SequenceTracker = field(default_factory=SequenceTracker)
+    _collector_loss_ns: int | None = None
+    _unowned: SequenceTracker = field(default_factory=SequenceTracker)
     mailboxes: Mailboxes = field(default_factory=Mailboxes)
     """With the tables of drivers whose messages are to be known."""
     _transitions: Counter[Transition] = field(default_factory=Counter)
@@ -109,8 +110,8 @@ class Tracker:
     def _feed_own(self, event: Event) -> None:
         if not self._user.accept(event.seq):
             return
-        if self._user.holes and self._user_doubt_ns is None:
-            self._user_doubt_ns = event.at_ns
+        if self._user.holes and self._collector_loss_ns is None:
+            self._collector_loss_ns = event.at_ns
         match event:
             case events.Process():
                 self._identify(event)
@@ -126,12 +127,12 @@ class Tracker:
                 process = self._processes.get(event.pid)
                 if process is not None:
                     # It ended without a word: its last records are lost.
-                    process.doubt_ns = event.at_ns
+                    process.last_loss_ns = event.at_ns
                     self._end(process, event.at_ns)
             case events.Uncounted():
                 process = self._processes.get(event.pid)
                 if process is not None:
-                    process.doubt_ns = max(process.doubt_ns or 0, event.at_ns)
+                    process.last_loss_ns = max(process.last_loss_ns or 0, event.at_ns)
             case events.Lost():
                 self._lost = max(self._lost, event.count)
             case events.NetAddress() | events.NetLink():
@@ -188,15 +189,15 @@ class Tracker:
                 self._settled.append(migration)
                 done.update(id(part) for part in parts)
         del self._settled[:-MAX_SETTLED]
-        self._pairs = [pair for pair in self._pairs if id(pair.session) not in done]
+        self._pairs = [pair for pair in self._pairs if id(pair.outgoing) not in done]
         for process in (*self._ended, *self._processes.values()):
-            process.sessions = [
-                session
-                for session in process.sessions
-                if id(session) not in done and (session.is_migration or not session.ended)
+            process.outgoing = [
+                outgoing
+                for outgoing in process.outgoing
+                if id(outgoing) not in done and (outgoing.is_migration or not outgoing.ended)
             ]
-            if id(process.arrival) in done:
-                process.arrival = None
+            if id(process.incoming) in done:
+                process.incoming = None
 
     def _compare_streams(self, event: events.End) -> None:
         """The writer says which processes lived at the end, and how many records each had sent."""
@@ -205,18 +206,18 @@ class Tracker:
             next_seq = event.streams.get(process.pid)
             if next_seq is None:
                 # It ended without a word: its last records are lost.
-                process.doubt_ns = event.at_ns
+                process.last_loss_ns = event.at_ns
                 continue
             if process.stream.skips_to(next_seq):
-                process.doubt_ns = event.at_ns
+                process.last_loss_ns = event.at_ns
 
     def _identify(self, event: events.Process) -> None:
         process = self._processes.get(event.pid)
         if process is None:
             process = self._new_process(event.pid, event.at_ns)
         process.identity = event
-        if process.arrival is not None:
-            process.arrival.started_paused = event.started_paused
+        if process.incoming is not None:
+            process.incoming.started_paused = event.started_paused
 
     # -- what the kernel side says --------------------------------------------------------------
 
@@ -265,46 +266,48 @@ class Tracker:
         """Pair a destination with its source as soon as it acts, or as soon as the source sends."""
         if isinstance(event, events.Channel):
             for other in (*self._ended, *self._processes.values()):
-                if other is not process and other.arrival is not None:
+                if other is not process and other.incoming is not None:
                     self._pair(other)
         if any(pair.destination is process for pair in self._pairs):
             return
-        if isinstance(event, events.VcpuState) and process.arrival is None:
+        if isinstance(event, events.VcpuState) and process.incoming is None:
             # Registers set after the source read its own are the load. A boot sets them earlier; a
             # destination that gives up sets them while the source still runs.
             found = self._source_for(process, event.at_ns) if process.waits else None
             if found is not None and (found[1].saved or found[1].paused_before):
                 process.loads_state(event.at_ns)
-                assert process.arrival is not None
-                process.arrival.loaded_at_ns = event.at_ns
-        if process.arrival is None:
+                assert process.incoming is not None
+                process.incoming.loaded_at_ns = event.at_ns
+        if process.incoming is None:
             return
         self._pair(process)
 
     def _pair(self, process: Process) -> None:
         """Find the source of a destination that has acted."""
-        if process.arrival is None or any(p.arrival is process.arrival for p in self._pairs):
+        if process.incoming is None or any(p.incoming is process.incoming for p in self._pairs):
             return
-        found = self._source_for(process, process.arrival.first_act_ns)
+        found = self._source_for(process, process.incoming.first_act_ns)
         if found is not None:
-            source, session = found
-            self._pairs.append(Pair(source, session, process, process.arrival))
+            source, outgoing = found
+            self._pairs.append(Pair(source, outgoing, process, process.incoming))
 
-    def _source_for(self, destination: Process, at_ns: int) -> tuple[Process, Session] | None:
-        taken = {id(pair.session) for pair in self._pairs}
+    def _source_for(
+        self, destination: Process, at_ns: int
+    ) -> tuple[Process, OutgoingMigration] | None:
+        taken = {id(pair.outgoing) for pair in self._pairs}
         candidates = [
-            (process, session)
+            (process, outgoing)
             for process in (*self._ended, *self._processes.values())
-            for session in process.sessions
+            for outgoing in process.outgoing
             if process is not destination
-            and session.is_migration
-            and id(session) not in taken
-            and session.started_at_ns < at_ns + SETUP_NS
-            and session.logging_off_at_ns is None
-            and session.started_at_ns >= (destination.created_at_ns or 0)
-            and not process.writes_file(session)
+            and outgoing.is_migration
+            and id(outgoing) not in taken
+            and outgoing.started_at_ns < at_ns + SETUP_NS
+            and outgoing.logging_off_at_ns is None
+            and outgoing.started_at_ns >= (destination.created_at_ns or 0)
+            and not process.writes_file(outgoing)
         ]
-        clock = destination.arrival.guest_clock_ns if destination.arrival else None
+        clock = destination.incoming.guest_clock_ns if destination.incoming else None
         exact = [c for c in candidates if clock and c[1].saved and c[1].saved.clock == clock]
         if len(exact) == 1:
             # what the source read last is what its destination sets
@@ -364,51 +367,59 @@ class Tracker:
         found = [*self._settled, *(migration for migration, _ in self._unsettled(lives))]
         return tuple(sorted(found, key=lambda m: (m.started_at_ns, m.pid)))
 
-    def _unsettled(self, lives: Lives) -> Iterator[tuple[Migration, tuple[Session | Arrival, ...]]]:
+    def _unsettled(
+        self, lives: Lives
+    ) -> Iterator[tuple[Migration, tuple[OutgoingMigration | IncomingMigration, ...]]]:
         """Migrations that may still change, each with what it is made of."""
         around = Around(lives, (*self._ended, *self._processes.values()), self._now_ns)
-        by_session = {id(pair.session): pair for pair in self._pairs}
-        paired = {id(pair.arrival) for pair in self._pairs}
+        by_outgoing = {id(pair.outgoing): pair for pair in self._pairs}
+        paired = {id(pair.incoming) for pair in self._pairs}
         for process in (*self._ended, *self._processes.values()):
-            for session in process.sessions:
-                if session.is_migration:
-                    pair = by_session.get(id(session))
+            for outgoing in process.outgoing:
+                if outgoing.is_migration:
+                    pair = by_outgoing.get(id(outgoing))
                     migration = build_migration(
-                        source=(process, session),
-                        destination=(pair.destination, pair.arrival) if pair else None,
-                        peer_ended_ns=self._peer_ended(process, session),
+                        Sides(
+                            source=(process, outgoing),
+                            destination=(pair.destination, pair.incoming) if pair else None,
+                            peer_ended_ns=self._peer_ended(process, outgoing),
+                            key=_key(process),
+                            around=around,
+                            collector_loss_ns=self._collector_loss_ns,
+                            peer_loss_ns=None if pair else self._peer_loss(process),
+                            trace_ended_ns=self._ended_at_ns,
+                        )
+                    )
+                    yield migration, (outgoing, pair.incoming) if pair else (outgoing,)
+            incoming = process.incoming
+            if incoming is not None and id(incoming) not in paired:
+                migration = build_migration(
+                    Sides(
+                        destination=(process, incoming),
                         key=_key(process),
                         around=around,
-                        doubt_ns=self._user_doubt_ns,
-                        peer_doubt_ns=None if pair else self._peer_doubt(process),
+                        collector_loss_ns=self._collector_loss_ns,
+                        peer_loss_ns=self._peer_loss(process),
                         trace_ended_ns=self._ended_at_ns,
                     )
-                    yield migration, (session, pair.arrival) if pair else (session,)
-            arrival = process.arrival
-            if arrival is not None and id(arrival) not in paired:
-                migration = build_migration(
-                    source=None,
-                    destination=(process, arrival),
-                    peer_ended_ns=None,
-                    key=_key(process),
-                    around=around,
-                    doubt_ns=self._user_doubt_ns,
-                    peer_doubt_ns=self._peer_doubt(process),
-                    trace_ended_ns=self._ended_at_ns,
                 )
-                yield migration, (arrival,)
+                yield migration, (incoming,)
 
-    def _peer_doubt(self, process: Process) -> int | None:
+    def _peer_loss(self, process: Process) -> int | None:
         """When something went missing, latest, of a process that may be the other side of a migration of
         which only `process` is known."""
-        doubtful = (p for p in (*self._ended, *self._processes.values()) if p.doubt_ns is not None)
-        doubts = (p.doubt_ns for p in doubtful if p is not process and _uuid(p) == _uuid(process))
+        doubtful = (
+            p for p in (*self._ended, *self._processes.values()) if p.last_loss_ns is not None
+        )
+        doubts = (
+            p.last_loss_ns for p in doubtful if p is not process and _uuid(p) == _uuid(process)
+        )
         return max((doubt for doubt in doubts if doubt is not None), default=None)
 
-    def _peer_ended(self, source: Process, session: Session) -> int | None:
-        """When a destination of the same UUID, which never ran, ended during the session or because of its end."""
+    def _peer_ended(self, source: Process, outgoing: OutgoingMigration) -> int | None:
+        """When a destination of the same UUID, which never ran, ended during the attempt or because of its end."""
         uuid = _uuid(source)
-        over = session.logging_off_at_ns or session.process_ended_at_ns or self._now_ns
+        over = outgoing.logging_off_at_ns or outgoing.process_ended_at_ns or self._now_ns
         for process in self._ended:
             ended = process.ended_at_ns
             if (
@@ -417,7 +428,7 @@ class Tracker:
                 and _uuid(process) == uuid
                 and process.waits
                 and ended is not None
-                and session.started_at_ns <= ended <= over + GIVES_UP_NS
+                and outgoing.started_at_ns <= ended <= over + GIVES_UP_NS
             ):
                 return ended
         return None

@@ -273,12 +273,12 @@ class Devices:
             self.all.pop(0)
         return device
 
-    def uncertain(self, doubt_ns: int, until_ns: int) -> bool:
+    def uncertain(self, last_loss_ns: int, until_ns: int) -> bool:
         """Whether a change of a device that was there may be missing: nothing was heard of it between."""
         return any(
-            not any(doubt_ns < request.at_ns <= until_ns for request in device.requests)
-            for device in self.present(doubt_ns, until_ns)
-            if (device.opened_at_ns or 0) <= doubt_ns
+            not any(last_loss_ns < request.at_ns <= until_ns for request in device.requests)
+            for device in self.present(last_loss_ns, until_ns)
+            if (device.opened_at_ns or 0) <= last_loss_ns
         )
 
     def shown(self) -> tuple[VmDevice, ...]:

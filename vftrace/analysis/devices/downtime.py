@@ -25,8 +25,9 @@ from vftrace.analysis.devices.strategy import (
     left_before,
 )
 from vftrace.analysis.devices.vf_phases import Lives, destination_vf, heard_vf, ready_ns, source_vf
-from vftrace.analysis.outgoing import Session
-from vftrace.analysis.process import Arrival, Process
+from vftrace.analysis.incoming import IncomingMigration
+from vftrace.analysis.outgoing import OutgoingMigration
+from vftrace.analysis.process import Process
 from vftrace.events import VfioData
 from vftrace.mailbox.life import VfLife
 from vftrace.model.migration import DeviceDowntime, DeviceUse, Evidence, Role, Strategy, VfUse
@@ -42,9 +43,9 @@ class Passthrough:
     """
 
     process: Process | None
-    session: Session | None
+    outgoing: OutgoingMigration | None
     peer: Process | None
-    arrival: Arrival | None
+    incoming: IncomingMigration | None
     since_ns: int
     load_since_ns: int
     until_ns: int
@@ -58,7 +59,9 @@ class Passthrough:
         known = [size for size in sizes if size is not None]
         return sum(known) if known and len(known) == len(sizes) else None
 
-    def checkpoints(self, times: dict[str, int], arrival: Arrival | None) -> dict[str, int]:
+    def checkpoints(
+        self, times: dict[str, int], incoming: IncomingMigration | None
+    ) -> dict[str, int]:
         """Times of the blackout that devices tell, beside those of vCPUs and clock in `times`."""
         found: dict[str, int] = {}
         stopped_at = times.get("vcpus-stopped")
@@ -78,13 +81,13 @@ class Passthrough:
             found["devices-loaded"] = max(
                 [times["devices-loaded"], *(e for e in ends if e is not None)]
             )
-        if "held" in times and arrival is not None:
+        if "held" in times and incoming is not None:
             # With devices `cont` sets these running first, then the clock.
             starts = [
                 request.enter_ns
                 for device in self.destinations
                 for request in device.requests
-                if request.state.startswith("RUNNING") and request.at_ns >= arrival.first_act_ns
+                if request.state.startswith("RUNNING") and request.at_ns >= incoming.first_act_ns
             ]
             found["held"] = min([times["held"], *starts])
         return found
@@ -156,7 +159,7 @@ class Passthrough:
         ended_ns: int | None,
     ) -> Facts:
         """What the strategy's rules look at. `times`: the checkpoints that were passed."""
-        sweeps = self.session.sweeps if self.session else []
+        sweeps = self.outgoing.dirty_syncs if self.outgoing else []
         own = [process for process in (self.process, self.peer) if process is not None]
         stopped = times.get("vcpus-stopped")
         found = said(around, own, stopped)
@@ -180,15 +183,15 @@ class Passthrough:
             stopped_ns=stopped,
             running_ns=times.get("vcpus-running"),
             waited=tuple((d.closed_at_ns or 0, d.label) for d in closed if self._waited(d)),
-            sent_memory_ns=self.session.sent_much_ns if self.session else None,
+            sent_memory_ns=self.outgoing.sent_much_ns if self.outgoing else None,
             said=found,
             holds_functions=any(kept(process, stopped or self.since_ns) for process in own),
-            alone=not found or around.alone(self.session, self.arrival),
+            alone=not found or around.alone(self.outgoing, self.incoming),
         )
 
     def _waited(self, device: PassedDevice) -> bool:
         """Whether a device was closed while the source had not begun to send memory."""
-        sent = None if self.session is None else self.session.sent_at_close.get(device.fd)
+        sent = None if self.outgoing is None else self.outgoing.sent_at_close.get(device.fd)
         return sent is not None and sent[0] == device.closed_at_ns and sent[1] <= SETUP_BYTES
 
 
@@ -207,26 +210,26 @@ class Verdict:
 
 def gather(
     process: Process | None,
-    session: Session | None,
+    outgoing: OutgoingMigration | None,
     peer: Process | None,
-    arrival: Arrival | None,
+    incoming: IncomingMigration | None,
 ) -> Passthrough:
     """The devices that take part, of the sides that are seen."""
-    since = session.started_at_ns if session else arrival.first_act_ns if arrival else 0
-    load_since = min(since, arrival.first_act_ns) if arrival else since
+    since = outgoing.started_at_ns if outgoing else incoming.first_act_ns if incoming else 0
+    load_since = min(since, incoming.first_act_ns) if incoming else since
     until = _EVER
-    if process is not None and session is not None:
-        later = [s.started_at_ns for s in process.sessions if s.started_at_ns > since]
+    if process is not None and outgoing is not None:
+        later = [s.started_at_ns for s in process.outgoing if s.started_at_ns > since]
         until = min(later, default=_EVER)
     return Passthrough(
-        process=process if session else None,
-        session=session,
+        process=process if outgoing else None,
+        outgoing=outgoing,
         peer=peer,
-        arrival=arrival,
+        incoming=incoming,
         since_ns=since,
         load_since_ns=load_since,
         until_ns=until,
-        sources=process.devices.transferring(since, until) if process and session else [],
+        sources=process.devices.transferring(since, until) if process and outgoing else [],
         destinations=peer.devices.transferring(load_since, until) if peer else [],
     )
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from vftrace.analysis.devices.device import PassedDevice
 from vftrace.analysis.devices.strategy import RESTS, Said
 from vftrace.analysis.devices.vf_phases import Lives
-from vftrace.analysis.outgoing import Session
-from vftrace.analysis.process import Arrival, Process
+from vftrace.analysis.incoming import IncomingMigration
+from vftrace.analysis.outgoing import OutgoingMigration
+from vftrace.analysis.process import Process
 from vftrace.mailbox.life import VfLife
 
 
@@ -19,22 +20,22 @@ class Around:
     processes: Sequence[Process] = ()
     now_ns: int = 0
 
-    def alone(self, session: Session | None, arrival: Arrival | None) -> bool:
+    def alone(self, outgoing: OutgoingMigration | None, incoming: IncomingMigration | None) -> bool:
         """Whether no other migration went on at the same time as one of this source and destination."""
-        own = [part for part in (session, arrival) if part is not None]
+        own = [part for part in (outgoing, incoming) if part is not None]
         mine = [self._span(part) for part in own]
         others = [
             self._span(part)
             for process in self.processes
-            for part in (*process.sessions, process.arrival)
+            for part in (*process.outgoing, process.incoming)
             if part is not None and not any(part is each for each in own)
-            if not isinstance(part, Session) or part.is_migration
+            if not isinstance(part, OutgoingMigration) or part.is_migration
         ]
         return not any(a[0] <= b[1] and b[0] <= a[1] for a in mine for b in others)
 
-    def _span(self, part: Session | Arrival) -> tuple[int, int]:
+    def _span(self, part: OutgoingMigration | IncomingMigration) -> tuple[int, int]:
         """From when to when one side went on."""
-        if isinstance(part, Session):
+        if isinstance(part, OutgoingMigration):
             ended = part.logging_off_at_ns or part.process_ended_at_ns
             return part.started_at_ns, ended or self.now_ns
         return part.first_act_ns, part.running_at_ns or part.ended_at_ns or self.now_ns

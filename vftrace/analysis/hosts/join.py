@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 
-from vftrace.analysis.assemble import downtime_of
 from vftrace.analysis.hosts.outage import GapAccount, HostSide, account
 from vftrace.analysis.hosts.service import OWN, service_gap
+from vftrace.analysis.phases import downtime_of
 from vftrace.events import Event, PingGap, PingSettings
 from vftrace.model.migration import (
     CHECKPOINTS,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterator
 
 from vftrace import events
-from vftrace.analysis.sequence import Stream
+from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import NO_PROCESS, Event
 from vftrace.mailbox.drivers import TABLES, Tables
 from vftrace.mailbox.life import Mailboxes, StateSpan, VfLife
@@ -44,7 +44,7 @@ class Dump:
         self._vfs = set(vfs)
         self._json = as_json
         self._mailboxes = Mailboxes(tables)
-        self._stream = Stream()
+        self._stream = SequenceTracker()
         self._states: dict[tuple[str, int], StateSpan] = {}
         self._realtime_offset_ns: int | None = None
         self._lost = 0

@@ -30,9 +30,9 @@ def state_asked(at_ns: int, state: int) -> Event:
 
 def test_a_clock_that_shows_more_than_its_vm_has_lived() -> None:
     process = process_after(clock_set(MADE + 2 * S, 3600 * S))
-    assert process.arrival is not None
-    assert process.arrival.clock_set_at_ns == MADE + 2 * S
-    assert process.arrival.guest_clock_ns == 3600 * S
+    assert process.incoming is not None
+    assert process.incoming.clock_set_at_ns == MADE + 2 * S
+    assert process.incoming.guest_clock_ns == 3600 * S
 
 
 @pytest.mark.parametrize(
@@ -48,19 +48,19 @@ def test_a_clock_that_shows_more_than_its_vm_has_lived() -> None:
     ids=["boot", "as old as its VM", "has run", "refused"],
 )
 def test_a_clock_that_is_its_own(happened: list[Event]) -> None:
-    assert process_after(*happened).arrival is None
+    assert process_after(*happened).incoming is None
 
 
 def test_where_the_vms_beginning_was_not_seen_its_clock_says_nothing() -> None:
     process = Process(PID, MADE)
     process.feed(clock_set(MADE + 2 * S, 3600 * S))
-    assert process.arrival is None
+    assert process.incoming is None
 
 
 def test_a_state_to_load_is_asked_for_before_the_guest_ever_ran() -> None:
     process = process_after(state_asked(MADE + S, RESUMING))
-    assert process.arrival is not None
-    assert process.arrival.first_act_ns == MADE + S
+    assert process.incoming is not None
+    assert process.incoming.first_act_ns == MADE + S
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_a_state_to_load_is_asked_for_before_the_guest_ever_ran() -> None:
     ids=["another state", "has run"],
 )
 def test_no_state_is_loaded(happened: list[Event]) -> None:
-    assert process_after(*happened).arrival is None
+    assert process_after(*happened).incoming is None

@@ -1,0 +1,22 @@
+"""A migration as its destination shows it."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class IncomingMigration:
+    """What a destination did, from its first act that loads a state."""
+
+    pid: int
+    started_paused: bool
+    first_act_ns: int
+    loaded_at_ns: int | None = None
+    clock_asked_at_ns: int | None = None
+    clock_set_at_ns: int | None = None
+    guest_clock_ns: int | None = None
+    running_at_ns: int | None = None
+    ended_at_ns: int | None = None
+    postcopy_first_ns: int | None = None
+    postcopy_last_ns: int | None = None
+    postcopy_done_ns: int | None = None
+    postcopy_bytes: int = 0
