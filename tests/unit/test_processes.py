@@ -1,6 +1,5 @@
 """Who a VMM is, from command lines as QEMU's manual, libvirt and people write them."""
 
-import json
 import os
 import subprocess
 import sys
@@ -60,15 +59,17 @@ def test_the_demos_own_like_libvirt(tmp_path: Path) -> None:
         (["-name", "guest=a,,b,debug-threads=on"], "a,b"),
         (["-name", "a,,b"], "a,b"),
         (["-name", "guest=a=b"], "a=b"),
-        (["-name", '{"guest":"web","debug-threads":true}'], "web"),
+        # What QEMU 7.2 answers to query-name: it takes no JSON here, and two commas before any `=` are a name's.
+        (["-name", "a,,b=c"], "a,b=c"),
+        (["-name", "{no json"], "{no json"),
+        (["-name", '{"guest":7}'], '{"guest":7}'),
+        (["-name", "guest={x,debug-threads=on"], "{x"),
         (["-name", "first", "-name", "guest=second"], "second"),
         (["-name", "guest=ünï code"], "ünï code"),
         (["-name", "guest=\x1b[2Jgone\n"], "�[2Jgone�"),
         (["-name", "debug-threads=on"], None),
         (["-name", "guest="], None),
         (["-name", ""], None),
-        (["-name", '{"guest":7}'], None),
-        (["-name", "{no json"], None),
         (["-name", '["guest"]'], '["guest"]'),
         (["-name"], None),
         ([], None),
@@ -87,7 +88,6 @@ def test_name(option: list[str], name: str | None) -> None:
         (["-smbios", f"type=1,uuid={UUID}"], UUID),
         (["-smbios", f"type=1,manufacturer=Acme,,Inc,uuid={UUID},serial=1"], UUID),
         (["-smbios", "type=0,vendor=x", "-smbios", f"type=1,uuid={UUID}"], UUID),
-        (["-smbios", json.dumps({"type": 1, "uuid": UUID})], UUID),
         # QEMU takes -uuid for SMBIOS too, unless type 1 has its own (hw/smbios/smbios.c).
         (["-smbios", "type=1,uuid=11111111-2222-3333-4444-555555555555", "-uuid", UUID], UUID),
         (["-uuid", "00000000-0000-0000-0000-000000000000"], None),
@@ -142,10 +142,6 @@ WORD = st.sampled_from(["-name", "-uuid", "-smbios", "-incoming", "-S", QEMU]) |
 def test_no_command_line_is_too_strange(argv: list[str]) -> None:
     found = identity_of(argv)
     assert found.uuid is None or len(found.uuid) == 36
-
-
-def test_json_without_a_bottom() -> None:
-    assert identity_of([QEMU, "-name", '{"guest":' + "[" * 100_000]).name is None
 
 
 # -- /proc ------------------------------------------------------------------------------------------
@@ -239,3 +235,19 @@ def test_a_process_lives_on_in_its_other_threads() -> None:
         child.kill()
         child.stdin.close()
     assert processes.start_time(child.pid) is None
+
+
+@pytest.mark.needs("qemu")
+def test_a_qemu_that_emulates_is_found() -> None:
+    command = [*("qemu-system-x86_64", "-accel", "tcg", "-S", "-nodefaults", "-display", "none")]
+    qemu = subprocess.Popen(
+        [*command, "-qmp", "stdio"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert qemu.stdout is not None
+        qemu.stdout.readline()  # QMP's greeting: it has set itself up
+        assert qemu.pid in set(processes.qemu_pids_without_kvm())
+    finally:
+        qemu.kill()
+        qemu.communicate()
+    assert qemu.pid not in set(processes.qemu_pids_without_kvm())

@@ -1,5 +1,6 @@
 """`vftrace top` as a program, on a terminal of its own and without one, fed by recordings."""
 
+import argparse
 import json
 import os
 import pty
@@ -14,10 +15,13 @@ import urllib.request
 from collections.abc import Iterator
 from fcntl import ioctl
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from tests.unit.golden_text import recording
+from vftrace.collect.pump import Pump, ReplaySource
+from vftrace.commands import top as top_command
 
 ENTER_SCREEN, LEAVE_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"
 HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
@@ -212,6 +216,51 @@ def test_json_is_one_document_per_line() -> None:
     assert len(documents) > 1
     assert [d["at_ns"] for d in documents] == sorted(d["at_ns"] for d in documents)
     assert documents[-1]["migrations"][0]["outcome"] == "completed"
+
+
+class _StarvedPump:
+    """A pump whose first ticks come only after some steps, as on a host that is too busy to run vftrace."""
+
+    def __init__(self, ticks_after: int) -> None:
+        self._pump = Pump(ReplaySource(recording("libvirt"), 0))
+        self._ticks_after = ticks_after
+        self.steps = 0
+
+    def step(self) -> int:
+        self.steps += 1
+        return self._pump.step() if self.steps == self._ticks_after else 0
+
+    def __getattr__(self, name: str) -> Any:
+        return (
+            False
+            if name == "ended" and self.steps < self._ticks_after
+            else getattr(self._pump, name)
+        )
+
+
+def test_once_waits_until_it_has_looked(capsys: pytest.CaptureFixture[str]) -> None:
+    pump = _StarvedPump(ticks_after=5)
+    top_command._once(cast(Pump, pump), _once_arguments(), lambda: True, lambda: False)
+    said = capsys.readouterr()
+    assert pump.steps == 5
+    assert "demo-libvirt" in said.out
+    assert said.err == ""
+
+
+def test_once_says_that_it_could_not_look(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top_command, "ONCE_PATIENCE_NS", 0)
+    top_command._once(
+        cast(Pump, _StarvedPump(ticks_after=5)), _once_arguments(), lambda: True, lambda: False
+    )
+    assert "gave vftrace no time to look" in capsys.readouterr().err
+
+
+def _once_arguments() -> argparse.Namespace:
+    return argparse.Namespace(
+        vm=[], json=False, ascii=True, replay=Path("r"), speed="0", record=None, serve=False
+    )
 
 
 def test_once_is_one_state_and_ends() -> None:

@@ -40,6 +40,17 @@ def test_the_picture_of(
     check(f"top-{what}-{size[0]}x{size[1]}", screen(moment, keys(moment, *pressed), size))
 
 
+def test_emulating_processes_are_named_where_there_is_no_vm() -> None:
+    moment = at("boot", 0.0)
+    for count, said in (
+        (1, "1 QEMU process runs without KVM"),
+        (3, "3 QEMU processes run without KVM"),
+    ):
+        picture = screen(moment, dataclasses.replace(ViewState(), without_kvm=count), SMALL)
+        assert "No KVM VM runs on this host" in picture
+        assert said in picture
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [

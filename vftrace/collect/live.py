@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vftrace import __version__, events, wire
-from vftrace.host import descriptors, devices, netlink, processes, timens
+from vftrace.host import descriptors, devices, namespaces, netlink, processes
 from vftrace.mailbox.profile import tables_of
 from vftrace.model.host import HostInfo
 from vftrace.probes.loader import Probes
@@ -90,7 +90,7 @@ class LiveSource:
         """Raises MachineError where this machine cannot do it. `way` and `guest_memory` as for `Probes`;
         `profiles`: texts of mailbox profiles (ProfileError where one is no good).
         """
-        timens.require_host_clock()
+        namespaces.require_host_namespaces()
         self._records: list[bytes] = []
         self._seq = 0
         self._start_times: dict[int, int | None] = {}

@@ -68,14 +68,16 @@ class Deadline:
 
 
 class Interrupt:
-    """SIGINT and SIGTERM set a flag instead of ending the process in the middle of something."""
+    """SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process in the middle of something."""
 
     def __init__(self) -> None:
         self.set = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started by nohup(1), which means that a hangup shall not end it
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from vftrace import events
 from vftrace.commands.common import (
     Deadline,
     Interrupt,
@@ -22,6 +24,7 @@ from vftrace.commands.common import (
     say_ready,
 )
 from vftrace.errors import UsageError
+from vftrace.host.processes import qemu_pids_without_kvm
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from vftrace.commands.serve import Service
     from vftrace.model.migration import Snapshot
     from vftrace.outputs.top.keys import KeyReader
+    from vftrace.outputs.top.state import ViewState
 
 HELP = "watch VMs and their migrations live"
 
@@ -38,6 +42,10 @@ DRAWING_SHARE = 0.1
 """Of the time at most: a list of a thousand VMs is drawn less often."""
 IDLE_SECONDS = 0.05
 ONCE_NS = 1_000_000_000
+ONCE_PATIENCE_NS = 30_000_000_000
+"""How much longer `--once` waits on a host so busy that vftrace has not been run for long enough to look."""
+NO_KVM_SECONDS = 5.0
+"""How old the count of QEMU processes without KVM may be."""
 
 Until = Callable[[], bool]
 
@@ -86,13 +94,20 @@ def run(args: argparse.Namespace) -> int:
             return interrupt.set or deadline.passed()
 
         if args.once:
-            _once(pump, args, until)
+            _once(pump, args, until, lambda: interrupt.set)
         elif args.json or not _can_draw():
             if args.replay is None:
                 say_ready()
             _lines(pump, args, until)
         else:
-            watch(pump, until=until, wanted=args.vm, note=_note(args), ascii=args.ascii)
+            watch(
+                pump,
+                until=until,
+                wanted=args.vm,
+                note=_note(args),
+                ascii=args.ascii,
+                no_kvm=_NoKvm(args).count,
+            )
     return 0
 
 
@@ -169,22 +184,64 @@ def _step(pump: "Pump") -> None:
         pump.step()
 
 
-def _once(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
+class _NoKvm:
+    """Counts QEMU processes without KVM on this host, for when there is nothing else to show."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._live = args.replay is None
+        self._count = 0
+        self._counted_at = -math.inf
+
+    def count(self, snapshot: "Snapshot") -> int:
+        """How many there are; 0 where VMs are shown, and of a replay."""
+        if not self._live or snapshot.vms or snapshot.migrations:
+            return 0
+        if time.monotonic() - self._counted_at > NO_KVM_SECONDS:
+            self._count, self._counted_at = (
+                sum(1 for _ in qemu_pids_without_kvm()),
+                time.monotonic(),
+            )
+        return self._count
+
+
+def _has_looked(pump: "Pump") -> bool:
+    """Whether a tick, and with it all that came before, has gone through the order window into the snapshot."""
+    return pump.event_counts().get(events.Tick, 0) > 1
+
+
+def _once(
+    pump: "Pump", args: argparse.Namespace, until: Until, interrupted: Callable[[], bool]
+) -> None:
     from rich.console import Console
 
     from vftrace.collect.pump import filter_snapshot
     from vftrace.outputs.top.lines import state_json
-    from vftrace.outputs.top.state import ViewState
     from vftrace.outputs.top.view import Frame, Once
 
     while not until() and not pump.ended:
         pump.step()
+    patience = Deadline(ONCE_PATIENCE_NS)
+    while not (pump.ended or _has_looked(pump) or patience.passed() or interrupted()):
+        pump.step()
+    if not (pump.ended or _has_looked(pump)):
+        print(
+            "vftrace: this host gave vftrace no time to look: what follows may lack VMs",
+            file=sys.stderr,
+        )
     snapshot = filter_snapshot(pump.snapshot(), args.vm)
     if args.json:
         print(json.dumps(state_json(pump.host, snapshot)), flush=True)
         return
-    frame = Frame(pump.host, snapshot, pump.now_ns(), ViewState(), _note(args), args.ascii)
+    frame = Frame(
+        pump.host, snapshot, pump.now_ns(), _state(args, snapshot), _note(args), args.ascii
+    )
     Console(highlight=False).print(Once(frame))
+
+
+def _state(args: argparse.Namespace, snapshot: "Snapshot") -> "ViewState":
+    from vftrace.outputs.top.state import ViewState
+
+    return ViewState(without_kvm=_NoKvm(args).count(snapshot))
 
 
 def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
@@ -232,11 +289,13 @@ def watch(
     wanted: list[str] | None = None,
     note: str = "",
     ascii: bool = False,  # noqa: A002
+    no_kvm: "Callable[[Snapshot], int]" = lambda _: 0,
 ) -> None:
     """Draw the live view on the alternate screen until q is pressed or `until` says so.
 
     Steps the pump meanwhile. The terminal is left as it was, whatever happens. `wanted` are UUIDs,
-    names or pids to show, all if empty; `note` is shown in the first line.
+    names or pids to show, all if empty; `note` is shown in the first line; `no_kvm` counts QEMU processes without
+    KVM where a snapshot shows no VM.
     """
     from rich.console import Console
 
@@ -265,6 +324,7 @@ def watch(
                 continue
             now_ns = frozen.now_ns if frozen is not None else pump.now_ns()
             ended = f"{note}, at its end" if pump.ended and note else note
+            state = replace(state, without_kvm=no_kvm(snapshot))
             frame = Frame(pump.host, snapshot, now_ns, state, ended, ascii)
             state = frame.settled(console) if pressed else state
             frozen = frame if state.paused else None

@@ -1,10 +1,9 @@
 """Who a VMM process is: read from /proc, for processes that start and for those that run already.
 
 QEMU takes its identity on the command line: `-uuid U` (or `-smbios type=1,uuid=U`), `-name N`,
-`-name guest=N,...`; libvirt writes the latter (qemu-options.hx). Option values may also be JSON.
+`-name guest=N,...`; libvirt writes the latter (qemu-options.hx).
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,23 +65,20 @@ def _option(argv: list[str], option: str) -> str | None:
 
 
 def _field(value: str | None, key: str, *, bare: bool = True) -> str | None:
-    """The field `key` of `a=b,key=value`; with `bare` a first word without `=` is it too."""
+    """The field `key` of `a=b,key=value`; with `bare` a first word without a key is it too.
+
+    QEMU reads a first word as a value if a comma or the end comes before any `=` (util/qemu-option.c,
+    get_opt_name_value), and a comma inside a value is written as two. Neither -name nor -smbios takes JSON.
+    """
     if value is None:
         return None
-    if value.startswith("{"):
-        try:
-            found = json.loads(value).get(key)
-        except (ValueError, AttributeError, RecursionError):
-            return None
-        return found if isinstance(found, str) else None
-    # QEMU writes a comma inside a value as two of them.
-    fields = value.replace(",,", "\0").split(",")
-    for i, field in enumerate(fields):
+    for i, field in enumerate(value.replace(",,", "\0").split(",")):
         name, equals, content = field.partition("=")
-        if equals and name == key:
+        if i == 0 and (not equals or "\0" in name):
+            if bare:
+                return field.replace("\0", ",") or None
+        elif equals and name == key:
             return content.replace("\0", ",") or None
-        if bare and i == 0 and not equals:
-            return field.replace("\0", ",") or None
     return None
 
 
@@ -120,6 +116,19 @@ def vmm_pids() -> Iterator[int]:
     for entry in PROC.iterdir():
         if entry.name.isdigit() and _holds_vm(entry):
             yield int(entry.name)
+
+
+def qemu_pids_without_kvm() -> Iterator[int]:
+    """Find QEMU processes that hold no KVM VM: they emulate (TCG), and no probe of vftrace sees them."""
+    for entry in PROC.iterdir():
+        if entry.name.isdigit() and _is_qemu(int(entry.name)) and not _holds_vm(entry):
+            yield int(entry.name)
+
+
+def _is_qemu(pid: int) -> bool:
+    argv = command_line(pid)
+    name = Path(argv[0]).name if argv else ""
+    return name.startswith(("qemu-system-", "qemu-kvm"))
 
 
 def _holds_vm(process: Path) -> bool:

@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vftrace.errors import MachineError
-from vftrace.host import timens
+from vftrace.host import namespaces
 from vftrace.probes import kernel
 from vftrace.probes.bcc import cache
-
-INITIAL_PID_NAMESPACE = 0xEFFFFFFC
-"""PROC_PID_INIT_INO (include/linux/proc_ns.h): inode of the initial pid namespace."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +56,15 @@ def _privileges() -> Finding:
 
 def _pid_namespace() -> Finding:
     try:
-        inode = Path("/proc/self/ns/pid").stat().st_ino
-    except OSError as error:
-        return Finding("pid namespace", "warn", error.strerror or "unknown")
-    if inode == INITIAL_PID_NAMESPACE:
-        return Finding("pid namespace", "ok", "the host's own")
-    return Finding(
-        "pid namespace",
-        "bad",
-        "not the host's: the kernel's pids are not those of this /proc",
-        "run it on the host, or in a container with the host's pid namespace (--pid=host)",
-    )
+        namespaces.require_host_pids()
+    except MachineError as error:
+        return Finding("pid namespace", "bad", str(error), error.fix)
+    return Finding("pid namespace", "ok", "the host's")
 
 
 def _time_namespace() -> Finding:
     try:
-        timens.require_host_clock()
+        namespaces.require_host_clock()
     except MachineError as error:
         return Finding("time namespace", "bad", str(error), error.fix)
     return Finding("time namespace", "ok", "the host's boot clock")

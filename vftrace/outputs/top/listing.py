@@ -26,6 +26,7 @@ from vftrace.outputs.top.state import ViewState, newest, row_of
 from vftrace.units import format_ns
 
 TITLE = "bold"
+WARNING = "bold yellow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +146,15 @@ def _nothing(snapshot: Snapshot, state: ViewState, g: Glyphs) -> list[Renderable
             Text(f"  Nothing matches {clean(state.filter, g)!r} in name, UUID or pid.", TITLE),
             Text("  Esc shows all again."),
         ]
+    emulated = []
+    if n := state.without_kvm:
+        processes = "1 QEMU process runs" if n == 1 else f"{n} QEMU processes run"
+        emulated = [Text(f"  {processes} without KVM (TCG): vftrace does not see these.", WARNING)]
+    what = "KVM VM" if state.without_kvm else "VM"
     return [
         Text(),
-        Text("  No VM runs on this host, and none has migrated since vftrace started.", TITLE),
+        Text(f"  No {what} runs on this host, and none has migrated since vftrace started.", TITLE),
+        *emulated,
         Text(),
         Text("  Waiting for a process that creates a KVM VM (KVM_CREATE_VM), such as QEMU."),
         Text("  A migration shows as soon as it switches on dirty logging for the VM's memory."),

@@ -88,6 +88,8 @@ class ViewState:
     """Keys go into the filter."""
     paused: bool = False
     quit: bool = False
+    without_kvm: int = 0
+    """QEMU processes that use no KVM: said where there is no VM to show."""
 
 
 def press(state: ViewState, key: str, snapshot: Snapshot) -> ViewState:
