@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-unit lint boards format
+.PHONY: help setup run test test-unit lint boards layout format
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,6 +27,9 @@ lint: setup ## ruff, mypy --strict, who may import whom, and clang-format
 
 boards: setup ## make the Grafana boards again from dashboards/boards
 	.venv/bin/python -m dashboards.boards
+
+layout: setup ## make vftrace/events/layout.py again from bpf/wire.h
+	.venv/bin/python tools/layout.py
 
 format: setup ## let ruff and clang-format format the code
 	.venv/bin/ruff format .

@@ -194,7 +194,7 @@ static __always_inline void region_done(struct vm *vm, struct thread *t, struct 
 	e->slot = region.slot;
 	e->flags = region.flags;
 	e->gpa = region.gpa;
-	e->bytes = region.bytes;
+	e->size = region.bytes;
 	e->uaddr = region.uaddr;
 	e->ret = t->ret;
 	if (t->ret)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
- * The records that the kernel side sends to Python. Every record starts with struct vft_header. The
- * codec in Python has the same layouts, and a test compares both. Fields have fixed width, natural
- * alignment and host byte order. Times are CLOCK_BOOTTIME in ns.
+ * The records that the kernel side sends to Python and that a recording holds, and the only list of
+ * their kinds. Every record starts with struct vft_header; behind it is the struct with the kind's
+ * name, or JSON. `make layout` generates vftrace/events/layout.py from this file. Fields have fixed
+ * width, natural alignment and host byte order. Times are CLOCK_BOOTTIME in ns.
  */
 #ifndef VFTRACE_WIRE_H
 #define VFTRACE_WIRE_H
@@ -35,6 +36,27 @@ enum vft_kind {
 	VFT_VFIO_DATA = 29,
 	VFT_MAILBOX = 40,
 	VFT_VF_RESET = 41,
+
+	/* The collector writes these, never the kernel side. These have a struct below ... */
+	VFT_TICK = 100,
+	VFT_CLOCK_SAMPLE = 101,
+	VFT_LOST = 102,
+	VFT_GONE = 103,
+
+	/* ... and these JSON: the fields of the class in vftrace/events/. */
+	VFT_PROCESS = 110,
+	VFT_FILE_DESCRIPTOR = 111,
+	VFT_END = 112,
+	VFT_DEVICE = 113,
+	VFT_MAILBOX_FLOOD = 114,
+	VFT_VF_ADDRESS = 115,
+	VFT_NET_LINK = 116,
+	VFT_NET_ADDRESS = 117,
+	VFT_NET_MISSED = 118,
+	VFT_PING_SETTINGS = 120,
+	VFT_PING_GAP = 121,
+	VFT_PING_SUMMARY = 122,
+	VFT_UNCOUNTED = 123,
 };
 
 /* seq numbers the records of one process (tgid), or of no process (tgid 0). A record that did not
@@ -66,7 +88,7 @@ struct vft_region {
 	u32 slot;
 	u32 flags;
 	u64 gpa;
-	u64 bytes;
+	u64 size;
 	u64 uaddr;
 	s32 ret;
 	u32 pad;
@@ -402,6 +424,26 @@ struct vft_vf_reset {
 struct vft_exit {
 	struct vft_header h;
 	u64 last_exit_ns;
+};
+
+struct vft_tick {
+	struct vft_header h;
+};
+
+struct vft_clock_sample {
+	struct vft_header h;
+	s64 realtime_offset_ns;
+	s64 error_ns;
+};
+
+struct vft_lost {
+	struct vft_header h;
+	u64 count;
+};
+
+struct vft_gone {
+	struct vft_header h;
+	u64 pid;
 };
 
 #endif

@@ -6,8 +6,8 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards.boards import style
 from dashboards.boards.style import Row, instant, of, query, rate
-from vftrace.analysis.devices.device import STATES
 from vftrace.model.migration import CHECKPOINTS
+from vftrace.uapi import VFIO_DEVICE_STATES
 
 UID = "vftrace-migration"
 
@@ -120,12 +120,12 @@ def _phases() -> style.PanelBuilder:
 
 
 def _devices() -> style.PanelBuilder:
-    state = style.numbered("vfio_device_state", "state", STATES, VM)
+    state = style.numbered("vfio_device_state", "state", VFIO_DEVICE_STATES, VM)
     return style.states(
         "Passed-through devices",
         "The state each device is in (enum vfio_device_mig_state). Nothing for a VM without one.",
         query(f"max by (instance, device) ({state})", "{{device}}"),
-        style.numbered_mapping(style.DEVICE_COLOURS, STATES),
+        style.numbered_mapping(style.DEVICE_COLOURS, VFIO_DEVICE_STATES),
     ).no_value("no passed-through device")
 
 

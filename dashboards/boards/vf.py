@@ -4,7 +4,7 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards.boards import style
 from dashboards.boards.style import Column, Row, in_range, instant, of, query, rate
-from vftrace.analysis.devices.device import STATES
+from vftrace.uapi import VFIO_DEVICE_STATES
 
 UID = "vftrace-vf"
 
@@ -262,13 +262,13 @@ def _downtime() -> style.PanelBuilder:
 
 
 def _states() -> style.PanelBuilder:
-    state = style.numbered("vfio_device_state", "state", STATES)
+    state = style.numbered("vfio_device_state", "state", VFIO_DEVICE_STATES)
     return style.states(
         "Device states",
         "The state each passed-through device is in (enum vfio_device_mig_state). From ERROR only a reset leads"
         " out; STOP_COPY and RESUMING are the time its state takes to move.",
         query(f"max by (instance, device) ({state})", "{{device}} on {{instance}}"),
-        style.numbered_mapping(style.DEVICE_COLOURS, STATES),
+        style.numbered_mapping(style.DEVICE_COLOURS, VFIO_DEVICE_STATES),
     ).height(7)
 
 

@@ -26,15 +26,18 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from msgspec import structs
 
 from tests.unit.two_hosts import write
-from vftrace import events, wire
+from vftrace import events
 from vftrace.collect.recording import Recording
+from vftrace.events import wire
+from vftrace.events.layout import Kind
 from vftrace.units import parse_duration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -296,12 +299,12 @@ def fresh(play: Play, path: Path, later: float = 0) -> Path:
     now = time.time_ns() + round(later * _NS)
 
     def moved(record: bytes) -> bytes:
-        if wire.HEADER.unpack_from(record)[3] != _CLOCK_KIND:
+        if wire.HEADER.unpack_from(record)[3] != Kind.CLOCK_SAMPLE:
             return record
         event = wire.decode(record)
         assert isinstance(event, events.ClockSample)
         wall = now + round((event.at_ns - first) / play.speed)
-        return wire.encode(replace(event, realtime_offset_ns=wall - event.at_ns))
+        return wire.encode(structs.replace(event, realtime_offset_ns=wall - event.at_ns))
 
     return write(path, recording.host, map(moved, records))
 
@@ -364,9 +367,6 @@ def _vector(data: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"metric": {}, "value": data["result"]}]
     found: list[dict[str, Any]] = data["result"]
     return found
-
-
-_CLOCK_KIND = next(kind for kind, (_, _, e) in wire.FIXED.items() if e is events.ClockSample)
 
 
 def main() -> None:

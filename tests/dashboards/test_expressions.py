@@ -16,8 +16,8 @@ import pytest
 from tests.dashboards.expressions import BOARDS, Expression, ask, expressions
 from tests.dashboards.prom import GOLDEN, STAGE, STAGE_SECONDS, Play, Stage, quick
 from tests.unit.two_hosts import golden, lab, only, write
-from vftrace import events, wire
-from vftrace.events import NO_PROCESS
+from vftrace import events
+from vftrace.events import NO_PROCESS, wire
 from vftrace.model.host import HostInfo
 from vftrace.outputs.exporter.metrics import METRICS, PREFIX, Metric
 
@@ -40,7 +40,7 @@ def lossy() -> Fault:
     kernel that takes no kprobes."""
     host, records = golden("pause-before-switchover")
     host = replace(host, probes=host.probes | {"mailbox": "not attached: kprobe: not permitted"})
-    kernels = [r for r in records if wire.decode(r).tgid not in (events.USER_STREAM, NO_PROCESS)]
+    kernels = [r for r in records if wire.decode(r).tgid not in (events.COLLECTOR, NO_PROCESS)]
     gone = set(kernels[400:600:3] + kernels[401:601:3] + kernels[402:602:3])
     kept = [record for record in records if record not in gone]
     ticks = [n for n, record in enumerate(kept) if isinstance(wire.decode(record), events.Tick)]

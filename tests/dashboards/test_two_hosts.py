@@ -3,15 +3,17 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from tests.dashboards.prom import Stage
 from tests.unit.two_hosts import golden, host_of, only, shifted, write
-from vftrace import events, wire
+from vftrace import events
 from vftrace.collect.replay import track
+from vftrace.events import wire
 from vftrace.model.migration import Migration
 
 pytestmark = pytest.mark.needs("root", "ip", "prometheus")
@@ -123,4 +125,4 @@ def wrong(record: bytes, by_ns: int) -> bytes:
     event = wire.decode(record)
     if not isinstance(event, events.ClockSample):
         return record
-    return wire.encode(replace(event, realtime_offset_ns=event.realtime_offset_ns + by_ns))
+    return wire.encode(structs.replace(event, realtime_offset_ns=event.realtime_offset_ns + by_ns))

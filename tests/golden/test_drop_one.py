@@ -2,19 +2,19 @@
 that something is missing; it never says something else as if nothing had happened."""
 
 import copy
-import dataclasses
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from vftrace.analysis.process import BURST_NS
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
-from vftrace.events import USER_STREAM, Event, Uncounted
+from vftrace.events import COLLECTOR, Event, Uncounted
 from vftrace.model.host import HostInfo
 from vftrace.outputs.report.json import report_json
 
@@ -166,12 +166,12 @@ def test_fds_that_are_not_counted_are_said() -> None:
     tracker = Tracker()
     told = 0
     for event in _events("retry"):
-        if event.tgid == USER_STREAM:
+        if event.tgid == COLLECTOR:
             if not told and event.at_ns > first["started_at_ns"]:
-                head = (event.at_ns, event.seq, USER_STREAM, event.tid)
+                head = (event.at_ns, event.seq, COLLECTOR, event.tid)
                 tracker.feed(Uncounted(*head, pid=first["vm"]["pid"], count=9))
                 told = 1
-            event = dataclasses.replace(event, seq=event.seq + told)
+            event = structs.replace(event, seq=event.seq + told)
         tracker.feed(event)
     got = _result(tracker, ())
     assert [m["incomplete"] for m in got] == [True, False]

@@ -21,9 +21,10 @@ from tests.golden.comparison import (
 )
 from vftrace import events
 from vftrace.analysis.dirty import PIECE_PAGES
-from vftrace.analysis.process import PAGE_SIZE, Process
+from vftrace.analysis.process import Process
 from vftrace.demo.scenarios import SCENARIOS
 from vftrace.model.migration import Migration
+from vftrace.uapi import PAGE_SIZE
 
 # What each scenario does, in DESIGN.md's words: (role, outcome, cause, channel). Where QEMU's word is another,
 # the reason stands beside it.

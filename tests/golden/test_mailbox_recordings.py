@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 
-from vftrace import wire
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of, track
-from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset
+from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset, wire
 from vftrace.mailbox.drivers import TABLES as DRIVERS
 from vftrace.mailbox.life import Mailboxes, VfLife
 from vftrace.mailbox.message import NOT_CLEAR, Message

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.kvmslots import GIB, MANUAL_PROTECT, PAGE, Bitmap, Vm
 from vftrace.collect.live import LiveSource
 from vftrace.events import ClearDirtyLog, Piece
-from vftrace.wire import decode
+from vftrace.events.wire import decode
 
 PIECE = 1 << 15
 """Pages of a piece."""

@@ -6,7 +6,7 @@ import time
 
 from vftrace.collect.live import POLL_MS, READ_S, LiveSource
 from vftrace.events import Clock, Event, Tick
-from vftrace.wire import decode
+from vftrace.events.wire import decode
 
 CALLS = 20_000
 SLOW_S = 0.0001

@@ -144,7 +144,7 @@ def up(card: Card) -> None:
     for words in ((1,), (8, 5), (9,), (0xC, 1)):
         card.agree(*words)
     card.at_ns += SETTLED_NS
-    card.boxes.feed(events.Tick(card.at_ns, 0, events.USER_STREAM, 0))
+    card.boxes.feed(events.Tick(card.at_ns, 0, events.COLLECTOR, 0))
 
 
 def test_a_function_put_to_rest_before_and_brought_up_after_the_stop() -> None:

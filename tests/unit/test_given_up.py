@@ -8,10 +8,11 @@ import jsonschema
 import pytest
 
 from tests.unit.two_hosts import boot_of, golden, host_of, only, shifted, write
-from vftrace import events, wire
+from vftrace import events
 from vftrace.analysis.hosts.failed import join_given_up
 from vftrace.analysis.hosts.join import UNSYNCHRONISED_NS, Boot, Joined, stitch
 from vftrace.cli import main
+from vftrace.events import wire
 
 SECONDS = 10**9
 MS = 10**6

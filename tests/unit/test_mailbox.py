@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vftrace import events, wire
+from vftrace import events
 from vftrace.analysis.tracker import Tracker
-from vftrace.events import NO_PROCESS, USER_STREAM, Event, Mailbox, MailboxFlood, Tick, VfReset
+from vftrace.events import COLLECTOR, NO_PROCESS, Event, Mailbox, MailboxFlood, Tick, VfReset, wire
 from vftrace.mailbox.drivers import TABLES, shipped_words
 from vftrace.mailbox.life import MAX_RECENT, MAX_VFS, Mailboxes, VfLife
 from vftrace.mailbox.message import NOT_CLEAR, decode
@@ -225,7 +225,7 @@ class Talk:
 
     def wait(self, ns: int) -> None:
         self.now_ns += ns
-        self.boxes.feed(Tick(self.now_ns, 0, USER_STREAM, 0))
+        self.boxes.feed(Tick(self.now_ns, 0, COLLECTOR, 0))
 
     def start(self) -> None:
         """As ixgbevf: probe, then open."""
@@ -387,5 +387,5 @@ def test_a_mailbox_makes_no_vm_and_its_losses_show() -> None:
 def test_the_end_tells_of_records_lost_last() -> None:
     tracker = Tracker()
     tracker.feed(Talk().event(VfReset))
-    tracker.feed(events.End(2 * SECOND, 0, USER_STREAM, 0, {NO_PROCESS: 2}))
+    tracker.feed(events.End(2 * SECOND, 0, COLLECTOR, 0, {NO_PROCESS: 2}))
     assert tracker.snapshot().vfs_incomplete

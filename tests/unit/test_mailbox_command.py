@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from vftrace import wire
 from vftrace.cli import main
 from vftrace.collect.pump import Pump, ReplaySource
 from vftrace.collect.recording import Recording, RecordingWriter
-from vftrace.events import USER_STREAM, ClockSample, End, Mailbox, VfReset
+from vftrace.events import COLLECTOR, ClockSample, End, Mailbox, VfReset, wire
 from vftrace.mailbox.drivers import TABLES, shipped_words
 from vftrace.mailbox.profile import parse_profile, with_profiles
 from vftrace.model.host import HostInfo
@@ -96,11 +95,11 @@ def test_a_hostile_recording_steers_no_terminal(
     words = (0xFFFF_FFFF,) * 16
     writer.write(
         [
-            wire.encode(ClockSample(1, 0, USER_STREAM, 0, 1 << 62, 0)),
+            wire.encode(ClockSample(1, 0, COLLECTOR, 0, 1 << 62, 0)),
             wire.encode(Mailbox(2, 0, 0, 0, evil, 1, 0xFFFF_FFFF, 7, 999, 16, -5, words)),
             wire.encode(Mailbox(3, 1, 0, 0, evil, 77, 0, 0, 16, 99, 0, words)),
             wire.encode(VfReset(4, 2, 0, 0, evil, 1, 0)),
-            wire.encode(End(5, 1, USER_STREAM, 0, {0: 3})),
+            wire.encode(End(5, 1, COLLECTOR, 0, {0: 3})),
         ]
     )
     writer.close()
@@ -113,7 +112,7 @@ def test_a_hostile_recording_steers_no_terminal(
 def test_a_loss_is_said() -> None:
     from vftrace.events import Lost
 
-    assert "lost records=7" in "".join(Dump().feed(Lost(1, 0, USER_STREAM, 0, 7)))
+    assert "lost records=7" in "".join(Dump().feed(Lost(1, 0, COLLECTOR, 0, 7)))
 
 
 def test_metrics_count_every_message_once() -> None:

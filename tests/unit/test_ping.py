@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vftrace import events, wire
+from vftrace import events
 from vftrace.analysis.hosts.service import service_gap
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
 from vftrace.commands import ping
 from vftrace.errors import UsageError, VftraceError
-from vftrace.events import USER_STREAM
+from vftrace.events import COLLECTOR, wire
 from vftrace.ping import sender
 from vftrace.ping.journal import Journal
 from vftrace.ping.packets import Packets, checksum, without_ip_header
@@ -160,7 +160,7 @@ def ping_events() -> list[events.Event]:
 def test_recorded_events_come_back() -> None:
     settings, gap, totals, end = ping_events()
     assert [event.seq for event in (settings, gap, totals, end)] == [0, 1, 2, 3]
-    assert {event.tgid for event in (settings, gap, totals, end)} == {USER_STREAM}
+    assert {event.tgid for event in (settings, gap, totals, end)} == {COLLECTOR}
     assert isinstance(settings, events.PingSettings)
     assert (settings.target, settings.interval_ns, settings.policy) == ("guest", MS, "fifo")
     assert isinstance(gap, events.PingGap)

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vftrace import events, wire
+from vftrace import events
 from vftrace.collect.recording import MAGIC, Recording, RecordingWriter
 from vftrace.collect.replay import track
 from vftrace.errors import VftraceError
+from vftrace.events import wire
 from vftrace.model.host import HostInfo
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordings" / "completed-fast.vft.gz"
@@ -224,8 +225,8 @@ def test_an_impossible_size_ends_the_file(tmp_path: Path) -> None:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     """Without an End record, as the writer leaves it when it is killed, that is said."""
     path = tmp_path / "own"
-    tick = wire.encode(events.Tick(5, 0, events.USER_STREAM, 1))
-    end = wire.encode(events.End(6, 1, events.USER_STREAM, 1, {42: 7}))
+    tick = wire.encode(events.Tick(5, 0, events.COLLECTOR, 1))
+    end = wire.encode(events.End(6, 1, events.COLLECTOR, 1, {42: 7}))
     writer = RecordingWriter(path, HOST)
     writer.write([tick])
     killed = Recording(path)
@@ -248,4 +249,4 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_full_disk(tmp_path: Path) -> None:
     writer = RecordingWriter(Path("/dev/full"), HOST)
     with pytest.raises(VftraceError, match="No space left"):
-        writer.write([wire.encode(events.Tick(5, 0, events.USER_STREAM, 1))])
+        writer.write([wire.encode(events.Tick(5, 0, events.COLLECTOR, 1))])

@@ -24,11 +24,11 @@ import bcrypt
 import pytest
 from prometheus_client import CollectorRegistry
 
-from vftrace import wire
 from vftrace.collect.pump import Pump, ReplaySource, parse_speed
 from vftrace.collect.recording import Recording, RecordingWriter
 from vftrace.commands.serve import parse_address, parse_path
 from vftrace.errors import UsageError, VftraceError
+from vftrace.events import wire
 from vftrace.outputs.exporter.server import MAX_CLIENTS, activated_sockets, listen, make_app
 from vftrace.outputs.exporter.webconfig import Users, WebConfig, read_web_config
 

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tests.unit.two_hosts import (
     boot_of,
@@ -19,11 +20,11 @@ from tests.unit.two_hosts import (
     shifted,
     write,
 )
-from vftrace import events, wire
+from vftrace import events
 from vftrace.analysis.hosts.join import UNSYNCHRONISED_NS, Boot, Joined, Ping, stitch
 from vftrace.cli import main
 from vftrace.collect.merge import load
-from vftrace.events import USER_STREAM
+from vftrace.events import COLLECTOR, wire
 from vftrace.model.migration import Migration
 
 CUT = ("completed-slow", "libvirt", "postcopy", "no-uuid")
@@ -58,7 +59,7 @@ def _wall_clock_off(record: bytes, off: int) -> bytes:
     if not isinstance(event, events.ClockSample):
         return record
     wrong = event.realtime_offset_ns + off
-    return wire.encode(dataclasses.replace(event, realtime_offset_ns=wrong))
+    return wire.encode(structs.replace(event, realtime_offset_ns=wrong))
 
 
 _HALVES: dict[str, Halves] = {}
@@ -182,7 +183,7 @@ def _ping(boot_id: str, before: int, after: int) -> Ping:
     gap = events.PingGap(
         at_ns=after,
         seq=0,
-        tgid=USER_STREAM,
+        tgid=COLLECTOR,
         tid=1,
         kind="lost",
         start_at_ns=before + 1_000_000,
@@ -258,13 +259,13 @@ def ping_records(before: int, after: int, clock: tuple[int, int]) -> list[bytes]
     """A ping's recording: a second before and after the gap, and a clock sample (offset, error)."""
     (gap,) = _ping("", before, after).events
     start, end = before - SECONDS, after + SECONDS
-    head = (USER_STREAM, 77)
+    head = (COLLECTOR, 77)
     found: list[events.Event] = [
         events.PingSettings(
             start, 0, *head, "192.0.2.9", "192.0.2.9", "icmp", 0, 1_000_000, SECONDS, "fifo"
         ),
         events.ClockSample(start, 1, *head, *clock),
-        dataclasses.replace(gap, seq=2, tid=77),
+        structs.replace(gap, seq=2, tid=77),
         events.PingSummary(end, 3, *head, start, end, 2000, 1995, 5, *[0] * 13),
         events.End(end, 4, *head, {}),
     ]

@@ -47,7 +47,7 @@ def said(at_ns: int, direction: int, *words: int) -> Mailbox:
 
 
 def tick(at_ns: int) -> Tick:
-    return Tick(at_ns, 0, events.USER_STREAM, 0)
+    return Tick(at_ns, 0, events.COLLECTOR, 0)
 
 
 def life_of(*heard: events.Event) -> VfLife:

@@ -1,7 +1,6 @@
 """Whatever events come, in whatever order: never an exception, never a time that runs backwards, sums that
 agree, and no more memory than there is to remember."""
 
-import dataclasses
 import json
 import random
 from collections import defaultdict
@@ -13,14 +12,16 @@ from typing import Any, get_origin, get_type_hints
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
-from vftrace import events, wire
+from vftrace import events
 from vftrace.analysis import process as process_module
 from vftrace.analysis.process import Process
 from vftrace.analysis.tracker import MAX_ENDED_PROCESSES, Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
-from vftrace.events import USER_STREAM, Event
+from vftrace.events import COLLECTOR, Event, wire
+from vftrace.events.layout import Kind
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Snapshot
 from vftrace.outputs.report.json import report_json
@@ -124,11 +125,11 @@ def test_golden_events_with_times_that_jump(name: str, seed: int, most: int) -> 
 
     def moved(event: Event) -> Event:
         times = {
-            field.name: max(0, getattr(event, field.name) + chance.randrange(-most, most))
-            for field in dataclasses.fields(event)
-            if field.name.endswith("_ns") and getattr(event, field.name)
+            name: max(0, getattr(event, name) + chance.randrange(-most, most))
+            for name in event.__struct_fields__
+            if name.endswith("_ns") and getattr(event, name)
         }
-        return dataclasses.replace(event, **times)
+        return structs.replace(event, **times)
 
     _play([moved(event) for event in _golden(name)])
 
@@ -144,7 +145,7 @@ def test_the_same_events_give_the_same_result() -> None:
 # seed: hypothesis' own strategies would take minutes for as many.
 EXTREME = ((1 << 64) - 1, (1 << 63) - 1, (1 << 32) - 1, 65535)
 IDENTITY = {"slot", "fd", "op", "flags", "data_fd"}
-KERNEL = [event for kind, (_, _, event) in wire.FIXED.items() if kind < 100] + [events.Piece]
+KERNEL = [event for kind, event in wire.CLASSES.items() if kind < Kind.TICK]
 OWN = [
     event
     for event in vars(events).values()
@@ -190,12 +191,9 @@ def _story(chance: random.Random, count: int) -> list[Event]:
     story = []
     for _ in range(count):
         kind = chance.choice([*KERNEL, *OWN])
-        fields = {
-            field.name: _value(chance, field.name, HINTS[kind][field.name])
-            for field in dataclasses.fields(kind)
-        }
+        fields = {name: _value(chance, name, HINTS[kind][name]) for name in kind.__struct_fields__}
         if chance.random() < 0.9:
-            fields["tgid"] = USER_STREAM if kind in OWN else fields["tgid"]
+            fields["tgid"] = COLLECTOR if kind in OWN else fields["tgid"]
             fields["seq"] = after[fields["tgid"]]
             after[fields["tgid"]] += 1
         story.append(kind(**fields))
@@ -214,11 +212,11 @@ def test_any_events_among_golden_ones(seed: int, name: str) -> None:
     """Nonsense with the pids, threads and times of a real migration, strewn into it."""
     chance = random.Random(seed)
     story = list(_golden(name))
-    kernel = [event for event in story if event.tgid != USER_STREAM]
+    kernel = [event for event in story if event.tgid != COLLECTOR]
     for event in _story(chance, 40):
         near = chance.choice(kernel)
-        if event.tgid != USER_STREAM:
-            event = dataclasses.replace(
+        if event.tgid != COLLECTOR:
+            event = structs.replace(
                 event, tgid=near.tgid, tid=near.tid, at_ns=near.at_ns, seq=event.seq + 10**6
             )
         story.insert(chance.randrange(len(story)), event)

@@ -7,7 +7,7 @@ from vftrace import events
 from vftrace.analysis.tracker import MAX_CLOCK_SAMPLES, SETTLE_AFTER_NS, Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
-from vftrace.events import USER_STREAM
+from vftrace.events import COLLECTOR
 
 RECORDING = Path(__file__).parent.parent / "golden" / "recordings" / "there-and-back.vft.gz"
 
@@ -25,7 +25,7 @@ def test_a_finished_migration_stays_as_it_was() -> None:
     ticks = range(10_000, 10_000 + 600)
     for i, seq in enumerate(ticks):
         at = last.at_ns + i * SETTLE_AFTER_NS // 100
-        tracker.feed(events.Tick(at, seq, USER_STREAM, 0))
+        tracker.feed(events.Tick(at, seq, COLLECTOR, 0))
     after = tracker.snapshot().migrations
     # the gap this test makes in the collector's own numbering is not what it is about
     assert [replace(m, incomplete=False) for m in after] == [
@@ -40,7 +40,7 @@ def test_clock_samples_are_bounded_and_keep_a_step() -> None:
     day = 86_400
     for second in range(day):
         offset = 10**18 + (second % 7) * 1000 + (5_000_000_000 if second >= 50_000 else 0)
-        tracker.feed(events.ClockSample(second * 10**9, second, USER_STREAM, 0, offset, 1000))
+        tracker.feed(events.ClockSample(second * 10**9, second, COLLECTOR, 0, offset, 1000))
     clock = tracker.snapshot().clock
     assert len(clock) <= MAX_CLOCK_SAMPLES + 10
     assert clock[0][1] < 10**18 + 1_000_000 < clock[-1][1]

@@ -1,138 +1,30 @@
 """The two halves of the wire format agree, and hostile bytes never raise anything but ValueError."""
 
-import dataclasses
 import json
-import re
 import struct
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vftrace import events, wire
+from vftrace import events
+from vftrace.events import Event, layout, wire
+from vftrace.events.layout import BODIES, Kind
 
-WIRE_H = Path(__file__).parents[2] / "bpf" / "wire.h"
-SIZES = {"u8": 1, "char": 1, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
-CODES = {"u8": "B", "u16": "H", "s32": "i", "u32": "I", "s64": "q", "u64": "Q"}
-# Where Python's name is not C's: the struct says bytes, the uAPI (and so the event) says size.
-OTHER_NAMES = {("vft_region", "bytes"): "size"}
+JSON_KINDS = sorted(set(Kind) - set(BODIES))
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """A member of a C struct: `count` is 0 where it is no array."""
-
-    ctype: str
-    name: str
-    count: int
-    offset: int
-
-    @property
-    def code(self) -> str:
-        """The struct module's character for it."""
-        if self.ctype == "char":
-            return f"{self.count}s"
-        return f"{self.count or ''}{CODES[self.ctype]}"
+def test_every_kind_has_its_event() -> None:
+    assert set(wire.CLASSES) == set(Kind)
+    made = [event for event in vars(events).values() if isinstance(event, type)]
+    assert set(made) - set(wire.CLASSES.values()) == {Event, events.Unknown}
 
 
-def _parse() -> tuple[dict[str, list[Field]], dict[str, int]]:
-    """Structs (without their header) and constants of wire.h; natural alignment is checked here."""
-    text = re.sub(r"/\*.*?\*/", "", WIRE_H.read_text(), flags=re.DOTALL)
-    constants = {name: int(n) for name, n in re.findall(r"#define (VFT_\w+) (\d+)", text)}
-    constants |= {name: int(n) for name, n in re.findall(r"(VFT_\w+) = (\d+)", text)}
-    structs = {}
-    for name, body in re.findall(r"struct (vft_\w+) \{(.*?)\};", text, flags=re.DOTALL):
-        fields = []
-        offset = 0
-        for declaration in filter(None, map(str.strip, body.split(";"))):
-            ctype, names = (
-                declaration.rsplit(None, 1)
-                if "," not in declaration
-                else (declaration.split(None, 1))
-            )
-            if ctype == "struct vft_header":
-                offset += wire.HEADER.size
-                continue
-            for each in map(str.strip, names.split(",")):
-                found = re.fullmatch(r"(\w+)(?:\[(\w+)\])?", each)
-                assert found is not None, declaration
-                length = found[2]
-                count = 0 if length is None else constants.get(length) or int(length)
-                assert offset % SIZES[ctype] == 0, f"{name}.{each} would be padded"
-                fields.append(Field(ctype, found[1], count, offset))
-                offset += SIZES[ctype] * (count or 1)
-        largest = max((SIZES[field.ctype] for field in fields), default=8)
-        assert offset % max(largest, 8) == 0, f"{name} would be padded at its end"
-        structs[name] = fields
-    return structs, constants
-
-
-STRUCTS, CONSTANTS = _parse()
-KINDS = {name: number for name, number in CONSTANTS.items() if f"{name.lower()}" in STRUCTS}
-
-
-def _offsets(layout: struct.Struct) -> Iterator[tuple[str, int]]:
-    """(code, offset) of each item of a layout, of whichever width."""
-    codes = re.findall(r"\d*[a-zA-Z]", layout.format)
-    for i, code in enumerate(codes):
-        yield code, struct.calcsize("<" + "".join(codes[:i]))
-
-
-def test_the_header_is_the_same() -> None:
-    fields = STRUCTS["vft_header"]
-    assert [(f.code, f.offset) for f in fields] == list(_offsets(wire.HEADER))
-    assert [f.name for f in fields] == ["at_ns", "seq", "size", "kind", "reserved", "tgid", "tid"]
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind, (name, _, _) in wire.FIXED.items() if name]
-)
-def test_each_layout_is_the_structs(kind: int, name: str) -> None:
-    _, layout, event = wire.FIXED[kind]
-    fields = STRUCTS[name]
-    assert [(f.code, f.offset - wire.HEADER.size) for f in fields] == list(_offsets(layout))
-    assert (
-        layout.size
-        == fields[-1].offset + SIZES[fields[-1].ctype] * (fields[-1].count or 1) - wire.HEADER.size
-    )
-    named = [OTHER_NAMES.get((name, f.name), f.name) for f in fields if f.name != "pad"]
-    assert named == list(event.__slots__)
-
-
-def test_the_piece_is_the_structs() -> None:
-    *fields, words = STRUCTS["vft_piece"]
-    assert [(f.name, f.code, f.offset) for f in fields] == [
-        ("call_ns", "Q", 32),
-        ("first_page", "Q", 40),
-        ("slot", "I", 48),
-        ("words", "H", 52),
-        ("fill", "H", 54),
-    ]
-    assert (words.name, words.offset, words.count) == ("word", 56, CONSTANTS["VFT_PIECE_WORDS"])
-
-
-def test_every_struct_has_its_kind_and_every_kind_its_decoder() -> None:
-    """Numbers as in enum vft_kind; nothing that the kernel sends is missing in Python."""
-    known = {name: kind for kind, (name, _, _) in wire.FIXED.items() if name}
-    known["vft_piece"] = wire.PIECE_KIND
-    enum = re.search(r"enum vft_kind \{(.*?)\};", WIRE_H.read_text(), flags=re.DOTALL)
-    assert enum is not None
-    numbers = dict(re.findall(r"VFT_(\w+) = (\d+)", enum[1]))
-    assert {f"vft_{name.lower()}": int(n) for name, n in numbers.items()} == known
-    assert set(known) | {"vft_header"} == set(STRUCTS)
-
-
-def test_enums_of_the_uapi_are_the_events() -> None:
-    assert (
-        CONSTANTS["VFT_CLOCK_GET"],
-        CONSTANTS["VFT_CLOCK_SET"],
-        CONSTANTS["VFT_CLOCK_CTRL"],
-    ) == (events.Clock.GET, events.Clock.SET, events.Clock.CTRL)
-    for name in ("API", "REGISTER", "UNREGISTER", "COPY", "ZEROPAGE", "CONTINUE"):
-        assert getattr(events.Userfault, name) == CONSTANTS[f"VFT_UFFD_{name}"]
+@pytest.mark.parametrize("kind", sorted(set(BODIES) - {Kind.PIECE}), ids=lambda kind: kind.name)
+def test_an_event_has_the_fields_of_its_struct(kind: Kind) -> None:
+    names = wire.CLASSES[kind].__struct_fields__
+    assert names == (*Event.__struct_fields__, *BODIES[kind][1])
 
 
 def test_a_record_made_as_the_kernel_makes_it() -> None:
@@ -217,7 +109,7 @@ def test_any_bytes(record: bytes) -> None:
     _decodes_or_refuses(record)
 
 
-ALL_KINDS = [*wire.FIXED, wire.PIECE_KIND, *wire.NAMED, 0, 999]
+ALL_KINDS = [*Kind, 0, 999]
 
 
 @given(HEAD, st.sampled_from(ALL_KINDS) | U16, st.binary(max_size=200))
@@ -240,9 +132,9 @@ JSON = st.recursive(
 )
 
 
-def _fields(kind: int) -> st.SearchStrategy[tuple[int, Any]]:
+def _fields(kind: Kind) -> st.SearchStrategy[tuple[Kind, Any]]:
     """A body with all the names that this kind has, and anything in them."""
-    names = wire.NAMED[kind][0].__slots__
+    names = wire.CLASSES[kind].__struct_fields__[len(Event.__struct_fields__) :]
     return st.fixed_dictionaries(dict.fromkeys(names, JSON)).map(lambda made: (kind, made))
 
 
@@ -253,8 +145,8 @@ def _decode_json(kind: int, text: str) -> events.Event:
 
 
 @settings(deadline=None)
-@given(st.sampled_from(sorted(wire.NAMED)).flatmap(_fields))
-def test_json_of_the_wrong_type(made: tuple[int, Any]) -> None:
+@given(st.sampled_from(JSON_KINDS).flatmap(_fields))
+def test_json_of_the_wrong_type(made: tuple[Kind, Any]) -> None:
     """Every field of an event has the type its class says, whatever the JSON was."""
     kind, fields = made
     event = _decode_json(kind, json.dumps(fields))
@@ -265,10 +157,10 @@ def test_json_of_the_wrong_type(made: tuple[int, Any]) -> None:
             assert isinstance(getattr(event, name), hint)
 
 
-@given(st.sampled_from(sorted(wire.NAMED)), JSON)
-def test_json_of_the_wrong_shape(kind: int, value: object) -> None:
+@given(st.sampled_from(JSON_KINDS), JSON)
+def test_json_of_the_wrong_shape(kind: Kind, value: object) -> None:
     event = _decode_json(kind, json.dumps(value))
-    assert isinstance(event, events.Unknown | wire.NAMED[kind][0])
+    assert isinstance(event, events.Unknown | wire.CLASSES[kind])
 
 
 def test_json_without_a_bottom() -> None:
@@ -300,8 +192,8 @@ def test_a_wrong_size_is_refused(event: events.Event, size: int) -> None:
 def test_a_piece_is_never_larger_than_the_kernels(fill: int, words: int, length: int) -> None:
     """24 bytes must not become a bitmap of 65535 words."""
     body = struct.pack("<QQIHH", 1, 0, 0, words, fill) + bytes(length)
-    head = wire.HEADER.pack(0, 0, wire.HEADER.size + len(body), wire.PIECE_KIND, 0, 0, 0)
+    head = wire.HEADER.pack(0, 0, wire.HEADER.size + len(body), Kind.PIECE, 0, 0, 0)
     event = wire.decode(head + body)
     assert isinstance(event, events.Piece | events.Unknown)
     if isinstance(event, events.Piece):
-        assert event.bits.bit_length() <= CONSTANTS["VFT_PIECE_WORDS"] * 64
+        assert event.bits.bit_length() <= layout.PIECE_WORDS * 64

@@ -7,11 +7,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from vftrace import events, wire
+from msgspec import structs
+
+from vftrace import events
 from vftrace.analysis.hosts.join import Boot
 from vftrace.collect.merge import Reader
 from vftrace.collect.recording import MAGIC, VERSION, Recording
 from vftrace.collect.replay import events_of
+from vftrace.events import wire
+from vftrace.events.layout import BODIES, Kind
 from vftrace.model.host import HostInfo
 
 RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
@@ -23,15 +27,16 @@ def shifted(record: bytes, shift_ns: int, error_ns: int | None = None) -> bytes:
     at_ns, seq, size, kind, zero, tgid, tid = wire.HEADER.unpack_from(record)
     body = record[wire.HEADER.size :]
     head = wire.HEADER.pack(at_ns + shift_ns, seq, size, kind, zero, tgid, tid)
-    if kind == wire.PIECE_KIND:
+    if kind == Kind.PIECE:
         return head + struct.pack("<Q", struct.unpack_from("<Q", body)[0] + shift_ns) + body[8:]
-    if kind not in wire.FIXED:
+    if kind not in BODIES:
         return head + body
-    _, layout, event = wire.FIXED[kind]
+    codes, names = BODIES[kind]
+    layout = struct.Struct("<" + codes)
     # a record from before its kind got another field is shorter
     values = list(layout.unpack(body + bytes(layout.size - len(body))))
-    for index, name in enumerate(event.__slots__):
-        if event is events.ClockSample:
+    for index, name in enumerate(names):
+        if kind == Kind.CLOCK_SAMPLE:
             if name == "realtime_offset_ns":
                 values[index] -= shift_ns
             elif error_ns is not None:
@@ -47,7 +52,7 @@ def only(records: Iterable[bytes], pids: set[int]) -> list[bytes]:
     own = 0
     for record in records:
         event = wire.decode(record)
-        if event.tgid != events.USER_STREAM:
+        if event.tgid != events.COLLECTOR:
             if event.tgid in pids:
                 kept.append(record)
             continue
@@ -56,7 +61,7 @@ def only(records: Iterable[bytes], pids: set[int]) -> list[bytes]:
             continue
         if isinstance(event, events.End):
             streams = {pid: n for pid, n in event.streams.items() if pid in pids}
-            record = wire.encode(replace(event, streams=streams))
+            record = wire.encode(structs.replace(event, streams=streams))
         at_ns, _, size, kind, zero, tgid, tid = wire.HEADER.unpack_from(record)
         head = wire.HEADER.pack(at_ns, own, size, kind, zero, tgid, tid)
         kept.append(head + record[wire.HEADER.size :])

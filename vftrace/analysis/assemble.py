@@ -11,7 +11,7 @@ from vftrace.analysis.forecast.precopy import of_migration
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.phases import checkpoint_times, downtime_of, phases_of
-from vftrace.analysis.process import BURST_NS, PAGE_SIZE, Process
+from vftrace.analysis.process import BURST_NS, Process
 from vftrace.analysis.verdict import Verdict, device_verdict, file_verdict, verdict_of, was_paused
 from vftrace.model.migration import (
     ChannelUse,
@@ -23,6 +23,7 @@ from vftrace.model.migration import (
     Round,
     Strategy,
 )
+from vftrace.uapi import PAGE_SIZE
 
 Source = tuple[Process, OutgoingMigration]
 Destination = tuple[Process, IncomingMigration]

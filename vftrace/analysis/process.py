@@ -10,10 +10,7 @@ from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import Event
-
-KVM_MEM_LOG_DIRTY_PAGES = 1
-CAP_MANUAL_PROTECT, CAP_DIRTY_RING, CAP_DIRTY_RING_ACQ_REL = 168, 192, 223
-PAGE_SIZE = 4096
+from vftrace.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE
 
 # A burst is one thread switching logging on slot by slot (QEMU memory_global_dirty_log_start).
 BURST_NS = 1_000_000_000
@@ -257,7 +254,7 @@ class Process:
         self.switched_on.clear()
 
     def _capability(self, event: events.Capability) -> None:
-        if event.ret == 0 and event.cap == CAP_MANUAL_PROTECT:
+        if event.ret == 0 and event.cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
             self.manual_protect = event.arg0
 
     # -- dirty logs -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
 from vftrace.analysis.sequence import SequenceTracker
-from vftrace.events import NO_PROCESS, USER_STREAM, Event
+from vftrace.events import COLLECTOR, NO_PROCESS, Event
 from vftrace.mailbox.life import Mailboxes
 from vftrace.model.migration import Migration, Snapshot, Vm
 
@@ -94,7 +94,7 @@ class Tracker:
         self._now_ns = max(self._now_ns, event.at_ns)
         if isinstance(event, events.Unknown):
             self._unknown += 1
-        if event.tgid == USER_STREAM:
+        if event.tgid == COLLECTOR:
             self._feed_own(event)
         elif event.tgid == NO_PROCESS:
             self._feed_unowned(event)

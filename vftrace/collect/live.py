@@ -1,7 +1,7 @@
 """The live source: what the kernel side sends, plus the collector's own records, as one stream of bytes.
 
 The collector's records are ticks (so that time passes in a recording too), clock samples, losses,
-and who is who. They have a stream of their own (`events.USER_STREAM`).
+and who is who. They have a stream of their own (`events.COLLECTOR`).
 """
 
 import ctypes
@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vftrace import __version__, events, wire
+from vftrace import __version__, events
+from vftrace.events import wire
+from vftrace.events.layout import Kind
 from vftrace.host import descriptors, devices, namespaces, netlink, processes
 from vftrace.mailbox.profile import tables_of
 from vftrace.model.host import HostInfo
@@ -142,7 +144,7 @@ class LiveSource:
 
     def _on_kernel_record(self, record: bytes) -> None:
         _, _, _, kind, _, tgid, _ = wire.HEADER.unpack_from(record)
-        self._records.append(wire.shortened(record) if kind == wire.PIECE_KIND else record)
+        self._records.append(wire.shortened(record) if kind == Kind.PIECE else record)
         if kind == _VM_CREATED:
             self._identify(tgid, late=False)
         elif kind == _CHANNEL:
@@ -346,7 +348,7 @@ class LiveSource:
 
     def _head(self) -> tuple[int, int, int, int]:
         self._seq += 1
-        return boottime_ns(), self._seq - 1, events.USER_STREAM, os.getpid()
+        return boottime_ns(), self._seq - 1, events.COLLECTOR, os.getpid()
 
     def _add(self, event: events.Event) -> None:
         self._records.append(wire.encode(event))

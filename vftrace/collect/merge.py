@@ -5,13 +5,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from msgspec import structs
+
 from vftrace import events
 from vftrace.analysis.hosts.join import Boot, Ping, Waiting
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
 from vftrace.errors import VftraceError
-from vftrace.events import USER_STREAM, Event
+from vftrace.events import COLLECTOR, Event
 from vftrace.mailbox.drivers import Tables
 from vftrace.mailbox.life import MAX_RECENT, Mailboxes
 from vftrace.mailbox.profile import ProfileError, tables_of
@@ -171,14 +173,14 @@ def merge(streams: list[list[Event]]) -> Iterator[Event]:
         [(e.at_ns, index, e) for e in _of_chosen(task, chosen)] for index, task in enumerate(tasks)
     ]
     for _, index, event in heapq.merge(*parts, key=lambda item: item[:2]):
-        if event.tgid != USER_STREAM:
+        if event.tgid != COLLECTOR:
             yield event
             continue
         own += tasks[index].holes_before(event)
         if isinstance(event, events.Lost):
             lost[index] = event.count
-            event = replace(event, count=sum(lost.values()))
-        yield replace(event, seq=own)
+            event = structs.replace(event, count=sum(lost.values()))
+        yield structs.replace(event, seq=own)
         own += 1
 
 
@@ -195,7 +197,7 @@ class _Task:
         self._said = 0
         own = missing = 0
         for event in stream:
-            if event.tgid == USER_STREAM:
+            if event.tgid == COLLECTOR:
                 missing += max(0, event.seq - own)
                 own = max(own, event.seq + 1)
                 self._missing[event.seq] = missing
@@ -231,9 +233,9 @@ def _choose(pid: int, tasks: list[_Task]) -> list[_Task]:
 
 def _of_chosen(task: _Task, chosen: dict[int, list[_Task]]) -> Iterator[Event]:
     for event in task.events:
-        if event.tgid != USER_STREAM:
+        if event.tgid != COLLECTOR:
             if task in chosen[event.tgid]:
-                yield replace(event, seq=event.seq + task.shift[event.tgid])
+                yield structs.replace(event, seq=event.seq + task.shift[event.tgid])
         elif isinstance(event, (events.Process, events.FileDescriptor, events.Gone)):
             if event.pid not in chosen or task in chosen[event.pid]:
                 yield event

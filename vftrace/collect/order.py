@@ -1,7 +1,8 @@
 """Records of several CPUs in the order of their times, within a window fixed by event time."""
 
 import heapq
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from vftrace.events import Event
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from vftrace import wire
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.order import Order
 from vftrace.collect.recording import Recording
 from vftrace.errors import UsageError
-from vftrace.events import Event
+from vftrace.events import Event, wire
 from vftrace.mailbox.life import Mailboxes
 from vftrace.mailbox.profile import tables_of
 from vftrace.model.host import HostInfo

@@ -14,8 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from vftrace import wire
 from vftrace.errors import VftraceError
+from vftrace.events import wire
+from vftrace.events.layout import Kind
 from vftrace.mailbox.profile import tables_of
 from vftrace.model.host import HostInfo
 
@@ -67,7 +68,7 @@ class Recording:
         while True:
             start = self._read(_U32.size)
             if not start:
-                if last_kind != wire.END_KIND and self.damage is None:
+                if last_kind != Kind.END and self.damage is None:
                     self.damage = "cut between two records, or its writer was killed: it has no end"
                 return
             head = self._read(wire.HEADER.size)

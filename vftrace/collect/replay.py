@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
-from vftrace import wire
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.order import Order
-from vftrace.events import Event
+from vftrace.events import Event, wire
 from vftrace.mailbox.life import Mailboxes
 
 

@@ -74,9 +74,9 @@ def _replay(args: argparse.Namespace, profiles: Sequence[str]) -> None:
 
 
 def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:
-    from vftrace import wire
     from vftrace.collect.live import LiveSource
     from vftrace.collect.order import Order
+    from vftrace.events import wire
 
     dump = _dump(args, (), profiles)
     order = Order()

@@ -225,7 +225,7 @@ class _Recorder:
             self._write(self._journal.summary(_boottime_ns(), session.ledger))
 
     def _write(self, event: "Event") -> None:
-        from vftrace import wire
+        from vftrace.events import wire
 
         self._writer.write([wire.encode(event)])
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from vftrace.uapi import KVM_RUN
+
 PROC = Path("/proc")
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
@@ -148,7 +150,6 @@ def _link(path: Path) -> str:
 def threads_in_kvm_run(pid: int) -> Iterator[int]:
     """Threads that are inside KVM_RUN: blocked there by /proc/PID/task/TID/syscall, or running under
     a vCPU thread's name (QEMU: `CPU 0/KVM`)."""
-    kvm_run = 0xAE80
     try:
         tasks = list((PROC / str(pid) / "task").iterdir())
     except OSError:
@@ -159,6 +160,6 @@ def threads_in_kvm_run(pid: int) -> Iterator[int]:
             name = (task / "comm").read_text().strip()
         except OSError:
             continue
-        in_ioctl = len(words) > 2 and words[0] != "-1" and int(words[2], 16) == kvm_run
+        in_ioctl = len(words) > 2 and words[0] != "-1" and int(words[2], 16) == KVM_RUN
         if in_ioctl or (words[0] == "running" and name.startswith("CPU ")):
             yield int(task.name)

@@ -1,7 +1,7 @@
 """A ping as events of a recording: settings, gaps, totals, and the ticks and clocks of any recording."""
 
 from vftrace import events
-from vftrace.events import USER_STREAM, Event
+from vftrace.events import COLLECTOR, Event
 from vftrace.ping.gaps import Gap
 from vftrace.ping.ledger import Ledger
 from vftrace.ping.session import Session
@@ -83,4 +83,4 @@ class Journal:
 
     def _head(self, at_ns: int) -> tuple[int, int, int, int]:
         self._seq += 1
-        return at_ns, self._seq - 1, USER_STREAM, self._tid
+        return at_ns, self._seq - 1, COLLECTOR, self._tid

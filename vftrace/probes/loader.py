@@ -32,6 +32,7 @@ from vftrace.probes.registry import (
     Way,
 )
 from vftrace.probes.vfio import VfioProbes
+from vftrace.uapi import KVM_RUN, PAGE_SIZE
 
 RING_BYTES = 16 << 20
 """Size of the ring, more than a second of the busiest migration measured."""
@@ -144,7 +145,7 @@ class Probes:
             vms[ctypes.c_uint32(tgid)] = vm
         for tid in vcpu_tids:
             thread = threads.Leaf()
-            thread.cmd = 0xAE80  # KVM_RUN
+            thread.cmd = KVM_RUN
             threads[ctypes.c_uint64(tgid << 32 | tid)] = thread
 
     def streams(self) -> dict[int, int]:
@@ -295,7 +296,7 @@ def ring_bytes(memory: int) -> int:
     Four times what reading the dirty log of all of it ships, one bit for 4 KiB: as much goes when it is cleared,
     the reader comes every 20 ms, and two rounds may follow in less.
     """
-    sweep = memory // 4096 // 8
+    sweep = memory // PAGE_SIZE // 8
     size = RING_BYTES
     while size < 4 * sweep:
         size *= 2

@@ -15,17 +15,7 @@ from vftrace.model.migration import (
     Role,
     VmDevice,
 )
-
-STATES = (
-    "ERROR",
-    "STOP",
-    "RUNNING",
-    "STOP_COPY",
-    "RESUMING",
-    "RUNNING_P2P",
-    "PRE_COPY",
-    "PRE_COPY_P2P",
-)
+from vftrace.uapi import VFIO_DEVICE_STATES
 
 RUNS = frozenset({"RUNNING", "PRE_COPY"})
 """A device works in these as if nothing was going on; with P2P it may not talk to other devices."""
@@ -66,7 +56,8 @@ _CHANGES = (events.VfioState, events.VfioReset)
 
 def state_name(state: int) -> str:
     """The uAPI's name of a state; its number if it has none."""
-    return STATES[state] if 0 <= state < len(STATES) else str(state)
+    known = 0 <= state < len(VFIO_DEVICE_STATES)
+    return VFIO_DEVICE_STATES[state] if known else str(state)
 
 
 @dataclass(frozen=True, slots=True)

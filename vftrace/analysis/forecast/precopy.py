@@ -15,8 +15,8 @@ from itertools import pairwise
 
 from vftrace.analysis.forecast.working_set import Shape, WorkingSet, intervals
 from vftrace.model.migration import Forecast, Round, StrategyCost
+from vftrace.uapi import PAGE_SIZE
 
-PAGE_SIZE = 4096
 PAGE_ON_WIRE = PAGE_SIZE + 8
 """A page and its header (QEMU migration/ram.c, save_page_header)."""
 

@@ -20,7 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from vftrace import __version__, events
-from vftrace.analysis.devices.device import STATES
+from vftrace.events import wire
 from vftrace.mailbox.life import NOT_RECORDED
 from vftrace.model.migration import Forecast, Outcome, Role, Strategy
 from vftrace.outputs.exporter.accounts import (
@@ -33,6 +33,7 @@ from vftrace.outputs.exporter.accounts import (
     clean,
     downtimes,
 )
+from vftrace.uapi import VFIO_DEVICE_STATES
 
 PREFIX = "vftrace_"
 
@@ -56,57 +57,10 @@ class Metric:
     samples: Callable[[View], Samples]
 
 
-_OWN_PROBES: dict[type[events.Event], str] = {
-    events.Channel: "channel",
-    events.Burst: "channel",
-    events.Exit: "process",
-    **dict.fromkeys(
-        (
-            events.VmCreated,
-            events.VcpuCreated,
-            events.Region,
-            events.Capability,
-            events.GetDirtyLog,
-            events.ClearDirtyLog,
-            events.Piece,
-            events.ResetDirtyRings,
-            events.Clock,
-            events.Run,
-            events.VcpuState,
-            events.Userfault,
-        ),
-        "ioctl",
-    ),
-    **dict.fromkeys(
-        (
-            events.VfioOpen,
-            events.VfioClose,
-            events.VfioState,
-            events.VfioMigration,
-            events.VfioDataSize,
-            events.VfioReset,
-            events.VfioDirtyTracking,
-            events.VfioDirty,
-        ),
-        "vfio",
-    ),
-    events.Mailbox: "mailbox",
-    events.VfReset: "mailbox",
-    events.VfioPrecopyInfo: "vfio-data",
-    events.VfioData: "vfio-data",
-    events.Unknown: "unknown",
-}
-
 WAITING = "waiting"
 """The method of a probe that is not attached because what it watches is not there."""
 
-COLLECTOR = "collector"
-"""What `events_total` calls the records that vftrace's own reader writes: time, clock, who is who."""
-
-
-def probe_of(event: type[events.Event]) -> str:
-    """The probe an event comes from, as `vftrace doctor` calls it."""
-    return _OWN_PROBES.get(event, COLLECTOR)
+_EVENTS: tuple[type[events.Event], ...] = (*wire.CLASSES.values(), events.Unknown)
 
 
 def _build_info(view: View) -> Samples:
@@ -120,9 +74,9 @@ def _probe_attached(view: View) -> Samples:
 
 
 def _events(view: View) -> Samples:
-    counts = {COLLECTOR: 0, **dict.fromkeys(_OWN_PROBES.values(), 0)}
+    counts = dict.fromkeys((event.PROBE for event in _EVENTS), 0)
     for event, count in view.reading.event_counts.items():
-        counts[probe_of(event)] += count
+        counts[event.PROBE] += count
     for probe, count in counts.items():
         yield (probe,), count
 
@@ -308,7 +262,7 @@ def _device_transitions(view: View) -> Samples:
 
 
 def _state(name: str) -> str:
-    return name if name in STATES else "unknown"
+    return name if name in VFIO_DEVICE_STATES else "unknown"
 
 
 def _mailbox_messages(view: View) -> Samples:

@@ -16,9 +16,9 @@ from rich.text import Text
 from vftrace.model.migration import Migration
 from vftrace.outputs.text.glyphs import Glyphs, glyphs
 from vftrace.outputs.text.words import label
+from vftrace.uapi import PAGE_SIZE
 from vftrace.units import format_bytes
 
-PAGE_SIZE = 4096
 _MARGIN = len("round 1000 ")
 _CELL = 6
 _GAP = 4

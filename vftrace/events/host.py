@@ -1,0 +1,140 @@
+"""Events that the collector writes itself: time, losses, and who is who."""
+
+from vftrace.events.base import Event
+from vftrace.events.layout import Kind
+
+
+class Tick(Event, frozen=True):
+    """Time passed: written every 100 ms by the reader."""
+
+    KIND = Kind.TICK
+
+
+class ClockSample(Event, frozen=True):
+    """CLOCK_REALTIME minus CLOCK_BOOTTIME, with the kernel's error bound (adjtimex maxerror), in ns."""
+
+    KIND = Kind.CLOCK_SAMPLE
+
+    realtime_offset_ns: int
+    error_ns: int
+
+
+class Lost(Event, frozen=True):
+    """Records that did not fit into the ring, in total since the start."""
+
+    KIND = Kind.LOST
+
+    count: int
+
+
+class Gone(Event, frozen=True):
+    """A VMM process is no longer there, found by looking (its Exit record may be lost)."""
+
+    KIND = Kind.GONE
+
+    pid: int
+
+
+class End(Event, frozen=True):
+    """The recording was closed in order; `streams` holds the next `seq` of each live process."""
+
+    KIND = Kind.END
+
+    streams: dict[int, int]
+
+
+class Uncounted(Event, frozen=True):
+    """A process sends on more fds than are counted (MAX_CHANNELS in bpf/common.h): how often it did on others."""
+
+    KIND = Kind.UNCOUNTED
+
+    pid: int
+    count: int
+
+
+class Process(Event, frozen=True):
+    """Who a VMM process is, read from /proc when it was first seen.
+
+    `late`: it was there before vftrace started, `running`: with a vCPU inside KVM_RUN. `incoming` and
+    `started_paused` are QEMU's `-incoming` and `-S`. `start_time` is field 22 of /proc/PID/stat, in clock
+    ticks since boot.
+    """
+
+    KIND = Kind.PROCESS
+
+    pid: int
+    start_time: int
+    uuid: str | None
+    name: str | None
+    vmm: str
+    incoming: bool
+    started_paused: bool
+    late: bool
+    running: bool
+
+
+class FileDescriptor(Event, frozen=True):
+    """What an fd of a process is: kind (tcp, unix, pipe, file, unknown) and, for tcp, the remote address."""
+
+    KIND = Kind.FILE_DESCRIPTOR
+
+    pid: int
+    fd: int
+    kind: str
+    peer: str | None
+
+
+class Device(Event, frozen=True):
+    """Which device a VFIO device fd of a process is, read from /proc and /sys.
+
+    `address` is a PCI address or a mediated device's UUID; `id` QEMU's; `driver` the one it is bound to;
+    `pf` and `vf` are a virtual function's card and number.
+    """
+
+    KIND = Kind.DEVICE
+
+    pid: int
+    fd: int
+    address: str
+    id: str | None
+    driver: str | None
+    pf: str | None
+    vf: int | None
+    late: bool
+
+
+class NetLink(Event, frozen=True):
+    """A network interface is another: `up` as somebody set it, `carrier` whether there is a link, `master` the
+    bridge or bond it is in, `gone` if it was removed. `at_ns` is when the collector read it."""
+
+    KIND = Kind.NET_LINK
+
+    interface: str
+    mac: str
+    master: str | None
+    up: bool
+    carrier: bool
+    gone: bool
+
+
+class NetAddress(Event, frozen=True):
+    """A bridge heard an address on a port where it was not before, or with `gone` forgot it.
+
+    `pid` is the VMM whose tap the port is, None if it is no VMM's. `at_ns` is when the collector read it.
+    """
+
+    KIND = Kind.NET_ADDRESS
+
+    mac: str
+    port: str
+    bridge: str
+    gone: bool
+    pid: int | None
+
+
+class NetMissed(Event, frozen=True):
+    """Events of interfaces and bridges that were too many to be recorded or read, in total since the start."""
+
+    KIND = Kind.NET_MISSED
+
+    count: int

@@ -1,0 +1,65 @@
+"""Events of the mailboxes between network cards and their virtual functions."""
+
+from vftrace.events import layout
+from vftrace.events.base import Event
+from vftrace.events.layout import Kind
+
+
+class Mailbox(Event, frozen=True):
+    """A message in the mailbox between a card's driver (`pf`, its PCI address) and its virtual function `vf`.
+
+    It had `size` 32-bit words, of which the first `words` were recorded, the others of `word` are 0: keys
+    never leave the kernel. `ret` not 0: it could not be read. `tgid` and `tid` are 0: a mailbox belongs to
+    no process.
+    """
+
+    KIND = Kind.MAILBOX
+    PROBE = "mailbox"
+
+    pf: str
+    driver: int
+    vf: int
+    direction: int
+    size: int
+    words: int
+    ret: int
+    word: tuple[int, ...]
+
+    IXGBE = layout.IXGBE
+    IGB = layout.IGB
+    FROM_VF = layout.FROM_VF
+    TO_VF = layout.TO_VF
+
+
+class VfReset(Event, frozen=True):
+    """The card's driver found that a virtual function was reset as a function, not by a message."""
+
+    KIND = Kind.VF_RESET
+    PROBE = "mailbox"
+
+    pf: str
+    driver: int
+    vf: int
+
+
+class MailboxFlood(Event, frozen=True):
+    """A virtual function's messages came faster than they are recorded: how many since the last such record."""
+
+    KIND = Kind.MAILBOX_FLOOD
+
+    pf: str
+    driver: int
+    vf: int
+    from_vf: int
+    to_vf: int
+    resets: int
+
+
+class VfAddress(Event, frozen=True):
+    """The PCI address of a virtual function whose mailbox was seen, read from /sys."""
+
+    KIND = Kind.VF_ADDRESS
+
+    pf: str
+    vf: int
+    address: str

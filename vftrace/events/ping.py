@@ -1,0 +1,78 @@
+"""Events of `vftrace ping`."""
+
+from vftrace.events.base import Event
+from vftrace.events.layout import Kind
+
+
+class PingSettings(Event, frozen=True):
+    """How `vftrace ping` was started; the first record of its stream.
+
+    `protocol` is icmp, udp or tcp, `port` 0 for icmp; `policy` is the scheduling policy that the
+    sending process got: `fifo` or `other`.
+    """
+
+    KIND = Kind.PING_SETTINGS
+
+    target: str
+    address: str
+    protocol: str
+    port: int
+    interval_ns: int
+    timeout_ns: int
+    policy: str
+
+
+class PingGap(Event, frozen=True):
+    """A time without replies, written when it is settled (a timeout after its last probe).
+
+    `kind` is `lost` (probes in a row that were never answered) or `held` (lost or answered late in
+    a row, up to the first reply). `ns` counts from the first such probe; with one interruption,
+    its true length lies between `least_ns` and `most_ns` (null: no answered probe on one side).
+    `lost`, `late` and `missed` count probes: not answered, answered late, never sent because the
+    pinger itself was late. The last four fields are the neighbours' times, null where there is no
+    neighbour: the probe answered before was sent and its reply came, and the one answered after.
+    """
+
+    KIND = Kind.PING_GAP
+
+    kind: str
+    start_at_ns: int
+    ns: int
+    least_ns: int
+    most_ns: int | None
+    lost: int
+    late: int
+    missed: int
+    before_sent_ns: int | None
+    before_reply_ns: int | None
+    after_sent_ns: int | None
+    after_reply_ns: int | None
+
+
+class PingSummary(Event, frozen=True):
+    """Totals of a ping so far, written every second and at its end.
+
+    Every probe sent from `since_ns` up to `settled_ns` was answered or has timed out. `late_*_ns`:
+    how long after its time a probe was sent (the pinger's own jitter); `rtt_*_ns`: round trips.
+    """
+
+    KIND = Kind.PING_SUMMARY
+
+    since_ns: int
+    settled_ns: int
+    sent: int
+    received: int
+    lost: int
+    missed_slots: int
+    duplicates: int
+    reordered: int
+    after_timeout: int
+    longest_gap_ns: int
+    late_p50_ns: int
+    late_p99_ns: int
+    late_p999_ns: int
+    late_max_ns: int
+    rtt_min_ns: int
+    rtt_p50_ns: int
+    rtt_p99_ns: int
+    rtt_max_ns: int

@@ -1,0 +1,213 @@
+"""Bytes to events and, for the collector's own records, events to bytes.
+
+The layouts are generated from bpf/wire.h (`vftrace.events.layout`). Records whose kind has no layout
+there carry JSON behind the header: the fields of the event.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from vftrace import events
+from vftrace.events import layout
+from vftrace.events.base import Event
+from vftrace.events.layout import Kind
+
+HEADER = struct.Struct("<" + layout.HEADER[0])
+"""at_ns, seq, size, kind, reserved, tgid, tid."""
+
+MAX_RECORD = 1 << 20
+"""Bytes; nothing that is written is longer, so a larger size means a damaged file."""
+
+_HEAD = "<QQ8xII"
+"""The header without what only the codec needs: an event's first four fields."""
+_OWN = len(Event.__struct_fields__)
+
+_SIZE_AND_KIND_AT = 16
+_size_and_kind = struct.Struct("<IH").unpack_from
+
+_PIECE_HEAD = struct.Struct(_HEAD + "QQIHH")
+_PIECE = struct.Struct("<QQIHH")
+_ONES = b"\xff" * (layout.PIECE_WORDS * 8)
+
+
+def _classes(base: type[Event]) -> Iterator[tuple[Kind, type[Event]]]:
+    for event in base.__subclasses__():
+        if event.KIND is not None:
+            yield event.KIND, event
+        yield from _classes(event)
+
+
+CLASSES: dict[Kind, type[Event]] = dict(sorted(_classes(Event)))
+"""The class of each kind; a test holds that every kind has one."""
+
+# Kinds that got a field at their end: the size of the body before, whose missing field reads 0.
+_LENGTHENED = {Kind.CLOCK: 24, Kind.VFIO_OPEN: 56}
+
+
+def _codes(kind: Kind) -> list[str]:
+    """The struct module's code of each field of a kind, without the padding."""
+    codes: list[str] = re.findall(r"\d*[a-zA-Z]", layout.BODIES[kind][0])
+    return [code for code in codes if not code.endswith("x")]
+
+
+def _maker(kind: Kind, event: type[Event]) -> Callable[..., Event]:
+    """What makes an event of the fields in its struct: the class itself where these are all numbers."""
+    codes = _codes(kind)
+    texts = [_OWN + at for at, code in enumerate(codes) if code.endswith("s")]
+    arrays = [_OWN + at for at, code in enumerate(codes) if code[:-1] and code[-1] != "s"]
+    if not texts and not arrays:
+        return event
+
+    def make(*fields: Any) -> Event:
+        own = list(fields)
+        for at in texts:
+            own[at] = _text(own[at])
+        for at in arrays:
+            # only the last member may be an array
+            own[at:] = [tuple(own[at:])]
+        return event(*own)
+
+    return make
+
+
+_LAYOUTS = {
+    kind: struct.Struct(_HEAD + codes)
+    for kind, (codes, _) in layout.BODIES.items()
+    if kind is not Kind.PIECE
+}
+
+_DECODERS: dict[int, tuple[int, Callable[[bytes], tuple[Any, ...]], Callable[..., Event]]] = {
+    int(kind): (found.size, found.unpack, _maker(kind, CLASSES[kind]))
+    for kind, found in _LAYOUTS.items()
+}
+"""By kind: how long its records are, what takes them apart, what makes an event of that."""
+
+
+def decode(record: bytes) -> Event:
+    """Make an event of one record; a kind or a layout that is not known gives `events.Unknown`.
+
+    Raises ValueError if the record is shorter than a header or its size field is wrong.
+    """
+    if len(record) < HEADER.size:
+        raise ValueError(f"record of {len(record)} bytes is shorter than its header")
+    size, kind = _size_and_kind(record, _SIZE_AND_KIND_AT)
+    if size != len(record):
+        raise ValueError(f"record of {len(record)} bytes says it has {size}")
+    decoder = _DECODERS.get(kind)
+    if decoder is not None and decoder[0] == size:
+        return decoder[2](*decoder[1](record))
+    return _decode_other(record, kind)
+
+
+def _decode_other(record: bytes, kind: int) -> Event:
+    """What has no layout of one fixed size: pieces, JSON, and records of an older or a newer vftrace."""
+    if kind == Kind.PIECE:
+        event = _decode_piece(record)
+    elif kind in _DECODERS:
+        event = _decode_older(record, Kind(kind))
+    else:
+        event = _decode_json(record, kind)
+    return event or events.Unknown(*_head(record), kind)
+
+
+def _head(record: bytes) -> tuple[int, int, int, int]:
+    at_ns, seq, _, _, _, tgid, tid = HEADER.unpack_from(record)
+    return at_ns, seq, tgid, tid
+
+
+@lru_cache(maxsize=1024)
+def _text(field: bytes) -> str:
+    """A C string in a field of fixed length."""
+    return field.split(b"\0", 1)[0].decode("ascii", errors="replace")
+
+
+@lru_cache(maxsize=layout.PIECE_WORDS + 1)
+def _ones(words: int) -> int:
+    return (1 << words * 64) - 1
+
+
+def _decode_piece(record: bytes) -> Event | None:
+    if len(record) < _PIECE_HEAD.size:
+        return None
+    at_ns, seq, tgid, tid, call_ns, first_page, slot, words, fill = _PIECE_HEAD.unpack_from(record)
+    length = len(record) - _PIECE_HEAD.size
+    if words > layout.PIECE_WORDS:
+        return None
+    if fill == layout.FILL_ONES and length == 0:
+        bits = _ones(words)
+    elif fill != layout.FILL_ONES and length == words * 8:
+        bits = int.from_bytes(record[_PIECE_HEAD.size :], "little")
+    else:
+        return None
+    return events.Piece(at_ns, seq, tgid, tid, call_ns, first_page, slot, bits)
+
+
+def _decode_older(record: bytes, kind: Kind) -> Event | None:
+    """A record from before its kind got its last field, which reads 0."""
+    if _LENGTHENED.get(kind) != len(record) - HEADER.size:
+        return None
+    size, unpack, make = _DECODERS[kind]
+    return make(*unpack(record + bytes(size - len(record))))
+
+
+def _decode_json(record: bytes, kind: int) -> Event | None:
+    event = CLASSES.get(kind)  # type: ignore[call-overload]
+    if event is None:
+        return None
+    try:
+        fields = msgspec.json.decode(record[HEADER.size :])
+        named = zip(Event.__struct_fields__, _head(record), strict=True)
+        # Checks the type of every field: a file can hold anything.
+        made: Event = msgspec.convert({**fields, **dict(named)}, event, str_keys=True)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
+        return None
+    return made
+
+
+def shortened(record: bytes) -> bytes:
+    """Return a piece's record without its words where these are all ones; other records as they are.
+
+    The kernel side does not look for that.
+    """
+    if _size_and_kind(record, _SIZE_AND_KIND_AT)[1] != Kind.PIECE:
+        return record
+    words = record[_PIECE_HEAD.size :]
+    if not words or words != _ONES[: len(words)]:
+        return record
+    at_ns, seq, _, kind, reserved, tgid, tid = HEADER.unpack_from(record)
+    call_ns, first_page, slot, count, _ = _PIECE.unpack_from(record, HEADER.size)
+    return HEADER.pack(at_ns, seq, _PIECE_HEAD.size, kind, reserved, tgid, tid) + _PIECE.pack(
+        call_ns, first_page, slot, count, layout.FILL_ONES
+    )
+
+
+def encode(event: Event) -> bytes:
+    """Make a record of an event; raises KeyError for pieces, which only the kernel side writes."""
+    kind = event.KIND
+    if kind is None or kind is Kind.PIECE:
+        raise KeyError(type(event).__name__)
+    body = _struct_of(event, kind) if kind in _LAYOUTS else _json_of(event)
+    size = HEADER.size + len(body)
+    return HEADER.pack(event.at_ns, event.seq, size, kind, 0, event.tgid, event.tid) + body
+
+
+def _struct_of(event: Event, kind: Kind) -> bytes:
+    values: list[int | bytes] = []
+    for field in msgspec.structs.astuple(event)[_OWN:]:
+        values += field if isinstance(field, tuple) else [_plain(field)]
+    return struct.pack("<" + layout.BODIES[kind][0], *values)
+
+
+def _json_of(event: Event) -> bytes:
+    fields = {name: getattr(event, name) for name in event.__struct_fields__[_OWN:]}
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _plain(field: int | str) -> int | bytes:
+    return field.encode() if isinstance(field, str) else field
