@@ -1,20 +1,24 @@
 """`vftrace serve` from outside: pages, formats, TLS, who may read, sockets, replay, clean ends."""
 
+import asyncio
 import base64
 import contextlib
 import gzip
 import http.client
 import os
+import resource
 import shlex
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +32,22 @@ from vftrace.collect.pump import Pump, ReplaySource, parse_speed
 from vftrace.collect.recording import Recording, RecordingWriter
 from vftrace.commands.serve import parse_address, parse_path
 from vftrace.errors import UsageError, VftraceError
+<<<<<<< HEAD
 from vftrace.events import wire
 from vftrace.outputs.exporter.server import MAX_CLIENTS, activated_sockets, listen, make_app
 from vftrace.outputs.exporter.webconfig import Users, WebConfig, read_web_config
+=======
+from vftrace.outputs.exporter.pages import make_app
+from vftrace.outputs.exporter.passwords import credentials
+from vftrace.outputs.exporter.server import (
+    MAX_CONNECTIONS,
+    Places,
+    _Connection,
+    activated_sockets,
+    listen,
+)
+from vftrace.outputs.exporter.webconfig import Users, read_web_config
+>>>>>>> 9a23131 (exporter: slow clients and password guessers stop no scrape)
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "tests/golden/recordings"
 SLOW = RECORDINGS / "completed-slow.vft.gz"
@@ -117,9 +134,10 @@ def test_other_pages_are_not_there(served: Served) -> None:
 
 
 def test_head_has_no_body(served: Served) -> None:
-    status, headers, body = served.get("/", method="HEAD")
-    assert (status, body) == (200, b"")
-    assert int(headers["Content-Length"]) > 100
+    for page in ("/", "/metrics"):
+        status, headers, body = served.get(page, method="HEAD")
+        assert (status, body) == (200, b"")
+        assert int(headers["Content-Length"]) > 100
 
 
 def test_text_format_and_gzip(served: Served) -> None:
@@ -145,7 +163,7 @@ def test_the_processs_own_cost_is_there(served: Served) -> None:
 
 def test_ready_only_once_there_is_something_to_serve() -> None:
     ready = False
-    app = make_app(CollectorRegistry(), "/metrics", lambda: ready, WebConfig())
+    app = make_app(CollectorRegistry(), "/metrics", lambda: ready)
     assert ask(app, "/-/ready") == "503 Service Unavailable"
     assert ask(app, "/-/healthy") == "200 OK"
     ready = True
@@ -162,7 +180,7 @@ def test_a_failing_collector_is_one_line_and_500(capsys: pytest.CaptureFixture[s
 
     registry = CollectorRegistry()
     registry.register(Broken())
-    app = make_app(registry, "/metrics", lambda: True, WebConfig())
+    app = make_app(registry, "/metrics", lambda: True)
     assert ask(app, "/metrics") == "500 Internal Server Error"
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -203,21 +221,82 @@ def test_rude_clients_do_no_harm(served: Served) -> None:
     assert served.get()[0] == 200
 
 
-def test_too_many_connections_are_closed_and_then_it_goes_on(served: Served) -> None:
+@contextlib.contextmanager
+def many_files(count: int) -> Iterator[None]:
+    """Room for so many open files in this process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] not in (resource.RLIM_INFINITY,) and before[1] < count:
+        pytest.skip(f"this process may open {before[1]} files at most, {count} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_ten_thousand_slow_clients_do_not_stop_a_scraper(served: Served) -> None:
+    """They connect and say half a request; the scraper beside them is served every time, and memory stays."""
     host, port = served.url.split("/")[2].split(":")
+    with many_files(10_200), contextlib.ExitStack() as stack:
+        for number in range(10_000):
+            client = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            client.send(b"GET /metrics HT")
+            if number % 500 == 499:
+                assert served.get()[0] == 200
+        held = len(list(Path(f"/proc/{served.process.pid}/fd").iterdir()))
+        assert held < MAX_CONNECTIONS + 100
+        for _ in range(10):
+            assert served.get()[0] == 200
+    assert served.get()[0] == 200
+
+
+def test_a_client_that_does_not_read_costs_nobody_else(served: Served) -> None:
+    host, port = served.url.split("/")[2].split(":")
+    request = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
     with contextlib.ExitStack() as stack:
-        clients = [
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
-            for _ in range(MAX_CLIENTS + 5)
-        ]
-        # Accepted in the order they came: the last ones find no place.
-        assert clients[-1].recv(1) == b""
-    deadline = time.monotonic() + 5
-    while True:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            if served.get("/-/healthy")[0] == 200:
-                break
-        assert time.monotonic() < deadline
+        for _ in range(20):
+            client = stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            with contextlib.suppress(OSError):
+                client.sendall(request * 5)
+        assert served.get()[0] == 200
+
+
+def test_connections_are_kept_between_scrapes(served: Served) -> None:
+    """Prometheus asks again on the same connection."""
+    connection = http.client.HTTPConnection(served.url.split("/")[2], timeout=10)
+    ports = set()
+    for _ in range(3):
+        connection.request("GET", "/metrics")
+        assert connection.getresponse().read().startswith(b"# HELP")
+        ports.add(connection.sock.getsockname()[1])
+    connection.close()
+    assert len(ports) == 1
+
+
+def test_the_oldest_of_whoever_holds_most_gives_way() -> None:
+    async def run() -> list[str]:
+        places = Places(limit=4)
+        cut = []
+
+        async def wait(name: str) -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cut.append(name)
+
+        tasks = []
+        for name in ("a1", "b1", "a2", "a3", "c1", "d1"):
+            tasks.append(asyncio.create_task(wait(name)))
+            await asyncio.sleep(0)
+            places.take(_Connection(name[0], tasks[-1]))
+        await asyncio.sleep(0)
+        seen = list(cut)
+        for task in tasks:
+            task.cancel()
+        return seen
+
+    assert asyncio.run(run()) == ["a1", "a2"]
 
 
 # -- addresses ----------------------------------------------------------------------------------
@@ -632,8 +711,84 @@ def test_an_empty_password_is_not_let_in_by_one_that_is_too_long() -> None:
     assert users.accepts("a", "")
 
 
-@pytest.mark.parametrize("header", ["", "Basic", "Basic !!!", "Basic YQ==", "Bearer YTpi"])
+@pytest.mark.parametrize(
+    "header", ["", "Basic", "Basic !!!", "Basic YQ==", "Bearer YTpi", "Basic \u00fc"]
+)
 def test_headers_that_are_no_credentials(header: str) -> None:
-    found = WebConfig(users=Users({"a": HASH}))
-    app = make_app(CollectorRegistry(), "/metrics", lambda: True, found)
-    assert ask(app, "/", HTTP_AUTHORIZATION=header) == "401 Unauthorized"
+    assert credentials(header) is None
+
+
+def test_guessing_neither_blocks_nor_delays_the_right_user(pki: Path) -> None:
+    """40 guessers at bcrypt cost 10: a user who was right before is let in at once, one from elsewhere soon."""
+    dear = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(10)).decode()
+    file = config(pki, f"basic_auth_users:\n  prom: {dear}\n  other: {dear}\n")
+    with serve("--web.config.file", file) as running:
+        assert running.get(headers=basic("prom", PASSWORD))[0] == 200
+        over = threading.Event()
+        answers: Counter[int] = Counter()
+
+        def guess(number: int) -> None:
+            while not over.is_set():
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    answers[running.get(headers=basic("prom", f"guess {number}"))[0]] += 1
+
+        guessers = [threading.Thread(target=guess, args=(number,)) for number in range(40)]
+        for guesser in guessers:
+            guesser.start()
+        try:
+            for _ in range(10):
+                assert running.get(headers=basic("prom", PASSWORD))[0] == 200
+            assert _from_another_address(running, basic("other", PASSWORD)) == 200
+        finally:
+            over.set()
+            for guesser in guessers:
+                guesser.join()
+        assert set(answers) == {401, 429}
+
+
+def _from_another_address(running: Served, headers: dict[str, str]) -> int:
+    address = running.url.split("/")[2]
+    connection = http.client.HTTPConnection(address, timeout=20, source_address=("127.0.0.2", 0))
+    connection.request("GET", "/metrics", headers=headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+@pytest.mark.needs("openssl")
+def test_certificates_and_passwords_are_renewed_without_a_restart(pki: Path) -> None:
+    with serve("--web.config.file", config(pki, TLS)) as running:
+        assert running.get(context=client_of(pki))[0] == 200
+        # A certificate for another name: who asks for 127.0.0.1 is not served by it any more.
+        (pki / "web.yml").write_text(TLS.replace("server.", "client."))
+        _until(lambda: _refused(running, client_of(pki)))
+        (pki / "web.yml").write_text(f"{TLS}basic_auth_users:\n  prom: {HASH}\n")
+        _until(lambda: _status(running, pki) == 401)
+        assert running.get(headers=basic("prom", PASSWORD), context=client_of(pki))[0] == 200
+        # What is no good changes nothing.
+        (pki / "web.yml").write_text("a: [")
+        time.sleep(1.5)
+        assert running.get(headers=basic("prom", PASSWORD), context=client_of(pki))[0] == 200
+        assert _status(running, pki) == 401
+
+
+def _status(running: Served, pki: Path) -> int:
+    try:
+        return running.get(context=client_of(pki))[0]
+    except OSError:
+        return 0
+
+
+def _refused(running: Served, context: ssl.SSLContext) -> bool:
+    try:
+        running.get(context=context)
+    except (urllib.error.URLError, OSError):
+        return True
+    return False
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

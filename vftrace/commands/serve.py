@@ -125,15 +125,15 @@ class Service:
         from prometheus_client import ProcessCollector
         from prometheus_client.registry import CollectorRegistry
 
+        from vftrace.outputs.exporter import pages, webconfig
         from vftrace.outputs.exporter import server as http
-        from vftrace.outputs.exporter import webconfig
         from vftrace.outputs.exporter.metrics import Exporter
 
         self._sender = _sender(args.otlp_endpoint)
         config = (
-            webconfig.WebConfig()
+            webconfig.WebConfig
             if args.web_config is None
-            else webconfig.read_web_config(args.web_config)
+            else webconfig.WebConfigFile(args.web_config, _say).current
         )
         sockets = http.activated_sockets(os.environ)
         if args.web_addresses or not sockets:
@@ -143,7 +143,7 @@ class Service:
         ProcessCollector(registry=registry)
         self._exporter = Exporter(args.keep, _say)
         registry.register(self._exporter)
-        app = http.make_app(registry, args.web_path, lambda: self._ready, config)
+        app = pages.make_app(registry, args.web_path, lambda: self._ready)
         self._servers = http.Servers(sockets, app, config)
         self._ready = False
         self._read: Callable[[], Reading] | None = None

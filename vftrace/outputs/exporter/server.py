@@ -1,43 +1,56 @@
-"""The HTTP side of `vftrace serve`: addresses, the few pages, TLS and who may read them.
+"""The HTTP side of `vftrace serve`: addresses, connections, TLS, and who may read.
 
-The exposition itself (text, OpenMetrics, gzip, `name[]`) is prometheus_client's.
+One event loop in a thread of its own holds all connections, so a slow client costs a file descriptor, not a thread.
+The number of connections is bounded; a new one takes the place of an old one of whoever holds most, so a scraper that
+sends its request at once is served beside any number of clients that do not. HTTP/1.1 is parsed by h11; sockets and
+TLS are asyncio's; what is answered is in pages.py.
 """
 
-import base64
-import binascii
-import html
+import asyncio
 import os
 import socket
 import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, MutableMapping
+import urllib.parse
+from collections.abc import Callable, Coroutine, Iterable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import make_wsgi_app
-from prometheus_client.registry import CollectorRegistry
+import h11
 
-from vftrace import __version__
 from vftrace.errors import VftraceError
-from vftrace.outputs.exporter.webconfig import Users, WebConfig
+from vftrace.outputs.exporter.pages import App, Environ
+from vftrace.outputs.exporter.passwords import PasswordChecks, credentials
+from vftrace.outputs.exporter.webconfig import WebConfig
 
-HEALTHY, READY = "/-/healthy", "/-/ready"
-
+BACKLOG = 4096
+"""Connections that wait to be accepted (the kernel cuts it at net.core.somaxconn)."""
 CLIENT_SECONDS = 10
-"""A client that says nothing for this long is cut off."""
-MAX_CLIENTS = 64
-"""Connections at once; more are closed unheard, so that nobody makes the tracer run out of threads."""
+"""How long a client may take for a TLS handshake, for a request, or to read an answer."""
+IDLE_SECONDS = 75
+"""How long a connection is kept between two requests: longer than a usual scrape interval of a minute."""
+MAX_CONNECTIONS = 512
+WORKERS = 4
+"""Requests that are answered at the same time; others wait."""
 
+_MAX_REQUEST = 16 * 1024
+_MAX_BODY = 64 * 1024
 _COMPLAIN_SECONDS = 10
+_NO_FDS_SECONDS = 0.05
 _FIRST_ACTIVATED_FD = 3
 
-Environ = MutableMapping[str, Any]
-StartResponse = Callable[[str, list[tuple[str, str]]], Any]
-App = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP response."""
+
+    status: HTTPStatus
+    headers: list[tuple[str, str]]
+    body: bytes
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -45,10 +58,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         if host in ("", "::") and socket.has_dualstack_ipv6():
             return socket.create_server(
-                ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64
+                ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG
             )
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=64)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         # create_server puts the address into its message in some versions only.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
@@ -78,208 +91,303 @@ def activated_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
     return sockets
 
 
-def make_app(
-    registry: CollectorRegistry, path: str, is_ready: Callable[[], bool], config: WebConfig
-) -> App:
-    """The pages as one WSGI application: metrics at `path`, a landing page, healthy and ready."""
-    metrics: App = make_wsgi_app(registry)
-    landing = _landing_page(path).encode()
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """One client's connection; `answering` while its request is worked on."""
 
-    def route(environ: Environ, start: StartResponse) -> Iterable[bytes]:
-        asked = environ.get("PATH_INFO", "")
-        if asked == path:
-            return metrics(environ, start)
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _plain(start, HTTPStatus.METHOD_NOT_ALLOWED, extra=[("Allow", "GET, HEAD")])
-        if asked == HEALTHY:
-            return _plain(start, HTTPStatus.OK, "vftrace is healthy.\n")
-        if asked == READY:
-            if is_ready():
-                return _plain(start, HTTPStatus.OK, "vftrace is ready.\n")
-            return _plain(
-                start, HTTPStatus.SERVICE_UNAVAILABLE, "The probes are not attached yet.\n"
-            )
-        if asked == "/":
-            return _answer(start, HTTPStatus.OK, "text/html; charset=utf-8", landing)
-        return _plain(start, HTTPStatus.NOT_FOUND)
+    address: str
+    task: "asyncio.Task[None]"
+    answering: bool = False
 
-    def app(environ: Environ, start: StartResponse) -> Iterable[bytes]:
-        def with_headers(status: str, headers: list[tuple[str, str]]) -> Any:
-            return start(status, [*headers, *config.headers])
 
-        if config.users and not _may(config.users, environ.get("HTTP_AUTHORIZATION", "")):
-            challenge = [("WWW-Authenticate", 'Basic realm="vftrace"')]
-            return _plain(with_headers, HTTPStatus.UNAUTHORIZED, extra=challenge)
-        try:
-            body = route(environ, with_headers)
-        except Exception as error:
-            _say(f"a request failed, please report it: {type(error).__name__}: {error}")
-            return _plain(with_headers, HTTPStatus.INTERNAL_SERVER_ERROR)
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else body
+@dataclass
+class Places:
+    """Who holds the connections: at most `limit` of them."""
 
-    return app
+    limit: int = MAX_CONNECTIONS
+    _by_address: dict[str, dict[_Connection, None]] = field(default_factory=dict)
+    _count: int = 0
+
+    def take(self, connection: _Connection) -> None:
+        """Add a connection. Where there is no place, the oldest idle one of the address with most is cut off."""
+        if self._count >= self.limit:
+            victim = self._victim()
+            if victim is not None:
+                self.free(victim)
+                victim.task.cancel()
+        self._by_address.setdefault(connection.address, {})[connection] = None
+        self._count += 1
+
+    def free(self, connection: _Connection) -> None:
+        """Remove a connection; one that is not there (any more) changes nothing."""
+        held = self._by_address.get(connection.address, {})
+        if connection in held:
+            del held[connection]
+            self._count -= 1
+            if not held:
+                del self._by_address[connection.address]
+
+    def _victim(self) -> _Connection | None:
+        for held in sorted(self._by_address.values(), key=len, reverse=True):
+            for connection in held:
+                if not connection.answering:
+                    return connection
+        return None
 
 
 class Servers:
-    """The application on every socket, each with a thread that accepts and one per client."""
+    """The application on every socket. `config` is asked anew for each connection, so that it may change."""
 
-    def __init__(self, sockets: Iterable[socket.socket], app: App, config: WebConfig) -> None:
-        self._servers = [_Server(listening, app, config) for listening in sockets]
-        self._threads = [
-            threading.Thread(target=server.serve_forever, args=(0.1,), name="http", daemon=True)
-            for server in self._servers
-        ]
-        self._scheme = "http" if config.tls is None else "https"
+    def __init__(
+        self, sockets: Iterable[socket.socket], app: App, config: Callable[[], WebConfig]
+    ) -> None:
+        self._sockets = list(sockets)
+        self._app = app
+        self._config = config
+        self._places = Places()
+        self._passwords = PasswordChecks()
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="http")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._complained = 0.0
 
     @property
     def urls(self) -> list[str]:
         """Where the servers are, e.g. `http://127.0.0.1:9843`."""
-        addresses = [server.socket.getsockname()[:2] for server in self._servers]
-        return [f"{self._scheme}://{_shown(host, port)}" for host, port in addresses]
+        scheme = "http" if self._config().tls is None else "https"
+        addresses = [listening.getsockname()[:2] for listening in self._sockets]
+        return [f"{scheme}://{_shown(host, port)}" for host, port in addresses]
 
     def start(self) -> None:
         """Begin to answer."""
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def stop(self) -> None:
         """Close the sockets; answers under way are not waited for."""
-        for server, thread in zip(self._servers, self._threads, strict=True):
-            if thread.is_alive():
-                server.shutdown()
-            server.server_close()
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        for listening in self._sockets:
+            listening.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        for listening in self._sockets:
+            listening.setblocking(False)
+            self._spawn(self._accept(listening))
+        self._loop.run_forever()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        # One turn, in which the tasks end and their transports close.
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
 
-class _Handler(WSGIRequestHandler):
-    timeout = CLIENT_SECONDS
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task: asyncio.Task[None] = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-    def log_message(self, *_: Any) -> None:
-        """Scrapes are not worth a line each."""
+    async def _accept(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                client, address = await self._loop.sock_accept(listening)
+            except OSError as error:
+                # EMFILE, ENFILE: those who hold connections give some back meanwhile.
+                self._complain("a client", os.strerror(error.errno or 0))
+                await asyncio.sleep(_NO_FDS_SECONDS)
+                continue
+            self._spawn(self._client(client, str(address[0])))
+            # A done accept does not yield: nobody else would be served while clients pour in.
+            await asyncio.sleep(0)
 
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, listening: socket.socket, app: App, config: WebConfig) -> None:
-        super().__init__(("", 0), _Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listening
-        self.server_address = listening.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-        self.setup_environ()
-        self.set_app(app)
-        self._config = config
-        self._free = threading.BoundedSemaphore(MAX_CLIENTS)
-        self._complained = 0.0
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+    async def _client(self, client: socket.socket, address: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connection = _Connection(address, task)
+        self._places.take(connection)
+        writer = None
         try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._free.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """In the client's own thread, so that a slow handshake holds up nobody else."""
-        if self._config.tls is None:
-            super().finish_request(request, client_address)
-            return
-        request.settimeout(CLIENT_SECONDS)
-        with self._config.tls.wrap_socket(request, server_side=True) as secure:
-            if _is_allowed(secure, self._config.allowed_sans):
-                super().finish_request(secure, client_address)
+            config = self._config()
+            reader, writer = await self._open(client, config)
+            if _may_connect(writer, config):
+                await self._speak(connection, reader, writer, config)
+                async with asyncio.timeout(CLIENT_SECONDS):
+                    writer.close()
+                    await writer.wait_closed()
             else:
-                self._complain(client_address, "its certificate has none of client_allowed_sans")
+                self._complain(address, "its certificate has none of client_allowed_sans")
+        except ssl.SSLError as error:
+            self._complain(address, f"TLS: {error.reason or error}")
+        except (OSError, TimeoutError, h11.ProtocolError):
+            pass  # the client's own business: it has gone, is too slow, or speaks no HTTP
+        except Exception as error:
+            self._complain(address, f"{type(error).__name__}: {error}")
+        finally:
+            self._places.free(connection)
+            if writer is None:
+                client.close()
+            else:
+                writer.transport.abort()
 
-    def handle_error(self, _request: Any, client_address: Any) -> None:
-        error = sys.exc_info()[1]
-        if isinstance(error, ssl.SSLError):
-            self._complain(client_address, f"TLS: {error.reason or error}")
-        elif not isinstance(error, OSError):
-            self._complain(client_address, f"{type(error).__name__}: {error}")
+    async def _open(
+        self, client: socket.socket, config: WebConfig
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader = asyncio.StreamReader(loop=self._loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
+        transport, _ = await self._loop.connect_accepted_socket(
+            lambda: protocol,
+            client,
+            ssl=config.tls,
+            ssl_handshake_timeout=None if config.tls is None else CLIENT_SECONDS,
+            ssl_shutdown_timeout=None if config.tls is None else CLIENT_SECONDS,
+        )
+        return reader, asyncio.StreamWriter(transport, protocol, reader, self._loop)
 
-    def _complain(self, client_address: Any, reason: str) -> None:
+    async def _speak(
+        self,
+        connection: _Connection,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        config: WebConfig,
+    ) -> None:
+        """Answer one request after the other, until the client has enough or breaks the protocol."""
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST)
+        patience = CLIENT_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    request = await _request(http, reader)
+            except h11.RemoteProtocolError as error:
+                status = HTTPStatus(error.error_status_hint)
+                await _send(http, writer, _line(status), close=True)
+                return
+            if request is None:
+                return
+            connection.answering = True
+            answer = await self._answer(connection.address, request, config)
+            connection.answering = False
+            async with asyncio.timeout(CLIENT_SECONDS):
+                await _send(http, writer, answer, head=request.method == b"HEAD")
+            if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+                return
+            http.start_next_cycle()
+            patience = IDLE_SECONDS
+
+    async def _answer(self, address: str, request: h11.Request, config: WebConfig) -> Answer:
+        environ = _environ(request, address)
+        if config.users:
+            right = False
+            given = credentials(environ.get("HTTP_AUTHORIZATION", ""))
+            if given is not None:
+                checked = await self._passwords.check(config.users, address, *given)
+                if checked is None:
+                    return _with(config, _line(HTTPStatus.TOO_MANY_REQUESTS, ("Retry-After", "5")))
+                right = checked
+            if not right:
+                challenge = ("WWW-Authenticate", 'Basic realm="vftrace"')
+                return _with(config, _line(HTTPStatus.UNAUTHORIZED, challenge))
+        answer = await self._loop.run_in_executor(self._pool, _call, self._app, environ)
+        return _with(config, answer)
+
+    def _complain(self, address: str, reason: str) -> None:
         # Anybody can cause these: never more than one line in ten seconds.
         now = time.monotonic()
         if now - self._complained >= _COMPLAIN_SECONDS:
             self._complained = now
-            _say(f"client {client_address[0]}: {reason}")
+            print(f"vftrace: client {address}: {reason}", file=sys.stderr, flush=True)
 
 
-def _is_allowed(secure: ssl.SSLSocket, allowed: frozenset[str]) -> bool:
-    if not allowed:
-        return True
-    certificate = secure.getpeercert() or {}
-    names = certificate.get("subjectAltName", ())
-    return any(isinstance(entry, tuple) and entry[1] in allowed for entry in names)
+async def _request(http: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
+    """Read one whole request; its body, for which no page has a use, is dropped. None: the client has gone."""
+    request: h11.Request | None = None
+    body = 0
+    while True:
+        match http.next_event():
+            case h11.NEED_DATA:
+                http.receive_data(await reader.read(_MAX_REQUEST))
+            case h11.Request() as head:
+                request = head
+                if http.they_are_waiting_for_100_continue:
+                    return request
+            case h11.Data(data=data):
+                body += len(data)
+                if body > _MAX_BODY:
+                    raise h11.RemoteProtocolError("a body", error_status_hint=413)
+            case h11.EndOfMessage():
+                return request
+            case _:
+                return None
 
 
-def _may(users: Users, header: str) -> bool:
-    scheme, _, encoded = header.partition(" ")
-    if scheme.lower() != "basic":
-        return False
-    try:
-        user, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return False
-    return bool(colon) and users.accepts(user, password)
-
-
-def _plain(
-    start: StartResponse,
-    status: HTTPStatus,
-    text: str | None = None,
-    extra: Iterable[tuple[str, str]] = (),
-) -> list[bytes]:
-    body = f"{status.phrase}\n" if text is None else text
-    return _answer(start, status, "text/plain; charset=utf-8", body.encode(), extra)
-
-
-def _answer(
-    start: StartResponse,
-    status: HTTPStatus,
-    content_type: str,
-    body: bytes,
-    extra: Iterable[tuple[str, str]] = (),
-) -> list[bytes]:
-    headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), *extra]
-    start(f"{status.value} {status.phrase}", headers)
-    return [body]
-
-
-def _landing_page(path: str) -> str:
-    pages = ((path, "metrics"), (HEALTHY, "whether it lives"), (READY, "whether it traces"))
-    links = "\n".join(
-        f'<li><a href="{html.escape(page)}">{html.escape(page)}</a>: {what}</li>'
-        for page, what in pages
+async def _send(
+    http: h11.Connection,
+    writer: asyncio.StreamWriter,
+    answer: Answer,
+    *,
+    head: bool = False,
+    close: bool = False,
+) -> None:
+    headers = [*answer.headers, *([("Connection", "close")] if close else [])]
+    response = h11.Response(
+        status_code=answer.status.value,
+        headers=[(name.encode(), value.encode("latin-1")) for name, value in headers],
+        reason=answer.status.phrase.encode(),
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>vftrace</title></head>
-<body>
-<h1>vftrace {html.escape(__version__)}</h1>
-<p>Where the time of a live migration goes, seen from this host with BPF.</p>
-<ul>
-{links}
-</ul>
-</body>
-</html>
-"""
+    sent = [http.send(response)]
+    if not head:
+        sent.append(http.send(h11.Data(data=answer.body)))
+    sent.append(http.send(h11.EndOfMessage()))
+    writer.write(b"".join(part for part in sent if part))
+    await writer.drain()
+
+
+def _call(app: App, environ: Environ) -> Answer:
+    """Run the WSGI application to its end."""
+    started: list[tuple[str, list[tuple[str, str]]]] = []
+    body = b"".join(app(environ, lambda status, headers: started.append((status, headers))))
+    status, headers = started[-1]
+    named = [(name, value) for name, value in headers if name.lower() != "content-length"]
+    length = next((v for n, v in headers if n.lower() == "content-length"), str(len(body)))
+    return Answer(HTTPStatus(int(status.split()[0])), [*named, ("Content-Length", length)], body)
+
+
+def _environ(request: h11.Request, address: str) -> Environ:
+    """What the application reads of a request (PEP 3333, as far as our pages and prometheus_client ask)."""
+    path, _, query = request.target.decode("latin-1").partition("?")
+    environ: MutableMapping[str, Any] = {
+        "REQUEST_METHOD": request.method.decode("latin-1"),
+        "PATH_INFO": urllib.parse.unquote(path, "latin-1"),
+        "QUERY_STRING": query,
+        "REMOTE_ADDR": address,
+    }
+    for name, value in request.headers:
+        key = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
+        environ[key] = value.decode("latin-1")
+    return environ
+
+
+def _with(config: WebConfig, answer: Answer) -> Answer:
+    """Add the headers that the web configuration sets."""
+    return Answer(answer.status, [*answer.headers, *config.headers], answer.body)
+
+
+def _line(status: HTTPStatus, *headers: tuple[str, str]) -> Answer:
+    body = f"{status.phrase}\n".encode()
+    plain = ("Content-Type", "text/plain; charset=utf-8")
+    return Answer(status, [plain, ("Content-Length", str(len(body))), *headers], body)
+
+
+def _may_connect(writer: asyncio.StreamWriter, config: WebConfig) -> bool:
+    """Whether the client's certificate names one of `client_allowed_sans`, where the configuration asks for it."""
+    if not config.allowed_sans:
+        return True
+    certificate = writer.get_extra_info("peercert") or {}
+    names = certificate.get("subjectAltName", ())
+    return any(isinstance(entry, tuple) and entry[1] in config.allowed_sans for entry in names)
 
 
 def _shown(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _say(line: str) -> None:
-    print(f"vftrace: {line}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ import hashlib
 import re
 import secrets
 import ssl
-import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ import yaml
 
 from vftrace.errors import VftraceError
 
+LOOK_SECONDS = 1.0
+"""How often the files are looked at."""
 _MAX_CACHED = 100
 _BCRYPT_HASH = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}", re.ASCII)
 _BCRYPT_LONGEST = 72
@@ -66,29 +68,39 @@ class Users:
         self._nobody = _nobody(min(_DEAREST, max(costs))) if costs else b""
         self._salt = secrets.token_bytes(16)
         self._right: set[bytes] = set()
-        self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
         return bool(self._hashes)
 
+    def knows(self, user: str, password: str) -> bool:
+        """Whether this password was found right before: an answer without bcrypt."""
+        return self._mark(user, password) in self._right
+
     def accepts(self, user: str, password: str) -> bool:
-        """Whether the password is the user's. One bcrypt at a time, so that guessing costs one CPU at most."""
-        expected = self._hashes.get(user)
-        # NUL cannot be in a user's name or a hash, so no two triples look alike.
-        triple = b"\0".join((user.encode(), expected or b"", password.encode()))
-        mark = hashlib.sha256(self._salt + triple).digest()
-        with self._lock:
-            if mark in self._right:
-                return True
-            secret = password.encode()
-            fits = len(secret) <= _BCRYPT_LONGEST and b"\0" not in secret
-            right = bcrypt.checkpw(secret if fits else b"", expected or self._nobody)
-            if not (right and fits and expected is not None):
-                return False
-            if len(self._right) >= _MAX_CACHED:
-                self._right.clear()
-            self._right.add(mark)
+        """Whether the password is the user's; slow on purpose, unless it is known."""
+        mark = self._mark(user, password)
+        if mark in self._right:
             return True
+        expected = self._hashes.get(user)
+        secret = password.encode()
+        fits = len(secret) <= _BCRYPT_LONGEST and b"\0" not in secret
+        right = bcrypt.checkpw(secret if fits else b"", expected or self._nobody)
+        if not (right and fits and expected is not None):
+            return False
+        if len(self._right) >= _MAX_CACHED:
+            self._right.clear()
+        self._right.add(mark)
+        return True
+
+    def remember(self, other: "Users") -> None:
+        """Take over what another set of users found right, as far as the hashes are the same."""
+        self._salt, self._right = other._salt, other._right
+
+    def _mark(self, user: str, password: str) -> bytes:
+        # NUL cannot be in a user's name or a hash, so no two triples look alike. With the hash in it, a password that
+        # was changed is unknown.
+        triple = b"\0".join((user.encode(), self._hashes.get(user, b""), password.encode()))
+        return hashlib.sha256(self._salt + triple).digest()
 
 
 def _nobody(cost: int) -> bytes:
@@ -103,6 +115,8 @@ class WebConfig:
     allowed_sans: frozenset[str] = frozenset()
     users: Users = field(default_factory=lambda: Users({}))
     headers: tuple[tuple[str, str], ...] = ()
+    files: tuple[Path, ...] = ()
+    """What it was read from: the file itself, certificates, keys."""
 
 
 def read_web_config(path: Path) -> WebConfig:
@@ -133,7 +147,58 @@ def read_web_config(path: Path) -> WebConfig:
     if tls_section is not None:
         section = _section("tls_server_config", tls_section, complain)
         tls, sans = _tls(section, path.parent, complain)
-    return WebConfig(tls, sans, _users(users, complain), _headers(server, complain))
+    keys = ("cert_file", "key_file", "client_ca_file")
+    named = [(tls_section or {}).get(key) for key in keys]
+    files = (path, *(path.parent / name for name in named if name))
+    return WebConfig(tls, sans, _users(users, complain), _headers(server, complain), files)
+
+
+class WebConfigFile:
+    """A web configuration that follows its files: certificates are renewed without a restart.
+
+    `current` may be called for each connection: it looks at the files once a second, reads them again where one has
+    changed, and keeps what it has, with one line to `say`, while they are no good.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        """Raises VftraceError where the file is no good at the start."""
+        self._path = path
+        self._say = say
+        self._config = read_web_config(path)
+        self._seen = _signature(self._config.files)
+        self._next_look = time.monotonic() + LOOK_SECONDS
+
+    def current(self) -> WebConfig:
+        """The configuration as the files have it now."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return self._config
+        self._next_look = now + LOOK_SECONDS
+        seen = _signature(self._config.files)
+        if seen == self._seen:
+            return self._config
+        self._seen = seen
+        try:
+            config = read_web_config(self._path)
+        except VftraceError as error:
+            self._say(f"{error}; what was read before stays in force")
+            return self._config
+        config.users.remember(self._config.users)
+        self._config, self._seen = config, _signature(config.files)
+        return config
+
+
+def _signature(files: tuple[Path, ...]) -> tuple[tuple[int, int, int] | None, ...]:
+    """What changes with the files: of each its inode, size and time of change."""
+    return tuple(_file_signature(file) for file in files)
+
+
+def _file_signature(file: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _tls(

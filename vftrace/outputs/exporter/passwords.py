@@ -1,0 +1,80 @@
+"""Password checks that guessing cannot turn against the tracer or against the right user.
+
+bcrypt is slow on purpose. A password that was right once is known again without it; all others are checked one at a
+time, in turn by client address, and each check is followed by a pause of four times its length. So guessing costs at
+most a fifth of one CPU, and who comes from another address waits for one check of each address before, no longer.
+"""
+
+import asyncio
+import base64
+import binascii
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from vftrace.outputs.exporter.webconfig import Users
+
+MAX_WAITING = 4
+"""Checks of one address that may wait; more are refused at once."""
+MAX_ADDRESSES = 64
+PAUSE = 4
+"""So many times its own length is the pause after a check."""
+
+
+@dataclass
+class _Check:
+    users: Users
+    user: str
+    password: str
+    done: "asyncio.Future[bool]"
+
+
+@dataclass
+class PasswordChecks:
+    """Checks passwords without blocking the event loop it is used from."""
+
+    _waiting: "OrderedDict[str, deque[_Check]]" = field(default_factory=OrderedDict)
+    _worker: "asyncio.Task[None] | None" = None
+
+    async def check(self, users: Users, address: str, user: str, password: str) -> bool | None:
+        """Whether the password is the user's; None where so many checks wait that this one is refused."""
+        if users.knows(user, password):
+            return True
+        mine = self._waiting.get(address, deque())
+        if len(mine) >= MAX_WAITING or (not mine and len(self._waiting) >= MAX_ADDRESSES):
+            return None
+        loop = asyncio.get_running_loop()
+        check = _Check(users, user, password, loop.create_future())
+        mine.append(check)
+        self._waiting[address] = mine
+        if self._worker is None or self._worker.done():
+            self._worker = loop.create_task(self._work())
+        return await check.done
+
+    async def _work(self) -> None:
+        while self._waiting:
+            address, checks = next(iter(self._waiting.items()))
+            check = checks.popleft()
+            if checks:
+                self._waiting.move_to_end(address)
+            else:
+                del self._waiting[address]
+            if check.done.cancelled():
+                continue  # the client has gone
+            began = time.monotonic()
+            right = await asyncio.to_thread(check.users.accepts, check.user, check.password)
+            if not check.done.cancelled():
+                check.done.set_result(right)
+            await asyncio.sleep(PAUSE * (time.monotonic() - began))
+
+
+def credentials(header: str) -> tuple[str, str] | None:
+    """User and password of a Basic Authorization header; None for anything else."""
+    scheme, _, encoded = header.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return None
+    return (user, password) if colon else None
