@@ -32,11 +32,7 @@ from vftrace.collect.pump import Pump, ReplaySource, parse_speed
 from vftrace.collect.recording import Recording, RecordingWriter
 from vftrace.commands.serve import parse_address, parse_path
 from vftrace.errors import UsageError, VftraceError
-<<<<<<< HEAD
 from vftrace.events import wire
-from vftrace.outputs.exporter.server import MAX_CLIENTS, activated_sockets, listen, make_app
-from vftrace.outputs.exporter.webconfig import Users, WebConfig, read_web_config
-=======
 from vftrace.outputs.exporter.pages import make_app
 from vftrace.outputs.exporter.passwords import credentials
 from vftrace.outputs.exporter.server import (
@@ -47,7 +43,6 @@ from vftrace.outputs.exporter.server import (
     listen,
 )
 from vftrace.outputs.exporter.webconfig import Users, read_web_config
->>>>>>> 9a23131 (exporter: slow clients and password guessers stop no scrape)
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "tests/golden/recordings"
 SLOW = RECORDINGS / "completed-slow.vft.gz"
