@@ -16,6 +16,7 @@ from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
 from vftrace.events import COLLECTOR, Event, Uncounted
 from vftrace.model.host import HostInfo
+from vftrace.model.report import live_report
 from vftrace.outputs.report.json import report_json
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -53,7 +54,9 @@ def _result(tracker: Tracker, rest: tuple[Event, ...]) -> list[dict[str, Any]]:
     for event in rest:
         tracker.feed(event)
     tracker.finish()
-    migrations: list[dict[str, Any]] = report_json(HOST, tracker.snapshot())["migrations"]
+    migrations: list[dict[str, Any]] = report_json(live_report(HOST, tracker.snapshot()))[
+        "migrations"
+    ]
     return migrations
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import track
+from vftrace.model.report import live_report
 from vftrace.outputs.report.json import report_json
 
 RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("*.vft.gz"))
@@ -19,7 +20,7 @@ SCHEMA = json.loads(
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.name.partition(".")[0])
 def test_the_report_fits_the_schema(path: Path) -> None:
     recording = Recording(path)
-    report = report_json(recording.host, track(recording).snapshot())
+    report = report_json(live_report(recording.host, track(recording).snapshot()))
     jsonschema.validate(json.loads(json.dumps(report)), SCHEMA)
 
 

@@ -8,13 +8,16 @@ import pytest
 
 from tests.unit.two_hosts import RECORDINGS, boot_of, golden
 from vftrace.cli import main
+from vftrace.model.report import Report
 from vftrace.outputs.report.compare import compare, pairs_of, verdict
 from vftrace.outputs.report.json import report_json
 
 
 def migrations(name: str) -> list[dict[str, Any]]:
     host, records = golden(name)
-    found: list[dict[str, Any]] = report_json(host, boot_of(host, records).snapshot)["migrations"]
+    found: list[dict[str, Any]] = report_json(Report.of_hosts([boot_of(host, records)]))[
+        "migrations"
+    ]
     return found
 
 

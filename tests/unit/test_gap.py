@@ -13,18 +13,16 @@ from vftrace.analysis.hosts.outage import (
     RESUME,
     SPANS,
     UNSEEN,
-    GapAccount,
-    GapSpan,
-    Side,
     spans_of,
 )
+from vftrace.model.report import Outage, OutageSpan, Side
 
 
-def span(name: str, start: int, end: int, side: Side = "source") -> GapSpan:
-    return GapSpan(name, side, start, end)
+def span(name: str, start: int, end: int, side: Side = "source") -> OutageSpan:
+    return OutageSpan(name, side, start, end)
 
 
-def named(spans: tuple[GapSpan, ...]) -> list[tuple[str, int, int]]:
+def named(spans: tuple[OutageSpan, ...]) -> list[tuple[str, int, int]]:
     return [(s.name, s.start_at_ns, s.end_at_ns) for s in spans]
 
 
@@ -63,7 +61,7 @@ SPAN = st.builds(
 
 
 @given(st.integers(0, 50), st.integers(1, 100), st.lists(SPAN, max_size=8))
-def test_every_moment_is_in_one_span(start: int, ns: int, held: list[GapSpan]) -> None:
+def test_every_moment_is_in_one_span(start: int, ns: int, held: list[OutageSpan]) -> None:
     found = spans_of(start, start + ns, held)
     assert found[0].start_at_ns == start
     assert found[-1].end_at_ns == start + ns
@@ -80,5 +78,5 @@ def test_every_moment_is_in_one_span(start: int, ns: int, held: list[GapSpan]) -
 
 def test_what_the_pinger_saw_is_not_the_hosts() -> None:
     held = [span(BLACKOUT, 0, 60), span(LATE, 60, 90, "pinger")]
-    found = GapAccount(0, 100, 100, 100, 0, spans_of(0, 100, held))
+    found = Outage(0, 100, 100, 100, 0, spans_of(0, 100, held))
     assert (found.explained_ns, found.pinger_ns) == (60, 30)

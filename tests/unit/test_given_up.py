@@ -7,12 +7,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.unit.two_hosts import boot_of, golden, host_of, only, shifted, write
+from tests.unit.two_hosts import boot_of, golden, host_of, only, renamed, shifted, write
 from vftrace import events
 from vftrace.analysis.hosts.failed import join_given_up
-from vftrace.analysis.hosts.join import UNSYNCHRONISED_NS, Boot, Joined, stitch
+from vftrace.analysis.hosts.join import UNSYNCHRONISED_NS, stitch
 from vftrace.cli import main
 from vftrace.events import wire
+from vftrace.model.report import HostReport, MigrationReport
 
 SECONDS = 10**9
 MS = 10**6
@@ -36,7 +37,7 @@ def pids(name: str) -> tuple[int, set[int]]:
     return source, {p["pid"] for p in processes} - {source}
 
 
-def halves(name: str, error_ns: int, shift_ns: int = 1000 * SECONDS) -> list[Boot]:
+def halves(name: str, error_ns: int, shift_ns: int = 1000 * SECONDS) -> list[HostReport]:
     host, records = golden(name)
     source, others = pids(name)
     here = [shifted(r, 0, error_ns) for r in only(records, {source})]
@@ -47,7 +48,7 @@ def halves(name: str, error_ns: int, shift_ns: int = 1000 * SECONDS) -> list[Boo
     ]
 
 
-def joined(boots: list[Boot]) -> tuple[Joined, ...]:
+def joined(boots: list[HostReport]) -> tuple[MigrationReport, ...]:
     return join_given_up(stitch(boots), boots)
 
 
@@ -137,7 +138,7 @@ def test_two_that_fit_are_not_taken() -> None:
     here, there = halves("cancel-precopy", 1000)
     (waiting,) = there.waiting
     twin = dataclasses.replace(waiting, pid=waiting.pid + 1)
-    third = dataclasses.replace(there, name="gamma", boot_id="boot-c", waiting=(twin,))
+    third = dataclasses.replace(renamed(there, "gamma", "boot-c"), waiting=(twin,))
     (found,) = joined([here, there, third])
     assert found.peer is None
     assert any("more than one VM" in warning for warning in found.warnings)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.two_hosts import RECORDINGS, boot_of, golden
 from vftrace.cli import main
+from vftrace.model.report import Report
 from vftrace.outputs.report.html import Chapter, render_html
 from vftrace.outputs.report.json import report_json
 from vftrace.units import format_ns
@@ -119,7 +120,7 @@ def test_the_stop_is_drawn_to_scale(tmp_path: Path) -> None:
 
 def test_names_of_guests_are_text() -> None:
     host, records = golden("libvirt")
-    report = report_json(host, boot_of(host, records).snapshot)
+    report = report_json(Report.of_hosts([boot_of(host, records)]))
     migration = report["migrations"][0]
     evil = '<script>alert("x")</script>'
     migration["vm"]["name"] = evil

@@ -128,10 +128,11 @@ def test_the_clock_ties_boot_time_to_the_time_of_day(tmp_path: Path) -> None:
 
 
 def test_devices_and_vfs_have_tracks() -> None:
+    from vftrace.model.report import Report
     from vftrace.outputs.report.json import report_json
 
     host, records = golden("completed-slow")
-    report = report_json(host, boot_of(host, records).snapshot)
+    report = report_json(Report.of_hosts([boot_of(host, records)]))
     migration = report["migrations"][0]
     start = migration["started_at_ns"]
     migration["devices"] = [

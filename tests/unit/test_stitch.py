@@ -17,15 +17,17 @@ from tests.unit.two_hosts import (
     host_of,
     lab,
     only,
+    renamed,
     shifted,
     write,
 )
 from vftrace import events
-from vftrace.analysis.hosts.join import UNSYNCHRONISED_NS, Boot, Joined, Ping, stitch
+from vftrace.analysis.hosts.join import UNSYNCHRONISED_NS, stitch
 from vftrace.cli import main
 from vftrace.collect.merge import load
 from vftrace.events import COLLECTOR, wire
 from vftrace.model.migration import Migration
+from vftrace.model.report import HostReport, MigrationReport, PingRecording
 
 CUT = ("completed-slow", "libvirt", "postcopy", "no-uuid")
 SECONDS = 10**9
@@ -42,7 +44,7 @@ class Halves:
         self.source = only(self.records, {self.migration.pid})
         self.destination = only(self.records, {self.migration.peer_pid})
 
-    def boots(self, shift_ns: int, errors: tuple[int, int], off: int = 0) -> list[Boot]:
+    def boots(self, shift_ns: int, errors: tuple[int, int], off: int = 0) -> list[HostReport]:
         """`off`: how wrong the destination's wall clock is, ns."""
         source = [shifted(record, 0, errors[0]) for record in self.source]
         destination = [shifted(record, shift_ns, errors[1]) for record in self.destination]
@@ -71,7 +73,7 @@ def halves(name: str) -> Halves:
     return _HALVES[name]
 
 
-def only_one(joined: tuple[Joined, ...]) -> Joined:
+def only_one(joined: tuple[MigrationReport, ...]) -> MigrationReport:
     assert len(joined) == 1
     assert joined[0].migration.role == "stitched"
     return joined[0]
@@ -178,7 +180,7 @@ def test_there_and_back_bounds_the_clocks_from_both_sides() -> None:
         assert found.uncertainty_ns < 10_000_000
 
 
-def _ping(boot_id: str, before: int, after: int) -> Ping:
+def _ping(boot_id: str, before: int, after: int) -> PingRecording:
     """One probe answered at `before`, the next sent right behind; answered again from `after` on."""
     gap = events.PingGap(
         at_ns=after,
@@ -198,7 +200,7 @@ def _ping(boot_id: str, before: int, after: int) -> Ping:
         after_sent_ns=after - 200_000,
         after_reply_ns=after,
     )
-    return Ping(boot_id, (), (gap,))
+    return PingRecording(boot_id, (), (gap,))
 
 
 @pytest.mark.parametrize("boot_id", ["boot-a", "boot-b"])
@@ -228,7 +230,7 @@ def test_a_ping_bounds_what_nothing_else_does(boot_id: str) -> None:
 def test_without_a_uuid_two_that_fit_are_not_stitched() -> None:
     cut = halves("no-uuid")
     first, second = cut.boots(0, (1000, 1000))
-    third = dataclasses.replace(first, name="gamma", boot_id="boot-c")
+    third = renamed(first, "gamma", "boot-c")
     # The same source again on a third host: either may be the one.
     third = dataclasses.replace(
         third,
@@ -363,8 +365,8 @@ def test_the_same_recording_twice_is_the_same_once(tmp_path: Path) -> None:
     cut = halves("completed-slow")
     path = write(tmp_path / "a.vft", cut.host, cut.records)
     twice = load([path, path])
-    assert twice.boots[0].snapshot.migrations == cut.whole.snapshot.migrations
-    assert load([path]).boots[0].snapshot.migrations == cut.whole.snapshot.migrations
+    assert twice.hosts[0].snapshot.migrations == cut.whole.snapshot.migrations
+    assert load([path]).hosts[0].snapshot.migrations == cut.whole.snapshot.migrations
 
 
 def test_a_loss_in_one_of_two_recordings_is_still_one(tmp_path: Path) -> None:
@@ -376,7 +378,7 @@ def test_a_loss_in_one_of_two_recordings_is_still_one(tmp_path: Path) -> None:
             write(tmp_path / "b.vft", cut.host, cut.destination),
         ]
     )
-    assert [m.incomplete for m in loaded.boots[0].snapshot.migrations] == [True]
+    assert [m.incomplete for m in loaded.hosts[0].snapshot.migrations] == [True]
 
 
 def test_devices_are_stitched_too() -> None:

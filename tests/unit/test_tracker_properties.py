@@ -24,6 +24,7 @@ from vftrace.events import COLLECTOR, Event, wire
 from vftrace.events.layout import Kind
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Snapshot
+from vftrace.model.report import live_report
 from vftrace.outputs.report.json import report_json
 
 RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
@@ -51,7 +52,7 @@ def _golden(name: str) -> tuple[Event, ...]:
 def _is_sane(tracker: Tracker) -> None:
     """What must hold of every snapshot."""
     snapshot = tracker.snapshot()
-    json.dumps(report_json(HOST, snapshot), allow_nan=False)
+    json.dumps(report_json(live_report(HOST, snapshot)), allow_nan=False)
     for migration in snapshot.migrations:
         checkpoints = migration.downtime.checkpoints
         assert all(c.ns is None or c.ns >= 0 for c in checkpoints)

@@ -10,13 +10,13 @@ from pathlib import Path
 from msgspec import structs
 
 from vftrace import events
-from vftrace.analysis.hosts.join import Boot
 from vftrace.collect.merge import Reader
 from vftrace.collect.recording import MAGIC, VERSION, Recording
 from vftrace.collect.replay import events_of
 from vftrace.events import wire
 from vftrace.events.layout import BODIES, Kind
 from vftrace.model.host import HostInfo
+from vftrace.model.report import HostReport
 
 RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
 
@@ -74,12 +74,16 @@ def host_of(name: str, boot_id: str, like: HostInfo, shift_ns: int = 0) -> HostI
     return replace(like, name=name, boot_id=boot_id, started_at_ns=like.started_at_ns + shift_ns)
 
 
-def boot_of(host: HostInfo, records: Iterable[bytes]) -> Boot:
+def boot_of(host: HostInfo, records: Iterable[bytes]) -> HostReport:
     """What a host knows after these records."""
     reader = Reader()
     reader.read(events_of(records))
-    known = reader.tracker.snapshot(), reader.ready_at_ns, reader.waiting()
-    return Boot(host.name, host.boot_id, *known)
+    return HostReport(host, reader.tracker.snapshot(), reader.ready_at_ns, reader.waiting())
+
+
+def renamed(host: HostReport, name: str, boot_id: str) -> HostReport:
+    """The same under another name, as another boot."""
+    return replace(host, info=replace(host.info, name=name, boot_id=boot_id))
 
 
 def write(path: Path, host: HostInfo, records: Iterable[bytes]) -> Path:

@@ -2,13 +2,12 @@
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from msgspec import structs
 
 from vftrace import events
-from vftrace.analysis.hosts.join import Boot, Ping, Waiting
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
@@ -17,7 +16,7 @@ from vftrace.events import COLLECTOR, Event
 from vftrace.mailbox.drivers import Tables
 from vftrace.mailbox.life import MAX_RECENT, Mailboxes
 from vftrace.mailbox.profile import ProfileError, tables_of
-from vftrace.model.host import HostInfo
+from vftrace.model.report import HostReport, PingRecording, Report, WaitingVm
 
 _TICK_NS = 10_000_000
 """USER_HZ is 100 in the uAPI of every architecture that has KVM (Process.start_time counts these)."""
@@ -25,21 +24,8 @@ _TICK_NS = 10_000_000
 _PING = (events.PingSettings, events.PingGap, events.PingSummary)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What several files hold, by boot, in the order in which the boots first came.
-
-    `hosts` goes with `boots`; `damage` has one line for each file that is not whole.
-    """
-
-    boots: tuple[Boot, ...]
-    hosts: tuple[HostInfo, ...]
-    pings: tuple[Ping, ...]
-    damage: tuple[str, ...]
-
-
-def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_RECENT) -> Loaded:
-    """Read recordings of one or several hosts, pings among them.
+def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_RECENT) -> Report:
+    """Read recordings of one or several hosts, pings among them; hosts come in the order of the files.
 
     `profiles`: texts of mailbox profiles, beside those in the recordings. `recent` is that of `Mailboxes`.
 
@@ -49,7 +35,7 @@ def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_
     for path in paths:
         recording = Recording(path)
         by_boot.setdefault(recording.host.boot_id, []).append(recording)
-    boots, hosts, pings = [], [], []
+    hosts, pings = [], []
     for boot_id, recordings in by_boot.items():
         reader = Reader(Mailboxes(_tables(recordings, profiles), recent))
         if len(recordings) == 1:
@@ -62,14 +48,10 @@ def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_
                     reader.note(stream)
         # The one that traced names the probes; a ping has none.
         host = max((r.host for r in recordings), key=lambda host: len(host.probes))
-        boots.append(
-            Boot(
-                host.name, boot_id, reader.tracker.snapshot(), reader.ready_at_ns, reader.waiting()
-            )
-        )
-        hosts.append(host)
+        snapshot = reader.tracker.snapshot()
+        hosts.append(HostReport(host, snapshot, reader.ready_at_ns, reader.waiting()))
         pings += [
-            Ping(boot_id, tuple(reader.clocks[tid]), tuple(found))
+            PingRecording(boot_id, tuple(reader.clocks[tid]), tuple(found))
             for tid, found in reader.pings.items()
         ]
     damage = tuple(
@@ -78,7 +60,7 @@ def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_
         for recording in recordings
         if recording.damage is not None
     )
-    return Loaded(tuple(boots), tuple(hosts), tuple(pings), damage)
+    return Report.of_hosts(hosts, pings, damage)
 
 
 def _tables(recordings: Iterable[Recording], profiles: Sequence[str]) -> Tables:
@@ -91,7 +73,7 @@ def _tables(recordings: Iterable[Recording], profiles: Sequence[str]) -> Tables:
 class Reader:
     """Feeds a tracker with one boot's events and keeps what only stitching asks for.
 
-    `ready_at_ns` is `Boot.ready_at_ns`; `pings` and `clocks` go by the pid of who wrote them.
+    `ready_at_ns` is `HostReport.ready_at_ns`; `pings` and `clocks` go by the pid of who wrote them.
     """
 
     def __init__(self, mailboxes: Mailboxes | None = None) -> None:
@@ -100,8 +82,8 @@ class Reader:
         self.pings: dict[int, list[Event]] = {}
         self.clocks: dict[int, list[tuple[int, int, int]]] = {}
         self._ran: set[int] = set()
-        self._incoming: dict[int, Waiting] = {}
-        self._gone: list[Waiting] = []
+        self._incoming: dict[int, WaitingVm] = {}
+        self._gone: list[WaitingVm] = []
 
     def read(self, stream: Iterable[Event]) -> None:
         """Everything of this boot, in order of time."""
@@ -115,11 +97,11 @@ class Reader:
         for event in stream:
             self._keep(event)
 
-    def waiting(self) -> tuple[Waiting, ...]:
+    def waiting(self) -> tuple[WaitingVm, ...]:
         """VMs that were started to be migrated to and never ran."""
         return (*self._gone, *(self._as_ready(w) for w in self._incoming.values()))
 
-    def _as_ready(self, waiting: Waiting) -> Waiting:
+    def _as_ready(self, waiting: WaitingVm) -> WaitingVm:
         return replace(waiting, ready_at_ns=self.ready_at_ns.get(waiting.pid, waiting.ready_at_ns))
 
     def _end(self, pid: int, at_ns: int) -> None:
@@ -139,7 +121,7 @@ class Reader:
                 if event.late:
                     self.ready_at_ns.setdefault(event.pid, event.start_time * _TICK_NS)
                 if event.incoming and not event.running and event.pid not in self._ran:
-                    found = Waiting(event.pid, event.uuid, event.at_ns, None)
+                    found = WaitingVm(event.pid, event.uuid, event.at_ns, None)
                     self._incoming.setdefault(event.pid, found)
             case events.Gone():
                 self._end(event.pid, event.at_ns)

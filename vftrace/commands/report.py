@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from vftrace.analysis.forecast.precopy import Assumptions
-    from vftrace.analysis.hosts.join import Boot, Joined
-    from vftrace.collect.merge import Loaded
     from vftrace.model.migration import Migration
+    from vftrace.model.report import Report
 
 HELP = "say where the time of recorded migrations went"
 
@@ -86,17 +85,17 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--heatmap draws text, or an image with -o FILE.png")
     profiles = profile_texts(args)
     recent = _DRAWN_MESSAGES if args.format == "perfetto" else MAX_RECENT
-    loaded, joined = _load(args.files, profiles, recent, args.what_if, args.clock_error)
+    report = _load(args.files, profiles, recent, args.what_if, args.clock_error)
     if args.otlp_endpoint is not None:
-        _send(args.otlp_endpoint, loaded, joined)
+        _send(args.otlp_endpoint, report)
     if args.compare:
-        _compare(args, loaded, joined)
+        _compare(args, report)
     elif args.heatmap and args.output is not None and args.output.suffix == ".png":
-        _write(args.output, _heatmap_png(loaded))
+        _write(args.output, _heatmap_png(report))
     elif args.format == "text":
-        _print_text(args, _text(args, loaded, joined))
+        _print_text(args, _text(args, report))
     else:
-        _write(args.output, _FORMATS[args.format](loaded, joined))
+        _write(args.output, _FORMATS[args.format](report))
     return 0
 
 
@@ -106,22 +105,16 @@ def _load(
     recent: int = MAX_RECENT,
     what_if: str | None = None,
     clock_error_ns: int | None = None,
-) -> "tuple[Loaded, tuple[Joined, ...]]":
-    from vftrace.analysis.hosts.failed import join_given_up
-    from vftrace.analysis.hosts.join import stitch, with_error
+) -> "Report":
+    from vftrace.analysis.hosts.report import join_hosts
     from vftrace.collect.merge import load
 
-    assumed = None if what_if is None else _assumptions(what_if)
-    loaded = load(paths, profiles, recent)
-    if assumed is not None:
-        loaded = _replay(loaded, assumed)
-    for damage in loaded.damage:
+    report = load(paths, profiles, recent)
+    if what_if is not None:
+        report = _replay(report, _assumptions(what_if))
+    for damage in report.damage:
         print(f"vftrace: {damage}; what comes before it is reported", file=sys.stderr)
-    joined = stitch(loaded.boots, loaded.pings, clock_error_ns)
-    boots: Sequence[Boot] = loaded.boots
-    if clock_error_ns is not None:
-        boots = [with_error(boot, clock_error_ns) for boot in boots]
-    return loaded, join_given_up(joined, boots)
+    return join_hosts(report, clock_error_ns)
 
 
 def _assumptions(text: str) -> "Assumptions":
@@ -130,33 +123,32 @@ def _assumptions(text: str) -> "Assumptions":
     return parse_what_if(text)
 
 
-def _replay(loaded: "Loaded", assumed: "Assumptions") -> "Loaded":
+def _replay(report: "Report", assumed: "Assumptions") -> "Report":
     """Every migration's forecast as it would be from the beginning under other assumptions."""
     from vftrace.analysis.forecast.precopy import of_replay
+    from vftrace.model.report import Report
 
-    boots = []
-    for boot in loaded.boots:
+    hosts = []
+    for host in report.hosts:
         migrations = tuple(
             replace(m, forecast=of_replay(m.rounds, m.started_at_ns, m.stopped_at_ns, assumed))
-            for m in boot.snapshot.migrations
+            for m in host.snapshot.migrations
         )
-        boots.append(replace(boot, snapshot=replace(boot.snapshot, migrations=migrations)))
-    return replace(loaded, boots=tuple(boots))
+        hosts.append(replace(host, snapshot=replace(host.snapshot, migrations=migrations)))
+    return Report.of_hosts(hosts, report.pings, report.damage)
 
 
-def _migrations(loaded: "Loaded") -> "list[Migration]":
-    return [migration for boot in loaded.boots for migration in boot.snapshot.migrations]
+def _migrations(report: "Report") -> "list[Migration]":
+    return [migration for host in report.hosts for migration in host.snapshot.migrations]
 
 
-def _heatmap_png(loaded: "Loaded") -> bytes:
+def _heatmap_png(report: "Report") -> bytes:
     from vftrace.outputs.text.heatmap import heatmap_png
 
-    return heatmap_png(_migrations(loaded))
+    return heatmap_png(_migrations(report))
 
 
-def _text(
-    args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joined]"
-) -> "RenderableType":
+def _text(args: argparse.Namespace, report: "Report") -> "RenderableType":
     """The report, or what was asked for in its place."""
     from rich.console import Group
 
@@ -165,69 +157,74 @@ def _text(
 
     parts = []
     if args.what_if is not None:
-        parts.append(render_forecasts(_migrations(loaded), ascii=args.ascii))
+        parts.append(render_forecasts(_migrations(report), ascii=args.ascii))
     if args.heatmap:
-        parts.append(render_heatmap(_migrations(loaded), ascii=args.ascii))
-    return Group(*parts) if parts else _whole_text(args, loaded, joined)
+        parts.append(render_heatmap(_migrations(report), ascii=args.ascii))
+    return Group(*parts) if parts else _whole_text(args, report)
 
 
-def _whole_text(
-    args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joined]"
-) -> "RenderableType":
+def _whole_text(args: argparse.Namespace, report: "Report") -> "RenderableType":
     from vftrace.outputs.report.joined import render_joined
     from vftrace.outputs.report.text import render_report
 
-    if len(args.files) > 1 or len(loaded.boots) > 1:
-        return render_joined(loaded, joined, ascii=args.ascii)
-    said = loaded.damage[0].removeprefix(f"{args.files[0]}: ") if loaded.damage else None
-    return render_report(loaded.hosts[0], loaded.boots[0].snapshot, said, ascii=args.ascii)
+    if len(args.files) > 1 or len(report.hosts) > 1:
+        return render_joined(report, ascii=args.ascii)
+    said = report.damage[0].removeprefix(f"{args.files[0]}: ") if report.damage else None
+    host = report.hosts[0]
+    return render_report(host.info, host.snapshot, said, ascii=args.ascii)
 
 
-def _json(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
-    from vftrace.outputs.report.joined_json import joined_json
+def _json(report: "Report") -> bytes:
+    from vftrace.outputs.report.json import report_json
 
-    return json.dumps(joined_json(loaded, joined), indent=2).encode() + b"\n"
+    return json.dumps(report_json(report), indent=2).encode() + b"\n"
 
 
-def _perfetto(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
-    from vftrace.outputs.report.joined_json import hosts_json, placed_migrations
+def _perfetto(report: "Report") -> bytes:
+    from vftrace.outputs.report.json import host_json
     from vftrace.outputs.report.perfetto import perfetto_trace
 
-    return perfetto_trace(placed_migrations(loaded, joined), hosts_json(loaded))
+    hosts = {host.boot_id: host_json(host) for host in report.hosts}
+    return perfetto_trace(_placed(report, hosts), list(hosts.values()))
 
 
-def _html(loaded: "Loaded", joined: "Sequence[Joined]") -> bytes:
+def _placed(report: "Report", hosts: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    from vftrace.outputs.report.json import migration_json
+
+    return [(hosts[found.host.boot_id], migration_json(found)) for found in report.migrations]
+
+
+def _html(report: "Report") -> bytes:
     from vftrace.outputs.report.html import Chapter, render_html
     from vftrace.outputs.report.joined import clocks_line, downtime_line
-    from vftrace.outputs.report.joined_json import hosts_json, placed_migrations
+    from vftrace.outputs.report.json import report_json
     from vftrace.outputs.text.clock import wall_time
     from vftrace.outputs.text.words import warnings
 
+    written = report_json(report)
     chapters = [
         Chapter(
             migration=migration,
             headline=downtime_line(found),
-            started=wall_time(found.boot.snapshot, found.migration.started_at_ns),
+            started=wall_time(found.host.snapshot, found.migration.started_at_ns),
             clocks=clocks_line(found),
             warnings=(*found.warnings, *warnings(found.migration)),
         )
-        for found, (_, migration) in zip(joined, placed_migrations(loaded, joined), strict=True)
+        for found, migration in zip(report.migrations, written["migrations"], strict=True)
     ]
-    return render_html(hosts_json(loaded), chapters, loaded.damage).encode()
+    return render_html(written["hosts"], chapters, report.damage).encode()
 
 
 _FORMATS = {"json": _json, "html": _html, "perfetto": _perfetto}
 
 
-def _compare(args: argparse.Namespace, loaded: "Loaded", joined: "Sequence[Joined]") -> None:
+def _compare(args: argparse.Namespace, report: "Report") -> None:
     from vftrace.outputs.report.compare import compare, compare_json, pairs_of, render_comparisons
-    from vftrace.outputs.report.joined_json import joined_json
+    from vftrace.outputs.report.json import report_json
     from vftrace.outputs.text.glyphs import glyphs
 
-    a = joined_json(loaded, joined)["migrations"]
-    b = joined_json(*_load(args.compare, profile_texts(args), clock_error_ns=args.clock_error))[
-        "migrations"
-    ]
+    other = _load(args.compare, profile_texts(args), clock_error_ns=args.clock_error)
+    a, b = report_json(report)["migrations"], report_json(other)["migrations"]
     if not a or not b:
         empty = args.files if not a else args.compare
         raise VftraceError(f"no migration in {', '.join(map(str, empty))}: nothing to compare")
@@ -266,12 +263,12 @@ def _write(path: Path | None, content: bytes) -> None:
         raise VftraceError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _send(endpoint: str, loaded: "Loaded", joined: "Sequence[Joined]") -> None:
+def _send(endpoint: str, report: "Report") -> None:
     """Send the traces, and say how many went where."""
-    from vftrace.outputs.report.joined_json import placed_migrations
+    from vftrace.outputs.report.json import host_json
     from vftrace.outputs.traces.otlp import send, trace_of
 
-    placed: list[tuple[dict[str, Any], dict[str, Any]]] = placed_migrations(loaded, joined)
+    placed = _placed(report, {host.boot_id: host_json(host) for host in report.hosts})
     traces = [trace for host, migration in placed if (trace := trace_of(host, migration))]
     count = send(endpoint, traces)
     for trace in traces:

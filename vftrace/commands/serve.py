@@ -175,13 +175,15 @@ class Service:
     def _send_traces(self) -> None:
         if self._sender is None or self._read is None:
             return
+        from vftrace.model.report import live_report
         from vftrace.outputs.exporter.accounts import settled
         from vftrace.outputs.report.json import report_json
         from vftrace.outputs.traces.otlp import trace_of
 
         reading = self._read()
         ended = tuple(m for m in reading.snapshot.migrations if settled(m, reading))
-        report = report_json(reading.host, replace(reading.snapshot, migrations=ended))
+        ended_report = live_report(reading.host, replace(reading.snapshot, migrations=ended))
+        report = report_json(ended_report)
         for migration in report["migrations"]:
             self._sender.offer(trace_of(report["hosts"][0], migration))
 

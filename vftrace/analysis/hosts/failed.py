@@ -7,8 +7,9 @@ ran. The source knows that its channel broke, or that it gave up itself.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from vftrace.analysis.hosts.join import SLEW_PPM, UNSYNCHRONISED_NS, Boot, Joined, Waiting
+from vftrace.analysis.hosts.join import SLEW_PPM, UNSYNCHRONISED_NS
 from vftrace.model.migration import Cause, Migration, Outcome
+from vftrace.model.report import HostReport, MigrationReport, WaitingVm
 from vftrace.units import format_ns
 
 _MILLION = 10**6
@@ -37,13 +38,15 @@ class Span:
 class _Couple:
     """A source that gave up, who waited for it, and how much more the source's clock shows."""
 
-    source: Joined
-    boot: Boot
-    waiting: Waiting
+    source: MigrationReport
+    host: HostReport
+    waiting: WaitingVm
     offset: Span
 
 
-def join_given_up(joined: Sequence[Joined], boots: Sequence[Boot]) -> tuple[Joined, ...]:
+def join_given_up(
+    joined: Sequence[MigrationReport], boots: Sequence[HostReport]
+) -> tuple[MigrationReport, ...]:
     """The same migrations, those that failed or were cancelled with what the other host saw of them.
 
     They belong together by UUID, and because the waiting VM was ready before the source began and not gone by
@@ -54,13 +57,13 @@ def join_given_up(joined: Sequence[Joined], boots: Sequence[Boot]) -> tuple[Join
         for found in joined
         if _gave_up(found)
         for boot in boots
-        if boot is not found.boot and boot.boot_id != found.boot.boot_id
+        if boot is not found.host and boot.boot_id != found.host.boot_id
         for waiting in boot.waiting
         if (couple := _couple(found, boot, waiting, joined)) is not None
     ]
     by_source = {id(c.source): c for c in couples if _only(c, couples)}
     doubted = {id(c.source) for c in couples} - by_source.keys()
-    taken = {(c.boot.boot_id, c.waiting.pid) for c in by_source.values()}
+    taken = {(c.host.boot_id, c.waiting.pid) for c in by_source.values()}
     merged = []
     for found in joined:
         m = found.migration
@@ -71,33 +74,33 @@ def join_given_up(joined: Sequence[Joined], boots: Sequence[Boot]) -> tuple[Join
                 "more than one VM that waited elsewhere may have been its destination: not stitched"
             )
             merged.append(replace(found, warnings=(*found.warnings, said)))
-        elif m.role != "destination" or (found.boot.boot_id, m.pid) not in taken:
+        elif m.role != "destination" or (found.host.boot_id, m.pid) not in taken:
             merged.append(found)
     return tuple(merged)
 
 
-def _gave_up(found: Joined) -> bool:
+def _gave_up(found: MigrationReport) -> bool:
     m = found.migration
     over = m.outcome in ("failed", "cancelled") and m.ended_at_ns is not None
     return over and m.role == "source" and m.uuid is not None and m.channel.kind != "file"
 
 
 def _couple(
-    found: Joined, boot: Boot, waiting: Waiting, joined: Sequence[Joined]
+    found: MigrationReport, boot: HostReport, waiting: WaitingVm, joined: Sequence[MigrationReport]
 ) -> _Couple | None:
     m = found.migration
     if waiting.uuid != m.uuid:
         return None
     began, gone = m.started_at_ns, waiting.ended_at_ns
-    span = _wall(found.boot, began, boot, gone or waiting.ready_at_ns)
+    span = _wall(found.host, began, boot, gone or waiting.ready_at_ns)
     for other in joined:
-        span = _known(span, other, found.boot, boot, began)
+        span = _known(span, other, found.host, boot, began)
     # It was ready when the source connected, and still there.
     span = span.within(began - gone if gone is not None else None, began - waiting.ready_at_ns)
     return None if span.empty else _Couple(found, boot, waiting, span)
 
 
-def _wall(here: Boot, at_ns: int, there: Boot, then_ns: int) -> Span:
+def _wall(here: HostReport, at_ns: int, there: HostReport, then_ns: int) -> Span:
     """What wall clocks and their error bounds say; nothing where one is set by nobody."""
     nearest = []
     for boot, moment in ((here, at_ns), (there, then_ns)):
@@ -110,11 +113,13 @@ def _wall(here: Boot, at_ns: int, there: Boot, then_ns: int) -> Span:
     return Span(theirs - mine - error - other, theirs - mine + error + other)
 
 
-def _known(span: Span, other: Joined, here: Boot, there: Boot, at_ns: int) -> Span:
+def _known(
+    span: Span, other: MigrationReport, here: HostReport, there: HostReport, at_ns: int
+) -> Span:
     """What another migration between the two hosts says."""
     if other.offset is None or other.peer is None:
         return span
-    ends = (other.boot.boot_id, other.peer.boot_id)
+    ends = (other.host.boot_id, other.peer.boot_id)
     away = 2 * _slew(at_ns - other.migration.started_at_ns)
     low, high = other.offset.low, other.offset.high
     if ends == (here.boot_id, there.boot_id):
@@ -135,7 +140,7 @@ def _only(couple: _Couple, couples: Sequence[_Couple]) -> bool:
     rivals = [c for c in group if c.source is couple.source or c.waiting is couple.waiting]
     if len(rivals) == 1:
         return True
-    if len({(c.source.boot.boot_id, c.boot.boot_id) for c in group}) > 1:
+    if len({(c.source.host.boot_id, c.host.boot_id) for c in group}) > 1:
         return False
     sources = _places((id(c.source), c.source.migration.started_at_ns) for c in group)
     waiting = _places((id(c.waiting), c.waiting.ready_at_ns) for c in group)
@@ -148,14 +153,14 @@ def _places(times: Iterable[tuple[int, int]]) -> list[int]:
     return sorted(found, key=lambda key: found[key])
 
 
-def _of_both(couple: _Couple, joined: Sequence[Joined]) -> Joined:
+def _of_both(couple: _Couple, joined: Sequence[MigrationReport]) -> MigrationReport:
     """The source's account with the destination's part in it."""
     m = couple.source.migration
     theirs = next(
         (
             other.migration
             for other in joined
-            if other.boot.boot_id == couple.boot.boot_id
+            if other.host.boot_id == couple.host.boot_id
             and other.migration.role == "destination"
             and other.migration.pid == couple.waiting.pid
         ),
@@ -175,7 +180,7 @@ def _of_both(couple: _Couple, joined: Sequence[Joined]) -> Joined:
             cause_detail=detail,
             incomplete=m.incomplete or (theirs is not None and theirs.incomplete),
         ),
-        peer=couple.boot,
+        peer=couple.host,
         uncertainty_ns=0,
         warnings=(*couple.source.warnings, *((said,) if unclear else ())),
     )

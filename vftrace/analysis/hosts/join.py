@@ -5,17 +5,17 @@ what cannot have happened in another order, and from wall clocks with the kernel
 bounds together are difference constraints, so the tightest ones are shortest paths (`_closure`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 
-from vftrace.analysis.hosts.outage import GapAccount, HostSide, account
+from vftrace.analysis.hosts.outage import HostSide, account
 from vftrace.analysis.hosts.service import OWN, service_gap
 from vftrace.analysis.phases import downtime_of
-from vftrace.events import Event, PingGap, PingSettings
+from vftrace.events import PingGap, PingSettings
+from vftrace.model.figures import clock_change
 from vftrace.model.migration import (
     CHECKPOINTS,
-    Checkpoint,
     DeviceDowntime,
     DeviceUse,
     Downtime,
@@ -23,10 +23,10 @@ from vftrace.model.migration import (
     Migration,
     Outcome,
     Phase,
-    Snapshot,
     VfPhase,
     VfUse,
 )
+from vftrace.model.report import ClockOffset, HostReport, MigrationReport, Outage, PingRecording
 
 UNSYNCHRONISED_NS = 16_000_000_000
 """NTP_PHASE_LIMIT (include/linux/timex.h): an error bound that has grown to it bounds nothing any more."""
@@ -35,82 +35,7 @@ SLEW_PPM = 500
 """MAXFREQ (include/linux/timex.h): the most that one clock is made faster or slower, parts in a million."""
 
 _UTC = "utc"
-_AFTER = CHECKPOINTS[CHECKPOINTS.index("devices-loaded") :]
 _MILLION = 10**6
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A VM that waited for a migration and never ran: from `ready_at_ns` until `ended_at_ns`, None if it lives."""
-
-    pid: int
-    uuid: str | None
-    ready_at_ns: int
-    ended_at_ns: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """One host between two boots: what was recorded there, on one clock.
-
-    `ready_at_ns`: by pid, when the process's last vCPU was made: a destination listens only after that.
-    """
-
-    name: str
-    boot_id: str
-    snapshot: Snapshot
-    ready_at_ns: Mapping[int, int]
-    waiting: tuple[Waiting, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ping:
-    """A ping's recording: the boot whose clock it is on, and its events."""
-
-    boot_id: str
-    clock: tuple[tuple[int, int, int], ...]
-    events: tuple[Event, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Offset:
-    """How much more the source's clock shows than the destination's, ns: between `low` and `high`.
-
-    `low_why` and `high_why` say what bounds it.
-    """
-
-    low: int
-    high: int
-    low_why: str
-    high_why: str
-
-    @property
-    def middle(self) -> int:
-        """What times are mapped with."""
-        return (self.low + self.high) // 2
-
-    @property
-    def uncertainty_ns(self) -> int:
-        """The true value is no further than this from `middle`."""
-        return self.high - self.middle
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A migration and where it was seen. Its times are on the clock of `boot`.
-
-    `uncertainty_ns` bounds the error of `downtime.vcpu_ns`: 0 on one host, None where only one side is known.
-    """
-
-    migration: Migration
-    boot: Boot
-    peer: Boot | None
-    uncertainty_ns: int | None
-    offset: Offset | None
-    service_ns: int | None
-    warnings: tuple[str, ...]
-    gap: GapAccount | None = None
-    """The longest time without answers around it, in spans that the hosts saw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +51,7 @@ class _Before:
 
 @dataclass(frozen=True, slots=True)
 class _Half:
-    boot: Boot
+    host: HostReport
     migration: Migration
 
 
@@ -156,8 +81,10 @@ class _ContradictionError(Exception):
 
 
 def stitch(
-    boots: Sequence[Boot], pings: Sequence[Ping] = (), clock_error_ns: int | None = None
-) -> tuple[Joined, ...]:
+    boots: Sequence[HostReport],
+    pings: Sequence[PingRecording] = (),
+    clock_error_ns: int | None = None,
+) -> tuple[MigrationReport, ...]:
     """All migrations of these boots, halves of one migration joined where their clocks allow it.
 
     `clock_error_ns`: how wrong a wall clock may be whose kernel does not know; None: such a clock says nothing.
@@ -169,7 +96,7 @@ def stitch(
         pings = [replace(p, clock=_bounded(p.clock, clock_error_ns)) for p in pings]
     pairs, warnings = _pairs(boots)
     facts = [fact for pair in pairs for fact in _facts(pair)]
-    joined: list[Joined] = []
+    joined: list[MigrationReport] = []
     used: set[int] = set()
     for pair in pairs:
         found = _offset(pair, boots, facts, pings)
@@ -184,14 +111,14 @@ def stitch(
             if id(migration) not in used:
                 warning = warnings.get(id(migration))
                 joined.append(_alone(boot, migration, warning))
-    joined.sort(key=lambda j: (boots.index(j.boot), j.migration.started_at_ns, j.migration.pid))
+    joined.sort(key=lambda j: (boots.index(j.host), j.migration.started_at_ns, j.migration.pid))
     return _with_service(joined, boots, pings)
 
 
 _Samples = tuple[tuple[int, int, int], ...]
 
 
-def with_error(boot: Boot, error_ns: int) -> Boot:
+def with_error(boot: HostReport, error_ns: int) -> HostReport:
     """The boot, where its wall clock has no bound of its own with this one, ns."""
     clock = _bounded(boot.snapshot.clock, error_ns)
     return replace(boot, snapshot=replace(boot.snapshot, clock=clock))
@@ -205,23 +132,14 @@ def _bounded(clock: _Samples, error_ns: int) -> _Samples:
     )
 
 
-def _alone(boot: Boot, migration: Migration, warning: str | None) -> Joined:
-    here = migration.role == "stitched"
-    return Joined(
-        migration=migration,
-        boot=boot,
-        peer=boot if here else None,
-        uncertainty_ns=0 if here else None,
-        offset=None,
-        service_ns=None,
-        warnings=(warning,) if warning else (),
-    )
+def _alone(boot: HostReport, migration: Migration, warning: str | None) -> MigrationReport:
+    return MigrationReport.of_one_host(boot, migration, (warning,) if warning else ())
 
 
 # -- which halves belong together ---------------------------------------------------------------
 
 
-def _pairs(boots: Sequence[Boot]) -> tuple[list[_Pair], dict[int, str]]:
+def _pairs(boots: Sequence[HostReport]) -> tuple[list[_Pair], dict[int, str]]:
     """The pairs, and by id of a migration why it has none."""
     halves = [_Half(boot, m) for boot in boots for m in boot.snapshot.migrations]
     sources = [half for half in halves if _is_source(half.migration)]
@@ -231,7 +149,7 @@ def _pairs(boots: Sequence[Boot]) -> tuple[list[_Pair], dict[int, str]]:
     for source in sources:
         for destination in destinations:
             pair = _Pair(source, destination)
-            if source.boot is destination.boot or not _same_vm(pair):
+            if source.host is destination.host or not _same_vm(pair):
                 continue
             found = _offset(pair, boots, _facts(pair), ())
             if isinstance(found, str):
@@ -275,8 +193,8 @@ def _only_one(pair: _Pair, possible: list[_Pair]) -> bool:
     group = [
         p
         for p in possible
-        if p.source.boot is pair.source.boot
-        and p.destination.boot is pair.destination.boot
+        if p.source.host is pair.source.host
+        and p.destination.host is pair.destination.host
         and p.source.migration.uuid == pair.source.migration.uuid
     ]
     if any(rival not in group for rival in rivals):
@@ -299,7 +217,7 @@ def _in_order(migrations: Iterable[Migration]) -> list[int]:
 def _facts(pair: _Pair) -> list[_Before]:
     """What cannot have happened in another order, whatever the clocks say."""
     source, destination = pair.source.migration, pair.destination.migration
-    here, there = pair.source.boot.boot_id, pair.destination.boot.boot_id
+    here, there = pair.source.host.boot_id, pair.destination.host.boot_id
     before, after = _times(source), _times(destination)
     facts = []
     ran = after.get("vcpus-running", after.get("clock-set"))
@@ -311,7 +229,7 @@ def _facts(pair: _Pair) -> list[_Before]:
     if loaded is not None and saved is not None:
         # In postcopy too: the state goes in one package (migration/migration.c, postcopy_start).
         facts.append(_Before(here, saved, there, loaded, "state is read before it is loaded"))
-    ready = pair.destination.boot.ready_at_ns.get(destination.pid)
+    ready = pair.destination.host.ready_at_ns.get(destination.pid)
     if ready is not None and source.channel.kind in ("tcp", "unix"):
         # QEMU listens once the machine is made, and logs only once it is connected
         # (softmmu/vl.c qmp_x_exit_preconfig; migration/migration.c migrate_fd_connect).
@@ -326,10 +244,10 @@ def _facts(pair: _Pair) -> list[_Before]:
 
 
 def _offset(
-    pair: _Pair, boots: Sequence[Boot], facts: list[_Before], pings: Sequence[Ping]
-) -> Offset | str:
+    pair: _Pair, boots: Sequence[HostReport], facts: list[_Before], pings: Sequence[PingRecording]
+) -> ClockOffset | str:
     """The difference of a pair's clocks, or in one line why there is none."""
-    here, there = pair.source.boot.boot_id, pair.destination.boot.boot_id
+    here, there = pair.source.host.boot_id, pair.destination.host.boot_id
     try:
         closure = _closure(_edges(pair, boots, facts, pings))
         seen = _seen_by_pings(pair, closure, pings)
@@ -343,15 +261,15 @@ def _offset(
     high, low = closure.get((here, there)), closure.get((there, here))
     if high is None or low is None:
         return "nothing bounds the difference of the two hosts' clocks; both halves are kept apart"
-    return Offset(low=-low.ns, high=high.ns, low_why=low.why, high_why=high.why)
+    return ClockOffset(low=-low.ns, high=high.ns, low_why=low.why, high_why=high.why)
 
 
 def _edges(
-    pair: _Pair, boots: Sequence[Boot], facts: list[_Before], pings: Sequence[Ping]
+    pair: _Pair, boots: Sequence[HostReport], facts: list[_Before], pings: Sequence[PingRecording]
 ) -> _Closure:
     """`edges[x, y]` is the most that x's clock shows beyond y's, at the pair's reference moment."""
     edges: _Closure = {}
-    here, there = pair.source.boot.boot_id, pair.destination.boot.boot_id
+    here, there = pair.source.host.boot_id, pair.destination.host.boot_id
     moments = {here: _times(pair.source.migration)["vcpus-stopped"], there: pair.reference_ns}
     for fact in facts:
         away = [abs(at - moments[boot]) for boot, at in _places(fact) if boot in moments]
@@ -412,10 +330,10 @@ def _closure(edges: _Closure) -> _Closure:
     return tight
 
 
-def _seen_by_pings(pair: _Pair, closure: _Closure, pings: Sequence[Ping]) -> list[_Before]:
+def _seen_by_pings(pair: _Pair, closure: _Closure, pings: Sequence[PingRecording]) -> list[_Before]:
     """What the guest's answers say: sent after the stop, only the destination can have answered; answered
     before the destination ran, only the source can have."""
-    here, there = pair.source.boot.boot_id, pair.destination.boot.boot_id
+    here, there = pair.source.host.boot_id, pair.destination.host.boot_id
     stopped = _times(pair.source.migration)["vcpus-stopped"]
     ran = _times(pair.destination.migration).get("vcpus-running")
     facts = []
@@ -459,7 +377,7 @@ def _times(m: Migration) -> dict[str, int]:
     return {c.name: c.at_ns for c in m.downtime.checkpoints if c.at_ns is not None}
 
 
-def _join(pair: _Pair, offset: Offset) -> Joined:
+def _join(pair: _Pair, offset: ClockOffset) -> MigrationReport:
     source, destination = pair.source.migration, pair.destination.migration
     shift = offset.middle
     times = _times(source)
@@ -509,8 +427,8 @@ def _join(pair: _Pair, offset: Offset) -> Joined:
         devices=_devices(source, destination, shift),
         vfs=_vfs(source, destination, shift),
     )
-    return Joined(
-        migration, pair.source.boot, pair.destination.boot, offset.uncertainty_ns, offset, None, ()
+    return MigrationReport(
+        migration, pair.source.host, pair.destination.host, offset.uncertainty_ns, offset
     )
 
 
@@ -541,12 +459,6 @@ def _downtime(times: dict[str, int], uncertainty_ns: int) -> Downtime:
     if abs(crossing.ns - others) <= uncertainty_ns:
         return replace(downtime, set_by=None)
     return downtime
-
-
-def clock_change(downtime: Downtime) -> Checkpoint | None:
-    """The first checkpoint on the destination: its `ns` goes from one clock to the other."""
-    passed = (c for c in downtime.checkpoints if c.name in _AFTER and c.ns is not None)
-    return next(passed, None)
 
 
 def _source_phases(
@@ -709,8 +621,8 @@ def _until_ready(device: DeviceDowntime, vf: VfUse | None) -> DeviceDowntime:
 
 
 def _with_service(
-    joined: list[Joined], boots: Sequence[Boot], pings: Sequence[Ping]
-) -> tuple[Joined, ...]:
+    joined: list[MigrationReport], boots: Sequence[HostReport], pings: Sequence[PingRecording]
+) -> tuple[MigrationReport, ...]:
     """Each migration with the gap of a ping that its blackout touches. A ping names no VM: where it would
     fit several, the one its target is named after has it, or none."""
     touched: dict[int, list[tuple[int, int]]] = {}
@@ -721,7 +633,7 @@ def _with_service(
             if gap is not None:
                 touched.setdefault(number, []).append((index, gap.ns))
     service: dict[int, int] = {}
-    heard: dict[int, list[Ping]] = {}
+    heard: dict[int, list[PingRecording]] = {}
     warned: set[int] = set()
     for number, hits in touched.items():
         targets = {e.target for e in pings[number].events if isinstance(e, PingSettings)}
@@ -739,18 +651,20 @@ def _with_service(
             found,
             service_ns=service.get(index),
             warnings=found.warnings + ((said,) if index in warned else ()),
-            gap=_longest_gap(found, heard.get(index, ()), boots),
+            outage=_longest_gap(found, heard.get(index, ()), boots),
         )
         for index, found in enumerate(joined)
     )
 
 
-def _longest_gap(found: Joined, pings: Sequence[Ping], boots: Sequence[Boot]) -> GapAccount | None:
+def _longest_gap(
+    found: MigrationReport, pings: Sequence[PingRecording], boots: Sequence[HostReport]
+) -> Outage | None:
     """The longest time without answers around a migration, put where it belongs."""
     m, shift = found.migration, found.offset.middle if found.offset is not None else 0
     if found.peer is None:
         return None
-    here, there = found.boot.snapshot, found.peer.snapshot
+    here, there = found.host.snapshot, found.peer.snapshot
     source = HostSide(m.pid, {(v.pf, v.vf): v for v in here.vfs}, here.network, here.stalls, 0)
     destination = HostSide(
         m.peer_pid, {(v.pf, v.vf): v for v in there.vfs}, there.network, there.stalls, shift
@@ -777,7 +691,9 @@ def _blackout(m: Migration) -> tuple[int, int] | None:
     return m.stopped_at_ns, max(times["vcpus-running"], m.stopped_at_ns + 1)
 
 
-def _span_for(found: Joined, ping: Ping, boots: Sequence[Boot]) -> tuple[int, int] | None:
+def _span_for(
+    found: MigrationReport, ping: PingRecording, boots: Sequence[HostReport]
+) -> tuple[int, int] | None:
     """The blackout on the ping's clock, widened by what is not known of the clocks."""
     span = _blackout(found.migration)
     offset = _ping_offset(found, ping, boots)
@@ -786,21 +702,23 @@ def _span_for(found: Joined, ping: Ping, boots: Sequence[Boot]) -> tuple[int, in
     return span[0] - offset.high, span[1] - offset.low
 
 
-def _ping_offset(found: Joined, ping: Ping, boots: Sequence[Boot]) -> Offset | None:
+def _ping_offset(
+    found: MigrationReport, ping: PingRecording, boots: Sequence[HostReport]
+) -> ClockOffset | None:
     """How much more the clock of the migration's times shows than the ping's. None where nothing bounds it."""
-    if ping.boot_id == found.boot.boot_id:
-        return Offset(0, 0, "one clock", "one clock")
+    if ping.boot_id == found.host.boot_id:
+        return ClockOffset(0, 0, "one clock", "one clock")
     if found.peer is not None and found.offset and ping.boot_id == found.peer.boot_id:
         return found.offset
     traced = [b.snapshot.clock for b in boots if b.boot_id == ping.boot_id]
     clock = next((samples for samples in traced if samples), ping.clock)
     edges: _Closure = {}
     moment = found.migration.stopped_at_ns
-    _wall_clock(edges, found.boot.boot_id, found.boot.snapshot.clock, moment)
+    _wall_clock(edges, found.host.boot_id, found.host.snapshot.clock, moment)
     _wall_clock(edges, ping.boot_id, clock, None)
     closure = _closure(edges)
-    high = closure.get((found.boot.boot_id, ping.boot_id))
-    low = closure.get((ping.boot_id, found.boot.boot_id))
+    high = closure.get((found.host.boot_id, ping.boot_id))
+    low = closure.get((ping.boot_id, found.host.boot_id))
     if high is None or low is None:
         return None
-    return Offset(-low.ns, high.ns, low.why, high.why)
+    return ClockOffset(-low.ns, high.ns, low.why, high.why)

@@ -7,14 +7,12 @@ that stands first in SPANS is named. What is left had no cause that can be seen 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 from vftrace.analysis.hosts.service import HELD, LOST, OWN
 from vftrace.events import Event, NetAddress, NetLink, PingGap
 from vftrace.mailbox.life import VfLife
 from vftrace.model.migration import Migration, VfUse
-
-Side = Literal["source", "destination", "pinger"]
+from vftrace.model.report import Outage, OutageSpan
 
 MAPPING = "VF attached"
 BLACKOUT = "blackout"
@@ -56,47 +54,6 @@ AROUND_NS = 60_000_000_000
 """A gap further than this from the migration has another reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class GapSpan:
-    """A part of a gap: `side` is the host that saw it, the pinger for LATE, None for UNSEEN."""
-
-    name: str
-    side: Side | None
-    start_at_ns: int
-    end_at_ns: int
-
-    @property
-    def ns(self) -> int:
-        """How long it lasted."""
-        return self.end_at_ns - self.start_at_ns
-
-
-@dataclass(frozen=True, slots=True)
-class GapAccount:
-    """A ping's gap on the clock of the migration's times, in spans that follow each other without holes.
-
-    `least_ns` and `most_ns` bound its true length, as PingGap has them. `uncertainty_ns`: all of it may have
-    been so much earlier or later.
-    """
-
-    start_at_ns: int
-    ns: int
-    least_ns: int
-    most_ns: int | None
-    uncertainty_ns: int
-    spans: tuple[GapSpan, ...]
-
-    @property
-    def explained_ns(self) -> int:
-        """How much of it is spans that the hosts saw."""
-        return sum(span.ns for span in self.spans if span.side in ("source", "destination"))
-
-    @property
-    def pinger_ns(self) -> int:
-        """How much of the rest the pinger itself saw the reason of (LATE)."""
-        return sum(span.ns for span in self.spans if span.side == "pinger")
-
-
 @dataclass(frozen=True)
 class HostSide:
     """What one host recorded beside the migration; `shift_ns` brings its times to the migration's clock."""
@@ -115,7 +72,7 @@ def account(
     ping: Iterable[Event],
     offset_ns: int,
     uncertainty_ns: int,
-) -> GapAccount | None:
+) -> Outage | None:
     """The longest gap of a ping that begins or ends around the migration; None if there is none.
 
     `offset_ns`: how much more the clock of the migration's times shows than the ping's.
@@ -134,7 +91,7 @@ def account(
     gap = max(gaps, key=lambda e: e.ns)
     start = gap.start_at_ns + offset_ns
     held = [*conditions(m, source, destination), *_late(m, gap, gaps, offset_ns)]
-    return GapAccount(
+    return Outage(
         start_at_ns=start,
         ns=gap.ns,
         least_ns=gap.least_ns,
@@ -153,25 +110,25 @@ def _around(m: Migration, source: HostSide, destination: HostSide) -> tuple[int,
     return max(begin, m.started_at_ns - AROUND_NS), min(end, last + AROUND_NS)
 
 
-def spans_of(start_ns: int, end_ns: int, held: Iterable[GapSpan]) -> tuple[GapSpan, ...]:
+def spans_of(start_ns: int, end_ns: int, held: Iterable[OutageSpan]) -> tuple[OutageSpan, ...]:
     """The time from `start_ns` to `end_ns` in spans: what held then, of several what stands first in SPANS."""
     order = list(SPANS)
     known = [span for span in held if span.start_at_ns < end_ns and span.end_at_ns > start_ns]
     edges = {at for span in known for at in (span.start_at_ns, span.end_at_ns)}
     marks = sorted({start_ns, end_ns} | {at for at in edges if start_ns < at < end_ns})
-    found: list[GapSpan] = []
+    found: list[OutageSpan] = []
     for left, right in pairwise(marks):
         there = [s for s in known if s.start_at_ns <= left and s.end_at_ns >= right]
         first = min(there, key=lambda s: order.index(s.name), default=None)
         name, side = (first.name, first.side) if first is not None else (UNSEEN, None)
         if found and (found[-1].name, found[-1].side) == (name, side):
-            found[-1] = GapSpan(name, side, found[-1].start_at_ns, right)
+            found[-1] = OutageSpan(name, side, found[-1].start_at_ns, right)
         else:
-            found.append(GapSpan(name, side, left, right))
+            found.append(OutageSpan(name, side, left, right))
     return tuple(found)
 
 
-def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterator[GapSpan]:
+def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
     """All that is known to have kept the guest from answering, in any order; spans may overlap."""
     times = _times(m)
     yield from _blackout(times)
@@ -182,7 +139,7 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
         here = [at for at in _heard(destination) if ran <= at <= ran + ANNOUNCED_NS]
         # Without any word of it the bridge knew the guest, or there is none.
         if here:
-            yield GapSpan(UNHEARD, "destination", ran, min(here))
+            yield OutageSpan(UNHEARD, "destination", ran, min(here))
     came = [
         vf.phases[0].start_at_ns
         for vf in m.vfs
@@ -201,21 +158,23 @@ def _times(m: Migration) -> dict[str, int]:
     return {c.name: c.at_ns for c in m.downtime.checkpoints if c.at_ns is not None}
 
 
-def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[GapSpan]:
+def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
     """Only the host that has the guest counts."""
     stopped = m.stopped_at_ns
     for start, end in source.stalls:
         until = end + source.shift_ns
         until = until if stopped is None else min(until, stopped)
         if until > start + source.shift_ns:
-            yield GapSpan(BUSY, "source", start + source.shift_ns, until)
+            yield OutageSpan(BUSY, "source", start + source.shift_ns, until)
     for start, end in destination.stalls:
         if stopped is not None and end + destination.shift_ns > stopped:
             since = max(start + destination.shift_ns, stopped)
-            yield GapSpan(BUSY, "destination", since, end + destination.shift_ns)
+            yield OutageSpan(BUSY, "destination", since, end + destination.shift_ns)
 
 
-def _late(m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int) -> Iterator[GapSpan]:
+def _late(
+    m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int
+) -> Iterator[OutageSpan]:
     """From the first ping that was answered at last until that answer came, as far as the destination ran."""
     ran = _times(m).get("vcpus-running")
     if gap.kind != HELD or ran is None:
@@ -229,21 +188,21 @@ def _late(m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int) -
     answered = max(losses, default=gap.start_at_ns)
     since = max(answered + offset_ns, ran)
     if since < end + offset_ns:
-        yield GapSpan(LATE, "pinger", since, end + offset_ns)
+        yield OutageSpan(LATE, "pinger", since, end + offset_ns)
 
 
-def _blackout(times: Mapping[str, int]) -> Iterator[GapSpan]:
+def _blackout(times: Mapping[str, int]) -> Iterator[OutageSpan]:
     stopped, ran = times.get("vcpus-stopped"), times.get("vcpus-running")
     if stopped is None or ran is None:
         return
     loaded = min(times.get("devices-loaded", times.get("clock-set", ran)), ran)
-    yield GapSpan(BLACKOUT, "source", stopped, loaded)
-    yield GapSpan(RESUME, "destination", loaded, ran)
+    yield OutageSpan(BLACKOUT, "source", stopped, loaded)
+    yield OutageSpan(RESUME, "destination", loaded, ran)
 
 
 def _lost(
     vf: VfUse, m: Migration, source: HostSide, heard: Sequence[int], opened: int | None
-) -> Iterator[GapSpan]:
+) -> Iterator[OutageSpan]:
     """The source's VF, from when its driver let go of it until there is another way to the guest."""
     absent = next((phase for phase in vf.phases if phase.name == "absent"), None)
     until = m.stopped_at_ns if absent is None else absent.start_at_ns
@@ -254,7 +213,7 @@ def _lost(
     if rested is not None and rested + source.shift_ns < since:
         rested = None
     if rested is not None and absent is not None:
-        yield GapSpan(UNPLUG, "source", rested + source.shift_ns, absent.start_at_ns)
+        yield OutageSpan(UNPLUG, "source", rested + source.shift_ns, absent.start_at_ns)
     if absent is not None:
         gone = absent.start_at_ns
     elif rested is not None:
@@ -264,7 +223,7 @@ def _lost(
     otherwise = next((at for at in heard if at > gone), None)
     ends = [at for at in (opened, otherwise) if at is not None and at > gone]
     if ends:
-        yield GapSpan(GONE, "source", gone, min(ends))
+        yield OutageSpan(GONE, "source", gone, min(ends))
 
 
 def _rested(life: VfLife | None, closed_ns: int) -> int | None:
@@ -277,21 +236,21 @@ def _rested(life: VfLife | None, closed_ns: int) -> int | None:
     return max(ends, default=None)
 
 
-def _won(vf: VfUse, source: HostSide, destination: HostSide) -> Iterator[GapSpan]:
+def _won(vf: VfUse, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
     """The destination's VF, from its opening until its guest was heard through it."""
     names = {"probing": PROBING, "configuring": CONFIGURING}
     if vf.mapping_at_ns is not None and vf.phases:
-        yield GapSpan(MAPPING, "destination", vf.mapping_at_ns, vf.phases[0].start_at_ns)
+        yield OutageSpan(MAPPING, "destination", vf.mapping_at_ns, vf.phases[0].start_at_ns)
     for phase in vf.phases:
         start = phase.start_at_ns
         if phase.name in names:
             end = phase.end_at_ns if phase.end_at_ns is not None else start + AROUND_NS
-            yield GapSpan(names[phase.name], "destination", start, end)
+            yield OutageSpan(names[phase.name], "destination", start, end)
         elif phase.name == "ready":
             mac = _mac(vf, destination)
             heard = [at for host in (source, destination) for at in _moved(host, mac)]
             word = min((at for at in heard if start < at < start + AROUND_NS), default=None)
-            yield GapSpan(LINK, "destination", start, word or start + LINK_NS)
+            yield OutageSpan(LINK, "destination", start, word or start + LINK_NS)
 
 
 def _mac(vf: VfUse, destination: HostSide) -> str | None:

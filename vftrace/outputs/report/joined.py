@@ -1,13 +1,13 @@
 """The report of several recordings as text: what was seen where, and how surely the clocks fit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
-from vftrace.analysis.hosts.join import Joined, clock_change
-from vftrace.collect.merge import Loaded
+from vftrace.model.figures import clock_change
+from vftrace.model.report import MigrationReport, Report
 from vftrace.outputs.report.text import SET_BY, WARNING, render_migration, render_vfs
 from vftrace.outputs.text.glyphs import Glyphs, clean, glyphs
 from vftrace.outputs.text.outage import render_gap
@@ -15,19 +15,14 @@ from vftrace.outputs.text.words import headline, losses, title
 from vftrace.units import format_ns
 
 
-def render_joined(
-    loaded: Loaded,
-    joined: Sequence[Joined],
-    *,
-    ascii: bool,  # noqa: A002
-) -> RenderableType:
+def render_joined(report: Report, *, ascii: bool) -> RenderableType:  # noqa: A002
     """All migrations of several recordings, for rich's console; the first line is as in `render_report`."""
-    return _Report(loaded, joined, ascii)
+    return _Report(report, ascii)
 
 
-def downtime_line(found: Joined) -> str:
+def downtime_line(found: MigrationReport) -> str:
     """What set the downtime, in one line; a range where two clocks are less than certain."""
-    said = headline(found.migration, found.boot.snapshot.at_ns)
+    said = headline(found.migration, found.host.snapshot.at_ns)
     total = found.migration.downtime.vcpu_ns
     if not found.uncertainty_ns or total is None:
         return said
@@ -35,7 +30,7 @@ def downtime_line(found: Joined) -> str:
     return f"downtime {downtime_range(found)}{rest}"
 
 
-def downtime_range(found: Joined) -> str:
+def downtime_range(found: MigrationReport) -> str:
     """`4.20 ms to 6.10 ms`, never below zero; one figure where the digits that are shown say no more."""
     total, uncertainty = found.migration.downtime.vcpu_ns or 0, found.uncertainty_ns or 0
     least, most = format_ns(max(0, total - uncertainty)), format_ns(total + uncertainty)
@@ -44,51 +39,52 @@ def downtime_range(found: Joined) -> str:
 
 @dataclass(frozen=True)
 class _Report:
-    loaded: Loaded
-    joined: Sequence[Joined]
+    report: Report
     ascii: bool
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         g = glyphs(ascii=self.ascii or options.ascii_only)
         yield Text(self._first_line(g), SET_BY)
-        for damage in self.loaded.damage:
+        for damage in self.report.damage:
             yield Text(f"! RECORDING DAMAGED: {clean(damage, g)}", WARNING)
-        for boot in self.loaded.boots:
-            for warning in losses(boot.snapshot):
-                yield Text(f"! {clean(boot.name, g)}: {warning}", WARNING)
-            lost = f"{boot.snapshot.lost} lost" if boot.snapshot.lost else "none lost"
-            said = f"host {clean(boot.name, g)}, boot {clean(boot.boot_id, g)[:8]}, "
-            yield Text(f"{said}{boot.snapshot.events} events, {lost}", "dim")
-        for found in self.joined:
+        for host in self.report.hosts:
+            for warning in losses(host.snapshot):
+                yield Text(f"! {clean(host.name, g)}: {warning}", WARNING)
+            lost = f"{host.snapshot.lost} lost" if host.snapshot.lost else "none lost"
+            said = f"host {clean(host.name, g)}, boot {clean(host.boot_id, g)[:8]}, "
+            yield Text(f"{said}{host.snapshot.events} events, {lost}", "dim")
+        for found in self.report.migrations:
             yield Text()
             for warning in found.warnings:
                 yield Text(f"! {warning}", WARNING)
             about = dict(_about(found, g))
-            snapshot = found.boot.snapshot
+            snapshot = found.host.snapshot
             yield from render_migration(found.migration, snapshot, options.max_width, g, about)
-            if found.gap is not None:
+            if found.outage is not None:
                 started = found.migration.started_at_ns
-                yield from render_gap(found.gap, started, options.max_width, g)
-        for boot in self.loaded.boots:
-            part = list(render_vfs(boot.snapshot, options.max_width, g))
+                yield from render_gap(found.outage, started, options.max_width, g)
+        for host in self.report.hosts:
+            part = list(render_vfs(host.snapshot, options.max_width, g))
             if part:
-                yield Text(f"\nhost {clean(boot.name, g)}", SET_BY)
+                yield Text(f"\nhost {clean(host.name, g)}", SET_BY)
                 yield from part
 
     def _first_line(self, g: Glyphs) -> str:
-        if not self.joined:
+        if not self.report.migrations:
             return "no migration in these recordings"
-        longest = max(self.joined, key=lambda j: j.migration.downtime.vcpu_ns or -1)
-        if len(self.joined) == 1:
+        longest = max(self.report.migrations, key=lambda j: j.migration.downtime.vcpu_ns or -1)
+        if len(self.report.migrations) == 1:
             return downtime_line(longest)
         m = longest.migration
         who = title(m.name, m.uuid, m.pid, g)
-        return f"longest of {len(self.joined)} migrations, {who}: {downtime_line(longest)}"
+        return (
+            f"longest of {len(self.report.migrations)} migrations, {who}: {downtime_line(longest)}"
+        )
 
 
-def _about(found: Joined, g: Glyphs) -> Iterator[tuple[str, str]]:
+def _about(found: MigrationReport, g: Glyphs) -> Iterator[tuple[str, str]]:
     m = found.migration
-    here = clean(found.boot.name, g)
+    here = clean(found.host.name, g)
     if found.peer is None:
         yield "seen", f"{m.role} pid {m.pid} on {here}, the other side in none of these recordings"
     else:
@@ -104,7 +100,7 @@ def _about(found: Joined, g: Glyphs) -> Iterator[tuple[str, str]]:
         yield "service", f"{format_ns(found.service_ns)} without answers to a ping"
 
 
-def clocks_line(found: Joined) -> str | None:
+def clocks_line(found: MigrationReport) -> str | None:
     """What is known of two hosts' clocks; None where there is one."""
     offset = found.offset
     if offset is None:

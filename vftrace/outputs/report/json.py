@@ -4,31 +4,34 @@ from dataclasses import asdict
 from typing import Any
 
 from vftrace.mailbox.life import VfLife
-from vftrace.model.host import HostInfo
-from vftrace.model.migration import Migration, Snapshot
+from vftrace.model.report import HostReport, MigrationReport, Outage, Report
 
 SCHEMA = 1
 
 
-def report_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
+def report_json(report: Report) -> dict[str, Any]:
     """The whole report. Integers are nanoseconds or counts, None is not known."""
     return {
         "schema": SCHEMA,
-        "hosts": [
-            {
-                "name": host.name,
-                "boot_id": host.boot_id,
-                "kernel": host.kernel,
-                "clock": [
-                    {"at_ns": at, "realtime_offset_ns": offset, "error_ns": error}
-                    for at, offset, error in snapshot.clock
-                ],
-                "events": snapshot.events,
-                "lost": snapshot.lost,
-                "vfs": [vf_json(life) for life in snapshot.vfs],
-            }
+        "hosts": [host_json(host) for host in report.hosts],
+        "migrations": [migration_json(found) for found in report.migrations],
+    }
+
+
+def host_json(host: HostReport) -> dict[str, Any]:
+    """One host between two boots, with its clock samples and its virtual functions."""
+    snapshot = host.snapshot
+    return {
+        "name": host.name,
+        "boot_id": host.boot_id,
+        "kernel": host.info.kernel,
+        "clock": [
+            {"at_ns": at, "realtime_offset_ns": offset, "error_ns": error}
+            for at, offset, error in snapshot.clock
         ],
-        "migrations": [_migration(host, migration) for migration in snapshot.migrations],
+        "events": snapshot.events,
+        "lost": snapshot.lost,
+        "vfs": [vf_json(life) for life in snapshot.vfs],
     }
 
 
@@ -71,15 +74,16 @@ def vf_json(life: VfLife) -> dict[str, Any]:
     }
 
 
-def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
-    stitched = m.role == "stitched"
+def migration_json(found: MigrationReport) -> dict[str, Any]:
+    """One migration; its times are on the clock of `host`."""
+    m = found.migration
     return {
         "vm": {"uuid": m.uuid, "name": m.name, "pid": m.pid},
         "peer_pid": m.peer_pid,
         "attempt": m.attempt,
         "role": m.role,
-        "host": host.name,
-        "peer_host": host.name if stitched else None,
+        "host": found.host.name,
+        "peer_host": None if found.peer is None else found.peer.name,
         "strategy": m.strategy,
         "strategy_evidence": [{"event": e.event, "at_ns": e.at_ns} for e in m.strategy_evidence],
         "outcome": m.outcome or "unknown",
@@ -142,9 +146,9 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
         },
         "downtime": {
             "vcpu_ns": m.downtime.vcpu_ns,
-            "service_ns": None,
-            "gap": None,
-            "uncertainty_ns": 0 if stitched else None,
+            "service_ns": found.service_ns,
+            "gap": None if found.outage is None else _outage(found.outage),
+            "uncertainty_ns": found.uncertainty_ns,
             "set_by": m.downtime.set_by,
             "checkpoints": [
                 {"name": c.name, "at_ns": c.at_ns, "ns": c.ns} for c in m.downtime.checkpoints
@@ -182,4 +186,25 @@ def _migration(host: HostInfo, m: Migration) -> dict[str, Any]:
             for v in m.vfs
         ],
         "forecast": None if m.forecast is None else asdict(m.forecast),
+    }
+
+
+def _outage(outage: Outage) -> dict[str, Any]:
+    """Times are on the clock of the migration's; `seen_on` is null for what the hosts did not see."""
+    return {
+        "start_at_ns": outage.start_at_ns,
+        "ns": outage.ns,
+        "least_ns": outage.least_ns,
+        "most_ns": outage.most_ns,
+        "uncertainty_ns": outage.uncertainty_ns,
+        "explained_ns": outage.explained_ns,
+        "spans": [
+            {
+                "name": span.name,
+                "seen_on": span.side,
+                "start_at_ns": span.start_at_ns,
+                "end_at_ns": span.end_at_ns,
+            }
+            for span in outage.spans
+        ],
     }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.text import Text
 
-from vftrace.analysis.hosts.outage import GapAccount
+from vftrace.model.report import Outage
 from vftrace.outputs.text.glyphs import Glyphs, span
 from vftrace.outputs.text.tables import milliseconds, plain_table, seconds
 from vftrace.units import format_ns
@@ -14,7 +14,7 @@ _COLUMNS = 72
 """What the other columns take."""
 
 
-def render_gap(gap: GapAccount, started_ns: int, width: int, g: Glyphs) -> Iterator[RenderableType]:
+def render_gap(gap: Outage, started_ns: int, width: int, g: Glyphs) -> Iterator[RenderableType]:
     """The gap's length and its spans; times count from the migration's start."""
     most = "open" if gap.most_ns is None else format_ns(gap.most_ns)
     share = 100 * gap.explained_ns / gap.ns if gap.ns else 100
@@ -46,5 +46,5 @@ def render_gap(gap: GapAccount, started_ns: int, width: int, g: Glyphs) -> Itera
         yield Text(f"on clocks that may be {format_ns(gap.uncertainty_ns)} apart", "dim")
 
 
-def _by_pinger(gap: GapAccount) -> str:
+def _by_pinger(gap: Outage) -> str:
     return f", {100 * gap.pinger_ns / gap.ns:.0f} % by the pinger" if gap.pinger_ns else ""

@@ -5,6 +5,7 @@ from typing import Any
 
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Snapshot, Vm
+from vftrace.model.report import live_report
 from vftrace.outputs.report.json import report_json
 from vftrace.outputs.text.clock import precise_time
 from vftrace.outputs.text.figures import blackout, current_phase, dirty_rate
@@ -123,7 +124,7 @@ def state_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
     Migrations are those of `report --format json`, except that `outcome` is null while one runs, and
     with the `phase` it is in and its `blackout_ns` so far. Times are CLOCK_BOOTTIME nanoseconds.
     """
-    report = report_json(host, snapshot)
+    report = report_json(live_report(host, snapshot))
     migrations = []
     for written, migration in zip(report["migrations"], snapshot.migrations, strict=True):
         phase = current_phase(migration) if migration.outcome is None else None

@@ -1,0 +1,183 @@
+"""The report: hosts, their migrations and pings, live or from recordings; every output is made from it.
+
+A host here is one boot of a machine: all its times are CLOCK_BOOTTIME nanoseconds of that boot.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vftrace.events import Event
+from vftrace.model.host import HostInfo
+from vftrace.model.migration import Migration, Snapshot
+
+Side = Literal["source", "destination", "pinger"]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingVm:
+    """A VM that waited for a migration and never ran: from `ready_at_ns` until `ended_at_ns`, None if it lives."""
+
+    pid: int
+    uuid: str | None
+    ready_at_ns: int
+    ended_at_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HostReport:
+    """One host between two boots: who it is, and everything that was seen there.
+
+    `ready_at_ns` gives by pid when the process's last vCPU was created: a destination listens only after that.
+    `waiting` lists the VMs that waited for a migration and never ran.
+    """
+
+    info: HostInfo
+    snapshot: Snapshot
+    ready_at_ns: Mapping[int, int] = field(default_factory=dict)
+    waiting: tuple[WaitingVm, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The host's name."""
+        return self.info.name
+
+    @property
+    def boot_id(self) -> str:
+        """The kernel's boot id: recordings with the same one share a clock."""
+        return self.info.boot_id
+
+
+@dataclass(frozen=True, slots=True)
+class PingRecording:
+    """The recording of a ping: the boot whose clock it is on, its clock samples, and its events."""
+
+    boot_id: str
+    clock: tuple[tuple[int, int, int], ...]
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClockOffset:
+    """How much more the source's clock shows than the destination's, ns: between `low` and `high`.
+
+    `low_why` and `high_why` name what bounds it.
+    """
+
+    low: int
+    high: int
+    low_why: str
+    high_why: str
+
+    @property
+    def middle(self) -> int:
+        """The offset that times are mapped with."""
+        return (self.low + self.high) // 2
+
+    @property
+    def uncertainty_ns(self) -> int:
+        """The true offset is no further than this from `middle`."""
+        return self.high - self.middle
+
+
+@dataclass(frozen=True, slots=True)
+class OutageSpan:
+    """A part of an outage: `side` is the host that saw it, or the pinger; None if no one saw the reason."""
+
+    name: str
+    side: Side | None
+    start_at_ns: int
+    end_at_ns: int
+
+    @property
+    def ns(self) -> int:
+        """The length of the span."""
+        return self.end_at_ns - self.start_at_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """The longest gap of a ping around a migration, on the clock of the migration's times.
+
+    `spans` follow each other without holes. `least_ns` and `most_ns` bound the true length, as PingGap has them.
+    `uncertainty_ns`: the whole outage may have been so much earlier or later.
+    """
+
+    start_at_ns: int
+    ns: int
+    least_ns: int
+    most_ns: int | None
+    uncertainty_ns: int
+    spans: tuple[OutageSpan, ...]
+
+    @property
+    def explained_ns(self) -> int:
+        """The length of the spans that the hosts saw."""
+        return sum(span.ns for span in self.spans if span.side in ("source", "destination"))
+
+    @property
+    def pinger_ns(self) -> int:
+        """The length of the spans whose reason the pinger saw."""
+        return sum(span.ns for span in self.spans if span.side == "pinger")
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationReport:
+    """A migration and where it was seen. Its times are on the clock of `host`; `peer` is the other side's host.
+
+    `uncertainty_ns` bounds the error of `downtime.vcpu_ns`: 0 on one host, None where only one side is known.
+    """
+
+    migration: Migration
+    host: HostReport
+    peer: HostReport | None
+    uncertainty_ns: int | None
+    offset: ClockOffset | None = None
+    """None where both sides are on one clock, or only one side is known."""
+    service_ns: int | None = None
+    """The longest time without answers to a ping that the blackout touches."""
+    warnings: tuple[str, ...] = ()
+    outage: Outage | None = None
+    """The longest time without answers around it, in spans that the hosts saw."""
+
+    @classmethod
+    def of_one_host(
+        cls, host: HostReport, migration: Migration, warnings: tuple[str, ...] = ()
+    ) -> "MigrationReport":
+        """A migration as one host saw it, with both its sides or one."""
+        both = migration.role == "stitched"
+        return cls(migration, host, host if both else None, 0 if both else None, warnings=warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What several recordings hold, or what is known live, by host.
+
+    `damage` has one line for each file that is not whole.
+    """
+
+    hosts: tuple[HostReport, ...]
+    migrations: tuple[MigrationReport, ...]
+    pings: tuple[PingRecording, ...] = ()
+    damage: tuple[str, ...] = ()
+
+    @classmethod
+    def of_hosts(
+        cls,
+        hosts: Iterable[HostReport],
+        pings: Iterable[PingRecording] = (),
+        damage: Iterable[str] = (),
+    ) -> "Report":
+        """Every migration as its own host saw it; `analysis.hosts.join` joins those of several hosts."""
+        each = tuple(hosts)
+        migrations = tuple(
+            MigrationReport.of_one_host(host, migration)
+            for host in each
+            for migration in host.snapshot.migrations
+        )
+        return cls(each, migrations, tuple(pings), tuple(damage))
+
+
+def live_report(info: HostInfo, snapshot: Snapshot) -> Report:
+    """The report of one host as of a snapshot."""
+    return Report.of_hosts([HostReport(info, snapshot)])
