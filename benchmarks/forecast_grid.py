@@ -4,6 +4,7 @@
     .venv/bin/python benchmarks/forecast_grid.py judge [--json FILE]   fits on one half, judges on the other
     .venv/bin/python benchmarks/forecast_grid.py run --fresh           24 other runs, only judged by
     .venv/bin/python benchmarks/forecast_grid.py run --pinned          40 of larger guests with locked memory
+    .venv/bin/python benchmarks/forecast_grid.py run --limits          40 whose limits the forecast does not know
 
 Each run is a guest of 128 MiB (640 with --pinned) that dirties a known pattern, moved to a second QEMU on this
 machine with a `max-bandwidth` and a `downtime-limit`, and traced. A run that has not stopped after CUT_ROUNDS sweeps or
@@ -78,6 +79,8 @@ class Point:
     memory_mib: int = MEMORY_MIB
     pinned: bool = False
     """Whether all memory is there and locked, on both sides, as VFIO wants it for a passed-through function."""
+    throttled: bool = False
+    """Whether QEMU slows the guest down round by round (auto-converge)."""
 
     def dirty(self) -> guest.DirtySet:
         n, rate = self.pages, self.rate
@@ -167,7 +170,53 @@ def pinned_grid() -> list[Point]:
     return points
 
 
-GRIDS = {"": grid, "_fresh": fresh_grid, "_pinned": pinned_grid}
+UNLIMITED = 8192
+"""MiB/s that no channel here carries: libvirt's default is no limit at all."""
+
+
+def limits_grid() -> list[Point]:
+    """40 more, for what-if under the recorded settings and for downtime limits that the rounds refute.
+
+    Written down on 2026-11-29 before any of them ran; seed 4. Most limits are far below 300 ms.
+    """
+    draw = random.Random(4)
+    bandwidths = (16, 24, 32, 48, 64, 96)
+    points: list[Point] = []
+
+    def hot(low: float, high: float, *, throttled: bool = False) -> None:
+        """A small set that is written all the time; the limit leaves room for `low` to `high` of it."""
+        bandwidth, share = draw.choice(bandwidths), draw.uniform(0.15, 0.85)
+        limit_ms = max(1, round(300 * share * draw.uniform(low, high)))
+        pages, rate = round(share * 0.3 * bandwidth * 256), _rate(2.5, bandwidth)
+        points.append(
+            Point(300 + len(points), bandwidth, limit_ms, "fixed", pages, rate, throttled=throttled)
+        )
+
+    for _ in range(14):
+        hot(0.2, 0.7)
+    for _ in range(6):
+        hot(1.3, 2.0)
+    for index in range(10):
+        bandwidth = draw.choice(bandwidths)
+        pages = min(26000, round(draw.uniform(0.6, 1.5) * bandwidth * 256))
+        rate = _rate(draw.choice((0.3, 0.5, 0.8, 1.3)), bandwidth)
+        limit_ms = draw.choice((50, 150, 300, 600))
+        pattern = PATTERNS[index % len(PATTERNS)]
+        points.append(Point(300 + len(points), bandwidth, limit_ms, pattern, pages, rate))
+    for _ in range(4):
+        hot(0.4, 0.8, throttled=True)
+    for pages, limit_ms in ((40_000, 300), (90_000, 100), (130_000, 30)):
+        number = 300 + len(points)
+        points.append(
+            Point(number, UNLIMITED, limit_ms, "fixed", pages, 20_000, PINNED_MIB, pinned=True)
+        )
+    for bandwidth in (16, 32, UNLIMITED):
+        # Mostly zero pages: the first round takes long and sends little.
+        points.append(Point(300 + len(points), bandwidth, 300, "fixed", 500, 20_000, 2048))
+    return points
+
+
+GRIDS = {"": grid, "_fresh": fresh_grid, "_pinned": pinned_grid, "_limits": limits_grid}
 """By what the name of its results ends with."""
 
 
@@ -212,7 +261,11 @@ async def play(point: Point, directory: Path) -> tuple[int, dict[str, Any] | Non
         source = await run.source(spec)
         destination = await run.destination(source)
         migration = await run.migrate(
-            source, destination, bandwidth=point.bandwidth * MIB, downtime_ms=point.limit_ms
+            source,
+            destination,
+            bandwidth=point.bandwidth * MIB,
+            downtime_ms=point.limit_ms,
+            capabilities=("auto-converge",) if point.throttled else (),
         )
         done = asyncio.ensure_future(migration.status("completed"))
         cut = asyncio.ensure_future(_cut(migration))
@@ -516,7 +569,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "judge"))
     parser.add_argument("--json", type=Path, help="raw results; default forecast_grid[_...].json")
     which = parser.add_mutually_exclusive_group()
-    for name in ("fresh", "pinned"):
+    for name in ("fresh", "pinned", "limits"):
         which.add_argument(
             f"--{name}", dest="grid", action="store_const", const=f"_{name}", default=""
         )
