@@ -30,7 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vftrace.analysis.forecast.precopy import FITTED, PAGE_ON_WIRE, Assumptions, Fitted, forecast
+from vftrace.analysis.forecast.channel import PAGE_ON_WIRE
+from vftrace.analysis.forecast.costs import FITTED, Fitted
+from vftrace.analysis.forecast.precopy import Assumptions, forecast
 from vftrace.analysis.forecast.working_set import Shape
 from vftrace.collect.live import LiveSource
 from vftrace.collect.pump import Pump

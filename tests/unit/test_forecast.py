@@ -4,21 +4,23 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vftrace.analysis.forecast.channel import PAGE_ON_WIRE
+from vftrace.analysis.forecast.costs import FITTED, Fitted
+from vftrace.analysis.forecast.history import History
 from vftrace.analysis.forecast.precopy import (
-    FITTED,
-    PAGE_ON_WIRE,
     Assumptions,
-    Fitted,
     forecast,
     of_migration,
+    of_replay,
     replay,
 )
-from vftrace.analysis.forecast.working_set import Interval, Shape, WorkingSet, intervals
+from vftrace.analysis.forecast.working_set import Interval, Shape, WorkingSet
 from vftrace.cli import main
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import track
@@ -202,9 +204,72 @@ def test_anything_gives_an_answer(
         assert told.total_ns >= at + told.downtime_ns - 1
 
 
+COUNTER = st.none() | st.integers(-(2**63), 2**64)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(
+        st.builds(
+            Round,
+            st.integers(0, 2**64),
+            st.just(0),
+            COUNTER,
+            COUNTER,
+            COUNTER,
+            COUNTER,
+            st.just(()),
+            COUNTER,
+            COUNTER,
+        ),
+        max_size=8,
+    ),
+    st.integers(0, 2**64),
+    st.none() | st.integers(0, 2**64),
+    st.booleans(),
+)
+def test_a_damaged_recording_gives_no_negative_forecast(
+    rounds: list[Round], started: int, stopped: int | None, ended: bool
+) -> None:
+    told = [
+        of_migration(rounds, started, stopped, ended=ended),
+        of_replay(rounds, started, stopped, Assumptions()),
+        of_replay(rounds, started, stopped, Assumptions(bandwidth_bytes_per_second=1e9)),
+    ]
+    for each in told:
+        if each is None:
+            continue
+        figures = [each.rounds_left, each.total_ns, each.downtime_ns, each.remaining_bytes]
+        for cost in each.strategies:
+            figures += [cost.total_ns, cost.downtime_ns, cost.device_ns]
+        assert all(figure is None or figure >= 0 for figure in figures)
+
+
+@pytest.mark.parametrize("count", [1_100, 100_000])
+def test_a_migration_that_does_not_end_costs_the_same_each_time(count: int) -> None:
+    # 20,000 pages (82 MB) that are all written in each round of a second, of which 50 MB are sent.
+    unending = rounds_of((0, None, 200e6), *((4 + n, 20_000, 50e6) for n in range(count)))
+    rounds = [replace(r, redirtied_pages=r.new_pages) for r in unending]
+    limit = Assumptions(downtime_limit_ns=300_000_000)
+    looked: list[int] = []
+
+    class Counted(list[Round]):
+        def __getitem__(self, index: Any) -> Any:
+            looked.append(index)
+            return super().__getitem__(index)
+
+    told = forecast(Counted(rounds), 0, limit)
+    assert told is not None
+    assert told.converges is False
+    assert len(looked) < 1_000
+    assert replay(rounds, 0, limit) is not None
+
+
 def test_intervals_between_sweeps() -> None:
     rounds = rounds_of((1, None, 0), (2, 30, 0), (2.001, 5, 0), (4, None, 0), (5, 7, 0))
-    assert intervals(rounds, 0) == (Interval(SECOND, 30), Interval(SECOND, 7))
+    history = History.of(rounds, 0)
+    assert history is not None
+    assert history.intervals() == (Interval(SECOND, 30), Interval(SECOND, 7))
 
 
 @given(

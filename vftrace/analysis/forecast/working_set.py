@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vftrace.model.migration import Round
-
 SHORTEST_NS = 2_000_000
 """A shorter interval says nothing: one tick of the guest's timer more or less decides."""
 
@@ -38,20 +36,6 @@ class Interval:
 
     ns: int
     pages: int
-
-
-def intervals(rounds: Sequence[Round], started_at_ns: int) -> tuple[Interval, ...]:
-    """What the sweeps of a migration measured, oldest first; sweeps whose pages are not known are left out.
-
-    With a dirty ring the first sweep measures too, from `started_at_ns` on.
-    """
-    found = []
-    for number, round_ in enumerate(rounds):
-        before = rounds[number - 1].at_ns if number else started_at_ns
-        ns = round_.at_ns - before
-        if round_.new_pages is not None and ns >= SHORTEST_NS:
-            found.append(Interval(ns, round_.new_pages))
-    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,68 @@
+"""What each migration strategy would cost, from the rounds that are still to come."""
+
+from dataclasses import dataclass, field
+
+from vftrace.analysis.forecast.channel import Channel
+from vftrace.analysis.forecast.rounds import Run
+from vftrace.analysis.forecast.working_set import Shape
+from vftrace.model.migration import StrategyCost
+
+FIXED_DOWNTIME_NS = 7_000_000
+"""The blackout without pages to send: stop, final sync, save and load of vCPUs and devices, start. Measured on one
+machine with plain QEMU devices; other devices add theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Constants that were fitted on real migrations (benchmarks/forecast_grid.py)."""
+
+    shape: Shape = field(default_factory=Shape)
+    fixed_downtime_ns: int = FIXED_DOWNTIME_NS
+    sustained: float = 1.0
+    """How much faster a channel is that is no longer held back than it is in its bursts: at the beginning of each burst
+    the receiver has to wake up."""
+
+
+FITTED = Fitted(Shape(full=1.5), sustained=1.25)
+
+
+def strategy_costs(
+    run: Run,
+    left: float,
+    passed_ns: float,
+    channel: Channel,
+    device_state_bytes: int | None,
+    fitted: Fitted,
+) -> tuple[StrategyCost, ...]:
+    """Every strategy; plain precopy first. `left` bytes are to be sent, `passed_ns` after the beginning."""
+    down = round(_downtime_ns(run, channel, fitted)) if run.converges else None
+    total = None if down is None else round(passed_ns + run.ns + down)
+    late = None if down is None else round(run.last_round_ns + down)
+    # The guest is stopped now and runs at once on the destination; the rest follows while it runs.
+    fixed = fitted.fixed_downtime_ns
+    postcopy = round(passed_ns + fixed + left * 1e9 / channel.rate)
+    device_ns = None if device_state_bytes is None else device_state_bytes * 1e9 / channel.link
+    return (
+        StrategyCost("plain", run.converges, total, down, None),
+        StrategyCost("postcopy", True, postcopy, fixed, None),
+        StrategyCost("unplug", run.converges, total, down, total),
+        StrategyCost("late-unplug", run.converges, total, down, late),
+        StrategyCost("failover", run.converges, total, down, total),
+        _vfio(run, total, down, None if device_ns is None else round(device_ns)),
+    )
+
+
+def _downtime_ns(run: Run, channel: Channel, fitted: Fitted) -> float:
+    """The fixed part and the last pages, which QEMU sends without max-bandwidth."""
+    again = run.last_bytes - run.last_fresh
+    wire = 1e9 * (again / channel.link + run.last_fresh / channel.fresh)
+    return fitted.fixed_downtime_ns + (wire / fitted.sustained if channel.held_back else wire)
+
+
+def _vfio(run: Run, total: int | None, down: int | None, device_ns: int | None) -> StrategyCost:
+    """Plain, and the device's data while the guest is stopped."""
+    if total is None or down is None or device_ns is None:
+        return StrategyCost("vfio", run.converges, None, None, None)
+    return StrategyCost(
+        "vfio", run.converges, total + device_ns, down + device_ns, down + device_ns
+    )

@@ -1,0 +1,115 @@
+"""What the sweeps of a migration measured: cleaned, and bounded however many rounds it takes.
+
+A recording may be damaged: counters that run backwards, sweeps out of order. Such rounds are left out here, so that
+the forecast computes with positive times and non-negative counts only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vftrace.analysis.forecast.working_set import SHORTEST_NS, Interval
+from vftrace.model.migration import Round
+
+LATEST = 64
+"""Rounds that the forecast looks at beside the first: older ones have no weight, and cost the same each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One round: from the sweep that begins it to the sweep that ends it."""
+
+    ns: int
+    sent_bytes: int
+    burst_bytes: int
+    burst_ns: int
+    began_with: int | None
+    """Pages that the sweep at its beginning found."""
+    new_pages: int | None
+    """Pages that became dirty while it lasted: found by the sweep at its end."""
+    redirtied_pages: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The first round and the latest ones, as far as sweeps ended them while the guest ran."""
+
+    sweeps: int
+    at_ns: int
+    """The latest sweep."""
+    setup_ns: int
+    """From the beginning to the first sweep."""
+    passed_ns: int
+    """From the beginning to the latest sweep."""
+    setup_pages: int | None
+    """Pages that the first sweep found: only with a dirty ring are they those of the setup."""
+    memory_pages: int | None
+    """Pages that the first sweep logged: all memory, where the log begins full."""
+    sent_first: int
+    """Bytes sent since the first sweep, until the second or until now."""
+    first: Step | None
+    """The first round, which sends all memory; None before the second sweep."""
+    later: tuple[Step, ...]
+    """At most LATEST rounds after the first, oldest first."""
+    whole: bool
+    """Whether `later` has every round after the first."""
+
+    @classmethod
+    def of(
+        cls, rounds: Sequence[Round], started_at_ns: int, sweeps: int | None = None
+    ) -> "History | None":
+        """Of the first `sweeps` sweeps (None: all). None before the first."""
+        count = len(rounds) if sweeps is None else sweeps
+        if count < 1:
+            return None
+        oldest = max(2, count - LATEST)
+        later = (_step(rounds[n - 1], rounds[n]) for n in range(oldest, count))
+        first, last = rounds[0], rounds[count - 1]
+        return cls(
+            sweeps=count,
+            at_ns=last.at_ns,
+            setup_ns=max(0, first.at_ns - started_at_ns),
+            passed_ns=max(0, last.at_ns - started_at_ns),
+            setup_pages=_known(first.new_pages),
+            memory_pages=_known(first.logged_pages),
+            sent_first=_known(first.sent_bytes) or 0,
+            first=_step(first, rounds[1]) if count > 1 else None,
+            later=tuple(step for step in later if step is not None),
+            whole=oldest == 2,
+        )
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The first round and the latest ones."""
+        return self.later if self.first is None else (self.first, *self.later)
+
+    def intervals(self) -> tuple[Interval, ...]:
+        """How many pages became dirty within which time, oldest first; left out where that is not known.
+
+        With a dirty ring the first sweep measures too.
+        """
+        measured = [(self.setup_ns, self.setup_pages)]
+        measured += [(step.ns, step.new_pages) for step in self.steps]
+        return tuple(
+            Interval(ns, pages) for ns, pages in measured if pages is not None and ns >= SHORTEST_NS
+        )
+
+
+def _step(begin: Round, end: Round) -> Step | None:
+    """The round between two sweeps; None where the second is not after the first."""
+    ns = end.at_ns - begin.at_ns
+    if ns <= 0:
+        return None
+    return Step(
+        ns=ns,
+        sent_bytes=_known(begin.sent_bytes) or 0,
+        burst_bytes=_known(begin.burst_bytes) or 0,
+        burst_ns=_known(begin.burst_ns) or 0,
+        began_with=_known(begin.new_pages),
+        new_pages=_known(end.new_pages),
+        redirtied_pages=_known(end.redirtied_pages),
+    )
+
+
+def _known(count: int | None) -> int | None:
+    """A counter's difference; None where it ran backwards."""
+    return count if count is not None and count >= 0 else None
