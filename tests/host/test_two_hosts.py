@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.two_hosts import boot_of, host_of, only, shifted
-from vftrace.analysis.hosts.join import UNSYNCHRONISED_NS, stitch
+from tests.unit.two_hosts import boot_of, host_of, join, only, shifted
+from vftrace.analysis.hosts.clocks import UNSYNCHRONISED_NS
 from vftrace.collect.recording import Recording
 from vftrace.demo import qemu
 from vftrace.demo.scenarios import SLOW, Run
@@ -141,7 +141,7 @@ def test_stitched_from_two_recordings_it_is_what_one_sees(hosts: Hosts, tmp_path
             boot_of(here, [shifted(r, 0, error) for r in only(seen, {source})]),
             boot_of(there, [shifted(r, SHIFT, error) for r in only(other, {destination})]),
         ]
-        (found,) = stitch(boots)
+        (found,) = join(boots)
         check(found.migration, real, found.uncertainty_ns)
         assert found.uncertainty_ns is not None
         assert found.migration.downtime.vcpu_ns is not None

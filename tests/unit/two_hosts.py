@@ -10,13 +10,14 @@ from pathlib import Path
 from msgspec import structs
 
 from vftrace import events
+from vftrace.analysis.hosts.join import join_hosts
 from vftrace.collect.merge import Reader
 from vftrace.collect.recording import MAGIC, VERSION, Recording
 from vftrace.collect.replay import events_of
 from vftrace.events import wire
 from vftrace.events.layout import BODIES, Kind
 from vftrace.model.host import HostInfo
-from vftrace.model.report import HostReport
+from vftrace.model.report import HostReport, MigrationReport, PingRecording, Report
 
 RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
 
@@ -79,6 +80,13 @@ def boot_of(host: HostInfo, records: Iterable[bytes]) -> HostReport:
     reader = Reader()
     reader.read(events_of(records))
     return HostReport(host, reader.tracker.snapshot(), reader.ready_at_ns, reader.waiting())
+
+
+def join(
+    hosts: Iterable[HostReport], pings: Iterable[PingRecording] = ()
+) -> tuple[MigrationReport, ...]:
+    """The migrations of these hosts, joined."""
+    return join_hosts(Report.of_hosts(hosts, pings)).migrations
 
 
 def renamed(host: HostReport, name: str, boot_id: str) -> HostReport:

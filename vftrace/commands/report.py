@@ -106,7 +106,7 @@ def _load(
     what_if: str | None = None,
     clock_error_ns: int | None = None,
 ) -> "Report":
-    from vftrace.analysis.hosts.report import join_hosts
+    from vftrace.analysis.hosts.join import join_hosts
     from vftrace.collect.merge import load
 
     report = load(paths, profiles, recent)

@@ -223,6 +223,11 @@ class Downtime:
     devices: tuple[DeviceDowntime, ...] = ()
 
     @property
+    def times(self) -> dict[str, int]:
+        """When each checkpoint was passed, by name; those that were not are left out."""
+        return {c.name: c.at_ns for c in self.checkpoints if c.at_ns is not None}
+
+    @property
     def slowest_device(self) -> str | None:
         """The address of the device that was away longest; None if no time is known."""
         timed = [device for device in self.devices if device.ns is not None]

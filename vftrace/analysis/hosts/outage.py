@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vftrace.analysis.hosts.service import HELD, LOST, OWN
 from vftrace.events import Event, NetAddress, NetLink, PingGap
 from vftrace.mailbox.life import VfLife
 from vftrace.model.migration import Migration, VfUse
 from vftrace.model.report import Outage, OutageSpan
+from vftrace.ping.gaps import HELD, LOST, OWN
 
 MAPPING = "VF attached"
 BLACKOUT = "blackout"
@@ -130,7 +130,7 @@ def spans_of(start_ns: int, end_ns: int, held: Iterable[OutageSpan]) -> tuple[Ou
 
 def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
     """All that is known to have kept the guest from answering, in any order; spans may overlap."""
-    times = _times(m)
+    times = m.downtime.times
     yield from _blackout(times)
     yield from _busy(m, source, destination)
     ran = times.get("vcpus-running")
@@ -148,14 +148,9 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
     opened = min(came, default=None)
     for vf in m.vfs:
         if vf.role == "source":
-            yield from _lost(vf, m, source, heard, opened)
+            yield from _source_spans(vf, m, source, heard, opened)
         else:
-            yield from _won(vf, source, destination)
-
-
-def _times(m: Migration) -> dict[str, int]:
-    """When each checkpoint of the blackout was passed."""
-    return {c.name: c.at_ns for c in m.downtime.checkpoints if c.at_ns is not None}
+            yield from _destination_spans(vf, source, destination)
 
 
 def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
@@ -176,7 +171,7 @@ def _late(
     m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int
 ) -> Iterator[OutageSpan]:
     """From the first ping that was answered at last until that answer came, as far as the destination ran."""
-    ran = _times(m).get("vcpus-running")
+    ran = m.downtime.times.get("vcpus-running")
     if gap.kind != HELD or ran is None:
         return
     end = gap.start_at_ns + gap.ns
@@ -200,7 +195,7 @@ def _blackout(times: Mapping[str, int]) -> Iterator[OutageSpan]:
     yield OutageSpan(RESUME, "destination", loaded, ran)
 
 
-def _lost(
+def _source_spans(
     vf: VfUse, m: Migration, source: HostSide, heard: Sequence[int], opened: int | None
 ) -> Iterator[OutageSpan]:
     """The source's VF, from when its driver let go of it until there is another way to the guest."""
@@ -236,7 +231,7 @@ def _rested(life: VfLife | None, closed_ns: int) -> int | None:
     return max(ends, default=None)
 
 
-def _won(vf: VfUse, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
+def _destination_spans(vf: VfUse, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
     """The destination's VF, from its opening until its guest was heard through it."""
     names = {"probing": PROBING, "configuring": CONFIGURING}
     if vf.mapping_at_ns is not None and vf.phases:

@@ -1,4 +1,4 @@
-"""Migrations that came to nothing, cut into two hosts' recordings: outcome and cause are those of the whole."""
+"""Failed migrations, cut into two hosts' recordings: outcome and cause are those of the whole."""
 
 import dataclasses
 import json
@@ -7,13 +7,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.unit.two_hosts import boot_of, golden, host_of, only, renamed, shifted, write
+from tests.unit.two_hosts import boot_of, golden, host_of, join, only, renamed, shifted, write
 from vftrace import events
-from vftrace.analysis.hosts.failed import join_given_up
-from vftrace.analysis.hosts.join import UNSYNCHRONISED_NS, stitch
+from vftrace.analysis.hosts.clocks import UNSYNCHRONISED_NS
 from vftrace.cli import main
 from vftrace.events import wire
-from vftrace.model.report import HostReport, MigrationReport
+from vftrace.model.report import HostReport
 
 SECONDS = 10**9
 MS = 10**6
@@ -48,15 +47,11 @@ def halves(name: str, error_ns: int, shift_ns: int = 1000 * SECONDS) -> list[Hos
     ]
 
 
-def joined(boots: list[HostReport]) -> tuple[MigrationReport, ...]:
-    return join_given_up(stitch(boots), boots)
-
-
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("error_ns", [1000, MS, 2 * MS])
 def test_as_on_one_host(name: str, error_ns: int) -> None:
     source, others = pids(name)
-    (found,) = joined(halves(name, error_ns))
+    (found,) = join(halves(name, error_ns))
     m = found.migration
     assert (m.outcome, m.cause) == WHOLE[name]
     assert (m.role, m.pid) == ("stitched", source)
@@ -68,13 +63,13 @@ def test_as_on_one_host(name: str, error_ns: int) -> None:
 
 def test_one_host_alone_knows_less() -> None:
     """A killed destination is only a broken channel to its source: the other host makes the difference."""
-    (alone,) = joined(halves("dest-killed-precopy", 1000)[:1])
+    (alone,) = join(halves("dest-killed-precopy", 1000)[:1])
     assert (alone.migration.outcome, alone.migration.cause) == ("failed", "channel-error")
     assert (alone.peer, alone.migration.role) == (None, "source")
 
 
 def test_clocks_that_nobody_sets_may_leave_the_cause_open() -> None:
-    (found,) = joined(halves("dest-killed-blackout", UNSYNCHRONISED_NS))
+    (found,) = join(halves("dest-killed-blackout", UNSYNCHRONISED_NS))
     assert (found.migration.outcome, found.migration.cause) == ("failed", "channel-error")
     assert found.migration.role == "stitched"
     assert any("clocks do not tell" in warning for warning in found.warnings)
@@ -107,7 +102,7 @@ def test_a_destination_that_ended_for_a_channel_the_source_shut_is_a_cancel() ->
     (waiting,) = there.waiting
     assert waiting.ended_at_ns is not None
     late = dataclasses.replace(waiting, ended_at_ns=waiting.ended_at_ns + 200 * MS)
-    (found,) = joined([here, dataclasses.replace(there, waiting=(late,))])
+    (found,) = join([here, dataclasses.replace(there, waiting=(late,))])
     assert (found.migration.outcome, found.migration.cause) == ("cancelled", "cancelled")
 
 
@@ -128,9 +123,9 @@ def test_near_misses_stay_apart() -> None:
         dataclasses.replace(waiting, ready_at_ns=waiting.ready_at_ns + hour, ended_at_ns=None),
     ]
     for other in others:
-        (found,) = joined([here, dataclasses.replace(there, waiting=(other,))])
+        (found,) = join([here, dataclasses.replace(there, waiting=(other,))])
         assert (found.peer, found.migration.role, found.warnings) == (None, "source", ())
-    (found,) = joined([dataclasses.replace(here, waiting=(waiting,))])
+    (found,) = join([dataclasses.replace(here, waiting=(waiting,))])
     assert found.peer is None
 
 
@@ -139,9 +134,9 @@ def test_two_that_fit_are_not_taken() -> None:
     (waiting,) = there.waiting
     twin = dataclasses.replace(waiting, pid=waiting.pid + 1)
     third = dataclasses.replace(renamed(there, "gamma", "boot-c"), waiting=(twin,))
-    (found,) = joined([here, there, third])
+    (found,) = join([here, there, third])
     assert found.peer is None
-    assert any("more than one VM" in warning for warning in found.warnings)
+    assert any("several waiting VMs on other hosts" in warning for warning in found.warnings)
 
 
 def test_two_attempts_each_with_its_own_destination(

@@ -1,4 +1,4 @@
-"""Two hosts: the stitched figures are the unshifted ones within what is said to be uncertain."""
+"""Two hosts: the joined figures are the unshifted ones within what is said to be uncertain."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from tests.unit.two_hosts import (
     boot_of,
     golden,
     host_of,
+    join,
     lab,
     only,
     renamed,
@@ -22,7 +23,7 @@ from tests.unit.two_hosts import (
     write,
 )
 from vftrace import events
-from vftrace.analysis.hosts.join import UNSYNCHRONISED_NS, stitch
+from vftrace.analysis.hosts.clocks import UNSYNCHRONISED_NS
 from vftrace.cli import main
 from vftrace.collect.merge import load
 from vftrace.events import COLLECTOR, wire
@@ -96,7 +97,7 @@ def never_impossible(m: Migration) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_the_stitched_downtime_is_the_real_one_within_its_uncertainty(
+def test_the_joined_downtime_is_the_real_one_within_its_uncertainty(
     name: str, data: st.DataObject
 ) -> None:
     cut = halves(name)
@@ -109,7 +110,7 @@ def test_the_stitched_downtime_is_the_real_one_within_its_uncertainty(
     total = sum(error for error in errors if error < UNSYNCHRONISED_NS)
     # A wall clock may be wrong by what the bounds admit.
     off = data.draw(st.integers(-total, total))
-    found = only_one(stitch(cut.boots(shift, errors, off)))
+    found = only_one(join(cut.boots(shift, errors, off)))
     never_impossible(found.migration)
     assert found.uncertainty_ns is not None
     assert found.migration.downtime.vcpu_ns is not None
@@ -121,7 +122,7 @@ def test_the_stitched_downtime_is_the_real_one_within_its_uncertainty(
 @pytest.mark.parametrize("name", CUT)
 def test_with_good_clocks_everything_else_is_as_on_one_host(name: str) -> None:
     cut = halves(name)
-    found = only_one(stitch(cut.boots(3600 * SECONDS, (1, 1)))).migration
+    found = only_one(join(cut.boots(3600 * SECONDS, (1, 1)))).migration
     real = cut.migration
     assert (found.outcome, found.cause, found.postcopy) == ("completed", None, real.postcopy)
     assert (found.pid, found.peer_pid) == (real.pid, real.peer_pid)
@@ -137,7 +138,7 @@ def test_with_good_clocks_everything_else_is_as_on_one_host(name: str) -> None:
 
 def test_wall_clocks_that_nobody_sets_bound_nothing_but_causality_does() -> None:
     cut = halves("completed-slow")
-    found = only_one(stitch(cut.boots(77 * SECONDS, (UNSYNCHRONISED_NS, UNSYNCHRONISED_NS))))
+    found = only_one(join(cut.boots(77 * SECONDS, (UNSYNCHRONISED_NS, UNSYNCHRONISED_NS))))
     assert found.offset is not None
     assert found.offset.low_why == "state is read before it is loaded"
     assert found.offset.high_why == "the source connects to who listens"
@@ -146,7 +147,7 @@ def test_wall_clocks_that_nobody_sets_bound_nothing_but_causality_does() -> None
 def test_a_wall_clock_further_off_than_it_says_is_a_contradiction() -> None:
     cut = halves("completed-slow")
     # The real offset is 0; the wall clocks say the destination ran a second before the source stopped.
-    joined = stitch(cut.boots(0, (1000, 1000), off=-SECONDS))
+    joined = join(cut.boots(0, (1000, 1000), off=-SECONDS))
     assert [j.migration.role for j in joined] == ["source", "destination"]
     for found in joined:
         assert any("clocks contradict each other" in warning for warning in found.warnings)
@@ -164,7 +165,7 @@ def test_there_and_back_bounds_the_clocks_from_both_sides() -> None:
     unset = UNSYNCHRONISED_NS
     alpha = [shifted(r, 0, unset) for r in only(records, {there.pid, back.peer_pid})]
     beta = [shifted(r, shift, unset) for r in only(records, {there.peer_pid})]
-    joined = stitch(
+    joined = join(
         [
             boot_of(host_of("alpha", "boot-a", host), alpha),
             boot_of(host_of("beta", "boot-b", host, shift), beta),
@@ -208,14 +209,14 @@ def test_a_ping_bounds_what_nothing_else_does(boot_id: str) -> None:
     cut = halves("libvirt")
     shift = 100 * SECONDS
     boots = cut.boots(shift, (UNSYNCHRONISED_NS, UNSYNCHRONISED_NS))
-    without = only_one(stitch(boots))
+    without = only_one(join(boots))
     times = {c.name: c.at_ns for c in cut.migration.downtime.checkpoints}
     stopped, ran = times["vcpus-stopped"], times["vcpus-running"]
     assert stopped is not None
     assert ran is not None
     clock = 0 if boot_id == "boot-a" else shift
     ping = _ping(boot_id, stopped - 900_000 + clock, ran + 1_100_000 + clock)
-    found = only_one(stitch(boots, [ping]))
+    found = only_one(join(boots, [ping]))
     assert found.uncertainty_ns is not None
     assert without.uncertainty_ns is not None
     assert found.uncertainty_ns < without.uncertainty_ns / 5
@@ -227,7 +228,7 @@ def test_a_ping_bounds_what_nothing_else_does(boot_id: str) -> None:
     assert "ping" in (found.offset.high_why if found.offset else "")
 
 
-def test_without_a_uuid_two_that_fit_are_not_stitched() -> None:
+def test_without_a_uuid_two_that_fit_are_not_joined() -> None:
     cut = halves("no-uuid")
     first, second = cut.boots(0, (1000, 1000))
     third = renamed(first, "gamma", "boot-c")
@@ -239,9 +240,9 @@ def test_without_a_uuid_two_that_fit_are_not_stitched() -> None:
             migrations=tuple(dataclasses.replace(m) for m in third.snapshot.migrations),
         ),
     )
-    joined = stitch([first, second, third])
+    joined = join([first, second, third])
     assert {j.migration.role for j in joined} == {"source", "destination"}
-    assert all(any("more than one half" in w for w in j.warnings) for j in joined)
+    assert all(any("several migrations on other hosts" in w for w in j.warnings) for j in joined)
 
 
 # -- files ----------------------------------------------------------------------------------------
@@ -381,7 +382,7 @@ def test_a_loss_in_one_of_two_recordings_is_still_one(tmp_path: Path) -> None:
     assert [m.incomplete for m in loaded.hosts[0].snapshot.migrations] == [True]
 
 
-def test_devices_are_stitched_too() -> None:
+def test_devices_are_joined_too() -> None:
     host, records = lab("6.12-kprobe")
     shift = 77 * SECONDS
     moved = [
@@ -395,7 +396,7 @@ def test_devices_are_stitched_too() -> None:
         source = [shifted(r, 0, 1000) for r in only(records, {real.pid})]
         destination = [shifted(r, shift, 1000) for r in only(records, {real.peer_pid})]
         found = only_one(
-            stitch(
+            join(
                 [
                     boot_of(host_of("alpha", "boot-a", host), source),
                     boot_of(host_of("beta", "boot-b", host, shift), destination),

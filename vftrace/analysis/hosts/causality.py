@@ -1,0 +1,149 @@
+"""Finds what must have happened in one order on two hosts, whatever their clocks say."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from vftrace.analysis.hosts.clocks import (
+    Bounds,
+    ContradictionError,
+    Order,
+    add_orders,
+    add_wall_clock,
+    earliest,
+    latest,
+    offset_between,
+    tightest,
+)
+from vftrace.events import PingGap
+from vftrace.model.migration import Migration
+from vftrace.model.report import ClockOffset, HostReport, PingRecording
+from vftrace.ping.gaps import OWN
+
+CONTRADICTION = (
+    "clocks contradict each other: no offset fits the order of what was seen"
+    " and the wall clocks' error bounds; both halves are kept apart"
+)
+UNBOUNDED = "nothing bounds the difference of the two hosts' clocks; both halves are kept apart"
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """A migration as one host saw it."""
+
+    host: HostReport
+    migration: Migration
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A source and a destination on two hosts that may be one migration."""
+
+    source: Half
+    destination: Half
+
+
+def orders_of(pair: Pair) -> list[Order]:
+    """What the two halves of one migration say of the order of their events."""
+    source, destination = pair.source.migration, pair.destination.migration
+    here, there = pair.source.host.boot_id, pair.destination.host.boot_id
+    before, after = source.downtime.times, destination.downtime.times
+    orders = []
+    ran = after.get("vcpus-running", after.get("clock-set"))
+    if ran is not None:
+        stopped = before["vcpus-stopped"]
+        orders.append(Order(here, stopped, there, ran, "it ran only after the source stopped"))
+    loaded = after.get("devices-loaded", ran)
+    saved = before.get("state-saved")
+    if loaded is not None and saved is not None:
+        # In postcopy too: the state goes in one package (migration/migration.c, postcopy_start).
+        orders.append(Order(here, saved, there, loaded, "state is read before it is loaded"))
+    ready = pair.destination.host.ready_at_ns.get(destination.pid)
+    if ready is not None and source.channel.kind in ("tcp", "unix"):
+        # QEMU listens once the machine is made, and logs only once it is connected
+        # (softmmu/vl.c qmp_x_exit_preconfig; migration/migration.c migrate_fd_connect).
+        began = source.started_at_ns
+        orders.append(Order(there, ready, here, began, "the source connects to who listens"))
+    done = _last_page(destination)
+    ended = source.ended_at_ns
+    if done is not None and ended is not None and source.outcome == "completed":
+        # Postcopy has a return path; the source waits for its end (await_return_path_close_on_source).
+        orders.append(Order(there, done, here, ended, "the source waits for the last page"))
+    return orders
+
+
+def _last_page(destination: Migration) -> int | None:
+    """When postcopy's last page came."""
+    return next((p.end_at_ns for p in destination.phases if p.name == "postcopy"), None)
+
+
+def offset_of(
+    pair: Pair, hosts: Sequence[HostReport], orders: Sequence[Order], pings: Sequence[PingRecording]
+) -> ClockOffset | str:
+    """How much more the source's clock shows than the destination's, or in one line why that is not known."""
+    here, there = pair.source.host.boot_id, pair.destination.host.boot_id
+    moments = _moments(pair)
+    samples = clock_samples(hosts, pings)
+    try:
+        tight = tightest(_bounds(orders, samples, moments))
+        answered = list(_orders_of_pings(pair, tight, pings))
+        if answered:
+            tight = tightest(_bounds([*orders, *answered], samples, moments))
+    except ContradictionError:
+        return CONTRADICTION
+    return offset_between(tight, here, there) or UNBOUNDED
+
+
+def _moments(pair: Pair) -> dict[str, int]:
+    """The moment for which the offset is wanted, on each clock: when the source stopped and the destination ran."""
+    times = pair.destination.migration.downtime.times
+    ran = times.get("vcpus-running", max(times.values(), default=0))
+    return {
+        pair.source.host.boot_id: pair.source.migration.downtime.times["vcpus-stopped"],
+        pair.destination.host.boot_id: ran,
+    }
+
+
+ClockOf = Mapping[str, tuple[tuple[int, int, int], ...]]
+
+
+def clock_samples(hosts: Iterable[HostReport], pings: Iterable[PingRecording]) -> ClockOf:
+    """The clock samples of each host; those of a ping where nothing else of its host was recorded."""
+    samples = {host.boot_id: host.snapshot.clock for host in hosts if host.snapshot.clock}
+    for ping in pings:
+        samples.setdefault(ping.boot_id, ping.clock)
+    return samples
+
+
+def _bounds(orders: Iterable[Order], samples: ClockOf, moments: Mapping[str, int]) -> Bounds:
+    bounds: Bounds = {}
+    add_orders(bounds, orders, moments)
+    for boot_id, clock in samples.items():
+        add_wall_clock(bounds, boot_id, clock, moments.get(boot_id))
+    return bounds
+
+
+def _orders_of_pings(pair: Pair, tight: Bounds, pings: Iterable[PingRecording]) -> Iterator[Order]:
+    """What the guest's answers to pings say.
+
+    Only the destination can answer what was sent after the stop, and only the source can have sent an answer that
+    came before the destination ran.
+    """
+    here, there = pair.source.host.boot_id, pair.destination.host.boot_id
+    stopped = pair.source.migration.downtime.times["vcpus-stopped"]
+    ran = pair.destination.migration.downtime.times.get("vcpus-running")
+    if ran is None:
+        return
+    for ping in pings:
+        clock = ping.boot_id
+        for gap in ping.events:
+            if not isinstance(gap, PingGap) or gap.kind == OWN:
+                continue
+            # A ping on the source's own clock says nothing of the source, nor one on the destination's of that.
+            sent = earliest(tight, clock, gap.after_sent_ns, here)
+            reply = gap.after_reply_ns
+            if reply is not None and sent is not None and sent > stopped and clock != there:
+                yield Order(there, ran, clock, reply, "the guest answered a ping")
+            replied = latest(tight, clock, gap.before_reply_ns, there)
+            asked = gap.before_sent_ns
+            if asked is not None and replied is not None and replied < ran and clock != here:
+                yield Order(clock, asked, here, stopped, "the guest still answered a ping")

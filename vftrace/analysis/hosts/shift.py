@@ -1,0 +1,44 @@
+"""Moves what one host saw to another host's clock."""
+
+from dataclasses import replace
+from typing import TypeVar
+
+from vftrace.model.migration import DeviceUse, Migration, Phase, VfPhase, VfUse
+
+_Interval = TypeVar("_Interval", Phase, VfPhase)
+
+
+def shifted(m: Migration, ns: int) -> Migration:
+    """A destination's migration with every time `ns` later.
+
+    A destination's half has no rounds, no forecast and no bytes of a channel.
+    """
+    checkpoints = tuple(replace(c, at_ns=_later(c.at_ns, ns)) for c in m.downtime.checkpoints)
+    return replace(
+        m,
+        started_at_ns=m.started_at_ns + ns,
+        ended_at_ns=_later(m.ended_at_ns, ns),
+        stopped_at_ns=_later(m.stopped_at_ns, ns),
+        phases=tuple(_interval(phase, ns) for phase in m.phases),
+        strategy_evidence=tuple(replace(e, at_ns=e.at_ns + ns) for e in m.strategy_evidence),
+        downtime=replace(m.downtime, checkpoints=checkpoints),
+        devices=tuple(_device(use, ns) for use in m.devices),
+        vfs=tuple(_vf(vf, ns) for vf in m.vfs),
+    )
+
+
+def _device(use: DeviceUse, ns: int) -> DeviceUse:
+    return replace(use, states=tuple(replace(s, at_ns=s.at_ns + ns) for s in use.states))
+
+
+def _vf(vf: VfUse, ns: int) -> VfUse:
+    phases = tuple(_interval(phase, ns) for phase in vf.phases)
+    return replace(vf, phases=phases, mapping_at_ns=_later(vf.mapping_at_ns, ns))
+
+
+def _interval(span: _Interval, ns: int) -> _Interval:
+    return replace(span, start_at_ns=span.start_at_ns + ns, end_at_ns=_later(span.end_at_ns, ns))
+
+
+def _later(at_ns: int | None, ns: int) -> int | None:
+    return None if at_ns is None else at_ns + ns
