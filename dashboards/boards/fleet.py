@@ -5,7 +5,7 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards.boards import style
 from dashboards.boards.style import Column, Row, in_range, instant, of, query, rate
-from vftrace.model.migration import CHECKPOINTS
+from vftrace.model.migration import Checkpoint
 from vftrace.outputs.exporter.accounts import SOURCE_PHASES
 
 UID = "vftrace-fleet"
@@ -202,7 +202,7 @@ def _checkpoints() -> style.PanelBuilder:
             "{{checkpoint}}",
         ),
     )
-    return style.colours_by_name(panel, {c: style.CHECKPOINT_COLOURS[c] for c in CHECKPOINTS})
+    return style.colours_by_name(panel, {c: style.CHECKPOINT_COLOURS[c] for c in Checkpoint})
 
 
 def _worst() -> style.PanelBuilder:

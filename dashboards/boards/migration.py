@@ -6,7 +6,7 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards.boards import style
 from dashboards.boards.style import Row, instant, of, query, rate
-from vftrace.model.migration import CHECKPOINTS
+from vftrace.model.migration import Checkpoint
 from vftrace.uapi import VFIO_DEVICE_STATES
 
 UID = "vftrace-migration"
@@ -144,7 +144,7 @@ def _checkpoints() -> style.PanelBuilder:
         .span(9)
         .height(9)
     )
-    return style.colours_by_name(panel, {c: style.CHECKPOINT_COLOURS[c] for c in CHECKPOINTS})
+    return style.colours_by_name(panel, {c: style.CHECKPOINT_COLOURS[c] for c in Checkpoint})
 
 
 def _blackouts() -> style.PanelBuilder:
@@ -162,7 +162,9 @@ def _blackouts() -> style.PanelBuilder:
             )
         )
     )
-    colours = {checkpoint: style.CHECKPOINT_COLOURS[checkpoint] for checkpoint in CHECKPOINTS}
+    colours: dict[str, str] = {
+        checkpoint: style.CHECKPOINT_COLOURS[checkpoint] for checkpoint in Checkpoint
+    }
     return style.colours_by_name(panel, colours).span(15).height(9)
 
 

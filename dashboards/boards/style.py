@@ -22,7 +22,7 @@ from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from vftrace.model.migration import CHECKPOINTS
+from vftrace.model.migration import Checkpoint
 from vftrace.outputs.exporter.accounts import DESTINATION_PHASES, SOURCE_PHASES
 from vftrace.uapi import VFIO_DEVICE_STATES
 
@@ -74,7 +74,7 @@ QUANTILE_COLOURS = {"median": "green", "90 %": "yellow", "99 %": "red"}
 
 PHASES = (*SOURCE_PHASES, *(p for p in DESTINATION_PHASES if p not in SOURCE_PHASES), "running")
 assert set(PHASE_COLOURS) == set(PHASES)
-assert set(CHECKPOINT_COLOURS) == set(CHECKPOINTS)
+assert set(CHECKPOINT_COLOURS) == set(Checkpoint)
 assert set(DEVICE_COLOURS) == set(VFIO_DEVICE_STATES)
 
 GREEN_RED = ((None, "green"), (1.0, "red"))

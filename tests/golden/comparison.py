@@ -75,7 +75,9 @@ class Attempt:
 
     def checkpoint(self, name: str) -> int | None:
         """When a checkpoint was passed."""
-        by_name = {c.name: c.at_ns for c in self.migration.downtime.checkpoints}
+        by_name: dict[str, int | None] = {
+            c.name: c.at_ns for c in self.migration.downtime.checkpoints
+        }
         return by_name[name]
 
     @property

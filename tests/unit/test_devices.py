@@ -8,6 +8,7 @@ from vftrace import events
 from vftrace.analysis.devices.device import Devices, PassedDevice, device_use, moved_away
 from vftrace.host import devices as host
 from vftrace.host.devices import Device, Named, named_devices
+from vftrace.model.migration import Role
 
 UUID = "6c616264-0000-4000-8000-00000000000a"
 STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P = 1, 2, 3, 4, 5, 6, 7
@@ -293,7 +294,7 @@ def test_a_cancel_in_precopy_is_no_downtime() -> None:
 
 def test_time_in_each_state_adds_up_to_the_migration() -> None:
     source, _ = _both_sides()
-    use = device_use(source.devices.all[0], "source", None, 15, 100, None)
+    use = device_use(source.devices.all[0], Role.SOURCE, None, 15, 100, None)
     assert dict(use.state_ns) == {
         "RUNNING": 5,
         "PRE_COPY": 30,
@@ -342,7 +343,7 @@ def test_what_a_device_does_after_its_part_is_left_out() -> None:
     bench.ask(50, RUNNING_P2P)
     bench.ask(60, RUNNING)
     bench.ask(90, STOP)
-    use = device_use(device, "source", None, 15, 62, 62)
+    use = device_use(device, Role.SOURCE, None, 15, 62, 62)
     assert [s.state for s in use.states] == [
         "RUNNING",
         "PRE_COPY",

@@ -18,7 +18,7 @@ from vftrace.analysis.hosts.outage import (
 from vftrace.model.report import Outage, OutageSpan, Side
 
 
-def span(name: str, start: int, end: int, side: Side = "source") -> OutageSpan:
+def span(name: str, start: int, end: int, side: Side = Side.SOURCE) -> OutageSpan:
     return OutageSpan(name, side, start, end)
 
 
@@ -27,7 +27,7 @@ def named(spans: tuple[OutageSpan, ...]) -> list[tuple[str, int, int]]:
 
 
 def test_what_nobody_saw_stays_unseen() -> None:
-    held = [span(BLACKOUT, 20, 50), span(RESUME, 50, 60, "destination")]
+    held = [span(BLACKOUT, 20, 50), span(RESUME, 50, 60, Side.DESTINATION)]
     assert named(spans_of(10, 80, held)) == [
         (UNSEEN, 10, 20),
         (BLACKOUT, 20, 50),
@@ -37,7 +37,7 @@ def test_what_nobody_saw_stays_unseen() -> None:
 
 
 def test_no_vcpu_goes_before_no_device() -> None:
-    held = [span(GONE, 0, 100), span(BLACKOUT, 30, 40), span(PROBING, 90, 120, "destination")]
+    held = [span(GONE, 0, 100), span(BLACKOUT, 30, 40), span(PROBING, 90, 120, Side.DESTINATION)]
     assert named(spans_of(0, 110, held)) == [
         (GONE, 0, 30),
         (BLACKOUT, 30, 40),
@@ -77,6 +77,6 @@ def test_every_moment_is_in_one_span(start: int, ns: int, held: list[OutageSpan]
 
 
 def test_what_the_pinger_saw_is_not_the_hosts() -> None:
-    held = [span(BLACKOUT, 0, 60), span(LATE, 60, 90, "pinger")]
+    held = [span(BLACKOUT, 0, 60), span(LATE, 60, 90, Side.PINGER)]
     found = Outage(0, 100, 100, 100, 0, spans_of(0, 100, held))
     assert (found.explained_ns, found.pinger_ns) == (60, 30)

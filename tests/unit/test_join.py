@@ -27,7 +27,7 @@ from vftrace.analysis.hosts.clocks import UNSYNCHRONISED_NS
 from vftrace.cli import main
 from vftrace.collect.merge import load
 from vftrace.events import COLLECTOR, wire
-from vftrace.model.migration import Migration
+from vftrace.model.migration import Checkpoint, Migration
 from vftrace.model.report import HostReport, MigrationReport, PingRecording
 
 CUT = ("completed-slow", "libvirt", "postcopy", "no-uuid")
@@ -211,7 +211,7 @@ def test_a_ping_bounds_what_nothing_else_does(boot_id: str) -> None:
     boots = cut.boots(shift, (UNSYNCHRONISED_NS, UNSYNCHRONISED_NS))
     without = only_one(join(boots))
     times = {c.name: c.at_ns for c in cut.migration.downtime.checkpoints}
-    stopped, ran = times["vcpus-stopped"], times["vcpus-running"]
+    stopped, ran = times[Checkpoint.VCPUS_STOPPED], times[Checkpoint.VCPUS_RUNNING]
     assert stopped is not None
     assert ran is not None
     clock = 0 if boot_id == "boot-a" else shift
@@ -284,7 +284,7 @@ def test_a_pings_file_fills_the_service_downtime(
     boots = {"source": ("boot-a", 0), "destination": ("boot-b", shift), "elsewhere": ("c", third)}
     boot_id, clock = boots[where]
     times = {c.name: c.at_ns for c in cut.migration.downtime.checkpoints}
-    stopped, ran = times["vcpus-stopped"], times["vcpus-running"]
+    stopped, ran = times[Checkpoint.VCPUS_STOPPED], times[Checkpoint.VCPUS_RUNNING]
     assert stopped is not None
     assert ran is not None
     offset = cut.whole.snapshot.clock[0][1]

@@ -15,9 +15,12 @@ from vftrace.collect.recording import Recording
 from vftrace.collect.replay import track
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import (
+    Cause,
     DeviceDowntime,
     DeviceState,
     DeviceUse,
+    Outcome,
+    Role,
     Snapshot,
     VfPhase,
     VfUse,
@@ -159,7 +162,7 @@ def test_devices_and_virtual_functions_are_told() -> None:
     use = DeviceUse(
         address="0000:01:10.0",
         id="vf0",
-        role="source",
+        role=Role.SOURCE,
         driver=None,
         peer_address=None,
         states=(DeviceState("PRE_COPY", at + 10**9), DeviceState("STOP_COPY", at + 2 * 10**9)),
@@ -170,7 +173,7 @@ def test_devices_and_virtual_functions_are_told() -> None:
         pf="0000:01:00.0",
         vf=3,
         address="0000:01:10.6",
-        role="source",
+        role=Role.SOURCE,
         phases=(VfPhase("absent", at, at + 10**9), VfPhase("probing", at + 10**9, None)),
     )
     downtime = dataclasses.replace(
@@ -178,8 +181,8 @@ def test_devices_and_virtual_functions_are_told() -> None:
     )
     failed = dataclasses.replace(
         m,
-        outcome="failed",
-        cause="device-refused",
+        outcome=Outcome.FAILED,
+        cause=Cause.DEVICE_REFUSED,
         cause_detail="vf0: RESUMING refused, -22",
         devices=(use,),
         vfs=(vf,),

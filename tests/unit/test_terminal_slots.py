@@ -8,7 +8,7 @@ from rich.console import Console
 from tests.unit.golden_text import RECORDINGS
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import track
-from vftrace.model.migration import Forecast, Migration, Round, SlotRound
+from vftrace.model.migration import Forecast, Migration, Role, Round, SlotRound
 from vftrace.outputs.text.forecast import NOTHING, forecast_of
 from vftrace.outputs.text.glyphs import glyphs
 from vftrace.outputs.text.slots import SHOWN, slot_histories, slots_part
@@ -82,4 +82,4 @@ def test_the_forecast_is_of_a_guest_that_runs_or_was_made_in_time() -> None:
     assert forecast_of(running) == said.removeprefix(f"after sweep {told.after_sweeps}: ")
     assert forecast_of(replace(running, forecast=None)) == NOTHING
     assert forecast_of(replace(done, forecast=None)) is None
-    assert forecast_of(replace(running, role="destination")) is None
+    assert forecast_of(replace(running, role=Role.DESTINATION)) is None

@@ -8,7 +8,7 @@ from vftrace.analysis.devices.mailbox_evidence import Around
 from vftrace.analysis.devices.vf_phases import destination_vf, heard_vf, ready_ns, source_vf
 from vftrace.analysis.process import Process
 from vftrace.mailbox.life import Mailboxes, StateSpan, VfLife
-from vftrace.model.migration import VfUse
+from vftrace.model.migration import Role, VfUse
 
 PF = "0000:01:00.0"
 S = 10**9
@@ -153,6 +153,6 @@ def test_where_no_mailbox_tells_it_is_away_until_its_successor_is_opened() -> No
 
 
 def test_a_function_that_only_its_mailbox_tells_of() -> None:
-    use = heard_vf(life(("up", 8)), "source", 30, 70)
+    use = heard_vf(life(("up", 8)), Role.SOURCE, 30, 70)
     assert (use.pf, use.vf, use.role) == (PF, 0, "source")
     assert phases(use) == [("ready", 30, 70)]

@@ -14,11 +14,14 @@ from vftrace.analysis.phases import checkpoint_times, downtime_of, phases_of
 from vftrace.analysis.process import BURST_NS, Process
 from vftrace.analysis.verdict import Verdict, device_verdict, file_verdict, verdict_of, was_paused
 from vftrace.model.migration import (
+    Cause,
     ChannelUse,
+    Checkpoint,
     Dirty,
     DmaSource,
     Evidence,
     Migration,
+    Outcome,
     Role,
     Round,
     Strategy,
@@ -61,13 +64,13 @@ def build_migration(sides: Sides) -> Migration:
     verdict = verdict_of(outgoing, incoming, times, fds, sides.peer_ended_ns)
     if channel.kind == "file" and outgoing is not None:
         verdict = file_verdict(outgoing, verdict, fds)
-    if verdict.outcome in ("failed", "cancelled"):
+    if verdict.outcome in (Outcome.FAILED, Outcome.CANCELLED):
         verdict = device_verdict(devices, verdict)
     if verdict.outcome is None and sides.trace_ended_ns is not None:
-        verdict = Verdict("unknown", "trace-ended", None)
+        verdict = Verdict(Outcome.UNKNOWN, Cause.TRACE_ENDED, None)
     started = outgoing.started_at_ns if outgoing else incoming.first_act_ns if incoming else 0
     if outgoing is not None and outgoing.missed_beginning:
-        started = min(started, times.get("vcpus-stopped", started))
+        started = min(started, times.get(Checkpoint.VCPUS_STOPPED, started))
     rounds = outgoing.rounds(fds) if outgoing else ()
     main = process or peer
     assert main is not None
@@ -75,12 +78,12 @@ def build_migration(sides: Sides) -> Migration:
     if ended is not None:
         # Records that came out of order (so it is incomplete) must not make a time negative.
         ended = max(ended, started)
-    handover = times.get("state-saved") or times.get("vcpus-running")
-    nothing = verdict.outcome in ("failed", "cancelled")
+    handover = times.get(Checkpoint.STATE_SAVED) or times.get(Checkpoint.VCPUS_RUNNING)
+    nothing = verdict.outcome in (Outcome.FAILED, Outcome.CANCELLED)
     judged = passthrough.judge(
         devices, sides.around, times, handover, ended, came_to_nothing=nothing
     )
-    role: Role = "stitched" if process and peer else "source" if process else "destination"
+    role: Role = Role.STITCHED if process and peer else Role.SOURCE if process else Role.DESTINATION
     return Migration(
         key=sides.key,
         attempt=outgoing.number if outgoing else 0,
@@ -106,11 +109,11 @@ def build_migration(sides: Sides) -> Migration:
         dirty=replace(_dirty(outgoing, rounds), dma=_dma(devices, outgoing, judged.strategy)),
         channel=channel,
         downtime=replace(downtime_of(times), devices=judged.downtimes),
-        stopped_at_ns=times.get("vcpus-stopped"),
+        stopped_at_ns=times.get(Checkpoint.VCPUS_STOPPED),
         forecast=of_migration(
             rounds,
             started,
-            times.get("vcpus-stopped"),
+            times.get(Checkpoint.VCPUS_STOPPED),
             ended=verdict.outcome is not None,
             device_state_bytes=devices.stop_copy_bytes(),
         ),
@@ -179,7 +182,7 @@ def _dma(
         return "device"
     if False in outgoing.dma_pages:
         return "iommu"
-    if strategy == "mailbox":
+    if strategy == Strategy.MAILBOX:
         return "guest"
     return None if devices.sources else "none"
 

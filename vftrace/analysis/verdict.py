@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vftrace.analysis.devices.downtime import Passthrough
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
-from vftrace.model.migration import Cause, Outcome
+from vftrace.model.migration import Cause, Checkpoint, Outcome
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Verdict:
 def verdict_of(
     outgoing: OutgoingMigration | None,
     incoming: IncomingMigration | None,
-    times: dict[str, int],
+    times: dict[Checkpoint, int],
     fds: set[int],
     peer_ended_ns: int | None,
 ) -> Verdict:
@@ -37,18 +37,18 @@ def verdict_of(
     if incoming is not None and incoming.postcopy_first_ns is not None:
         return _postcopy_verdict(outgoing, incoming)
     if ran is not None:
-        return Verdict("completed", None, ran)
+        return Verdict(Outcome.COMPLETED, None, ran)
     ended = outgoing.process_ended_at_ns
-    loaded = times.get("devices-loaded")
+    loaded = times.get(Checkpoint.DEVICES_LOADED)
     if loaded is not None and was_paused(outgoing):
-        return Verdict("completed", None, loaded)
+        return Verdict(Outcome.COMPLETED, None, loaded)
     gone = incoming.ended_at_ns if incoming else None
     if gone is not None and (ended is None or gone <= ended):
-        return Verdict("failed", "destination-ended", gone)
+        return Verdict(Outcome.FAILED, Cause.DESTINATION_ENDED, gone)
     if ended is not None:
         if loaded is not None or _state_read(outgoing, fds):
-            return Verdict("completed", None, ended)
-        return Verdict("failed", "source-ended", ended)
+            return Verdict(Outcome.COMPLETED, None, ended)
+        return Verdict(Outcome.FAILED, Cause.SOURCE_ENDED, ended)
     return Verdict(None, None, None)
 
 
@@ -57,21 +57,23 @@ def _destination_verdict(incoming: IncomingMigration | None) -> Verdict:
     if incoming.running_at_ns is not None:
         if incoming.postcopy_first_ns is not None and incoming.postcopy_done_ns is None:
             if incoming.ended_at_ns is not None:
-                return Verdict("failed", "destination-ended", incoming.ended_at_ns)
+                return Verdict(Outcome.FAILED, Cause.DESTINATION_ENDED, incoming.ended_at_ns)
             return Verdict(None, None, None)
-        return Verdict("completed", None, incoming.postcopy_done_ns or incoming.running_at_ns)
+        return Verdict(Outcome.COMPLETED, None, incoming.postcopy_done_ns or incoming.running_at_ns)
     if incoming.ended_at_ns is not None:
-        return Verdict("failed", "destination-ended", incoming.ended_at_ns)
+        return Verdict(Outcome.FAILED, Cause.DESTINATION_ENDED, incoming.ended_at_ns)
     return Verdict(None, None, None)
 
 
 def _postcopy_verdict(outgoing: OutgoingMigration, incoming: IncomingMigration) -> Verdict:
     if incoming.postcopy_done_ns is not None and incoming.running_at_ns is not None:
-        return Verdict("completed", None, max(incoming.postcopy_done_ns, incoming.running_at_ns))
+        return Verdict(
+            Outcome.COMPLETED, None, max(incoming.postcopy_done_ns, incoming.running_at_ns)
+        )
     if incoming.ended_at_ns is not None:
-        return Verdict("failed", "destination-ended", incoming.ended_at_ns)
+        return Verdict(Outcome.FAILED, Cause.DESTINATION_ENDED, incoming.ended_at_ns)
     if outgoing.process_ended_at_ns is not None:
-        return Verdict("failed", "source-ended", outgoing.process_ended_at_ns)
+        return Verdict(Outcome.FAILED, Cause.SOURCE_ENDED, outgoing.process_ended_at_ns)
     return Verdict(None, None, None)
 
 
@@ -86,7 +88,7 @@ def _resumed_verdict(
     if not outgoing.ended and syncs_after:
         return Verdict(None, None, None)
     cause = _channel_cause(outgoing, incoming, fds, peer_ended_ns)
-    return Verdict("failed", cause or "resumed-after-stop", outgoing.resumed_at_ns)
+    return Verdict(Outcome.FAILED, cause or Cause.RESUMED_AFTER_STOP, outgoing.resumed_at_ns)
 
 
 def _switched_off_verdict(
@@ -98,8 +100,8 @@ def _switched_off_verdict(
     at = outgoing.logging_off_at_ns
     cause = _channel_cause(outgoing, incoming, fds, peer_ended_ns)
     if cause is not None:
-        return Verdict("failed", cause, at)
-    return Verdict("cancelled", "cancelled", at)
+        return Verdict(Outcome.FAILED, cause, at)
+    return Verdict(Outcome.CANCELLED, Cause.CANCELLED, at)
 
 
 def _channel_cause(
@@ -119,10 +121,10 @@ def _channel_cause(
     at, number = error
     ended = incoming.ended_at_ns if incoming and incoming.ended_at_ns else peer_ended_ns
     if ended is not None and ended <= at:
-        return "destination-ended"
+        return Cause.DESTINATION_ENDED
     if ended is not None and number == -errno.EPIPE:
         return None
-    return "channel-error"
+    return Cause.CHANNEL_ERROR
 
 
 def was_paused(outgoing: OutgoingMigration | None) -> bool | None:
@@ -141,7 +143,7 @@ def file_verdict(outgoing: OutgoingMigration, verdict: Verdict, fds: set[int]) -
     """A file holds all of it with the last byte after the state was read, whatever the VM does then."""
     if verdict.outcome is None or not _state_read(outgoing, fds) or outgoing.error(fds) is not None:
         return verdict
-    return Verdict("completed", None, max(outgoing.channels[fd].last_ns for fd in fds))
+    return Verdict(Outcome.COMPLETED, None, max(outgoing.channels[fd].last_ns for fd in fds))
 
 
 def _state_read(outgoing: OutgoingMigration, fds: set[int]) -> bool:
@@ -164,6 +166,6 @@ def device_verdict(devices: Passthrough, verdict: Verdict) -> Verdict:
         return verdict
     device, trouble = found
     reset = ", then reset" if device.reset_after(trouble.at_ns) else ""
-    cause: Cause = "device-refused" if trouble.refused else "device-failed"
+    cause: Cause = Cause.DEVICE_REFUSED if trouble.refused else Cause.DEVICE_FAILED
     detail = f"{device.label}: {trouble.what}, {trouble.ret}{reset}"
-    return Verdict("failed", cause, verdict.ended_at_ns, detail)
+    return Verdict(Outcome.FAILED, cause, verdict.ended_at_ns, detail)

@@ -3,12 +3,17 @@
 from dataclasses import dataclass
 
 from vftrace.demo.scenarios import Attempt, Truth
-from vftrace.model.migration import Migration, Snapshot
+from vftrace.model.migration import Checkpoint, Migration, Snapshot
 
 # QEMU's `downtime` runs from before vm_stop until the source has sent its last byte, in whole
 # milliseconds (migration/migration.c: downtime_start, migration_calculate_complete). What the
 # destination still does is not in it.
-_IN_QEMU_DOWNTIME = ("clock-read", "devices-stopped", "final-sync-done", "state-saved")
+_IN_QEMU_DOWNTIME = (
+    Checkpoint.CLOCK_READ,
+    Checkpoint.DEVICES_STOPPED,
+    Checkpoint.FINAL_SYNC_DONE,
+    Checkpoint.STATE_SAVED,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def compare(truth: Truth, snapshot: Snapshot) -> tuple[Comparison, ...]:
 def source_downtime_ns(migration: Migration) -> int | None:
     """The part of the blackout that QEMU's `downtime` covers: vCPUs stopped until the state was read."""
     by_name = {c.name: c for c in migration.downtime.checkpoints}
-    if by_name["state-saved"].at_ns is None or migration.stopped_at_ns is None:
+    if by_name[Checkpoint.STATE_SAVED].at_ns is None or migration.stopped_at_ns is None:
         return None
     return sum(by_name[name].ns or 0 for name in _IN_QEMU_DOWNTIME)
 

@@ -2,24 +2,96 @@
 None where they are not known."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
 from vftrace.events import NetAddress, NetLink
 from vftrace.mailbox.life import VfLife
 
-Role = Literal["source", "destination", "stitched"]
-Outcome = Literal["completed", "cancelled", "failed", "unknown"]
-Strategy = Literal["plain", "vfio", "unplug", "late-unplug", "failover", "mailbox"]
-Cause = Literal[
-    "cancelled",
-    "channel-error",
-    "destination-ended",
-    "device-failed",
-    "device-refused",
-    "resumed-after-stop",
-    "source-ended",
-    "trace-ended",
-]
+
+class Role(StrEnum):
+    """Which side of a migration was seen; `stitched`: both, joined to one."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+    STITCHED = "stitched"
+
+
+class Kind(StrEnum):
+    """What the VMM did: a move to another process, or a save to a file and a load from one."""
+
+    MOVE = "move"
+    SAVE = "save"
+    LOAD = "load"
+
+
+class Outcome(StrEnum):
+    """How it ended."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class Strategy(StrEnum):
+    """What was done about passed-through devices (docs/vfs.md)."""
+
+    PLAIN = "plain"
+    VFIO = "vfio"
+    UNPLUG = "unplug"
+    LATE_UNPLUG = "late-unplug"
+    FAILOVER = "failover"
+    MAILBOX = "mailbox"
+
+
+class Cause(StrEnum):
+    """Why it did not complete, or why its end is not known."""
+
+    CANCELLED = "cancelled"
+    CHANNEL_ERROR = "channel-error"
+    DESTINATION_ENDED = "destination-ended"
+    DEVICE_FAILED = "device-failed"
+    DEVICE_REFUSED = "device-refused"
+    RESUMED_AFTER_STOP = "resumed-after-stop"
+    SOURCE_ENDED = "source-ended"
+    TRACE_ENDED = "trace-ended"
+
+
+class Phase(StrEnum):
+    """A phase of one role: the source's first, then the destination's; both have `postcopy`."""
+
+    SETUP = "setup"
+    PRECOPY = "precopy"
+    STOP = "stop"
+    FINAL_SYNC = "final-sync"
+    DEVICE_SAVE = "device-save"
+    HANDOVER = "handover"
+    POSTCOPY = "postcopy"
+    CLEANUP = "cleanup"
+    INCOMING = "incoming"
+    DEVICE_LOAD = "device-load"
+    RESUME = "resume"
+    RUNNING = "running"
+
+
+class Checkpoint(StrEnum):
+    """The steps of the blackout in the order in which QEMU passes them.
+
+    `held` ends when somebody said `cont`: kvmclock is set only then (QEMU hw/i386/kvm/clock.c,
+    kvmclock_vm_state_change), so it stands before `clock-set`.
+    """
+
+    VCPUS_STOPPED = "vcpus-stopped"
+    DEVICES_STOPPED = "devices-stopped"
+    CLOCK_READ = "clock-read"
+    FINAL_SYNC_DONE = "final-sync-done"
+    STATE_SAVED = "state-saved"
+    DEVICES_LOADED = "devices-loaded"
+    HELD = "held"
+    CLOCK_SET = "clock-set"
+    VCPUS_RUNNING = "vcpus-running"
+
 
 DmaSource = Literal["none", "guest", "device", "iommu"]
 """Who tells which pages devices wrote: nobody, since no device is there; the guest, which writes to them itself,
@@ -28,20 +100,6 @@ as where PF and VF help by mailbox; the device's own DMA logging; an IOMMU drive
 NotCounted = Literal["too-large", "size-unknown", "unreadable", "records-missing"]
 """The bitmap is longer than bpf/bitmap.h walks in one call; the slot was made before the trace began; the bitmap
 was not in memory; parts of it did not arrive."""
-
-CHECKPOINTS = (
-    "vcpus-stopped",
-    "devices-stopped",
-    "clock-read",
-    "final-sync-done",
-    "state-saved",
-    "devices-loaded",
-    "held",
-    "clock-set",
-    "vcpus-running",
-)
-"""In the order in which QEMU passes them. `held` ends when somebody said `cont`: kvmclock is set only then
-(QEMU hw/i386/kvm/clock.c, kvmclock_vm_state_change), so it stands before `clock-set`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +128,11 @@ class VmDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
-    """An interval of one role; `end_at_ns` None while it lasts."""
+class PhaseSpan:
+    """A phase and when it was; `end_at_ns` None while it lasts."""
 
-    name: str
-    role: str
+    name: Phase
+    role: Role
     start_at_ns: int
     end_at_ns: int | None
 
@@ -145,10 +203,10 @@ class ChannelUse:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class CheckpointTime:
     """One step of the blackout: when it was passed, and how long since the one before."""
 
-    name: str
+    name: Checkpoint
     at_ns: int | None
     ns: int | None
 
@@ -218,12 +276,12 @@ class Downtime:
     """
 
     vcpu_ns: int | None
-    set_by: str | None
-    checkpoints: tuple[Checkpoint, ...]
+    set_by: Checkpoint | None
+    checkpoints: tuple[CheckpointTime, ...]
     devices: tuple[DeviceDowntime, ...] = ()
 
     @property
-    def times(self) -> dict[str, int]:
+    def times(self) -> dict[Checkpoint, int]:
         """When each checkpoint was passed, by name; those that were not are left out."""
         return {c.name: c.at_ns for c in self.checkpoints if c.at_ns is not None}
 
@@ -302,7 +360,7 @@ class Migration:
     """vftrace started in the middle of it."""
     started_at_ns: int
     ended_at_ns: int | None
-    phases: tuple[Phase, ...]
+    phases: tuple[PhaseSpan, ...]
     rounds: tuple[Round, ...]
     dirty: Dirty
     channel: ChannelUse

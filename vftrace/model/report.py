@@ -5,13 +5,19 @@ A host here is one boot of a machine: all its times are CLOCK_BOOTTIME nanosecon
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from enum import StrEnum
 
 from vftrace.events import Event
 from vftrace.model.host import HostInfo
-from vftrace.model.migration import Migration, Snapshot
+from vftrace.model.migration import Migration, Role, Snapshot
 
-Side = Literal["source", "destination", "pinger"]
+
+class Side(StrEnum):
+    """Who saw the reason of a part of an outage."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+    PINGER = "pinger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +119,12 @@ class Outage:
     @property
     def explained_ns(self) -> int:
         """The length of the spans that the hosts saw."""
-        return sum(span.ns for span in self.spans if span.side in ("source", "destination"))
+        return sum(span.ns for span in self.spans if span.side in (Side.SOURCE, Side.DESTINATION))
 
     @property
     def pinger_ns(self) -> int:
         """The length of the spans whose reason the pinger saw."""
-        return sum(span.ns for span in self.spans if span.side == "pinger")
+        return sum(span.ns for span in self.spans if span.side == Side.PINGER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,7 @@ class MigrationReport:
         cls, host: HostReport, migration: Migration, warnings: tuple[str, ...] = ()
     ) -> "MigrationReport":
         """A migration as one host saw it, with both its sides or one."""
-        both = migration.role == "stitched"
+        both = migration.role == Role.STITCHED
         return cls(migration, host, host if both else None, 0 if both else None, warnings=warnings)
 
 

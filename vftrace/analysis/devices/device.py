@@ -8,13 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vftrace import events
-from vftrace.model.migration import (
-    DeviceDowntime,
-    DeviceState,
-    DeviceUse,
-    Role,
-    VmDevice,
-)
+from vftrace.model.migration import DeviceDowntime, DeviceState, DeviceUse, Role, VmDevice
 from vftrace.uapi import VFIO_DEVICE_STATES
 
 RUNS = frozenset({"RUNNING", "PRE_COPY"})
@@ -374,11 +368,11 @@ def device_use(
     meanwhile = [state for state in states if state.at_ns >= since_ns]
     if over_ns is None:
         shown = (*before, *meanwhile)
-    elif role == "destination":
+    elif role == Role.DESTINATION:
         shown = (*before, *_until_it_runs(meanwhile, over_ns))
     else:
         shown = tuple(_until_it_runs([*before, *meanwhile], over_ns))
-    op = events.VfioData.LOAD if role == "destination" else events.VfioData.SAVE
+    op = events.VfioData.LOAD if role == Role.DESTINATION else events.VfioData.SAVE
     return DeviceUse(
         address=device.address or device.label,
         id=device.id,

@@ -30,7 +30,15 @@ from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
 from vftrace.events import VfioData
 from vftrace.mailbox.life import VfLife
-from vftrace.model.migration import DeviceDowntime, DeviceUse, Evidence, Role, Strategy, VfUse
+from vftrace.model.migration import (
+    Checkpoint,
+    DeviceDowntime,
+    DeviceUse,
+    Evidence,
+    Role,
+    Strategy,
+    VfUse,
+)
 
 _EVER = sys.maxsize
 
@@ -60,28 +68,32 @@ class Passthrough:
         return sum(known) if known and len(known) == len(sizes) else None
 
     def checkpoints(
-        self, times: dict[str, int], incoming: IncomingMigration | None
-    ) -> dict[str, int]:
+        self, times: dict[Checkpoint, int], incoming: IncomingMigration | None
+    ) -> dict[Checkpoint, int]:
         """Times of the blackout that devices tell, beside those of vCPUs and clock in `times`."""
-        found: dict[str, int] = {}
-        stopped_at = times.get("vcpus-stopped")
+        found: dict[Checkpoint, int] = {}
+        stopped_at = times.get(Checkpoint.VCPUS_STOPPED)
         if self.sources and stopped_at is not None:
             stops = [device.stopped_ns(stopped_at) for device in self.sources]
             known = [stop for stop in stops if stop is not None]
             last = max(known, default=0)
             # A stop after the source went on, or ended, is another one.
-            after = [times[n] for n in ("clock-read", "vcpus-running") if n in times]
+            after = [
+                times[n] for n in (Checkpoint.CLOCK_READ, Checkpoint.VCPUS_RUNNING) if n in times
+            ]
             if len(known) == len(stops) and last <= min(after, default=last):
-                found["devices-stopped"] = last
-        if "state-saved" in times:
+                found[Checkpoint.DEVICES_STOPPED] = last
+        if Checkpoint.STATE_SAVED in times:
             ends = [d.data_ended_ns(VfioData.SAVE, self.since_ns) for d in self.sources]
-            found["state-saved"] = max([times["state-saved"], *(e for e in ends if e is not None)])
-        if "devices-loaded" in times:
-            ends = [d.data_ended_ns(VfioData.LOAD, self.load_since_ns) for d in self.destinations]
-            found["devices-loaded"] = max(
-                [times["devices-loaded"], *(e for e in ends if e is not None)]
+            found[Checkpoint.STATE_SAVED] = max(
+                [times[Checkpoint.STATE_SAVED], *(e for e in ends if e is not None)]
             )
-        if "held" in times and incoming is not None:
+        if Checkpoint.DEVICES_LOADED in times:
+            ends = [d.data_ended_ns(VfioData.LOAD, self.load_since_ns) for d in self.destinations]
+            found[Checkpoint.DEVICES_LOADED] = max(
+                [times[Checkpoint.DEVICES_LOADED], *(e for e in ends if e is not None)]
+            )
+        if Checkpoint.HELD in times and incoming is not None:
             # With devices `cont` sets these running first, then the clock.
             starts = [
                 request.enter_ns
@@ -89,7 +101,7 @@ class Passthrough:
                 for request in device.requests
                 if request.state.startswith("RUNNING") and request.at_ns >= incoming.first_act_ns
             ]
-            found["held"] = min([times["held"], *starts])
+            found[Checkpoint.HELD] = min([times[Checkpoint.HELD], *starts])
         return found
 
     def trouble(self, until_ns: int) -> tuple[PassedDevice, Trouble] | None:
@@ -109,14 +121,14 @@ class Passthrough:
         over = ended_ns if came_to_nothing else None
         both = pairs(self.sources, self.destinations)
         found = [
-            device_use(device, "source", peer, self.since_ns, ended_ns, over)
+            device_use(device, Role.SOURCE, peer, self.since_ns, ended_ns, over)
             for device, peer in both
         ]
         before = {id(peer): device for device, peer in both if peer is not None}
         found += [
             device_use(
                 device,
-                "destination",
+                Role.DESTINATION,
                 before.get(id(device)),
                 self.load_since_ns,
                 ended_ns,
@@ -154,14 +166,14 @@ class Passthrough:
     def facts(
         self,
         around: Around,
-        times: Mapping[str, int],
+        times: Mapping[Checkpoint, int],
         handover_ns: int | None,
         ended_ns: int | None,
     ) -> Facts:
         """What the strategy's rules look at. `times`: the checkpoints that were passed."""
         sweeps = self.outgoing.dirty_syncs if self.outgoing else []
         own = [process for process in (self.process, self.peer) if process is not None]
-        stopped = times.get("vcpus-stopped")
+        stopped = times.get(Checkpoint.VCPUS_STOPPED)
         found = said(around, own, stopped)
         closed = self.closed(handover_ns)
         transfers = [
@@ -181,7 +193,7 @@ class Passthrough:
             opened=tuple((d.opened_at_ns or 0, d.label) for d in self.opened()),
             source_seen=self.process is not None,
             stopped_ns=stopped,
-            running_ns=times.get("vcpus-running"),
+            running_ns=times.get(Checkpoint.VCPUS_RUNNING),
             waited=tuple((d.closed_at_ns or 0, d.label) for d in closed if self._waited(d)),
             sent_memory_ns=self.outgoing.sent_much_ns if self.outgoing else None,
             said=found,
@@ -237,7 +249,7 @@ def gather(
 def judge(
     found: Passthrough,
     around: Around,
-    times: Mapping[str, int],
+    times: Mapping[Checkpoint, int],
     handover_ns: int | None,
     ended_ns: int | None,
     *,
@@ -249,14 +261,14 @@ def judge(
     strategy, evidence = classify(facts)
     away = moved_away(found.sources, found.destinations, found.since_ns)
     gone: list[tuple[PassedDevice, PassedDevice | None]] = []
-    if strategy in ("unplug", "late-unplug", "failover"):
+    if strategy in (Strategy.UNPLUG, Strategy.LATE_UNPLUG, Strategy.FAILOVER):
         gone = pairs(found.closed(handover_ns), found.opened())
         away += [
             Away(device, peer, device.closed_at_ns, _back(found, peer, lives))
             for device, peer in gone
         ]
-        away += _kept(found, facts, gone, lives) if strategy == "failover" else []
-    rested = _rested(facts, lives) if strategy == "mailbox" else ()
+        away += _kept(found, facts, gone, lives) if strategy == Strategy.FAILOVER else []
+    rested = _rested(facts, lives) if strategy == Strategy.MAILBOX else ()
     return Verdict(
         strategy,
         evidence,
@@ -264,9 +276,9 @@ def judge(
         found.uses(ended_ns, came_to_nothing=came_to_nothing),
         (
             *_vfs(found, lives, gone, ended_ns),
-            *(_told(facts, lives, ended_ns) if strategy == "mailbox" else ()),
+            *(_told(facts, lives, ended_ns) if strategy == Strategy.MAILBOX else ()),
         ),
-        strategy == "plain" and bool(left_before(facts)),
+        strategy == Strategy.PLAIN and bool(left_before(facts)),
     )
 
 
@@ -326,7 +338,9 @@ def _told(facts: Facts, lives: Lives, ended_ns: int | None) -> Iterator[VfUse]:
         life = function_of(each, lives)
         if life is not None and not each.held and each.role is not None:
             side: Role = (
-                "source" if stopped is not None and each.role in ("stop", "save") else "destination"
+                Role.SOURCE
+                if stopped is not None and each.role in ("stop", "save")
+                else Role.DESTINATION
             )
             shown.setdefault((life.pf, life.vf), side)
     for key, side in shown.items():

@@ -83,7 +83,7 @@ class Facts:
 def classify(facts: Facts) -> tuple[Strategy, tuple[Evidence, ...]]:
     """The strategy and what shows it."""
     rules = (_vfio, _failover, _late_unplug, _unplug, _mailbox)
-    return next((found for rule in rules if (found := rule(facts))), ("plain", ()))
+    return next((found for rule in rules if (found := rule(facts))), (Strategy.PLAIN, ()))
 
 
 Verdict = tuple[Strategy, tuple[Evidence, ...]]
@@ -93,7 +93,7 @@ def _vfio(facts: Facts) -> Verdict | None:
     """A device was asked for a state in which its own state can be read or written."""
     if not facts.transfers:
         return None
-    return "vfio", tuple(Evidence(what, at) for at, what in facts.transfers)
+    return Strategy.VFIO, tuple(Evidence(what, at) for at, what in facts.transfers)
 
 
 def _failover(facts: Facts) -> Verdict | None:
@@ -124,7 +124,7 @@ def _failover(facts: Facts) -> Verdict | None:
     loaded = [e for e in back if ran is not None and e.at_ns <= ran]
     if facts.peer_seen and ran is not None and not loaded:
         return None
-    return "failover", (
+    return Strategy.FAILOVER, (
         Evidence("dirty logging on for the largest memslot", facts.started_ns),
         *waited,
         *back,
@@ -143,7 +143,7 @@ def _late_unplug(facts: Facts) -> Verdict | None:
     ]
     if not late:
         return None
-    return "late-unplug", (
+    return Strategy.LATE_UNPLUG, (
         Evidence("second round begins", facts.second_round_ns),
         *(Evidence(f"source closes {device}", at) for at, device in late),
         *_back(facts),
@@ -156,7 +156,7 @@ def _unplug(facts: Facts) -> Verdict | None:
     back = _back(facts)
     if not before or (facts.peer_seen and not back):
         return None
-    return "unplug", (
+    return Strategy.UNPLUG, (
         *(Evidence(f"source closes {device}", at) for at, device in before),
         Evidence("dirty logging on for the largest memslot", facts.started_ns),
         *back,
@@ -196,7 +196,9 @@ def _mailbox(facts: Facts) -> Verdict | None:
         return None
     if not (before and after) and not any(s.role for s in (*before, *after)):
         return None
-    return "mailbox", tuple(s.evidence() for s in sorted((*before, *after), key=lambda s: s.at_ns))
+    return Strategy.MAILBOX, tuple(
+        s.evidence() for s in sorted((*before, *after), key=lambda s: s.at_ns)
+    )
 
 
 def helped(facts: Facts) -> tuple[list[Said], list[Said]]:

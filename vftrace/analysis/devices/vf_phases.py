@@ -40,9 +40,9 @@ def source_vf(
     closed = device.closed_at_ns
     if closed is None or (until_ns is not None and closed > until_ns):
         marks = _heard(life, since_ns, until_ns)
-        return _use(device.pf, device.vf, device, life, "source", marks, until_ns)
+        return _use(device.pf, device.vf, device, life, Role.SOURCE, marks, until_ns)
     marks = [*_heard(life, since_ns, closed), ("absent", closed)]
-    return _use(device.pf, device.vf, device, life, "source", marks, back_ns)
+    return _use(device.pf, device.vf, device, life, Role.SOURCE, marks, back_ns)
 
 
 def destination_vf(
@@ -64,7 +64,7 @@ def destination_vf(
     opened = device.opened_at_ns
     if opened is None or opened < since_ns:
         marks = _heard(life, since_ns, until_ns)
-        return _use(device.pf, device.vf, device, life, "destination", marks, until_ns)
+        return _use(device.pf, device.vf, device, life, Role.DESTINATION, marks, until_ns)
     marks = [("probing", opened)]
     closed = device.closed_at_ns if device.closed_at_ns is not None else gone_ns
     for name, at in _heard(life, opened, closed):
@@ -73,7 +73,7 @@ def destination_vf(
             break
         if ready or name == "ready" or (name == "configuring" and marks[-1][0] == "probing"):
             marks.append((name, at))
-    return _use(device.pf, device.vf, device, life, "destination", marks, closed)
+    return _use(device.pf, device.vf, device, life, Role.DESTINATION, marks, closed)
 
 
 def heard_vf(life: VfLife, role: Role, since_ns: int, until_ns: int | None) -> VfUse:
@@ -108,7 +108,7 @@ def _use(
     end_ns: int | None,
 ) -> VfUse:
     address = device.address or (life.address if life is not None else None)
-    mapping = device.mapping_ns if role == "destination" else None
+    mapping = device.mapping_ns if role == Role.DESTINATION else None
     return VfUse(pf, number, address, role, _phases(marks, end_ns), mapping)
 
 

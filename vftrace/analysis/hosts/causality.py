@@ -15,7 +15,7 @@ from vftrace.analysis.hosts.clocks import (
     tightest,
 )
 from vftrace.events import PingGap
-from vftrace.model.migration import Migration
+from vftrace.model.migration import Checkpoint, Migration, Outcome, Phase
 from vftrace.model.report import ClockOffset, HostReport, PingRecording
 from vftrace.ping.gaps import OWN
 
@@ -48,12 +48,12 @@ def orders_of(pair: Pair) -> list[Order]:
     here, there = pair.source.host.boot_id, pair.destination.host.boot_id
     before, after = source.downtime.times, destination.downtime.times
     orders = []
-    ran = after.get("vcpus-running", after.get("clock-set"))
+    ran = after.get(Checkpoint.VCPUS_RUNNING, after.get(Checkpoint.CLOCK_SET))
     if ran is not None:
-        stopped = before["vcpus-stopped"]
+        stopped = before[Checkpoint.VCPUS_STOPPED]
         orders.append(Order(here, stopped, there, ran, "it ran only after the source stopped"))
-    loaded = after.get("devices-loaded", ran)
-    saved = before.get("state-saved")
+    loaded = after.get(Checkpoint.DEVICES_LOADED, ran)
+    saved = before.get(Checkpoint.STATE_SAVED)
     if loaded is not None and saved is not None:
         # In postcopy too: the state goes in one package (migration/migration.c, postcopy_start).
         orders.append(Order(here, saved, there, loaded, "state is read before it is loaded"))
@@ -65,7 +65,7 @@ def orders_of(pair: Pair) -> list[Order]:
         orders.append(Order(there, ready, here, began, "the source connects to who listens"))
     done = _last_page(destination)
     ended = source.ended_at_ns
-    if done is not None and ended is not None and source.outcome == "completed":
+    if done is not None and ended is not None and source.outcome == Outcome.COMPLETED:
         # Postcopy has a return path; the source waits for its end (await_return_path_close_on_source).
         orders.append(Order(there, done, here, ended, "the source waits for the last page"))
     return orders
@@ -73,7 +73,7 @@ def orders_of(pair: Pair) -> list[Order]:
 
 def _last_page(destination: Migration) -> int | None:
     """When postcopy's last page came."""
-    return next((p.end_at_ns for p in destination.phases if p.name == "postcopy"), None)
+    return next((p.end_at_ns for p in destination.phases if p.name == Phase.POSTCOPY), None)
 
 
 def offset_of(
@@ -96,9 +96,9 @@ def offset_of(
 def _moments(pair: Pair) -> dict[str, int]:
     """The moment for which the offset is wanted, on each clock: when the source stopped and the destination ran."""
     times = pair.destination.migration.downtime.times
-    ran = times.get("vcpus-running", max(times.values(), default=0))
+    ran = times.get(Checkpoint.VCPUS_RUNNING, max(times.values(), default=0))
     return {
-        pair.source.host.boot_id: pair.source.migration.downtime.times["vcpus-stopped"],
+        pair.source.host.boot_id: pair.source.migration.downtime.times[Checkpoint.VCPUS_STOPPED],
         pair.destination.host.boot_id: ran,
     }
 
@@ -129,8 +129,8 @@ def _orders_of_pings(pair: Pair, tight: Bounds, pings: Iterable[PingRecording]) 
     came before the destination ran.
     """
     here, there = pair.source.host.boot_id, pair.destination.host.boot_id
-    stopped = pair.source.migration.downtime.times["vcpus-stopped"]
-    ran = pair.destination.migration.downtime.times.get("vcpus-running")
+    stopped = pair.source.migration.downtime.times[Checkpoint.VCPUS_STOPPED]
+    ran = pair.destination.migration.downtime.times.get(Checkpoint.VCPUS_RUNNING)
     if ran is None:
         return
     for ping in pings:

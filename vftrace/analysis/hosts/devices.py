@@ -6,9 +6,17 @@ Times of both sides are on one clock here (`shift.shifted`).
 from dataclasses import replace
 from itertools import zip_longest
 
-from vftrace.model.migration import DeviceDowntime, DeviceUse, Evidence, Migration, VfUse
+from vftrace.model.migration import (
+    DeviceDowntime,
+    DeviceUse,
+    Evidence,
+    Migration,
+    Role,
+    Strategy,
+    VfUse,
+)
 
-_UNPLUGGED = ("unplug", "late-unplug", "failover")
+_UNPLUGGED = (Strategy.UNPLUG, Strategy.LATE_UNPLUG, Strategy.FAILOVER)
 
 
 def join_devices(source: Migration, destination: Migration) -> tuple[DeviceUse, ...]:
@@ -99,7 +107,7 @@ def _until_ready(device: DeviceDowntime, vf: VfUse | None) -> DeviceDowntime:
 
 def _opened_by_destination(vfs: tuple[VfUse, ...]) -> list[VfUse]:
     """The functions that the destination opened since the migration began."""
-    return [vf for vf in vfs if vf.role == "destination" and _begins(vf, "probing")]
+    return [vf for vf in vfs if vf.role == Role.DESTINATION and _begins(vf, "probing")]
 
 
 def _since(vf: VfUse, started_ns: int) -> VfUse:

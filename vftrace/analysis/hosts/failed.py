@@ -19,7 +19,7 @@ from vftrace.analysis.hosts.clocks import (
     tighten,
     tightest,
 )
-from vftrace.model.migration import Cause, Migration, Outcome
+from vftrace.model.migration import Cause, Migration, Outcome, Role
 from vftrace.model.report import HostReport, MigrationReport, WaitingVm
 from vftrace.units import format_ns
 
@@ -81,7 +81,7 @@ def join_failed(
             merged.append(_of_both(by_source[id(found)], joined))
         elif id(found) in doubted:
             merged.append(replace(found, warnings=(*found.warnings, SEVERAL_WAITING)))
-        elif m.role != "destination" or (found.host.boot_id, m.pid) not in taken:
+        elif m.role != Role.DESTINATION or (found.host.boot_id, m.pid) not in taken:
             merged.append(found)
     return tuple(merged)
 
@@ -102,8 +102,8 @@ def _couples(joined: Sequence[MigrationReport], hosts: Sequence[HostReport]) -> 
 
 
 def _failed(m: Migration) -> bool:
-    over = m.outcome in ("failed", "cancelled") and m.ended_at_ns is not None
-    return over and m.role == "source" and m.uuid is not None and m.channel.kind != "file"
+    over = m.outcome in (Outcome.FAILED, Outcome.CANCELLED) and m.ended_at_ns is not None
+    return over and m.role == Role.SOURCE and m.uuid is not None and m.channel.kind != "file"
 
 
 def _clocks(
@@ -171,7 +171,7 @@ def _of_both(couple: _Couple, joined: Sequence[MigrationReport]) -> MigrationRep
         couple.source,
         migration=replace(
             m,
-            role="stitched",
+            role=Role.STITCHED,
             peer_pid=couple.waiting.pid,
             outcome=ending.outcome,
             cause=ending.cause,
@@ -189,28 +189,28 @@ def _destination_of(couple: _Couple, joined: Iterable[MigrationReport]) -> Migra
     for other in joined:
         m = other.migration
         here = other.host.boot_id == couple.host.boot_id
-        if here and m.role == "destination" and m.pid == couple.waiting.pid:
+        if here and m.role == Role.DESTINATION and m.pid == couple.waiting.pid:
             return m
     return None
 
 
 def _ending(m: Migration, theirs: Migration | None, couple: _Couple) -> _Ending:
     """How it ended, by the rules that verdict.py has for both sides on one host."""
-    if theirs is not None and theirs.cause in ("device-refused", "device-failed"):
-        return _Ending("failed", theirs.cause, theirs.cause_detail)
+    if theirs is not None and theirs.cause in (Cause.DEVICE_REFUSED, Cause.DEVICE_FAILED):
+        return _Ending(Outcome.FAILED, theirs.cause, theirs.cause_detail)
     said = _Ending(m.outcome, m.cause, m.cause_detail)
     broke = m.channel.error_at_ns
-    if m.cause != "channel-error" or broke is None or couple.waiting.ended_at_ns is None:
+    if m.cause != Cause.CHANNEL_ERROR or broke is None or couple.waiting.ended_at_ns is None:
         return said
     ahead = couple.ended_before(broke)
     if ahead is not None:
         detail = f"its process ended at least {format_ns(ahead)} before the error"
-        return _Ending("failed", "destination-ended", detail)
+        return _Ending(Outcome.FAILED, Cause.DESTINATION_ENDED, detail)
     if not couple.ended_after(broke):
         return replace(said, warning=UNCLEAR)
     if m.channel.error != "EPIPE":
         return said
     # The source itself shut the channel down (QEMU migrate_fd_cancel), and the destination ended for it.
     if m.stopped_at_ns is not None:
-        return _Ending("failed", "resumed-after-stop", None)
-    return _Ending("cancelled", "cancelled", None)
+        return _Ending(Outcome.FAILED, Cause.RESUMED_AFTER_STOP, None)
+    return _Ending(Outcome.CANCELLED, Cause.CANCELLED, None)

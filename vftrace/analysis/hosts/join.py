@@ -18,11 +18,15 @@ from vftrace.analysis.hosts.shift import shifted
 from vftrace.analysis.phases import downtime_of
 from vftrace.model.figures import clock_change
 from vftrace.model.migration import (
-    CHECKPOINTS,
+    Cause,
+    Checkpoint,
     Downtime,
     Migration,
     Outcome,
     Phase,
+    PhaseSpan,
+    Role,
+    Strategy,
 )
 from vftrace.model.report import ClockOffset, HostReport, MigrationReport, PingRecording, Report
 
@@ -91,17 +95,17 @@ def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
     destination = shifted(pair.destination.migration, offset.middle)
     times = _join_times(source.downtime.times, destination.downtime.times)
     outcome, ended = _ending(source, destination, times)
-    failed, unclear = outcome == "failed", outcome == "unknown"
+    failed, unclear = outcome == Outcome.FAILED, outcome == Outcome.UNKNOWN
     state_bytes = None if destination.postcopy else source.channel.state_bytes
     migration = replace(
         source,
-        role="stitched",
+        role=Role.STITCHED,
         peer_pid=destination.pid,
         name=source.name or destination.name,
         outcome=outcome,
-        cause=destination.cause if failed else "trace-ended" if unclear else None,
+        cause=destination.cause if failed else Cause.TRACE_ENDED if unclear else None,
         cause_detail=destination.cause_detail if failed else None,
-        strategy=destination.strategy if source.strategy == "plain" else source.strategy,
+        strategy=destination.strategy if source.strategy == Strategy.PLAIN else source.strategy,
         strategy_evidence=source.strategy_evidence
         + destination.strategy_evidence
         + plug_evidence(source, destination),
@@ -123,34 +127,36 @@ def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
     )
 
 
-def _join_times(source: dict[str, int], destination: dict[str, int]) -> dict[str, int]:
+def _join_times(
+    source: dict[Checkpoint, int], destination: dict[Checkpoint, int]
+) -> dict[Checkpoint, int]:
     """The checkpoints of both sides, none before the one that precedes it.
 
     The offset is that of the moment the destination ran; a little earlier it may be a little different.
     """
     times = destination | source
     latest = 0
-    for name in CHECKPOINTS:
+    for name in Checkpoint:
         if name in times:
             latest = times[name] = max(times[name], latest)
     return times
 
 
 def _ending(
-    source: Migration, destination: Migration, times: dict[str, int]
+    source: Migration, destination: Migration, times: dict[Checkpoint, int]
 ) -> tuple[Outcome, int | None]:
     """Outcome and end, by the rules that assemble.py has for both sides on one host."""
-    if destination.outcome == "completed":
-        ran, ended = times.get("vcpus-running", 0), destination.ended_at_ns
-        return "completed", max(ran, ended) if destination.postcopy and ended else ran
-    if destination.outcome == "failed":
-        return "failed", destination.ended_at_ns
-    if source.outcome == "completed" and not destination.postcopy:
-        return "completed", source.ended_at_ns
-    return "unknown", None
+    if destination.outcome == Outcome.COMPLETED:
+        ran, ended = times.get(Checkpoint.VCPUS_RUNNING, 0), destination.ended_at_ns
+        return Outcome.COMPLETED, max(ran, ended) if destination.postcopy and ended else ran
+    if destination.outcome == Outcome.FAILED:
+        return Outcome.FAILED, destination.ended_at_ns
+    if source.outcome == Outcome.COMPLETED and not destination.postcopy:
+        return Outcome.COMPLETED, source.ended_at_ns
+    return Outcome.UNKNOWN, None
 
 
-def _downtime(times: dict[str, int], uncertainty_ns: int) -> Downtime:
+def _downtime(times: dict[Checkpoint, int], uncertainty_ns: int) -> Downtime:
     """The blackout of these checkpoints.
 
     The step that goes from clock to clock is only as sure as the offset: where it could have been smaller or
@@ -167,41 +173,42 @@ def _downtime(times: dict[str, int], uncertainty_ns: int) -> Downtime:
 
 
 def _source_phases(
-    source: Migration, destination: Migration, times: dict[str, int]
-) -> tuple[Phase, ...]:
-    ran = times.get("vcpus-running")
+    source: Migration, destination: Migration, times: dict[Checkpoint, int]
+) -> tuple[PhaseSpan, ...]:
+    ran = times.get(Checkpoint.VCPUS_RUNNING)
     phases = []
     last_end = None
     for phase in source.phases:
         last_end = phase.end_at_ns
-        if phase.name == "handover" and ran is not None:
+        if phase.name == Phase.HANDOVER and ran is not None:
             phases.append(replace(phase, end_at_ns=ran))
-        elif phase.name != "cleanup":
+        elif phase.name != Phase.CLEANUP:
             phases.append(phase)
     cleanup = ran
     if destination.postcopy and ran is not None:
-        done = next((p.end_at_ns for p in destination.phases if p.name == "postcopy"), None)
+        done = next((p.end_at_ns for p in destination.phases if p.name == Phase.POSTCOPY), None)
         cleanup = None if done is None else max(ran, done)
-        phases.append(Phase("postcopy", "source", ran, cleanup))
+        phases.append(PhaseSpan(Phase.POSTCOPY, Role.SOURCE, ran, cleanup))
     # A source that ended before the destination ran has nothing to clean up any more.
     if cleanup is not None and (last_end is None or last_end >= cleanup):
-        phases.append(Phase("cleanup", "source", cleanup, last_end))
+        phases.append(PhaseSpan(Phase.CLEANUP, Role.SOURCE, cleanup, last_end))
     return tuple(phases)
 
 
 def _destination_phases(
-    source: Migration, destination: Migration, times: dict[str, int]
-) -> tuple[Phase, ...]:
+    source: Migration, destination: Migration, times: dict[Checkpoint, int]
+) -> tuple[PhaseSpan, ...]:
     marks = [
-        ("incoming", source.started_at_ns),
-        ("device-load", times.get("state-saved")),
-        ("resume", times.get("devices-loaded", times.get("clock-set"))),
+        (Phase.INCOMING, source.started_at_ns),
+        (Phase.DEVICE_LOAD, times.get(Checkpoint.STATE_SAVED)),
+        (Phase.RESUME, times.get(Checkpoint.DEVICES_LOADED, times.get(Checkpoint.CLOCK_SET))),
     ]
-    ran = times.get("vcpus-running")
+    ran = times.get(Checkpoint.VCPUS_RUNNING)
     known = [(name, at) for name, at in marks if at is not None]
     ends = [at for _, at in known[1:]] + [ran]
     phases = [
-        Phase(name, "destination", at, end) for (name, at), end in zip(known, ends, strict=True)
+        PhaseSpan(name, Role.DESTINATION, at, end)
+        for (name, at), end in zip(known, ends, strict=True)
     ]
-    later = [phase for phase in destination.phases if phase.name in ("postcopy", "running")]
+    later = [phase for phase in destination.phases if phase.name in (Phase.POSTCOPY, Phase.RUNNING)]
     return (*phases, *(replace(p, start_at_ns=max(p.start_at_ns, ran or 0)) for p in later))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from vftrace.analysis.hosts.causality import Half, Pair, offset_of, orders_of
-from vftrace.model.migration import Migration
+from vftrace.model.migration import Checkpoint, Migration, Role
 from vftrace.model.report import HostReport
 
 SEVERAL = "not joined: several migrations on other hosts could be the other half"
@@ -37,7 +37,7 @@ def _candidates(hosts: Sequence[HostReport]) -> list[Pair]:
     halves = [Half(host, m) for host in hosts for m in host.snapshot.migrations]
     destinations: dict[str | None, list[Half]] = {}
     for half in halves:
-        if half.migration.role == "destination":
+        if half.migration.role == Role.DESTINATION:
             destinations.setdefault(half.migration.uuid, []).append(half)
     return [
         Pair(source, destination)
@@ -50,8 +50,8 @@ def _candidates(hosts: Sequence[HostReport]) -> list[Pair]:
 
 def handed_over(m: Migration) -> bool:
     """Whether this is a source that stopped and never ran again."""
-    stopped = m.stopped_at_ns is not None and "vcpus-running" not in m.downtime.times
-    return m.role == "source" and stopped and m.channel.kind != "file"
+    stopped = m.stopped_at_ns is not None and Checkpoint.VCPUS_RUNNING not in m.downtime.times
+    return m.role == Role.SOURCE and stopped and m.channel.kind != "file"
 
 
 def _ids(pair: Pair) -> tuple[int, int]:

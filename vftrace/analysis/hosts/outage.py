@@ -10,8 +10,8 @@ from itertools import pairwise
 
 from vftrace.events import Event, NetAddress, NetLink, PingGap
 from vftrace.mailbox.life import VfLife
-from vftrace.model.migration import Migration, VfUse
-from vftrace.model.report import Outage, OutageSpan
+from vftrace.model.migration import Checkpoint, Migration, Role, VfUse
+from vftrace.model.report import Outage, OutageSpan, Side
 from vftrace.ping.gaps import HELD, LOST, OWN
 
 MAPPING = "VF attached"
@@ -133,21 +133,21 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
     times = m.downtime.times
     yield from _blackout(times)
     yield from _busy(m, source, destination)
-    ran = times.get("vcpus-running")
+    ran = times.get(Checkpoint.VCPUS_RUNNING)
     heard = sorted((*_heard(source), *_heard(destination)))
     if ran is not None:
         here = [at for at in _heard(destination) if ran <= at <= ran + ANNOUNCED_NS]
         # Without any word of it the bridge knew the guest, or there is none.
         if here:
-            yield OutageSpan(UNHEARD, "destination", ran, min(here))
+            yield OutageSpan(UNHEARD, Side.DESTINATION, ran, min(here))
     came = [
         vf.phases[0].start_at_ns
         for vf in m.vfs
-        if vf.role == "destination" and vf.phases and vf.phases[0].name == "probing"
+        if vf.role == Role.DESTINATION and vf.phases and vf.phases[0].name == "probing"
     ]
     opened = min(came, default=None)
     for vf in m.vfs:
-        if vf.role == "source":
+        if vf.role == Role.SOURCE:
             yield from _source_spans(vf, m, source, heard, opened)
         else:
             yield from _destination_spans(vf, source, destination)
@@ -160,18 +160,18 @@ def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[Out
         until = end + source.shift_ns
         until = until if stopped is None else min(until, stopped)
         if until > start + source.shift_ns:
-            yield OutageSpan(BUSY, "source", start + source.shift_ns, until)
+            yield OutageSpan(BUSY, Side.SOURCE, start + source.shift_ns, until)
     for start, end in destination.stalls:
         if stopped is not None and end + destination.shift_ns > stopped:
             since = max(start + destination.shift_ns, stopped)
-            yield OutageSpan(BUSY, "destination", since, end + destination.shift_ns)
+            yield OutageSpan(BUSY, Side.DESTINATION, since, end + destination.shift_ns)
 
 
 def _late(
     m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int
 ) -> Iterator[OutageSpan]:
     """From the first ping that was answered at last until that answer came, as far as the destination ran."""
-    ran = m.downtime.times.get("vcpus-running")
+    ran = m.downtime.times.get(Checkpoint.VCPUS_RUNNING)
     if gap.kind != HELD or ran is None:
         return
     end = gap.start_at_ns + gap.ns
@@ -183,16 +183,16 @@ def _late(
     answered = max(losses, default=gap.start_at_ns)
     since = max(answered + offset_ns, ran)
     if since < end + offset_ns:
-        yield OutageSpan(LATE, "pinger", since, end + offset_ns)
+        yield OutageSpan(LATE, Side.PINGER, since, end + offset_ns)
 
 
-def _blackout(times: Mapping[str, int]) -> Iterator[OutageSpan]:
-    stopped, ran = times.get("vcpus-stopped"), times.get("vcpus-running")
+def _blackout(times: Mapping[Checkpoint, int]) -> Iterator[OutageSpan]:
+    stopped, ran = times.get(Checkpoint.VCPUS_STOPPED), times.get(Checkpoint.VCPUS_RUNNING)
     if stopped is None or ran is None:
         return
-    loaded = min(times.get("devices-loaded", times.get("clock-set", ran)), ran)
-    yield OutageSpan(BLACKOUT, "source", stopped, loaded)
-    yield OutageSpan(RESUME, "destination", loaded, ran)
+    loaded = min(times.get(Checkpoint.DEVICES_LOADED, times.get(Checkpoint.CLOCK_SET, ran)), ran)
+    yield OutageSpan(BLACKOUT, Side.SOURCE, stopped, loaded)
+    yield OutageSpan(RESUME, Side.DESTINATION, loaded, ran)
 
 
 def _source_spans(
@@ -208,7 +208,7 @@ def _source_spans(
     if rested is not None and rested + source.shift_ns < since:
         rested = None
     if rested is not None and absent is not None:
-        yield OutageSpan(UNPLUG, "source", rested + source.shift_ns, absent.start_at_ns)
+        yield OutageSpan(UNPLUG, Side.SOURCE, rested + source.shift_ns, absent.start_at_ns)
     if absent is not None:
         gone = absent.start_at_ns
     elif rested is not None:
@@ -218,7 +218,7 @@ def _source_spans(
     otherwise = next((at for at in heard if at > gone), None)
     ends = [at for at in (opened, otherwise) if at is not None and at > gone]
     if ends:
-        yield OutageSpan(GONE, "source", gone, min(ends))
+        yield OutageSpan(GONE, Side.SOURCE, gone, min(ends))
 
 
 def _rested(life: VfLife | None, closed_ns: int) -> int | None:
@@ -235,17 +235,17 @@ def _destination_spans(vf: VfUse, source: HostSide, destination: HostSide) -> It
     """The destination's VF, from its opening until its guest was heard through it."""
     names = {"probing": PROBING, "configuring": CONFIGURING}
     if vf.mapping_at_ns is not None and vf.phases:
-        yield OutageSpan(MAPPING, "destination", vf.mapping_at_ns, vf.phases[0].start_at_ns)
+        yield OutageSpan(MAPPING, Side.DESTINATION, vf.mapping_at_ns, vf.phases[0].start_at_ns)
     for phase in vf.phases:
         start = phase.start_at_ns
         if phase.name in names:
             end = phase.end_at_ns if phase.end_at_ns is not None else start + AROUND_NS
-            yield OutageSpan(names[phase.name], "destination", start, end)
+            yield OutageSpan(names[phase.name], Side.DESTINATION, start, end)
         elif phase.name == "ready":
             mac = _mac(vf, destination)
             heard = [at for host in (source, destination) for at in _moved(host, mac)]
             word = min((at for at in heard if start < at < start + AROUND_NS), default=None)
-            yield OutageSpan(LINK, "destination", start, word or start + LINK_NS)
+            yield OutageSpan(LINK, Side.DESTINATION, start, word or start + LINK_NS)
 
 
 def _mac(vf: VfUse, destination: HostSide) -> str | None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from vftrace.analysis.hosts.clocks import Bounds, add_wall_clock, offset_between, tightest
 from vftrace.analysis.hosts.outage import HostSide, account
 from vftrace.events import Event, PingGap, PingSettings, PingSummary
-from vftrace.model.migration import Migration
+from vftrace.model.migration import Checkpoint, Migration
 from vftrace.model.report import (
     ClockOffset,
     HostReport,
@@ -154,7 +154,7 @@ def _overlap(migrations: Iterable[Migration]) -> bool:
 
 
 def _blackout(m: Migration) -> tuple[int, int] | None:
-    ran = m.downtime.times.get("vcpus-running")
+    ran = m.downtime.times.get(Checkpoint.VCPUS_RUNNING)
     if m.stopped_at_ns is None or ran is None:
         return None
     return m.stopped_at_ns, max(ran, m.stopped_at_ns + 1)

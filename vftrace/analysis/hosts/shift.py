@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import TypeVar
 
-from vftrace.model.migration import DeviceUse, Migration, Phase, VfPhase, VfUse
+from vftrace.model.migration import DeviceUse, Migration, PhaseSpan, VfPhase, VfUse
 
-_Interval = TypeVar("_Interval", Phase, VfPhase)
+_Interval = TypeVar("_Interval", PhaseSpan, VfPhase)
 
 
 def shifted(m: Migration, ns: int) -> Migration:

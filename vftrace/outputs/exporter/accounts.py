@@ -16,7 +16,17 @@ from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.events import Event
 from vftrace.mailbox.life import VfLife
 from vftrace.model.host import HostInfo
-from vftrace.model.migration import Dirty, Migration, Phase, Snapshot, Vm, VmDevice
+from vftrace.model.migration import (
+    Dirty,
+    Migration,
+    Outcome,
+    Phase,
+    PhaseSpan,
+    Role,
+    Snapshot,
+    Vm,
+    VmDevice,
+)
 from vftrace.outputs.traces.ids import trace_id_of
 
 SETTLE_NS = 1_000_000_000
@@ -49,10 +59,18 @@ SYNC_BUCKETS = (
 )
 
 SOURCE_PHASES = (
-    *("setup", "precopy", "stop", "final-sync", "device-save", "handover", "postcopy"),
-    "cleanup",
+    *(
+        Phase.SETUP,
+        Phase.PRECOPY,
+        Phase.STOP,
+        Phase.FINAL_SYNC,
+        Phase.DEVICE_SAVE,
+        Phase.HANDOVER,
+        Phase.POSTCOPY,
+    ),
+    Phase.CLEANUP,
 )
-DESTINATION_PHASES = ("incoming", "device-load", "resume", "postcopy")
+DESTINATION_PHASES = (Phase.INCOMING, Phase.DEVICE_LOAD, Phase.RESUME, Phase.POSTCOPY)
 """Without `running`: that is the VM's life, and has no duration of interest."""
 
 
@@ -169,9 +187,9 @@ class VmView:
     def sides(self) -> Iterator[tuple[str, Migration]]:
         """(role, migration) of each side that is there."""
         if self.source is not None:
-            yield "source", self.source
+            yield Role.SOURCE, self.source
         if self.destination is not None:
-            yield "destination", self.destination
+            yield Role.DESTINATION, self.destination
 
     @property
     def migrations(self) -> tuple[Migration, ...]:
@@ -230,7 +248,10 @@ class Accounts:
         self.downtime = {kind: Histogram(DOWNTIME_BUCKETS) for kind in DOWNTIME_KINDS}
         self.phases = {
             (role, phase): Histogram(PHASE_BUCKETS)
-            for role, phases in (("source", SOURCE_PHASES), ("destination", DESTINATION_PHASES))
+            for role, phases in (
+                (Role.SOURCE, SOURCE_PHASES),
+                (Role.DESTINATION, DESTINATION_PHASES),
+            )
             for phase in phases
         }
         self.sync = Histogram(SYNC_BUCKETS)
@@ -317,8 +338,8 @@ class Accounts:
             vm=kept.vm,
             paused=_paused(processes),
             devices=_devices(processes),
-            source=_latest(shown, ("source", "stitched")),
-            destination=_latest(shown, ("destination", "stitched")),
+            source=_latest(shown, (Role.SOURCE, Role.STITCHED)),
+            destination=_latest(shown, (Role.DESTINATION, Role.STITCHED)),
             totals=self._totals[label],
         )
 
@@ -377,7 +398,7 @@ class Accounts:
             return
         if not seen.counted:
             seen.counted = True
-            outcome = migration.outcome or "unknown"
+            outcome = migration.outcome or Outcome.UNKNOWN
             self.migrations[migration.role, migration.strategy, outcome] += 1
             self.incomplete += migration.incomplete
             trace = trace_id_of(migration, reading.host.boot_id) if reading.traced else None
@@ -386,7 +407,7 @@ class Accounts:
         for phase in migration.phases:
             self._count_phase(phase, seen)
 
-    def _count_phase(self, phase: Phase, seen: _Seen) -> None:
+    def _count_phase(self, phase: PhaseSpan, seen: _Seen) -> None:
         key = phase.role, phase.name
         if phase.end_at_ns is None or key in seen.phases or key not in self.phases:
             return
@@ -434,7 +455,7 @@ def clean(text: str | None) -> str:
 
 
 def _identity(migration: Migration) -> tuple[str, int, int]:
-    side = "destination" if migration.role == "destination" else "source"
+    side = Role.DESTINATION if migration.role == Role.DESTINATION else Role.SOURCE
     return side, migration.pid, migration.started_at_ns
 
 
@@ -472,7 +493,7 @@ def _devices(processes: list[Vm]) -> tuple[VmDevice, ...]:
 def _arrival(vm: VmView) -> tuple[int, int] | None:
     """The process that came here by migration, and when its guest ran."""
     m = vm.destination
-    pid = None if m is None else m.pid if m.role == "destination" else m.peer_pid
+    pid = None if m is None else m.pid if m.role == Role.DESTINATION else m.peer_pid
     at_ns = None if m is None else m.downtime.checkpoints[-1].at_ns
     return None if pid is None or at_ns is None else (pid, at_ns)
 

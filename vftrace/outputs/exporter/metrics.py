@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, get_args
+from typing import Literal
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -115,7 +115,7 @@ def _phase(view: View) -> Samples:
 
 
 def _migrations(view: View) -> Samples:
-    for key in product(get_args(Role), get_args(Strategy), get_args(Outcome)):
+    for key in product(Role, Strategy, Outcome):
         yield key, view.accounts.migrations[key]
 
 

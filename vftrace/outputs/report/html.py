@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from vftrace import __version__
+from vftrace.model.migration import Checkpoint, Outcome, Phase, Role
 from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, timeline_of, title_of
 from vftrace.outputs.text.words import HAPPENS
 from vftrace.units import format_bytes, format_ns, format_rate
@@ -104,7 +105,7 @@ def _cards(m: Json) -> str:
     if down["service_ns"] is not None:
         cards.append(("service downtime", _duration(down["service_ns"])))
     cards += [("total", _total(m)), ("sent", _size(m["channel"]["bytes"]))]
-    if m["role"] != "destination":
+    if m["role"] != Role.DESTINATION:
         pages = m["dirty"]["new_pages"]
         cards.append(("rounds", str(len(m["rounds"]))))
         cards.append(("dirtied", _size(None if pages is None else pages * m["dirty"]["page_size"])))
@@ -250,23 +251,37 @@ def _colour(kind: str, name: str) -> str:
     return _COLOURS.get(name, "c0")
 
 
-_COLOURS = {
-    **dict.fromkeys(("running", "RUNNING", "RUNNING_P2P", "ready"), "good"),
+_COLOURS: dict[str, str] = {
+    **dict.fromkeys((Phase.RUNNING, "RUNNING", "RUNNING_P2P", "ready"), "good"),
     **dict.fromkeys(
-        ("stopped", "STOP", "absent", "unplugged", "devices-stopped", "blackout", "VF gone"), "bad"
+        (
+            "stopped",
+            "STOP",
+            "absent",
+            "unplugged",
+            Checkpoint.DEVICES_STOPPED,
+            "blackout",
+            "VF gone",
+        ),
+        "bad",
     ),
     **dict.fromkeys(("wait for unplug", "VF configuring"), "c5"),
     **dict.fromkeys(("VF attached",), "c6"),
     **dict.fromkeys(("VF's link", "guest not heard yet", "destination's resume"), "c7"),
-    **dict.fromkeys(("precopy", "PRE_COPY", "PRE_COPY_P2P", "incoming", "postcopy"), "c1"),
-    **dict.fromkeys(("setup", "cleanup", "probing"), "c0"),
-    **dict.fromkeys(("stop", "clock-read", "reset"), "c2"),
-    **dict.fromkeys(("final-sync", "final-sync-done"), "c3"),
-    **dict.fromkeys(("device-save", "state-saved", "STOP_COPY"), "c4"),
-    **dict.fromkeys(("handover", "device-load", "devices-loaded", "RESUMING", "configuring"), "c5"),
-    **dict.fromkeys(("held",), "c6"),
-    **dict.fromkeys(("resume", "clock-set"), "c7"),
-    **dict.fromkeys(("vcpus-running",), "good"),
+    **dict.fromkeys(
+        (Phase.PRECOPY, "PRE_COPY", "PRE_COPY_P2P", Phase.INCOMING, Phase.POSTCOPY), "c1"
+    ),
+    **dict.fromkeys((Phase.SETUP, Phase.CLEANUP, "probing"), "c0"),
+    **dict.fromkeys((Phase.STOP, Checkpoint.CLOCK_READ, "reset"), "c2"),
+    **dict.fromkeys((Phase.FINAL_SYNC, Checkpoint.FINAL_SYNC_DONE), "c3"),
+    **dict.fromkeys((Phase.DEVICE_SAVE, Checkpoint.STATE_SAVED, "STOP_COPY"), "c4"),
+    **dict.fromkeys(
+        (Phase.HANDOVER, Phase.DEVICE_LOAD, Checkpoint.DEVICES_LOADED, "RESUMING", "configuring"),
+        "c5",
+    ),
+    **dict.fromkeys((Checkpoint.HELD,), "c6"),
+    **dict.fromkeys((Phase.RESUME, Checkpoint.CLOCK_SET), "c7"),
+    **dict.fromkeys((Checkpoint.VCPUS_RUNNING,), "good"),
 }
 
 
@@ -302,7 +317,7 @@ def _blackout_table(m: Json) -> str:
         name = escape(c["name"])
         if c["name"] == m["downtime"]["set_by"]:
             name = f"<b>{name}</b>"
-        again = c["name"] == "vcpus-running" and m["outcome"] == "failed"
+        again = c["name"] == Checkpoint.VCPUS_RUNNING and m["outcome"] == Outcome.FAILED
         happens = "vCPUs run again on the source" if again else HAPPENS.get(c["name"], "")
         rows.append(_row([swatch + name, _duration(c["ns"]), share, escape(happens)]))
     return _table(("checkpoint", "took", "share", "what happens until it"), rows)

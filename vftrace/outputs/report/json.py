@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vftrace.mailbox.life import VfLife
+from vftrace.model.migration import Outcome
 from vftrace.model.report import HostReport, MigrationReport, Outage, Report
 
 SCHEMA = 1
@@ -86,7 +87,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
         "peer_host": None if found.peer is None else found.peer.name,
         "strategy": m.strategy,
         "strategy_evidence": [{"event": e.event, "at_ns": e.at_ns} for e in m.strategy_evidence],
-        "outcome": m.outcome or "unknown",
+        "outcome": m.outcome or Outcome.UNKNOWN,
         "cause": m.cause,
         "cause_detail": m.cause_detail,
         "was_paused": m.was_paused,

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vftrace.model.host import HostInfo
-from vftrace.model.migration import Migration, Snapshot
+from vftrace.model.migration import Migration, Role, Snapshot
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.devices import devices_part
 from vftrace.outputs.text.figures import mean_dirty_rate
@@ -188,7 +188,7 @@ def _facts(m: Migration, snapshot: Snapshot, g: Glyphs) -> Iterator[tuple[str, s
     )
     yield "strategy", m.strategy + (f": {evidence}" if evidence else "")
     yield "channel", _channel(m)
-    if m.role != "destination":
+    if m.role != Role.DESTINATION:
         yield "dirtied", _dirtied(m)
     foretold = forecast_of(m)
     if foretold is not None:

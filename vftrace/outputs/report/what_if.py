@@ -7,7 +7,7 @@ from rich.text import Text
 
 from vftrace.analysis.forecast.precopy import Assumptions
 from vftrace.errors import UsageError
-from vftrace.model.migration import Forecast, Migration
+from vftrace.model.migration import Forecast, Migration, Role
 from vftrace.outputs.text.forecast import forecast_line
 from vftrace.outputs.text.glyphs import glyphs
 from vftrace.outputs.text.tables import UNKNOWN, plain_table, size
@@ -43,7 +43,7 @@ def render_forecasts(
     g = glyphs(ascii=ascii)
     parts: list[RenderableType] = []
     for migration in migrations:
-        if migration.role == "destination":
+        if migration.role == Role.DESTINATION:
             continue
         parts.append(
             Text(f"Forecast for {label(migration.name, migration.uuid, migration.pid, g)}", "bold")

@@ -3,7 +3,7 @@
 from rich.console import RenderableType
 from rich.text import Text
 
-from vftrace.model.migration import DeviceUse, Migration, VfUse
+from vftrace.model.migration import DeviceUse, Migration, Phase, VfUse
 from vftrace.outputs.text.glyphs import Glyphs, clean, span
 from vftrace.outputs.text.tables import (
     BLACKOUT_STYLE,
@@ -91,7 +91,7 @@ def _vf_table(m: Migration, vf: VfUse, now_ns: int, width: int, g: Glyphs) -> Re
         until = phase.end_at_ns or now_ns
         lasted = None if phase.end_at_ns is None else phase.end_at_ns - phase.start_at_ns
         drawn = span((phase.start_at_ns - start) / whole, (until - start) / whole, bar, g)
-        style = BLACKOUT_STYLE if phase.name in AWAY else STYLES["running"]
+        style = BLACKOUT_STYLE if phase.name in AWAY else STYLES[Phase.RUNNING]
         table.add_row(
             clean(phase.name, g),
             seconds(phase.start_at_ns - m.started_at_ns),

@@ -2,21 +2,21 @@
 
 from dataclasses import dataclass
 
-from vftrace.model.migration import Migration, Phase, Round
+from vftrace.model.migration import Checkpoint, Migration, PhaseSpan, Role, Round
 from vftrace.units import format_bytes
 
 _SETTLED_NS = 300_000_000
 """Bytes are reported every now and then: the bandwidth of a younger round would jump about."""
 
 AWAITED = {
-    "vcpus-stopped": "source stops its device models",
-    "devices-stopped": "source stops its device models",
-    "clock-read": "source waits for its last sync",
-    "final-sync-done": "last pages sent, state read",
-    "state-saved": "state sent, destination loads it",
-    "devices-loaded": "destination waits to run (cont?)",
-    "held": "destination waits to run",
-    "clock-set": "destination starts its vCPUs",
+    Checkpoint.VCPUS_STOPPED: "source stops its device models",
+    Checkpoint.DEVICES_STOPPED: "source stops its device models",
+    Checkpoint.CLOCK_READ: "source waits for its last sync",
+    Checkpoint.FINAL_SYNC_DONE: "last pages sent, state read",
+    Checkpoint.STATE_SAVED: "state sent, destination loads it",
+    Checkpoint.DEVICES_LOADED: "destination waits to run (cont?)",
+    Checkpoint.HELD: "destination waits to run",
+    Checkpoint.CLOCK_SET: "destination starts its vCPUs",
 }
 """What is going on after the last checkpoint that was passed."""
 
@@ -29,15 +29,15 @@ class Blackout:
     """
 
     ns: int
-    since: str
+    since: Checkpoint
     since_ns: int
     at_least: bool
 
 
-def current_phase(migration: Migration) -> Phase | None:
+def current_phase(migration: Migration) -> PhaseSpan | None:
     """The phase that began last and lasts; the destination's where both began at once."""
     lasting = [p for p in migration.phases if p.end_at_ns is None]
-    return max(lasting, key=lambda p: (p.start_at_ns, p.role == "destination"), default=None)
+    return max(lasting, key=lambda p: (p.start_at_ns, p.role == Role.DESTINATION), default=None)
 
 
 def blackout(migration: Migration, now_ns: int) -> Blackout | None:
@@ -46,9 +46,9 @@ def blackout(migration: Migration, now_ns: int) -> Blackout | None:
     if migration.outcome is not None or migration.stopped_at_ns is None or not passed:
         return None
     last = passed[-1]
-    if last.name == "vcpus-running" or last.at_ns is None:
+    if last.name == Checkpoint.VCPUS_RUNNING or last.at_ns is None:
         return None
-    gone = migration.role == "source" and last.name == "state-saved"
+    gone = migration.role == Role.SOURCE and last.name == Checkpoint.STATE_SAVED
     until = last.at_ns if gone else max(now_ns, last.at_ns)
     return Blackout(
         ns=until - migration.stopped_at_ns,

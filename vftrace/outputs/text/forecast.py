@@ -1,6 +1,6 @@
 """What a migration will come to, in one line."""
 
-from vftrace.model.migration import Forecast, Migration
+from vftrace.model.migration import Forecast, Migration, Role
 from vftrace.outputs.text.tables import UNKNOWN, rate
 from vftrace.units import format_ns
 
@@ -14,7 +14,7 @@ def forecast_of(migration: Migration) -> str | None:
     Of a running guest from all rounds. After the stop it is what was foretold when the second round was over.
     """
     m = migration
-    if m.role == "destination":
+    if m.role == Role.DESTINATION:
         return None
     running = m.outcome is None and m.stopped_at_ns is None
     told = m.forecast

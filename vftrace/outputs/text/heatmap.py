@@ -13,7 +13,7 @@ from itertools import pairwise
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from vftrace.model.migration import Migration
+from vftrace.model.migration import Migration, Role
 from vftrace.outputs.text.glyphs import Glyphs, glyphs
 from vftrace.outputs.text.words import label
 from vftrace.uapi import PAGE_SIZE
@@ -97,7 +97,7 @@ def render_heatmap(
     ascii: bool,  # noqa: A002
 ) -> RenderableType:
     """The strips of every migration's source, for rich's console."""
-    return Group(*(_Heatmap(m, ascii) for m in migrations if m.role != "destination"))
+    return Group(*(_Heatmap(m, ascii) for m in migrations if m.role != Role.DESTINATION))
 
 
 def heatmap_png(migrations: Sequence[Migration]) -> bytes:

@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from vftrace.model.migration import Migration
+from vftrace.model.migration import Migration, Outcome, Phase
 from vftrace.outputs.text.figures import AWAITED, bandwidth, blackout, dirty_rate
 from vftrace.outputs.text.glyphs import Glyphs, span
 from vftrace.outputs.text.words import happens
@@ -17,15 +17,18 @@ FIRST_ROUNDS = 10
 LAST_ROUNDS = 30
 
 STYLES = {
-    "held": "yellow",
-    "setup": "cyan",
-    "precopy": "blue",
-    "postcopy": "magenta",
-    "incoming": "blue",
-    "running": "green",
-    "cleanup": "cyan",
+    Phase.SETUP: "cyan",
+    Phase.PRECOPY: "blue",
+    Phase.POSTCOPY: "magenta",
+    Phase.INCOMING: "blue",
+    Phase.RUNNING: "green",
+    Phase.CLEANUP: "cyan",
 }
-OUTCOME_STYLES = {"completed": "green", "failed": "bold red", "cancelled": "yellow"}
+OUTCOME_STYLES: dict[Outcome | None, str] = {
+    Outcome.COMPLETED: "green",
+    Outcome.FAILED: "bold red",
+    Outcome.CANCELLED: "yellow",
+}
 BLACKOUT_STYLE = "red"
 """The guest stands still."""
 
@@ -133,7 +136,7 @@ def phases_table(migration: Migration, now_ns: int, width: int, g: Glyphs) -> Ta
     end = max(migration.ended_at_ns or now_ns, start + 1)
     # A blackout that was not the end, and cleaning up, are drawn too; running for good is not.
     for phase in migration.phases:
-        if phase.end_at_ns is not None and phase.name != "running":
+        if phase.end_at_ns is not None and phase.name != Phase.RUNNING:
             end = max(end, phase.end_at_ns)
     bar = max(10, width - 50)
     previous = ""

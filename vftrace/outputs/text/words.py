@@ -1,6 +1,14 @@
 """The model's names in words: what a checkpoint stands for, why a migration ended as it did."""
 
-from vftrace.model.migration import Checkpoint, Migration, Snapshot
+from vftrace.model.migration import (
+    Cause,
+    Checkpoint,
+    CheckpointTime,
+    Migration,
+    Outcome,
+    Role,
+    Snapshot,
+)
 from vftrace.outputs.text.figures import AWAITED, blackout
 from vftrace.outputs.text.glyphs import Glyphs, clean
 from vftrace.units import format_bytes, format_ns
@@ -8,27 +16,27 @@ from vftrace.units import format_bytes, format_ns
 # What passes between the checkpoint before and this one, as QEMU's code has it (10.0):
 # vm_stop -> migration/savevm.c qemu_savevm_state_complete_precopy -> loadvm -> vm_start.
 HAPPENS = {
-    "vcpus-stopped": "last vCPU left the guest",
-    "devices-stopped": "passed-through devices stopped",
-    "clock-read": "device models stopped, clock read",
-    "final-sync-done": "disks flushed, last dirty sync",
-    "state-saved": "last pages sent, state read",
-    "devices-loaded": "state sent, destination loads it",
-    "held": "loaded, waited for cont",
-    "clock-set": "destination sets guest clock",
-    "vcpus-running": "vCPUs enter the guest",
+    Checkpoint.VCPUS_STOPPED: "last vCPU left the guest",
+    Checkpoint.DEVICES_STOPPED: "passed-through devices stopped",
+    Checkpoint.CLOCK_READ: "device models stopped, clock read",
+    Checkpoint.FINAL_SYNC_DONE: "disks flushed, last dirty sync",
+    Checkpoint.STATE_SAVED: "last pages sent, state read",
+    Checkpoint.DEVICES_LOADED: "state sent, destination loads it",
+    Checkpoint.HELD: "loaded, waited for cont",
+    Checkpoint.CLOCK_SET: "destination sets guest clock",
+    Checkpoint.VCPUS_RUNNING: "vCPUs enter the guest",
 }
 """At most 33 characters each, so that they stand beside a bar in 80 columns."""
 
 _DURING = {
-    "devices-stopped": "the source's passed-through devices were being stopped",
-    "clock-read": "the source stopped its device models, until it read the guest's clock",
-    "final-sync-done": "disks were flushed and dirty pages read a last time",
-    "state-saved": "the last pages were sent and the state of vCPUs and devices was read",
-    "devices-loaded": "the rest was sent and the destination loaded it",
-    "held": "the destination was loaded and waited for cont",
-    "clock-set": "the destination was loaded and prepared to run, until it set the guest's clock",
-    "vcpus-running": "the destination started its devices and vCPUs",
+    Checkpoint.DEVICES_STOPPED: "the source's passed-through devices were being stopped",
+    Checkpoint.CLOCK_READ: "the source stopped its device models, until it read the guest's clock",
+    Checkpoint.FINAL_SYNC_DONE: "disks were flushed and dirty pages read a last time",
+    Checkpoint.STATE_SAVED: "the last pages were sent and the state of vCPUs and devices was read",
+    Checkpoint.DEVICES_LOADED: "the rest was sent and the destination loaded it",
+    Checkpoint.HELD: "the destination was loaded and waited for cont",
+    Checkpoint.CLOCK_SET: "the destination was loaded and prepared to run, until it set the guest's clock",
+    Checkpoint.VCPUS_RUNNING: "the destination started its devices and vCPUs",
 }
 
 # A sync that takes less than this part of its interval is not what the interval was spent on.
@@ -53,27 +61,27 @@ def label(name: str | None, uuid: str | None, pid: int, g: Glyphs) -> str:
     return clean(name or uuid_short(uuid) or f"pid {pid}", g)
 
 
-def happens(migration: Migration, checkpoint: str) -> str:
+def happens(migration: Migration, checkpoint: Checkpoint) -> str:
     """What happens up to this checkpoint, short."""
-    if checkpoint == "vcpus-running" and came_back(migration):
+    if checkpoint == Checkpoint.VCPUS_RUNNING and came_back(migration):
         return "vCPUs run again on the source"
     return HAPPENS[checkpoint]
 
 
-def during(migration: Migration, checkpoint: Checkpoint) -> str:
+def during(migration: Migration, checkpoint: CheckpointTime) -> str:
     """What happened up to this checkpoint as a clause, with the figure that supports it."""
     name = checkpoint.name
-    if name == "vcpus-running" and came_back(migration):
-        if migration.outcome == "completed":
+    if name == Checkpoint.VCPUS_RUNNING and came_back(migration):
+        if migration.outcome == Outcome.COMPLETED:
             return "all of it was in the file, until the source's vCPUs ran again"
         return "the migration was given up, until the source's vCPUs ran again"
     last = migration.rounds[-1] if migration.rounds else None
     if last is None or checkpoint.ns is None:
         return _DURING.get(name, name)
-    if name == "final-sync-done" and last.duration_ns * _SMALL_PART < checkpoint.ns:
+    if name == Checkpoint.FINAL_SYNC_DONE and last.duration_ns * _SMALL_PART < checkpoint.ns:
         took = format_ns(last.duration_ns)
         return f"the source waited before its last dirty sync, which took {took}"
-    if name == "state-saved" and last.sent_bytes:
+    if name == Checkpoint.STATE_SAVED and last.sent_bytes:
         sent = format_bytes(last.sent_bytes)
         return f"the last {sent} were sent, the state of vCPUs and devices was read"
     return _DURING.get(name, name)
@@ -81,14 +89,16 @@ def during(migration: Migration, checkpoint: Checkpoint) -> str:
 
 def came_back(migration: Migration) -> bool:
     """Whether the source ran again after it had been stopped."""
-    running = next((c for c in migration.downtime.checkpoints if c.name == "vcpus-running"), None)
-    gave_up = migration.role == "source" or (
-        migration.outcome == "failed" and not migration.postcopy
+    running = next(
+        (c for c in migration.downtime.checkpoints if c.name == Checkpoint.VCPUS_RUNNING), None
+    )
+    gave_up = migration.role == Role.SOURCE or (
+        migration.outcome == Outcome.FAILED and not migration.postcopy
     )
     return gave_up and running is not None and running.at_ns is not None
 
 
-def set_by(migration: Migration) -> Checkpoint | None:
+def set_by(migration: Migration) -> CheckpointTime | None:
     """The checkpoint that set the downtime."""
     checkpoints = migration.downtime.checkpoints
     return next((c for c in checkpoints if c.name == migration.downtime.set_by), None)
@@ -109,12 +119,12 @@ def headline(migration: Migration, now_ns: int) -> str:
 def _why_no_downtime(migration: Migration, now_ns: int) -> str:
     if migration.was_paused:
         return "none: the guest was paused before the migration"
-    if migration.stopped_at_ns is None and migration.role != "destination":
+    if migration.stopped_at_ns is None and migration.role != Role.DESTINATION:
         if migration.outcome is None:
             return "none so far: the guest runs"
-        if migration.outcome == "unknown":
+        if migration.outcome == Outcome.UNKNOWN:
             return "none so far: the guest ran when the trace ended"
-        if migration.outcome == "completed":
+        if migration.outcome == Outcome.COMPLETED:
             return "not known: the stop was not seen"
         return "none: the guest was never stopped"
     if migration.channel.kind == "file":
@@ -125,12 +135,12 @@ def _why_no_downtime(migration: Migration, now_ns: int) -> str:
     if lasting is not None:
         since = f"{format_ns(lasting.since_ns)} since {lasting.since}"
         return f"{format_ns(lasting.ns)} so far, {since}: {AWAITED[lasting.since]}"
-    if migration.outcome == "unknown" and migration.stopped_at_ns is not None:
+    if migration.outcome == Outcome.UNKNOWN and migration.stopped_at_ns is not None:
         lasted = format_ns(max(0, now_ns - migration.stopped_at_ns))
         return f"not known: the trace ended {lasted} into the blackout"
-    if migration.role == "destination":
+    if migration.role == Role.DESTINATION:
         return "not known: the source was not seen"
-    if migration.outcome == "completed":
+    if migration.outcome == Outcome.COMPLETED:
         return "not known: the destination was not seen"
     return "not known: the guest was stopped and never ran again"
 
@@ -141,25 +151,27 @@ def verdict(migration: Migration, g: Glyphs) -> str:
     match m.outcome, m.cause:
         case None, _:
             return "running"
-        case "completed", _ if m.channel.kind == "file":
+        case Outcome.COMPLETED, _ if m.channel.kind == "file":
             return "completed: written to a file, not a move"
-        case "completed", _:
-            return "completed" + (" (postcopy)" if m.postcopy else "")
-        case "cancelled", _:
+        case Outcome.COMPLETED, _:
+            return Outcome.COMPLETED + (" (postcopy)" if m.postcopy else "")
+        case Outcome.CANCELLED, _:
             return "cancelled: logging was switched off and the guest ran on"
-        case "failed", "channel-error":
+        case Outcome.FAILED, Cause.CHANNEL_ERROR:
             return f"failed: the migration channel returned {m.channel.error or 'an error'}"
-        case "failed", "destination-ended":
+        case Outcome.FAILED, Cause.DESTINATION_ENDED:
             error = f" (channel: {m.channel.error})" if m.channel.error else ""
             return f"failed: the destination's process ended{error}"
-        case "failed", "source-ended":
+        case Outcome.FAILED, Cause.SOURCE_ENDED:
             return "failed: the source's process ended before its state was read"
-        case "failed", "resumed-after-stop":
+        case Outcome.FAILED, Cause.RESUMED_AFTER_STOP:
             return "failed: the source ran again after the stop (QEMU: cancelled)"
-        case "failed", "device-refused" | "device-failed":
-            what = "a device refused a step" if m.cause == "device-refused" else "a device failed"
+        case Outcome.FAILED, Cause.DEVICE_REFUSED | Cause.DEVICE_FAILED:
+            what = (
+                "a device refused a step" if m.cause == Cause.DEVICE_REFUSED else "a device failed"
+            )
             return f"failed: {clean(m.cause_detail, g) if m.cause_detail else what}"
-        case "unknown", _:
+        case Outcome.UNKNOWN, _:
             return "unknown: the trace ended first"
         case outcome, cause:
             return f"{outcome}: {cause}" if cause else f"{outcome}"
@@ -167,9 +179,9 @@ def verdict(migration: Migration, g: Glyphs) -> str:
 
 def roles(migration: Migration, g: Glyphs) -> str:
     """Which sides were seen, with their pids."""
-    if migration.role == "stitched":
+    if migration.role == Role.STITCHED:
         return f"source pid {migration.pid} {g.arrow} destination pid {migration.peer_pid}"
-    other = "destination" if migration.role == "source" else "source"
+    other = Role.DESTINATION if migration.role == Role.SOURCE else Role.SOURCE
     return f"{migration.role} pid {migration.pid}, {other} not seen here"
 
 

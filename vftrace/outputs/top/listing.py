@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from vftrace.mailbox.life import VfLife
-from vftrace.model.migration import Migration, Snapshot, Vm
+from vftrace.model.migration import Migration, Outcome, Role, Snapshot, Vm
 from vftrace.outputs.text.clock import clock_time
 from vftrace.outputs.text.figures import (
     bandwidth_now,
@@ -83,7 +83,7 @@ VFS = (
     Column("resets", 6),
     Column("last message", 42, right=False, from_width=110),
 )
-ROLE_WORDS = {"source": "source", "destination": "dest.", "stitched": "both"}
+ROLE_WORDS = {Role.SOURCE: Role.SOURCE, Role.DESTINATION: "dest.", Role.STITCHED: "both"}
 
 
 def list_page(
@@ -211,7 +211,7 @@ def _active_cells(m: Migration, snapshot: Snapshot, g: Glyphs) -> list[str]:
 def _finished_cells(m: Migration, snapshot: Snapshot, g: Glyphs) -> list[str]:
     largest = set_by(m)
     why = f"{largest.name} {format_ns(largest.ns)}" if largest and largest.ns is not None else ""
-    if m.outcome != "completed":
+    if m.outcome != Outcome.COMPLETED:
         why = m.cause or ""
     elif m.channel.kind == "file":
         why = "to a file, not a move"
@@ -265,7 +265,7 @@ def _vf_cells(vf: VfLife, snapshot: Snapshot, g: Glyphs) -> list[str]:
 
 def _in_short(m: Migration, pid: int, now_ns: int) -> str:
     if m.outcome is None:
-        role = "destination" if m.role == "destination" or pid == m.peer_pid else "source"
+        role = Role.DESTINATION if m.role == Role.DESTINATION or pid == m.peer_pid else Role.SOURCE
         return f"running, as {role}"
     downtime = UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns)
     ago = "" if m.ended_at_ns is None else f", {format_ns(max(0, now_ns - m.ended_at_ns))} ago"

@@ -39,7 +39,7 @@ def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[R
             g,
             TITLE,
         ),
-        Text(headline(m, now_ns), OUTCOME_STYLES.get(m.outcome or "", "")),
+        Text(headline(m, now_ns), OUTCOME_STYLES.get(m.outcome, "")),
         *(Text(f"! {warning}", WARNING) for warning in warnings(m)),
         one_line(
             f"{roles(m, g)}; {m.channel.kind} channel, sent {size(m.channel.bytes)}"
