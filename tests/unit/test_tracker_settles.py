@@ -32,7 +32,7 @@ def test_a_finished_migration_stays_as_it_was() -> None:
         replace(m, incomplete=False) for m in before
     ]
     assert not any(p.outgoing for p in (*tracker._ended, *tracker._processes.values()))
-    assert not tracker._pairs
+    assert not tracker._pairing.pairs
 
 
 def test_clock_samples_are_bounded_and_keep_a_step() -> None:

@@ -39,7 +39,7 @@ class Sides:
     `around`: mailboxes and other processes. `peer_ended_ns`: when a destination that never acted ended.
     `collector_loss_ns`: since when records of the collector itself are missing. `peer_loss_ns`: when records
     went missing, latest, of whoever may be the side that is not given. `trace_ended_ns`: the end of the trace,
-    None while it goes on.
+    None while it goes on. `contested`: another VM may have been the destination.
     """
 
     key: str
@@ -50,6 +50,7 @@ class Sides:
     collector_loss_ns: int | None = None
     peer_loss_ns: int | None = None
     trace_ended_ns: int | None = None
+    contested: bool = False
 
 
 def build_migration(sides: Sides) -> Migration:
@@ -98,7 +99,8 @@ def build_migration(sides: Sides) -> Migration:
         cause=verdict.cause,
         was_paused=was_paused(outgoing),
         postcopy=postcopy,
-        incomplete=_incomplete(process, peer, started, ended, sides)
+        incomplete=sides.contested
+        or _incomplete(process, peer, started, ended, sides)
         or (outgoing is not None and outgoing.miscounts(fds)),
         missed_beginning=outgoing.missed_beginning if outgoing else False,
         guest_clock_ns=_guest_clock(outgoing, incoming),
@@ -121,6 +123,7 @@ def build_migration(sides: Sides) -> Migration:
         devices=judged.devices,
         vfs=judged.vfs,
         awaits_device=judged.awaits_device,
+        contested=sides.contested,
     )
 
 

@@ -75,6 +75,11 @@ class Process:
         return self.kind_of(outgoing.channel_fds(self.peers)) == "file"
 
     @property
+    def uuid(self) -> str | None:
+        """The VM's UUID by its command line."""
+        return self.identity.uuid if self.identity else None
+
+    @property
     def has_run(self) -> bool:
         """Whether a vCPU of it was ever in the guest."""
         return self.first_run_ns is not None or (

@@ -12,6 +12,7 @@ from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.analysis.devices.vf_phases import Lives
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
+from vftrace.analysis.pairing import Pairing, is_impostor
 from vftrace.analysis.process import Process
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import COLLECTOR, NO_PROCESS, Event
@@ -41,23 +42,8 @@ MAX_CLOCK_SAMPLES = 1440
 other one is forgotten."""
 
 
-SETUP_NS = 10_000_000_000
-"""A destination's RESUMING comes with the head of the stream, which the source may send before it logs
-(QEMU migration/savevm.c, qemu_savevm_state_header)."""
-
-
 GIVES_UP_NS = 10_000_000_000
 """A destination ends when its source shuts the channel down; what ends later ended for another reason."""
-
-
-@dataclass
-class Pair:
-    """A source and a destination that belong together."""
-
-    source: Process
-    outgoing: OutgoingMigration
-    destination: Process
-    incoming: IncomingMigration
 
 
 @dataclass
@@ -66,7 +52,7 @@ class Tracker:
 
     _processes: dict[int, Process] = field(default_factory=dict)
     _ended: list[Process] = field(default_factory=list)
-    _pairs: list[Pair] = field(default_factory=list)
+    _pairing: Pairing = field(default_factory=Pairing)
     _user: SequenceTracker = field(default_factory=SequenceTracker)
     _collector_loss_ns: int | None = None
     _unowned: SequenceTracker = field(default_factory=SequenceTracker)
@@ -189,8 +175,8 @@ class Tracker:
                 self._settled.append(migration)
                 done.update(id(part) for part in parts)
         del self._settled[:-MAX_SETTLED]
-        self._pairs = [pair for pair in self._pairs if id(pair.outgoing) not in done]
-        for process in (*self._ended, *self._processes.values()):
+        self._pairing.settle(done)
+        for process in self._everyone():
             process.outgoing = [
                 outgoing
                 for outgoing in process.outgoing
@@ -236,7 +222,7 @@ class Tracker:
         if lost:
             process.lost_something(event.at_ns)
         process.feed(event)
-        self._find_pair(process, event)
+        self._pairing.feed(process, event, self._everyone)
         if isinstance(event, events.Exit):
             self._end(process, event.at_ns)
 
@@ -246,6 +232,10 @@ class Tracker:
         self._processes[pid] = process
         return process
 
+    def _everyone(self) -> list[Process]:
+        """All known processes, those that ended first."""
+        return [*self._ended, *self._processes.values()]
+
     def _end(self, process: Process, at_ns: int) -> None:
         process.end(at_ns)
         process.slots.clear()
@@ -254,76 +244,7 @@ class Tracker:
         self._ended.append(process)
         if len(self._ended) > MAX_ENDED_PROCESSES:
             forgotten = self._ended.pop(0)
-            self._pairs = [
-                pair
-                for pair in self._pairs
-                if pair.source is not forgotten and pair.destination is not forgotten
-            ]
-
-    # -- source and destination on one host -----------------------------------------------------
-
-    def _find_pair(self, process: Process, event: Event) -> None:
-        """Pair a destination with its source as soon as it acts, or as soon as the source sends."""
-        if isinstance(event, events.Channel):
-            for other in (*self._ended, *self._processes.values()):
-                if other is not process and other.incoming is not None:
-                    self._pair(other)
-        if any(pair.destination is process for pair in self._pairs):
-            return
-        if isinstance(event, events.VcpuState) and process.incoming is None:
-            # Registers set after the source read its own are the load. A boot sets them earlier; a
-            # destination that gives up sets them while the source still runs.
-            found = self._source_for(process, event.at_ns) if process.waits else None
-            if found is not None and (found[1].saved or found[1].paused_before):
-                process.loads_state(event.at_ns)
-                assert process.incoming is not None
-                process.incoming.loaded_at_ns = event.at_ns
-        if process.incoming is None:
-            return
-        self._pair(process)
-
-    def _pair(self, process: Process) -> None:
-        """Find the source of a destination that has acted."""
-        if process.incoming is None or any(p.incoming is process.incoming for p in self._pairs):
-            return
-        found = self._source_for(process, process.incoming.first_act_ns)
-        if found is not None:
-            source, outgoing = found
-            self._pairs.append(Pair(source, outgoing, process, process.incoming))
-
-    def _source_for(
-        self, destination: Process, at_ns: int
-    ) -> tuple[Process, OutgoingMigration] | None:
-        taken = {id(pair.outgoing) for pair in self._pairs}
-        candidates = [
-            (process, outgoing)
-            for process in (*self._ended, *self._processes.values())
-            for outgoing in process.outgoing
-            if process is not destination
-            and outgoing.is_migration
-            and id(outgoing) not in taken
-            and outgoing.started_at_ns < at_ns + SETUP_NS
-            and outgoing.logging_off_at_ns is None
-            and outgoing.started_at_ns >= (destination.created_at_ns or 0)
-            and not process.writes_file(outgoing)
-        ]
-        clock = destination.incoming.guest_clock_ns if destination.incoming else None
-        exact = [c for c in candidates if clock and c[1].saved and c[1].saved.clock == clock]
-        if len(exact) == 1:
-            # what the source read last is what its destination sets
-            return exact[0]
-        uuid = _uuid(destination)
-        if uuid is not None:
-            same = [c for c in candidates if _uuid(c[0]) == uuid]
-            return max(same, key=lambda c: c[1].started_at_ns) if same else None
-        # Without a UUID: by time and exclusivity, one stopped source and one destination.
-        stopped = [c for c in candidates if _uuid(c[0]) is None and c[1].stop is not None]
-        waiting = [
-            p
-            for p in self._processes.values()
-            if p is not destination and p.waits and _uuid(p) is None
-        ]
-        return stopped[0] if len(stopped) == 1 and not waiting else None
+            self._pairing.forget(forgotten)
 
     # -- results --------------------------------------------------------------------------------
 
@@ -371,10 +292,11 @@ class Tracker:
         self, lives: Lives
     ) -> Iterator[tuple[Migration, tuple[OutgoingMigration | IncomingMigration, ...]]]:
         """Migrations that may still change, each with what it is made of."""
-        around = Around(lives, (*self._ended, *self._processes.values()), self._now_ns)
-        by_outgoing = {id(pair.outgoing): pair for pair in self._pairs}
-        paired = {id(pair.incoming) for pair in self._pairs}
-        for process in (*self._ended, *self._processes.values()):
+        everyone = self._everyone()
+        around = Around(lives, everyone, self._now_ns)
+        by_outgoing = {id(pair.outgoing): pair for pair in self._pairing.pairs}
+        paired = {id(pair.incoming) for pair in self._pairing.pairs}
+        for process in everyone:
             for outgoing in process.outgoing:
                 if outgoing.is_migration:
                     pair = by_outgoing.get(id(outgoing))
@@ -388,6 +310,7 @@ class Tracker:
                             collector_loss_ns=self._collector_loss_ns,
                             peer_loss_ns=None if pair else self._peer_loss(process),
                             trace_ended_ns=self._ended_at_ns,
+                            contested=pair is not None and pair.contested,
                         )
                     )
                     yield migration, (outgoing, pair.incoming) if pair else (outgoing,)
@@ -401,6 +324,7 @@ class Tracker:
                         collector_loss_ns=self._collector_loss_ns,
                         peer_loss_ns=self._peer_loss(process),
                         trace_ended_ns=self._ended_at_ns,
+                        contested=is_impostor(process, everyone),
                     )
                 )
                 yield migration, (incoming,)
@@ -408,24 +332,20 @@ class Tracker:
     def _peer_loss(self, process: Process) -> int | None:
         """When something went missing, latest, of a process that may be the other side of a migration of
         which only `process` is known."""
-        doubtful = (
-            p for p in (*self._ended, *self._processes.values()) if p.last_loss_ns is not None
-        )
-        doubts = (
-            p.last_loss_ns for p in doubtful if p is not process and _uuid(p) == _uuid(process)
-        )
+        doubtful = (p for p in self._everyone() if p.last_loss_ns is not None)
+        doubts = (p.last_loss_ns for p in doubtful if p is not process and p.uuid == process.uuid)
         return max((doubt for doubt in doubts if doubt is not None), default=None)
 
     def _peer_ended(self, source: Process, outgoing: OutgoingMigration) -> int | None:
         """When a destination of the same UUID, which never ran, ended during the attempt or because of its end."""
-        uuid = _uuid(source)
+        uuid = source.uuid
         over = outgoing.logging_off_at_ns or outgoing.process_ended_at_ns or self._now_ns
         for process in self._ended:
             ended = process.ended_at_ns
             if (
                 uuid is not None
                 and process is not source
-                and _uuid(process) == uuid
+                and process.uuid == uuid
                 and process.waits
                 and ended is not None
                 and outgoing.started_at_ns <= ended <= over + GIVES_UP_NS
@@ -434,9 +354,5 @@ class Tracker:
         return None
 
 
-def _uuid(process: Process) -> str | None:
-    return process.identity.uuid if process.identity else None
-
-
 def _key(process: Process) -> str:
-    return _uuid(process) or f"pid-{process.pid}"
+    return process.uuid or f"pid-{process.pid}"

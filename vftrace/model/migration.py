@@ -374,6 +374,8 @@ class Migration:
     vfs: tuple[VfUse, ...] = ()
     guest_clock_ns: int | None = None
     """The guest's kvmclock as the source read it last and the destination set it: both know the attempt by it."""
+    contested: bool = False
+    """Another VM with the same UUID may have been the destination, or this one only claims to be it."""
     awaits_device: bool = False
     """A device left before it began, and none has come for it yet: whether this is an unplug is still open."""
 

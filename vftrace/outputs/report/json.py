@@ -93,6 +93,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
         "was_paused": m.was_paused,
         "postcopy": m.postcopy,
         "incomplete": m.incomplete,
+        "contested": m.contested,
         "missed_beginning": m.missed_beginning,
         "guest_clock_ns": m.guest_clock_ns,
         "started_at_ns": m.started_at_ns,

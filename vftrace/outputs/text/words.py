@@ -196,7 +196,9 @@ _NOT_COUNTED = {
 def warnings(migration: Migration) -> tuple[str, ...]:
     """What makes the figures of this migration less than certain."""
     said = []
-    if migration.incomplete:
+    if migration.contested:
+        said.append("CONTESTED: several VMs with this UUID acted as its destination")
+    elif migration.incomplete:
         said.append("INCOMPLETE: events of this migration were lost; figures may be too small")
     if migration.missed_beginning:
         said.append("BEGINNING MISSED: vftrace started in the middle of this migration")

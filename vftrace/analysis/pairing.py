@@ -1,0 +1,223 @@
+"""Finds which source and which destination on one host belong together.
+
+Anybody can start a process with another VM's UUID and `-incoming`, so a command line only suggests a destination.
+What proves one is the guest's clock: a destination sets the value, to the nanosecond, that its source read when it
+stopped (QEMU hw/i386/kvm/clock.c: kvmclock_pre_save, kvmclock_vm_state_change).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from vftrace import events
+from vftrace.analysis.incoming import IncomingMigration
+from vftrace.analysis.outgoing import OutgoingMigration
+from vftrace.analysis.process import Process
+from vftrace.events import Event
+
+SETUP_NS = 10_000_000_000
+"""A destination's RESUMING comes with the head of the stream, which the source may send before it logs
+(QEMU migration/savevm.c, qemu_savevm_state_header)."""
+
+Everyone = Callable[[], Sequence[Process]]
+
+
+@dataclass
+class Pair:
+    """A source and a destination that belong together.
+
+    `proved`: the destination set the clock that the source had read. `rivalled`: another VM with the same UUID
+    waited when they were paired.
+    """
+
+    source: Process
+    outgoing: OutgoingMigration
+    destination: Process
+    incoming: IncomingMigration
+    proved: bool = False
+    rivalled: bool = False
+
+    @property
+    def contested(self) -> bool:
+        """Whether another VM may have been the destination."""
+        return self.rivalled and not self.proved
+
+
+_Source = tuple[Process, OutgoingMigration]
+
+
+class Pairing:
+    """The pairs on one host, found as soon as a destination acts, or as soon as its source sends."""
+
+    def __init__(self) -> None:
+        self.pairs: list[Pair] = []
+        self._unpaired: dict[int, Process] = {}
+        """By id: processes that acted as a destination and have no source yet."""
+
+    def forget(self, process: Process) -> None:
+        """Drop everything of a process."""
+        self._unpaired.pop(id(process), None)
+        self.pairs = [p for p in self.pairs if process not in (p.source, p.destination)]
+
+    def settle(self, done: set[int]) -> None:
+        """Drop the pairs whose attempts, by id, do not change any more."""
+        self.pairs = [pair for pair in self.pairs if id(pair.outgoing) not in done]
+
+    def feed(self, process: Process, event: Event, everyone: Everyone) -> None:
+        """Take an event that `process` has taken already; `everyone` gives all known processes."""
+        if isinstance(event, events.Channel):
+            for waiting in list(self._unpaired.values()):
+                if waiting is not process:
+                    self._pair(waiting, everyone())
+        elif isinstance(event, events.Clock):
+            self._drop_refuted()
+            self._prove(process, everyone())
+            self._pair(process, everyone())
+        elif isinstance(event, events.VcpuState):
+            self._loads(process, event, everyone())
+            self._pair(process, everyone())
+        elif isinstance(event, (events.Userfault, events.VfioState)):
+            self._pair(process, everyone())
+
+    def _loads(
+        self, process: Process, event: events.VcpuState, everyone: Sequence[Process]
+    ) -> None:
+        """Registers that a waiting VM sets after its source read its own are the load.
+
+        A boot sets them earlier; a destination that gives up sets them while the source still runs.
+        """
+        if process.incoming is not None or not process.waits:
+            return
+        found = self._by_uuid(process, event.at_ns, everyone)
+        if found is not None and (found[1].saved or found[1].paused_before):
+            process.loads_state(event.at_ns)
+            assert process.incoming is not None
+            process.incoming.loaded_at_ns = event.at_ns
+
+    def _prove(self, process: Process, everyone: Sequence[Process]) -> None:
+        """Pair a destination with the source whose clock it set, whatever was paired without proof."""
+        found = self._by_clock(process, everyone)
+        if found is not None and process.incoming is not None:
+            self._add(Pair(*found, process, process.incoming, proved=True))
+
+    def _pair(self, process: Process, everyone: Sequence[Process]) -> None:
+        """Pair a destination that has acted with its source, by UUID."""
+        incoming = process.incoming
+        if incoming is None or any(p.incoming is incoming for p in self.pairs):
+            return
+        found = self._by_uuid(process, incoming.first_act_ns, everyone)
+        if found is None:
+            self._unpaired[id(process)] = process
+        else:
+            rivalled = _has_rival(process, everyone)
+            self._add(Pair(*found, process, incoming, rivalled=rivalled))
+
+    def _add(self, pair: Pair) -> None:
+        for other in [
+            p for p in self.pairs if p.outgoing is pair.outgoing or p.incoming is pair.incoming
+        ]:
+            self._drop(other)
+        self._unpaired.pop(id(pair.destination), None)
+        self.pairs.append(pair)
+
+    def _drop(self, pair: Pair) -> None:
+        self.pairs.remove(pair)
+        if pair.destination.incoming is pair.incoming:
+            self._unpaired[id(pair.destination)] = pair.destination
+
+    def _drop_refuted(self) -> None:
+        """A pair ends where its destination has set another clock than its source read."""
+        for pair in [p for p in self.pairs if not p.proved]:
+            if not _may_be_its(pair.source, pair.outgoing, pair.incoming):
+                self._drop(pair)
+
+    def _by_clock(self, destination: Process, everyone: Iterable[Process]) -> _Source | None:
+        """The one source that read the clock which this destination set."""
+        incoming = destination.incoming
+        if incoming is None or not incoming.guest_clock_ns:
+            return None
+        proved = {id(pair.outgoing) for pair in self.pairs if pair.proved}
+        found = [
+            (process, outgoing)
+            for process in everyone
+            if process is not destination
+            for outgoing in process.outgoing
+            if id(outgoing) not in proved
+            and outgoing.is_migration
+            and incoming.guest_clock_ns in _clocks_read(outgoing)
+            and not process.writes_file(outgoing)
+        ]
+        return found[0] if len(found) == 1 else None
+
+    def _by_uuid(
+        self, destination: Process, at_ns: int, everyone: Sequence[Process]
+    ) -> _Source | None:
+        """The latest source with this destination's UUID that may be its own; without a UUID the only one."""
+        taken = {id(pair.outgoing) for pair in self.pairs}
+        incoming = destination.incoming
+        candidates = [
+            (process, outgoing)
+            for process in everyone
+            for outgoing in process.outgoing
+            if process is not destination
+            and process.uuid == destination.uuid
+            and outgoing.is_migration
+            and id(outgoing) not in taken
+            and outgoing.started_at_ns < at_ns + SETUP_NS
+            and outgoing.logging_off_at_ns is None
+            and outgoing.started_at_ns >= (destination.created_at_ns or 0)
+            and (incoming is None or _may_be_its(process, outgoing, incoming))
+            and not process.writes_file(outgoing)
+        ]
+        if destination.uuid is not None:
+            return max(candidates, key=lambda c: c[1].started_at_ns) if candidates else None
+        # Without a UUID: by time and exclusivity, one stopped source and one destination.
+        stopped = [c for c in candidates if c[1].stop is not None]
+        return stopped[0] if len(stopped) == 1 and not _has_rival(destination, everyone) else None
+
+
+def is_impostor(process: Process, everyone: Iterable[Process]) -> bool:
+    """Whether a destination without a source set another clock than a source with its UUID reads."""
+    incoming = process.incoming
+    if incoming is None or process.uuid is None or incoming.clock_set_at_ns is None:
+        return False
+    return any(
+        not _may_be_its(source, outgoing, incoming)
+        for source in everyone
+        if source is not process and source.uuid == process.uuid
+        for outgoing in source.outgoing
+        if outgoing.is_migration and _goes_on_at(outgoing, incoming.clock_set_at_ns)
+    )
+
+
+def _goes_on_at(outgoing: OutgoingMigration, at_ns: int) -> bool:
+    ends = (outgoing.logging_off_at_ns, outgoing.process_ended_at_ns)
+    over = min((end for end in ends if end is not None), default=at_ns)
+    return outgoing.started_at_ns < at_ns <= over
+
+
+def _may_be_its(source: Process, outgoing: OutgoingMigration, incoming: IncomingMigration) -> bool:
+    """Whether the clock that a destination set, if it did, can be the one that this source read.
+
+    A guest that was paused before was read then, which may not have been seen; and a record may be lost.
+    """
+    if not incoming.guest_clock_ns or outgoing.paused_before is not False:
+        return True
+    reads = _clocks_read(outgoing)
+    if incoming.guest_clock_ns in reads:
+        return True
+    lost = source.last_loss_ns is not None and source.last_loss_ns >= outgoing.started_at_ns
+    # Recordings of before the clock's value was recorded have 0 for it.
+    return lost or 0 in reads
+
+
+def _clocks_read(outgoing: OutgoingMigration) -> set[int]:
+    """The values of the guest's clock that a source has read."""
+    return {read.clock for read in (outgoing.stop, outgoing.saved) if read is not None}
+
+
+def _has_rival(destination: Process, everyone: Iterable[Process]) -> bool:
+    """Whether another VM with the same UUID, or also without one, waits too."""
+    return any(
+        p is not destination and p.ended_at_ns is None and p.waits and p.uuid == destination.uuid
+        for p in everyone
+    )
