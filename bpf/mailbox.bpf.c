@@ -54,38 +54,25 @@ int kp_check_for_rst(struct pt_regs *ctx, u64 hw, u16 vf)
 	return 0;
 }
 
-/* -- ixgbe ------------------------------------------------------------------------------------ */
+/* -- one line for each driver ----------------------------------------------------------------- */
 
-int kr_ixgbe_read(struct pt_regs *ctx)
-{
-	return read_returns(VFT_IXGBE, PT_REGS_RC(ctx));
-}
+/* The programs of a driver whose functions are NAME_read_mbx, NAME_write_mbx and
+ * NAME_check_for_rst: they know which driver they were attached to. */
+#define WORD_MAILBOX(name, driver) \
+	int kr_##name##_read(struct pt_regs *ctx) \
+	{ \
+		return read_returns(driver, PT_REGS_RC(ctx)); \
+	} \
+	int kp_##name##_write(struct pt_regs *ctx) \
+	{ \
+		emit_mailbox(driver, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), \
+			     (u16)PT_REGS_PARM3(ctx), (u16)PT_REGS_PARM4(ctx), VFT_TO_VF, 0); \
+		return 0; \
+	} \
+	int kr_##name##_check_for_rst(struct pt_regs *ctx) \
+	{ \
+		return check_for_rst_returns(driver, PT_REGS_RC(ctx)); \
+	}
 
-int kp_ixgbe_write(struct pt_regs *ctx, u64 hw, u64 msg, u16 size, u16 vf)
-{
-	emit_mailbox(VFT_IXGBE, hw, msg, size, vf, VFT_TO_VF, 0);
-	return 0;
-}
-
-int kr_ixgbe_check_for_rst(struct pt_regs *ctx)
-{
-	return check_for_rst_returns(VFT_IXGBE, PT_REGS_RC(ctx));
-}
-
-/* -- igb -------------------------------------------------------------------------------------- */
-
-int kr_igb_read(struct pt_regs *ctx)
-{
-	return read_returns(VFT_IGB, PT_REGS_RC(ctx));
-}
-
-int kp_igb_write(struct pt_regs *ctx, u64 hw, u64 msg, u16 size, u16 vf)
-{
-	emit_mailbox(VFT_IGB, hw, msg, size, vf, VFT_TO_VF, 0);
-	return 0;
-}
-
-int kr_igb_check_for_rst(struct pt_regs *ctx)
-{
-	return check_for_rst_returns(VFT_IGB, PT_REGS_RC(ctx));
-}
+WORD_MAILBOX(ixgbe, VFT_IXGBE)
+WORD_MAILBOX(igb, VFT_IGB)

@@ -15,19 +15,21 @@ from typing import Any
 
 import pytest
 
+from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of, track
 from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset, wire
-from vftrace.mailbox.drivers import TABLES as DRIVERS
-from vftrace.mailbox.life import Mailboxes, VfLife
-from vftrace.mailbox.message import NOT_CLEAR, Message
+from vftrace.mailbox.drivers import DRIVERS
+from vftrace.mailbox.message import Message
 from vftrace.mailbox.profile import parse_profile, with_profiles
+from vftrace.mailbox.words import NOT_CLEAR
 from vftrace.model.migration import Migration, Snapshot
+from vftrace.model.vf import VfHistory
 
 TREE = Path(__file__).resolve().parents[2]
 LAB = Path(os.environ.get("VFTRACE_LAB_MAILBOX", TREE / "tests/golden/mailbox"))
 PROFILE = TREE / "docs/profiles/assisted-ixgbe.toml"
-TABLES = with_profiles([parse_profile(PROFILE.read_text())])
+WITH_PROFILE = with_profiles([parse_profile(PROFILE.read_text())])
 
 
 def recordings(job: str) -> list[str]:
@@ -117,7 +119,7 @@ def recorded(name: str) -> tuple[Event, ...]:
 
 @cache
 def snapshot(name: str) -> Snapshot:
-    return track(Recording(LAB / f"{name}.vft.gz"), Mailboxes(TABLES)).snapshot()
+    return track(Recording(LAB / f"{name}.vft.gz"), Mailboxes(WITH_PROFILE)).snapshot()
 
 
 def during(name: str, job: str) -> list[Event]:
@@ -139,9 +141,11 @@ def during(name: str, job: str) -> list[Event]:
     return [*meanwhile, *told]
 
 
-def talk(name: str, job: str) -> tuple[list[tuple[Mailbox, Message]], list[VfReset], list[VfLife]]:
+def talk(
+    name: str, job: str
+) -> tuple[list[tuple[Mailbox, Message]], list[VfReset], list[VfHistory]]:
     """What was said of the job's card, its functions' resets, and what became of them in the end."""
-    boxes = Mailboxes(TABLES if job == "assisted" else DRIVERS)
+    boxes = Mailboxes(WITH_PROFILE if job == "assisted" else DRIVERS)
     pf = truth(name, job)["pf"]
     said: list[tuple[Mailbox, Message]] = []
     resets = []
@@ -152,7 +156,7 @@ def talk(name: str, job: str) -> tuple[list[tuple[Mailbox, Message]], list[VfRes
             said.append((event, message))
         elif isinstance(event, VfReset) and event.pf == pf:
             resets.append(event)
-    return said, resets, [life for life in boxes.lives() if life.pf == pf]
+    return said, resets, [life for life in boxes.vf_histories() if life.pf == pf]
 
 
 def key_words(found: dict[str, Any]) -> set[int]:
@@ -378,7 +382,9 @@ def test_a_flood_is_counted_whole_and_recorded_in_part(name: str) -> None:
     boxes = Mailboxes()
     for event in recording:
         boxes.feed(event)
-    (life,) = (life for life in boxes.lives() if (life.pf, life.vf) == (found["pf"], found["vf"]))
+    (life,) = (
+        life for life in boxes.vf_histories() if (life.pf, life.vf) == (found["pf"], found["vf"])
+    )
     heard = {"from-vf": 0, "to-vf": 0}
     for (_, direction, _), count in life.counts:
         heard[direction] += count

@@ -12,9 +12,9 @@ from typing import Any
 from tests.host.pumping import until
 from vftrace.collect.live import LiveSource
 from vftrace.collect.pump import Pump
-from vftrace.mailbox.drivers import TABLES
+from vftrace.mailbox.drivers import DRIVERS
 from vftrace.probes.bcc.object import Object, image_of
-from vftrace.probes.mailbox import allow_words
+from vftrace.probes.mailbox import export
 from vftrace.probes.text import program_text, shim_directory
 
 SECONDS = 10
@@ -49,7 +49,7 @@ def _attach_flood(source: LiveSource, pid: int) -> Any:
     text = program_text("mailbox.bpf.c") + (Path(__file__).parent / "flood.bpf.c").read_text()
     image = image_of(text, ["-Wno-everything"])
     bpf = Object(image, source.probes._bpf, cached=False)
-    allow_words(bpf, TABLES[1])
+    export(bpf, DRIVERS[1])
     for index, word in enumerate((GET_QUEUES, CONFIRMED)):
         said = bpf["said"].Leaf()
         said.word[0] = word

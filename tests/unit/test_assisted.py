@@ -8,22 +8,23 @@ from vftrace import events
 from vftrace.analysis.devices.device import PassedDevice
 from vftrace.analysis.devices.mailbox_evidence import Around, kept, said
 from vftrace.analysis.devices.strategy import Said
+from vftrace.analysis.devices.vf_history import SETTLED_NS, Mailboxes
 from vftrace.analysis.process import Process
 from vftrace.events import Mailbox
-from vftrace.mailbox.life import SETTLED_NS, Mailboxes, VfLife
 from vftrace.mailbox.profile import ProfileError, parse_profile, with_profiles
+from vftrace.model.vf import VfHistory
 
 PF = "0000:01:00.0"
 ACK, NACK, CTS = 1 << 31, 1 << 30, 1 << 29
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs/profiles/assisted-ixgbe.toml"
-TABLES = with_profiles([parse_profile(EXAMPLE.read_text())])
+DRIVERS = with_profiles([parse_profile(EXAMPLE.read_text())])
 
 
 class Card:
     """Mailboxes that hear what is said, at ever later times."""
 
     def __init__(self) -> None:
-        self.boxes = Mailboxes(TABLES)
+        self.boxes = Mailboxes(DRIVERS)
         self.at_ns = 100
 
     def hear(self, direction: int, *words: int, vf: int = 0) -> None:
@@ -54,8 +55,8 @@ class Card:
         self.hear(Mailbox.FROM_VF, *words)
         self.hear(Mailbox.TO_VF, words[0] | NACK | CTS, *words[1:])
 
-    def lives(self) -> dict[tuple[str, int], VfLife]:
-        return {(life.pf, life.vf): life for life in self.boxes.lives()}
+    def lives(self) -> dict[tuple[str, int], VfHistory]:
+        return {(life.pf, life.vf): life for life in self.boxes.vf_histories()}
 
 
 def vm(pid: int, *vfs: int, opened: int | None = 1, closed: int | None = None) -> Process:

@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vftrace import events
+from vftrace.analysis.devices.vf_history import MAX_RECENT, MAX_VFS, Mailboxes
 from vftrace.analysis.tracker import Tracker
 from vftrace.events import COLLECTOR, NO_PROCESS, Event, Mailbox, MailboxFlood, Tick, VfReset, wire
-from vftrace.mailbox.drivers import TABLES, shipped_words
-from vftrace.mailbox.life import MAX_RECENT, MAX_VFS, Mailboxes, VfLife
-from vftrace.mailbox.message import NOT_CLEAR, decode
+from vftrace.mailbox.drivers import DRIVERS
+from vftrace.mailbox.message import Message, message_of
+from vftrace.mailbox.words import NOT_CLEAR
+from vftrace.model.vf import VfHistory
 
 IXGBE, IGB = Mailbox.IXGBE, Mailbox.IGB
 PF = "0000:01:00.0"
@@ -112,6 +114,14 @@ REPLIES: list[tuple[int, tuple[int, ...], str | None, dict[str, Any], str, bool]
 ]
 
 
+def decode(words: tuple[int, ...], driver: int, direction: str) -> Message:
+    to_vf = Mailbox.TO_VF if direction == "to-vf" else Mailbox.FROM_VF
+    padded = (*words, *[0] * (16 - len(words)))
+    return message_of(
+        Mailbox(0, NO_PROCESS, 0, 0, PF, driver, 0, to_vf, len(words), len(words), 0, padded)
+    )
+
+
 @pytest.mark.parametrize(("driver", "words", "name", "arguments"), REQUESTS)
 def test_requests(
     driver: int, words: tuple[int, ...], name: str | None, arguments: dict[str, Any]
@@ -169,11 +179,11 @@ def test_any_words(words: list[int], driver: int, direction: Any) -> None:
 KEY = 0x5EC2E700
 
 
-@pytest.mark.parametrize("driver", TABLES)
+@pytest.mark.parametrize("driver", DRIVERS)
 def test_nothing_that_may_be_a_key_is_let_out(driver: int) -> None:
     """The RSS key is w1-w10 of the reply, IPsec's w7-w11 of the request, and both may stand behind any
     other message, which therefore goes no further than its own arguments."""
-    rules = shipped_words(TABLES[driver])
+    rules = DRIVERS[driver].protocol.exportable(DRIVERS[driver])
     words = {key: rule & 0xFF for key, rule in rules.items()}
     for key, count in words.items():
         opcode, reply = key & 0xFFFF, bool(key >> 16 & 1)
@@ -236,12 +246,12 @@ class Talk:
         self.ask(0xC, 1)
         self.ask(5, 1518)
 
-    def life(self) -> VfLife:
-        (life,) = self.boxes.lives()
+    def life(self) -> VfHistory:
+        (life,) = self.boxes.vf_histories()
         return life
 
 
-def names(life: VfLife) -> list[str]:
+def names(life: VfHistory) -> list[str]:
     return [state.name for state in life.states]
 
 
@@ -357,12 +367,12 @@ def test_a_guest_cannot_fill_memory() -> None:
     life = talk.life()
     assert len(life.recent) == MAX_RECENT
     # Names of the table and "unknown", two directions, four results.
-    assert len(life.counts) <= (len(TABLES[IXGBE].opcodes) + 1) * 8
+    assert len(life.counts) <= (len(DRIVERS[IXGBE].opcodes) + 1) * 8
     assert len(life.changes) <= 64
-    assert len(life.agreed) == 64
+    assert len(life.agreements) == 64
     for vf in range(MAX_VFS + 10):
         talk.boxes.feed(talk.event(VfReset, vf=vf))
-    assert len(list(talk.boxes.lives())) == MAX_VFS
+    assert len(list(talk.boxes.vf_histories())) == MAX_VFS
 
 
 # -- through the wire and the tracker -----------------------------------------------------------

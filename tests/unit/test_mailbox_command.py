@@ -13,13 +13,15 @@ from vftrace.cli import main
 from vftrace.collect.pump import Pump, ReplaySource
 from vftrace.collect.recording import Recording, RecordingWriter
 from vftrace.events import COLLECTOR, ClockSample, End, Mailbox, VfReset, wire
-from vftrace.mailbox.drivers import TABLES, shipped_words
+from vftrace.mailbox.driver import Driver
+from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.profile import parse_profile, with_profiles
 from vftrace.model.host import HostInfo
 from vftrace.outputs.exporter.accounts import Reading
 from vftrace.outputs.exporter.metrics import Exporter
 from vftrace.outputs.text.mailbox_log import Dump
 from vftrace.probes import btf
+from vftrace.probes.mailbox import require_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDING = ROOT / "tests/golden/mailbox/6.12.vft.gz"
@@ -135,17 +137,21 @@ def test_metrics_count_every_message_once() -> None:
     assert resets[FAKE, "1"] == 1
 
 
+def exportable(driver: Driver) -> dict[int, int]:
+    return driver.protocol.exportable(driver)
+
+
 def test_the_kernel_side_has_the_same_numbers() -> None:
     header = (ROOT / "bpf/wire.h").read_text()
     numbers = dict(re.findall(r"VFT_(IXGBE|IGB|FROM_VF|TO_VF) = (\d+)", header))
     assert numbers == {name: str(getattr(Mailbox, name)) for name in numbers}
-    assert {table.driver.upper(): str(table.number) for table in TABLES.values()}.items() <= (
+    assert {driver.name.upper(): str(driver.number) for driver in DRIVERS.values()}.items() <= (
         numbers.items()
     )
     rules = (ROOT / "bpf/mailbox.h").read_text()
     flags = {name: int(value, 16) for name, value in re.findall(r"#define (\w+) (0x\w+)", rules)}
-    assert shipped_words(TABLES[Mailbox.IXGBE])[0x0100_0003] == 1 | flags["WORDS_BY_COUNT"]
-    assert shipped_words(TABLES[Mailbox.IXGBE])[0x0101_000B] == 1 | flags["HOLDS_KEY"]
+    assert exportable(DRIVERS[Mailbox.IXGBE])[0x0100_0003] == 1 | flags["WORDS_BY_COUNT"]
+    assert exportable(DRIVERS[Mailbox.IXGBE])[0x0101_000B] == 1 | flags["HOLDS_KEY"]
 
 
 # -- BTF of a module, which continues that of the kernel ------------------------------------------
@@ -174,6 +180,37 @@ def test_members_of_a_modules_structures(tmp_path: Path, monkeypatch: pytest.Mon
     assert btf.module_member_offset("igb_adapter", "hw_addr", "igb") is None
     (tmp_path / "igb").write_bytes(b"\x9f\xeb")
     assert btf.module_member_offset("igb_adapter", "pdev", "igb") is None
+
+
+def test_a_driver_with_other_parameters_is_not_attached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, own = b"\0hw\0msg\0size\0", b"igb_read_mbx\0mbx_id\0igb_write_mbx\0length\0"
+    at = {
+        name: (base + own).index(name.encode() + b"\0")
+        for name in ("hw", "msg", "size", "igb_read_mbx", "mbx_id", "igb_write_mbx", "length")
+    }
+
+    def prototype(*names: str) -> bytes:
+        parameters = b"".join(struct.pack("<II", at[name], 1) for name in names)
+        return struct.pack("<III", 0, 13 << 24 | len(names), 1) + parameters
+
+    def function(name: str, prototype: int) -> bytes:
+        return struct.pack("<III", at[name], 12 << 24, prototype)
+
+    # The kernel has one type, an int; the module's types are numbered from 2.
+    (tmp_path / "vmlinux").write_bytes(blob(base, struct.pack("<IIII", 0, 1 << 24, 4, 32)))
+    types = prototype("hw", "msg", "size", "mbx_id") + function("igb_read_mbx", 2)
+    types += prototype("hw", "msg", "length") + function("igb_write_mbx", 4)
+    (tmp_path / "igb").write_bytes(blob(own, types))
+    monkeypatch.setattr(btf, "VMLINUX", tmp_path / "vmlinux")
+    btf.forget()
+    read, write, reset = DRIVERS[2].hooks
+    require_parameters(read, "igb")
+    with pytest.raises(LookupError, match="igb_write_mbx has other parameters: hw, msg, length"):
+        require_parameters(write, "igb")
+    require_parameters(reset, "igb")  # BTF does not have it: nothing is known against it
+    btf.forget()
 
 
 # -- profiles ------------------------------------------------------------------------------------
@@ -257,7 +294,7 @@ def test_a_recording_with_a_broken_profile_is_told_in_one_line(
 
 def test_the_kernel_side_gets_the_words_a_profile_names_and_no_more() -> None:
     tables = with_profiles([parse_profile(PROFILE.read_text())])
-    rules, known = shipped_words(tables[Mailbox.IXGBE]), shipped_words(TABLES[Mailbox.IXGBE])
+    rules, known = exportable(tables[Mailbox.IXGBE]), exportable(DRIVERS[Mailbox.IXGBE])
     assert {key: rule for key, rule in rules.items() if key not in known} == {
         0x0100_0041: 3,
         0x0101_0041: 1,

@@ -28,9 +28,9 @@ from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
 from vftrace.events import COLLECTOR, wire
 from vftrace.events.layout import Kind
-from vftrace.mailbox.life import State, StateSpan, VfLife
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Outcome, Snapshot, Vm, VmDevice
+from vftrace.model.vf import State, StateSpan, VfHistory
 from vftrace.outputs.exporter.accounts import MAX_ENDED_VMS, Probe, Reading, clean, outage
 from vftrace.outputs.exporter.doc import metrics_page
 from vftrace.outputs.exporter.metrics import METRICS, PREFIX, Exporter
@@ -324,7 +324,7 @@ def test_a_vf_is_away_between_the_commands_that_take_it_and_bring_it_back() -> N
     assert scraped.get("vf_up", pf=truth["pf"], vf=str(truth["vf"])) is None
 
 
-SILENT = VfLife(
+SILENT = VfHistory(
     *("0000:01:00.0", 0, None, "igb", "absent", None, (), (), (), ()),
     *(0, 0, False, 0, 0, 0, (), ()),
 )
@@ -345,7 +345,7 @@ def test_a_vf_whose_driver_never_starts_is_missed() -> None:
     assert 0 < seen[-1] < (job["ended_at_ns"] - job["migration"]["asked_at_ns"]) / 1e9
 
 
-def a_life(*states: tuple[State, int]) -> VfLife:
+def a_life(*states: tuple[State, int]) -> VfHistory:
     """What a VF was, each state from its second on."""
     ends = [begin for _, begin in states[1:]] + [None]
     spans = tuple(

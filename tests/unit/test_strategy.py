@@ -10,7 +10,7 @@ from vftrace.analysis.devices.strategy import (
     Said,
     classify,
 )
-from vftrace.mailbox.table import Role
+from vftrace.mailbox.driver import Role
 
 S = 1_000_000_000
 BEGIN, SECOND, HANDOVER, END = 100 * S, 102 * S, 110 * S, 111 * S

@@ -7,13 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from vftrace import events
+from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import track
 from vftrace.events import Mailbox, Tick
-from vftrace.mailbox.life import Mailboxes, VfLife
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Snapshot
+from vftrace.model.vf import VfHistory
 from vftrace.outputs.report.text import render_report
 from vftrace.outputs.text.glyphs import glyphs
 from vftrace.outputs.text.vfs import state_of, vf_warnings
@@ -50,11 +51,11 @@ def tick(at_ns: int) -> Tick:
     return Tick(at_ns, 0, events.COLLECTOR, 0)
 
 
-def life_of(*heard: events.Event) -> VfLife:
+def life_of(*heard: events.Event) -> VfHistory:
     boxes = Mailboxes()
     for event in heard:
         boxes.feed(event)
-    (life,) = boxes.lives()
+    (life,) = boxes.vf_histories()
     return life
 
 
@@ -62,7 +63,7 @@ def ask(at_ns: int, first: int) -> tuple[Mailbox, Mailbox]:
     return said(at_ns, Mailbox.FROM_VF, first), said(at_ns + MS, Mailbox.TO_VF, first | ACK)
 
 
-def snapshot_of(*lives: VfLife, at_ns: int = 100 * S) -> Snapshot:
+def snapshot_of(*lives: VfHistory, at_ns: int = 100 * S) -> Snapshot:
     return replace(Tracker().snapshot(), at_ns=at_ns, vfs=lives)
 
 

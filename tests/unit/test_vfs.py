@@ -5,10 +5,11 @@ from dataclasses import replace
 from vftrace.analysis.devices.device import PassedDevice
 from vftrace.analysis.devices.downtime import Passthrough, Verdict, judge
 from vftrace.analysis.devices.mailbox_evidence import Around
+from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.devices.vf_phases import destination_vf, heard_vf, ready_ns, source_vf
 from vftrace.analysis.process import Process
-from vftrace.mailbox.life import Mailboxes, StateSpan, VfLife
 from vftrace.model.migration import Role, VfUse
+from vftrace.model.vf import StateSpan, VfHistory
 
 PF = "0000:01:00.0"
 S = 10**9
@@ -20,7 +21,7 @@ def function(opened: int | None, closed: int | None = None) -> PassedDevice:
     )
 
 
-def life(*states: tuple[str, int]) -> VfLife:
+def life(*states: tuple[str, int]) -> VfHistory:
     """A life of these states, each until the next."""
     ends = [at for _, at in states[1:]] + [None]
     spans = tuple(
@@ -29,7 +30,7 @@ def life(*states: tuple[str, int]) -> VfLife:
     )
     boxes = Mailboxes()
     boxes._vf(PF, 0, 2)
-    (empty,) = boxes.lives()
+    (empty,) = boxes.vf_histories()
     return replace(empty, states=spans)
 
 
@@ -127,7 +128,7 @@ def test_a_device_that_is_no_function_has_no_phases() -> None:
     assert destination_vf(PassedDevice(7, 10), None, 30, None) is None
 
 
-def judged(heard: dict[tuple[str, int], VfLife]) -> Verdict:
+def judged(heard: dict[tuple[str, int], VfHistory]) -> Verdict:
     """A function unplugged at 50, before a migration from 100 to 250; another plugged at 300."""
     source, destination = Process(1, 0), Process(2, 0)
     source.devices.all.append(function(1, 50))

@@ -9,6 +9,7 @@ from vftrace.analysis.assemble import Sides, build_migration
 from vftrace.analysis.devices.device import Transition
 from vftrace.analysis.devices.mailbox_evidence import Around
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
+from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.devices.vf_phases import Lives
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
@@ -16,7 +17,6 @@ from vftrace.analysis.pairing import Pairing, is_impostor
 from vftrace.analysis.process import Process
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import COLLECTOR, NO_PROCESS, Event
-from vftrace.mailbox.life import Mailboxes
 from vftrace.model.migration import Migration, Snapshot, Vm
 
 MAX_ENDED_PROCESSES = 256
@@ -268,7 +268,7 @@ class Tracker:
         )
 
     def _lives(self) -> Lives:
-        return {(life.pf, life.vf): life for life in self.mailboxes.lives()}
+        return {(life.pf, life.vf): life for life in self.mailboxes.vf_histories()}
 
     def _vm(self, process: Process) -> Vm:
         identity = process.identity

@@ -17,7 +17,7 @@ from vftrace import __version__, events
 from vftrace.events import wire
 from vftrace.events.layout import Kind
 from vftrace.host import descriptors, devices, namespaces, netlink, processes
-from vftrace.mailbox.profile import tables_of
+from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo
 from vftrace.probes.loader import Probes
 
@@ -110,7 +110,7 @@ class LiveSource:
         self._net_left = MAX_NET_A_SECOND
         self._net_missed = self._net_said = 0
         profiles = tuple(profiles)
-        self.probes = Probes(self._on_kernel_record, way, tables_of(profiles), guest_memory)
+        self.probes = Probes(self._on_kernel_record, way, drivers_of(profiles), guest_memory)
         self.host = host_info(self.probes, profiles)
         # Probes first, then the VMs that run already: none can slip between.
         self._meet_running()

@@ -8,14 +8,14 @@ from pathlib import Path
 from msgspec import structs
 
 from vftrace import events
+from vftrace.analysis.devices.vf_history import MAX_RECENT, Mailboxes
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
 from vftrace.errors import VftraceError
 from vftrace.events import COLLECTOR, Event
-from vftrace.mailbox.drivers import Tables
-from vftrace.mailbox.life import MAX_RECENT, Mailboxes
-from vftrace.mailbox.profile import ProfileError, tables_of
+from vftrace.mailbox.driver import Drivers
+from vftrace.mailbox.profile import ProfileError, drivers_of
 from vftrace.model.report import HostReport, PingRecording, Report, WaitingVm
 
 _TICK_NS = 10_000_000
@@ -37,7 +37,7 @@ def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_
         by_boot.setdefault(recording.host.boot_id, []).append(recording)
     hosts, pings = [], []
     for boot_id, recordings in by_boot.items():
-        reader = Reader(Mailboxes(_tables(recordings, profiles), recent))
+        reader = Reader(Mailboxes(_drivers(recordings, profiles), recent))
         if len(recordings) == 1:
             reader.read(events_of(recordings[0]))
         else:
@@ -63,9 +63,9 @@ def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_
     return Report.of_hosts(hosts, pings, damage)
 
 
-def _tables(recordings: Iterable[Recording], profiles: Sequence[str]) -> Tables:
+def _drivers(recordings: Iterable[Recording], profiles: Sequence[str]) -> Drivers:
     try:
-        return tables_of([text for r in recordings for text in r.host.profiles], profiles)
+        return drivers_of([text for r in recordings for text in r.host.profiles], profiles)
     except ProfileError as error:
         raise VftraceError(f"the recordings' profiles: {error}") from error
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.order import Order
 from vftrace.collect.recording import Recording
 from vftrace.errors import UsageError
 from vftrace.events import Event, wire
-from vftrace.mailbox.life import Mailboxes
-from vftrace.mailbox.profile import tables_of
+from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Snapshot, Vm
 from vftrace.probes.registry import WAITS
@@ -149,7 +149,7 @@ class Pump:
         self._source = source
         self._recorder = recorder
         self._order = Order()
-        self._tracker = Tracker(mailboxes=Mailboxes(tables_of(source.host.profiles, profiles)))
+        self._tracker = Tracker(mailboxes=Mailboxes(drivers_of(source.host.profiles, profiles)))
         self._lock = threading.Lock()
         self._counts: Counter[type[Event]] = Counter()
         self._built_ns = 0

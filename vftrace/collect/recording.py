@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 from vftrace.errors import VftraceError
 from vftrace.events import wire
 from vftrace.events.layout import Kind
-from vftrace.mailbox.profile import tables_of
+from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo
 
 MAGIC = b"VFTRACE1"
@@ -121,7 +121,7 @@ class Recording:
                 host.started_at_ns, int
             ):
                 raise ValueError("a field of another type")
-            tables_of(host.profiles)
+            drivers_of(host.profiles)
             return host
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise VftraceError(f"{self.path} is damaged or cut at its beginning") from error

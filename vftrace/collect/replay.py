@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 
+from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.order import Order
 from vftrace.events import Event, wire
-from vftrace.mailbox.life import Mailboxes
 
 
 def events_of(records: Iterable[bytes]) -> Iterator[Event]:

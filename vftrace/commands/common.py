@@ -40,13 +40,13 @@ def add_profile_argument(parser: argparse.ArgumentParser) -> None:
 
 def profile_texts(args: argparse.Namespace) -> list[str]:
     """What `--profile` names. UsageError where a profile is no good."""
-    from vftrace.mailbox.profile import ProfileError, tables_of
+    from vftrace.mailbox.profile import ProfileError, drivers_of
 
     texts: list[str] = []
     for path in args.profile:
         try:
             texts.append(path.read_text(encoding="utf-8"))
-            tables_of((), texts)
+            drivers_of((), texts)
         except OSError as error:
             raise UsageError(f"cannot read profile {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:

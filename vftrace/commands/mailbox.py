@@ -51,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _dump(args: argparse.Namespace, recorded: Sequence[str], profiles: Sequence[str]) -> "Dump":
-    from vftrace.mailbox.profile import tables_of
+    from vftrace.mailbox.profile import drivers_of
     from vftrace.outputs.text.mailbox_log import Dump
 
-    tables = tables_of(recorded, profiles)
-    return Dump(pfs=args.pf or (), vfs=args.vf or (), as_json=args.json, tables=tables)
+    drivers = drivers_of(recorded, profiles)
+    return Dump(pfs=args.pf or (), vfs=args.vf or (), as_json=args.json, drivers=drivers)
 
 
 def _replay(args: argparse.Namespace, profiles: Sequence[str]) -> None:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vftrace.analysis.devices.vf_history import MAX_RECENT
 from vftrace.commands.common import add_profile_argument, profile_texts
 from vftrace.errors import UsageError, VftraceError
-from vftrace.mailbox.life import MAX_RECENT
 from vftrace.units import parse_duration
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The mailbox between a network card's driver and its virtual functions: tables, decoding, lives of VFs.
+"""The mailbox between a network card's driver and its virtual functions: what a driver is, and decoding.
 
-Pure: events in, values out. A driver is one table here and one number in `drivers`.
+Pure: events in, values out. Each driver is one file, listed in `drivers`.
 """

@@ -1,9 +1,9 @@
-"""Messages of igb (82576, I350) and its VFs (drivers/net/ethernet/intel/igb/e1000_mbx.h, igb_main.c)."""
+"""igb (82576, I350) and its VFs: drivers/net/ethernet/intel/igb/e1000_mbx.h, igb_main.c."""
 
 from dataclasses import replace
 
-from vftrace.mailbox import shared
-from vftrace.mailbox.table import Arguments, Opcode, Stage, Table, Words, info, mac
+from vftrace.mailbox.driver import Arguments, Driver, HookedFunction, Opcode, Stage, Words
+from vftrace.mailbox.words import COMMON, WORD_PROTOCOL, info, mac
 
 _FILTER_ACTS = {0: "set", 1: "clear", 2: "add"}
 """E1000_VF_MAC_FILTER_CLR and _ADD."""
@@ -14,12 +14,12 @@ _PROMISC_MULTICAST = 2
 
 def _mac_address(words: Words) -> Arguments:
     act = _FILTER_ACTS.get(info(words), str(info(words)))
-    # igb_set_vf_mac_filter: clear takes all filters away
+    # igb_set_vf_mac_filter: clear removes all filters
     return {"act": act} if act == "clear" else {"act": act, "mac": mac(words)}
 
 
 def _cleared(words: Words) -> str | None:
-    # igbvf clears at every change of filters, with no address; igb calls that an "invalid MAC filter".
+    # igbvf clears its filters, without an address, at every change; igb refuses that as an "invalid MAC filter".
     clears = _FILTER_ACTS.get(info(words)) == "clear"
     return "igb takes no clear without an address" if clears else None
 
@@ -28,12 +28,36 @@ def _promisc(words: Words) -> Arguments:
     return {"multicast": bool(info(words) & _PROMISC_MULTICAST)}
 
 
-TABLE = Table(
-    driver="igb",
+DRIVER = Driver(
+    name="igb",
     number=2,
+    protocol=WORD_PROTOCOL,
+    hooks=(
+        # The words are valid when igb_read_mbx returns, and when igb_write_mbx is called.
+        HookedFunction(
+            "igb_read_mbx",
+            ("hw", "msg", "size", "mbx_id"),
+            entry="kp_read",
+            at_return="kr_igb_read",
+        ),
+        HookedFunction("igb_write_mbx", ("hw", "msg", "size", "mbx_id"), entry="kp_igb_write"),
+        # Returns 0 if the VF was reset as a function.
+        HookedFunction(
+            "igb_check_for_rst",
+            ("hw", "mbx_id"),
+            entry="kp_check_for_rst",
+            at_return="kr_igb_check_for_rst",
+            optional=True,
+        ),
+    ),
+    layout={
+        "back": ("e1000_hw.back",),
+        "pdev": ("igb_adapter.pdev",),
+        "device": ("pci_dev.dev",),
+    },
     opcodes={
-        **shared.OPCODES,
-        0x02: replace(shared.OPCODES[0x02], request=_mac_address, normal_nack=_cleared),
+        **COMMON,
+        0x02: replace(COMMON[0x02], request=_mac_address, normal_nack=_cleared),
         0x06: Opcode("SET_PROMISC", Stage.OPEN, request=_promisc),
     },
 )

@@ -1,9 +1,9 @@
-"""Messages of ixgbe and its VFs (drivers/net/ethernet/intel/ixgbe/ixgbe_mbx.h, ixgbe_sriov.c)."""
+"""ixgbe (82599, X540, X550) and its VFs: drivers/net/ethernet/intel/ixgbe/ixgbe_mbx.h, ixgbe_sriov.c."""
 
 from dataclasses import replace
 
-from vftrace.mailbox import shared
-from vftrace.mailbox.table import Arguments, Opcode, Stage, Table, Words, always, info, mac
+from vftrace.mailbox.driver import Arguments, Driver, HookedFunction, Opcode, Stage, Words, always
+from vftrace.mailbox.words import COMMON, WORD_PROTOCOL, info, mac
 
 API_VERSIONS = ("1.0", "2.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7")
 """enum ixgbe_pfvf_api_rev, in its order."""
@@ -20,11 +20,11 @@ def _named(names: tuple[str, ...], number: int) -> str:
 
 
 def _reset_reply(words: Words) -> Arguments:
-    return {**shared.OPCODES[0x01].reply(words), "mc_filter_type": words[3]}
+    return {**COMMON[0x01].reply(words), "mc_filter_type": words[3]}
 
 
 def _macvlan(words: Words) -> Arguments:
-    # ixgbe_set_vf_macvlan_msg: index 0 takes all filters away
+    # ixgbe_set_vf_macvlan_msg: index 0 removes all filters
     return {"index": info(words), "mac": mac(words)} if info(words) else {"index": 0}
 
 
@@ -52,12 +52,36 @@ def _features(words: Words) -> Arguments:
     return {"features": ",".join([*names, *([f"0x{rest:x}"] if rest else [])]) or "none"}
 
 
-TABLE = Table(
-    driver="ixgbe",
+DRIVER = Driver(
+    name="ixgbe",
     number=1,
+    protocol=WORD_PROTOCOL,
+    hooks=(
+        # The words are valid when ixgbe_read_mbx returns, and when ixgbe_write_mbx is called.
+        HookedFunction(
+            "ixgbe_read_mbx",
+            ("hw", "msg", "size", "mbx_id"),
+            entry="kp_read",
+            at_return="kr_ixgbe_read",
+        ),
+        HookedFunction("ixgbe_write_mbx", ("hw", "msg", "size", "mbx_id"), entry="kp_ixgbe_write"),
+        # Returns 0 if the VF was reset as a function.
+        HookedFunction(
+            "ixgbe_check_for_rst",
+            ("hw", "mbx_id"),
+            entry="kp_check_for_rst",
+            at_return="kr_ixgbe_check_for_rst",
+            optional=True,
+        ),
+    ),
+    layout={
+        "back": ("ixgbe_hw.back",),
+        "pdev": ("ixgbe_adapter.pdev",),
+        "device": ("pci_dev.dev",),
+    },
     opcodes={
-        **shared.OPCODES,
-        0x01: replace(shared.OPCODES[0x01], reply=_reset_reply, reply_words=4),
+        **COMMON,
+        0x01: replace(COMMON[0x01], reply=_reset_reply, reply_words=4),
         0x06: Opcode("SET_MACVLAN", Stage.PREPARE, request=_macvlan, request_words=3),
         0x08: Opcode(
             "API_NEGOTIATE",
@@ -77,7 +101,7 @@ TABLE = Table(
             reply=_xcast,
             reply_words=2,
         ),
-        # The answer is made in the request's buffer, key and all.
+        # ixgbe_ipsec_vf_add_sa writes the answer into the request's buffer, which still holds the key.
         0x0D: Opcode(
             "IPSEC_ADD",
             request=_ipsec_add,

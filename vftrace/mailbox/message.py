@@ -1,28 +1,19 @@
-"""One message: words to name, arguments and result; and requests paired with their replies."""
+"""One message with its sender, its time and its meaning; and requests paired with their replies."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from vftrace.events import Mailbox
-from vftrace.mailbox.drivers import TABLES, Tables
-from vftrace.mailbox.table import ACK, CTS, NACK, Arguments, Opcode, Role, Table, Words, info
-
-Direction = Literal["from-vf", "to-vf"]
-Result = Literal["ACK", "NACK", "CTS", "none"]
-
-WORDS = 16
-"""A mailbox's size (IXGBE_VFMAILBOX_SIZE, E1000_VFMAILBOX_SIZE)."""
-
-NOT_CLEAR = "it must reset first"
-"""A PF's driver refuses everything but RESET from a VF it has not reset (`clear_to_send`)."""
+from vftrace.mailbox.driver import Arguments, Direction, Driver, Drivers, Result, Role
+from vftrace.mailbox.drivers import DRIVERS
+from vftrace.mailbox.words import WORD_PROTOCOL
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What was said. `name` is None for an opcode that is not in the driver's table.
+    """A decoded message. `name` None: the driver's table lacks the opcode.
 
-    `result`: ACK or NACK of a reply, else CTS where the card's driver says "clear to send", else none.
-    `note` says what a NACK means that is no refusal. `error`: the driver could not read the message.
+    `result`: ACK or NACK for a reply; else CTS where the card's driver set "clear to send"; else none. `note` is the
+    meaning of a NACK that is not a refusal. `error`: the driver could not read the message.
     """
 
     driver: str
@@ -38,103 +29,60 @@ class Message:
     pf: str = ""
     vf: int = 0
     latency_ns: int | None = None
-    """Of a reply: time since its request."""
+    """The time from the request to this reply."""
     role: Role | None = None
-    """What a profile says that it is for."""
+    """The part in a mailbox-assisted migration that a profile gives this message."""
 
     @property
     def title(self) -> str:
-        """The name, or the number of what has none."""
+        """The name, or the opcode in hexadecimal where there is no name."""
         return self.name or f"0x{self.opcode:04x}"
 
     @property
     def refused(self) -> bool:
-        """A NACK that is no part of the normal course."""
+        """Whether this is a NACK without another meaning."""
         return self.result == "NACK" and self.note is None
 
     @property
     def is_request(self) -> bool:
-        """Whether the card's driver will answer it."""
+        """Whether the card's driver will answer this message."""
         asks = self.direction == "from-vf" and self.result in ("none", "CTS")
         return asks and not self.error
 
 
-def decode(words: Words, driver: int, direction: Direction, tables: Tables = TABLES) -> Message:
-    """Decode the words of one message of a driver (its number); words that are missing count as 0.
-
-    Never raises on content: what is not known has no name and no arguments.
-    """
-    table = tables.get(driver, Table(f"driver-{driver}", driver))
-    padded = (*words, *[0] * (WORDS - len(words)))
-    first = padded[0]
-    number = first & 0xFFFF
-    opcode = table.opcodes.get(number)
-    result = _result(first)
+def message_of(event: Mailbox, drivers: Drivers = DRIVERS) -> Message:
+    """Decode an event. The message is not paired with another yet. Never raises on content."""
+    driver = drivers.get(
+        event.driver, Driver(f"driver-{event.driver}", event.driver, WORD_PROTOCOL)
+    )
+    decoded = driver.protocol.decode(event, driver)
+    readable = event.words > 0
     return Message(
-        driver=table.driver,
-        direction=direction,
-        opcode=number,
-        name=opcode.name if opcode else None,
-        arguments=_arguments(opcode, padded, len(words), direction, result),
-        result=result,
-        clear_to_send=bool(first & CTS),
-        note=_note(opcode, padded, direction),
-        role=opcode.role if opcode else None,
+        driver=driver.name,
+        direction="to-vf" if event.direction == Mailbox.TO_VF else "from-vf",
+        opcode=decoded.opcode,
+        name=decoded.name if readable else "unreadable",
+        arguments=decoded.arguments if readable else {},
+        result=decoded.result,
+        clear_to_send=decoded.clear_to_send,
+        note=decoded.note,
+        error=event.ret,
+        at_ns=event.at_ns,
+        pf=event.pf,
+        vf=event.vf,
+        role=decoded.role if readable else None,
     )
 
 
-def _result(first: int) -> Result:
-    if first & NACK:
-        return "NACK"
-    if first & ACK:
-        return "ACK"
-    return "CTS" if first & CTS else "none"
-
-
-def _arguments(
-    opcode: Opcode | None, words: Words, recorded: int, direction: Direction, result: Result
-) -> Arguments:
-    if opcode is None:
-        return {}
-    if direction == "from-vf":
-        # With ACK or NACK set it is a message the driver has dealt with already.
-        if result in ("ACK", "NACK"):
-            return {}
-        arguments = opcode.request(words)
-        if opcode.counted and recorded < 1 + (info(words) + 1) // 2:
-            del arguments["hashes"]
-        return arguments
-    # A NACK is the request sent back; only RESET's says something.
-    refused = result == "NACK" and opcode.name != "RESET"
-    return {} if refused else opcode.reply(words)
-
-
-def _note(opcode: Opcode | None, words: Words, direction: Direction) -> str | None:
-    if direction == "from-vf" or not words[0] & NACK:
-        return None
-    normal = None if opcode is None else opcode.normal_nack(words)
-    return normal if normal or words[0] & CTS else NOT_CLEAR
-
-
-def message_of(event: Mailbox, tables: Tables = TABLES) -> Message:
-    """The message of an event, not yet paired."""
-    direction: Direction = "to-vf" if event.direction == Mailbox.TO_VF else "from-vf"
-    decoded = decode(event.word[: event.words], event.driver, direction, tables)
-    if event.words == 0:
-        # It could not be read: the words say nothing.
-        decoded = replace(decoded, name="unreadable", arguments={}, role=None)
-    return replace(decoded, error=event.ret, at_ns=event.at_ns, pf=event.pf, vf=event.vf)
-
-
 class Pairing:
-    """The requests of one VF and what they were answered."""
+    """Pairs the requests of one VF with their replies."""
 
     def __init__(self) -> None:
         self.pending: Message | None = None
-        """The request that has no answer yet."""
+        """The request that has no reply yet."""
 
     def take(self, message: Message) -> Message:
-        """Take the next message; a reply comes back with its latency."""
+        """Take the next message. A reply is returned with its latency."""
         if message.is_request:
             self.pending = message
         elif message.direction == "to-vf" and message.result in ("ACK", "NACK"):

@@ -1,4 +1,4 @@
-"""Profiles: TOML files that name what a vendor's driver says beyond the messages its table knows.
+"""Profiles: TOML files that name the messages a vendor's driver has beyond those of its table.
 
     driver = "ixgbe"
 
@@ -8,7 +8,7 @@
     role = "stop"
     request = ["reason", "cookie:x"]
 
-docs/mailbox.md describes them. A profile can only add: were it to give a known opcode more words, a key
+docs/mailbox.md describes them. A profile can only add messages. If it could give a known opcode more words, a key
 could leave the kernel with them.
 """
 
@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from vftrace.mailbox.drivers import TABLES, Tables
-from vftrace.mailbox.table import Arguments, Opcode, Reader, Role, Stage, Words
+from vftrace.mailbox.driver import Arguments, Drivers, Opcode, Reader, Role, Stage, Words
+from vftrace.mailbox.drivers import DRIVERS
 
 MAX_MESSAGES = 200
 """Of all profiles of a driver: bpf/mailbox.h keeps two rules for each in a map of 1024."""
@@ -53,50 +53,50 @@ def parse_profile(text: str) -> Profile:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ProfileError(f"not TOML: {error}") from error
     _only(document, _PROFILE_KEYS, "the file")
-    drivers = {table.driver: number for number, table in TABLES.items()}
-    driver = _one_of(document.get("driver"), drivers, "driver")
+    drivers = {driver.name: driver.number for driver in DRIVERS.values()}
+    name = _one_of(document.get("driver"), drivers, "driver")
     if not isinstance(document.get("about", ""), str):
         raise ProfileError("about is not a text")
     messages = document.get("message")
     if not isinstance(messages, list) or not messages:
         raise ProfileError("it names no [[message]]")
-    number = drivers[driver]
+    number = drivers[name]
     opcodes: dict[int, Opcode] = {}
     for index, entry in enumerate(messages, start=1):
         where = f"message {index}"
         code, opcode = _message(entry, where)
-        known = TABLES[number].opcodes.get(code)
+        known = DRIVERS[number].opcodes.get(code)
         if known is not None:
-            raise ProfileError(f"{where}: {driver} has an opcode 0x{code:x} already, {known.name}")
+            raise ProfileError(f"{where}: {name} has an opcode 0x{code:x} already, {known.name}")
         if code in opcodes:
             raise ProfileError(f"{where}: opcode 0x{code:x} is named twice")
         opcodes[code] = opcode
-    names = [opcode.name for opcode in (*TABLES[number].opcodes.values(), *opcodes.values())]
+    names = [opcode.name for opcode in (*DRIVERS[number].opcodes.values(), *opcodes.values())]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ProfileError(f"two messages are called {twice[0]}")
     return Profile(number, opcodes)
 
 
-def with_profiles(profiles: Iterable[Profile], tables: Tables = TABLES) -> Tables:
-    """The drivers' tables with what profiles add. Raises ProfileError where two profiles name one opcode."""
-    found = dict(tables)
+def with_profiles(profiles: Iterable[Profile], drivers: Drivers = DRIVERS) -> Drivers:
+    """The drivers with the messages that profiles add. Raises ProfileError if two profiles name one opcode."""
+    found = dict(drivers)
     for profile in profiles:
-        table = found[profile.number]
-        twice = sorted(table.opcodes.keys() & profile.opcodes.keys())
+        driver = found[profile.number]
+        twice = sorted(driver.opcodes.keys() & profile.opcodes.keys())
         if twice:
-            raise ProfileError(f"another profile names opcode 0x{twice[0]:x} of {table.driver} too")
-        opcodes = {**table.opcodes, **profile.opcodes}
+            raise ProfileError(f"another profile names opcode 0x{twice[0]:x} of {driver.name} too")
+        opcodes = {**driver.opcodes, **profile.opcodes}
         if len(opcodes) > MAX_MESSAGES:
-            raise ProfileError(f"more than {MAX_MESSAGES} messages of {table.driver}")
-        found[profile.number] = replace(table, opcodes=opcodes)
+            raise ProfileError(f"more than {MAX_MESSAGES} messages of {driver.name}")
+        found[profile.number] = replace(driver, opcodes=opcodes)
     return found
 
 
-def tables_of(recorded: Iterable[str], given: Iterable[str] = ()) -> Tables:
-    """The drivers' tables with the texts of profiles: those kept in a recording, and those given now, which win.
+def drivers_of(recorded: Iterable[str], given: Iterable[str] = ()) -> Drivers:
+    """The drivers with the messages of profiles: texts kept in a recording, and texts given now, which take precedence.
 
-    Recordings of one boot may hold the same text: it is one. Raises ProfileError as `parse_profile` and
+    Recordings of one boot may hold the same text, which counts once. Raises ProfileError as `parse_profile` and
     `with_profiles`.
     """
     now = [parse_profile(text) for text in given]

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Literal
 
 from vftrace.events import NetAddress, NetLink
-from vftrace.mailbox.life import VfLife
+from vftrace.model.vf import VfHistory
 
 
 class Role(StrEnum):
@@ -392,7 +392,7 @@ class Snapshot:
     unknown_records: int
     clock: tuple[tuple[int, int, int], ...]
     """(at_ns, realtime_offset_ns, error_ns) of the clock samples that differ."""
-    vfs: tuple[VfLife, ...] = ()
+    vfs: tuple[VfHistory, ...] = ()
     """Virtual functions as their mailboxes tell."""
     transitions: tuple[tuple[str, str, str, int], ...] = ()
     """How often each passed-through device, gone ones too, went from one state to another."""

@@ -1,4 +1,4 @@
-"""A small reader of BTF: offsets of structure members, ids of functions (Documentation/bpf/btf.rst)."""
+"""Reads BTF: offsets of structure members, ids and parameters of functions (Documentation/bpf/btf.rst)."""
 
 import functools
 import struct
@@ -10,7 +10,7 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 _HEADER = struct.Struct("<HBBIIIII")
 _MAGIC = 0xEB9F
-_STRUCT, _UNION, _FUNC = 4, 5, 12
+_STRUCT, _UNION, _FUNC, _FUNC_PROTO = 4, 5, 12, 13
 # Words behind the three of struct btf_type, by kind: (fixed, for each of its vlen members).
 _EXTRA = {
     1: (1, 0), 3: (3, 0), 4: (0, 3), 5: (0, 3), 6: (0, 2), 13: (0, 2), 14: (1, 0),
@@ -22,13 +22,17 @@ _WORDS_BEHIND = [_EXTRA.get(kind, (0, 0)) for kind in range(32)]
 @dataclass(frozen=True)
 class _Btf:
     """`words`: the types; `structures`: where in them a structure or union begins; `functions`: the offset of
-    each function's name, `ids` its type id."""
+    each function's name, `ids` its type id, `types` the type id of its prototype; `prototypes`: where in the words a
+    prototype begins, by type id; `count`: how many types there are."""
 
     words: "array[int]"
     strings: bytes
     structures: list[int]
     functions: list[int]
     ids: list[int]
+    types: list[int]
+    prototypes: dict[int, int]
+    count: int
 
 
 def of_module(module: str) -> Path:
@@ -55,9 +59,9 @@ def member_offset(structure: str, member: str, btf: Path = VMLINUX) -> int | Non
 
 
 def module_member_offset(structure: str, member: str, module: str) -> int | None:
-    """As `member_offset`, of a structure of a module; of the kernel's own where the module is built in.
+    """As `member_offset`, for a structure of a module, or of the kernel where the module's BTF does not have it.
 
-    A module's BTF continues the kernel's: its strings begin where those of the kernel end.
+    A module's BTF continues the kernel's: its strings begin where the kernel's end.
     """
     place = of_module(module)
     if not place.exists():
@@ -66,7 +70,8 @@ def module_member_offset(structure: str, member: str, module: str) -> int | None
         base, read = _read(VMLINUX), _parse(place.read_bytes())
     except (OSError, struct.error, ValueError):
         return None
-    return _member_offset(read, base.strings + read.strings, structure, member)
+    own = _member_offset(read, base.strings + read.strings, structure, member)
+    return _member_offset(base, base.strings, structure, member) if own is None else own
 
 
 def function_id(name: str, btf: Path = VMLINUX) -> int | None:
@@ -79,6 +84,35 @@ def function_id(name: str, btf: Path = VMLINUX) -> int | None:
     places = (i for i, offset in enumerate(read.functions) if offset in wanted)
     first = next(places, None)
     return None if first is None else read.ids[first]
+
+
+def parameters(name: str, module: str) -> tuple[str, ...] | None:
+    """The names of a module's function's parameters; None if the BTF does not have the function.
+
+    The types and strings of a module's BTF continue those of the kernel's.
+    """
+    place = of_module(module)
+    try:
+        base = _read(VMLINUX)
+        read = _parse(place.read_bytes()) if place.exists() else base
+    except (OSError, struct.error, ValueError):
+        return None
+    own = 0 if read is base else base.count
+    strings = base.strings if read is base else base.strings + read.strings
+    wanted = _name_offsets(strings, name)
+    for offset, number in zip(read.functions, read.types, strict=True):
+        if offset in wanted:
+            btf, at = base, base.prototypes.get(number)
+            if number > own:
+                btf, at = read, read.prototypes.get(number - own)
+            return None if at is None else _parameters(btf.words, strings, at)
+    return None
+
+
+def _parameters(words: "array[int]", strings: bytes, at: int) -> tuple[str, ...]:
+    count = words[at + 1] & 0xFFFF
+    starts = [words[i] for i in range(at + 3, at + 3 + 2 * count, 2)]
+    return tuple(strings[i : strings.index(0, i)].decode() for i in starts)
 
 
 def forget() -> None:
@@ -100,6 +134,8 @@ def _parse(data: bytes) -> _Btf:
     structures: list[int] = []
     functions: list[int] = []
     ids: list[int] = []
+    types: list[int] = []
+    prototypes: dict[int, int] = {}
     at, end, number, behind = 0, len(words), 0, _WORDS_BEHIND
     while at < end:
         number += 1
@@ -110,9 +146,13 @@ def _parse(data: bytes) -> _Btf:
         elif kind == _FUNC:
             functions.append(words[at])
             ids.append(number)
+            types.append(words[at + 2])
+        elif kind == _FUNC_PROTO:
+            prototypes[number] = at
         fixed, each = behind[kind]
         at += 3 + fixed + each * (info & 0xFFFF)
-    return _Btf(words, data[header + str_off :][:str_len], structures, functions, ids)
+    strings = data[header + str_off :][:str_len]
+    return _Btf(words, strings, structures, functions, ids, types, prototypes, number)
 
 
 def _member_offset(btf: _Btf, strings: bytes, structure: str, member: str) -> int | None:

@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from vftrace import events
 from vftrace.errors import MachineError
-from vftrace.mailbox.drivers import TABLES, Tables
+from vftrace.mailbox.driver import Drivers
+from vftrace.mailbox.drivers import DRIVERS
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import attach_all, captured_stderr, detach_all, first_line
 from vftrace.probes.bcc.compiler import compiled
@@ -54,11 +55,11 @@ class Probes:
         self,
         on_record: Callable[[bytes], None],
         way: str | None = None,
-        tables: Tables = TABLES,
+        drivers: Drivers = DRIVERS,
         guest_memory: int | None = None,
     ) -> None:
-        """`on_record` gets each record's bytes; `way` forces one way to attach; `tables` say how much of a
-        mailbox's messages is read. Dirty logs of slots up to `guest_memory` bytes (the host's memory where
+        """`on_record` gets each record's bytes; `way` forces one way to attach; `drivers` limit how much of a
+        mailbox's messages may leave the kernel. Dirty logs of slots up to `guest_memory` bytes (the host's memory where
         not given) are counted whole, but see `pieces_per_call`.
 
         Raises MachineError where a needed probe cannot be attached.
@@ -83,7 +84,7 @@ class Probes:
                     fix="vftrace doctor",
                 )
         self.vfio = VfioProbes(self._bpf, way)
-        self.mailbox = MailboxProbes(self._bpf, tables)
+        self.mailbox = MailboxProbes(self._bpf, drivers)
         self._bpf["events"].open_ring_buffer(self._on_ring)
 
     def __enter__(self) -> Self:

@@ -1,36 +1,21 @@
-"""The mailbox probes: one BPF object, attached to the drivers whose modules are there."""
+"""The mailbox probes: one BPF object, attached to the drivers whose modules are loaded."""
 
 import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-from vftrace.mailbox.drivers import TABLES, Tables, shipped_words
-from vftrace.mailbox.table import Table
+from vftrace.mailbox.driver import Driver, Drivers, HookedFunction
+from vftrace.mailbox.drivers import DRIVERS
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import attach_all, captured_stderr, detach_all, first_line
 from vftrace.probes.bcc.compiler import compiled
 from vftrace.probes.module_watcher import ModuleProbes
-from vftrace.probes.registry import KPROBE, MAILBOX, NO_CARD, ProbeStatus, mailbox_way
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names of a driver's structures: `hw` has `back`, a pointer to the adapter, and that has `pdev`,
-    a pointer to its PCI device."""
-
-    hw: str
-    adapter: str
-
-
-LAYOUTS = {
-    "ixgbe": Layout(hw="ixgbe_hw", adapter="ixgbe_adapter"),
-    "igb": Layout(hw="e1000_hw", adapter="igb_adapter"),
-}
+from vftrace.probes.registry import KPROBE, MAILBOX, NO_CARD, Hook, ProbeStatus, Way
 
 
 @dataclass(frozen=True)
 class Unsent:
-    """Messages of one VF that came faster than they are recorded: how many more since the last call."""
+    """Messages of one VF above the recorded rate: how many since the last call."""
 
     pf: str
     driver: int
@@ -41,21 +26,20 @@ class Unsent:
 
 
 class MailboxProbes(ModuleProbes):
-    """Nothing here is needed: what cannot be attached is noted in `status`."""
+    """Attaches to each driver while its module is loaded. `status` has the reason where that fails."""
 
-    def __init__(self, first: Any, tables: Tables = TABLES) -> None:
-        """Attach what can be now. `first`: the BPF object whose ring is used.
-        `tables` say which words of a message may leave the kernel.
+    def __init__(self, first: Any, drivers: Drivers = DRIVERS) -> None:
+        """Attach to the drivers that are loaded. `first`: the BPF object whose ring buffer is used.
+        `drivers` limit what of a message may leave the kernel.
 
-        There is one way only (drivers have no tracepoints for it), so none can be forced.
+        The drivers have no tracepoints for their mailbox, so kprobe is the only method.
         """
         self._first = first
-        self._tables = tables
-        self._by_driver = {table.driver: table for table in tables.values()}
-        super().__init__(*self._by_driver)
+        self._by_module = {driver.name: driver for driver in drivers.values()}
+        super().__init__(*self._by_module)
         self._bpf: Any = None
         self.refused = kernel.refuses_kprobes()
-        """Why this kernel takes no such probes at all; None if it does."""
+        """The reason why this kernel has no kprobes at all; None if it has."""
         self._attached: set[str] = set()
         self._reasons: dict[str, str] = {}
         self._reported: dict[tuple[int, int], tuple[int, int, int]] = {}
@@ -63,7 +47,7 @@ class MailboxProbes(ModuleProbes):
 
     @property
     def status(self) -> tuple[ProbeStatus, ...]:
-        """How the mailboxes are attached now; the reason names the drivers whose are not."""
+        """How the mailboxes are attached now. The reason names the drivers that are not."""
         reasons = [f"{driver}: {why}" for driver, why in self._reasons.items()]
         if not self._attached and not reasons:
             reasons = [NO_CARD]
@@ -72,7 +56,7 @@ class MailboxProbes(ModuleProbes):
         )
 
     def _come(self, module: str) -> None:
-        reason = self.refused or self._attach(self._by_driver[module])
+        reason = self.refused or self._attach(self._by_module[module])
         if reason is None:
             self._attached.add(module)
         else:
@@ -82,10 +66,10 @@ class MailboxProbes(ModuleProbes):
         self._reasons.pop(module, None)
         if module in self._attached:
             self._attached.remove(module)
-            detach_all(self._bpf, mailbox_way(module))
+            detach_all(self._bpf, _way(self._by_module[module]))
 
     def unsent(self) -> list[Unsent]:
-        """For each VF of which messages were not recorded since the last call, how many."""
+        """The messages of each VF that were not recorded since the last call."""
         found: list[Unsent] = []
         if self._bpf is None:
             return found
@@ -112,37 +96,64 @@ class MailboxProbes(ModuleProbes):
         self._bpf = None
         self._attached.clear()
 
-    def _attach(self, table: Table) -> str | None:
-        """Compile if that is not done yet, and attach to this driver. Returns why not."""
+    def _attach(self, driver: Driver) -> str | None:
+        """Compile the object if needed, and attach to this driver. Returns the reason if that fails."""
         with captured_stderr() as complaint:
             try:
+                for hook in driver.hooks:
+                    require_parameters(hook, driver.name)
                 if self._bpf is None:
                     self._bpf = compiled("mailbox.bpf.c", first=self._first)
-                self._tell(table)
-                return attach_all(self._bpf, mailbox_way(table.driver))
+                self._describe(driver)
+                return attach_all(self._bpf, _way(driver))
             except Exception as error:  # BCC raises Exception itself
                 return first_line(complaint(), error)
 
-    def _tell(self, table: Table) -> None:
-        """Tell the kernel side how the driver's structures lie, and which words it may send on."""
-        layout = LAYOUTS[table.driver]
-        offsets = {
-            "back": btf.module_member_offset(layout.hw, "back", table.driver),
-            "pdev": btf.module_member_offset(layout.adapter, "pdev", table.driver),
-            "device": btf.member_offset("pci_dev", "dev"),
-        }
+    def _describe(self, driver: Driver) -> None:
+        """Give the kernel side the offsets in the driver's structures and its rules for messages."""
         layouts = self._bpf["layouts"]
         leaf = layouts.Leaf()
-        for name, offset in offsets.items():
-            if offset is None:
-                raise LookupError(f"the kernel's BTF does not say where {name} is")
-            setattr(leaf, name, offset)
-        layouts[ctypes.c_int(table.number)] = leaf
-        allow_words(self._bpf, table)
+        for name, members in driver.layout.items():
+            setattr(leaf, name, sum(_offset(member, driver.name) for member in members))
+        layouts[ctypes.c_int(driver.number)] = leaf
+        export(self._bpf, driver)
 
 
-def allow_words(bpf: Any, table: Table) -> None:
-    """Tell the kernel side which words of the driver's messages it may send on."""
+def export(bpf: Any, driver: Driver) -> None:
+    """Give the kernel side the rules for how much of the driver's messages may leave the kernel."""
     rules = bpf["exportable_words"]
-    for key, rule in shipped_words(table).items():
+    for key, rule in driver.protocol.exportable(driver).items():
         rules[ctypes.c_uint32(key)] = ctypes.c_uint32(rule)
+
+
+def require_parameters(hook: HookedFunction, module: str) -> None:
+    """Raise LookupError where the module's function takes other parameters than the programs read.
+
+    A vendor's build of a driver may have changed them. Without BTF of the function nothing is known against it.
+    """
+    found = btf.parameters(hook.function, module)
+    if found is not None and found[: len(hook.parameters)] != hook.parameters:
+        raise LookupError(f"{hook.function} has other parameters: {', '.join(found)}")
+
+
+def _offset(member: str, module: str) -> int:
+    """The offset of `structure.member`, of the module's structures or the kernel's."""
+    structure, _, name = member.partition(".")
+    offset = btf.module_member_offset(structure, name, module)
+    if offset is None:
+        raise LookupError(f"the kernel's BTF does not have {member}")
+    return offset
+
+
+def _way(driver: Driver) -> Way:
+    """The hooks of one driver, as the attach functions take them."""
+    needed = tuple(hook for each in driver.hooks if not each.optional for hook in _hooks(each))
+    optional = tuple(hook for each in driver.hooks if each.optional for hook in _hooks(each))
+    return Way(KPROBE, needed, optional)
+
+
+def _hooks(hooked: HookedFunction) -> tuple[Hook, ...]:
+    entry = () if hooked.entry is None else (Hook(hooked.function, hooked.entry),)
+    if hooked.at_return is None:
+        return entry
+    return (*entry, Hook(hooked.function, hooked.at_return, at_return=True))

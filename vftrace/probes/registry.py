@@ -6,7 +6,7 @@ A probe is what `doctor` lists and `vftrace_probe_attached` names. Hooks are pai
 
 from dataclasses import dataclass
 
-from vftrace.mailbox.drivers import TABLES
+from vftrace.mailbox.drivers import DRIVERS
 
 FENTRY, KPROBE, TRACEPOINT = "fentry", "kprobe", "tracepoint"
 WAYS = (FENTRY, KPROBE, TRACEPOINT)
@@ -15,7 +15,7 @@ WAYS = (FENTRY, KPROBE, TRACEPOINT)
 NO_KVM = "the kvm module is not loaded"
 NO_VFIO = "the vfio module is not loaded"
 NO_MIGRATABLE = "no device that can migrate has been met"
-NO_CARD = f"no module {' or '.join(table.driver for table in TABLES.values())} is loaded"
+NO_CARD = f"no module {' or '.join(driver.name for driver in DRIVERS.values())} is loaded"
 WAITS = frozenset({NO_KVM, NO_VFIO, NO_MIGRATABLE, NO_CARD})
 """Why a probe may be not attached without anything being wrong: it will be when its time comes."""
 
@@ -205,18 +205,4 @@ MAILBOX = Probe(
     "messages between a network card and its virtual functions",
     (Way(KPROBE, ()),),
 )
-"""Its hooks are each driver's: see `mailbox_way`."""
-
-
-def mailbox_way(driver: str) -> Way:
-    """The mailbox of one driver, whose functions all begin with its name."""
-    return Way(
-        KPROBE,
-        (
-            *_kprobes(f"{driver}_read_mbx", "kp_read", f"kr_{driver}_read"),
-            Hook(f"{driver}_write_mbx", f"kp_{driver}_write"),
-        ),
-        optional=_kprobes(
-            f"{driver}_check_for_rst", "kp_check_for_rst", f"kr_{driver}_check_for_rst"
-        ),
-    )
+"""Each driver's file in vftrace/mailbox/ has its hooks."""

@@ -29,7 +29,6 @@ from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
 from vftrace.events import VfioData
-from vftrace.mailbox.life import VfLife
 from vftrace.model.migration import (
     Checkpoint,
     DeviceDowntime,
@@ -39,6 +38,7 @@ from vftrace.model.migration import (
     Strategy,
     VfUse,
 )
+from vftrace.model.vf import VfHistory
 
 _EVER = sys.maxsize
 
@@ -347,7 +347,7 @@ def _told(facts: Facts, lives: Lives, ended_ns: int | None) -> Iterator[VfUse]:
         yield heard_vf(lives[key], side, facts.started_ns, ended_ns)
 
 
-def _life(device: PassedDevice, lives: Lives) -> VfLife | None:
+def _life(device: PassedDevice, lives: Lives) -> VfHistory | None:
     if device.pf is None or device.vf is None:
         return None
     return lives.get((device.pf, device.vf))

@@ -9,7 +9,7 @@ from vftrace.analysis.devices.vf_phases import Lives
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
-from vftrace.mailbox.life import VfLife
+from vftrace.model.vf import VfHistory
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def said(around: Around, own: Sequence[Process], stopped_ns: int | None) -> tupl
     found = [
         Said(agreed.at_ns, agreed.title, _function(life), agreed.role, holder)
         for key, life in lives.items()
-        for agreed in life.agreed
+        for agreed in life.agreements
         if agreed.role is not None or stopped_ns is None or key in there
         for holder in _holder(around, own, life, agreed.at_ns)
     ]
@@ -78,16 +78,16 @@ def kept(process: Process, stopped_ns: int) -> list[PassedDevice]:
     ]
 
 
-def function_of(said: Said, lives: Lives) -> VfLife | None:
+def function_of(said: Said, lives: Lives) -> VfHistory | None:
     """The life of whoever said it."""
     return next((life for life in lives.values() if _function(life) == said.function), None)
 
 
-def _function(life: VfLife) -> str:
+def _function(life: VfHistory) -> str:
     return f"VF {life.vf} of {life.pf}"
 
 
-def _holder(around: Around, own: Sequence[Process], life: VfLife, at_ns: int) -> Iterator[bool]:
+def _holder(around: Around, own: Sequence[Process], life: VfHistory, at_ns: int) -> Iterator[bool]:
     """True: one of `own` held the function then. False: nobody did. Nothing: another VM."""
     holders = [process for process in around.processes if _held(process, life, at_ns)]
     if any(process in own for process in holders):
@@ -96,7 +96,7 @@ def _holder(around: Around, own: Sequence[Process], life: VfLife, at_ns: int) ->
         yield False
 
 
-def _held(process: Process, life: VfLife, at_ns: int) -> bool:
+def _held(process: Process, life: VfHistory, at_ns: int) -> bool:
     if process.ended_at_ns is not None and at_ns >= process.ended_at_ns:
         return False
     return any(
@@ -107,7 +107,7 @@ def _held(process: Process, life: VfLife, at_ns: int) -> bool:
     )
 
 
-def _rests(life: VfLife, stopped_ns: int) -> Iterable[Said]:
+def _rests(life: VfHistory, stopped_ns: int) -> Iterable[Said]:
     """A driver that puts its function to rest before the guest stops, as the patches of 2015 did with the
     messages there are."""
     up = [s for s in life.states if s.name == "up" and s.start_at_ns <= stopped_ns]
@@ -116,7 +116,7 @@ def _rests(life: VfLife, stopped_ns: int) -> Iterable[Said]:
         yield Said(ended, RESTS, _function(life), None, True)
 
 
-def _rises(life: VfLife, stopped_ns: int) -> Iterable[Said]:
+def _rises(life: VfHistory, stopped_ns: int) -> Iterable[Said]:
     """A driver that brings its function up after the guest was stopped."""
     for span in life.states:
         if span.name == "up" and span.start_at_ns > stopped_ns:

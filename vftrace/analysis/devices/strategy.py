@@ -7,7 +7,7 @@ migration says more than what happened around it.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vftrace.mailbox.table import Role
+from vftrace.mailbox.driver import Role
 from vftrace.model.migration import Evidence, Strategy
 
 UNPLUG_WINDOW_NS = 60_000_000_000

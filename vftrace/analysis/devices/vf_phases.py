@@ -1,17 +1,17 @@
 """What became of a migration's virtual functions: when each was lost, and when its successor was ready.
 
 Two sources tell: VFIO, when a VMM opened and closed the function, and the mailbox of its card, what its
-driver then asked for (vftrace/mailbox/life.py). Where no mailbox is heard, only the former is known.
+driver then asked for (vftrace/model/vf.py). Where no mailbox is heard, only the former is known.
 """
 
 from collections.abc import Mapping
 from itertools import pairwise
 
 from vftrace.analysis.devices.device import PassedDevice
-from vftrace.mailbox.life import VfLife
 from vftrace.model.migration import Role, VfPhase, VfUse
+from vftrace.model.vf import VfHistory
 
-Lives = Mapping[tuple[str, int], VfLife]
+Lives = Mapping[tuple[str, int], VfHistory]
 """By card and number."""
 
 PHASES = {
@@ -28,7 +28,7 @@ _Mark = tuple[str, int]
 
 def source_vf(
     device: PassedDevice,
-    life: VfLife | None,
+    life: VfHistory | None,
     since_ns: int,
     until_ns: int | None,
     back_ns: int | None,
@@ -47,7 +47,7 @@ def source_vf(
 
 def destination_vf(
     device: PassedDevice,
-    life: VfLife | None,
+    life: VfHistory | None,
     since_ns: int,
     until_ns: int | None,
     gone_ns: int | None = None,
@@ -76,7 +76,7 @@ def destination_vf(
     return _use(device.pf, device.vf, device, life, Role.DESTINATION, marks, closed)
 
 
-def heard_vf(life: VfLife, role: Role, since_ns: int, until_ns: int | None) -> VfUse:
+def heard_vf(life: VfHistory, role: Role, since_ns: int, until_ns: int | None) -> VfUse:
     """A function of which only its mailbox is known."""
     marks = _heard(life, since_ns, until_ns)
     return VfUse(life.pf, life.vf, life.address, role, _phases(marks, until_ns))
@@ -87,7 +87,7 @@ def ready_ns(use: VfUse) -> int | None:
     return next((phase.start_at_ns for phase in use.phases if phase.name == "ready"), None)
 
 
-def _heard(life: VfLife | None, since_ns: int, until_ns: int | None) -> list[_Mark]:
+def _heard(life: VfHistory | None, since_ns: int, until_ns: int | None) -> list[_Mark]:
     """The phases its mailbox tells of, each with its begin, the first one cut at `since_ns`."""
     marks = []
     for span in life.states if life is not None else ():
@@ -102,7 +102,7 @@ def _use(
     pf: str,
     number: int,
     device: PassedDevice,
-    life: VfLife | None,
+    life: VfHistory | None,
     role: Role,
     marks: list[_Mark],
     end_ns: int | None,

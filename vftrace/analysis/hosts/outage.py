@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vftrace.events import Event, NetAddress, NetLink, PingGap
-from vftrace.mailbox.life import VfLife
 from vftrace.model.migration import Checkpoint, Migration, Role, VfUse
 from vftrace.model.report import Outage, OutageSpan, Side
+from vftrace.model.vf import VfHistory
 from vftrace.ping.gaps import HELD, LOST, OWN
 
 MAPPING = "VF attached"
@@ -59,7 +59,7 @@ class HostSide:
     """What one host recorded beside the migration; `shift_ns` brings its times to the migration's clock."""
 
     pid: int | None
-    lives: Mapping[tuple[str, int], VfLife]
+    lives: Mapping[tuple[str, int], VfHistory]
     network: Sequence[NetAddress | NetLink]
     stalls: Sequence[tuple[int, int]]
     shift_ns: int
@@ -221,7 +221,7 @@ def _source_spans(
         yield OutageSpan(GONE, Side.SOURCE, gone, min(ends))
 
 
-def _rested(life: VfLife | None, closed_ns: int) -> int | None:
+def _rested(life: VfHistory | None, closed_ns: int) -> int | None:
     """When the VF was last up, before it was closed."""
     ends = [
         span.end_at_ns

@@ -14,7 +14,6 @@ from prometheus_client.samples import Exemplar
 
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.events import Event
-from vftrace.mailbox.life import VfLife
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import (
     Dirty,
@@ -27,6 +26,7 @@ from vftrace.model.migration import (
     Vm,
     VmDevice,
 )
+from vftrace.model.vf import VfHistory
 from vftrace.outputs.traces.ids import trace_id_of
 
 SETTLE_NS = 1_000_000_000
@@ -206,7 +206,7 @@ class VfView:
     the last time, or does not have it so far; None: not known, or never yet.
     """
 
-    life: VfLife
+    life: VfHistory
     up: bool | None
     downtime_ns: int | None
 
@@ -423,7 +423,7 @@ def downtimes(migration: Migration) -> dict[str, int]:
 
 
 def outage(
-    life: VfLife, since_ns: int, arrived_ns: int | None, *, held: bool
+    life: VfHistory, since_ns: int, arrived_ns: int | None, *, held: bool
 ) -> tuple[int, int | None] | None:
     """From when to when (None: still) a virtual function's driver did not have it up, the latest time; None if
     that never was, or is no outage.

@@ -20,8 +20,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from vftrace import __version__, events
+from vftrace.analysis.devices.vf_history import NOT_RECORDED
 from vftrace.events import wire
-from vftrace.mailbox.life import NOT_RECORDED
 from vftrace.model.migration import Forecast, Outcome, Role, Strategy
 from vftrace.outputs.exporter.accounts import (
     Accounts,

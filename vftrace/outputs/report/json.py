@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-from vftrace.mailbox.life import VfLife
 from vftrace.model.migration import Outcome
 from vftrace.model.report import HostReport, MigrationReport, Outage, Report
+from vftrace.model.vf import VfHistory
 
 SCHEMA = 1
 
@@ -36,7 +36,7 @@ def host_json(host: HostReport) -> dict[str, Any]:
     }
 
 
-def vf_json(life: VfLife) -> dict[str, Any]:
+def vf_json(life: VfHistory) -> dict[str, Any]:
     """What is known of a virtual function; `states`, `changes` and `messages` hold the latest."""
     return {
         "pf": life.pf,

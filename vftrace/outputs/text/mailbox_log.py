@@ -11,12 +11,13 @@ import time
 from collections.abc import Collection, Iterator
 
 from vftrace import events
+from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import NO_PROCESS, Event
-from vftrace.mailbox.drivers import TABLES, Tables
-from vftrace.mailbox.life import Mailboxes, StateSpan, VfLife
+from vftrace.mailbox.driver import Drivers, Value
+from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.message import Message
-from vftrace.mailbox.table import Value
+from vftrace.model.vf import StateSpan, VfHistory
 
 ARROWS = {"from-vf": ">", "to-vf": "<"}
 
@@ -34,16 +35,16 @@ class Dump:
         pfs: Collection[str] = (),
         vfs: Collection[int] = (),
         as_json: bool = False,
-        tables: Tables = TABLES,
+        drivers: Drivers = DRIVERS,
     ) -> None:
         """`pfs` (PCI addresses, with or without domain) and `vfs` (numbers) limit what is printed.
 
-        `tables`: the messages that are known.
+        `drivers`: with the messages that profiles add.
         """
         self._pfs = {pf.lower() if pf.count(":") > 1 else f"0000:{pf.lower()}" for pf in pfs}
         self._vfs = set(vfs)
         self._json = as_json
-        self._mailboxes = Mailboxes(tables)
+        self._mailboxes = Mailboxes(drivers)
         self._stream = SequenceTracker()
         self._states: dict[tuple[str, int], StateSpan] = {}
         self._realtime_offset_ns: int | None = None
@@ -79,7 +80,7 @@ class Dump:
     def summary(self) -> Iterator[str]:
         """What became of each VF; call it at the end."""
         yield from self._quiet()
-        for life in self._mailboxes.lives():
+        for life in self._mailboxes.vf_histories():
             if self._wanted(life.pf, life.vf):
                 yield json.dumps(_life_fields(life)) if self._json else _life_line(life)
 
@@ -195,7 +196,7 @@ def _span(ns: int) -> str:
     return f"{ns / 1e6:.1f} ms" if ns < 1_000_000_000 else f"{ns / 1e9:.2f} s"
 
 
-def _life_line(life: VfLife) -> str:
+def _life_line(life: VfHistory) -> str:
     parts = [life.state, *(f"{name} {value}" for name, value in life.settings)]
     if life.vlans:
         shown = ",".join(str(vlan) for vlan in life.vlans[:8])
@@ -213,7 +214,7 @@ def _life_line(life: VfLife) -> str:
     return f"{printable(life.pf)} vf{life.vf}{address}, {life.driver}: {'; '.join(parts)}"
 
 
-def _life_fields(life: VfLife) -> dict[str, object]:
+def _life_fields(life: VfHistory) -> dict[str, object]:
     return {
         "event": "vf",
         "pf": life.pf,

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from vftrace.mailbox.life import MAX_FALLS, MAX_RESETS, RESETTING_NS, StateSpan, VfLife
+from vftrace.analysis.devices.vf_history import MAX_FALLS, MAX_RESETS, RESETTING_NS
 from vftrace.mailbox.message import Message
 from vftrace.model.migration import Snapshot
+from vftrace.model.vf import StateSpan, VfHistory
 from vftrace.outputs.text.clock import precise_time
 from vftrace.outputs.text.glyphs import Glyphs, clean, shorten
 from vftrace.outputs.text.mailbox_log import ARROWS, message_words
@@ -19,19 +20,19 @@ LAST_MESSAGES = 8
 LAST_STATES = 8
 
 
-def name_of(life: VfLife) -> str:
+def name_of(life: VfHistory) -> str:
     """`0000:01:00.0 VF 0`"""
     return f"{life.pf} VF {life.vf}"
 
 
-def state_of(life: VfLife) -> str:
+def state_of(life: VfHistory) -> str:
     """What it is in one word, of a function in trouble the trouble."""
     if life.keeps_resetting:
         return "resetting"
     return "no answer" if _waits(life) else life.state
 
 
-def vf_warnings(life: VfLife) -> Iterator[str]:
+def vf_warnings(life: VfHistory) -> Iterator[str]:
     """What is wrong with it, in words."""
     if life.keeps_resetting:
         often = f"{MAX_FALLS} times out of work, or {MAX_RESETS} resets, within {format_ns(RESETTING_NS)}"
@@ -48,7 +49,7 @@ def vf_warnings(life: VfLife) -> Iterator[str]:
 
 
 def vf_lines(
-    life: VfLife, snapshot: Snapshot, width: int, g: Glyphs, messages: int = LAST_MESSAGES
+    life: VfHistory, snapshot: Snapshot, width: int, g: Glyphs, messages: int = LAST_MESSAGES
 ) -> list[RenderableType]:
     """One function in full: state, the way there, what it was given, what it said last."""
     now = snapshot.at_ns
@@ -74,7 +75,7 @@ def vf_lines(
 
 
 def vfs_part(
-    lives: Sequence[VfLife], snapshot: Snapshot, width: int, g: Glyphs
+    lives: Sequence[VfHistory], snapshot: Snapshot, width: int, g: Glyphs
 ) -> Iterator[RenderableType]:
     """All functions that were heard of; nothing where there are none."""
     heard = [life for life in lives if life.states or life.recent or life.not_recorded]
@@ -85,7 +86,7 @@ def vfs_part(
             yield from vf_lines(life, snapshot, width, g)
 
 
-def last_message(life: VfLife, g: Glyphs) -> str:
+def last_message(life: VfHistory, g: Glyphs) -> str:
     """What was said last, in one line."""
     if not life.recent:
         return "-"
@@ -93,7 +94,7 @@ def last_message(life: VfLife, g: Glyphs) -> str:
     return f"{ARROWS[message.direction]} {clean(message_words(message), g)}"
 
 
-def _waits(life: VfLife) -> bool:
+def _waits(life: VfHistory) -> bool:
     """Whether its last request has no answer, and has had none for long."""
     return bool(life.unanswered and life.recent and life.recent[-1].is_request)
 

@@ -7,8 +7,8 @@ from rich.cells import set_cell_size
 from rich.console import RenderableType
 from rich.text import Text
 
-from vftrace.mailbox.life import VfLife
 from vftrace.model.migration import Migration, Outcome, Role, Snapshot, Vm
+from vftrace.model.vf import VfHistory
 from vftrace.outputs.text.clock import clock_time
 from vftrace.outputs.text.figures import (
     bandwidth_now,
@@ -251,7 +251,7 @@ def _vm_cells(vm: Vm, snapshot: Snapshot, now_ns: int, g: Glyphs) -> list[str]:
     ]
 
 
-def _vf_cells(vf: VfLife, snapshot: Snapshot, g: Glyphs) -> list[str]:
+def _vf_cells(vf: VfHistory, snapshot: Snapshot, g: Glyphs) -> list[str]:
     lasts = UNKNOWN if vf.since_ns is None else format_ns(max(0, snapshot.at_ns - vf.since_ns))
     return [
         clean(name_of(vf), g),

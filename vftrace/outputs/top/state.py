@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from vftrace.mailbox.life import VfLife
 from vftrace.model.migration import Migration, Snapshot, Vm
+from vftrace.model.vf import VfHistory
 from vftrace.outputs.text.figures import dirty_rate
 
 Screen = Literal["list", "timeline", "vf", "help"]
@@ -190,9 +190,9 @@ def _opens(state: ViewState, snapshot: Snapshot) -> Row | None:
 # -- which rows there are -----------------------------------------------------------------------
 
 
-def row_of(thing: Migration | Vm | VfLife) -> Row:
+def row_of(thing: Migration | Vm | VfHistory) -> Row:
     """How the cursor remembers it."""
-    if isinstance(thing, VfLife):
+    if isinstance(thing, VfHistory):
         return "vf", thing.pf, thing.vf
     if isinstance(thing, Migration):
         return "migration", thing.pid, thing.started_at_ns
@@ -227,7 +227,7 @@ def vms(snapshot: Snapshot, state: ViewState) -> list[Vm]:
     return sorted(found, key=lambda vm: (vm.name or vm.key, vm.pid))
 
 
-def vfs(snapshot: Snapshot, state: ViewState) -> list[VfLife]:
+def vfs(snapshot: Snapshot, state: ViewState) -> list[VfHistory]:
     """The virtual functions that were heard of, filtered; by card and number."""
     text = state.filter.casefold()
     return [
@@ -238,7 +238,7 @@ def vfs(snapshot: Snapshot, state: ViewState) -> list[VfLife]:
     ]
 
 
-def find_vf(snapshot: Snapshot, row: Row | None) -> VfLife | None:
+def find_vf(snapshot: Snapshot, row: Row | None) -> VfHistory | None:
     """The virtual function of a row, if it is still known."""
     return next((life for life in snapshot.vfs if row_of(life) == row), None)
 

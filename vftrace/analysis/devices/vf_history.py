@@ -1,115 +1,48 @@
-"""The life of each virtual function, from what its mailbox says.
+"""Tracks each virtual function's mailbox: events in, `VfHistory` out (vftrace/model/vf.py lists the states).
 
-| state | from |
-|---|---|
-| absent | nothing was heard of it |
-| reset | it was reset as a function, or asked for RESET; also where its driver starts and then rests |
-| negotiating | RESET was answered |
-| configuring | its driver asks for queues, filters, MAC, VLANs |
-| up | it asked what a driver asks whose interface is brought up, and for 500 ms nothing more |
-
-Times are those of events; nothing here knows a clock.
+Times are those of the events; nothing here reads a clock.
 """
 
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset
-from vftrace.mailbox.drivers import TABLES, Tables
-from vftrace.mailbox.message import NOT_CLEAR, Direction, Message, Pairing, Result, message_of
-from vftrace.mailbox.table import Role, Stage, Table
-
-State = Literal["absent", "reset", "negotiating", "configuring", "up"]
+from vftrace.mailbox.driver import Direction, Driver, Drivers, Result, Stage
+from vftrace.mailbox.drivers import DRIVERS
+from vftrace.mailbox.message import Message, Pairing, message_of
+from vftrace.mailbox.words import NOT_CLEAR, WORD_PROTOCOL
+from vftrace.model.vf import Agreement, Change, State, StateSpan, VfHistory
 
 SETTLED_NS = 500_000_000
-"""A VF that configures asks the next thing at once; after so long it has done."""
+"""A VF's driver that configures sends its requests back to back. After this pause it has finished."""
 
 UNANSWERED_NS = 1_000_000_000
-"""A VF's driver waits so long for an answer (IXGBE_VF_MBX_INIT_TIMEOUT × _DELAY), then resets."""
+"""A VF's driver waits this long for a reply (IXGBE_VF_MBX_INIT_TIMEOUT × _DELAY), then resets."""
 
 RESETTING_NS = 60_000_000_000
 MAX_FALLS, MAX_RESETS = 5, 20
-"""It keeps resetting: so often out of work, or at all, within a minute. (An igbvf resets once for a new
-frame size, and several times when it is bound; an operator does not do that five times a minute.)"""
+"""A VF keeps resetting if within a minute it was reset this often while configuring or up, or this often at all.
+(igbvf resets once for a new frame size, and several times when it is bound; an operator does not do that five times
+per minute.)"""
 
 MAX_VFS = 4096
 MAX_RECENT = 32
 MAX_CHANGES = 64
 MAX_STATES = 64
 MAX_VLANS = 4096
-MAX_AGREED = 64
+MAX_AGREEMENTS = 64
 
 NOT_RECORDED = "not-recorded"
 UNKNOWN = "unknown"
-"""Names in the counts for messages that came too fast, and for opcodes in no table."""
-
-
-@dataclass(frozen=True, slots=True)
-class StateSpan:
-    """A state of a VF; `end_at_ns` None while it lasts."""
-
-    name: State
-    start_at_ns: int
-    end_at_ns: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Something of a VF became another: `what` is mac, vlan, max_frame, mode, version ..."""
-
-    at_ns: int
-    what: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Agreed:
-    """Something that PF and VF agreed on beyond their driver's own table, or with a role in a profile.
-
-    A request that the card's driver granted (at the time of its answer), or what the card said by itself.
-    """
-
-    at_ns: int
-    title: str
-    direction: Direction
-    role: Role | None
-
-
-@dataclass(frozen=True, slots=True)
-class VfLife:
-    """What is known of one VF now. Lists hold the latest entries only."""
-
-    pf: str
-    vf: int
-    address: str | None
-    driver: str
-    state: State
-    since_ns: int | None
-    states: tuple[StateSpan, ...]
-    settings: tuple[tuple[str, str], ...]
-    vlans: tuple[int, ...]
-    changes: tuple[Change, ...]
-    function_resets: int
-    message_resets: int
-    keeps_resetting: bool
-    unanswered: int
-    """Requests that the card's driver did not answer within a second."""
-    refused: int
-    not_recorded: int
-    recent: tuple[Message, ...]
-    counts: tuple[tuple[tuple[str, Direction, Result], int], ...]
-    """How many messages of each name, direction and result."""
-    agreed: tuple[Agreed, ...] = ()
+"""Names in the counts: messages above the recorded rate, and opcodes that no table has."""
 
 
 @dataclass
 class _Vf:
     pf: str
     vf: int
-    driver: int
-    table: Table
+    pf_driver: Driver
     max_recent: int
     address: str | None = None
     states: deque[StateSpan] = field(default_factory=lambda: deque(maxlen=MAX_STATES))
@@ -128,7 +61,7 @@ class _Vf:
     refused: int = 0
     not_recorded: int = 0
     recent: deque[Message] = field(default_factory=deque)
-    agreed: deque[Agreed] = field(default_factory=lambda: deque(maxlen=MAX_AGREED))
+    agreements: deque[Agreement] = field(default_factory=lambda: deque(maxlen=MAX_AGREEMENTS))
     counts: Counter[tuple[str, Direction, Result]] = field(default_factory=Counter)
 
     @property
@@ -143,7 +76,7 @@ class _Vf:
         self.states.append(StateSpan(state, at_ns, None))
 
     def pass_time(self, now_ns: int) -> None:
-        """Whatever follows from nothing being said."""
+        """Apply what follows from a pause between messages."""
         pending = self.pairing.pending
         if pending is not None:
             if now_ns - pending.at_ns >= UNANSWERED_NS and self.complained_ns != pending.at_ns:
@@ -161,14 +94,14 @@ class _Vf:
             self.falls.append(at_ns)
         self.enter("reset", at_ns)
         self.opened = False
-        # ixgbe_vf_reset_event and igb_vf_reset take its filters and VLANs away
+        # ixgbe_vf_reset_event and igb_vf_reset remove its filters and VLANs
         self.vlans.clear()
         self.settings = {k: v for k, v in self.settings.items() if k == "mac"}
 
     def take(self, message: Message) -> Message:
         asked = self.pairing.pending
         message = self.pairing.take(message)
-        opcode = self.table.opcodes.get(message.opcode) if message.name else None
+        opcode = self.pf_driver.opcodes.get(message.opcode) if message.name else None
         name = opcode.name if opcode else UNKNOWN
         self.counts[name, message.direction, message.result] += 1
         self.recent.append(message)
@@ -180,8 +113,8 @@ class _Vf:
         elif message.direction == "to-vf" and asked is not None and message.opcode == asked.opcode:
             self._answered(asked, message)
         if _agrees(message, asked) and (opcode is None or opcode.role is not None):
-            self.agreed.append(
-                Agreed(message.at_ns, message.title, message.direction, message.role)
+            self.agreements.append(
+                Agreement(message.at_ns, message.title, message.direction, message.role)
             )
         return message
 
@@ -193,7 +126,7 @@ class _Vf:
             if self.state in ("absent", "reset"):
                 self.enter("negotiating", at_ns)
         elif self.state == "absent":
-            # It was at work before anybody looked.
+            # It was up before tracing began.
             self.enter("up", at_ns)
         elif stage in (Stage.PREPARE, Stage.OPEN):
             if self.state != "up":
@@ -229,12 +162,12 @@ class _Vf:
             self.settings[what] = value
             self.changes.append(Change(at_ns, what, value))
 
-    def life(self, now_ns: int) -> VfLife:
-        return VfLife(
+    def history(self, now_ns: int) -> VfHistory:
+        return VfHistory(
             pf=self.pf,
             vf=self.vf,
             address=self.address,
-            driver=self.table.driver,
+            driver=self.pf_driver.name,
             state=self.state,
             since_ns=self.states[-1].start_at_ns if self.states else None,
             states=tuple(self.states),
@@ -250,14 +183,14 @@ class _Vf:
             not_recorded=self.not_recorded,
             recent=tuple(self.recent),
             counts=tuple(sorted(self.counts.items())),
-            agreed=tuple(self.agreed),
+            agreements=tuple(self.agreements),
         )
 
 
 def _agrees(message: Message, asked: Message | None) -> bool:
-    """Whether this is a request's answer that grants it, or something the card says by itself.
+    """Whether this reply grants its request, or the card's driver sent the message unasked.
 
-    What has no opcode is a card's "it must reset first" (igb_rcv_ack_from_vf), and no message.
+    A message without opcode is the card's "it must reset first" (igb_rcv_ack_from_vf) and agrees to nothing.
     """
     if message.direction != "to-vf" or message.error or not message.opcode:
         return False
@@ -271,11 +204,11 @@ def _within(times: deque[int], count: int, now_ns: int) -> bool:
 
 
 class Mailboxes:
-    """Feed it all events in order of time; ask for the `lives` of the VFs it has heard of."""
+    """Takes all events in order of time, and returns the history of each VF whose mailbox was seen."""
 
-    def __init__(self, tables: Tables = TABLES, recent: int = MAX_RECENT) -> None:
-        """`tables`: the drivers', with what profiles add. `recent`: how many messages of each VF are kept."""
-        self._tables = tables
+    def __init__(self, drivers: Drivers = DRIVERS, recent: int = MAX_RECENT) -> None:
+        """`drivers`: with the messages that profiles add. `recent`: how many messages of each VF are kept."""
+        self._drivers = drivers
         self._recent = recent
         self._vfs: dict[tuple[str, int], _Vf] = {}
         self._now_ns = 0
@@ -284,7 +217,7 @@ class Mailboxes:
         """Messages of VFs beyond the 4096th."""
 
     def feed(self, event: Event) -> Message | None:
-        """Take one event of any kind; a message comes back decoded and paired."""
+        """Take one event of any kind. A message is returned decoded and paired."""
         self._now_ns = max(self._now_ns, event.at_ns)
         if self._now_ns >= self._next_look_ns:
             self._next_look_ns = self._now_ns + SETTLED_NS // 5
@@ -295,15 +228,15 @@ class Mailboxes:
                 vf = self._vf(event.pf, event.vf, event.driver)
                 if vf is None:
                     self.ignored += 1
-                    return message_of(event, self._tables)
+                    return message_of(event, self._drivers)
                 vf.pass_time(event.at_ns)
-                return vf.take(message_of(event, self._tables))
+                return vf.take(message_of(event, self._drivers))
             case VfReset():
                 vf = self._vf(event.pf, event.vf, event.driver)
                 if vf is not None:
                     vf.pass_time(event.at_ns)
                     vf.function_resets += 1
-                    # What was asked before gets no answer any more.
+                    # A request sent before the reset gets no reply.
                     vf.pairing = Pairing()
                     vf.was_reset(event.at_ns)
             case MailboxFlood():
@@ -330,16 +263,16 @@ class Mailboxes:
     def _vf(self, pf: str, number: int, driver: int) -> _Vf | None:
         vf = self._vfs.get((pf, number))
         if vf is None and len(self._vfs) < MAX_VFS:
-            table = self._tables.get(driver, Table(str(driver), driver))
-            vf = self._vfs[pf, number] = _Vf(pf, number, driver, table, self._recent)
+            known = self._drivers.get(driver, Driver(str(driver), driver, WORD_PROTOCOL))
+            vf = self._vfs[pf, number] = _Vf(pf, number, known, self._recent)
         return vf
 
     def state(self, pf: str, number: int) -> StateSpan | None:
-        """The state a VF is in; None before anything was heard of it."""
+        """The state of a VF; None before its first message."""
         vf = self._vfs.get((pf, number))
         return vf.states[-1] if vf is not None and vf.states else None
 
-    def lives(self) -> Iterator[VfLife]:
-        """Every VF, by card and number."""
+    def vf_histories(self) -> Iterator[VfHistory]:
+        """Every VF's history, sorted by card and number."""
         for _, vf in sorted(self._vfs.items()):
-            yield vf.life(self._now_ns)
+            yield vf.history(self._now_ns)
