@@ -18,7 +18,7 @@ import pytest
 from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of, track
-from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset, wire
+from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset, layout, wire
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.message import Message
 from vftrace.mailbox.profile import parse_profile, with_profiles
@@ -185,7 +185,7 @@ def test_the_decoded_log_is_the_script(name: str) -> None:
     for entry in found["log"]:
         if entry["verb"] == "reset":
             reset = resets.pop(0)
-            assert (reset.vf, reset.driver) == (entry["vf"], Mailbox.IXGBE)
+            assert (reset.vf, reset.driver) == (entry["vf"], layout.IXGBE)
             assert reset.at_ns > entry["at_ns"]
         elif entry["verb"] == "ping":
             for vf in range(found["vfs"]):

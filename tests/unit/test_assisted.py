@@ -10,7 +10,7 @@ from vftrace.analysis.devices.mailbox_evidence import Around, kept, said
 from vftrace.analysis.devices.strategy import Said
 from vftrace.analysis.devices.vf_history import SETTLED_NS, Mailboxes
 from vftrace.analysis.process import Process
-from vftrace.events import Mailbox
+from vftrace.events import Mailbox, layout
 from vftrace.mailbox.profile import ProfileError, parse_profile, with_profiles
 from vftrace.model.vf import VfHistory
 
@@ -35,7 +35,7 @@ class Card:
             tgid=events.NO_PROCESS,
             tid=0,
             pf=PF,
-            driver=Mailbox.IXGBE,
+            driver=layout.IXGBE,
             vf=vf,
             direction=direction,
             words=len(words),

@@ -9,13 +9,23 @@ from hypothesis import strategies as st
 from vftrace import events
 from vftrace.analysis.devices.vf_history import MAX_RECENT, MAX_VFS, Mailboxes
 from vftrace.analysis.tracker import Tracker
-from vftrace.events import COLLECTOR, NO_PROCESS, Event, Mailbox, MailboxFlood, Tick, VfReset, wire
+from vftrace.events import (
+    COLLECTOR,
+    NO_PROCESS,
+    Event,
+    Mailbox,
+    MailboxFlood,
+    Tick,
+    VfReset,
+    layout,
+    wire,
+)
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.message import Message, message_of
 from vftrace.mailbox.words import NOT_CLEAR
 from vftrace.model.vf import VfHistory
 
-IXGBE, IGB = Mailbox.IXGBE, Mailbox.IGB
+IXGBE, IGB = layout.IXGBE, layout.IGB
 PF = "0000:01:00.0"
 MS, SECOND = 1_000_000, 1_000_000_000
 

@@ -12,7 +12,7 @@ import pytest
 from vftrace.cli import main
 from vftrace.collect.pump import Pump, ReplaySource
 from vftrace.collect.recording import Recording, RecordingWriter
-from vftrace.events import COLLECTOR, ClockSample, End, Mailbox, VfReset, wire
+from vftrace.events import COLLECTOR, ClockSample, End, Mailbox, VfReset, layout, wire
 from vftrace.mailbox.driver import Driver
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.profile import parse_profile, with_profiles
@@ -143,15 +143,30 @@ def exportable(driver: Driver) -> dict[int, int]:
 
 def test_the_kernel_side_has_the_same_numbers() -> None:
     header = (ROOT / "bpf/wire.h").read_text()
-    numbers = dict(re.findall(r"VFT_(IXGBE|IGB|FROM_VF|TO_VF) = (\d+)", header))
-    assert numbers == {name: str(getattr(Mailbox, name)) for name in numbers}
-    assert {driver.name.upper(): str(driver.number) for driver in DRIVERS.values()}.items() <= (
-        numbers.items()
-    )
+    drivers = re.search(r"enum vft_driver \{(.*?)\}", header, re.DOTALL)
+    assert drivers is not None
+    numbers = {name.lower(): int(n) for name, n in re.findall(r"VFT_(\w+) = (\d+)", drivers[1])}
+    assert numbers == {driver.name: driver.number for driver in DRIVERS.values()}
+
+
+def test_every_program_of_a_driver_is_in_the_kernel_side() -> None:
+    text = (ROOT / "bpf/mailbox.bpf.c").read_text()
+    fields = re.search(r"struct layout \{(.*?)\}", (ROOT / "bpf/mailbox.h").read_text(), re.DOTALL)
+    assert fields is not None
+    for driver in DRIVERS.values():
+        for hook in driver.hooks:
+            for program in filter(None, (hook.entry, hook.at_return)):
+                common = program.replace(f"_{driver.name}_", "_##name##_")
+                assert f"int {program}(" in text or f"int {common}(" in text, program
+        assert {*driver.layout} <= {*re.findall(r"u64 (\w+);", fields[1])}
+        assert f"({driver.name}, VFT_{driver.name.upper()})" in text
+
+
+def test_the_kernel_side_has_the_same_flags() -> None:
     rules = (ROOT / "bpf/mailbox.h").read_text()
     flags = {name: int(value, 16) for name, value in re.findall(r"#define (\w+) (0x\w+)", rules)}
-    assert exportable(DRIVERS[Mailbox.IXGBE])[0x0100_0003] == 1 | flags["WORDS_BY_COUNT"]
-    assert exportable(DRIVERS[Mailbox.IXGBE])[0x0101_000B] == 1 | flags["HOLDS_KEY"]
+    assert exportable(DRIVERS[layout.IXGBE])[0x0100_0003] == 1 | flags["WORDS_BY_COUNT"]
+    assert exportable(DRIVERS[layout.IXGBE])[0x0101_000B] == 1 | flags["HOLDS_KEY"]
 
 
 # -- BTF of a module, which continues that of the kernel ------------------------------------------
@@ -294,7 +309,7 @@ def test_a_recording_with_a_broken_profile_is_told_in_one_line(
 
 def test_the_kernel_side_gets_the_words_a_profile_names_and_no_more() -> None:
     tables = with_profiles([parse_profile(PROFILE.read_text())])
-    rules, known = exportable(tables[Mailbox.IXGBE]), exportable(DRIVERS[Mailbox.IXGBE])
+    rules, known = exportable(tables[layout.IXGBE]), exportable(DRIVERS[layout.IXGBE])
     assert {key: rule for key, rule in rules.items() if key not in known} == {
         0x0100_0041: 3,
         0x0101_0041: 1,

@@ -11,7 +11,7 @@ from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import track
-from vftrace.events import Mailbox, Tick
+from vftrace.events import Mailbox, Tick, layout
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Snapshot
 from vftrace.model.vf import VfHistory
@@ -37,7 +37,7 @@ def said(at_ns: int, direction: int, *words: int) -> Mailbox:
         tgid=events.NO_PROCESS,
         tid=0,
         pf=PF,
-        driver=Mailbox.IXGBE,
+        driver=layout.IXGBE,
         vf=3,
         direction=direction,
         words=len(words),

@@ -25,8 +25,6 @@ class Mailbox(Event, frozen=True):
     ret: int
     word: tuple[int, ...]
 
-    IXGBE = layout.IXGBE
-    IGB = layout.IGB
     FROM_VF = layout.FROM_VF
     TO_VF = layout.TO_VF
 

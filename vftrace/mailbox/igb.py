@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from vftrace.events import layout
 from vftrace.mailbox.driver import Arguments, Driver, HookedFunction, Opcode, Stage, Words
 from vftrace.mailbox.words import COMMON, WORD_PROTOCOL, info, mac
 
@@ -30,7 +31,7 @@ def _promisc(words: Words) -> Arguments:
 
 DRIVER = Driver(
     name="igb",
-    number=2,
+    number=layout.IGB,
     protocol=WORD_PROTOCOL,
     hooks=(
         # The words are valid when igb_read_mbx returns, and when igb_write_mbx is called.

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from vftrace.events import layout
 from vftrace.mailbox.driver import Arguments, Driver, HookedFunction, Opcode, Stage, Words, always
 from vftrace.mailbox.words import COMMON, WORD_PROTOCOL, info, mac
 
@@ -54,7 +55,7 @@ def _features(words: Words) -> Arguments:
 
 DRIVER = Driver(
     name="ixgbe",
-    number=1,
+    number=layout.IXGBE,
     protocol=WORD_PROTOCOL,
     hooks=(
         # The words are valid when ixgbe_read_mbx returns, and when ixgbe_write_mbx is called.
