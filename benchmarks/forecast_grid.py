@@ -362,11 +362,13 @@ def _result(point: Point, pid: int, figures: dict[str, Any] | None, pump: Pump) 
 
 @dataclass(frozen=True)
 class Played:
-    """A run as it happened; `rounds` are the sweeps while the guest ran."""
+    """A run as it happened; `rounds` are the sweeps while the guest ran, `every` all of them."""
 
     point: Point
     rounds: tuple[Round, ...]
+    every: tuple[Round, ...]
     started_at_ns: int
+    stopped_at_ns: int | None
     converged: bool
     total_ns: int | None
     downtime_ns: int | None
@@ -390,7 +392,9 @@ def load(path: Path) -> list[Played]:
             Played(
                 point,
                 rounds,
+                tuple(every),
                 raw["started_at_ns"],
+                stopped,
                 converged,
                 total,
                 raw["downtime_ns"] if converged else None,

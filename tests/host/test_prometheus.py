@@ -19,6 +19,9 @@ MIB = 1 << 20
 TOO_FAST = guest.fixed(FIRST_PAGE, 4096, 3000)
 """12 MiB/s where 8 MiB/s are sent."""
 
+HOT = guest.fixed(FIRST_PAGE, 500, 8000)
+"""245 ms of what 8 MiB/s send, all of it written again in each round: QEMU's default limit allows it, 20 ms do not."""
+
 NOT_CONVERGING = "ALERTS{alertname='VftracePrecopyNotConverging', alertstate='firing'}"
 
 COUNTED = "sum(vftrace_migrations_total{outcome='completed', role='stitched'} offset 1s) > 0"
@@ -38,14 +41,16 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         yield found
 
 
-async def migrate(stage: Stage, directory: Path) -> tuple[Vm, float]:
+async def migrate(
+    stage: Stage, directory: Path, dirty: guest.DirtySet, limit_ms: int
+) -> tuple[Vm, float]:
     """Until the alert fires; then the channel gets wider. Returns the source, and the seconds between QEMU's
     events STOP and RESUME."""
     async with AsyncExitStack() as stack:
         run = Run("too-fast", qemu.find_qemu(), directory, stack, lambda line: None)
-        source = await run.source(run.firmware(TOO_FAST))
+        source = await run.source(run.firmware(dirty))
         destination = await run.destination(source)
-        moved = await run.migrate(source, destination, bandwidth=8 * MIB, downtime_ms=300)
+        moved = await run.migrate(source, destination, bandwidth=8 * MIB, downtime_ms=limit_ms)
         await asyncio.to_thread(stage.wait, NOT_CONVERGING, 60)
         await source.qemu.command_qmp("migrate-set-parameters", **{"max-bandwidth": 256 * MIB})
         await run.arrived(moved)
@@ -56,9 +61,14 @@ async def migrate(stage: Stage, directory: Path) -> tuple[Vm, float]:
         return source, (resume.at_ns - stop.at_ns) / 1e9
 
 
-def test_a_guest_that_is_too_fast(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dirty", "limit_ms"), [(TOO_FAST, 300), (HOT, 20)], ids=["too-fast", "low-limit"]
+)
+def test_a_guest_that_does_not_converge(
+    stage: Stage, tmp_path: Path, dirty: guest.DirtySet, limit_ms: int
+) -> None:
     with tempfile.TemporaryDirectory(dir=tmp_path) as directory:
-        source, seconds = asyncio.run(migrate(stage, Path(directory)))
+        source, seconds = asyncio.run(migrate(stage, Path(directory), dirty, limit_ms))
     vm = source.spec.uuid
     # It may have fired for one evaluation only.
     fired = stage.query_range(NOT_CONVERGING, step=0.5)

@@ -15,6 +15,7 @@ from vftrace.analysis.forecast.costs import FITTED, Fitted
 from vftrace.analysis.forecast.history import History
 from vftrace.analysis.forecast.precopy import (
     Assumptions,
+    Recorded,
     forecast,
     of_migration,
     of_replay,
@@ -150,7 +151,7 @@ def test_an_ended_migration_keeps_what_was_foretold() -> None:
     migration = migration_of("completed-slow")
     assert migration.forecast is not None
     assert migration.forecast.after_sweeps == 3
-    again = of_migration(migration.rounds, migration.started_at_ns, None, ended=False)
+    again = of_migration(migration.rounds, migration.started_at_ns, None)
     assert again is not None
     assert again.after_sweeps == len(migration.rounds)
 
@@ -227,14 +228,16 @@ COUNTER = st.none() | st.integers(-(2**63), 2**64)
     st.integers(0, 2**64),
     st.none() | st.integers(0, 2**64),
     st.booleans(),
+    st.none() | st.integers(0, 2**64),
 )
 def test_a_damaged_recording_gives_no_negative_forecast(
-    rounds: list[Round], started: int, stopped: int | None, ended: bool
+    rounds: list[Round], started: int, stopped: int | None, ended: bool, downtime: int | None
 ) -> None:
+    recorded = Recorded(tuple(rounds), started, stopped, downtime, has_devices=ended)
     told = [
-        of_migration(rounds, started, stopped, ended=ended),
-        of_replay(rounds, started, stopped, Assumptions()),
-        of_replay(rounds, started, stopped, Assumptions(bandwidth_bytes_per_second=1e9)),
+        of_migration(rounds, started, stopped),
+        of_replay(recorded, Assumptions()),
+        of_replay(recorded, Assumptions(bandwidth_bytes_per_second=1e9)),
     ]
     for each in told:
         if each is None:
@@ -321,7 +324,7 @@ def test_report_with_other_assumptions(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_devices_own_estimate_is_what_vfio_costs() -> None:
     rounds = plain(100e6, 4.0, 1000)
-    told = of_migration(rounds, 0, None, ended=False, device_state_bytes=10_000_000)
+    told = of_migration(rounds, 0, None, device_state_bytes=10_000_000)
     assert told is not None
     by_name = {s.strategy: s for s in told.strategies}
     # 10 MB at 100 MB/s

@@ -116,7 +116,6 @@ def build_migration(sides: Sides) -> Migration:
             rounds,
             started,
             times.get(Checkpoint.VCPUS_STOPPED),
-            ended=verdict.outcome is not None,
             device_state_bytes=devices.stop_copy_bytes(),
         ),
         cause_detail=verdict.detail,

@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--what-if",
         metavar="NAME=VALUE,...",
-        help="forecast the same guests moved otherwise: bandwidth=25Gbit,downtime-limit=300ms",
+        help="forecast the same guests moved with other settings: bandwidth=25Gbit,link=40Gbit,downtime-limit=300ms;"
+        " settings that are left out are those of the recording",
     )
     add_profile_argument(parser)
     parser.add_argument(
@@ -125,13 +126,13 @@ def _assumptions(text: str) -> "Assumptions":
 
 def _replay(report: "Report", assumed: "Assumptions") -> "Report":
     """Every migration's forecast as it would be from the beginning under other assumptions."""
-    from vftrace.analysis.forecast.precopy import of_replay
+    from vftrace.analysis.forecast.precopy import Recorded, of_replay
     from vftrace.model.report import Report
 
     hosts = []
     for host in report.hosts:
         migrations = tuple(
-            replace(m, forecast=of_replay(m.rounds, m.started_at_ns, m.stopped_at_ns, assumed))
+            replace(m, forecast=of_replay(Recorded.of(m), assumed))
             for m in host.snapshot.migrations
         )
         hosts.append(replace(host, snapshot=replace(host.snapshot, migrations=migrations)))

@@ -543,6 +543,11 @@ FAST = guest.fixed(FIRST_PAGE, 8192, 16000)
 
 XBZRLE = guest.fixed(FIRST_PAGE, 2048, 2000)
 POSTCOPY = guest.fixed(FIRST_PAGE, 4096, 1600)
+
+HOT = guest.fixed(FIRST_PAGE, 500, 8000)
+"""At 8 MiB/s what QEMU's default limit of 300 ms allows to be left, and far more than 20 ms allow; all of it becomes
+dirty again in every round."""
+
 BLACKOUT = guest.fixed(FIRST_PAGE, 8192, 8000)
 
 
@@ -656,6 +661,15 @@ async def _postcopy(run: Run) -> None:
 async def _cancel_precopy(run: Run) -> None:
     source, destination, migration = await _begin(run)
     await migration.dirty_sync(3)
+    await run.act("migrate_cancel", source)
+    await migration.status("cancelled")
+    await destination.qemu.ended()
+    await _stay(run, migration)
+
+
+async def _cancel_not_converging(run: Run) -> None:
+    source, destination, migration = await _begin(run, dirty=HOT)
+    await migration.dirty_sync(24)
     await run.act("migrate_cancel", source)
     await migration.status("cancelled")
     await destination.qemu.ended()
@@ -937,6 +951,12 @@ _TABLE = (
     ),
     Scenario("postcopy", "completed in postcopy, started after two rounds", _postcopy),
     Scenario("cancel-precopy", "cancelled in precopy", _cancel_precopy, ("cancelled",)),
+    Scenario(
+        "cancel-not-converging",
+        "cancelled after 23 rounds that did not converge",
+        _cancel_not_converging,
+        ("cancelled",),
+    ),
     Scenario(
         "cancel-pre-switchover",
         "cancelled with the guest stopped before the switchover",

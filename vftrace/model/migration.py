@@ -315,12 +315,22 @@ class StrategyCost:
     device_ns: int | None
 
 
+LimitFrom = Literal["default", "given", "rounds"]
+"""Where the downtime limit of a forecast is from: it is QEMU's default; whoever asked gave it; the rounds refute the
+default, and imply this one: while the guest runs they show that the limit is below it."""
+
+Undecided = Literal["downtime-limit", "dirty-rate"]
+"""What decides whether precopy converges and is not known well enough: the limit lies between bounds of which one
+converges and the other does not; the guest dirties memory more and more slowly."""
+
+
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """Made from the first `after_sweeps` sweeps. None: not known (yet).
 
     `rounds_left` are sweeps still to come while the guest runs; `total_ns` counts from the migration's beginning,
     and is None where precopy does not converge. `limit_assumed`: the downtime limit is QEMU's default.
+    `undecided`: why `converges` is None although the rounds are known.
     """
 
     after_sweeps: int
@@ -334,6 +344,8 @@ class Forecast:
     link_bytes_per_second: float | None
     downtime_limit_ns: int
     limit_assumed: bool
+    limit_from: LimitFrom
+    undecided: Undecided | None
     strategies: tuple[StrategyCost, ...]
 
 

@@ -39,33 +39,45 @@ class Channel:
         bytes_ = self.rate * WINDOW_NS if self.held_back else self.link * TURN_NS
         return max(float(PAGE_ON_WIRE), bytes_ / 1e9)
 
+    def limited_to(self, rate: float | None, link: float | None) -> "Channel":
+        """The same channel at another rate, and over another link. A rate above what the link carries needs a faster
+        link."""
+        if rate is None and link is None:
+            return self
+        rate = self.rate if rate is None else rate
+        if link is None:
+            link = max(rate, self.link)
+        rate, fresh = min(rate, link), self.fresh * link / self.link
+        return Channel(rate, link, link >= rate * _HELD_BACK, min(link, max(rate, fresh)))
+
     def bytes_in(self, ns: float) -> float:
         """Bytes sent within a time."""
         return self.rate * ns / 1e9
 
 
-def measured_channel(history: History) -> Channel | None:
-    """The channel as the rounds measured it, later rounds counting more; None if nothing was sent."""
+def measured_channel(history: History, fading: float = _FADING) -> Channel | None:
+    """The channel as the rounds measured it, each counting `fading` times the one after it; None if nothing was
+    sent."""
     steps = history.steps
     sent, ns = sum(s.sent_bytes for s in steps), sum(s.ns for s in steps)
     if not sent:
         return None
     mean = sent * 1e9 / ns
-    rate = _weighted([(s.sent_bytes, s.ns) for s in steps if s.ns > WINDOW_NS]) or mean
-    link = _weighted([(s.burst_bytes, s.burst_ns) for s in steps]) or mean
+    rate = _weighted([(s.sent_bytes, s.ns) for s in steps if s.ns > WINDOW_NS], fading) or mean
+    link = _weighted([(s.burst_bytes, s.burst_ns) for s in steps], fading) or mean
     if link < rate * _HELD_BACK:
         link = max(mean, link)
         return Channel(mean, link, False, link)
-    fresh = _weighted([(s.burst_bytes, s.burst_ns) for s in steps[:1]]) or link
+    fresh = _weighted([(s.burst_bytes, s.burst_ns) for s in steps[:1]], fading) or link
     return Channel(rate, link, True, min(link, max(rate, fresh)))
 
 
-def _weighted(measured: Sequence[tuple[int, int]]) -> float | None:
-    """Bytes per second of (bytes, ns), each counting half as much as the next one; None if nothing was measured."""
+def _weighted(measured: Sequence[tuple[int, int]], fading: float) -> float | None:
+    """Bytes per second of (bytes, ns), oldest first; None if nothing was measured."""
     bytes_ = ns = 0.0
     for more_bytes, more_ns in measured:
-        bytes_ = bytes_ * _FADING + more_bytes
-        ns = ns * _FADING + more_ns
+        bytes_ = bytes_ * fading + more_bytes
+        ns = ns * fading + more_ns
     return bytes_ * 1e9 / ns if bytes_ and ns else None
 
 

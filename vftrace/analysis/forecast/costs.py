@@ -1,6 +1,6 @@
 """What each migration strategy would cost, from the rounds that are still to come."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vftrace.analysis.forecast.channel import Channel
 from vftrace.analysis.forecast.rounds import Run
@@ -21,9 +21,35 @@ class Fitted:
     sustained: float = 1.0
     """How much faster a channel is that is no longer held back than it is in its bursts: at the beginning of each burst
     the receiver has to wake up."""
+    last_bytes_per_second: float | None = None
+    """How fast the last pages went, where that was measured."""
 
 
 FITTED = Fitted(Shape(full=1.5), sustained=1.25)
+
+
+SMALL_STOP_BYTES = 4 << 20
+"""Fewer bytes than these go in a time that is short beside the fixed part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """What was sent while the guest was stopped, and for how long it was."""
+
+    bytes: int
+    ns: int
+    fixed: bool = False
+    """Whether most of the time went into something else: devices that transfer their state."""
+
+    def applied(self, measured: Channel, channel: Channel, fitted: Fitted) -> Fitted:
+        """The constants as this stop on the measured channel shows them, for the assumed one: many bytes show the speed
+        of the last pages, few the fixed part."""
+        wire_ns = self.ns - fitted.fixed_downtime_ns
+        if self.fixed or self.bytes < SMALL_STOP_BYTES or wire_ns <= 0:
+            fixed = max(0, round(self.ns - self.bytes * 1e9 / measured.link))
+            return replace(fitted, fixed_downtime_ns=fixed)
+        speed = self.bytes * 1e9 / wire_ns * channel.link / measured.link
+        return replace(fitted, last_bytes_per_second=speed)
 
 
 def strategy_costs(
@@ -55,6 +81,8 @@ def strategy_costs(
 def _downtime_ns(run: Run, channel: Channel, fitted: Fitted) -> float:
     """The fixed part and the last pages, which QEMU sends without max-bandwidth."""
     again = run.last_bytes - run.last_fresh
+    if fitted.last_bytes_per_second is not None:
+        return fitted.fixed_downtime_ns + run.last_bytes * 1e9 / fitted.last_bytes_per_second
     wire = 1e9 * (again / channel.link + run.last_fresh / channel.fresh)
     return fitted.fixed_downtime_ns + (wire / fitted.sustained if channel.held_back else wire)
 

@@ -8,20 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vftrace.analysis.forecast.channel import (
+    PAGE_ON_WIRE,
     WINDOW_NS,
     Channel,
     measured_channel,
     page_bytes,
 )
-from vftrace.analysis.forecast.costs import FITTED, Fitted, strategy_costs
+from vftrace.analysis.forecast.costs import FITTED, Fitted, Stop, strategy_costs
 from vftrace.analysis.forecast.history import History
+from vftrace.analysis.forecast.limit import DOWNTIME_LIMIT_NS, falls, slows, threshold_bounds
 from vftrace.analysis.forecast.rounds import Run, Setting, Start, play
 from vftrace.analysis.forecast.working_set import WorkingSet
-from vftrace.model.migration import Forecast, Round
+from vftrace.model.migration import Forecast, Migration, Round, StrategyCost, Undecided
 from vftrace.uapi import PAGE_SIZE
-
-DOWNTIME_LIMIT_NS = 300_000_000
-"""QEMU's default (migration/options.c, downtime-limit); the one in use cannot be seen from outside QEMU."""
 
 MAX_ROUNDS = 30
 """A precopy that would need more rounds does not converge."""
@@ -35,6 +34,9 @@ class Assumptions:
     """What a forecast rests on beside what was seen. None: as seen, or as given in this package."""
 
     bandwidth_bytes_per_second: float | None = None
+    """The rate of the rounds."""
+    link_bytes_per_second: float | None = None
+    """What the channel can carry once nothing holds it back."""
     downtime_limit_ns: int | None = None
     device_state_bytes: int | None = None
     """What VFIO devices have to transfer while stopped; None: not known."""
@@ -60,13 +62,12 @@ def of_migration(
     started_at_ns: int,
     stopped_at_ns: int | None,
     *,
-    ended: bool,
     device_state_bytes: int | None = None,
 ) -> Forecast | None:
-    """Forecasts a migration: from all sweeps while the guest runs. Afterwards: from those until the second round was
-    over, to compare with what happened."""
+    """Forecasts a migration: from all sweeps while the guest runs, or where it was never stopped. Afterwards: from
+    those until the second round was over, to compare with what happened."""
     sweeps = _sweeps_before(rounds, stopped_at_ns)
-    if ended or stopped_at_ns is not None:
+    if stopped_at_ns is not None:
         sweeps = min(sweeps, AFTER_SWEEPS)
     history = History.of(rounds, started_at_ns, sweeps)
     if history is None:
@@ -74,12 +75,53 @@ def of_migration(
     return _forecast(history, Assumptions(device_state_bytes=device_state_bytes), FITTED)
 
 
-def of_replay(
-    rounds: Sequence[Round], started_at_ns: int, stopped_at_ns: int | None, assumptions: Assumptions
-) -> Forecast | None:
-    """Replays a migration that is over: the rounds after the stop show nothing of the guest."""
-    history = History.of(rounds, started_at_ns, _sweeps_before(rounds, stopped_at_ns))
-    return None if history is None else _replay(history, assumptions, FITTED)
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a replay takes from a migration that is over."""
+
+    rounds: tuple[Round, ...]
+    started_at_ns: int
+    stopped_at_ns: int | None
+    downtime_ns: int | None
+    """None where it did not complete, or where its memory followed the guest (post-copy)."""
+    state_bytes: int = 0
+    has_devices: bool = False
+    """Whether devices transferred their state."""
+
+    @classmethod
+    def of(cls, migration: Migration) -> "Recorded":
+        """Takes it from the model."""
+        m = migration
+        moved = m.outcome == "completed" and not m.postcopy
+        down, state = m.downtime.vcpu_ns if moved else None, m.channel.state_bytes or 0
+        return cls(m.rounds, m.started_at_ns, m.stopped_at_ns, down, state, bool(m.devices))
+
+    def sweeps(self) -> int:
+        """How many sweeps ended a round of the guest's. Where all was sent before a second one, the sweep after the
+        stop ended the first round."""
+        return max(_sweeps_before(self.rounds, self.stopped_at_ns), min(2, len(self.rounds)))
+
+    def stop(self) -> Stop | None:
+        """How the guest was stopped; None where QEMU did not stop it by its own rule: at once after a sweep."""
+        sweeps = self.sweeps()
+        if self.downtime_ns is None or sweeps >= len(self.rounds):
+            return None
+        last = self.rounds[sweeps - 1]
+        if last.sent_bytes:
+            return None
+        if self.has_devices:
+            # The last pages and the devices' state are not told apart: at least what the last sweep found was sent.
+            found = max(0, last.new_pages or 0) * PAGE_ON_WIRE
+            return Stop(found, self.downtime_ns, fixed=True)
+        sent = sum(max(0, r.sent_bytes or 0) for r in self.rounds[sweeps:])
+        return Stop(max(0, sent - self.state_bytes), self.downtime_ns)
+
+
+def of_replay(recorded: Recorded, assumptions: Assumptions) -> Forecast | None:
+    """Replays a migration that is over under other assumptions. What they leave open is as in the recording: the
+    bandwidth that was used, and the limit that the rounds imply."""
+    history = History.of(recorded.rounds, recorded.started_at_ns, recorded.sweeps())
+    return None if history is None else _replay(history, assumptions, FITTED, recorded.stop())
 
 
 def replay(
@@ -93,7 +135,7 @@ def replay(
     None where the rounds do not show enough.
     """
     history = History.of(rounds, started_at_ns)
-    return None if history is None else _replay(history, assumptions, fitted)
+    return None if history is None else _replay(history, assumptions, fitted, None)
 
 
 def _sweeps_before(rounds: Sequence[Round], stopped_at_ns: int | None) -> int:
@@ -105,9 +147,44 @@ def _sweeps_before(rounds: Sequence[Round], stopped_at_ns: int | None) -> int:
 
 
 def _forecast(history: History, assumed: Assumptions, fitted: Fitted) -> Forecast:
-    limit_ns = assumed.downtime_limit_ns or DOWNTIME_LIMIT_NS
-    channel = _channel(history, assumed)
-    answer = Forecast(
+    """Goes on behind the latest sweep."""
+    measured = measured_channel(history)
+    channel = _channel(measured, assumed)
+    answer = _unknown(history, channel, assumed)
+    known = WorkingSet.of(history.intervals(), fitted.shape)
+    new_pages = history.steps[-1].new_pages if history.steps else None
+    if measured is None or channel is None or known is None or new_pages is None:
+        return answer
+
+    def played(threshold: float) -> tuple[Run, Start]:
+        setting = _setting(history, channel, known, threshold, assumed.max_rounds)
+        start = _after_sweep(history, setting, new_pages)
+        return play(start, setting), start
+
+    threshold = channel.bytes_in(answer.downtime_limit_ns)
+    bounds = threshold_bounds(history, measured)
+    refuted = assumed.downtime_limit_ns is None and bounds.high < threshold
+    undecided: Undecided | None = None
+    if refuted:
+        answer = _with_limit(answer, bounds.high, measured)
+        run, start = played(bounds.middle)
+        if run.converges and not falls(history):
+            # The rounds go on as those did after which QEMU did not stop.
+            run = replace(run, converges=False)
+        elif run.converges and not played(bounds.low)[0].converges:
+            undecided = "downtime-limit"
+    else:
+        run, start = played(threshold)
+    if not run.converges and slows(history):
+        undecided = "dirty-rate"
+    answer = _with_run(answer, run, start, history.passed_ns, channel, assumed, fitted)
+    return answer if undecided is None else _open(answer, undecided)
+
+
+def _unknown(history: History, channel: Channel | None, assumed: Assumptions) -> Forecast:
+    """The forecast before anything is played."""
+    given = assumed.downtime_limit_ns
+    return Forecast(
         after_sweeps=history.sweeps,
         at_ns=history.at_ns,
         converges=None,
@@ -117,53 +194,63 @@ def _forecast(history: History, assumed: Assumptions, fitted: Fitted) -> Forecas
         remaining_bytes=None,
         bandwidth_bytes_per_second=channel.rate if channel else None,
         link_bytes_per_second=channel.link if channel else None,
-        downtime_limit_ns=limit_ns,
-        limit_assumed=assumed.downtime_limit_ns is None,
+        downtime_limit_ns=given or DOWNTIME_LIMIT_NS,
+        limit_assumed=given is None,
+        limit_from="default" if given is None else "given",
+        undecided=None,
         strategies=(),
     )
-    known = WorkingSet.of(history.intervals(), fitted.shape)
-    new_pages = history.steps[-1].new_pages if history.steps else None
-    if channel is None or known is None or new_pages is None:
-        return answer
-    setting = _setting(history, channel, known, limit_ns, assumed.max_rounds)
-    start = _after_sweep(history, setting, new_pages)
-    return _with_run(
-        answer, play(start, setting), start, history.passed_ns, channel, assumed, fitted
+
+
+def _with_limit(answer: Forecast, threshold: float, channel: Channel) -> Forecast:
+    """The answer with the limit that the rounds imply."""
+    limit_ns = max(1, round(threshold * 1e9 / channel.rate))
+    return replace(answer, downtime_limit_ns=limit_ns, limit_assumed=False, limit_from="rounds")
+
+
+def _open(answer: Forecast, undecided: Undecided) -> Forecast:
+    """The answer where it is not known well enough whether precopy converges: only post-copy's cost is."""
+    costs = tuple(
+        cost if cost.strategy == "postcopy" else StrategyCost(cost.strategy, None, None, None, None)
+        for cost in answer.strategies
     )
-
-
-def _replay(history: History, assumed: Assumptions, fitted: Fitted) -> Forecast | None:
-    known = WorkingSet.of(history.intervals(), fitted.shape)
-    channel = _channel(history, assumed)
-    first = history.sent_first
-    if known is None or channel is None or not first:
-        return None
-    limit_ns = assumed.downtime_limit_ns or DOWNTIME_LIMIT_NS
-    setting = _setting(history, channel, known, limit_ns, assumed.max_rounds)
-    start, passed, blind = Start(float(first), float(first)), float(history.setup_ns), 0
-    once = first * 1e9 / channel.link
-    if once < WINDOW_NS:
-        # QEMU does not stop before it has measured its bandwidth once, a window long: one round at least.
-        left = known.pages(once) * setting.page_bytes
-        start, passed, blind = Start(left, 0.0), passed + once, 1
-    run = play(start, setting)
-    run = replace(run, rounds=run.rounds + blind)
-    answer = Forecast(
-        after_sweeps=1,
-        at_ns=history.at_ns - history.passed_ns + history.setup_ns,
+    return replace(
+        answer,
         converges=None,
         rounds_left=None,
         total_ns=None,
         downtime_ns=None,
-        remaining_bytes=None,
-        bandwidth_bytes_per_second=channel.rate,
-        link_bytes_per_second=channel.link,
-        downtime_limit_ns=limit_ns,
-        limit_assumed=assumed.downtime_limit_ns is None,
-        strategies=(),
+        undecided=undecided,
+        strategies=costs,
     )
-    answer = _with_run(answer, run, start, passed, channel, assumed, fitted)
-    return replace(answer, remaining_bytes=first)
+
+
+def _replay(
+    history: History, assumed: Assumptions, fitted: Fitted, stop: Stop | None
+) -> Forecast | None:
+    """Begins with the first round; `stop` is how the recorded migration's guest was stopped."""
+    measured = measured_channel(history, fading=1.0)
+    channel = _channel(measured, assumed)
+    known = WorkingSet.of(history.intervals(), fitted.shape)
+    if known is None or measured is None or channel is None or not history.sent_first:
+        return None
+    answer = replace(
+        _unknown(history, channel, assumed),
+        after_sweeps=1,
+        at_ns=history.at_ns - history.passed_ns + history.setup_ns,
+    )
+    assumed_threshold = measured.bytes_in(answer.downtime_limit_ns)
+    bounds = replace(threshold_bounds(history, measured), low=float(stop.bytes if stop else 0))
+    recorded = bounds.nearest(assumed_threshold)
+    if assumed.downtime_limit_ns is None and recorded != assumed_threshold:
+        answer = _with_limit(answer, recorded, measured)
+    if stop is not None:
+        fitted = stop.applied(measured, channel, fitted)
+    memory = history.sent_first + _unsent_in_replay(history, recorded, measured, stop)
+    start = Start(memory, memory, blind_ns=float(WINDOW_NS))
+    threshold = channel.bytes_in(answer.downtime_limit_ns)
+    run = play(start, _setting(history, channel, known, threshold, assumed.max_rounds))
+    return _with_run(answer, run, start, history.setup_ns, channel, assumed, fitted)
 
 
 def _with_run(
@@ -188,15 +275,16 @@ def _with_run(
     )
 
 
-def _channel(history: History, assumed: Assumptions) -> Channel | None:
-    given = assumed.bandwidth_bytes_per_second
-    return measured_channel(history) if given is None else Channel(given, given, False, given)
+def _channel(measured: Channel | None, assumed: Assumptions) -> Channel | None:
+    if measured is None:
+        return None
+    return measured.limited_to(assumed.bandwidth_bytes_per_second, assumed.link_bytes_per_second)
 
 
 def _setting(
-    history: History, channel: Channel, known: WorkingSet, limit_ns: int, max_rounds: int
+    history: History, channel: Channel, known: WorkingSet, threshold: float, max_rounds: int
 ) -> Setting:
-    threshold = max(1.0, channel.bytes_in(limit_ns))
+    threshold = max(1.0, threshold)
     cost = page_bytes(history.later, _unsent(threshold, channel))
     return Setting(known, channel, cost, threshold, max_rounds)
 
@@ -216,7 +304,7 @@ def _after_sweep(history: History, setting: Setting, new_pages: int) -> Start:
     unsent = _unsent(threshold, channel) if history.later else at_first
     again = max(0.0, unsent - fresh)
     left = new_pages * setting.page_bytes + again * (1 - _overlap(history)) + fresh
-    used = channel.quota * (0.5 if threshold < channel.quota else 1.0)
+    used = channel.quota * (0.5 if threshold < channel.quota else 0.0)
     return Start(left, fresh, used)
 
 
@@ -233,6 +321,19 @@ def _unsent_at_first(history: History, threshold: float, quota: float) -> float:
     density = min(1.0, sent / max(memory - threshold, float(sent), 1.0))
     unsent = threshold - quota / math.sqrt(max(density, 1e-6)) / 2
     return min(max(0.0, unsent), max(0.0, memory - sent))
+
+
+def _unsent_in_replay(
+    history: History, threshold: float, measured: Channel, stop: Stop | None
+) -> float:
+    """Bytes that were left when the first round ended, from what was sent afterwards where that is known."""
+    unsent = _unsent_at_first(history, threshold, measured.quota)
+    if stop is None:
+        return unsent if history.later else 0.0
+    if history.later:
+        return min(unsent, stop.bytes + float(sum(step.sent_bytes for step in history.later)))
+    new = history.first.new_pages or 0 if history.first else 0
+    return min(float(stop.bytes), max(unsent, stop.bytes - new * float(PAGE_ON_WIRE)))
 
 
 def _overlap(history: History) -> float:

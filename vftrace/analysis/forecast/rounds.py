@@ -29,7 +29,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where the play begins: in the middle of a round or at the beginning of one."""
+    """Where the play begins: behind a sweep, or at the beginning of the first round."""
 
     left: float
     """Bytes to send."""
@@ -39,6 +39,8 @@ class Start:
     """The part of the window's quota that is already spent."""
     since_ns: float = 0.0
     """How long this round has lasted."""
+    blind_ns: float = 0.0
+    """How long QEMU does not know its bandwidth yet, so that it stops only when all is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,37 +57,82 @@ class Run:
     last_round_ns: float
 
 
+@dataclass(slots=True)
+class _State:
+    """The migration while it is played."""
+
+    setting: Setting
+    left: float
+    fresh: float
+    used: float
+    since_ns: float
+    rounds: int = 0
+    ns: float = 0.0
+    """All rounds that are over."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is left may be sent while the guest is stopped."""
+        return self.left < self.setting.threshold
+
+    def send(self) -> None:
+        """Send what the window allows, and wait for the next window where that was all it allows."""
+        channel = self.setting.channel
+        quota = channel.quota
+        window_ns = WINDOW_NS if channel.held_back else TURN_NS
+        if self.used == 0.0:
+            # Windows after which more than the threshold is left are all the same.
+            whole = max(0, math.floor((self.left - self.setting.threshold) / quota) - 1)
+            self._sent(whole * quota)
+            self.since_ns += whole * window_ns
+        now = min(self.left, max(0.0, quota - self.used))
+        self._sent(now)
+        self.used += now
+        self.since_ns += now * 1e9 / channel.link
+        if self.left > 0:
+            self.since_ns += max(0.0, window_ns - self.used * 1e9 / channel.link)
+            self.used = 0.0
+
+    def _sent(self, bytes_: float) -> None:
+        self.left = max(0.0, self.left - bytes_)
+        self.fresh = max(0.0, self.fresh - bytes_)
+
+    def sweep(self) -> float:
+        """Add what became dirty in this round, and begin the next; how long this one lasted."""
+        new = self.dirtied()
+        largest = self.setting.known.largest * self.setting.page_bytes
+        # What was not sent stays, unless it became dirty again and is counted there.
+        again = max(0.0, self.left - self.fresh)
+        self.left = new + again * (1 - min(1.0, new / largest)) + self.fresh
+        lasted, self.since_ns = self.since_ns, 0.0
+        self.ns += lasted
+        self.rounds += 1
+        return lasted
+
+    def dirtied(self) -> float:
+        """Bytes that became dirty in this round."""
+        return self.setting.known.pages(self.since_ns) * self.setting.page_bytes
+
+    def end(self, *, converges: bool, lasted: float) -> Run:
+        """The play's end, after a sweep."""
+        return Run(converges, self.rounds, self.ns, self.left, self.fresh, lasted)
+
+
 def play(start: Start, setting: Setting) -> Run:
     """Sends and sweeps until what is left fits the threshold, or the rounds or the time are used up."""
-    channel, threshold = setting.channel, setting.threshold
-    quota = channel.quota
-    window_ns = WINDOW_NS if channel.held_back else TURN_NS
-    largest = setting.known.largest * setting.page_bytes
-    left, fresh, used, since_ns = start.left, start.fresh, start.used, start.since_ns
-    ns, rounds = 0.0, 0
-    while left >= threshold:
-        if rounds >= setting.max_rounds or ns + since_ns > LONGEST_NS:
-            return Run(False, rounds, ns, left, fresh, since_ns)
-        now = min(left, max(0.0, quota - used))
-        left -= now
-        fresh = max(0.0, fresh - now)
-        used += now
-        since_ns += now * 1e9 / channel.link
-        if left >= threshold or (left > 0 and used < quota):
-            # Whole windows that cannot be the last are taken at once.
-            whole = max(0, math.ceil((left - threshold) / quota) - 1)
-            before = left
-            left = max(threshold, left - whole * quota)
-            fresh = max(0.0, fresh - (before - left))
-            since_ns += max(0.0, window_ns - used * 1e9 / channel.link) + whole * window_ns
-            used = 0.0
-            continue
-        rounds += 1
-        new = setting.known.pages(since_ns) * setting.page_bytes
-        # What was not sent stays, unless it became dirty again and is counted there.
-        again = max(0.0, left - fresh)
-        left = new + again * (1 - min(1.0, new / largest)) + fresh
-        ns, last_ns, since_ns = ns + since_ns, since_ns, 0.0
-        if left < threshold:
-            return Run(True, rounds, ns, left, fresh, last_ns)
-    return Run(True, rounds, ns, left, fresh, 0.0)
+    state = _State(setting, start.left, start.fresh, start.used, start.since_ns)
+    lasted = 0.0
+    if start.blind_ns == 0.0 and state.fits:
+        return state.end(converges=True, lasted=lasted)
+    while state.rounds < setting.max_rounds and state.ns + state.since_ns <= LONGEST_NS:
+        state.send()
+        if state.ns + state.since_ns < start.blind_ns:
+            if state.left == 0.0:
+                # Nothing is left: QEMU stops the guest without another sweep.
+                ns = state.since_ns
+                return Run(True, 0, ns, state.dirtied(), 0.0, ns)
+        elif state.fits:
+            lasted = state.sweep()
+            if state.fits:
+                return state.end(converges=True, lasted=lasted)
+    return state.end(converges=False, lasted=lasted)

@@ -525,8 +525,8 @@ METRICS = (
     Metric(
         "forecast_converges",
         "gauge",
-        "Whether precopy will come to an end with QEMU's default downtime limit of 300 ms; only in precopy, from the "
-        "second sweep on, and absent while that cannot be said.",
+        "Whether precopy converges, with QEMU's default downtime limit of 300 ms, or with a lower one where the rounds "
+        "refute that; only in precopy, from the second sweep on, and absent while it is not known.",
         "",
         ("vm",),
         "ioctl, channel, dirty-ring",

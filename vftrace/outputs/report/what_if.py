@@ -1,6 +1,7 @@
-"""Forecasts as text: one line that says it, and what each way of doing it would cost."""
+"""Shows forecasts as text: one line for each migration, and what each strategy would cost."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -16,22 +17,29 @@ from vftrace.units import format_ns, parse_bits_per_second, parse_duration
 
 
 def parse_what_if(text: str) -> Assumptions:
-    """`bandwidth=25Gbit,downtime-limit=300ms`, either of them or both. Raises UsageError for anything else."""
-    bandwidth: float | None = None
-    limit_ns: int | None = None
+    """Reads `bandwidth=25Gbit,link=40Gbit,downtime-limit=300ms`, or some of these. Raises UsageError for anything
+    else."""
+    assumed = Assumptions()
     for part in text.split(","):
         name, equals, value = part.partition("=")
         if name == "bandwidth" and equals:
-            bandwidth = parse_bits_per_second(value) / 8
+            assumed = replace(assumed, bandwidth_bytes_per_second=parse_bits_per_second(value) / 8)
+        elif name == "link" and equals:
+            assumed = replace(assumed, link_bytes_per_second=parse_bits_per_second(value) / 8)
         elif name == "downtime-limit" and equals:
-            limit_ns = parse_duration(value)
-            if limit_ns == 0:
-                raise UsageError("downtime-limit must be more than zero")
+            assumed = replace(assumed, downtime_limit_ns=_limit(value))
         else:
             raise UsageError(
                 f"not an assumption: {part!r} (such as bandwidth=25Gbit,downtime-limit=300ms)"
             )
-    return Assumptions(bandwidth_bytes_per_second=bandwidth, downtime_limit_ns=limit_ns)
+    return assumed
+
+
+def _limit(text: str) -> int:
+    limit_ns = parse_duration(text)
+    if limit_ns == 0:
+        raise UsageError("downtime-limit must be more than zero")
+    return limit_ns
 
 
 def render_forecasts(
@@ -39,7 +47,7 @@ def render_forecasts(
     *,
     ascii: bool,  # noqa: A002
 ) -> RenderableType:
-    """For each migration that has rounds: its forecast. Unknown figures are shown as `-`."""
+    """Shows the forecast of each migration that has rounds. Unknown figures are shown as `-`."""
     g = glyphs(ascii=ascii)
     parts: list[RenderableType] = []
     for migration in migrations:

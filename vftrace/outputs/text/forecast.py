@@ -1,4 +1,4 @@
-"""What a migration will come to, in one line."""
+"""Shows a forecast in one line."""
 
 from vftrace.model.migration import Forecast, Migration, Role
 from vftrace.outputs.text.tables import UNKNOWN, rate
@@ -27,20 +27,31 @@ def forecast_of(migration: Migration) -> str | None:
 
 def forecast_line(forecast: Forecast | None) -> str:
     """Whether precopy converges, when, and with which downtime."""
-    if forecast is None or forecast.after_sweeps < 2:
+    if forecast is None:
         return NOTHING
+    if forecast.undecided == "downtime-limit":
+        return f"open: whether it converges depends on {_limit(forecast)}"
+    if forecast.undecided == "dirty-rate":
+        return "open: the guest dirties memory more and more slowly, as with auto-converge"
     if forecast.converges is None:
-        return NOT_ENOUGH
-    given = "QEMU's default limit" if forecast.limit_assumed else "a limit"
-    limit = f"{given} of {format_ns(forecast.downtime_limit_ns)}"
-    speed = rate(forecast.bandwidth_bytes_per_second)
+        return NOTHING if forecast.after_sweeps < 2 else NOT_ENOUGH
+    at = f"at {rate(forecast.bandwidth_bytes_per_second)} and {_limit(forecast)}"
     if not forecast.converges:
-        return f"does not converge at {speed} and {limit}"
+        return f"does not converge {at}"
     left = forecast.rounds_left
     return (
-        f"converges at {speed} and {limit}: {left} more round{'' if left == 1 else 's'}, "
+        f"converges {at}: {left} more round{'' if left == 1 else 's'}, "
         f"{_time(forecast.total_ns)} in all, downtime {_time(forecast.downtime_ns)}"
     )
+
+
+def _limit(forecast: Forecast) -> str:
+    limit = format_ns(forecast.downtime_limit_ns)
+    if forecast.limit_from == "rounds":
+        # A replay takes the limit that explains the recording best.
+        about = "about" if forecast.after_sweeps < 2 else "below"
+        return f"a downtime limit {about} {limit} (the rounds refute QEMU's default)"
+    return f"QEMU's default limit of {limit}" if forecast.limit_assumed else f"a limit of {limit}"
 
 
 def _time(ns: int | None) -> str:

@@ -1,0 +1,134 @@
+"""What QEMU's behaviour shows of the downtime limit, which cannot be seen from outside.
+
+QEMU sweeps when what is left fits `threshold` = bandwidth x downtime limit, and begins another round when what is left
+after the sweep does not fit (migration/migration.c, migration_iteration_run). So each further round shows that the
+limit is below what was left then, and each sweep that it is above what was left before.
+"""
+
+import math
+from dataclasses import dataclass
+
+from vftrace.analysis.forecast.channel import PAGE_ON_WIRE, WINDOW_NS, Channel
+from vftrace.analysis.forecast.history import History, Step
+from vftrace.analysis.forecast.working_set import RECENT
+from vftrace.uapi import PAGE_SIZE
+
+DOWNTIME_LIMIT_NS = 300_000_000
+"""QEMU's default (migration/options.c, downtime-limit)."""
+
+_SLOW = 0.8
+"""A round this much slower than the others was disturbed: QEMU, which knows the last window's speed only, may have gone
+on for that."""
+
+_MORE = 1.05
+"""The same guest that does the same in each round dirties a few pages more or less."""
+
+_SLOWER = 1.1
+"""A guest that is this much slower than before is slowed down, or does something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Bytes between which the threshold lies; `high` is infinite where no round bounds it."""
+
+    low: float = 0.0
+    high: float = math.inf
+
+    @property
+    def middle(self) -> float:
+        """The threshold in the middle of finite bounds."""
+        return max(1.0, (min(self.low, self.high) + self.high) / 2)
+
+    def nearest(self, threshold: float) -> float:
+        """The threshold, or the bound that it violates."""
+        return max(1.0, self.low, min(threshold, self.high)) if self.low <= self.high else self.high
+
+
+def threshold_bounds(history: History, channel: Channel) -> Bounds:
+    """The bounds that the rounds give."""
+    return Bounds(_low(history) * PAGE_SIZE, _high(history, channel) * PAGE_SIZE)
+
+
+def _low(history: History) -> float:
+    """Pages that had not been sent when a sweep was made.
+
+    A round cannot send more than was unsent before it and what its sweep found; nor can several.
+    """
+    low = unsent = 0.0
+    for step in reversed(history.later):
+        if step.began_with is None:
+            unsent = 0.0
+            continue
+        sent = step.sent_bytes / PAGE_ON_WIRE
+        low = max(low, step.began_with - sent)
+        unsent = max(0.0, unsent + sent - step.began_with)
+        low = max(low, unsent)
+    return low
+
+
+def _high(history: History, channel: Channel) -> float:
+    """The fewest pages that were left after a sweep which another round followed.
+
+    These are the pages that the sweep found, and those that had not been sent and did not become dirty again. How many
+    of those became dirty again is estimated by the part of all pages dirtied before that did.
+    """
+    high = math.inf
+    if history.first is None:
+        return high
+    unsent = _unsent_at_most(history)
+    distinct = 0
+    for before, step in zip(history.steps, history.later, strict=False):
+        found = step.began_with
+        if found is None:
+            unsent = math.inf
+            continue
+        again = before.redirtied_pages or 0
+        part = min(1.0, again / distinct) if distinct else 0.0
+        distinct = max(distinct + found - again, found)
+        left = found + unsent * (1 - part) if part < 1 else float(found)
+        # What was unsent was less than the threshold, which this sweep shows to be at most what was left.
+        left = min(left, found / part if part else math.inf)
+        if step.ns < WINDOW_NS / 2 or step.sent_bytes * 1e9 / step.ns >= _SLOW * channel.rate:
+            high = min(high, left)
+        unsent = max(0.0, left - step.sent_bytes / PAGE_ON_WIRE)
+    return high
+
+
+def _unsent_at_most(history: History) -> float:
+    """Pages that the first round cannot have sent; zero pages are among them."""
+    if history.memory_pages is None or not history.whole:
+        return math.inf
+    return max(0.0, history.memory_pages - history.sent_first / PAGE_ON_WIRE)
+
+
+def falls(history: History) -> bool:
+    """Whether what is left becomes less from sweep to sweep, so that QEMU may stop where it did not stop before.
+
+    It surely does where the last two rounds sent more than their sweeps found, and may where the latest sweep found
+    clearly fewer pages than each of those before it.
+    """
+    latest = history.later[-2:]
+    if all(step.new_pages is not None for step in latest):
+        sent = sum(step.sent_bytes for step in latest) / PAGE_ON_WIRE
+        if len(latest) == 2 and sent > _MORE * sum(step.new_pages or 0 for step in latest):
+            return True
+    found = [step.new_pages for step in history.steps[-RECENT:]]
+    known = [pages for pages in found if pages is not None]
+    return len(known) > 1 and known[-1] * _MORE < min(known[:-1])
+
+
+def slows(history: History) -> bool:
+    """Whether the guest dirties memory more slowly than it did: all latest rounds found fewer pages for their time than
+    all of the oldest ones known, although they are no longer.
+
+    auto-converge does that (QEMU migration/ram.c, mig_throttle_guest_down), and goes on until precopy converges.
+    """
+    steps = [step for step in history.later if step.new_pages is not None]
+    old, new = steps[:RECENT], steps[-RECENT:]
+    if len(steps) < 2 * RECENT or sum(s.ns for s in new) > _MORE * sum(s.ns for s in old):
+        return False
+    return max(_rate(s) for s in new) * _SLOWER < min(_rate(s) for s in old)
+
+
+def _rate(step: Step) -> float:
+    return (step.new_pages or 0) / step.ns
