@@ -38,6 +38,7 @@ EXPECTED: dict[str, list[tuple[str, str, str | None, str]]] = {
     "pause-before-switchover": [("stitched", "completed", None, "unix")],
     "postcopy": [COMPLETED],
     "cancel-precopy": [("source", "cancelled", "cancelled", "tcp")],
+    "cancel-not-converging": [("source", "cancelled", "cancelled", "tcp")],
     # QEMU: cancelled. The source had stopped and ran again.
     "cancel-pre-switchover": [("source", "failed", "resumed-after-stop", "tcp")],
     "dest-killed-precopy": [("source", "failed", "destination-ended", "tcp")],

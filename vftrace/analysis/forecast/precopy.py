@@ -19,7 +19,7 @@ from vftrace.analysis.forecast.history import History
 from vftrace.analysis.forecast.limit import DOWNTIME_LIMIT_NS, falls, slows, threshold_bounds
 from vftrace.analysis.forecast.rounds import Run, Setting, Start, play
 from vftrace.analysis.forecast.working_set import WorkingSet
-from vftrace.model.migration import Forecast, Migration, Round, StrategyCost, Undecided
+from vftrace.model.migration import Forecast, Migration, Outcome, Round, StrategyCost, Undecided
 from vftrace.uapi import PAGE_SIZE
 
 MAX_ROUNDS = 30
@@ -92,7 +92,7 @@ class Recorded:
     def of(cls, migration: Migration) -> "Recorded":
         """Takes it from the model."""
         m = migration
-        moved = m.outcome == "completed" and not m.postcopy
+        moved = m.outcome is Outcome.COMPLETED and not m.postcopy
         down, state = m.downtime.vcpu_ns if moved else None, m.channel.state_bytes or 0
         return cls(m.rounds, m.started_at_ns, m.stopped_at_ns, down, state, bool(m.devices))
 
