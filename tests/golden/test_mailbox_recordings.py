@@ -399,7 +399,7 @@ def test_a_flood_is_counted_whole_and_recorded_in_part(name: str) -> None:
 # -- PF and VF help a migration --------------------------------------------------------------------
 
 
-def helped(name: str, job: str = "assisted") -> Migration:
+def assisting(name: str, job: str = "assisted") -> Migration:
     found = truth(name, job)
     (migration,) = (
         m
@@ -432,7 +432,7 @@ def test_the_helped_migrations_log_is_the_script(name: str) -> None:
 @of_assisted
 def test_a_helped_migration_is_mailbox_with_its_messages_as_evidence(name: str) -> None:
     found = truth(name, "assisted")
-    m = helped(name)
+    m = assisting(name)
     assert (m.outcome, m.strategy, m.role) == ("completed", "mailbox", "stitched")
     assert m.dirty.dma == "guest"
     told = [e for e in found["log"] if e["verb"] == "vendor"]
@@ -470,7 +470,7 @@ def test_a_function_that_the_vm_holds_is_said_to_be_held(name: str) -> None:
     """Nothing is unplugged and no state is transferred, no profile is needed: its driver rests, and is up again."""
     found = truth(name, "held")
     _, rest, up = found["acts"]
-    m = helped(name, "held")
+    m = assisting(name, "held")
     assert (m.outcome, m.strategy, m.role) == ("completed", "mailbox", "stitched")
     assert [e.event for e in m.strategy_evidence] == [
         f"driver puts it to rest: VF 0 of {found['pf']}, held by this VM",

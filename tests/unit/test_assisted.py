@@ -6,8 +6,8 @@ import pytest
 
 from vftrace import events
 from vftrace.analysis.devices.device import PassedDevice
-from vftrace.analysis.devices.mailbox_evidence import Around, kept, said
-from vftrace.analysis.devices.strategy import Said
+from vftrace.analysis.devices.mailbox_evidence import HostContext, assigned, mailbox_agreements
+from vftrace.analysis.devices.strategy import MailboxAgreement
 from vftrace.analysis.devices.vf_history import SETTLED_NS, Mailboxes
 from vftrace.analysis.process import Process
 from vftrace.events import Mailbox, layout
@@ -55,8 +55,8 @@ class Card:
         self.hear(Mailbox.FROM_VF, *words)
         self.hear(Mailbox.TO_VF, words[0] | NACK | CTS, *words[1:])
 
-    def lives(self) -> dict[tuple[str, int], VfHistory]:
-        return {(life.pf, life.vf): life for life in self.boxes.vf_histories()}
+    def histories(self) -> dict[tuple[str, int], VfHistory]:
+        return {(history.pf, history.vf): history for history in self.boxes.vf_histories()}
 
 
 def vm(pid: int, *vfs: int, opened: int | None = 1, closed: int | None = None) -> Process:
@@ -68,14 +68,16 @@ def vm(pid: int, *vfs: int, opened: int | None = 1, closed: int | None = None) -
     return process
 
 
-def heard(card: Card, own: list[Process], *others: Process) -> list[Said]:
-    return list(said(Around(card.lives(), (*own, *others)), own, None))
+def heard(card: Card, own: list[Process], *others: Process) -> list[MailboxAgreement]:
+    return list(mailbox_agreements(HostContext(card.histories(), (*own, *others)), own, None))
 
 
 def test_what_a_granted_message_of_a_profile_is_for() -> None:
     card = Card()
     at = card.agree(0x41, 1, 0xC001)
-    assert heard(card, [vm(1, 0)]) == [Said(at, "MIG_STOP", f"VF 0 of {PF}", "stop", True)]
+    assert heard(card, [vm(1, 0)]) == [
+        MailboxAgreement(at, "MIG_STOP", f"VF 0 of {PF}", "stop", True)
+    ]
 
 
 def test_ordinary_messages_and_pings_are_nothing_special() -> None:
@@ -98,7 +100,7 @@ def test_what_the_cards_driver_refuses_was_not_agreed_on() -> None:
 def test_an_unknown_message_that_is_granted_counts_without_a_role() -> None:
     card = Card()
     at = card.agree(0x7F)
-    assert heard(card, [vm(1, 0)]) == [Said(at, "0x007f", f"VF 0 of {PF}", None, True)]
+    assert heard(card, [vm(1, 0)]) == [MailboxAgreement(at, "0x007f", f"VF 0 of {PF}", None, True)]
 
 
 def test_what_the_card_says_by_itself_counts() -> None:
@@ -112,32 +114,35 @@ def test_a_function_that_another_vm_holds_says_nothing() -> None:
     card.agree(0x41, vf=0)
     card.agree(0x41, vf=1)
     found = heard(card, [vm(1, 0)], vm(2, 1))
-    assert [(s.function, s.held) for s in found] == [(f"VF 0 of {PF}", True)]
+    assert [(s.function, s.assigned) for s in found] == [(f"VF 0 of {PF}", True)]
 
 
 def test_a_function_that_nobody_holds_is_bound_by_the_time_alone() -> None:
     card = Card()
     card.agree(0x41, vf=2)
-    assert [s.held for s in heard(card, [vm(1, 0)], vm(2, 1))] == [False]
+    assert [s.assigned for s in heard(card, [vm(1, 0)], vm(2, 1))] == [False]
 
 
 def test_who_held_it_at_the_time_counts() -> None:
     card = Card()
     at = card.agree(0x41)
     assert heard(card, [vm(1)], vm(2, 0, opened=1, closed=at + 1)) == []
-    assert [s.held for s in heard(card, [vm(1)], vm(2, 0, opened=at + 1))] == [False]
+    assert [s.assigned for s in heard(card, [vm(1)], vm(2, 0, opened=at + 1))] == [False]
 
 
 def test_the_functions_that_a_vm_keeps_through_the_blackout() -> None:
-    assert len(kept(vm(1, 0, 1), 50)) == 2
-    assert kept(vm(1, 0, closed=40), 50) == []
+    assert len(assigned(vm(1, 0, 1), 50)) == 2
+    assert assigned(vm(1, 0, closed=40), 50) == []
     process = Process(1, 0)
     process.devices.all.append(PassedDevice(7, 1, address="a mediated device"))
-    assert kept(process, 50) == []
+    assert assigned(process, 50) == []
 
 
 def talked(card: Card, own: list[Process], stopped_ns: int) -> list[tuple[str, str | None]]:
-    return [(s.what, s.role) for s in said(Around(card.lives(), own), own, stopped_ns)]
+    return [
+        (s.what, s.role)
+        for s in mailbox_agreements(HostContext(card.histories(), own), own, stopped_ns)
+    ]
 
 
 def up(card: Card) -> None:

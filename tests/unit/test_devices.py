@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vftrace import events
-from vftrace.analysis.devices.device import Devices, PassedDevice, device_use, moved_away
+from vftrace.analysis.devices.device import Devices, PassedDevice, absences, device_use
 from vftrace.host import devices as host
 from vftrace.host.devices import Device, Named, named_devices
 from vftrace.model.migration import Role
@@ -262,14 +262,14 @@ def _both_sides() -> tuple[Bench, Bench]:
 
 def test_downtime_is_from_leaving_running_to_running_on_the_other_side() -> None:
     source, destination = _both_sides()
-    (away,) = moved_away(source.devices.all, destination.devices.all, 15)
+    (away,) = absences(source.devices.all, destination.devices.all, 15)
     # Asked at 49 to leave PRE_COPY; precopy itself is no downtime.
     assert (away.downtime().from_ns, away.downtime().ns) == (49, 41)
 
 
 def test_downtime_without_the_other_side_is_not_known() -> None:
     source, _ = _both_sides()
-    (away,) = moved_away(source.devices.all, [], 15)
+    (away,) = absences(source.devices.all, [], 15)
     assert away.downtime().ns is None
 
 
@@ -279,7 +279,7 @@ def test_downtime_of_a_device_that_resumes_at_home() -> None:
     source.ask(20, PRE_COPY)
     source.ask(30, STOP_COPY)
     source.ask(60, RUNNING)
-    (away,) = moved_away(source.devices.all, [], 15)
+    (away,) = absences(source.devices.all, [], 15)
     assert away.downtime().ns == 60 - 29
 
 
@@ -288,7 +288,7 @@ def test_a_cancel_in_precopy_is_no_downtime() -> None:
     source.open(10)
     source.ask(20, PRE_COPY)
     source.ask(30, RUNNING)
-    (away,) = moved_away(source.devices.all, [], 15)
+    (away,) = absences(source.devices.all, [], 15)
     assert (away.downtime().from_ns, away.downtime().ns) == (None, None)
 
 
@@ -312,7 +312,7 @@ def test_pairs_are_made_by_id_before_order() -> None:
             device = bench.open(10, fd)
             device.id = name
             bench.ask(20, PRE_COPY if bench is source else RESUMING, fd=fd)
-    away = moved_away(source.devices.all, destination.devices.all, 15)
+    away = absences(source.devices.all, destination.devices.all, 15)
     assert [(a.device.id, a.successor.id if a.successor else None) for a in away] == [
         ("a", "a"),
         ("b", "b"),

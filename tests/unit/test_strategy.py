@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from vftrace.analysis.devices.strategy import (
-    RESTS,
+    QUIESCED,
     RESUMES_WITHIN_NS,
     UNPLUG_WINDOW_NS,
     Facts,
-    Said,
+    MailboxAgreement,
     classify,
 )
 from vftrace.mailbox.driver import Role
@@ -153,25 +153,27 @@ STOPPED = 108 * S
 VF = "VF 0 of 0000:01:00.0"
 
 
-def said(at_ns: int, what: str, role: Role | None, *, held: bool = True) -> Said:
-    return Said(at_ns, what, VF, role, held)
+def agreement(
+    at_ns: int, what: str, role: Role | None, *, assigned: bool = True
+) -> MailboxAgreement:
+    return MailboxAgreement(at_ns, what, VF, role, assigned)
 
 
-def assisted(*, held: bool) -> tuple[Said, ...]:
+def assisted(*, assigned: bool) -> tuple[MailboxAgreement, ...]:
     return (
-        said(STOPPED - S, "MIG_STOP", "stop", held=held),
-        said(STOPPED + S, "MIG_SAVE", "save", held=held),
-        said(RAN - 1, "MIG_RESTORE", "restore", held=held),
-        said(RAN + 1, "MIG_RESUME", "resume", held=held),
+        agreement(STOPPED - S, "MIG_STOP", "stop", assigned=assigned),
+        agreement(STOPPED + S, "MIG_SAVE", "save", assigned=assigned),
+        agreement(RAN - 1, "MIG_RESTORE", "restore", assigned=assigned),
+        agreement(RAN + 1, "MIG_RESUME", "resume", assigned=assigned),
     )
 
 
-AROUND = {"stopped_ns": STOPPED, "running_ns": RAN, "holds_functions": True}
-UNHELD = {"stopped_ns": STOPPED, "running_ns": RAN, "holds_functions": False}
+CONTEXT = {"stopped_ns": STOPPED, "running_ns": RAN, "has_vfs": True}
+UNHELD = {"stopped_ns": STOPPED, "running_ns": RAN, "has_vfs": False}
 
 
 def test_stop_save_restore_resume_is_mailbox_with_each_as_evidence() -> None:
-    found, evidence = classify(replace(PLAIN, **AROUND, said=assisted(held=True)))  # type: ignore[arg-type]
+    found, evidence = classify(replace(PLAIN, **CONTEXT, agreements=assisted(assigned=True)))  # type: ignore[arg-type]
     assert found == "mailbox"
     assert [(e.at_ns, e.event) for e in evidence] == [
         (STOPPED - S, f"MIG_STOP: {VF}, held by this VM"),
@@ -182,78 +184,92 @@ def test_stop_save_restore_resume_is_mailbox_with_each_as_evidence() -> None:
 
 
 def test_what_only_the_time_binds_says_so() -> None:
-    found, evidence = classify(replace(PLAIN, **UNHELD, said=assisted(held=False)))  # type: ignore[arg-type]
+    found, evidence = classify(replace(PLAIN, **UNHELD, agreements=assisted(assigned=False)))  # type: ignore[arg-type]
     assert found == "mailbox"
     assert {e.event.split(", ")[1] for e in evidence} == {"bound to this VM by the time alone"}
 
 
 def test_the_time_alone_binds_nothing_while_another_migration_goes_on() -> None:
-    assert strategy(**UNHELD, said=assisted(held=False), alone=False) == "plain"
-    assert strategy(**AROUND, said=assisted(held=True), alone=False) == "mailbox"
+    assert strategy(**UNHELD, agreements=assisted(assigned=False), only_migration=False) == "plain"
+    assert strategy(**CONTEXT, agreements=assisted(assigned=True), only_migration=False) == "mailbox"
 
 
 def test_messages_of_another_function_than_the_vms_say_nothing() -> None:
-    assert strategy(**AROUND, said=assisted(held=False)) == "plain"
+    assert strategy(**CONTEXT, agreements=assisted(assigned=False)) == "plain"
 
 
 def test_unknown_messages_around_the_blackout_of_a_held_function_are_mailbox() -> None:
-    talk = (said(STOPPED - S, "0x0041", None), said(RAN + S, "0x0044", None))
-    assert strategy(**AROUND, said=talk) == "mailbox"
-    unheld = tuple(replace(s, held=False) for s in talk)
-    assert strategy(**UNHELD, said=unheld) == "plain"
+    talk = (
+        agreement(STOPPED - S, "0x0041", None),
+        agreement(RAN + S, "0x0044", None),
+    )
+    assert strategy(**CONTEXT, agreements=talk) == "mailbox"
+    unheld = tuple(replace(s, assigned=False) for s in talk)
+    assert strategy(**UNHELD, agreements=unheld) == "plain"
 
 
 def test_half_of_what_no_profile_names_is_not_enough() -> None:
     """A driver that puts its function to rest while memory is sent, and nothing more was seen."""
-    rest = (said(STOPPED - S, RESTS, None),)
-    around = {**AROUND, "sent_memory_ns": SECOND}
-    assert strategy(**around, said=rest, peer_seen=False) == "plain"
-    assert strategy(**{**around, "running_ns": None}, said=rest) == "plain"
-    up = (said(RAN + 1, "driver has it up again", None),)
-    half = {**around, "stopped_ns": None, "source_seen": False}
-    assert strategy(**half, said=up) == "plain"
-    assert strategy(**around, said=rest + up) == "mailbox"
+    rest = (agreement(STOPPED - S, QUIESCED, None),)
+    context = {**CONTEXT, "sent_memory_ns": SECOND}
+    assert strategy(**context, agreements=rest, peer_seen=False) == "plain"
+    assert strategy(**{**context, "running_ns": None}, agreements=rest) == "plain"
+    up = (agreement(RAN + 1, "driver has it up again", None),)
+    half = {**context, "stopped_ns": None, "source_seen": False}
+    assert strategy(**half, agreements=up) == "plain"
+    assert strategy(**context, agreements=rest + up) == "mailbox"
 
 
 def test_a_half_is_not_enough_where_both_sides_are_seen() -> None:
-    before, after = assisted(held=True)[:2], assisted(held=True)[2:]
-    assert strategy(**AROUND, said=before) == "plain"
-    assert strategy(**AROUND, said=after) == "plain"
-    assert strategy(**AROUND, said=before, peer_seen=False) == "mailbox"
+    before, after = assisted(assigned=True)[:2], assisted(held=True)[2:]
+    assert strategy(**CONTEXT, agreements=before) == "plain"
+    assert strategy(**CONTEXT, agreements=after) == "plain"
+    assert strategy(**CONTEXT, agreements=before, peer_seen=False) == "mailbox"
 
 
 def test_a_destination_alone_shows_the_other_half() -> None:
-    half = {**AROUND, "stopped_ns": None, "source_seen": False, "said": assisted(held=True)[2:]}
+    half = {**CONTEXT, "stopped_ns": None, "source_seen": False, "said": assisted(assigned=True)[2:]}
     assert strategy(**half) == "mailbox"
 
 
 def test_stopped_and_resumed_while_the_guest_runs_is_ordinary() -> None:
     # A driver that was told to stop for another reason, and went on long before the blackout.
-    talk = (said(BEGIN + S, "MIG_STOP", "stop"), said(BEGIN + 2 * S, "MIG_RESUME", "resume"))
-    assert strategy(**AROUND, said=talk) == "plain"
+    talk = (
+        agreement(BEGIN + S, "MIG_STOP", "stop"),
+        agreement(BEGIN + 2 * S, "MIG_RESUME", "resume"),
+    )
+    assert strategy(**CONTEXT, agreements=talk) == "plain"
 
 
 def test_stopped_before_the_migration_began_is_another_matter() -> None:
-    talk = (said(BEGIN - 1, "MIG_STOP", "stop"), said(RAN + 1, "MIG_RESUME", "resume"))
-    assert strategy(**AROUND, said=talk) == "plain"
+    talk = (
+        agreement(BEGIN - 1, "MIG_STOP", "stop"),
+        agreement(RAN + 1, "MIG_RESUME", "resume"),
+    )
+    assert strategy(**CONTEXT, agreements=talk) == "plain"
 
 
 def test_resumed_long_after_is_another_matter() -> None:
     late = RAN + RESUMES_WITHIN_NS + 1
-    talk = (said(STOPPED - S, "MIG_STOP", "stop"), said(late, "MIG_RESUME", "resume"))
-    assert strategy(**AROUND, said=talk) == "plain"
+    talk = (
+        agreement(STOPPED - S, "MIG_STOP", "stop"),
+        agreement(late, "MIG_RESUME", "resume"),
+    )
+    assert strategy(**CONTEXT, agreements=talk) == "plain"
 
 
 def test_a_guest_that_was_never_stopped_was_not_helped() -> None:
-    assert strategy(**{**AROUND, "stopped_ns": None}, said=assisted(held=True)) == "plain"
+    assert strategy(**{**CONTEXT, "stopped_ns": None}, agreements=assisted(assigned=True)) == "plain"
 
 
 def test_a_transferred_state_is_vfio_whatever_was_said_beside_it() -> None:
     asked = ((BEGIN + S, "vf0: PRE_COPY"),)
-    assert strategy(**AROUND, said=assisted(held=True), transfers=asked) == "vfio"
+    assert strategy(**CONTEXT, agreements=assisted(assigned=True), transfers=asked) == "vfio"
 
 
 def test_an_unplug_is_one_whatever_was_said_beside_it() -> None:
     gone = {"closed": ((BEGIN - S, "vf0"),), "opened": ((END + S, "vf7"),)}
-    assert strategy(**AROUND, **gone, said=assisted(held=True)) == "unplug"
-    assert strategy(**AROUND, closed=((BEGIN - S, "vf0"),), said=assisted(held=True)) == "plain"
+    assert strategy(**CONTEXT, **gone, agreements=assisted(assigned=True)) == "unplug"
+    assert (
+        strategy(**CONTEXT, closed=((BEGIN - S, "vf0"),), agreements=assisted(assigned=True)) == "plain"
+    )

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from vftrace.analysis.devices.device import PassedDevice
-from vftrace.analysis.devices.downtime import Passthrough, Verdict, judge
-from vftrace.analysis.devices.mailbox_evidence import Around
+from vftrace.analysis.devices.downtime import MigrationDevices, Verdict, judge
+from vftrace.analysis.devices.mailbox_evidence import HostContext
 from vftrace.analysis.devices.vf_history import Mailboxes
-from vftrace.analysis.devices.vf_phases import destination_vf, heard_vf, ready_ns, source_vf
+from vftrace.analysis.devices.vf_phases import destination_vf, mailbox_vf, ready_ns, source_vf
 from vftrace.analysis.process import Process
 from vftrace.model.migration import Role, VfUse
 from vftrace.model.vf import StateSpan, VfHistory
@@ -84,7 +84,7 @@ def test_a_plugged_function_is_probed_configured_ready() -> None:
         ("configuring", 120),
         ("up", 130),
     )
-    use = destination_vf(function(100), heard, 50, 110)
+    use = destination_vf(function(100), heard, 50, 110, None)
     assert phases(use) == [
         ("probing", 100, 105),
         ("configuring", 105, 130),
@@ -96,9 +96,9 @@ def test_a_plugged_function_is_probed_configured_ready() -> None:
 
 def test_what_happens_to_it_long_after_is_left_out() -> None:
     heard = life(("configuring", 105), ("up", 130), ("reset", 140), ("up", 150))
-    assert phases(destination_vf(function(100), heard, 50, 110))[-1] == ("ready", 130, None)
+    assert phases(destination_vf(function(100), heard, 50, 110, None))[-1] == ("ready", 130, None)
     # While the migration lasts it belongs to it.
-    assert [p[0] for p in phases(destination_vf(function(100), heard, 50, None))] == [
+    assert [p[0] for p in phases(destination_vf(function(100), heard, 50, None, None))] == [
         "probing",
         "configuring",
         "ready",
@@ -108,7 +108,7 @@ def test_what_happens_to_it_long_after_is_left_out() -> None:
 
 
 def test_a_function_that_nobody_probes_is_never_ready() -> None:
-    use = destination_vf(function(100), life(("reset", 101)), 50, 110)
+    use = destination_vf(function(100), life(("reset", 101)), 50, 110, None)
     assert phases(use) == [("probing", 100, None)]
     assert use is not None
     assert ready_ns(use) is None
@@ -116,16 +116,22 @@ def test_a_function_that_nobody_probes_is_never_ready() -> None:
 
 def test_the_phases_end_where_it_is_closed() -> None:
     heard = life(("configuring", 105), ("up", 130), ("reset", 141))
-    assert phases(destination_vf(function(100, 140), heard, 50, None))[-1] == ("ready", 130, 140)
+    assert phases(destination_vf(function(100, 140), heard, 50, None, 140))[-1] == (
+        "ready",
+        130,
+        140,
+    )
 
 
 def test_one_that_was_there_before_is_told_from_the_begin() -> None:
-    assert phases(destination_vf(function(None), life(("up", 8)), 50, 110)) == [("ready", 50, 110)]
+    assert phases(destination_vf(function(None), life(("up", 8)), 50, 110, None)) == [
+        ("ready", 50, 110)
+    ]
 
 
 def test_a_device_that_is_no_function_has_no_phases() -> None:
     assert source_vf(PassedDevice(7, 10), None, 30, None, None) is None
-    assert destination_vf(PassedDevice(7, 10), None, 30, None) is None
+    assert destination_vf(PassedDevice(7, 10), None, 30, None, None) is None
 
 
 def judged(heard: dict[tuple[str, int], VfHistory]) -> Verdict:
@@ -133,8 +139,8 @@ def judged(heard: dict[tuple[str, int], VfHistory]) -> Verdict:
     source, destination = Process(1, 0), Process(2, 0)
     source.devices.all.append(function(1, 50))
     destination.devices.all.append(replace(function(300), address="0000:01:10.2", vf=1))
-    found = Passthrough(source, None, destination, None, 100, 100, 10 * S)
-    return judge(found, Around(heard), {}, 200, 250, came_to_nothing=False)
+    found = MigrationDevices(source, None, destination, None, 100, 100, 10 * S)
+    return judge(found, HostContext(heard), {}, 200, 250, failed=False)
 
 
 def test_an_unplugged_function_is_away_until_its_successor_is_ready() -> None:
@@ -154,6 +160,6 @@ def test_where_no_mailbox_tells_it_is_away_until_its_successor_is_opened() -> No
 
 
 def test_a_function_that_only_its_mailbox_tells_of() -> None:
-    use = heard_vf(life(("up", 8)), Role.SOURCE, 30, 70)
+    use = mailbox_vf(life(("up", 8)), Role.SOURCE, 30, 70)
     assert (use.pf, use.vf, use.role) == (PF, 0, "source")
     assert phases(use) == [("ready", 30, 70)]

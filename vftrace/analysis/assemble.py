@@ -3,9 +3,9 @@
 import errno
 from dataclasses import dataclass, replace
 
-from vftrace.analysis.devices import downtime as passthrough
-from vftrace.analysis.devices.downtime import Passthrough
-from vftrace.analysis.devices.mailbox_evidence import Around
+from vftrace.analysis.devices import downtime as device_downtime
+from vftrace.analysis.devices.downtime import MigrationDevices
+from vftrace.analysis.devices.mailbox_evidence import HostContext
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.analysis.forecast.precopy import of_migration
 from vftrace.analysis.incoming import IncomingMigration
@@ -36,14 +36,14 @@ Destination = tuple[Process, IncomingMigration]
 class Sides:
     """What one migration is built from: at least one of `source` and `destination` is given.
 
-    `around`: mailboxes and other processes. `peer_ended_ns`: when a destination that never acted ended.
+    `context`: mailboxes and other processes. `peer_ended_ns`: when a destination that never acted ended.
     `collector_loss_ns`: since when records of the collector itself are missing. `peer_loss_ns`: when records
     went missing, latest, of whoever may be the side that is not given. `trace_ended_ns`: the end of the trace,
     None while it goes on. `contested`: another VM may have been the destination.
     """
 
     key: str
-    around: Around
+    context: HostContext
     source: Source | None = None
     destination: Destination | None = None
     peer_ended_ns: int | None = None
@@ -58,7 +58,7 @@ def build_migration(sides: Sides) -> Migration:
     process, outgoing = sides.source or (None, None)
     peer, incoming = sides.destination or (None, None)
     fds = outgoing.channel_fds(process.peers) if process and outgoing else set()
-    devices = passthrough.gather(process, outgoing, peer, incoming)
+    devices = device_downtime.gather(process, outgoing, peer, incoming)
     times = checkpoint_times(outgoing, incoming, devices)
     postcopy = incoming is not None and incoming.postcopy_first_ns is not None
     channel = _channel(process, outgoing, fds, postcopy=postcopy)
@@ -80,10 +80,8 @@ def build_migration(sides: Sides) -> Migration:
         # Records that came out of order (so it is incomplete) must not make a time negative.
         ended = max(ended, started)
     handover = times.get(Checkpoint.STATE_SAVED) or times.get(Checkpoint.VCPUS_RUNNING)
-    nothing = verdict.outcome in (Outcome.FAILED, Outcome.CANCELLED)
-    judged = passthrough.judge(
-        devices, sides.around, times, handover, ended, came_to_nothing=nothing
-    )
+    failed = verdict.outcome in (Outcome.FAILED, Outcome.CANCELLED)
+    judged = device_downtime.judge(devices, sides.context, times, handover, ended, failed=failed)
     role: Role = Role.STITCHED if process and peer else Role.SOURCE if process else Role.DESTINATION
     return Migration(
         key=sides.key,
@@ -175,7 +173,7 @@ def _dirty(outgoing: OutgoingMigration | None, rounds: tuple[Round, ...]) -> Dir
 
 
 def _dma(
-    devices: Passthrough, outgoing: OutgoingMigration | None, strategy: Strategy
+    devices: MigrationDevices, outgoing: OutgoingMigration | None, strategy: Strategy
 ) -> DmaSource | None:
     """Who told which pages devices wrote."""
     if outgoing is None:

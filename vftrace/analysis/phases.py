@@ -1,6 +1,6 @@
 """Times of the checkpoints that a migration passed, and the phases between them."""
 
-from vftrace.analysis.devices.downtime import Passthrough
+from vftrace.analysis.devices.downtime import MigrationDevices
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.verdict import Verdict
@@ -16,7 +16,9 @@ from vftrace.model.migration import (
 
 
 def checkpoint_times(
-    outgoing: OutgoingMigration | None, incoming: IncomingMigration | None, devices: Passthrough
+    outgoing: OutgoingMigration | None,
+    incoming: IncomingMigration | None,
+    devices: MigrationDevices,
 ) -> dict[Checkpoint, int]:
     """The checkpoints that were passed. A time before that of an earlier one is not believed."""
     times: dict[Checkpoint, int] = {}

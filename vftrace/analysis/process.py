@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from vftrace import events
 from vftrace.analysis import dirty
-from vftrace.analysis.devices.device import Devices, VfioEvent
+from vftrace.analysis.devices.device import Devices, PassedDevice, VfioEvent
 from vftrace.analysis.dirty import Bitmap, SlotLog, bitmap_of
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
@@ -99,6 +99,19 @@ class Process:
         if self.identity is not None and self.identity.running:
             return False
         return True if self.created_at_ns is not None and self.last_loss_ns is None else None
+
+    def released_ns(self, device: PassedDevice) -> int | None:
+        """When the process closed a device, or ended with it open; None while it has the device.
+
+        An end is not a `closed_at_ns`: only a device that a running VMM closes was unplugged.
+        """
+        return device.closed_at_ns if device.closed_at_ns is not None else self.ended_at_ns
+
+    def has_open(self, device: PassedDevice, at_ns: int) -> bool:
+        """Whether the process had the device open at a time."""
+        released = self.released_ns(device)
+        opened = device.opened_at_ns or 0
+        return opened <= at_ns and (released is None or at_ns < released)
 
     def feed(self, event: Event) -> None:
         """Take one event of this process. Never raises on content."""

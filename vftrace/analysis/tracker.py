@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from vftrace import events
 from vftrace.analysis.assemble import Sides, build_migration
 from vftrace.analysis.devices.device import Transition
-from vftrace.analysis.devices.mailbox_evidence import Around
+from vftrace.analysis.devices.mailbox_evidence import HostContext
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.analysis.devices.vf_history import Mailboxes
-from vftrace.analysis.devices.vf_phases import Lives
+from vftrace.analysis.devices.vf_phases import VfHistories
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.pairing import Pairing, is_impostor
@@ -168,7 +168,7 @@ class Tracker:
             return
         self._settled_ns = self._now_ns
         done: set[int] = set()
-        for migration, parts in self._unsettled(self._lives()):
+        for migration, parts in self._unsettled(self._vf_histories()):
             ended = migration.ended_at_ns
             after = UNPLUG_WINDOW_NS if migration.awaits_device else SETTLE_AFTER_NS
             if migration.outcome and ended and self._now_ns - ended > after:
@@ -250,16 +250,16 @@ class Tracker:
 
     def snapshot(self) -> Snapshot:
         """Everything known now, immutable."""
-        lives = self._lives()
+        histories = self._vf_histories()
         return Snapshot(
             at_ns=self._now_ns,
             vms=tuple(self._vm(process) for process in self._processes.values()),
-            migrations=self._migrations(lives),
+            migrations=self._migrations(histories),
             events=self._events,
             lost=self._lost,
             unknown_records=self._unknown,
             clock=tuple(self._clock),
-            vfs=tuple(lives.values()),
+            vfs=tuple(histories.values()),
             transitions=tuple((*key, n) for key, n in sorted(self._transitions.items())),
             vfs_incomplete=self._unowned.holes,
             network=tuple(self._network),
@@ -267,8 +267,8 @@ class Tracker:
             stalls=tuple(self._stalls),
         )
 
-    def _lives(self) -> Lives:
-        return {(life.pf, life.vf): life for life in self.mailboxes.vf_histories()}
+    def _vf_histories(self) -> VfHistories:
+        return {(history.pf, history.vf): history for history in self.mailboxes.vf_histories()}
 
     def _vm(self, process: Process) -> Vm:
         identity = process.identity
@@ -284,16 +284,16 @@ class Tracker:
             devices=process.devices.shown(),
         )
 
-    def _migrations(self, lives: Lives) -> tuple[Migration, ...]:
-        found = [*self._settled, *(migration for migration, _ in self._unsettled(lives))]
+    def _migrations(self, histories: VfHistories) -> tuple[Migration, ...]:
+        found = [*self._settled, *(migration for migration, _ in self._unsettled(histories))]
         return tuple(sorted(found, key=lambda m: (m.started_at_ns, m.pid)))
 
     def _unsettled(
-        self, lives: Lives
+        self, histories: VfHistories
     ) -> Iterator[tuple[Migration, tuple[OutgoingMigration | IncomingMigration, ...]]]:
         """Migrations that may still change, each with what it is made of."""
         everyone = self._everyone()
-        around = Around(lives, everyone, self._now_ns)
+        context = HostContext(histories, everyone, self._now_ns)
         by_outgoing = {id(pair.outgoing): pair for pair in self._pairing.pairs}
         paired = {id(pair.incoming) for pair in self._pairing.pairs}
         for process in everyone:
@@ -306,7 +306,7 @@ class Tracker:
                             destination=(pair.destination, pair.incoming) if pair else None,
                             peer_ended_ns=self._peer_ended(process, outgoing),
                             key=_key(process),
-                            around=around,
+                            context=context,
                             collector_loss_ns=self._collector_loss_ns,
                             peer_loss_ns=None if pair else self._peer_loss(process),
                             trace_ended_ns=self._ended_at_ns,
@@ -320,7 +320,7 @@ class Tracker:
                     Sides(
                         destination=(process, incoming),
                         key=_key(process),
-                        around=around,
+                        context=context,
                         collector_loss_ns=self._collector_loss_ns,
                         peer_loss_ns=self._peer_loss(process),
                         trace_ended_ns=self._ended_at_ns,

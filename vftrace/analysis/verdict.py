@@ -3,7 +3,7 @@
 import errno
 from dataclasses import dataclass
 
-from vftrace.analysis.devices.downtime import Passthrough
+from vftrace.analysis.devices.downtime import MigrationDevices
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.model.migration import Cause, Checkpoint, Outcome
@@ -158,7 +158,7 @@ def _state_read(outgoing: OutgoingMigration, fds: set[int]) -> bool:
     return bool(was_paused(outgoing)) and len(rounds) > 1 and bool(rounds[-1].sent_bytes)
 
 
-def device_verdict(devices: Passthrough, verdict: Verdict) -> Verdict:
+def device_verdict(devices: MigrationDevices, verdict: Verdict) -> Verdict:
     """What a device refused or failed at before the end is the cause of it."""
     until = verdict.ended_at_ns or 0
     found = devices.trouble(until)

@@ -26,6 +26,8 @@ INSIDE_PACKAGES = (
     "python3-bpfcc",
     "python3-rich",
     "python3-prometheus-client",
+    "python3-msgspec",
+    "python3-h11",
     # what jobs drive, and what looks at them
     "qemu-system-x86",
     "iproute2",

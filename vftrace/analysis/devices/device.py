@@ -1,4 +1,4 @@
-"""The passed-through devices of one VMM: what state each was in, what it moved, how long it was away.
+"""The passed-through devices of one VMM: their states, the state bytes they moved, and their absence.
 
 State names are those of enum vfio_device_mig_state (include/uapi/linux/vfio.h).
 """
@@ -12,22 +12,22 @@ from vftrace.model.migration import DeviceDowntime, DeviceState, DeviceUse, Role
 from vftrace.uapi import VFIO_DEVICE_STATES
 
 RUNS = frozenset({"RUNNING", "PRE_COPY"})
-"""A device works in these as if nothing was going on; with P2P it may not talk to other devices."""
+"""States in which a device works normally. In the P2P states it may not send DMA to other devices."""
 
 TRANSFER = frozenset({"PRE_COPY", "PRE_COPY_P2P", "STOP_COPY", "RESUMING"})
-"""Nothing but a transfer of the device's state needs these."""
+"""States that only a transfer of the device's state needs."""
 
 STOPPED = frozenset({"STOP", "STOP_COPY"})
 
 MAX_REQUESTS = 1024
-"""Of one device, the latest: every pause of a VM makes some."""
+"""The latest requests kept for each device. Every pause of a VM adds some."""
 
 MAX_TRANSITIONS = 4096
 OTHER = "other"
-"""So many kinds of transitions are counted by device, those of further devices together."""
+"""Transitions are counted by device up to this many kinds, and together beyond."""
 
 MAX_DEVICES = 256
-"""Of one process, those that are gone counted too; the oldest are forgotten first."""
+"""Devices kept for each process, closed ones included; the oldest are dropped first."""
 
 Transition = tuple[str, str, str]
 """A device's address, the state it left, the one it reached."""
@@ -49,14 +49,14 @@ _CHANGES = (events.VfioState, events.VfioReset)
 
 
 def state_name(state: int) -> str:
-    """The uAPI's name of a state; its number if it has none."""
+    """Return the uAPI's name of a state, or its number if it has no name."""
     known = 0 <= state < len(VFIO_DEVICE_STATES)
     return VFIO_DEVICE_STATES[state] if known else str(state)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A change of state that was asked for (`enter_ns`) and answered (`at_ns`): `ret` 0 or a negative errno."""
+    """A request to change a device's state, from `enter_ns` to `at_ns`. `ret` is 0 or a negative errno."""
 
     enter_ns: int
     at_ns: int
@@ -66,7 +66,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What a device refused or failed at: `ret` is a negative errno."""
+    """A request that a device refused, or a transfer that failed. `ret` is a negative errno."""
 
     at_ns: int
     what: str
@@ -80,9 +80,9 @@ class PassedDevice:
 
     fd: int
     opened_at_ns: int | None
-    """None: vftrace came later."""
+    """None: the device was open before tracing began."""
     mapping_ns: int | None = None
-    """When the process began to map memory for it, its first device."""
+    """When the process began to map guest memory for this device, its first."""
     address: str | None = None
     id: str | None = None
     driver: str | None = None
@@ -92,28 +92,28 @@ class PassedDevice:
     requests: list[Request] = field(default_factory=list)
     resets: list[events.VfioReset] = field(default_factory=list)
     data: dict[int, events.VfioData] = field(default_factory=dict)
-    """Latest totals, by the time when the data fd was given out."""
+    """Latest totals, by the time when the kernel returned the data fd."""
     data_given_ns: int = 0
     stop_copy_bytes: int | None = None
-    """What it last said that it has to transfer while stopped."""
+    """The device's latest estimate of the bytes it transfers while stopped."""
     closed_at_ns: int | None = None
 
     @property
     def label(self) -> str:
-        """QEMU's id, else the address, else the fd."""
+        """QEMU's id, else the address, else the fd number."""
         return self.id or self.address or f"fd {self.fd}"
 
     @property
     def state(self) -> str | None:
-        """The state it is in, as far as that was seen."""
+        """The device's current state; None if no event showed one."""
         states = self.states()
         return states[-1].state if states else None
 
     def states(self) -> tuple[DeviceState, ...]:
-        """The states it has been in, each with the time when it was reached.
+        """The states the device has been in, each with the time when it was reached.
 
-        A device begins in RUNNING and a reset leads back there. One that refuses a state, and then the one to
-        fall back on, is in ERROR.
+        A device begins in RUNNING, and a reset leads back there. If a device rejects both the requested state and
+        the fallback state, it is in ERROR.
         """
         found: list[DeviceState] = []
         if self.opened_at_ns is not None:
@@ -132,17 +132,17 @@ class PassedDevice:
         return tuple(found)
 
     def bytes_moved(self, op: int, since_ns: int) -> int | None:
-        """Bytes of device state saved or loaded since; None if no data fd was seen."""
+        """Bytes of device state saved or loaded since then; None if no data fd was seen."""
         found = [d.bytes for given, d in self.data.items() if d.op == op and given >= since_ns]
         return sum(found) if found else None
 
     def data_ended_ns(self, op: int, since_ns: int) -> int | None:
-        """When the last byte was moved, or a read said that there is no more."""
+        """When the last byte was moved, or a read reported the end of the data."""
         times = [d.last_ns for given, d in self.data.items() if d.op == op and given >= since_ns]
         return max(times, default=0) or None
 
     def troubles(self, since_ns: int, until_ns: int) -> list[Trouble]:
-        """What it refused or failed at meanwhile, the earliest first."""
+        """Refused requests and failed transfers in this interval, in order of time."""
         found = [
             Trouble(r.at_ns, f"{r.state} refused", r.ret, True)
             for r in self.requests
@@ -155,25 +155,25 @@ class PassedDevice:
         return sorted(found, key=lambda trouble: trouble.at_ns)
 
     def reset_after(self, at_ns: int) -> bool:
-        """Whether it was reset since."""
+        """Whether the device was reset since then."""
         return any(reset.at_ns >= at_ns for reset in self.resets)
 
     def left_running_ns(self, since_ns: int) -> int | None:
-        """When it was first asked to leave the states it works in."""
+        """When the VMM first requested, with success, a state in which the device does not work normally."""
         for request in self.requests:
             if request.ret == 0 and request.at_ns >= since_ns and request.state not in RUNS:
                 return request.enter_ns
         return None
 
     def runs_again_ns(self, since_ns: int) -> int | None:
-        """When it was first RUNNING after that."""
+        """When the device first reached RUNNING after that."""
         for state in self.states():
             if state.state == "RUNNING" and state.at_ns > since_ns:
                 return state.at_ns
         return None
 
     def stopped_ns(self, since_ns: int) -> int | None:
-        """When it first came to a stop after that."""
+        """When the device first reached a stopped state after that."""
         for state in self.states():
             if state.state in STOPPED and state.at_ns >= since_ns:
                 return state.at_ns
@@ -182,12 +182,12 @@ class PassedDevice:
 
 @dataclass
 class Devices:
-    """All devices of one process, fed with its VFIO events in order of time."""
+    """All devices of one process. Takes the process's VFIO events in order of time."""
 
     all: list[PassedDevice] = field(default_factory=list)
     by_fd: dict[int, PassedDevice] = field(default_factory=dict)
     transitions: Counter[Transition] = field(default_factory=Counter)
-    """Those of many processes together: a device that was closed keeps its number."""
+    """Shared by all processes, so that the counts of a closed device stay."""
 
     def feed(self, event: VfioEvent) -> None:
         """Take one event. Never raises on content."""
@@ -232,7 +232,7 @@ class Devices:
                 pass
 
     def identify(self, event: events.Device) -> None:
-        """The collector says which device an fd is."""
+        """Take what the collector read from /proc and /sys about the device behind an fd."""
         device = self._device(event.fd)
         device.address = event.address
         device.id = event.id or device.id
@@ -259,7 +259,7 @@ class Devices:
         return device
 
     def uncertain(self, last_loss_ns: int, until_ns: int) -> bool:
-        """Whether a change of a device that was there may be missing: nothing was heard of it between."""
+        """Whether a device's state may have changed unseen: no request of it followed the loss."""
         return any(
             not any(last_loss_ns < request.at_ns <= until_ns for request in device.requests)
             for device in self.present(last_loss_ns, until_ns)
@@ -267,7 +267,7 @@ class Devices:
         )
 
     def shown(self) -> tuple[VmDevice, ...]:
-        """The devices that are there now."""
+        """The devices that are open now."""
         return tuple(
             VmDevice(
                 address=device.address or device.label,
@@ -279,14 +279,14 @@ class Devices:
         )
 
     def present(self, since_ns: int, until_ns: int) -> Iterator[PassedDevice]:
-        """Devices the process had at some time between."""
+        """Devices that the process had open at some time in this interval."""
         for device in self.all:
             gone = device.closed_at_ns
             if (gone is None or gone >= since_ns) and (device.opened_at_ns or 0) <= until_ns:
                 yield device
 
     def transferring(self, since_ns: int, until_ns: int) -> list[PassedDevice]:
-        """Devices whose state was to be transferred meanwhile, and those that refused a state."""
+        """Devices that the VMM asked for a transfer state in this interval, and devices that refused any state."""
         return [
             device
             for device in self.present(since_ns, until_ns)
@@ -300,7 +300,7 @@ class Devices:
 def pairs(
     sources: list[PassedDevice], destinations: list[PassedDevice]
 ) -> list[tuple[PassedDevice, PassedDevice | None]]:
-    """Each source's device with its successor: of the same id, else in the same place."""
+    """Pair each source device with its successor: the one with the same id, else the one in the same position."""
     rest = list(destinations)
     found: list[tuple[PassedDevice, PassedDevice | None]] = []
     for device in sources:
@@ -315,8 +315,8 @@ def pairs(
 
 
 @dataclass(frozen=True)
-class Away:
-    """A source's device with its successor, and when it was lost and was back."""
+class DeviceAbsence:
+    """A source device with its successor, and the interval in which neither worked."""
 
     device: PassedDevice
     successor: PassedDevice | None
@@ -324,7 +324,7 @@ class Away:
     until_ns: int | None
 
     def downtime(self) -> DeviceDowntime:
-        """As the report says it."""
+        """The absence as the report shows it."""
         known = self.from_ns is not None and self.until_ns is not None
         return DeviceDowntime(
             address=self.device.address or self.device.label,
@@ -334,20 +334,20 @@ class Away:
         )
 
 
-def moved_away(
+def absences(
     sources: list[PassedDevice], destinations: list[PassedDevice], since_ns: int
-) -> list[Away]:
-    """How long each device that transfers its state was away: it leaves RUNNING, its successor reaches it."""
+) -> list[DeviceAbsence]:
+    """The absence of each device that transfers its state: it leaves RUNNING, its successor reaches RUNNING."""
     found = []
     for device, successor in pairs(sources, destinations):
         left = device.left_running_ns(since_ns)
         back = None
         if left is not None:
-            # RUNNING again on the source: the migration came to nothing.
+            # RUNNING again on the source: the migration failed or was cancelled.
             own = device.runs_again_ns(left)
             other = successor.runs_again_ns(left) if successor is not None else None
             back = own if own is not None else other
-        found.append(Away(device, successor, left, back))
+        found.append(DeviceAbsence(device, successor, left, back))
     return found
 
 
@@ -359,9 +359,9 @@ def device_use(
     until_ns: int | None,
     over_ns: int | None,
 ) -> DeviceUse:
-    """One device's part in a migration; `until_ns` None: it goes on.
+    """Describe one device's part in a migration; `until_ns` None: the migration is still running.
 
-    A device that runs at `over_ns` or later has done its part; None: it has not, whatever it does.
+    The device's part ends when it runs at `over_ns` or later. `over_ns` None: its part has not ended.
     """
     states = device.states()
     before = [state for state in states if state.at_ns < since_ns][-1:]
@@ -386,7 +386,7 @@ def device_use(
 
 
 def _until_it_runs(states: list[DeviceState], over_ns: int) -> list[DeviceState]:
-    """The states up to the first RUNNING that lasts at `over_ns`, or comes later."""
+    """The states up to the first RUNNING that lasts until `over_ns` or begins later."""
     for index, state in enumerate(states):
         later = states[index + 1].at_ns if index + 1 < len(states) else None
         if state.state == "RUNNING" and (later is None or later > over_ns):
@@ -397,7 +397,7 @@ def _until_it_runs(states: list[DeviceState], over_ns: int) -> list[DeviceState]
 def _time_in_states(
     states: tuple[DeviceState, ...], since_ns: int, until_ns: int | None
 ) -> tuple[tuple[str, int], ...]:
-    """Nanoseconds in each state, in order of first appearance; the last one counts only if it has an end."""
+    """Nanoseconds in each state, in order of first appearance. The last state counts only if it has ended."""
     ends = [state.at_ns for state in states[1:]] + ([until_ns] if until_ns is not None else [])
     total: dict[str, int] = {}
     for state, end in zip(states, ends, strict=False):

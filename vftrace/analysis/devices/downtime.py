@@ -1,4 +1,4 @@
-"""What passed-through devices add to a migration: their downtime, checkpoints, troubles and its strategy."""
+"""The devices' part in a migration: their downtime, their checkpoints, their failures, and the strategy."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,25 +6,36 @@ from dataclasses import dataclass, field
 
 from vftrace.analysis.devices.device import (
     TRANSFER,
-    Away,
+    DeviceAbsence,
     PassedDevice,
     Trouble,
+    absences,
     device_use,
-    moved_away,
     pairs,
 )
-from vftrace.analysis.devices.mailbox_evidence import Around, function_of, kept, said
+from vftrace.analysis.devices.mailbox_evidence import (
+    HostContext,
+    assigned,
+    history_of,
+    mailbox_agreements,
+)
 from vftrace.analysis.devices.strategy import (
-    RESTS,
+    QUIESCED,
     SETUP_BYTES,
     UNPLUG_WINDOW_NS,
     Facts,
-    Said,
+    MailboxAgreement,
+    assisting,
     classify,
-    helped,
     left_before,
 )
-from vftrace.analysis.devices.vf_phases import Lives, destination_vf, heard_vf, ready_ns, source_vf
+from vftrace.analysis.devices.vf_phases import (
+    VfHistories,
+    destination_vf,
+    mailbox_vf,
+    ready_ns,
+    source_vf,
+)
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
@@ -44,10 +55,10 @@ _EVER = sys.maxsize
 
 
 @dataclass(frozen=True)
-class Passthrough:
-    """The devices of both sides that take part. `since_ns`: the migration's begin.
+class MigrationDevices:
+    """The devices of both sides that take part. `since_ns`: the start of the migration.
 
-    `load_since_ns`: the destination's, which may be earlier: RESUMING comes with the head of the stream.
+    `load_since_ns`: the start on the destination, which may be earlier: RESUMING comes with the head of the stream.
     """
 
     process: Process | None
@@ -62,7 +73,7 @@ class Passthrough:
     destinations: list[PassedDevice] = field(default_factory=list)
 
     def stop_copy_bytes(self) -> int | None:
-        """What all devices of the source have to transfer while stopped; None if there is none, or one did not say."""
+        """The bytes that the source's devices transfer while stopped; None without devices or without an estimate."""
         sizes = [device.stop_copy_bytes for device in self.sources]
         known = [size for size in sizes if size is not None]
         return sum(known) if known and len(known) == len(sizes) else None
@@ -70,14 +81,14 @@ class Passthrough:
     def checkpoints(
         self, times: dict[Checkpoint, int], incoming: IncomingMigration | None
     ) -> dict[Checkpoint, int]:
-        """Times of the blackout that devices tell, beside those of vCPUs and clock in `times`."""
+        """The blackout's checkpoints that devices determine, given those of vCPUs and clock in `times`."""
         found: dict[Checkpoint, int] = {}
         stopped_at = times.get(Checkpoint.VCPUS_STOPPED)
         if self.sources and stopped_at is not None:
             stops = [device.stopped_ns(stopped_at) for device in self.sources]
             known = [stop for stop in stops if stop is not None]
             last = max(known, default=0)
-            # A stop after the source went on, or ended, is another one.
+            # A stop after the source continued, or ended, belongs to something else.
             after = [
                 times[n] for n in (Checkpoint.CLOCK_READ, Checkpoint.VCPUS_RUNNING) if n in times
             ]
@@ -94,7 +105,7 @@ class Passthrough:
                 [times[Checkpoint.DEVICES_LOADED], *(e for e in ends if e is not None)]
             )
         if Checkpoint.HELD in times and incoming is not None:
-            # With devices `cont` sets these running first, then the clock.
+            # `cont` sets devices running before it sets the clock.
             starts = [
                 request.enter_ns
                 for device in self.destinations
@@ -105,7 +116,7 @@ class Passthrough:
         return found
 
     def trouble(self, until_ns: int) -> tuple[PassedDevice, Trouble] | None:
-        """The first thing a device refused or failed at."""
+        """The first refused request or failed transfer of a device."""
         found = [
             (trouble, device)
             for device in (*self.sources, *self.destinations)
@@ -116,9 +127,9 @@ class Passthrough:
         trouble, device = min(found, key=lambda pair: pair[0].at_ns)
         return device, trouble
 
-    def uses(self, ended_ns: int | None, *, came_to_nothing: bool) -> tuple[DeviceUse, ...]:
-        """Each device's own part. Where the migration came to nothing the source's run on."""
-        over = ended_ns if came_to_nothing else None
+    def uses(self, ended_ns: int | None, *, failed: bool) -> tuple[DeviceUse, ...]:
+        """Each device's part. If the migration failed or was cancelled, the source's devices continue to run."""
+        over = ended_ns if failed else None
         both = pairs(self.sources, self.destinations)
         found = [
             device_use(device, Role.SOURCE, peer, self.since_ns, ended_ns, over)
@@ -139,7 +150,7 @@ class Passthrough:
         return tuple(found)
 
     def closed(self, handover_ns: int | None) -> list[PassedDevice]:
-        """Devices the source closed around the migration and did not open again before the handover."""
+        """Devices that the source closed around the migration and did not open again before the handover."""
         if self.process is None:
             return []
         until = handover_ns or self.until_ns
@@ -158,23 +169,23 @@ class Passthrough:
         ]
 
     def opened(self) -> list[PassedDevice]:
-        """Devices the destination opened after the migration had begun."""
+        """Devices that the destination opened after the migration began."""
         if self.peer is None:
             return []
         return [d for d in self.peer.devices.all if (d.opened_at_ns or 0) > self.since_ns]
 
     def facts(
         self,
-        around: Around,
+        context: HostContext,
         times: Mapping[Checkpoint, int],
         handover_ns: int | None,
         ended_ns: int | None,
     ) -> Facts:
-        """What the strategy's rules look at. `times`: the checkpoints that were passed."""
-        sweeps = self.outgoing.dirty_syncs if self.outgoing else []
+        """Collect what the rules for the strategy need. `times`: the checkpoints that were passed."""
+        syncs = self.outgoing.dirty_syncs if self.outgoing else []
         own = [process for process in (self.process, self.peer) if process is not None]
         stopped = times.get(Checkpoint.VCPUS_STOPPED)
-        found = said(around, own, stopped)
+        found = mailbox_agreements(context, own, stopped)
         closed = self.closed(handover_ns)
         transfers = [
             (r.at_ns, f"{device.label}: {r.state}" + ("" if r.ret == 0 else f" refused, {r.ret}"))
@@ -184,7 +195,7 @@ class Passthrough:
         ]
         return Facts(
             started_ns=self.since_ns,
-            second_round_ns=sweeps[1].start_ns if len(sweeps) > 1 else None,
+            second_round_ns=syncs[1].start_ns if len(syncs) > 1 else None,
             handover_ns=handover_ns,
             ended_ns=ended_ns,
             peer_seen=self.peer is not None,
@@ -194,22 +205,24 @@ class Passthrough:
             source_seen=self.process is not None,
             stopped_ns=stopped,
             running_ns=times.get(Checkpoint.VCPUS_RUNNING),
-            waited=tuple((d.closed_at_ns or 0, d.label) for d in closed if self._waited(d)),
+            closed_before_memory=tuple(
+                (d.closed_at_ns or 0, d.label) for d in closed if self._closed_before_memory(d)
+            ),
             sent_memory_ns=self.outgoing.sent_much_ns if self.outgoing else None,
-            said=found,
-            holds_functions=any(kept(process, stopped or self.since_ns) for process in own),
-            alone=not found or around.alone(self.outgoing, self.incoming),
+            agreements=found,
+            has_vfs=any(assigned(process, stopped or self.since_ns) for process in own),
+            only_migration=not found or context.alone(self.outgoing, self.incoming),
         )
 
-    def _waited(self, device: PassedDevice) -> bool:
-        """Whether a device was closed while the source had not begun to send memory."""
+    def _closed_before_memory(self, device: PassedDevice) -> bool:
+        """Whether a device was closed before the source began to send memory."""
         sent = None if self.outgoing is None else self.outgoing.sent_at_close.get(device.fd)
         return sent is not None and sent[0] == device.closed_at_ns and sent[1] <= SETUP_BYTES
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What all this comes to."""
+    """The result for one migration."""
 
     strategy: Strategy
     evidence: tuple[Evidence, ...]
@@ -217,7 +230,7 @@ class Verdict:
     devices: tuple[DeviceUse, ...]
     vfs: tuple[VfUse, ...]
     awaits_device: bool
-    """One left before it began, and none has come for it yet: whether this is an unplug is still open."""
+    """A device was closed before the migration and no other was opened yet: this may become an unplug."""
 
 
 def gather(
@@ -225,15 +238,15 @@ def gather(
     outgoing: OutgoingMigration | None,
     peer: Process | None,
     incoming: IncomingMigration | None,
-) -> Passthrough:
-    """The devices that take part, of the sides that are seen."""
+) -> MigrationDevices:
+    """Find the devices that take part, on the sides that were seen."""
     since = outgoing.started_at_ns if outgoing else incoming.first_act_ns if incoming else 0
     load_since = min(since, incoming.first_act_ns) if incoming else since
     until = _EVER
     if process is not None and outgoing is not None:
         later = [s.started_at_ns for s in process.outgoing if s.started_at_ns > since]
         until = min(later, default=_EVER)
-    return Passthrough(
+    return MigrationDevices(
         process=process if outgoing else None,
         outgoing=outgoing,
         peer=peer,
@@ -247,158 +260,179 @@ def gather(
 
 
 def judge(
-    found: Passthrough,
-    around: Around,
+    found: MigrationDevices,
+    context: HostContext,
     times: Mapping[Checkpoint, int],
     handover_ns: int | None,
     ended_ns: int | None,
     *,
-    came_to_nothing: bool,
+    failed: bool,
 ) -> Verdict:
-    """Strategy, downtimes and all that the report shows of devices."""
-    lives = around.lives
-    facts = found.facts(around, times, handover_ns, ended_ns)
+    """Decide the strategy, and compute the downtimes and everything else the report shows of devices."""
+    histories = context.histories
+    facts = found.facts(context, times, handover_ns, ended_ns)
     strategy, evidence = classify(facts)
-    away = moved_away(found.sources, found.destinations, found.since_ns)
-    gone: list[tuple[PassedDevice, PassedDevice | None]] = []
+    absent = absences(found.sources, found.destinations, found.since_ns)
+    unplugged: list[tuple[PassedDevice, PassedDevice | None]] = []
     if strategy in (Strategy.UNPLUG, Strategy.LATE_UNPLUG, Strategy.FAILOVER):
-        gone = pairs(found.closed(handover_ns), found.opened())
-        away += [
-            Away(device, peer, device.closed_at_ns, _back(found, peer, lives))
-            for device, peer in gone
+        unplugged = pairs(found.closed(handover_ns), found.opened())
+        absent += [
+            DeviceAbsence(
+                device, peer, device.closed_at_ns, _ready_again_ns(found, peer, histories)
+            )
+            for device, peer in unplugged
         ]
-        away += _kept(found, facts, gone, lives) if strategy == Strategy.FAILOVER else []
-    rested = _rested(facts, lives) if strategy == Strategy.MAILBOX else ()
+        absent += (
+            _primaries_kept(found, facts, unplugged, histories)
+            if strategy == Strategy.FAILOVER
+            else []
+        )
+    by_mailbox = _mailbox_downtimes(facts, histories) if strategy == Strategy.MAILBOX else ()
     return Verdict(
         strategy,
         evidence,
-        (*(a.downtime() for a in away), *rested),
-        found.uses(ended_ns, came_to_nothing=came_to_nothing),
+        (*(a.downtime() for a in absent), *by_mailbox),
+        found.uses(ended_ns, failed=failed),
         (
-            *_vfs(found, lives, gone, ended_ns),
-            *(_told(facts, lives, ended_ns) if strategy == Strategy.MAILBOX else ()),
+            *_vfs(found, histories, unplugged, ended_ns),
+            *(
+                _vfs_bound_by_time(facts, histories, ended_ns)
+                if strategy == Strategy.MAILBOX
+                else ()
+            ),
         ),
         strategy == Strategy.PLAIN and bool(left_before(facts)),
     )
 
 
-def _kept(
-    found: Passthrough,
+def _primaries_kept(
+    found: MigrationDevices,
     facts: Facts,
-    gone: list[tuple[PassedDevice, PassedDevice | None]],
-    lives: Lives,
-) -> list[Away]:
-    """Primaries that a failover's source keeps: away since their driver let go of them."""
+    unplugged: list[tuple[PassedDevice, PassedDevice | None]],
+    histories: VfHistories,
+) -> list[DeviceAbsence]:
+    """Primaries that a failover's source keeps open: absent since their driver quiesced them."""
     if found.process is None or facts.stopped_ns is None:
         return []
-    closed = [device for device, _ in gone]
-    held = [d for d in kept(found.process, facts.stopped_ns) if d not in closed]
-    taken = [peer for _, peer in gone]
+    closed = [device for device, _ in unplugged]
+    kept = [d for d in assigned(found.process, facts.stopped_ns) if d not in closed]
+    taken = [peer for _, peer in unplugged]
     came = [device for device in found.opened() if device not in taken]
-    away = []
-    for device, peer in pairs(held, came):
-        life = _life(device, lives)
-        rests = [s.at_ns for s in facts.said if s.what == RESTS and function_of(s, lives) is life]
-        if life is not None and rests:
-            away.append(Away(device, peer, rests[-1], _back(found, peer, lives)))
-    return away
+    absent = []
+    for device, peer in pairs(kept, came):
+        history = _history_of(device, histories)
+        quiesced = [
+            s.at_ns
+            for s in facts.agreements
+            if s.what == QUIESCED and history_of(s, histories) is history
+        ]
+        if history is not None and quiesced:
+            absent.append(
+                DeviceAbsence(device, peer, quiesced[-1], _ready_again_ns(found, peer, histories))
+            )
+    return absent
 
 
-def _rested(facts: Facts, lives: Lives) -> Iterator[DeviceDowntime]:
-    """How long each function that was told to stop before the blackout was out of work: until it, or the one in
-    its place, was told to go on."""
-    before, after = helped(facts)
+def _mailbox_downtimes(facts: Facts, histories: VfHistories) -> Iterator[DeviceDowntime]:
+    """The downtime of each VF that was stopped by mailbox: from its stop message to the resume message of it or of its
+    successor."""
+    before, after = assisting(facts)
     stops = _by_function(before, "stop")
-    goes_on = list(_by_function(after, "resume").values())
+    resumed = list(_by_function(after, "resume").values())
     for number, (function, stopped) in enumerate(stops.items()):
-        life = function_of(stopped, lives)
-        back = goes_on[number].at_ns if number < len(goes_on) else None
+        history = history_of(stopped, histories)
+        back = resumed[number].at_ns if number < len(resumed) else None
         yield DeviceDowntime(
-            address=life.address if life is not None and life.address else function,
+            address=history.address if history is not None and history.address else function,
             id=None,
             from_ns=stopped.at_ns,
             ns=None if back is None else back - stopped.at_ns,
         )
 
 
-def _by_function(said: list[Said], role: str) -> dict[str, Said]:
-    """What each function said first in this role; where none has it, what each said first."""
-    chosen = [s for s in said if s.role == role] or said
-    first: dict[str, Said] = {}
+def _by_function(agreements: list[MailboxAgreement], role: str) -> dict[str, MailboxAgreement]:
+    """Each VF's first agreement with this role; if no agreement has the role, each VF's first agreement."""
+    chosen = [s for s in agreements if s.role == role] or agreements
+    first: dict[str, MailboxAgreement] = {}
     for each in sorted(chosen, key=lambda s: s.at_ns):
         first.setdefault(each.function, each)
     return first
 
 
-def _told(facts: Facts, lives: Lives, ended_ns: int | None) -> Iterator[VfUse]:
-    """Functions that only the time binds to a migration in which they took part."""
+def _vfs_bound_by_time(
+    facts: Facts, histories: VfHistories, ended_ns: int | None
+) -> Iterator[VfUse]:
+    """VFs that took part in the migration and that only the time links to it."""
     stopped = facts.stopped_ns
     shown: dict[tuple[str, int], Role] = {}
-    for each in facts.said:
-        life = function_of(each, lives)
-        if life is not None and not each.held and each.role is not None:
+    for each in facts.agreements:
+        history = history_of(each, histories)
+        if history is not None and not each.assigned and each.role is not None:
             side: Role = (
                 Role.SOURCE
                 if stopped is not None and each.role in ("stop", "save")
                 else Role.DESTINATION
             )
-            shown.setdefault((life.pf, life.vf), side)
+            shown.setdefault((history.pf, history.vf), side)
     for key, side in shown.items():
-        yield heard_vf(lives[key], side, facts.started_ns, ended_ns)
+        yield mailbox_vf(histories[key], side, facts.started_ns, ended_ns)
 
 
-def _life(device: PassedDevice, lives: Lives) -> VfHistory | None:
+def _history_of(device: PassedDevice, histories: VfHistories) -> VfHistory | None:
     if device.pf is None or device.vf is None:
         return None
-    return lives.get((device.pf, device.vf))
+    return histories.get((device.pf, device.vf))
 
 
-def _back(found: Passthrough, device: PassedDevice | None, lives: Lives) -> int | None:
-    """When a function that took another's place was ready; where no mailbox tells, when it was opened.
+def _ready_again_ns(
+    found: MigrationDevices, device: PassedDevice | None, histories: VfHistories
+) -> int | None:
+    """When a successor VF was ready; without its mailbox, when it was opened.
 
-    Only as long as its VMM held it: the next one's driver may bring the same function up.
+    Only while its VMM has it open: the driver of the next VM may bring the same VF up.
     """
-    if device is None:
+    if device is None or found.peer is None:
         return None
-    gone = found.peer.ended_at_ns if found.peer is not None else None
-    use = destination_vf(device, _life(device, lives), 0, None, gone)
+    released = found.peer.released_ns(device)
+    use = destination_vf(device, _history_of(device, histories), 0, None, released)
     ready = ready_ns(use) if use is not None else None
     return ready if ready is not None else device.opened_at_ns
 
 
 def _vfs(
-    found: Passthrough,
-    lives: Lives,
-    gone: list[tuple[PassedDevice, PassedDevice | None]],
+    found: MigrationDevices,
+    histories: VfHistories,
+    unplugged: list[tuple[PassedDevice, PassedDevice | None]],
     ended_ns: int | None,
 ) -> Iterator[VfUse]:
-    """Every virtual function of both sides, the source's first."""
-    successors = {id(device): peer for device, peer in gone}
+    """Every VF of both sides, the source's first."""
+    successors = {id(device): peer for device, peer in unplugged}
     until = _EVER if ended_ns is None else ended_ns
     if found.process is not None:
         held = found.process.devices.present(found.since_ns, until)
-        for device in _unique([*(device for device, _ in gone), *held]):
+        for device in _unique([*(device for device, _ in unplugged), *held]):
             peer = successors.get(id(device))
             back = peer.opened_at_ns if peer is not None else None
-            use = source_vf(device, _life(device, lives), found.since_ns, ended_ns, back)
+            use = source_vf(device, _history_of(device, histories), found.since_ns, ended_ns, back)
             if use is not None:
                 yield use
     if found.peer is not None:
         held = found.peer.devices.present(found.load_since_ns, until)
-        came = [peer for _, peer in gone if peer is not None]
+        came = [peer for _, peer in unplugged if peer is not None]
         since = found.load_since_ns
         if found.process is None:
-            # When its source began, and whether it closed a function, is known on the source's host.
+            # Only the source's host knows when its source began, and whether it closed a VF.
             late = until + UNPLUG_WINDOW_NS
             came = [d for d in found.peer.devices.all if d.opened_at_ns and d.opened_at_ns <= late]
             since = min([since, *(d.opened_at_ns or since for d in came)])
         for device in _unique([*came, *held]):
-            life = _life(device, lives)
-            use = destination_vf(device, life, since, ended_ns, found.peer.ended_at_ns)
+            history = _history_of(device, histories)
+            released = found.peer.released_ns(device)
+            use = destination_vf(device, history, since, ended_ns, released)
             if use is not None:
                 yield use
 
 
 def _unique(devices: Iterable[PassedDevice]) -> list[PassedDevice]:
-    """Each device once, in order."""
+    """Return each device once, in order."""
     return list({id(device): device for device in devices}.values())

@@ -1,11 +1,11 @@
-"""What cards and virtual functions agreed on around a migration, and which VM held each function then."""
+"""Collects what cards and VFs agreed on around a migration, with the VM that had each VF open at the time."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vftrace.analysis.devices.device import PassedDevice
-from vftrace.analysis.devices.strategy import RESTS, Said
-from vftrace.analysis.devices.vf_phases import Lives
+from vftrace.analysis.devices.strategy import QUIESCED, MailboxAgreement
+from vftrace.analysis.devices.vf_phases import VfHistories
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
@@ -13,15 +13,15 @@ from vftrace.model.vf import VfHistory
 
 
 @dataclass(frozen=True)
-class Around:
-    """What surrounds a migration: all functions' lives and all processes at `now_ns`."""
+class HostContext:
+    """The rest of the host around a migration: the histories of all VFs, and all VMM processes, at `now_ns`."""
 
-    lives: Lives
+    histories: VfHistories
     processes: Sequence[Process] = ()
     now_ns: int = 0
 
     def alone(self, outgoing: OutgoingMigration | None, incoming: IncomingMigration | None) -> bool:
-        """Whether no other migration went on at the same time as one of this source and destination."""
+        """Whether no other migration ran at the same time as this source or destination."""
         own = [part for part in (outgoing, incoming) if part is not None]
         mine = [self._span(part) for part in own]
         others = [
@@ -34,41 +34,45 @@ class Around:
         return not any(a[0] <= b[1] and b[0] <= a[1] for a in mine for b in others)
 
     def _span(self, part: OutgoingMigration | IncomingMigration) -> tuple[int, int]:
-        """From when to when one side went on."""
+        """The start and end of one side; the end is now while it runs."""
         if isinstance(part, OutgoingMigration):
             ended = part.logging_off_at_ns or part.process_ended_at_ns
             return part.started_at_ns, ended or self.now_ns
         return part.first_act_ns, part.running_at_ns or part.ended_at_ns or self.now_ns
 
 
-def said(around: Around, own: Sequence[Process], stopped_ns: int | None) -> tuple[Said, ...]:
-    """What was agreed on by functions that no other VM than `own` (source, destination) held at the time.
+def mailbox_agreements(
+    context: HostContext, own: Sequence[Process], stopped_ns: int | None
+) -> tuple[MailboxAgreement, ...]:
+    """The agreements of VFs that no VM but those of `own` (source, destination) had open at the time.
 
-    What has no role counts only of functions that were there when the guest stopped: one that is plugged later
-    starts like any other.
+    An agreement without a role counts only for VFs that the VM had when the guest stopped: the driver of a VF that is
+    plugged later starts like any other.
     """
-    lives = around.lives
-    held = [] if stopped_ns is None else [d for p in own for d in kept(p, stopped_ns)]
+    histories = context.histories
+    held = [] if stopped_ns is None else [d for p in own for d in assigned(p, stopped_ns)]
     there = {(d.pf, d.vf) for d in held if (d.opened_at_ns or 0) <= (stopped_ns or 0)}
     found = [
-        Said(agreed.at_ns, agreed.title, _function(life), agreed.role, holder)
-        for key, life in lives.items()
-        for agreed in life.agreements
-        if agreed.role is not None or stopped_ns is None or key in there
-        for holder in _holder(around, own, life, agreed.at_ns)
+        MailboxAgreement(
+            agreement.at_ns, agreement.title, _vf_label(history), agreement.role, is_assigned
+        )
+        for key, history in histories.items()
+        for agreement in history.agreements
+        if agreement.role is not None or stopped_ns is None or key in there
+        for is_assigned in _assigned_to(context, own, history, agreement.at_ns)
     ]
     if stopped_ns is not None:
-        for key in sorted({(d.pf or "", d.vf or 0) for d in held} & lives.keys()):
-            life = lives[key]
-            found += _rests(life, stopped_ns)
-            rises = _rises(life, stopped_ns) if key in there else ()
-            # The next VM's driver may bring the same function up.
-            found += [s for s in rises if any(_held(p, life, s.at_ns) for p in own)]
+        for key in sorted({(d.pf or "", d.vf or 0) for d in held} & histories.keys()):
+            history = histories[key]
+            found += _quiesced(history, stopped_ns)
+            brought_up = _brought_up(history, stopped_ns) if key in there else ()
+            # The driver of the next VM may bring the same VF up.
+            found += [s for s in brought_up if any(_has_vf(p, history, s.at_ns) for p in own)]
     return tuple(sorted(found, key=lambda s: s.at_ns))
 
 
-def kept(process: Process, stopped_ns: int) -> list[PassedDevice]:
-    """The virtual functions a process held when the guest stopped, or took over later."""
+def assigned(process: Process, stopped_ns: int) -> list[PassedDevice]:
+    """The VFs that a process had open when the guest stopped, or opened later."""
     return [
         device
         for device in process.devices.all
@@ -78,46 +82,45 @@ def kept(process: Process, stopped_ns: int) -> list[PassedDevice]:
     ]
 
 
-def function_of(said: Said, lives: Lives) -> VfHistory | None:
-    """The life of whoever said it."""
-    return next((life for life in lives.values() if _function(life) == said.function), None)
+def history_of(agreement: MailboxAgreement, histories: VfHistories) -> VfHistory | None:
+    """The history of the VF that an agreement belongs to."""
+    return next((h for h in histories.values() if _vf_label(h) == agreement.function), None)
 
 
-def _function(life: VfHistory) -> str:
-    return f"VF {life.vf} of {life.pf}"
+def _vf_label(history: VfHistory) -> str:
+    return f"VF {history.vf} of {history.pf}"
 
 
-def _holder(around: Around, own: Sequence[Process], life: VfHistory, at_ns: int) -> Iterator[bool]:
-    """True: one of `own` held the function then. False: nobody did. Nothing: another VM."""
-    holders = [process for process in around.processes if _held(process, life, at_ns)]
+def _assigned_to(
+    context: HostContext, own: Sequence[Process], history: VfHistory, at_ns: int
+) -> Iterator[bool]:
+    """True: one of `own` had the VF open then. False: no process had. Nothing: another VM had."""
+    holders = [process for process in context.processes if _has_vf(process, history, at_ns)]
     if any(process in own for process in holders):
         yield True
     elif not holders:
         yield False
 
 
-def _held(process: Process, life: VfHistory, at_ns: int) -> bool:
-    if process.ended_at_ns is not None and at_ns >= process.ended_at_ns:
-        return False
+def _has_vf(process: Process, history: VfHistory, at_ns: int) -> bool:
     return any(
-        (device.pf, device.vf) == (life.pf, life.vf)
-        and (device.opened_at_ns or 0) <= at_ns
-        and (device.closed_at_ns is None or at_ns < device.closed_at_ns)
+        (device.pf, device.vf) == (history.pf, history.vf) and process.has_open(device, at_ns)
         for device in process.devices.all
     )
 
 
-def _rests(life: VfHistory, stopped_ns: int) -> Iterable[Said]:
-    """A driver that puts its function to rest before the guest stops, as the patches of 2015 did with the
-    messages there are."""
-    up = [s for s in life.states if s.name == "up" and s.start_at_ns <= stopped_ns]
+def _quiesced(history: VfHistory, stopped_ns: int) -> Iterable[MailboxAgreement]:
+    """The VF's driver quiesced the VF before the guest stopped, as the patches of 2015 did with existing messages."""
+    up = [s for s in history.states if s.name == "up" and s.start_at_ns <= stopped_ns]
     ended = up[-1].end_at_ns if up else None
     if ended is not None and ended <= stopped_ns:
-        yield Said(ended, RESTS, _function(life), None, True)
+        yield MailboxAgreement(ended, QUIESCED, _vf_label(history), None, assigned=True)
 
 
-def _rises(life: VfHistory, stopped_ns: int) -> Iterable[Said]:
-    """A driver that brings its function up after the guest was stopped."""
-    for span in life.states:
+def _brought_up(history: VfHistory, stopped_ns: int) -> Iterable[MailboxAgreement]:
+    """The VF's driver brought the VF up after the guest was stopped."""
+    for span in history.states:
         if span.name == "up" and span.start_at_ns > stopped_ns:
-            yield Said(span.start_at_ns, "driver has it up again", _function(life), None, True)
+            yield MailboxAgreement(
+                span.start_at_ns, "driver has it up again", _vf_label(history), None, assigned=True
+            )
