@@ -106,7 +106,7 @@ def test_without_a_second_round_nothing_is_late() -> None:
 # -- failover -----------------------------------------------------------------------------------
 
 RAN = HANDOVER + S // 2
-PRIMARY = {"closed": ((BEGIN + 1, "vf0"),), "waited": ((BEGIN + 1, "vf0"),)}
+PRIMARY = {"closed": ((BEGIN + 1, "vf0"),), "closed_before_memory": ((BEGIN + 1, "vf0"),)}
 
 
 def test_closed_before_memory_is_sent_and_opened_before_it_runs_is_failover() -> None:
@@ -143,7 +143,7 @@ def test_a_primary_that_never_came_back_is_no_failover_that_was_seen() -> None:
 
 
 def test_closed_before_logging_is_an_unplug_though_nothing_was_sent() -> None:
-    before = {"closed": ((BEGIN - 1, "vf0"),), "waited": ((BEGIN - 1, "vf0"),)}
+    before = {"closed": ((BEGIN - 1, "vf0"),), "closed_before_memory": ((BEGIN - 1, "vf0"),)}
     assert strategy(**before, opened=((END + S, "vf7"),), running_ns=RAN) == "unplug"
 
 
@@ -191,7 +191,9 @@ def test_what_only_the_time_binds_says_so() -> None:
 
 def test_the_time_alone_binds_nothing_while_another_migration_goes_on() -> None:
     assert strategy(**UNHELD, agreements=assisted(assigned=False), only_migration=False) == "plain"
-    assert strategy(**CONTEXT, agreements=assisted(assigned=True), only_migration=False) == "mailbox"
+    assert (
+        strategy(**CONTEXT, agreements=assisted(assigned=True), only_migration=False) == "mailbox"
+    )
 
 
 def test_messages_of_another_function_than_the_vms_say_nothing() -> None:
@@ -221,14 +223,19 @@ def test_half_of_what_no_profile_names_is_not_enough() -> None:
 
 
 def test_a_half_is_not_enough_where_both_sides_are_seen() -> None:
-    before, after = assisted(assigned=True)[:2], assisted(held=True)[2:]
+    before, after = assisted(assigned=True)[:2], assisted(assigned=True)[2:]
     assert strategy(**CONTEXT, agreements=before) == "plain"
     assert strategy(**CONTEXT, agreements=after) == "plain"
     assert strategy(**CONTEXT, agreements=before, peer_seen=False) == "mailbox"
 
 
 def test_a_destination_alone_shows_the_other_half() -> None:
-    half = {**CONTEXT, "stopped_ns": None, "source_seen": False, "said": assisted(assigned=True)[2:]}
+    half = {
+        **CONTEXT,
+        "stopped_ns": None,
+        "source_seen": False,
+        "said": assisted(assigned=True)[2:],
+    }
     assert strategy(**half) == "mailbox"
 
 
@@ -259,7 +266,9 @@ def test_resumed_long_after_is_another_matter() -> None:
 
 
 def test_a_guest_that_was_never_stopped_was_not_helped() -> None:
-    assert strategy(**{**CONTEXT, "stopped_ns": None}, agreements=assisted(assigned=True)) == "plain"
+    assert (
+        strategy(**{**CONTEXT, "stopped_ns": None}, agreements=assisted(assigned=True)) == "plain"
+    )
 
 
 def test_a_transferred_state_is_vfio_whatever_was_said_beside_it() -> None:
@@ -271,5 +280,6 @@ def test_an_unplug_is_one_whatever_was_said_beside_it() -> None:
     gone = {"closed": ((BEGIN - S, "vf0"),), "opened": ((END + S, "vf7"),)}
     assert strategy(**CONTEXT, **gone, agreements=assisted(assigned=True)) == "unplug"
     assert (
-        strategy(**CONTEXT, closed=((BEGIN - S, "vf0"),), agreements=assisted(assigned=True)) == "plain"
+        strategy(**CONTEXT, closed=((BEGIN - S, "vf0"),), agreements=assisted(assigned=True))
+        == "plain"
     )
