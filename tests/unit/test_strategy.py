@@ -234,7 +234,7 @@ def test_a_destination_alone_shows_the_other_half() -> None:
         **CONTEXT,
         "stopped_ns": None,
         "source_seen": False,
-        "said": assisted(assigned=True)[2:],
+        "agreements": assisted(assigned=True)[2:],
     }
     assert strategy(**half) == "mailbox"
 
