@@ -2,13 +2,13 @@
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from msgspec import structs
 
 from vftrace import events
 from vftrace.analysis.devices.vf_history import MAX_RECENT, Mailboxes
+from vftrace.analysis.hosts.waiting import WaitingVms
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
@@ -16,10 +16,7 @@ from vftrace.errors import VftraceError
 from vftrace.events import COLLECTOR, Event
 from vftrace.mailbox.driver import Drivers
 from vftrace.mailbox.profile import ProfileError, drivers_of
-from vftrace.model.report import HostReport, PingRecording, Report, WaitingVm
-
-_TICK_NS = 10_000_000
-"""USER_HZ is 100 in the uAPI of every architecture that has KVM (Process.start_time counts these)."""
+from vftrace.model.report import HostReport, PingRecording, Report
 
 _PING = (events.PingSettings, events.PingGap, events.PingSummary)
 
@@ -49,7 +46,7 @@ def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_
         # The one that traced names the probes; a ping has none.
         host = max((r.host for r in recordings), key=lambda host: len(host.probes))
         snapshot = reader.tracker.snapshot()
-        hosts.append(HostReport(host, snapshot, reader.ready_at_ns, reader.waiting()))
+        hosts.append(HostReport(host, snapshot, reader.waiting.ready_at_ns, reader.waiting.found()))
         pings += [
             PingRecording(boot_id, tuple(reader.clocks[tid]), tuple(found))
             for tid, found in reader.pings.items()
@@ -71,19 +68,16 @@ def _drivers(recordings: Iterable[Recording], profiles: Sequence[str]) -> Driver
 
 
 class Reader:
-    """Feeds a tracker with one boot's events and keeps what only stitching asks for.
+    """Feeds a tracker with one boot's events and keeps what only joining needs.
 
-    `ready_at_ns` is `HostReport.ready_at_ns`; `pings` and `clocks` go by the pid of who wrote them.
+    `pings` and `clocks` go by the pid of who wrote them.
     """
 
     def __init__(self, mailboxes: Mailboxes | None = None) -> None:
         self.tracker = Tracker(mailboxes=mailboxes or Mailboxes())
-        self.ready_at_ns: dict[int, int] = {}
+        self.waiting = WaitingVms()
         self.pings: dict[int, list[Event]] = {}
         self.clocks: dict[int, list[tuple[int, int, int]]] = {}
-        self._ran: set[int] = set()
-        self._incoming: dict[int, WaitingVm] = {}
-        self._gone: list[WaitingVm] = []
 
     def read(self, stream: Iterable[Event]) -> None:
         """Everything of this boot, in order of time."""
@@ -97,37 +91,9 @@ class Reader:
         for event in stream:
             self._keep(event)
 
-    def waiting(self) -> tuple[WaitingVm, ...]:
-        """VMs that were started to be migrated to and never ran."""
-        return (*self._gone, *(self._as_ready(w) for w in self._incoming.values()))
-
-    def _as_ready(self, waiting: WaitingVm) -> WaitingVm:
-        return replace(waiting, ready_at_ns=self.ready_at_ns.get(waiting.pid, waiting.ready_at_ns))
-
-    def _end(self, pid: int, at_ns: int) -> None:
-        waiting = self._incoming.pop(pid, None)
-        if waiting is not None:
-            self._gone.append(replace(self._as_ready(waiting), ended_at_ns=at_ns))
-
     def _keep(self, event: Event) -> None:
+        self.waiting.feed(event)
         match event:
-            case events.VcpuCreated() if event.tgid not in self._ran:
-                self.ready_at_ns[event.tgid] = event.at_ns
-            case events.Run():
-                # What is made after it ran was plugged in later.
-                self._ran.add(event.tgid)
-                self._incoming.pop(event.tgid, None)
-            case events.Process():
-                if event.late:
-                    self.ready_at_ns.setdefault(event.pid, event.start_time * _TICK_NS)
-                if event.incoming and not event.running and event.pid not in self._ran:
-                    found = WaitingVm(event.pid, event.uuid, event.at_ns, None)
-                    self._incoming.setdefault(event.pid, found)
-            case events.Gone():
-                self._end(event.pid, event.at_ns)
-            case events.Exit():
-                self._ran.discard(event.tgid)
-                self._end(event.tgid, event.at_ns)
             case events.ClockSample():
                 sample = (event.at_ns, event.realtime_offset_ns, event.error_ns)
                 self.clocks.setdefault(event.tid, []).append(sample)

@@ -28,6 +28,8 @@ class WaitingVm:
     uuid: str | None
     ready_at_ns: int
     ended_at_ns: int | None
+    registers_set_ns: int | None = None
+    """When its vCPUs' registers were set last: by its boot, or by loading a state."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,14 +49,17 @@ def orders_of(pair: Pair) -> list[Order]:
     before, after = source.downtime.times, destination.downtime.times
     orders = []
     ran = after.get(Checkpoint.VCPUS_RUNNING, after.get(Checkpoint.CLOCK_SET))
-    if ran is not None:
-        stopped = before[Checkpoint.VCPUS_STOPPED]
+    stopped = before.get(Checkpoint.VCPUS_STOPPED)
+    if ran is not None and stopped is not None:
         orders.append(Order(here, stopped, there, ran, "it ran only after the source stopped"))
     loaded = after.get(Checkpoint.DEVICES_LOADED, ran)
     saved = before.get(Checkpoint.STATE_SAVED)
     if loaded is not None and saved is not None:
         # In postcopy too: the state goes in one package (migration/migration.c, postcopy_start).
         orders.append(Order(here, saved, there, loaded, "state is read before it is loaded"))
+    elif loaded is not None and source.rounds:
+        synced = source.rounds[-1].at_ns
+        orders.append(Order(here, synced, there, loaded, "memory is read before all is loaded"))
     ready = pair.destination.host.ready_at_ns.get(destination.pid)
     if ready is not None and source.channel.kind in ("tcp", "unix"):
         # QEMU listens once the machine is made, and logs only once it is connected
@@ -72,7 +75,9 @@ def orders_of(pair: Pair) -> list[Order]:
 
 
 def _last_page(destination: Migration) -> int | None:
-    """When postcopy's last page came."""
+    """When postcopy's last page came; None if it did not."""
+    if destination.outcome != Outcome.COMPLETED:
+        return None
     return next((p.end_at_ns for p in destination.phases if p.name == Phase.POSTCOPY), None)
 
 
@@ -95,12 +100,22 @@ def offset_of(
 
 def _moments(pair: Pair) -> dict[str, int]:
     """The moment for which the offset is wanted, on each clock: when the source stopped and the destination ran."""
-    times = pair.destination.migration.downtime.times
-    ran = times.get(Checkpoint.VCPUS_RUNNING, max(times.values(), default=0))
+    source, destination = pair.source.migration, pair.destination.migration
+    times = destination.downtime.times
     return {
-        pair.source.host.boot_id: pair.source.migration.downtime.times[Checkpoint.VCPUS_STOPPED],
-        pair.destination.host.boot_id: ran,
+        pair.source.host.boot_id: handover_ns(source),
+        pair.destination.host.boot_id: times.get(
+            Checkpoint.VCPUS_RUNNING, max(times.values(), default=destination.started_at_ns)
+        ),
     }
+
+
+def handover_ns(source: Migration) -> int:
+    """When the source stopped; where it did not have to, when it read memory last."""
+    stopped = source.downtime.times.get(Checkpoint.VCPUS_STOPPED)
+    if stopped is not None:
+        return stopped
+    return source.rounds[-1].at_ns if source.rounds else source.started_at_ns
 
 
 ClockOf = Mapping[str, tuple[tuple[int, int, int], ...]]
@@ -129,9 +144,9 @@ def _orders_of_pings(pair: Pair, tight: Bounds, pings: Iterable[PingRecording]) 
     came before the destination ran.
     """
     here, there = pair.source.host.boot_id, pair.destination.host.boot_id
-    stopped = pair.source.migration.downtime.times[Checkpoint.VCPUS_STOPPED]
+    stopped = pair.source.migration.downtime.times.get(Checkpoint.VCPUS_STOPPED)
     ran = pair.destination.migration.downtime.times.get(Checkpoint.VCPUS_RUNNING)
-    if ran is None:
+    if ran is None or stopped is None:
         return
     for ping in pings:
         clock = ping.boot_id

@@ -7,12 +7,14 @@ from vftrace.model.migration import Checkpoint, Migration, Role
 from vftrace.model.report import HostReport
 
 SEVERAL = "not joined: several migrations on other hosts could be the other half"
+OTHER_CLOCK = "not joined: the destination set another guest clock than the source read"
 
 
 def match(hosts: Sequence[HostReport]) -> tuple[list[Pair], dict[int, tuple[str, ...]]]:
     """The pairs of halves that belong together, and by id of a migration why it has none.
 
-    Halves belong together by UUID; without one, only if no other half comes into question.
+    The guest's clock proves a pair: a destination sets, to the nanosecond, what its source read. Without it halves
+    belong together by UUID; without a UUID, only if no other half comes into question.
     """
     warnings: dict[int, tuple[str, ...]] = {}
     possible: list[Pair] = []
@@ -20,8 +22,11 @@ def match(hosts: Sequence[HostReport]) -> tuple[list[Pair], dict[int, tuple[str,
         found = offset_of(pair, hosts, orders_of(pair), ())
         if isinstance(found, str):
             warnings |= dict.fromkeys(_ids(pair), (found,))
+        elif _clocks_agree(pair) is False:
+            warnings |= dict.fromkeys(_ids(pair), (OTHER_CLOCK,))
         else:
             possible.append(pair)
+    possible = _without_refuted(possible)
     chosen = [pair for pair in possible if _only_one(pair, possible)]
     for pair in possible:
         for migration in _ids(pair):
@@ -30,6 +35,20 @@ def match(hosts: Sequence[HostReport]) -> tuple[list[Pair], dict[int, tuple[str,
             else:
                 warnings.setdefault(migration, (SEVERAL,))
     return chosen, warnings
+
+
+def _clocks_agree(pair: Pair) -> bool | None:
+    """Whether the destination set the guest's clock that the source had read; None where one is not known."""
+    read = pair.source.migration.guest_clock_ns
+    written = pair.destination.migration.guest_clock_ns
+    return None if read is None or written is None else read == written
+
+
+def _without_refuted(possible: list[Pair]) -> list[Pair]:
+    """The pairs without the rivals of those that the guest's clock proves."""
+    proved = {_ids(pair) for pair in possible if _clocks_agree(pair)}
+    taken = {migration for ids in proved for migration in ids}
+    return [p for p in possible if _ids(p) in proved or not taken.intersection(_ids(p))]
 
 
 def _candidates(hosts: Sequence[HostReport]) -> list[Pair]:
@@ -49,9 +68,10 @@ def _candidates(hosts: Sequence[HostReport]) -> list[Pair]:
 
 
 def handed_over(m: Migration) -> bool:
-    """Whether this is a source that stopped and never ran again."""
-    stopped = m.stopped_at_ns is not None and Checkpoint.VCPUS_RUNNING not in m.downtime.times
-    return m.role == Role.SOURCE and stopped and m.channel.kind != "file"
+    """Whether this is a source whose guest is stopped and never ran again."""
+    stopped = m.stopped_at_ns is not None or bool(m.was_paused)
+    moved = m.role == Role.SOURCE and m.channel.kind != "file"
+    return moved and stopped and Checkpoint.VCPUS_RUNNING not in m.downtime.times
 
 
 def _ids(pair: Pair) -> tuple[int, int]:

@@ -140,6 +140,8 @@ def _why_no_downtime(migration: Migration, now_ns: int) -> str:
         return f"not known: the trace ended {lasted} into the blackout"
     if migration.role == Role.DESTINATION:
         return "not known: the source was not seen"
+    if migration.outcome == Outcome.COMPLETED and migration.peer_pid is not None:
+        return "not over: the destination holds the loaded guest, and nobody has resumed it"
     if migration.outcome == Outcome.COMPLETED:
         return "not known: the destination was not seen"
     return "not known: the guest was stopped and never ran again"

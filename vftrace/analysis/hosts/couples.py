@@ -1,0 +1,146 @@
+"""Finds which VM, that waited on another host and never ran, was the destination of a source without one."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from vftrace.analysis.hosts.causality import handover_ns
+from vftrace.analysis.hosts.clocks import (
+    Bound,
+    Bounds,
+    ContradictionError,
+    Order,
+    add_orders,
+    add_wall_clock,
+    earliest,
+    latest,
+    slew,
+    tighten,
+    tightest,
+)
+from vftrace.analysis.hosts.match import handed_over
+from vftrace.model.migration import Migration, Outcome, Role
+from vftrace.model.report import HostReport, MigrationReport, WaitingVm
+
+
+@dataclass(frozen=True, slots=True)
+class Couple:
+    """A source and a VM that waited on another host; `tight` bounds the difference of their clocks.
+
+    `loaded`: the VM set its registers after the source began, so not when it booted; None: that is not known.
+    """
+
+    source: MigrationReport
+    host: HostReport
+    waiting: WaitingVm
+    tight: Bounds
+    loaded: bool | None
+
+    def ended_before(self, at_ns: int | None) -> int | None:
+        """How long before this time of the source the waiting VM surely ended, ns; None if that is not known."""
+        bound = self.tight.get((self.source.host.boot_id, self.host.boot_id))
+        if bound is None or at_ns is None or self.waiting.ended_at_ns is None:
+            return None
+        ahead = at_ns - (self.waiting.ended_at_ns + bound.ns)
+        return ahead if ahead >= 0 else None
+
+    def ended_after(self, at_ns: int) -> bool:
+        """Whether the waiting VM surely ended after this time of the source."""
+        bound = self.tight.get((self.host.boot_id, self.source.host.boot_id))
+        if bound is None or self.waiting.ended_at_ns is None:
+            return False
+        return self.waiting.ended_at_ns - bound.ns > at_ns
+
+
+def couples(joined: Sequence[MigrationReport], hosts: Sequence[HostReport]) -> Iterator[Couple]:
+    """Every source without a destination with every VM that may have waited for it."""
+    for found in joined:
+        m = found.migration
+        if m.uuid is None or not (failed(m) or handed_over(m)):
+            continue
+        for host in hosts:
+            if host.boot_id == found.host.boot_id:
+                continue
+            for waiting in host.waiting:
+                couple = _couple(found, host, waiting, joined) if waiting.uuid == m.uuid else None
+                if couple is not None:
+                    yield couple
+
+
+def failed(m: Migration) -> bool:
+    """Whether this is a source whose migration failed or was cancelled."""
+    over = m.outcome in (Outcome.FAILED, Outcome.CANCELLED) and m.ended_at_ns is not None
+    return over and m.role == Role.SOURCE and m.channel.kind != "file"
+
+
+def _couple(
+    found: MigrationReport,
+    host: HostReport,
+    waiting: WaitingVm,
+    joined: Iterable[MigrationReport],
+) -> Couple | None:
+    """The source and the waiting VM, unless the clocks or what it did contradict that they belong together."""
+    here, there = found.host.boot_id, host.boot_id
+    began, gone = found.migration.started_at_ns, waiting.ended_at_ns
+    moments = {here: began, there: gone or waiting.ready_at_ns}
+    bounds: Bounds = {}
+    add_wall_clock(bounds, here, found.host.snapshot.clock, moments[here])
+    add_wall_clock(bounds, there, host.snapshot.clock, moments[there])
+    for other in joined:
+        _add_offset(bounds, other, moments)
+    orders = [Order(there, waiting.ready_at_ns, here, began, "it was ready when the source began")]
+    if gone is not None:
+        orders.append(Order(here, began, there, gone, "it was there when the source began"))
+    add_orders(bounds, orders, moments)
+    try:
+        tight = tightest(bounds)
+    except ContradictionError:
+        return None
+    loaded = _loaded(found.migration, waiting, tight, here, there)
+    if loaded is False and not failed(found.migration):
+        return None
+    return Couple(found, host, waiting, tight, loaded)
+
+
+def _loaded(m: Migration, waiting: WaitingVm, tight: Bounds, here: str, there: str) -> bool | None:
+    """Whether the waiting VM loaded a state from this source; None if the clocks do not tell.
+
+    A destination is booted before it listens (softmmu/vl.c, qmp_x_exit_preconfig), so registers that it sets after
+    the source began are those of the stream's end. One that fails sets them too, before the source saved its state
+    (migration/savevm.c, qemu_loadvm_state).
+    """
+    at = waiting.registers_set_ns
+    soonest, last = earliest(tight, there, at, here), latest(tight, there, at, here)
+    if at is None or (last is not None and last < handover_ns(m)):
+        return False
+    return True if soonest is not None and soonest > m.started_at_ns else None
+
+
+def _add_offset(bounds: Bounds, other: MigrationReport, moments: dict[str, int]) -> None:
+    """Add what another migration between the two hosts says."""
+    if other.offset is None or other.peer is None:
+        return
+    here, there = other.host.boot_id, other.peer.boot_id
+    if {here, there} == moments.keys():
+        apart = 2 * slew(moments[here] - other.migration.started_at_ns)
+        why = "another migration between the two hosts"
+        tighten(bounds, here, there, Bound(other.offset.high + apart, why))
+        tighten(bounds, there, here, Bound(-other.offset.low + apart, why))
+
+
+def only_one(couple: Couple, couples: Sequence[Couple]) -> bool:
+    """Whether no other couple competes, or all of one VM between two hosts fit in order."""
+    group = [c for c in couples if c.source.migration.uuid == couple.source.migration.uuid]
+    rivals = [c for c in group if c.source is couple.source or c.waiting is couple.waiting]
+    if len(rivals) == 1:
+        return True
+    if len({(c.source.host.boot_id, c.host.boot_id) for c in group}) > 1:
+        return False
+    sources = _places((id(c.source), c.source.migration.started_at_ns) for c in group)
+    waiting = _places((id(c.waiting), c.waiting.ready_at_ns) for c in group)
+    same = len(sources) == len(waiting)
+    return same and sources.index(id(couple.source)) == waiting.index(id(couple.waiting))
+
+
+def _places(times: Iterable[tuple[int, int]]) -> list[int]:
+    found = dict(times)
+    return sorted(found, key=lambda key: found[key])

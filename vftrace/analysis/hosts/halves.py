@@ -1,0 +1,158 @@
+"""Makes one migration of the halves that two hosts saw."""
+
+from dataclasses import replace
+
+from vftrace.analysis.hosts.causality import Pair
+from vftrace.analysis.hosts.devices import (
+    join_device_downtimes,
+    join_devices,
+    join_vfs,
+    plug_evidence,
+)
+from vftrace.analysis.hosts.shift import shifted
+from vftrace.analysis.phases import downtime_of
+from vftrace.model.figures import clock_change
+from vftrace.model.migration import (
+    Cause,
+    Checkpoint,
+    Downtime,
+    Migration,
+    Outcome,
+    Phase,
+    PhaseSpan,
+    Role,
+    Strategy,
+)
+from vftrace.model.report import ClockOffset, MigrationReport
+
+
+def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
+    """One migration of two halves, on the source's clock.
+
+    Times of the destination are moved by the middle of the offset.
+    """
+    source = pair.source.migration
+    destination = shifted(pair.destination.migration, offset.middle)
+    times = _join_times(source.downtime.times, destination.downtime.times)
+    outcome, ended = _ending(source, destination, times)
+    failed, unclear = outcome == Outcome.FAILED, outcome == Outcome.UNKNOWN
+    state_bytes = None if destination.postcopy else source.channel.state_bytes
+    migration = replace(
+        source,
+        role=Role.STITCHED,
+        peer_pid=destination.pid,
+        name=source.name or destination.name,
+        outcome=outcome,
+        cause=destination.cause if failed else Cause.TRACE_ENDED if unclear else None,
+        cause_detail=destination.cause_detail if failed else None,
+        strategy=destination.strategy if source.strategy == Strategy.PLAIN else source.strategy,
+        strategy_evidence=source.strategy_evidence
+        + destination.strategy_evidence
+        + plug_evidence(source, destination),
+        postcopy=destination.postcopy,
+        incomplete=source.incomplete or destination.incomplete,
+        ended_at_ns=ended,
+        channel=replace(source.channel, state_bytes=state_bytes),
+        phases=_source_phases(source, destination, times)
+        + _destination_phases(source, destination, times),
+        downtime=replace(
+            _downtime(times, offset.uncertainty_ns),
+            devices=join_device_downtimes(source, destination),
+        ),
+        devices=join_devices(source, destination),
+        vfs=join_vfs(source, destination),
+    )
+    return MigrationReport(
+        migration, pair.source.host, pair.destination.host, offset.uncertainty_ns, offset
+    )
+
+
+def _join_times(
+    source: dict[Checkpoint, int], destination: dict[Checkpoint, int]
+) -> dict[Checkpoint, int]:
+    """The checkpoints of both sides, none before the one that precedes it.
+
+    The offset is that of the moment the destination ran; a little earlier it may be a little different.
+    """
+    times = destination | source
+    latest = 0
+    for name in Checkpoint:
+        if name in times:
+            latest = times[name] = max(times[name], latest)
+    return times
+
+
+def _ending(
+    source: Migration, destination: Migration, times: dict[Checkpoint, int]
+) -> tuple[Outcome, int | None]:
+    """Outcome and end, by the rules that verdict.py has for both sides on one host."""
+    loaded = times.get(Checkpoint.DEVICES_LOADED)
+    if source.was_paused and loaded is not None and not destination.postcopy:
+        # Whoever resumes it does so when he likes.
+        return Outcome.COMPLETED, loaded
+    if destination.outcome == Outcome.COMPLETED:
+        ran, ended = times.get(Checkpoint.VCPUS_RUNNING, 0), destination.ended_at_ns
+        return Outcome.COMPLETED, max(ran, ended) if destination.postcopy and ended else ran
+    if destination.outcome == Outcome.FAILED:
+        return Outcome.FAILED, destination.ended_at_ns
+    if source.outcome == Outcome.COMPLETED and not destination.postcopy:
+        return Outcome.COMPLETED, source.ended_at_ns
+    return Outcome.UNKNOWN, None
+
+
+def _downtime(times: dict[Checkpoint, int], uncertainty_ns: int) -> Downtime:
+    """The blackout of these checkpoints.
+
+    The step that goes from clock to clock is only as sure as the offset: where it could have been smaller or
+    larger than the largest other step, `set_by` is None.
+    """
+    downtime = downtime_of(times)
+    crossing = clock_change(downtime)
+    if crossing is None or crossing.ns is None:
+        return downtime
+    others = max((c.ns or 0 for c in downtime.checkpoints if c is not crossing), default=0)
+    if abs(crossing.ns - others) <= uncertainty_ns:
+        return replace(downtime, set_by=None)
+    return downtime
+
+
+def _source_phases(
+    source: Migration, destination: Migration, times: dict[Checkpoint, int]
+) -> tuple[PhaseSpan, ...]:
+    ran = times.get(Checkpoint.VCPUS_RUNNING)
+    phases = []
+    last_end = None
+    for phase in source.phases:
+        last_end = phase.end_at_ns
+        if phase.name == Phase.HANDOVER and ran is not None:
+            phases.append(replace(phase, end_at_ns=ran))
+        elif phase.name != Phase.CLEANUP:
+            phases.append(phase)
+    cleanup = ran
+    if destination.postcopy and ran is not None:
+        done = next((p.end_at_ns for p in destination.phases if p.name == Phase.POSTCOPY), None)
+        cleanup = None if done is None else max(ran, done)
+        phases.append(PhaseSpan(Phase.POSTCOPY, Role.SOURCE, ran, cleanup))
+    # A source that ended before the destination ran has nothing to clean up any more.
+    if cleanup is not None and (last_end is None or last_end >= cleanup):
+        phases.append(PhaseSpan(Phase.CLEANUP, Role.SOURCE, cleanup, last_end))
+    return tuple(phases)
+
+
+def _destination_phases(
+    source: Migration, destination: Migration, times: dict[Checkpoint, int]
+) -> tuple[PhaseSpan, ...]:
+    marks = [
+        (Phase.INCOMING, source.started_at_ns),
+        (Phase.DEVICE_LOAD, times.get(Checkpoint.STATE_SAVED)),
+        (Phase.RESUME, times.get(Checkpoint.DEVICES_LOADED, times.get(Checkpoint.CLOCK_SET))),
+    ]
+    ran = times.get(Checkpoint.VCPUS_RUNNING)
+    known = [(name, at) for name, at in marks if at is not None]
+    ends = [at for _, at in known[1:]] + [ran]
+    phases = [
+        PhaseSpan(name, Role.DESTINATION, at, end)
+        for (name, at), end in zip(known, ends, strict=True)
+    ]
+    later = [phase for phase in destination.phases if phase.name in (Phase.POSTCOPY, Phase.RUNNING)]
+    return (*phases, *(replace(p, start_at_ns=max(p.start_at_ns, ran or 0)) for p in later))
