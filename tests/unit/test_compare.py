@@ -1,24 +1,18 @@
 """Two migrations side by side."""
 
-import copy
 import json
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from tests.unit.two_hosts import RECORDINGS, boot_of, golden
 from vftrace.cli import main
-from vftrace.model.report import Report
+from vftrace.model.report import MigrationReport, Report
 from vftrace.outputs.report.compare import compare, pairs_of, verdict
-from vftrace.outputs.report.json import report_json
 
 
-def migrations(name: str) -> list[dict[str, Any]]:
-    host, records = golden(name)
-    found: list[dict[str, Any]] = report_json(Report.of_hosts([boot_of(host, records)]))[
-        "migrations"
-    ]
-    return found
+def migrations(name: str) -> tuple[MigrationReport, ...]:
+    return Report.of_hosts([boot_of(*golden(name))]).migrations
 
 
 def path(name: str) -> str:
@@ -67,18 +61,18 @@ def test_what_one_lacks_is_not_a_difference() -> None:
 
 def test_less_than_the_clocks_know_is_no_change() -> None:
     (m,) = migrations("libvirt")
-    other = copy.deepcopy(m)
-    other["downtime"]["vcpu_ns"] += 1_000_000
-    other["downtime"]["uncertainty_ns"] = 2_000_000
+    assert m.migration.downtime.vcpu_ns is not None
+    downtime = replace(m.migration.downtime, vcpu_ns=m.migration.downtime.vcpu_ns + 1_000_000)
+    other = replace(m, migration=replace(m.migration, downtime=downtime), uncertainty_ns=2_000_000)
     assert "within the clocks' uncertainty" in verdict(compare(m, other))
 
 
-def test_migrations_of_one_uuid_are_held_against_each_other() -> None:
+def test_migrations_of_one_uuid_are_compared_with_each_other() -> None:
     four = migrations("four-at-once")
-    backwards = list(reversed(copy.deepcopy(four)))
+    backwards = four[::-1]
     pairs = pairs_of(four, backwards)
     assert len(pairs) == len(four)
-    assert all(a["vm"]["uuid"] == b["vm"]["uuid"] for a, b in pairs)
+    assert all(a.migration.uuid == b.migration.uuid for a, b in pairs)
     # Others in order.
     (one,) = migrations("libvirt")
     assert pairs_of([one], four) == [(one, four[0])]

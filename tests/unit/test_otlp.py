@@ -24,7 +24,7 @@ from vftrace.cli import main
 from vftrace.collect.recording import Recording
 from vftrace.errors import UsageError
 from vftrace.model.migration import Migration
-from vftrace.outputs.traces.ids import trace_id_of
+from vftrace.model.trace_id import trace_id
 from vftrace.outputs.traces.otlp import Sender, SpanNode, Trace, traces_url
 
 SECONDS = 10**9
@@ -128,10 +128,10 @@ def test_the_tree_ids_and_times_of(
     assert main(["report", "--otlp-endpoint", collector.url, "--ascii", str(path)]) == 0
     boot_id, offset, found = migrations(name)
     by_trace = trees(collector.spans())
-    assert {trace.hex() for trace in by_trace} == {trace_id_of(m, boot_id) for m in found}
+    assert {trace.hex() for trace in by_trace} == {trace_id(m, boot_id) for m in found}
     assert set(collector.paths) <= {"/v1/traces"}
     for m in found:
-        spans = by_trace[bytes.fromhex(trace_id_of(m, boot_id))]
+        spans = by_trace[bytes.fromhex(trace_id(m, boot_id))]
         (root,) = [span for span in spans if not span.parent_span_id]
         assert root.name == "live migration"
         # The wall clock's offset from boot time moves by well under a millisecond in a recording.
@@ -174,7 +174,7 @@ def test_device_states_are_children(collector: Collector) -> None:
     by_trace = trees(collector.spans())
     assert len(by_trace) == len(migrations)
     for m in migrations:
-        spans = by_trace[bytes.fromhex(trace_id_of(m, host.boot_id))]
+        spans = by_trace[bytes.fromhex(trace_id(m, host.boot_id))]
         (root,) = [span for span in spans if not span.parent_span_id]
         found = sorted(
             (str(said["vftrace.device"]), str(said["vftrace.device.state"]))
@@ -210,7 +210,7 @@ def test_two_hosts_make_one_trace(tmp_path: Path, collector: Collector) -> None:
     ]
     assert main(["report", "--otlp-endpoint", collector.url, *map(str, files)]) == 0
     by_trace = trees(collector.spans())
-    assert [trace.hex() for trace in by_trace] == [trace_id_of(whole, "boot-a")]
+    assert [trace.hex() for trace in by_trace] == [trace_id(whole, "boot-a")]
     (root,) = [span for span in collector.spans() if not span.parent_span_id]
     said = attributes(root.attributes)
     assert (said["vftrace.host"], said["vftrace.peer_host"]) == ("alpha", "beta")
@@ -313,7 +313,7 @@ def test_serve_sends_traces_and_its_downtimes_name_them(collector: Collector) ->
             serve.wait(20)
     (trace,) = trees(collector.spans())
     boot_id, _, (migration,) = migrations("libvirt")
-    assert trace.hex() == trace_id_of(migration, boot_id)
+    assert trace.hex() == trace_id(migration, boot_id)
     assert migration.downtime.vcpu_ns is not None
     seconds = migration.downtime.vcpu_ns / 1e9
     (line,) = [line for line in exposition.splitlines() if " # {" in line]
@@ -334,4 +334,4 @@ def test_two_hosts_that_know_nothing_of_each_other_name_one_trace(name: str) -> 
     ]
     found = [(migration, boot.boot_id) for boot in halves for migration in boot.snapshot.migrations]
     assert [migration.role for migration, _ in found] == ["source", "destination"]
-    assert len({trace_id_of(migration, boot_id) for migration, boot_id in found}) == 1
+    assert len({trace_id(migration, boot_id) for migration, boot_id in found}) == 1

@@ -1,5 +1,6 @@
 """The Perfetto trace, parsed with Perfetto's own messages and held against the migration."""
 
+from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,15 @@ import pytest
 
 from tests.unit.two_hosts import RECORDINGS, boot_of, golden
 from vftrace.cli import main
-from vftrace.model.migration import Migration
+from vftrace.model.migration import (
+    DeviceState,
+    DeviceUse,
+    Migration,
+    Role,
+    VfPhase,
+    VfUse,
+)
+from vftrace.model.report import Report
 from vftrace.outputs.report.perfetto import perfetto_trace
 
 # The package comes without types.
@@ -128,42 +137,50 @@ def test_the_clock_ties_boot_time_to_the_time_of_day(tmp_path: Path) -> None:
 
 
 def test_devices_and_vfs_have_tracks() -> None:
-    from vftrace.model.report import Report
-    from vftrace.outputs.report.json import report_json
-
-    host, records = golden("completed-slow")
-    report = report_json(Report.of_hosts([boot_of(host, records)]))
-    migration = report["migrations"][0]
-    start = migration["started_at_ns"]
-    migration["devices"] = [
-        {
-            "address": "0000:01:10.0",
-            "id": None,
-            "role": "source",
-            "states": [
-                # What it was before the migration is drawn from its begin on.
-                {"state": "RUNNING", "at_ns": start - 5_000_000},
-                {"state": "PRE_COPY", "at_ns": start + 1000},
-                {"state": "STOP_COPY", "at_ns": start + 5000},
-            ],
-        }
-    ]
-    migration["vfs"] = [
-        {
-            "pf": "0000:01:00.0",
-            "vf": 3,
-            "address": None,
-            "phases": [
-                {"name": "reset", "start_at_ns": start, "end_at_ns": start + 700},
-                {"name": "ready", "start_at_ns": start + 700, "end_at_ns": None},
-            ],
-        }
-    ]
-    found = Parsed(perfetto_trace([(report["hosts"][0], migration)]))
-    tracks = {path[1]: slices for path, slices in found.slices.items()}
+    found = boot_of(*golden("completed-slow"))
+    (m,) = found.snapshot.migrations
+    start = m.started_at_ns
+    device = DeviceUse(
+        address="0000:01:10.0",
+        id=None,
+        role=Role.SOURCE,
+        driver=None,
+        peer_address=None,
+        states=(
+            # What it was before the migration is drawn from its begin on.
+            DeviceState("RUNNING", start - 5_000_000),
+            DeviceState("PRE_COPY", start + 1000),
+            DeviceState("STOP_COPY", start + 5000),
+        ),
+        state_ns=(),
+        bytes=None,
+    )
+    # The destination refused its first state: it was never in one (QEMU's RESUMING, -22).
+    refused = replace(device, id="vf0", role=Role.DESTINATION, states=())
+    phases = (VfPhase("reset", start, start + 700), VfPhase("ready", start + 700, None))
+    vf = VfUse("0000:01:00.0", 3, None, Role.SOURCE, phases)
+    m = replace(m, devices=(device, refused), vfs=(vf,))
+    snapshot = replace(found.snapshot, migrations=(m,))
+    trace = perfetto_trace(Report.of_hosts([replace(found, snapshot=snapshot)]))
+    assert trace.left_out == ()
+    tracks = {path[1]: slices for path, slices in Parsed(trace.data).slices.items()}
     states = tracks["0000:01:10.0 (source)"]
     assert [(s[0], s[2] - s[1]) for s in states[:2]] == [("RUNNING", 1000), ("PRE_COPY", 4000)]
-    assert tracks["VF 3 of 0000:01:00.0"][0] == ("reset", start, start + 700)
+    assert "vf0 (destination)" not in tracks
+    assert tracks["VF 3 of 0000:01:00.0 (source)"][0] == ("reset", start, start + 700)
+
+
+def test_a_migration_that_cannot_be_written_leaves_the_others() -> None:
+    found = boot_of(*golden("four-at-once"))
+    first, *others = found.snapshot.migrations
+    # No packet can hold such a time; a damaged recording may.
+    damaged = replace(first, rounds=(replace(first.rounds[0], at_ns=1 << 65), *first.rounds[1:]))
+    snapshot = replace(found.snapshot, migrations=(damaged, *others))
+    trace = perfetto_trace(Report.of_hosts([replace(found, snapshot=snapshot)]))
+    (line,) = trace.left_out
+    assert str(first.name) in line
+    parents = {path[0] for path in Parsed(trace.data).slices}
+    assert len(parents) == len(others)
 
 
 def test_virtual_functions_have_tracks_of_states_and_messages(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from vftrace.model.migration import (
     VfPhase,
     VfUse,
 )
+from vftrace.model.report import live_report
 from vftrace.outputs.report.text import render_report
 
 SCENARIOS = sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz"))
@@ -39,14 +40,15 @@ def load(name: str) -> tuple[HostInfo, Snapshot]:
 def text_of(
     host: HostInfo,
     snapshot: Snapshot,
-    damage: str | None = None,
+    damage: tuple[str, ...] = (),
     *,
     width: int = 80,
     ascii: bool = False,  # noqa: A002
 ) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None, highlight=False)
-    console.print(render_report(host, snapshot, damage, ascii=ascii))
+    report = dataclasses.replace(live_report(host, snapshot), damage=damage)
+    console.print(render_report(report, ascii=ascii))
     return out.getvalue()
 
 
@@ -77,7 +79,7 @@ def test_ascii_is_ascii_and_says_the_same(name: str) -> None:
 def test_an_ascii_console_gets_ascii() -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     console = Console(file=out, width=80, color_system=None, highlight=False)
-    console.print(render_report(*load("libvirt"), None, ascii=False))
+    console.print(render_report(live_report(*load("libvirt")), ascii=False))
 
 
 def test_the_first_line_says_what_set_the_downtime() -> None:
@@ -109,7 +111,7 @@ def test_damage_and_losses_are_said_before_any_figure() -> None:
     host, snapshot = load("libvirt")
     migration = dataclasses.replace(snapshot.migrations[0], incomplete=True, missed_beginning=True)
     poor = dataclasses.replace(snapshot, lost=17, unknown_records=2, migrations=(migration,))
-    lines = text_of(host, poor, "cut in the middle of a record", width=120).splitlines()
+    lines = text_of(host, poor, ("cut in the middle of a record",), width=120).splitlines()
     assert lines[1].startswith("! RECORDING DAMAGED: cut in the middle of a record")
     assert lines[2].startswith("! 17 EVENTS LOST")
     assert lines[3].startswith("! 2 records of kinds")
@@ -124,7 +126,7 @@ def test_a_cut_recording_is_reported_up_to_the_cut(tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) * 2 // 3])
     opened = Recording(path)
     snapshot = track(opened).snapshot()
-    lines = text_of(opened.host, snapshot, opened.damage).splitlines()
+    lines = text_of(opened.host, snapshot, (opened.damage or "",)).splitlines()
     assert lines[0].startswith("downtime none so far")
     assert "RECORDING DAMAGED" in lines[1]
     assert any("unknown: the trace ended first" in line for line in lines)

@@ -10,8 +10,9 @@ from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
 from vftrace.model.migration import Snapshot
+from vftrace.outputs.report.json import state_json
 from vftrace.outputs.text.glyphs import glyphs
-from vftrace.outputs.top.lines import changes, state_json
+from vftrace.outputs.top.lines import changes
 
 SCENARIOS = sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz"))
 STEP_NS = 150_000_000

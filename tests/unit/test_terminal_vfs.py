@@ -14,11 +14,13 @@ from vftrace.collect.replay import track
 from vftrace.events import Mailbox, Tick, layout
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Snapshot
+from vftrace.model.report import live_report
 from vftrace.model.vf import VfHistory
+from vftrace.outputs.report.json import state_json
 from vftrace.outputs.report.text import render_report
 from vftrace.outputs.text.glyphs import glyphs
 from vftrace.outputs.text.vfs import state_of, vf_warnings
-from vftrace.outputs.top.lines import changes, state_json
+from vftrace.outputs.top.lines import changes
 from vftrace.outputs.top.state import ViewState, press
 from vftrace.outputs.top.view import Frame
 
@@ -162,7 +164,7 @@ def test_a_card_with_a_hostile_name_steers_no_terminal() -> None:
     snapshot = snapshot_of(life)
     for what in (
         Frame(HOST, snapshot, S, ViewState(), ascii=True),
-        render_report(HOST, snapshot, None, ascii=True),
+        render_report(live_report(HOST, snapshot), ascii=True),
     ):
         assert "\x1b" not in text_of(what)
 
@@ -170,7 +172,7 @@ def test_a_card_with_a_hostile_name_steers_no_terminal() -> None:
 def test_the_report_of_a_recording_has_every_function_with_its_messages() -> None:
     recording = Recording(RECORDING)
     snapshot = track(recording).snapshot()
-    text = text_of(render_report(recording.host, snapshot, None, ascii=True))
+    text = text_of(render_report(live_report(recording.host, snapshot), ascii=True))
     assert f"Virtual functions heard by mailbox: {len(snapshot.vfs)}" in text
     for life in snapshot.vfs:
         assert f"{life.pf} VF {life.vf}" in text

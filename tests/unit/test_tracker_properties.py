@@ -22,6 +22,7 @@ from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
 from vftrace.events import COLLECTOR, Event, wire
 from vftrace.events.layout import Kind
+from vftrace.model import figures
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Snapshot
 from vftrace.model.report import live_report
@@ -77,9 +78,8 @@ def _is_sane(tracker: Tracker) -> None:
             assert all(n is None or n >= 0 for n in (*counts, round_.sent_bytes))
             if round_.new_pages is not None and round_.redirtied_pages is not None:
                 assert round_.redirtied_pages <= round_.new_pages
-        assert migration.dirty.rate_bytes_per_second is None or (
-            migration.dirty.rate_bytes_per_second >= 0
-        )
+        for rate in (figures.dirty_rate(migration), figures.mean_dirty_rate(migration)):
+            assert rate is None or rate >= 0
         for amount in (migration.channel.bytes, migration.channel.state_bytes):
             assert amount is None or amount >= 0
         assert (migration.outcome is None) <= (migration.cause is None)

@@ -156,7 +156,7 @@ def _incomplete(
 
 def _dirty(outgoing: OutgoingMigration | None, rounds: tuple[Round, ...]) -> Dirty:
     if outgoing is None or not rounds:
-        return Dirty(None, None, None, PAGE_SIZE, None)
+        return Dirty(None, None, PAGE_SIZE, None)
     # With rings no sweep is needed to begin with, and a sync that finds nothing makes none.
     later = [round_.new_pages for round_ in (rounds if outgoing.ring else rounds[1:])]
     known = [pages for pages in later if pages is not None]
@@ -164,11 +164,11 @@ def _dirty(outgoing: OutgoingMigration | None, rounds: tuple[Round, ...]) -> Dir
     return Dirty(
         new_pages=new_pages,
         distinct_pages=outgoing.distinct_pages(),
-        rate_bytes_per_second=_rate(rounds),
         page_size=PAGE_SIZE,
         kvm_pages=new_pages,
         vfio_pages=outgoing.dma_pages.get(True),
         iommu_pages=outgoing.dma_pages.get(False),
+        ring=outgoing.ring,
     )
 
 
@@ -185,15 +185,6 @@ def _dma(
     if strategy == Strategy.MAILBOX:
         return "guest"
     return None if devices.sources else "none"
-
-
-def _rate(rounds: tuple[Round, ...]) -> float | None:
-    """New pages of the last round whose pages are known, per time since the sweep before it."""
-    for before, round_ in zip(rounds[-2::-1], rounds[:0:-1], strict=False):
-        ns = round_.at_ns - before.at_ns
-        if round_.new_pages is not None and ns > 0:
-            return round_.new_pages * PAGE_SIZE * 1e9 / ns
-    return None
 
 
 def _channel(

@@ -81,6 +81,7 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
     from vftrace.collect.pump import Pump, filter_snapshot
     from vftrace.collect.recording import RecordingWriter
     from vftrace.demo.qemu_figures import compare
+    from vftrace.model.report import live_report
     from vftrace.outputs.report.text import render_report
 
     live = sys.stdout.isatty() and not args.no_live
@@ -102,7 +103,7 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
         # other VMs of this host are none of the demo's business
         own = [str(process.pid) for process in truth.processes]
         snapshot = filter_snapshot(pump.snapshot(), own)
-    console.print(render_report(pump.host, snapshot, None, ascii=args.ascii))
+    console.print(render_report(live_report(pump.host, snapshot), ascii=args.ascii))
     _print_comparison(console, truth, compare(truth, snapshot))
     if args.keep:
         print(f"vftrace: the recording is {args.keep}: vftrace report {args.keep}", file=sys.stderr)
@@ -217,9 +218,10 @@ def _print_comparison(
 def _replay(console: "Console", args: argparse.Namespace) -> int:
     from vftrace.collect.recording import Recording
     from vftrace.collect.replay import track
+    from vftrace.model.report import live_report
     from vftrace.outputs.report.text import render_report
 
     recording = Recording(SAMPLE)
-    snapshot = track(recording).snapshot()
-    console.print(render_report(recording.host, snapshot, recording.damage, ascii=args.ascii))
+    report = live_report(recording.host, track(recording).snapshot())
+    console.print(render_report(report, ascii=args.ascii))
     return 0

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vftrace.analysis.devices.vf_history import MAX_RECENT
 from vftrace.commands.common import add_profile_argument, profile_texts
@@ -87,8 +87,6 @@ def run(args: argparse.Namespace) -> int:
     profiles = profile_texts(args)
     recent = _DRAWN_MESSAGES if args.format == "perfetto" else MAX_RECENT
     report = _load(args.files, profiles, recent, args.what_if, args.clock_error)
-    if args.otlp_endpoint is not None:
-        _send(args.otlp_endpoint, report)
     if args.compare:
         _compare(args, report)
     elif args.heatmap and args.output is not None and args.output.suffix == ".png":
@@ -97,6 +95,9 @@ def run(args: argparse.Namespace) -> int:
         _print_text(args, _text(args, report))
     else:
         _write(args.output, _FORMATS[args.format](report))
+    # Last, so that a collector that does not answer costs no report.
+    if args.otlp_endpoint is not None:
+        _send(args.otlp_endpoint, report)
     return 0
 
 
@@ -114,7 +115,7 @@ def _load(
     if what_if is not None:
         report = _replay(report, _assumptions(what_if))
     for damage in report.damage:
-        print(f"vftrace: {damage}; what comes before it is reported", file=sys.stderr)
+        _say(f"{damage}; what comes before it is reported")
     return join_hosts(report, clock_error_ns)
 
 
@@ -153,6 +154,7 @@ def _text(args: argparse.Namespace, report: "Report") -> "RenderableType":
     """The report, or what was asked for in its place."""
     from rich.console import Group
 
+    from vftrace.outputs.report.text import render_report
     from vftrace.outputs.report.what_if import render_forecasts
     from vftrace.outputs.text.heatmap import render_heatmap
 
@@ -161,18 +163,7 @@ def _text(args: argparse.Namespace, report: "Report") -> "RenderableType":
         parts.append(render_forecasts(_migrations(report), ascii=args.ascii))
     if args.heatmap:
         parts.append(render_heatmap(_migrations(report), ascii=args.ascii))
-    return Group(*parts) if parts else _whole_text(args, report)
-
-
-def _whole_text(args: argparse.Namespace, report: "Report") -> "RenderableType":
-    from vftrace.outputs.report.joined import render_joined
-    from vftrace.outputs.report.text import render_report
-
-    if len(args.files) > 1 or len(report.hosts) > 1:
-        return render_joined(report, ascii=args.ascii)
-    said = report.damage[0].removeprefix(f"{args.files[0]}: ") if report.damage else None
-    host = report.hosts[0]
-    return render_report(host.info, host.snapshot, said, ascii=args.ascii)
+    return Group(*parts) if parts else render_report(report, ascii=args.ascii)
 
 
 def _json(report: "Report") -> bytes:
@@ -182,38 +173,18 @@ def _json(report: "Report") -> bytes:
 
 
 def _perfetto(report: "Report") -> bytes:
-    from vftrace.outputs.report.json import host_json
     from vftrace.outputs.report.perfetto import perfetto_trace
 
-    hosts = {host.boot_id: host_json(host) for host in report.hosts}
-    return perfetto_trace(_placed(report, hosts), list(hosts.values()))
-
-
-def _placed(report: "Report", hosts: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    from vftrace.outputs.report.json import migration_json
-
-    return [(hosts[found.host.boot_id], migration_json(found)) for found in report.migrations]
+    trace = perfetto_trace(report)
+    for line in trace.left_out:
+        _say(f"not in the trace: {line}")
+    return trace.data
 
 
 def _html(report: "Report") -> bytes:
-    from vftrace.outputs.report.html import Chapter, render_html
-    from vftrace.outputs.report.joined import clocks_line, downtime_line
-    from vftrace.outputs.report.json import report_json
-    from vftrace.outputs.text.clock import wall_time
-    from vftrace.outputs.text.words import warnings
+    from vftrace.outputs.report.html import render_html
 
-    written = report_json(report)
-    chapters = [
-        Chapter(
-            migration=migration,
-            headline=downtime_line(found),
-            started=wall_time(found.host.snapshot, found.migration.started_at_ns),
-            clocks=clocks_line(found),
-            warnings=(*found.warnings, *warnings(found.migration)),
-        )
-        for found, migration in zip(report.migrations, written["migrations"], strict=True)
-    ]
-    return render_html(written["hosts"], chapters, report.damage).encode()
+    return render_html(report).encode()
 
 
 _FORMATS = {"json": _json, "html": _html, "perfetto": _perfetto}
@@ -221,20 +192,16 @@ _FORMATS = {"json": _json, "html": _html, "perfetto": _perfetto}
 
 def _compare(args: argparse.Namespace, report: "Report") -> None:
     from vftrace.outputs.report.compare import compare, compare_json, pairs_of, render_comparisons
-    from vftrace.outputs.report.json import report_json
     from vftrace.outputs.text.glyphs import glyphs
 
     other = _load(args.compare, profile_texts(args), clock_error_ns=args.clock_error)
-    a, b = report_json(report)["migrations"], report_json(other)["migrations"]
+    a, b = report.migrations, other.migrations
     if not a or not b:
         empty = args.files if not a else args.compare
         raise VftraceError(f"no migration in {', '.join(map(str, empty))}: nothing to compare")
     found = [compare(first, second) for first, second in pairs_of(a, b)]
     if len(a) != len(b):
-        print(
-            f"vftrace: {len(a)} migrations and {len(b)}: {len(found)} are compared",
-            file=sys.stderr,
-        )
+        _say(f"{len(a)} migrations and {len(b)}: {len(found)} are compared")
     if args.format == "json":
         _write(args.output, json.dumps(compare_json(found), indent=2).encode() + b"\n")
     else:
@@ -266,12 +233,16 @@ def _write(path: Path | None, content: bytes) -> None:
 
 def _send(endpoint: str, report: "Report") -> None:
     """Send the traces, and say how many went where."""
-    from vftrace.outputs.report.json import host_json
-    from vftrace.outputs.traces.otlp import send, trace_of
+    from vftrace.outputs.traces.otlp import send, traces_of
 
-    placed = _placed(report, {host.boot_id: host_json(host) for host in report.hosts})
-    traces = [trace for host, migration in placed if (trace := trace_of(host, migration))]
+    traces, failed = traces_of(report.migrations)
+    for line in failed:
+        _say(line)
     count = send(endpoint, traces)
     for trace in traces:
-        print(f"vftrace: trace {trace.id}", file=sys.stderr)
-    print(f"vftrace: sent {len(traces)} traces, {count} spans", file=sys.stderr)
+        _say(f"trace {trace.id}")
+    _say(f"sent {len(traces)} traces, {count} spans")
+
+
+def _say(line: str) -> None:
+    print(f"vftrace: {line}", file=sys.stderr)

@@ -148,6 +148,7 @@ class Service:
         self._ready = False
         self._read: Callable[[], Reading] | None = None
         self._next_update = 0.0
+        self._said: set[str] = set()
         self.urls = tuple(url + args.web_path for url in self._servers.urls)
         self._servers.start()
 
@@ -176,16 +177,24 @@ class Service:
         if self._sender is None or self._read is None:
             return
         from vftrace.model.report import live_report
+        from vftrace.model.trace_id import trace_id
         from vftrace.outputs.exporter.accounts import settled
-        from vftrace.outputs.report.json import report_json
-        from vftrace.outputs.traces.otlp import trace_of
+        from vftrace.outputs.traces.otlp import traces_of
 
         reading = self._read()
-        ended = tuple(m for m in reading.snapshot.migrations if settled(m, reading))
-        ended_report = live_report(reading.host, replace(reading.snapshot, migrations=ended))
-        report = report_json(ended_report)
-        for migration in report["migrations"]:
-            self._sender.offer(trace_of(report["hosts"][0], migration))
+        ended = tuple(
+            m
+            for m in reading.snapshot.migrations
+            if settled(m, reading) and not self._sender.knows(trace_id(m, reading.host.boot_id))
+        )
+        report = live_report(reading.host, replace(reading.snapshot, migrations=ended))
+        traces, failed = traces_of(report.migrations)
+        for trace in traces:
+            self._sender.offer(trace)
+        for line in failed:
+            if line not in self._said:
+                self._said.add(line)
+                _say(line)
 
 
 def _sender(endpoint: str | None) -> "Sender | None":

@@ -215,7 +215,7 @@ def _once(
     from rich.console import Console
 
     from vftrace.collect.pump import filter_snapshot
-    from vftrace.outputs.top.lines import state_json
+    from vftrace.outputs.report.json import state_json
     from vftrace.outputs.top.view import Frame, Once
 
     while not until() and not pump.ended:
@@ -247,8 +247,9 @@ def _state(args: argparse.Namespace, snapshot: "Snapshot") -> "ViewState":
 def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
     """A line, or with `--json` a document, for each change."""
     from vftrace.collect.pump import filter_snapshot
+    from vftrace.outputs.report.json import state_json
     from vftrace.outputs.text.glyphs import glyphs
-    from vftrace.outputs.top.lines import changes, state_json
+    from vftrace.outputs.top.lines import changes
 
     unicode = (sys.stdout.encoding or "ascii").lower().startswith("utf")
     g = glyphs(ascii=args.ascii or not unicode)

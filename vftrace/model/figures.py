@@ -1,11 +1,275 @@
-"""Every figure that is derived from the model, each computed here and nowhere else."""
+"""Every figure that is derived from the model, each computed here and nowhere else.
 
-from vftrace.model.migration import Checkpoint, CheckpointTime, Downtime
+Times are CLOCK_BOOTTIME nanoseconds, rates bytes per second; None is not known.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from vftrace.model.migration import (
+    Checkpoint,
+    CheckpointTime,
+    Downtime,
+    Migration,
+    Outcome,
+    PhaseSpan,
+    Role,
+    Round,
+)
+from vftrace.model.report import MigrationReport, Outage
+
+ClockSamples = Sequence[tuple[int, int, int]]
+"""(at_ns, realtime_offset_ns, error_ns) in order of time, as `Snapshot.clock`."""
 
 _ON_DESTINATION = tuple(Checkpoint)[tuple(Checkpoint).index(Checkpoint.DEVICES_LOADED) :]
+
+_SETTLED_NS = 300_000_000
+"""Bytes are reported every now and then: the bandwidth of a younger round would jump about."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+# -- names --------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """Text of a command line or a recording without what steers a terminal or cannot be encoded."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def uuid_short(uuid: str | None) -> str | None:
+    """The first eight digits of a UUID, as people quote them."""
+    return None if uuid is None else uuid[:8]
+
+
+def title(name: str | None, uuid: str | None, pid: int) -> str:
+    """How a VM is called: its name with the short UUID, else the UUID, else the pid. Always printable."""
+    if name:
+        short = uuid_short(uuid)
+        return printable(f"{name} ({short})" if short else name)
+    return printable(uuid) if uuid else f"pid {pid}"
+
+
+def label(name: str | None, uuid: str | None, pid: int) -> str:
+    """The same in one word: the name, else the short UUID, else the pid."""
+    return printable(name or uuid_short(uuid) or f"pid {pid}")
+
+
+# -- times --------------------------------------------------------------------------------------
+
+
+def realtime_offset_ns(clock: ClockSamples, at_ns: int) -> int | None:
+    """How much more the wall clock showed than CLOCK_BOOTTIME: by the latest sample up to then, else the first."""
+    if not clock:
+        return None
+    return next((offset for at, offset, _ in reversed(clock) if at <= at_ns), clock[0][1])
+
+
+def realtime_ns(clock: ClockSamples, at_ns: int) -> int | None:
+    """Nanoseconds since the Unix epoch."""
+    offset = realtime_offset_ns(clock, at_ns)
+    return None if offset is None else at_ns + offset
+
+
+def wall_time(clock: ClockSamples, at_ns: int) -> datetime | None:
+    """Date and time in UTC, cut to milliseconds; None too where a damaged time is no date."""
+    ns = realtime_ns(clock, at_ns)
+    if ns is None:
+        return None
+    try:
+        return _EPOCH + timedelta(milliseconds=ns // 1_000_000)
+    except OverflowError:
+        return None
+
+
+def total_ns(m: Migration) -> int | None:
+    """How long a migration took, from its beginning to its end."""
+    return None if m.ended_at_ns is None else m.ended_at_ns - m.started_at_ns
+
+
+def elapsed_ns(m: Migration, now_ns: int) -> int:
+    """How long a migration took, or has taken so far."""
+    ended = now_ns if m.ended_at_ns is None else m.ended_at_ns
+    return max(0, ended - m.started_at_ns)
+
+
+def current_phase(m: Migration) -> PhaseSpan | None:
+    """The phase that began last and lasts; the destination's where both began at once."""
+    lasting = [p for p in m.phases if p.end_at_ns is None]
+    return max(lasting, key=lambda p: (p.start_at_ns, p.role == Role.DESTINATION), default=None)
+
+
+# -- the blackout -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Blackout:
+    """A blackout that lasts: for how long, and since which checkpoint.
+
+    `at_least`: this host's part is over, the rest cannot be seen here.
+    """
+
+    ns: int
+    since: Checkpoint
+    since_ns: int
+    at_least: bool
+
+
+def blackout(m: Migration, now_ns: int) -> Blackout | None:
+    """The blackout up to `now_ns`; None if the guest runs or the migration has ended."""
+    passed = [(c.name, c.at_ns) for c in m.downtime.checkpoints if c.at_ns is not None]
+    if m.outcome is not None or m.stopped_at_ns is None or not passed:
+        return None
+    name, at_ns = passed[-1]
+    if name == Checkpoint.VCPUS_RUNNING:
+        return None
+    gone = m.role == Role.SOURCE and name == Checkpoint.STATE_SAVED
+    until = at_ns if gone else max(now_ns, at_ns)
+    return Blackout(until - m.stopped_at_ns, name, until - at_ns, gone)
+
+
+def largest_step(downtime: Downtime) -> CheckpointTime | None:
+    """The checkpoint that set the downtime."""
+    return next((c for c in downtime.checkpoints if c.name == downtime.set_by), None)
+
+
+def other_steps(downtime: Downtime) -> list[CheckpointTime]:
+    """The steps that took time beside the one that set the downtime, longest first."""
+    steps = [c for c in downtime.checkpoints if c.ns and c.name != downtime.set_by]
+    return sorted(steps, key=lambda c: -(c.ns or 0))
 
 
 def clock_change(downtime: Downtime) -> CheckpointTime | None:
     """The first checkpoint on the destination: its `ns` goes from one host's clock to the other's."""
     passed = (c for c in downtime.checkpoints if c.name in _ON_DESTINATION and c.ns is not None)
     return next(passed, None)
+
+
+def bounds_ns(ns: int, uncertainty_ns: int | None) -> tuple[int, int]:
+    """The least and the most that a time may have been."""
+    return max(0, ns - (uncertainty_ns or 0)), ns + (uncertainty_ns or 0)
+
+
+def downtime_bounds_ns(found: MigrationReport) -> tuple[int, int] | None:
+    """The least and the most that the vCPUs' downtime may have been, by what is known of the clocks."""
+    ns = found.migration.downtime.vcpu_ns
+    return None if ns is None else bounds_ns(ns, found.uncertainty_ns)
+
+
+def device_downtime_ns(m: Migration) -> int | None:
+    """The downtime of the device that was away longest."""
+    return max((d.ns for d in m.downtime.devices if d.ns is not None), default=None)
+
+
+def resumed_on_source(m: Migration) -> bool:
+    """Whether the source ran again after it had been stopped."""
+    failed = m.outcome == Outcome.FAILED and not m.postcopy
+    return (m.role == Role.SOURCE or failed) and Checkpoint.VCPUS_RUNNING in m.downtime.times
+
+
+def explained_part(outage: Outage) -> float:
+    """The part of an outage, 0 to 1, of which the hosts saw the reason."""
+    return outage.explained_ns / outage.ns if outage.ns else 1.0
+
+
+def pinger_part(outage: Outage) -> float:
+    """The part of an outage, 0 to 1, of which the pinger saw the reason."""
+    return outage.pinger_ns / outage.ns if outage.ns else 0.0
+
+
+# -- dirty pages --------------------------------------------------------------------------------
+
+
+def byte_rate(count: int | None, ns: int) -> float | None:
+    """Bytes per second of so many bytes in so many ns."""
+    return None if count is None or ns <= 0 else count * 1e9 / ns
+
+
+def page_rate(pages: int | None, page_size: int, ns: int) -> float | None:
+    """Bytes per second of so many pages in so many ns."""
+    return byte_rate(None if pages is None else pages * page_size, ns)
+
+
+def counted_since_ns(m: Migration) -> int | None:
+    """From when on new pages are counted: the first round; with dirty rings, which begin empty, the beginning."""
+    if not m.rounds:
+        return None
+    return m.started_at_ns if m.dirty.ring else m.rounds[0].at_ns
+
+
+def counted_rounds(m: Migration) -> Iterator[tuple[int, Round]]:
+    """The rounds whose pages are new pages, each with the time since when they became dirty.
+
+    With bitmaps the first round finds what was dirty before anyone counted.
+    """
+    since = counted_since_ns(m)
+    if since is None:
+        return
+    for round_ in m.rounds if m.dirty.ring else m.rounds[1:]:
+        yield since, round_
+        since = round_.at_ns
+
+
+def round_dirty_rates(m: Migration) -> tuple[float | None, ...]:
+    """The dirty rate of each round: its new pages by the time since the round before."""
+    rates = {
+        id(round_): page_rate(round_.new_pages, m.dirty.page_size, round_.at_ns - since)
+        for since, round_ in counted_rounds(m)
+    }
+    return tuple(rates.get(id(round_)) for round_ in m.rounds)
+
+
+def last_dirty_rate(m: Migration) -> float | None:
+    """The dirty rate of the latest round whose pages are known."""
+    return next((rate for rate in reversed(round_dirty_rates(m)) if rate is not None), None)
+
+
+def mean_dirty_rate(m: Migration) -> float | None:
+    """All new pages by the time from when they are counted to the last round."""
+    since = counted_since_ns(m)
+    if since is None:
+        return None
+    return page_rate(m.dirty.new_pages, m.dirty.page_size, m.rounds[-1].at_ns - since)
+
+
+def dirty_rate(m: Migration) -> float | None:
+    """The dirty rate that stands for a migration: with bitmaps that of the latest round.
+
+    With dirty rings it is the mean: a sync that finds nothing resets nothing and leaves no record, so what
+    lies between two resets is not always one round.
+    """
+    return mean_dirty_rate(m) if m.dirty.ring else last_dirty_rate(m)
+
+
+def dirtied_bytes(m: Migration) -> int | None:
+    """The size of all new pages."""
+    return None if m.dirty.new_pages is None else m.dirty.new_pages * m.dirty.page_size
+
+
+def known_new_pages(m: Migration) -> int:
+    """The new pages of those rounds that are known: all of them, or fewer where records are missing."""
+    return sum(round_.new_pages or 0 for _, round_ in counted_rounds(m))
+
+
+# -- what was sent ------------------------------------------------------------------------------
+
+
+def round_bandwidths(m: Migration) -> tuple[float | None, ...]:
+    """The bandwidth of each round: the bytes sent by the time until the next; None for the last round."""
+    following = (*(round_.at_ns for round_ in m.rounds[1:]), None)
+    return tuple(
+        None if until is None else byte_rate(round_.sent_bytes, until - round_.at_ns)
+        for round_, until in zip(m.rounds, following, strict=True)
+    )
+
+
+def bandwidth_now(m: Migration, at_ns: int) -> float | None:
+    """Bytes per second in this round, or in the round before while this one is young."""
+    if not m.rounds:
+        return None
+    last = m.rounds[-1]
+    ns = at_ns - last.at_ns
+    if last.sent_bytes is not None and (ns >= _SETTLED_NS or len(m.rounds) == 1):
+        return byte_rate(last.sent_bytes, ns)
+    return round_bandwidths(m)[-2] if len(m.rounds) > 1 else None

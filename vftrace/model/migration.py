@@ -172,13 +172,14 @@ class Round:
 @dataclass(frozen=True, slots=True)
 class Dirty:
     """Totals. `new_pages` sums the rounds after the first (dirty ring: all rounds), `distinct_pages` counts each
-    page once."""
+    page once; rates are in `figures`."""
 
     new_pages: int | None
     distinct_pages: int | None
-    rate_bytes_per_second: float | None
     page_size: int
     kvm_pages: int | None
+    ring: bool = False
+    """Whether the VM uses dirty rings: each reset of them is a round."""
     vfio_pages: int | None = None
     """Pages that devices reported by their DMA logging, of the size each uses."""
     iommu_pages: int | None = None

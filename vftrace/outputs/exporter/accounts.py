@@ -14,9 +14,9 @@ from prometheus_client.samples import Exemplar
 
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.events import Event
+from vftrace.model import figures
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import (
-    Dirty,
     Migration,
     Outcome,
     Phase,
@@ -26,8 +26,8 @@ from vftrace.model.migration import (
     Vm,
     VmDevice,
 )
+from vftrace.model.trace_id import trace_id
 from vftrace.model.vf import VfHistory
-from vftrace.outputs.traces.ids import trace_id_of
 
 SETTLE_NS = 1_000_000_000
 """A migration is counted this long after its end: a role or an outcome can still change when the other
@@ -109,13 +109,13 @@ class Histogram:
         self._exemplars: list[Exemplar | None] = [None] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, seconds: float, trace_id: str | None = None) -> None:
+    def observe(self, seconds: float, trace: str | None = None) -> None:
         """Count one value; its bucket's exemplar becomes this trace."""
         index = bisect_left(self._bounds, seconds)
         self._counts[index] += 1
         self.sum += seconds
-        if trace_id is not None:
-            self._exemplars[index] = Exemplar({"trace_id": trace_id}, seconds)
+        if trace is not None:
+            self._exemplars[index] = Exemplar({"trace_id": trace}, seconds)
 
     def cumulative(self) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
         """(`le`, values up to it, exemplar) as Prometheus wants them, `+Inf` last."""
@@ -222,11 +222,8 @@ class View:
 
     def unix_seconds(self, at_ns: int) -> float | None:
         """CLOCK_BOOTTIME as Unix time; None where no clock sample is known."""
-        clock = self.reading.snapshot.clock
-        if not clock:
-            return None
-        sample = next((s for s in reversed(clock) if s[0] <= at_ns), clock[0])
-        return (at_ns + sample[1]) / 1e9
+        ns = figures.realtime_ns(self.reading.snapshot.clock, at_ns)
+        return None if ns is None else ns / 1e9
 
 
 class Accounts:
@@ -243,6 +240,7 @@ class Accounts:
         self._kept: dict[str, _Kept] = {}
         self._second: set[tuple[str, int]] = set()
         self._held: dict[tuple[str, int], _Held] = {}
+        self._warned: set[str] = set()
         self.migrations: Counter[tuple[str, str, str]] = Counter()
         self.incomplete = 0
         self.downtime = {kind: Histogram(DOWNTIME_BUCKETS) for kind in DOWNTIME_KINDS}
@@ -263,7 +261,11 @@ class Accounts:
         by_label: dict[str, list[Migration]] = {}
         for migration in snapshot.migrations:
             by_label.setdefault(self._label(migration), []).append(migration)
-            self._add(migration, reading)
+            try:
+                self._add(migration, reading)
+            except Exception as error:
+                # One migration that cannot be counted must not end the metrics of the others.
+                self.warn_once(f"a migration of {self._label(migration)} is not counted", error)
         identities = {_identity(migration) for migration in snapshot.migrations}
         self._seen = {key: seen for key, seen in self._seen.items() if key in identities}
         processes: dict[str, list[Vm]] = {}
@@ -275,6 +277,12 @@ class Accounts:
             for label, kept in self._kept.items()
         )
         return View(reading, vms, tuple(self._vfs(reading, vms)), self)
+
+    def warn_once(self, what: str, error: Exception) -> None:
+        """Tell the operator about an error in vftrace itself, once for each `what`."""
+        if what not in self._warned:
+            self._warned.add(what)
+            self._warn(f"{what}, because of an error in vftrace: {type(error).__name__}: {error}")
 
     # -- which process is which vm --------------------------------------------------------------
 
@@ -401,7 +409,7 @@ class Accounts:
             outcome = migration.outcome or Outcome.UNKNOWN
             self.migrations[migration.role, migration.strategy, outcome] += 1
             self.incomplete += migration.incomplete
-            trace = trace_id_of(migration, reading.host.boot_id) if reading.traced else None
+            trace = trace_id(migration, reading.host.boot_id) if reading.traced else None
             for kind, ns in downtimes(migration).items():
                 self.downtime[kind].observe(ns / 1e9, trace)
         for phase in migration.phases:
@@ -417,8 +425,7 @@ class Accounts:
 
 def downtimes(migration: Migration) -> dict[str, int]:
     """Each kind of downtime that is known of it, ns; `device` is that of the device that was away longest."""
-    devices = [device.ns for device in migration.downtime.devices if device.ns is not None]
-    known = {"vcpu": migration.downtime.vcpu_ns, "device": max(devices, default=None)}
+    known = {"vcpu": migration.downtime.vcpu_ns, "device": figures.device_downtime_ns(migration)}
     return {kind: ns for kind, ns in known.items() if ns is not None}
 
 
@@ -448,10 +455,7 @@ def outage(
 
 def clean(text: str | None) -> str:
     """A label value that is bounded and printable, whatever a command line holds."""
-    shortened = str(text or "")[:_LONGEST_LABEL]
-    if shortened.isprintable():
-        return shortened
-    return "".join(c if c.isprintable() else "�" for c in shortened)
+    return figures.printable(str(text or "")[:_LONGEST_LABEL])
 
 
 def _identity(migration: Migration) -> tuple[str, int, int]:
@@ -500,9 +504,12 @@ def _arrival(vm: VmView) -> tuple[int, int] | None:
 
 def _dirty_pages(migration: Migration) -> dict[str, int]:
     """New pages by what reported them, of those sources that are known."""
-    dirty: Dirty = migration.dirty
-    kvm = sum(round_.new_pages or 0 for round_ in migration.rounds[1:])
-    known = {"kvm": kvm, "vfio": dirty.vfio_pages, "iommu": dirty.iommu_pages}
+    dirty = migration.dirty
+    known = {
+        "kvm": figures.known_new_pages(migration),
+        "vfio": dirty.vfio_pages,
+        "iommu": dirty.iommu_pages,
+    }
     return {source: pages for source, pages in known.items() if pages is not None}
 
 

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from vftrace import __version__, events
 from vftrace.analysis.devices.vf_history import NOT_RECORDED
 from vftrace.events import wire
+from vftrace.model import figures
 from vftrace.model.migration import Forecast, Outcome, Role, Strategy
 from vftrace.outputs.exporter.accounts import (
     Accounts,
@@ -202,7 +203,7 @@ def _dirty_pages(view: View) -> Samples:
 def _dirty_rate(view: View) -> Samples:
     for vm in view.vms:
         if vm.source is not None and vm.source.outcome is None:
-            rate = vm.source.dirty.rate_bytes_per_second
+            rate = figures.dirty_rate(vm.source)
             if rate is not None:
                 yield (vm.label,), rate
 
@@ -220,7 +221,7 @@ def _dirty_sync(view: View) -> Samples:
 def _forecasts(view: View) -> Iterator[tuple[str, Forecast]]:
     for vm in view.vms:
         m = vm.source
-        # Once the guest has stopped there is nothing left to foretell.
+        # Once the guest has stopped there is nothing left to forecast.
         if m is not None and m.outcome is None and m.stopped_at_ns is None and m.forecast:
             yield vm.label, m.forecast
 
@@ -483,7 +484,8 @@ METRICS = (
     Metric(
         "dirty_pages_total",
         "counter",
-        "New pages found by the rounds after the first, by who reported them: kvm (the guest wrote them), "
+        "New pages found by the rounds after the first (with dirty rings by all rounds), by who reported them: kvm "
+        "(the guest wrote them), "
         "vfio (a device by its DMA logging, in its own page size), iommu (a container or an iommufd).",
         "pages",
         ("vm", "source"),
@@ -494,7 +496,8 @@ METRICS = (
     Metric(
         "dirty_rate_bytes_per_second",
         "gauge",
-        "New pages of the latest round by the time since the round before; only while migrating.",
+        "New pages of the latest round by the time since the round before, with dirty rings the mean since the "
+        "beginning; only while migrating.",
         "bytes_per_second",
         ("vm",),
         "ioctl, dirty-ring",
@@ -646,7 +649,13 @@ def families_of(view: View) -> Iterator[Family]:
     """All metrics as prometheus_client's families."""
     for metric in METRICS:
         family = _family(metric)
-        for labels, value in metric.samples(view):
+        try:
+            samples = list(metric.samples(view))
+        except Exception as error:
+            # The other metrics are served.
+            view.accounts.warn_once(f"no {family.name}", error)
+            samples = []
+        for labels, value in samples:
             _add(family, metric, labels, value)
         yield family
 

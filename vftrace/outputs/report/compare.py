@@ -7,12 +7,14 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from vftrace.outputs.report.timeline import title_of
+from vftrace.model import figures
+from vftrace.model.migration import Migration, Outcome, Phase, Role
+from vftrace.model.report import MigrationReport
+from vftrace.outputs.report.json import migration_json
 from vftrace.outputs.text.glyphs import Glyphs, clean
 from vftrace.outputs.text.tables import UNKNOWN, plain_table
 from vftrace.units import format_bytes, format_ns, format_rate
 
-Json = dict[str, Any]
 SCHEMA = 1
 
 
@@ -29,38 +31,40 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two migrations in the report's form, and their figures."""
+    """Two migrations, and their figures."""
 
-    a: Json
-    b: Json
+    a: MigrationReport
+    b: MigrationReport
     totals: tuple[Row, ...]
     checkpoints: tuple[Row, ...]
     phases: tuple[Row, ...]
 
 
-def compare(a: Json, b: Json) -> Comparison:
+def compare(a: MigrationReport, b: MigrationReport) -> Comparison:
     """Every figure that either has. Durations in ns."""
     return Comparison(
         a=a,
         b=b,
         totals=tuple(_row(name, unit, take(a), take(b)) for name, unit, take in _TOTALS),
         checkpoints=tuple(
-            _row(first["name"], "ns", first["ns"], second["ns"])
+            _row(first.name, "ns", first.ns, second.ns)
             for first, second in zip(
-                a["downtime"]["checkpoints"], b["downtime"]["checkpoints"], strict=True
+                a.migration.downtime.checkpoints, b.migration.downtime.checkpoints, strict=True
             )
         ),
-        phases=tuple(_phases(a, b)),
+        phases=tuple(_phases(a.migration, b.migration)),
     )
 
 
-def pairs_of(a: Sequence[Json], b: Sequence[Json]) -> list[tuple[Json, Json]]:
-    """Which migrations are held against each other: attempts of one UUID in order, then what is left in order."""
+def pairs_of(
+    a: Sequence[MigrationReport], b: Sequence[MigrationReport]
+) -> list[tuple[MigrationReport, MigrationReport]]:
+    """Which migrations are compared with each other: attempts of one UUID in order, then what is left in order."""
     left_a, left_b = list(a), list(b)
     pairs = []
     for first in a:
-        uuid = first["vm"]["uuid"]
-        second = next((m for m in left_b if uuid is not None and m["vm"]["uuid"] == uuid), None)
+        uuid = first.migration.uuid
+        second = next((m for m in left_b if uuid is not None and m.migration.uuid == uuid), None)
         if second is not None:
             pairs.append((first, second))
             left_a.remove(first)
@@ -68,9 +72,21 @@ def pairs_of(a: Sequence[Json], b: Sequence[Json]) -> list[tuple[Json, Json]]:
     return pairs + list(zip(left_a, left_b, strict=False))
 
 
-def compare_json(found: Sequence[Comparison]) -> Json:
+def compare_json(found: Sequence[Comparison]) -> dict[str, Any]:
     """`{"schema", "comparisons": [{"a", "b", "totals", "checkpoints", "phases"}]}`; a and b are migrations."""
-    return {"schema": SCHEMA, "comparisons": [asdict(comparison) for comparison in found]}
+    return {
+        "schema": SCHEMA,
+        "comparisons": [
+            {
+                "a": migration_json(comparison.a),
+                "b": migration_json(comparison.b),
+                "totals": [asdict(row) for row in comparison.totals],
+                "checkpoints": [asdict(row) for row in comparison.checkpoints],
+                "phases": [asdict(row) for row in comparison.phases],
+            }
+            for comparison in found
+        ],
+    }
 
 
 def render_comparisons(found: Sequence[Comparison], g: Glyphs) -> RenderableType:
@@ -83,10 +99,10 @@ def render_comparisons(found: Sequence[Comparison], g: Glyphs) -> RenderableType
 
 def verdict(found: Comparison) -> str:
     """One line: both downtimes, and the checkpoint that differs most."""
-    a, b = found.a["downtime"]["vcpu_ns"], found.b["downtime"]["vcpu_ns"]
+    a, b = found.a.migration.downtime.vcpu_ns, found.b.migration.downtime.vcpu_ns
     if a is None or b is None:
         known = [format_ns(ns) if ns is not None else "not known" for ns in (a, b)]
-        return f"downtime {known[0]} and {known[1]}: nothing to hold against each other"
+        return f"downtime {known[0]} and {known[1]}: nothing to compare"
     said = f"downtime {format_ns(a)} and {format_ns(b)}"
     if a == b:
         return f"{said}: no difference"
@@ -94,7 +110,7 @@ def verdict(found: Comparison) -> str:
     # A step that only one has passed counts as none in the other: `held`, say.
     steps = [(row, (row.b or 0) - (row.a or 0)) for row in found.checkpoints]
     largest, by = max(steps, key=lambda step: abs(step[1]))
-    unsure = sum(m["downtime"]["uncertainty_ns"] or 0 for m in (found.a, found.b))
+    unsure = sum(each.uncertainty_ns or 0 for each in (found.a, found.b))
     if unsure and abs(b - a) <= unsure:
         return f"{said}, which is within the clocks' uncertainty of {format_ns(round(unsure))}"
     return f"{said}, most in {largest.name} ({_difference(by, 'ns')})"
@@ -124,38 +140,39 @@ def _render(found: Comparison, g: Glyphs) -> list[RenderableType]:
     return parts
 
 
-_WORDS: tuple[tuple[str, Callable[[Json], str]], ...] = (
-    ("VM", title_of),
-    ("host", lambda m: m["host"] + (f" to {m['peer_host']}" if m["peer_host"] else "")),
-    ("outcome", lambda m: m["outcome"] + (f", {m['cause']}" if m["cause"] else "")),
-    ("strategy", lambda m: m["strategy"] + (", postcopy" if m["postcopy"] else "")),
-    ("set by", lambda m: m["downtime"]["set_by"] or UNKNOWN),
+_WORDS: tuple[tuple[str, Callable[[MigrationReport], str]], ...] = (
+    ("VM", lambda f: figures.title(f.migration.name, f.migration.uuid, f.migration.pid)),
+    ("host", lambda f: f.host.name + (f" to {f.peer.name}" if f.peer is not None else "")),
+    ("outcome", lambda f: _outcome(f.migration)),
+    ("strategy", lambda f: f.migration.strategy + (", postcopy" if f.migration.postcopy else "")),
+    ("set by", lambda f: f.migration.downtime.set_by or UNKNOWN),
 )
 
-_TOTALS: tuple[tuple[str, str, Callable[[Json], float | None]], ...] = (
-    ("downtime", "ns", lambda m: m["downtime"]["vcpu_ns"]),
-    ("service downtime", "ns", lambda m: m["downtime"]["service_ns"]),
-    ("device downtime", "ns", lambda m: _longest(m["downtime"]["devices"])),
-    ("uncertainty", "ns", lambda m: m["downtime"]["uncertainty_ns"]),
-    ("total time", "ns", lambda m: _since(m["started_at_ns"], m["ended_at_ns"])),
-    ("sent", "bytes", lambda m: m["channel"]["bytes"]),
-    ("sent as state", "bytes", lambda m: m["channel"]["state_bytes"]),
-    ("rounds", "count", lambda m: len(m["rounds"]) if m["role"] != "destination" else None),
-    ("new pages", "count", lambda m: m["dirty"]["new_pages"]),
-    ("distinct pages", "count", lambda m: m["dirty"]["distinct_pages"]),
-    ("dirty rate at the end", "bytes/s", lambda m: m["dirty"]["rate_bytes_per_second"]),
+_TOTALS: tuple[tuple[str, str, Callable[[MigrationReport], float | None]], ...] = (
+    ("downtime", "ns", lambda f: f.migration.downtime.vcpu_ns),
+    ("service downtime", "ns", lambda f: f.service_ns),
+    ("device downtime", "ns", lambda f: figures.device_downtime_ns(f.migration)),
+    ("uncertainty", "ns", lambda f: f.uncertainty_ns),
+    ("total time", "ns", lambda f: figures.total_ns(f.migration)),
+    ("sent", "bytes", lambda f: f.migration.channel.bytes),
+    ("sent as state", "bytes", lambda f: f.migration.channel.state_bytes),
+    ("rounds", "count", lambda f: _rounds(f.migration)),
+    ("new pages", "count", lambda f: f.migration.dirty.new_pages),
+    ("distinct pages", "count", lambda f: f.migration.dirty.distinct_pages),
+    ("mean dirty rate", "bytes/s", lambda f: figures.mean_dirty_rate(f.migration)),
+    ("dirty rate at the end", "bytes/s", lambda f: figures.dirty_rate(f.migration)),
 )
 
 
-def _longest(devices: Sequence[Json]) -> int | None:
-    return max((d["ns"] for d in devices if d["ns"] is not None), default=None)
+def _outcome(m: Migration) -> str:
+    return (m.outcome or Outcome.UNKNOWN) + (f", {m.cause}" if m.cause else "")
 
 
-def _since(start: int, end: int | None) -> int | None:
-    return None if end is None else end - start
+def _rounds(m: Migration) -> int | None:
+    return None if m.role == Role.DESTINATION else len(m.rounds)
 
 
-def _phases(a: Json, b: Json) -> list[Row]:
+def _phases(a: Migration, b: Migration) -> list[Row]:
     both = [_durations(a), _durations(b)]
     # In the order of a; what only b has comes where b has it.
     names = list(both[0])
@@ -166,12 +183,12 @@ def _phases(a: Json, b: Json) -> list[Row]:
     return [_row(name, "ns", both[0].get(name), both[1].get(name)) for name in names]
 
 
-def _durations(m: Json) -> dict[str, int | None]:
+def _durations(m: Migration) -> dict[str, int | None]:
     """Without the destination's `running`, which ends with the VM."""
     return {
-        f"{p['role']} {p['name']}": _since(p["start_at_ns"], p["end_at_ns"])
-        for p in m["phases"]
-        if p["name"] != "running"
+        f"{p.role} {p.name}": None if p.end_at_ns is None else p.end_at_ns - p.start_at_ns
+        for p in m.phases
+        if p.name != Phase.RUNNING
     }
 
 

@@ -1,87 +1,100 @@
 """The report as one HTML file that needs nothing else: no scripts, no fonts, no network."""
 
+import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
 from vftrace import __version__
-from vftrace.model.migration import Checkpoint, Outcome, Phase, Role
-from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, timeline_of, title_of
-from vftrace.outputs.text.words import HAPPENS
+from vftrace.model import figures
+from vftrace.model.migration import Checkpoint, Migration, Outcome, Phase, Role
+from vftrace.model.report import HostReport, MigrationReport, Report
+from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, timeline_of
+from vftrace.outputs.text.clock import wall_time
+from vftrace.outputs.text.words import (
+    clocks_line,
+    downtime_line,
+    downtime_range,
+    happens,
+    losses,
+    warnings,
+)
 from vftrace.units import format_bytes, format_ns, format_rate
 
-Json = dict[str, Any]
+
+def escape(text: str) -> str:
+    """Text for HTML: no markup, and nothing that UTF-8 cannot encode (a recording may hold lone surrogates)."""
+    return html.escape(figures.printable(text))
 
 
-@dataclass(frozen=True, slots=True)
-class Chapter:
-    """A migration of the report: `headline` says what set its downtime, `started` is wall time."""
-
-    migration: Json
-    headline: str
-    started: str
-    clocks: str | None
-    warnings: tuple[str, ...]
-
-
-def render_html(hosts: Sequence[Json], chapters: Sequence[Chapter], damage: Sequence[str]) -> str:
-    """The whole page. `hosts` as in the report; `damage` has a line for each file that is not whole."""
-    names = ", ".join(dict.fromkeys(host["name"] for host in hosts))
+def render_html(report: Report) -> str:
+    """The whole page."""
+    names = ", ".join(dict.fromkeys(host.name for host in report.hosts))
     body = [
         f"<header><h1>Live migration on {escape(names)}</h1>",
-        *(f'<p class="warning">{escape(line)}</p>' for line in damage),
-        *(_lost(host) for host in hosts),
+        *(_warning(line) for line in report.damage),
+        *(_warning(f"{h.name}: {line}") for h in report.hosts for line in losses(h.snapshot)),
         "</header>",
     ]
-    if not chapters:
+    if not report.migrations:
         body.append("<p>No migration in these recordings.</p>")
-    if len(chapters) > 1:
-        body.append(_overview(chapters))
-    for number, chapter in enumerate(chapters):
-        body += _chapter(number, chapter)
-    body.append(f"<footer>vftrace {__version__}. {_hosts(hosts)}</footer>")
+    if len(report.migrations) > 1:
+        body.append(_overview(report.migrations))
+    for number, found in enumerate(report.migrations):
+        body += _section(number, found)
+    body.append(f"<footer>vftrace {__version__}. {_hosts(report.hosts)}</footer>")
     return _PAGE.format(title=escape(f"vftrace: {names}"), style=_STYLE, body="\n".join(body))
 
 
-def _lost(host: Json) -> str:
-    if not host["lost"]:
-        return ""
-    said = (
-        f"{host['name']}: {host['lost']} EVENTS LOST: the ring was full, what they said is missing"
-    )
-    return f'<p class="warning">{escape(said)}</p>'
+def _warning(text: str) -> str:
+    return f'<p class="warning">{escape(text)}</p>'
 
 
-def _hosts(hosts: Sequence[Json]) -> str:
+def _hosts(hosts: Sequence[HostReport]) -> str:
     said = (
-        f"{host['name']}, kernel {host['kernel']}, boot {host['boot_id'][:8]}, "
-        f"{host['events']} events"
+        f"{host.name}, kernel {host.info.kernel}, boot {host.boot_id[:8]}, "
+        f"{host.snapshot.events} events"
         for host in hosts
     )
     return escape("; ".join(said) + ".")
 
 
-def _overview(chapters: Sequence[Chapter]) -> str:
+def _title(m: Migration) -> str:
+    return figures.title(m.name, m.uuid, m.pid)
+
+
+def _overview(migrations: Sequence[MigrationReport]) -> str:
     rows = []
-    for number, chapter in enumerate(chapters):
-        m = chapter.migration
-        link = f'<a href="#m{number}">{escape(title_of(m))}</a>'
-        cells = [m["outcome"], _total(m), _duration(m["downtime"]["vcpu_ns"])]
-        cells += [m["downtime"]["set_by"] or "–", _size(m["channel"]["bytes"])]
+    for number, m in enumerate(found.migration for found in migrations):
+        link = f'<a href="#m{number}">{escape(_title(m))}</a>'
+        cells = [_outcome(m), _duration(figures.total_ns(m)), _duration(m.downtime.vcpu_ns)]
+        cells += [m.downtime.set_by or "–", _size(m.channel.bytes)]
         rows.append(_row([link, *map(escape, cells)]))
     return _table(("VM", "outcome", "total", "downtime", "set by", "sent"), rows)
 
 
-def _chapter(number: int, chapter: Chapter) -> Iterator[str]:
-    m = chapter.migration
-    line = timeline_of(m)
+def _outcome(m: Migration) -> str:
+    return m.outcome or Outcome.UNKNOWN
+
+
+def _section(number: int, found: MigrationReport) -> Sequence[str]:
+    """A migration, or why it could not be drawn: the others are drawn anyway."""
+    try:
+        return tuple(_migration(number, found))
+    except Exception as error:
+        said = f"not shown, because of an error in vftrace ({type(error).__name__}: {error})"
+        title = escape(_title(found.migration))
+        return (f'<section id="m{number}"><h2>{title}</h2>{_warning(said)}</section>',)
+
+
+def _migration(number: int, found: MigrationReport) -> Iterator[str]:
+    m = found.migration
+    line = timeline_of(found)
     yield f'<section id="m{number}"><h2>{escape(line.title)}'
-    yield f' <span class="outcome {escape(m["outcome"])}">{escape(m["outcome"])}</span></h2>'
-    yield f'<p class="headline">{escape(chapter.headline)}</p>'
-    for warning in chapter.warnings:
-        yield f'<p class="warning">{escape(warning)}</p>'
-    yield _cards(m)
+    yield f' <span class="outcome {escape(_outcome(m))}">{escape(_outcome(m))}</span></h2>'
+    yield f'<p class="headline">{escape(downtime_line(found))}</p>'
+    for warning in (*found.warnings, *warnings(m)):
+        yield _warning(warning)
+    yield _cards(found)
     lane = next((lane for lane in line.lanes if lane.kind == "blackout"), None)
     if lane is not None:
         yield "<h3>The blackout</h3>"
@@ -89,51 +102,45 @@ def _chapter(number: int, chapter: Chapter) -> Iterator[str]:
         yield _blackout_table(m)
     yield "<h3>The whole migration</h3>"
     yield _drawing(line)
-    if m["rounds"]:
-        yield f"<details><summary>{len(m['rounds'])} rounds</summary>{_rounds_table(m)}</details>"
-    yield f"<dl>{_facts(chapter)}</dl></section>"
+    if m.rounds:
+        yield f"<details><summary>{len(m.rounds)} rounds</summary>{_rounds_table(m)}</details>"
+    yield f"<dl>{_facts(found)}</dl></section>"
 
 
-def _cards(m: Json) -> str:
-    down = m["downtime"]
-    uncertainty = down["uncertainty_ns"]
-    downtime = _duration(down["vcpu_ns"])
-    if down["vcpu_ns"] is not None and uncertainty:
-        least = max(0, down["vcpu_ns"] - uncertainty)
-        downtime = f"{format_ns(least)} to {format_ns(down['vcpu_ns'] + uncertainty)}"
-    cards = [("downtime", downtime), ("set by", down["set_by"] or "–")]
-    if down["service_ns"] is not None:
-        cards.append(("service downtime", _duration(down["service_ns"])))
-    cards += [("total", _total(m)), ("sent", _size(m["channel"]["bytes"]))]
-    if m["role"] != Role.DESTINATION:
-        pages = m["dirty"]["new_pages"]
-        cards.append(("rounds", str(len(m["rounds"]))))
-        cards.append(("dirtied", _size(None if pages is None else pages * m["dirty"]["page_size"])))
+def _cards(found: MigrationReport) -> str:
+    m = found.migration
+    cards = [("downtime", downtime_range(found) or "–"), ("set by", m.downtime.set_by or "–")]
+    if found.service_ns is not None:
+        cards.append(("service downtime", _duration(found.service_ns)))
+    cards += [("total", _duration(figures.total_ns(m))), ("sent", _size(m.channel.bytes))]
+    if m.role != Role.DESTINATION:
+        cards.append(("rounds", str(len(m.rounds))))
+        cards.append(("dirtied", _size(figures.dirtied_bytes(m))))
+        mean = figures.mean_dirty_rate(m)
+        cards.append(("mean dirty rate", "–" if mean is None else format_rate(mean)))
     inner = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in cards)
     return f'<div class="cards">{inner}</div>'
 
 
-def _facts(chapter: Chapter) -> str:
-    m = chapter.migration
-    peer = f" → pid {m['peer_pid']} on {m['peer_host']}" if m["peer_host"] else ""
-    facts = [("seen", f"{m['role']}: pid {m['vm']['pid']} on {m['host']}{peer}")]
-    facts += [("UUID", m["vm"]["uuid"])] if m["vm"]["uuid"] else []
-    facts += [("started", chapter.started)]
-    facts += [("clocks", chapter.clocks)] if chapter.clocks else []
+def _facts(found: MigrationReport) -> str:
+    m = found.migration
+    peer = f" → pid {m.peer_pid} on {found.peer.name}" if found.peer is not None else ""
+    facts = [("seen", f"{m.role}: pid {m.pid} on {found.host.name}{peer}")]
+    facts += [("UUID", m.uuid)] if m.uuid else []
+    facts += [("started", wall_time(found.host.snapshot, m.started_at_ns))]
+    clocks = clocks_line(found)
+    facts += [("clocks", clocks)] if clocks else []
     evidence = "; ".join(
-        f"{e['event']} at {_offset(e['at_ns'] - m['started_at_ns'])}"
-        for e in m["strategy_evidence"]
+        f"{e.event} at {_offset(e.at_ns - m.started_at_ns)}" for e in m.strategy_evidence
     )
-    facts.append(("strategy", m["strategy"] + (f": {evidence}" if evidence else "")))
+    facts.append(("strategy", m.strategy + (f": {evidence}" if evidence else "")))
     facts += [
-        ("device", f"{d['id'] or d['address']}: {_duration(d['ns'])} without it")
-        for d in m["downtime"]["devices"]
+        ("device", f"{d.id or d.address}: {_duration(d.ns)} without it") for d in m.downtime.devices
     ]
-    channel = m["channel"]
-    error = f", ERROR {channel['error']}" if channel["error"] else ""
-    facts.append(("channel", channel["kind"] + error))
-    if m["cause"]:
-        facts.append(("cause", ": ".join(filter(None, (m["cause"], m["cause_detail"])))))
+    error = f", ERROR {m.channel.error}" if m.channel.error else ""
+    facts.append(("channel", m.channel.kind + error))
+    if m.cause:
+        facts.append(("cause", ": ".join(filter(None, (m.cause, m.cause_detail)))))
     return "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
 
 
@@ -306,39 +313,37 @@ def _counter(counter: Counter, scale: _Scale, y: float) -> Iterator[str]:
 # -- tables -------------------------------------------------------------------------------------
 
 
-def _blackout_table(m: Json) -> str:
-    total = m["downtime"]["vcpu_ns"]
+def _blackout_table(m: Migration) -> str:
+    total = m.downtime.vcpu_ns
     rows = []
-    for c in m["downtime"]["checkpoints"]:
-        if c["at_ns"] is None:
+    for c in m.downtime.checkpoints:
+        if c.at_ns is None:
             continue
-        share = f"{100 * c['ns'] / total:.0f}%" if total and c["ns"] is not None else "–"
-        swatch = f'<i class="{_colour("blackout", c["name"])}"></i>'
-        name = escape(c["name"])
-        if c["name"] == m["downtime"]["set_by"]:
-            name = f"<b>{name}</b>"
-        again = c["name"] == Checkpoint.VCPUS_RUNNING and m["outcome"] == Outcome.FAILED
-        happens = "vCPUs run again on the source" if again else HAPPENS.get(c["name"], "")
-        rows.append(_row([swatch + name, _duration(c["ns"]), share, escape(happens)]))
+        share = f"{100 * c.ns / total:.0f}%" if total and c.ns is not None else "–"
+        swatch = f'<i class="{_colour("blackout", c.name)}"></i>'
+        name = f"<b>{escape(c.name)}</b>" if c.name == m.downtime.set_by else escape(c.name)
+        rows.append(_row([swatch + name, _duration(c.ns), share, escape(happens(m, c.name))]))
     return _table(("checkpoint", "took", "share", "what happens until it"), rows)
 
 
-def _rounds_table(m: Json) -> str:
+def _rounds_table(m: Migration) -> str:
+    rates = figures.round_dirty_rates(m)
     rows = [
         _row(
             [
                 str(number),
-                "+" + _seconds(r["at_ns"] - m["started_at_ns"]),
-                format_ns(r["duration_ns"]),
-                _count(r["new_pages"]),
-                _count(r["redirtied_pages"]),
-                _count(r["logged_pages"]),
-                _size(r["sent_bytes"]),
+                "+" + _seconds(r.at_ns - m.started_at_ns),
+                format_ns(r.duration_ns),
+                _count(r.new_pages),
+                _count(r.redirtied_pages),
+                _count(r.logged_pages),
+                "–" if rate is None else format_rate(rate),
+                _size(r.sent_bytes),
             ]
         )
-        for number, r in enumerate(m["rounds"], start=1)
+        for number, (r, rate) in enumerate(zip(m.rounds, rates, strict=True), start=1)
     ]
-    heads = ("round", "at", "sweep", "new pages", "re-dirtied", "logged", "sent")
+    heads = ("round", "at", "sweep", "new pages", "re-dirtied", "logged", "dirtied", "sent")
     return _table(heads, rows)
 
 
@@ -357,10 +362,6 @@ def _row(cells: Sequence[str]) -> str:
 
 def _duration(ns: int | None) -> str:
     return "–" if ns is None else format_ns(ns)
-
-
-def _total(m: Json) -> str:
-    return _duration(None if m["ended_at_ns"] is None else m["ended_at_ns"] - m["started_at_ns"])
 
 
 def _size(count: int | None) -> str:

@@ -3,8 +3,10 @@
 from dataclasses import asdict
 from typing import Any
 
-from vftrace.model.migration import Outcome
-from vftrace.model.report import HostReport, MigrationReport, Outage, Report
+from vftrace.model import figures
+from vftrace.model.host import HostInfo
+from vftrace.model.migration import Outcome, Snapshot
+from vftrace.model.report import HostReport, MigrationReport, Outage, Report, live_report
 from vftrace.model.vf import VfHistory
 
 SCHEMA = 1
@@ -33,6 +35,47 @@ def host_json(host: HostReport) -> dict[str, Any]:
         "events": snapshot.events,
         "lost": snapshot.lost,
         "vfs": [vf_json(life) for life in snapshot.vfs],
+    }
+
+
+def state_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
+    """All that is known at `at_ns`, as `vftrace top --json` prints it.
+
+    Migrations are those of `report --format json`, except that `outcome` is null while one runs, and
+    with the `phase` it is in and its `blackout_ns` so far. Times are CLOCK_BOOTTIME nanoseconds.
+    """
+    report = report_json(live_report(host, snapshot))
+    migrations = []
+    for written, migration in zip(report["migrations"], snapshot.migrations, strict=True):
+        phase = figures.current_phase(migration) if migration.outcome is None else None
+        stop = figures.blackout(migration, snapshot.at_ns)
+        migrations.append(
+            {
+                **written,
+                "outcome": migration.outcome,
+                "phase": phase.name if phase else None,
+                "blackout_ns": stop.ns if stop else None,
+            }
+        )
+    return {
+        "schema": SCHEMA,
+        "at_ns": snapshot.at_ns,
+        "host": host.name,
+        "events": snapshot.events,
+        "lost": snapshot.lost,
+        "vms": [
+            {
+                "uuid": vm.uuid,
+                "name": vm.name,
+                "pid": vm.pid,
+                "vmm": vm.vmm,
+                "started_at_ns": vm.started_at_ns,
+                "running": vm.running,
+            }
+            for vm in snapshot.vms
+        ],
+        "vfs": report["hosts"][0]["vfs"],
+        "migrations": migrations,
     }
 
 
@@ -130,7 +173,9 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
         "dirty": {
             "new_pages": m.dirty.new_pages,
             "distinct_pages": m.dirty.distinct_pages,
-            "rate_bytes_per_second": m.dirty.rate_bytes_per_second,
+            "rate_bytes_per_second": figures.dirty_rate(m),
+            "mean_rate_bytes_per_second": figures.mean_dirty_rate(m),
+            "counted_since_ns": figures.counted_since_ns(m),
             "page_size": m.dirty.page_size,
             "dma": m.dirty.dma,
             "sources": {

@@ -4,21 +4,36 @@ Made with the messages of Perfetto's own Python package (extra `perfetto`).
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from vftrace.errors import MachineError
-from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, timeline_of
-
-Json = dict[str, Any]
+from vftrace.mailbox.message import Message
+from vftrace.mailbox.driver import Value
+from vftrace.model import figures
+from vftrace.model.migration import Outcome
+from vftrace.model.report import HostReport, MigrationReport, Report
+from vftrace.model.vf import VfHistory
+from vftrace.outputs.report.timeline import Counter, Lane, Slice, timeline_of
 
 _SEQUENCE = 1
 
+Arguments = Mapping[str, Value]
 
-def perfetto_trace(placed: Sequence[tuple[Json, Json]], hosts: Sequence[Json] = ()) -> bytes:
-    """A serialised `perfetto.protos.Trace`. `placed`: each migration with its host's entry, as in the report.
-    `hosts`: those entries, for their virtual functions: a track of states and one of messages each.
+
+@dataclass(frozen=True, slots=True)
+class PerfettoTrace:
+    """A serialised `perfetto.protos.Trace`; `left_out` says what is not in it because it could not be written."""
+
+    data: bytes
+    left_out: tuple[str, ...]
+
+
+def perfetto_trace(report: Report) -> PerfettoTrace:
+    """A track for each migration, with its lanes and counters, and for each virtual function: states and messages.
 
     Times are CLOCK_BOOTTIME of the first host; another host's are laid beside it by the wall clocks.
     Raises MachineError, saying what to install, where the extra is missing.
@@ -30,70 +45,110 @@ def perfetto_trace(placed: Sequence[tuple[Json, Json]], hosts: Sequence[Json] = 
         raise MachineError(
             "--format perfetto needs Perfetto's messages: pip install 'vftrace[perfetto]'"
         ) from error
-    trace: bytes = _Writer(pb2, placed, hosts).trace.SerializeToString()
-    return trace
+    trace: Any = pb2.Trace()
+    left_out = []
+    for what, write in _parts(report):
+        # Each into a trace of its own: a time that no packet can hold, as damaged recordings have, spoils one part.
+        part = pb2.Trace()
+        try:
+            write(_Writer(pb2, part))
+        except Exception as error:
+            left_out.append(f"{what}: {type(error).__name__}: {error}")
+        else:
+            trace.MergeFrom(part)
+    return PerfettoTrace(trace.SerializeToString(), tuple(left_out))
+
+
+def _parts(report: Report) -> Iterator[tuple[str, "Callable[[_Writer], None]"]]:
+    """What the trace is made of: for each part its name, and what writes it."""
+    first = report.hosts[0] if report.hosts else None
+    if first is not None and first.snapshot.clock:
+        at, offset, _ = first.snapshot.clock[0]
+        yield "the clock", lambda writer: writer.clock(at, offset)
+    for number, found in enumerate(report.migrations):
+        m = found.migration
+        name = f"migration {figures.title(m.name, m.uuid, m.pid)}"
+        yield name, partial(_write_migration, number, found, first)
+    for host in report.hosts:
+        for life in host.snapshot.vfs:
+            if life.states or life.recent:
+                name = figures.printable(f"VF {life.vf} of {life.pf}")
+                yield name, partial(_write_vf, host, life, first)
+
+
+def _write_migration(
+    number: int, found: MigrationReport, first: HostReport | None, writer: "_Writer"
+) -> None:
+    writer.migration(number, found, _shift(found.host, first, found.migration.started_at_ns))
+
+
+def _write_vf(
+    host: HostReport, life: VfHistory, first: HostReport | None, writer: "_Writer"
+) -> None:
+    writer.vf(host, life, _shift(host, first, host.info.started_at_ns))
+
+
+def _shift(host: HostReport, first: HostReport | None, at_ns: int) -> int:
+    """How much more the first host's CLOCK_BOOTTIME showed when this one's showed `at_ns`, by their wall clocks."""
+    if first is None or host is first:
+        return 0
+    realtime = figures.realtime_ns(host.snapshot.clock, at_ns)
+    clock = first.snapshot.clock
+    offset = figures.realtime_offset_ns(clock, clock[0][0]) if clock else None
+    return 0 if realtime is None or offset is None else realtime - offset - at_ns
 
 
 class _Writer:
-    def __init__(
-        self, pb2: Any, placed: Sequence[tuple[Json, Json]], hosts: Sequence[Json]
-    ) -> None:
+    def __init__(self, pb2: Any, trace: Any) -> None:
         self._pb2 = pb2
-        self.trace: Any = pb2.Trace()
-        first = next((host for host in (*hosts, *(host for host, _ in placed))), None)
-        if first is not None and first["clock"]:
-            self._clock(first["clock"][0])
-        for number, (host, migration) in enumerate(placed):
-            shift = 0 if first is None or host is first else _wall(host) - _wall(first)
-            self._migration(number, migration, shift)
-        for host in hosts:
-            shift = _wall(host) - _wall(hosts[0])
-            for vf in host["vfs"]:
-                if vf["states"] or vf["messages"]:
-                    self._vf(host, vf, shift)
+        self.trace = trace
 
     def _packet(self) -> Any:
         packet = self.trace.packet.add()
         packet.trusted_packet_sequence_id = _SEQUENCE
         return packet
 
-    def _clock(self, sample: Json) -> None:
+    def clock(self, at_ns: int, offset_ns: int) -> None:
         """What ties boot time to the time of day."""
         packet = self._packet()
         clocks = self._pb2.ClockSnapshot.Clock
-        at, offset = sample["at_ns"], sample["realtime_offset_ns"]
-        packet.timestamp = at
-        packet.clock_snapshot.clocks.add(clock_id=clocks.BOOTTIME, timestamp=at)
-        packet.clock_snapshot.clocks.add(clock_id=clocks.REALTIME, timestamp=at + offset)
-        packet.clock_snapshot.primary_trace_clock = self._pb2.BUILTIN_CLOCK_BOOTTIME
+        packet.timestamp = at_ns
+        snapshot = packet.clock_snapshot
+        snapshot.clocks.add(clock_id=clocks.BOOTTIME, timestamp=at_ns)
+        snapshot.clocks.add(clock_id=clocks.REALTIME, timestamp=at_ns + offset_ns)
+        snapshot.primary_trace_clock = self._pb2.BUILTIN_CLOCK_BOOTTIME
 
-    def _migration(self, number: int, migration: Json, shift: int) -> None:
-        line: Timeline = timeline_of(migration)
-        parent = self._track(f"{number}", None, f"migration {line.title}, {migration['outcome']}")
+    def migration(self, number: int, found: MigrationReport, shift: int) -> None:
+        """A parent track with the lanes and counters of one migration below it."""
+        line = timeline_of(found)
+        outcome = found.migration.outcome or Outcome.UNKNOWN
+        parent = self._track(f"{number}", None, f"migration {line.title}, {outcome}")
         for index, lane in enumerate(line.lanes):
             self._lane(self._track(f"{number}/{index}", parent, lane.title, index), lane, shift)
         for index, counter in enumerate(line.counters, start=len(line.lanes)):
             track = self._track(f"{number}/{index}", parent, counter.title, index)
             self._counter(track, counter, shift)
 
-    def _vf(self, host: Json, vf: Json, shift: int) -> None:
-        path = f"{host['boot_id']}/{vf['pf']}/{vf['vf']}"
-        name = f"VF {vf['vf']} of {vf['pf']} on {host['name']}"
-        parent = self._track(path, None, "".join(c if c.isprintable() else "?" for c in name))
-        newest = [s["start_at_ns"] for s in vf["states"]] + [m["at_ns"] for m in vf["messages"]]
+    def vf(self, host: HostReport, life: VfHistory, shift: int) -> None:
+        """A parent track with the states and the messages of one virtual function below it."""
+        path = f"{host.boot_id}/{life.pf}/{life.vf}"
+        name = figures.printable(f"VF {life.vf} of {life.pf} on {host.name}")
+        parent = self._track(path, None, name)
+        newest = max([s.start_at_ns for s in life.states] + [m.at_ns for m in life.recent])
         states = [
-            Slice(s["name"], s["start_at_ns"], s["end_at_ns"] or max(newest)) for s in vf["states"]
+            Slice(s.name, s.start_at_ns, newest if s.end_at_ns is None else s.end_at_ns)
+            for s in life.states
         ]
         lane = Lane("vf", "state", tuple(states))
         self._lane(self._track(f"{path}/state", parent, lane.title, 0), lane, shift)
         track = self._track(f"{path}/mailbox", parent, "mailbox", 1)
-        for begin, end, name, arguments in _exchanges(vf["messages"]):
-            event = self._event(
-                track, begin + shift, "TYPE_SLICE_BEGIN" if end is not None else "TYPE_INSTANT"
-            )
-            event.name = name
+        for begin, end, title, arguments in _exchanges(life.recent):
+            kind = "TYPE_SLICE_BEGIN" if end is not None else "TYPE_INSTANT"
+            event = self._event(track, begin + shift, kind)
+            event.name = figures.printable(title)
             for key, value in arguments.items():
-                event.debug_annotations.add(name=key, string_value=str(value))
+                text = figures.printable(str(value))
+                event.debug_annotations.add(name=figures.printable(key), string_value=text)
             if end is not None:
                 self._event(track, end + shift, "TYPE_SLICE_END")
 
@@ -111,7 +166,8 @@ class _Writer:
 
     def _lane(self, track: int, lane: Lane, shift: int) -> None:
         for part in lane.slices:
-            self._event(track, part.start_ns + shift, "TYPE_SLICE_BEGIN").name = part.name
+            begin = self._event(track, part.start_ns + shift, "TYPE_SLICE_BEGIN")
+            begin.name = figures.printable(part.name)
             self._event(track, part.end_ns + shift, "TYPE_SLICE_END")
 
     def _counter(self, track: int, counter: Counter, shift: int) -> None:
@@ -132,33 +188,24 @@ class _Writer:
         return packet.track_event
 
 
-def _exchanges(messages: Sequence[Json]) -> Iterator[tuple[int, int | None, str, Json]]:
-    """What was said, each with begin, end, name and arguments: a request and its answer are one; of what has no
-    answer, and is none, the end is None."""
-    waiting: Json | None = None
+def _exchanges(messages: Sequence[Message]) -> Iterator[tuple[int, int | None, str, Arguments]]:
+    """Messages, each with begin, end, name and arguments: a request and its answer are one; the end is None for
+    what is neither or has no answer."""
+    waiting: Message | None = None
     for message in messages:
-        if message["latency_ns"] is not None:
-            asked = waiting["arguments"] if waiting is not None else {}
-            name = f"{_title(message)} {message['result']}"
-            begin = message["at_ns"] - message["latency_ns"]
-            yield begin, message["at_ns"], name, {**asked, **message["arguments"]}
+        if message.latency_ns is not None:
+            asked = waiting.arguments if waiting is not None else {}
+            name = f"{message.title} {message.result}"
+            begin = message.at_ns - message.latency_ns
+            yield begin, message.at_ns, name, {**asked, **message.arguments}
             waiting = None
             continue
         if waiting is not None:
-            yield waiting["at_ns"], None, f"{_title(waiting)} no answer", waiting["arguments"]
+            yield waiting.at_ns, None, f"{waiting.title} no answer", waiting.arguments
             waiting = None
-        if message["direction"] == "from-vf" and message["result"] in ("none", "CTS"):
+        if message.direction == "from-vf" and message.result in ("none", "CTS"):
             waiting = message
         else:
-            yield message["at_ns"], None, _title(message), message["arguments"]
+            yield message.at_ns, None, message.title, message.arguments
     if waiting is not None:
-        yield waiting["at_ns"], None, f"{_title(waiting)} no answer", waiting["arguments"]
-
-
-def _title(message: Json) -> str:
-    return message["message"] or f"0x{message['opcode']:04x}"
-
-
-def _wall(host: Json) -> int:
-    """The host's wall clock beyond its boot time, ns; 0 where it is not known."""
-    return int(host["clock"][0]["realtime_offset_ns"]) if host["clock"] else 0
+        yield waiting.at_ns, None, f"{waiting.title} no answer", waiting.arguments

@@ -1,19 +1,21 @@
 """The report as text: what set the downtime first, then each migration with its figures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from vftrace.model.host import HostInfo
+from vftrace.model import figures
 from vftrace.model.migration import Migration, Role, Snapshot
+from vftrace.model.report import HostReport, MigrationReport, Report
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.devices import devices_part
-from vftrace.outputs.text.figures import mean_dirty_rate
 from vftrace.outputs.text.forecast import forecast_of
 from vftrace.outputs.text.glyphs import Glyphs, clean, glyphs, shorten
+from vftrace.outputs.text.outage import render_outage
 from vftrace.outputs.text.slots import slots_part
 from vftrace.outputs.text.tables import (
     UNKNOWN,
@@ -27,78 +29,105 @@ from vftrace.outputs.text.tables import (
     size,
 )
 from vftrace.outputs.text.vfs import vfs_part
-from vftrace.outputs.text.words import headline, label, losses, roles, title, verdict, warnings
+from vftrace.outputs.text.words import (
+    clocks_line,
+    downtime_line,
+    downtime_range,
+    label,
+    losses,
+    roles,
+    title,
+    verdict,
+    warnings,
+)
 from vftrace.units import format_ns
 
 WARNING = "bold yellow"
-SET_BY = "bold"
+HEADLINE_STYLE = "bold"
 NAME_WIDTH = 22
 
 
-def render_report(
-    host: HostInfo,
-    snapshot: Snapshot,
-    damage: str | None,
-    *,
-    ascii: bool,  # noqa: A002
-) -> RenderableType:
-    """Everything `snapshot` knows, for rich's console; its first line says what set the downtime.
+def render_report(report: Report, *, ascii: bool) -> RenderableType:  # noqa: A002
+    """The whole report for rich's console; its first line says what set the downtime.
 
-    `damage` is `Recording.damage`. `ascii` forces what is also done where the console's encoding
-    cannot do better. Unknown figures are shown as `-`.
+    `ascii` forces what is also done where the console's encoding cannot do better. Unknown figures are shown
+    as `-`.
     """
-    return _Report(host, snapshot, damage, ascii)
+    return _Text(report, ascii)
 
 
 @dataclass(frozen=True)
-class _Report:
-    host: HostInfo
-    snapshot: Snapshot
-    damage: str | None
+class _Text:
+    report: Report
     ascii: bool
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         g = glyphs(ascii=self.ascii or options.ascii_only)
-        yield Text(first_line(self.host, self.snapshot, g), SET_BY)
-        for warning in (*self._damage(g), *losses(self.snapshot)):
-            yield Text(f"! {warning}", WARNING)
-        yield Text(self._host_line(g), "dim")
-        if len(self.snapshot.migrations) > 1:
+        width, report = options.max_width, self.report
+        yield Text(first_line(report, g), HEADLINE_STYLE)
+        for damage in report.damage:
+            yield Text(f"! RECORDING DAMAGED: {clean(damage, g)}", WARNING)
+        for host in report.hosts:
+            yield from self._host(host, g)
+        if len(report.migrations) > 1:
             yield Text()
-            yield _overview(self.snapshot, g)
-        for migration in self.snapshot.migrations:
+            yield _overview(report, g)
+        for found in report.migrations:
             yield Text()
-            yield from render_migration(migration, self.snapshot, options.max_width, g)
-        yield from render_vfs(self.snapshot, options.max_width, g)
+            yield from guarded(
+                label(found.migration, g), partial(render_migration, found, report, width, g)
+            )
+        for host in report.hosts:
+            part = guarded("virtual functions", partial(render_vfs, host.snapshot, width, g))
+            if part and len(report.hosts) > 1:
+                yield Text(f"\nhost {clean(host.name, g)}", HEADLINE_STYLE)
+            yield from part
 
-    def _damage(self, g: Glyphs) -> Iterator[str]:
-        if self.damage is not None:
-            yield f"RECORDING DAMAGED: {clean(self.damage, g)}; what comes before is reported"
-
-    def _host_line(self, g: Glyphs) -> str:
-        host = self.host
-        lost = f"{self.snapshot.lost} lost" if self.snapshot.lost else "none lost"
-        attached = sum(1 for way in host.probes.values() if not way.startswith("not attached"))
-        return (
-            f"host {clean(host.name, g)}, kernel {clean(host.kernel, g)}, "
-            f"probes {attached} of {len(host.probes)}, {self.snapshot.events} events, {lost}"
+    def _host(self, host: HostReport, g: Glyphs) -> Iterator[RenderableType]:
+        """What its trace lacks, then where and how it was traced."""
+        name, snapshot = clean(host.name, g), host.snapshot
+        several = len(self.report.hosts) > 1
+        for warning in losses(snapshot):
+            yield Text(f"! {name}: {warning}" if several else f"! {warning}", WARNING)
+        boot = f", boot {clean(host.boot_id, g)[:8]}" if several else ""
+        attached = sum(
+            not method.startswith("not attached") for method in host.info.probes.values()
         )
+        lost = f"{snapshot.lost} lost" if snapshot.lost else "none lost"
+        said = f"host {name}{boot}, kernel {clean(host.info.kernel, g)}"
+        if host.info.probes:  # a ping has none
+            said += f", probes {attached} of {len(host.info.probes)}"
+        yield Text(f"{said}, {snapshot.events} events, {lost}", "dim")
 
 
-def first_line(host: HostInfo, snapshot: Snapshot, g: Glyphs) -> str:
+def guarded(what: str, render: Callable[[], Iterable[RenderableType]]) -> Sequence[RenderableType]:
+    """A part of the text, or one line that says why it could not be drawn: the other parts are drawn anyway."""
+    try:
+        return tuple(render())
+    except Exception as error:
+        said = (
+            f"! {what}: not shown, because of an error in vftrace ({type(error).__name__}: {error})"
+        )
+        return (Text(said, WARNING),)
+
+
+def first_line(report: Report, g: Glyphs) -> str:
     """What set the downtime, of the longest one where there are several."""
-    found = snapshot.migrations
+    found = report.migrations
     if not found:
-        lasted = format_ns(max(0, snapshot.at_ns - host.started_at_ns))
-        return f"no migration in this recording: {snapshot.events} events in {lasted}"
+        if len(report.hosts) > 1:
+            return "no migration in these recordings"
+        host = report.hosts[0]
+        lasted = format_ns(max(0, host.snapshot.at_ns - host.info.started_at_ns))
+        return f"no migration in this recording: {host.snapshot.events} events in {lasted}"
     if len(found) == 1:
-        return headline(found[0], snapshot.at_ns)
-    longest = max(found, key=lambda m: m.downtime.vcpu_ns or -1)
-    who = title(longest.name, longest.uuid, longest.pid, g)
-    return f"longest of {len(found)} migrations, {who}: {headline(longest, snapshot.at_ns)}"
+        return downtime_line(found[0])
+    longest = max(found, key=lambda each: each.migration.downtime.vcpu_ns or -1)
+    who = title(longest.migration, g)
+    return f"longest of {len(found)} migrations, {who}: {downtime_line(longest)}"
 
 
-def _overview(snapshot: Snapshot, g: Glyphs) -> RenderableType:
+def _overview(report: Report, g: Glyphs) -> RenderableType:
     table = plain_table(
         ("VM", "left"),
         ("outcome", "left"),
@@ -107,10 +136,10 @@ def _overview(snapshot: Snapshot, g: Glyphs) -> RenderableType:
         ("set by", "left"),
         ("sent", "right"),
     )
-    for m in snapshot.migrations:
-        total = None if m.ended_at_ns is None else m.ended_at_ns - m.started_at_ns
+    for m in (found.migration for found in report.migrations):
+        total = figures.total_ns(m)
         table.add_row(
-            shorten(label(m.name, m.uuid, m.pid, g), NAME_WIDTH, g),
+            shorten(label(m, g), NAME_WIDTH, g),
             m.outcome or "running",
             UNKNOWN if total is None else format_ns(total),
             UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns),
@@ -131,42 +160,36 @@ def render_vfs(snapshot: Snapshot, width: int, g: Glyphs) -> Iterator[Renderable
 
 
 def render_migration(
-    migration: Migration,
-    snapshot: Snapshot,
-    width: int,
-    g: Glyphs,
-    about: Mapping[str, str] | None = None,
+    found: MigrationReport, report: Report, width: int, g: Glyphs
 ) -> Iterator[RenderableType]:
-    """One migration: verdict, blackout, phases, rounds, totals.
-
-    `about` has rows that are added to the facts, or stand for those of the same name; its `blackout`
-    stands for the blackout's length.
-    """
-    m = migration
-    rows = dict(_facts(m, snapshot, g)) | dict(about or {})
-    blackout = rows.pop("blackout", None)
-    name = title(m.name, m.uuid, m.pid, g)
-    yield Text(_rule(f"{name}: {m.outcome or 'running'}", width, g), "bold", no_wrap=True)
+    """One migration: verdict, blackout, phases, devices, rounds, outage."""
+    m, now = found.migration, found.host.snapshot.at_ns
+    for warning in found.warnings:
+        yield Text(f"! {warning}", WARNING)
+    rule = _rule(f"{title(m, g)}: {m.outcome or 'running'}", width, g)
+    yield Text(rule, "bold", no_wrap=True)
     for warning in warnings(m):
         yield Text(f"! {warning}", WARNING)
     facts = Table.grid(padding=(0, 2, 0, 0))
-    for what, value in rows.items():
+    for what, value in _facts(found, report, g):
         facts.add_row(Text(what, "dim"), Text(value))
     yield facts
     if m.stopped_at_ns is not None:
-        total = UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns)
+        lasted = downtime_range(found) or UNKNOWN
         yield Text()
-        yield Text(f"Blackout: {blackout or total} (last vCPU exit to first vCPU entry)", "bold")
-        yield blackout_table(m, snapshot.at_ns, width, g)
+        yield Text(f"Blackout: {lasted} (last vCPU exit to first vCPU entry)", "bold")
+        yield blackout_table(m, now, width, g)
     yield Text()
     yield Text("Phases", "bold")
-    yield phases_table(m, snapshot.at_ns, width, g)
-    yield from devices_part(m, snapshot.at_ns, width, g)
+    yield phases_table(m, now, width, g)
+    yield from devices_part(m, now, width, g)
     if m.rounds:
         yield Text()
         yield Text(f"Rounds: {len(m.rounds)} (pages of {m.dirty.page_size} bytes)", "bold")
         yield rounds_table(m, width)
         yield from slots_part(m, width, g)
+    if found.outage is not None:
+        yield from render_outage(found.outage, m.started_at_ns, width, g)
 
 
 def _rule(text: str, width: int, g: Glyphs) -> str:
@@ -174,15 +197,22 @@ def _rule(text: str, width: int, g: Glyphs) -> str:
     return start + g.rule * max(0, width - len(start))
 
 
-def _facts(m: Migration, snapshot: Snapshot, g: Glyphs) -> Iterator[tuple[str, str]]:
+def _facts(found: MigrationReport, report: Report, g: Glyphs) -> Iterator[tuple[str, str]]:
+    m, snapshot = found.migration, found.host.snapshot
     yield "outcome", verdict(m, g)
-    yield "seen", roles(m, g) + (f", attempt {m.attempt + 1}" if m.attempt else "")
+    where = roles(m, g) if len(report.hosts) == 1 else _hosts(found, g)
+    yield "seen", where + (f", attempt {m.attempt + 1}" if m.attempt else "")
     if m.uuid is not None:
         yield "uuid", clean(m.uuid, g)
-    started = wall_time(snapshot, m.started_at_ns)
-    total = UNKNOWN if m.ended_at_ns is None else format_ns(m.ended_at_ns - m.started_at_ns)
-    yield "time", f"{total} in total, started {started}"
-    yield "downtime", headline(m, snapshot.at_ns).removeprefix("downtime ")
+    total = figures.total_ns(m)
+    said = UNKNOWN if total is None else format_ns(total)
+    yield "time", f"{said} in total, started {wall_time(snapshot, m.started_at_ns)}"
+    yield "downtime", downtime_line(found).removeprefix("downtime ")
+    clocks = clocks_line(found)
+    if clocks is not None:
+        yield "clocks", clocks
+    if found.service_ns is not None:
+        yield "service", f"{format_ns(found.service_ns)} without answers to a ping"
     evidence = ", ".join(
         f"{clean(e.event, g)} at {offset(e.at_ns - m.started_at_ns)}" for e in m.strategy_evidence
     )
@@ -190,11 +220,19 @@ def _facts(m: Migration, snapshot: Snapshot, g: Glyphs) -> Iterator[tuple[str, s
     yield "channel", _channel(m)
     if m.role != Role.DESTINATION:
         yield "dirtied", _dirtied(m)
-    foretold = forecast_of(m)
-    if foretold is not None:
-        yield "forecast", foretold
+    forecast = forecast_of(m)
+    if forecast is not None:
+        yield "forecast", forecast
     if m.dirty.dma not in (None, "none"):
         yield "DMA", _DMA[m.dirty.dma]
+
+
+def _hosts(found: MigrationReport, g: Glyphs) -> str:
+    """Which process on which host was which side."""
+    m, here = found.migration, clean(found.host.name, g)
+    if found.peer is None:
+        return f"{m.role} pid {m.pid} on {here}, the other side in none of these recordings"
+    return f"pid {m.pid} on {here} {g.arrow} pid {m.peer_pid} on {clean(found.peer.name, g)}"
 
 
 def _channel(m: Migration) -> str:
@@ -212,17 +250,12 @@ _DMA: dict[str | None, str] = {
 
 
 def _dirtied(m: Migration) -> str:
-    pages = None if m.dirty.new_pages is None else m.dirty.new_pages * m.dirty.page_size
-    devices = [
-        f"{number} reported by {whom}"
-        for number, whom in ((m.dirty.vfio_pages, "devices"), (m.dirty.iommu_pages, "the IOMMU"))
-        if number is not None
+    counted = "since logging began" if m.dirty.ring else "after round 1"
+    said = [
+        f"{count(m.dirty.new_pages)} new pages {counted} ({size(figures.dirtied_bytes(m))})",
+        f"{count(m.dirty.distinct_pages)} distinct",
+        f"{rate(figures.mean_dirty_rate(m))} on average",
     ]
-    return ", ".join([_by_the_guest(m, pages), *devices])
-
-
-def _by_the_guest(m: Migration, pages: int | None) -> str:
-    return (
-        f"{count(m.dirty.new_pages)} new pages after round 1 ({size(pages)}), "
-        f"{count(m.dirty.distinct_pages)} distinct, {rate(mean_dirty_rate(m))} on average"
-    )
+    reported = ((m.dirty.vfio_pages, "devices"), (m.dirty.iommu_pages, "the IOMMU"))
+    said += [f"{pages} reported by {whom}" for pages, whom in reported if pages is not None]
+    return ", ".join(said)

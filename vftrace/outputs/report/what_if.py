@@ -53,9 +53,7 @@ def render_forecasts(
     for migration in migrations:
         if migration.role == Role.DESTINATION:
             continue
-        parts.append(
-            Text(f"Forecast for {label(migration.name, migration.uuid, migration.pid, g)}", "bold")
-        )
+        parts.append(Text(f"Forecast for {label(migration, g)}", "bold"))
         parts += _parts(migration.forecast)
         parts.append(Text(""))
     return Group(*parts)

@@ -11,7 +11,8 @@ NOT_ENOUGH = "nothing can be told: the last round's pages, or what was sent, are
 def forecast_of(migration: Migration) -> str | None:
     """The line for a migration's memory; None where it has none: at its destination, or without a round ended.
 
-    Of a running guest from all rounds. After the stop it is what was foretold when the second round was over.
+    For a running guest it is made from all rounds. After the stop it is the forecast that was made when the
+    second round was over.
     """
     m = migration
     if m.role == Role.DESTINATION:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
+from vftrace.model import figures
 from vftrace.model.migration import Migration, Role
 from vftrace.outputs.text.glyphs import Glyphs, glyphs
 from vftrace.outputs.text.words import label
@@ -36,16 +37,17 @@ class Strip:
 
 
 def strips(migration: Migration) -> tuple[Strip, ...]:
-    """The slots in which pages became dirty, largest first. The first sweep tells nothing and is left out."""
+    """The slots in which pages became dirty, largest first. Rounds before counting began are left out."""
     found: dict[int, list[tuple[int, tuple[float, ...] | None]]] = {}
     sizes: dict[int, int] = {}
-    for number, round_ in enumerate(migration.rounds[1:], start=2):
+    numbers = {id(round_): number for number, round_ in enumerate(migration.rounds, start=1)}
+    for _, round_ in figures.counted_rounds(migration):
         for slot in round_.slots:
-            if slot.pages is None:
+            if not slot.pages:
                 continue
             sizes[slot.slot] = slot.pages
-            cells = None if slot.heat is None else _cells(slot.heat, slot.pages)
-            found.setdefault(slot.slot, []).append((number, cells))
+            cells = _cells(slot.heat, slot.pages) if slot.heat else None
+            found.setdefault(slot.slot, []).append((numbers[id(round_)], cells))
     every = [Strip(slot, sizes[slot], tuple(rows)) for slot, rows in found.items()]
     hot = [s for s in every if any(cells is None or any(cells) for _, cells in s.rows)]
     return tuple(sorted(hot, key=lambda s: (-s.pages, s.slot)))
@@ -68,7 +70,7 @@ class _Heatmap:
         g = glyphs(ascii=self.ascii or options.ascii_only)
         m = self.migration
         columns = max(8, options.max_width - _MARGIN)
-        yield Text(f"Pages that became dirty, {label(m.name, m.uuid, m.pid, g)}", "bold")
+        yield Text(f"Pages that became dirty, {label(m, g)}", "bold")
         drawn = strips(m)
         if not drawn:
             yield Text("nothing is known of what became dirty after the first round")

@@ -1,11 +1,12 @@
 """Memory slots of a migration: how fast each became dirty, round by round, and where."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.console import RenderableType
 from rich.text import Text
 
+from vftrace.model import figures
 from vftrace.model.migration import Migration
 from vftrace.outputs.text.glyphs import Glyphs, sparkline
 from vftrace.outputs.text.heatmap import Strip, strip_line, strips
@@ -27,6 +28,8 @@ class SlotHistory:
     new_pages: tuple[int | None, ...]
     rates: tuple[float | None, ...]
     """Bytes a second, by round."""
+    total_pages: int | None
+    mean_rate: float | None
 
 
 def slots_part(m: Migration, width: int, g: Glyphs) -> Iterator[RenderableType]:
@@ -49,8 +52,8 @@ def slots_part(m: Migration, width: int, g: Glyphs) -> Iterator[RenderableType]:
         table.add_row(
             str(history.slot),
             size(history.pages * m.dirty.page_size),
-            count(_sum(history.new_pages)),
-            rate(_mean(m, history)),
+            count(history.total_pages),
+            rate(history.mean_rate),
             rate(history.rates[-1]),
             sparkline(history.new_pages, room, g),
             _where(drawn[history.slot], room, g),
@@ -64,30 +67,21 @@ def slots_part(m: Migration, width: int, g: Glyphs) -> Iterator[RenderableType]:
 
 def slot_histories(m: Migration) -> tuple[SlotHistory, ...]:
     """The slots that are known by size, largest first."""
-    later = m.rounds[1:]
-    spans = [r.at_ns - before.at_ns for before, r in zip(m.rounds, later, strict=False)]
+    counted = list(figures.counted_rounds(m))
     found = []
-    sizes = {s.slot: s.pages for r in later for s in r.slots if s.pages is not None}
+    sizes = {s.slot: s.pages for _, r in counted for s in r.slots if s.pages is not None}
     for slot, pages in sizes.items():
-        new = [next((s.new_pages for s in r.slots if s.slot == slot), None) for r in later]
-        rates = [
-            None if n is None or ns <= 0 else n * m.dirty.page_size * 1e9 / ns
-            for n, ns in zip(new, spans, strict=True)
-        ]
-        found.append(SlotHistory(slot, pages, tuple(new), tuple(rates)))
+        new = [next((s.new_pages for s in r.slots if s.slot == slot), None) for _, r in counted]
+        rates = tuple(
+            figures.page_rate(n, m.dirty.page_size, r.at_ns - since)
+            for n, (since, r) in zip(new, counted, strict=True)
+        )
+        known = [n for n in new if n is not None]
+        # Where a round is not known, a sum of the others would be too small.
+        total = sum(known) if len(known) == len(new) else None
+        mean = figures.page_rate(total, m.dirty.page_size, counted[-1][1].at_ns - counted[0][0])
+        found.append(SlotHistory(slot, pages, tuple(new), rates, total, mean))
     return tuple(sorted(found, key=lambda h: (-h.pages, h.slot)))
-
-
-def _sum(values: Sequence[int | None]) -> int | None:
-    """None where any is not known: a sum of the others would be too small."""
-    known = [v for v in values if v is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
-def _mean(m: Migration, history: SlotHistory) -> float | None:
-    pages = _sum(history.new_pages)
-    ns = m.rounds[-1].at_ns - m.rounds[0].at_ns
-    return None if pages is None or ns <= 0 else pages * m.dirty.page_size * 1e9 / ns
 
 
 def _where(strip: Strip, room: int, g: Glyphs) -> str:

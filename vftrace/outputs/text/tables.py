@@ -1,12 +1,14 @@
 """Tables of one migration, drawn the same in the report and in the live view."""
 
+from rich.console import RenderableType
+from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
+from vftrace.model import figures
 from vftrace.model.migration import Migration, Outcome, Phase
-from vftrace.outputs.text.figures import AWAITED, bandwidth, blackout, dirty_rate
 from vftrace.outputs.text.glyphs import Glyphs, span
-from vftrace.outputs.text.words import happens
+from vftrace.outputs.text.words import AWAITED, happens
 from vftrace.units import format_bytes, format_rate
 
 UNKNOWN = "-"
@@ -63,12 +65,33 @@ def rate(bytes_per_second: float | None) -> str:
     return UNKNOWN if bytes_per_second is None else format_rate(bytes_per_second)
 
 
+def compact(number: float | None) -> str:
+    """Bytes in at most six characters: `3.92M` is MiB."""
+    if number is None:
+        return UNKNOWN
+    figure, unit = format_bytes(number).split(" ")
+    return figure if unit == "B" else figure + unit[0]
+
+
+class _PlainTable(Table):
+    """Shows cells as they are: in a string rich would read square brackets as markup."""
+
+    def add_row(
+        self,
+        *cells: RenderableType | None,
+        style: StyleType | None = None,
+        end_section: bool = False,
+    ) -> None:
+        plain = (Text(cell) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*plain, style=style, end_section=end_section)
+
+
 def plain_table(*columns: tuple[str, str]) -> Table:
     """No lines, columns two spaces apart; `columns` are heading and `left` or `right`."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table = _PlainTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for heading, justify in columns:
         table.add_column(
-            heading,
+            Text(heading),
             justify="right" if justify == "right" else "left",
             no_wrap=True,
             # Rich's ellipsis is not ASCII.
@@ -89,7 +112,7 @@ def blackout_table(migration: Migration, now_ns: int, width: int, g: Glyphs) -> 
         ("", "left"),
         ("what happens until it", "left"),
     )
-    lasting = blackout(migration, now_ns)
+    lasting = figures.blackout(migration, now_ns)
     checkpoints = migration.downtime.checkpoints
     if lasting is not None:
         checkpoints = tuple(c for c in checkpoints if c.at_ns is not None)
@@ -169,6 +192,7 @@ def rounds_table(migration: Migration, width: int, *, last: int | None = None) -
         ("sent", "right"),
     ]
     table = plain_table(*columns, *([("bandwidth", "right")] if wide else []))
+    rates, bandwidths = figures.round_dirty_rates(migration), figures.round_bandwidths(migration)
     rounds = list(enumerate(migration.rounds, start=1))
     if last is not None:
         rounds = rounds[len(rounds) - last :] if last < len(rounds) else rounds
@@ -178,8 +202,6 @@ def rounds_table(migration: Migration, width: int, *, last: int | None = None) -
             if index == FIRST_ROUNDS:
                 table.add_row("...", f"{left_out} more", *([""] * (len(table.columns) - 2)))
             continue
-        before = migration.rounds[number - 2] if number > 1 else None
-        after = migration.rounds[number] if number < len(migration.rounds) else None
         cells = [
             str(number),
             seconds(round_.at_ns - migration.started_at_ns),
@@ -187,10 +209,10 @@ def rounds_table(migration: Migration, width: int, *, last: int | None = None) -
             count(round_.new_pages),
             count(round_.redirtied_pages),
             count(round_.logged_pages),
-            rate(dirty_rate(before, round_, migration.dirty.page_size)),
+            rate(rates[number - 1]),
             size(round_.sent_bytes),
         ]
         if wide:
-            cells.append(rate(bandwidth(round_, after)))
+            cells.append(rate(bandwidths[number - 1]))
         table.add_row(*cells)
     return table

@@ -1,5 +1,6 @@
 """The model's names in words: what a checkpoint stands for, why a migration ended as it did."""
 
+from vftrace.model import figures
 from vftrace.model.migration import (
     Cause,
     Checkpoint,
@@ -8,8 +9,9 @@ from vftrace.model.migration import (
     Outcome,
     Role,
     Snapshot,
+    Vm,
 )
-from vftrace.outputs.text.figures import AWAITED, blackout
+from vftrace.model.report import MigrationReport
 from vftrace.outputs.text.glyphs import Glyphs, clean
 from vftrace.units import format_bytes, format_ns
 
@@ -39,31 +41,35 @@ _DURING = {
     Checkpoint.VCPUS_RUNNING: "the destination started its devices and vCPUs",
 }
 
+AWAITED = {
+    Checkpoint.VCPUS_STOPPED: "source stops its device models",
+    Checkpoint.DEVICES_STOPPED: "source stops its device models",
+    Checkpoint.CLOCK_READ: "source waits for its last sync",
+    Checkpoint.FINAL_SYNC_DONE: "last pages sent, state read",
+    Checkpoint.STATE_SAVED: "state sent, destination loads it",
+    Checkpoint.DEVICES_LOADED: "destination waits to run (cont?)",
+    Checkpoint.HELD: "destination waits to run",
+    Checkpoint.CLOCK_SET: "destination starts its vCPUs",
+}
+"""What is going on after the last checkpoint that was passed."""
+
 # A sync that takes less than this part of its interval is not what the interval was spent on.
 _SMALL_PART = 10
 
 
-def uuid_short(uuid: str | None) -> str | None:
-    """The first eight digits, as people quote them."""
-    return None if uuid is None else uuid[:8]
+def title(vm: Vm | Migration, g: Glyphs) -> str:
+    """How a VM is called: its name with the short UUID, else the UUID, else the pid."""
+    return clean(figures.title(vm.name, vm.uuid, vm.pid), g)
 
 
-def title(name: str | None, uuid: str | None, pid: int, g: Glyphs) -> str:
-    """How a VM is called: its name and short UUID, what there is of them, else its pid."""
-    short = uuid_short(uuid)
-    if name is not None:
-        return clean(name, g) + (f" ({clean(short, g)})" if short else "")
-    return clean(uuid, g) if uuid is not None else f"pid {pid}"
-
-
-def label(name: str | None, uuid: str | None, pid: int, g: Glyphs) -> str:
+def label(vm: Vm | Migration, g: Glyphs) -> str:
     """The same in one word: the name, else the short UUID, else the pid."""
-    return clean(name or uuid_short(uuid) or f"pid {pid}", g)
+    return clean(figures.label(vm.name, vm.uuid, vm.pid), g)
 
 
 def happens(migration: Migration, checkpoint: Checkpoint) -> str:
     """What happens up to this checkpoint, short."""
-    if checkpoint == Checkpoint.VCPUS_RUNNING and came_back(migration):
+    if checkpoint == Checkpoint.VCPUS_RUNNING and figures.resumed_on_source(migration):
         return "vCPUs run again on the source"
     return HAPPENS[checkpoint]
 
@@ -71,7 +77,7 @@ def happens(migration: Migration, checkpoint: Checkpoint) -> str:
 def during(migration: Migration, checkpoint: CheckpointTime) -> str:
     """What happened up to this checkpoint as a clause, with the figure that supports it."""
     name = checkpoint.name
-    if name == Checkpoint.VCPUS_RUNNING and came_back(migration):
+    if name == Checkpoint.VCPUS_RUNNING and figures.resumed_on_source(migration):
         if migration.outcome == Outcome.COMPLETED:
             return "all of it was in the file, until the source's vCPUs ran again"
         return "the migration was given up, until the source's vCPUs ran again"
@@ -87,33 +93,57 @@ def during(migration: Migration, checkpoint: CheckpointTime) -> str:
     return _DURING.get(name, name)
 
 
-def came_back(migration: Migration) -> bool:
-    """Whether the source ran again after it had been stopped."""
-    running = next(
-        (c for c in migration.downtime.checkpoints if c.name == Checkpoint.VCPUS_RUNNING), None
-    )
-    gave_up = migration.role == Role.SOURCE or (
-        migration.outcome == Outcome.FAILED and not migration.postcopy
-    )
-    return gave_up and running is not None and running.at_ns is not None
-
-
-def set_by(migration: Migration) -> CheckpointTime | None:
-    """The checkpoint that set the downtime."""
-    checkpoints = migration.downtime.checkpoints
-    return next((c for c in checkpoints if c.name == migration.downtime.set_by), None)
-
-
 def headline(migration: Migration, now_ns: int) -> str:
     """One line: the downtime and what set it, or why there is none."""
     downtime = migration.downtime.vcpu_ns
-    largest = set_by(migration)
+    largest = figures.largest_step(migration.downtime)
     if downtime is not None and largest is not None and largest.ns is not None:
         took = f"set by {largest.name} ({format_ns(largest.ns)})"
         return f"downtime {format_ns(downtime)}, {took}: {during(migration, largest)}"
     if downtime is not None:
         return f"downtime {format_ns(downtime)}"
     return f"downtime {_why_no_downtime(migration, now_ns)}"
+
+
+def downtime_line(found: MigrationReport) -> str:
+    """The same of a migration that two hosts may have seen: a range where their clocks are less than certain."""
+    said = headline(found.migration, found.host.snapshot.at_ns)
+    total = found.migration.downtime.vcpu_ns
+    if not found.uncertainty_ns or total is None:
+        return said
+    rest = said.removeprefix(f"downtime {format_ns(total)}")
+    return f"downtime {downtime_range(found)}{rest}"
+
+
+def downtime_range(found: MigrationReport) -> str | None:
+    """`4.20 ms to 6.10 ms`; one figure where the digits that are shown say no more; None if it is not known."""
+    bounds = figures.downtime_bounds_ns(found)
+    return None if bounds is None else _range(*bounds)
+
+
+def clocks_line(found: MigrationReport) -> str | None:
+    """What is known of two hosts' clocks; None where there is one."""
+    offset = found.offset
+    if offset is None:
+        return None
+    low, high = _signed_seconds(offset.low), _signed_seconds(offset.high)
+    said = f"source's minus destination's: at least {low} ({offset.low_why})"
+    said += f", at most {high} ({offset.high_why})"
+    crossing = figures.clock_change(found.migration.downtime)
+    if crossing is not None and crossing.ns is not None:
+        least, most = figures.bounds_ns(crossing.ns, offset.uncertainty_ns)
+        said += f"; so {crossing.name} took {format_ns(least)} to {format_ns(most)}"
+    return said
+
+
+def _range(least_ns: int, most_ns: int) -> str:
+    least, most = format_ns(least_ns), format_ns(most_ns)
+    return least if least == most else f"{least} to {most}"
+
+
+def _signed_seconds(ns: int) -> str:
+    """Every digit: an offset of days may be known to the microsecond."""
+    return f"{'-' if ns < 0 else ''}{abs(ns) // 10**9}.{abs(ns) % 10**9:09} s"
 
 
 def _why_no_downtime(migration: Migration, now_ns: int) -> str:
@@ -129,7 +159,7 @@ def _why_no_downtime(migration: Migration, now_ns: int) -> str:
         return "none: the guest was never stopped"
     if migration.channel.kind == "file":
         return "not known: the guest was stopped and written to a file, nobody ran it again"
-    lasting = blackout(migration, now_ns)
+    lasting = figures.blackout(migration, now_ns)
     if lasting is not None and lasting.at_least:
         return f"at least {format_ns(lasting.ns)}: handed over, the destination is not seen here"
     if lasting is not None:

@@ -1,20 +1,14 @@
 """The live view where there is no terminal: a line for each change, or a JSON document."""
 
 from collections.abc import Iterator
-from typing import Any
 
-from vftrace.model.host import HostInfo
+from vftrace.model import figures
 from vftrace.model.migration import Migration, Snapshot, Vm
-from vftrace.model.report import live_report
-from vftrace.outputs.report.json import report_json
 from vftrace.outputs.text.clock import precise_time
-from vftrace.outputs.text.figures import blackout, current_phase, dirty_rate
 from vftrace.outputs.text.glyphs import Glyphs, clean
 from vftrace.outputs.text.vfs import name_of, vf_warnings
 from vftrace.outputs.text.words import headline, label, losses, roles, verdict, warnings
 from vftrace.units import format_bytes, format_ns, format_rate
-
-SCHEMA = 1
 
 Change = tuple[int, str]
 """When it happened, and what, beginning with the VM's name."""
@@ -29,7 +23,7 @@ def changes(before: Snapshot | None, after: Snapshot, g: Glyphs) -> list[str]:
     old = {} if before is None else {(m.pid, m.started_at_ns): m for m in before.migrations}
     for migration in after.migrations:
         earlier = old.get((migration.pid, migration.started_at_ns))
-        who = label(migration.name, migration.uuid, migration.pid, g)
+        who = label(migration, g)
         found += [
             (at_ns, f"{who}: {text}") for at_ns, text in _changes_of(earlier, migration, after, g)
         ]
@@ -45,14 +39,14 @@ def _vm_changes(before: Snapshot | None, after: Snapshot, g: Glyphs) -> Iterator
     new = {vm.pid: vm for vm in after.vms}
     for pid, vm in new.items():
         earlier = old.get(pid)
-        name = label(vm.name, vm.uuid, vm.pid, g)
+        name = label(vm, g)
         if earlier is None:
             yield after.at_ns, f"{name}: a VM, pid {pid}{_running(vm)}"
         elif earlier.running != vm.running and vm.running is not None:
             yield after.at_ns, f"{name}: pid {pid}{_running(vm)}"
     for pid, vm in old.items():
         if pid not in new:
-            name = label(vm.name, vm.uuid, vm.pid, g)
+            name = label(vm, g)
             yield after.at_ns, f"{name}: pid {pid} has ended"
 
 
@@ -94,7 +88,7 @@ def _changes_of(
         yield m.rounds[number].at_ns, _round(m, number)
     if m.outcome is not None and (before is None or before.outcome is None):
         ended = m.ended_at_ns or after.at_ns
-        lasted = format_ns(max(0, ended - m.started_at_ns))
+        lasted = format_ns(figures.elapsed_ns(m, after.at_ns))
         yield ended, f"{verdict(m, g)}, after {lasted}; {headline(m, after.at_ns)}"
     said = () if before is None else warnings(before)
     for warning in warnings(m):
@@ -110,50 +104,9 @@ def _round(m: Migration, number: int) -> str:
         text += f"{'-' if round_.logged_pages is None else round_.logged_pages} pages logged"
     else:
         text += f"{round_.new_pages} new pages"
-    rate = dirty_rate(before, round_, m.dirty.page_size)
+    rate = figures.round_dirty_rates(m)[number]
     if rate is not None:
         text += f", dirtied {format_rate(rate)}"
     if before is not None and before.sent_bytes is not None:
         text += f", {format_bytes(before.sent_bytes)} sent since the round before"
     return text
-
-
-def state_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
-    """All that is known at `at_ns`, as `vftrace top --json` prints it.
-
-    Migrations are those of `report --format json`, except that `outcome` is null while one runs, and
-    with the `phase` it is in and its `blackout_ns` so far. Times are CLOCK_BOOTTIME nanoseconds.
-    """
-    report = report_json(live_report(host, snapshot))
-    migrations = []
-    for written, migration in zip(report["migrations"], snapshot.migrations, strict=True):
-        phase = current_phase(migration) if migration.outcome is None else None
-        stop = blackout(migration, snapshot.at_ns)
-        migrations.append(
-            {
-                **written,
-                "outcome": migration.outcome,
-                "phase": phase.name if phase else None,
-                "blackout_ns": stop.ns if stop else None,
-            }
-        )
-    return {
-        "schema": SCHEMA,
-        "at_ns": snapshot.at_ns,
-        "host": host.name,
-        "events": snapshot.events,
-        "lost": snapshot.lost,
-        "vms": [
-            {
-                "uuid": vm.uuid,
-                "name": vm.name,
-                "pid": vm.pid,
-                "vmm": vm.vmm,
-                "started_at_ns": vm.started_at_ns,
-                "running": vm.running,
-            }
-            for vm in snapshot.vms
-        ],
-        "vfs": report["hosts"][0]["vfs"],
-        "migrations": migrations,
-    }

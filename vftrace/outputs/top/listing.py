@@ -7,20 +7,14 @@ from rich.cells import set_cell_size
 from rich.console import RenderableType
 from rich.text import Text
 
+from vftrace.model import figures
 from vftrace.model.migration import Migration, Outcome, Role, Snapshot, Vm
 from vftrace.model.vf import VfHistory
 from vftrace.outputs.text.clock import clock_time
-from vftrace.outputs.text.figures import (
-    bandwidth_now,
-    blackout,
-    compact,
-    current_phase,
-    dirty_rate,
-)
 from vftrace.outputs.text.glyphs import Glyphs, clean, shorten, shorten_middle, sparkline
-from vftrace.outputs.text.tables import OUTCOME_STYLES, UNKNOWN, WIDE, count
+from vftrace.outputs.text.tables import OUTCOME_STYLES, UNKNOWN, WIDE, compact, count
 from vftrace.outputs.text.vfs import last_message, name_of, state_of
-from vftrace.outputs.text.words import label, set_by, uuid_short
+from vftrace.outputs.text.words import label
 from vftrace.outputs.top import state as view_state
 from vftrace.outputs.top.state import ViewState, newest, row_of
 from vftrace.units import format_ns
@@ -83,7 +77,7 @@ VFS = (
     Column("resets", 6),
     Column("last message", 42, right=False, from_width=110),
 )
-ROLE_WORDS = {Role.SOURCE: Role.SOURCE, Role.DESTINATION: "dest.", Role.STITCHED: "both"}
+ROLE_WORDS = {Role.SOURCE: "source", Role.DESTINATION: "dest.", Role.STITCHED: "both"}
 
 
 def list_page(
@@ -94,7 +88,9 @@ def list_page(
     if not rows:
         return _nothing(snapshot, state, g), 0
     chosen = view_state.cursor(state, rows) if cursor else None
-    stopped = {row_of(m) for m in snapshot.migrations if blackout(m, snapshot.at_ns) is not None}
+    stopped = {
+        row_of(m) for m in snapshot.migrations if figures.blackout(m, snapshot.at_ns) is not None
+    }
     active = [
         (row_of(m), _active_cells(m, snapshot, g)) for m in view_state.active(snapshot, state)
     ]
@@ -183,11 +179,9 @@ def _row(
 
 
 def _active_cells(m: Migration, snapshot: Snapshot, g: Glyphs) -> list[str]:
-    phase = current_phase(m)
+    phase = figures.current_phase(m)
     last = m.rounds[-1] if m.rounds else None
-    before = m.rounds[-2] if len(m.rounds) > 1 else None
-    rate = dirty_rate(before, last, m.dirty.page_size) if last else None
-    stop = blackout(m, snapshot.at_ns)
+    stop = figures.blackout(m, snapshot.at_ns)
     lasting = UNKNOWN
     if stop is not None:
         lasting = (">=" if stop.at_least else "") + format_ns(stop.ns)
@@ -195,21 +189,22 @@ def _active_cells(m: Migration, snapshot: Snapshot, g: Glyphs) -> list[str]:
         _name(m, g),
         ROLE_WORDS[m.role],
         phase.name if phase else UNKNOWN,
-        format_ns(max(0, snapshot.at_ns - m.started_at_ns)),
+        format_ns(figures.elapsed_ns(m, snapshot.at_ns)),
         str(len(m.rounds)),
         count(last.new_pages if last else None),
         count(last.redirtied_pages if last else None),
         count(last.logged_pages if last else None),
-        compact(rate),
+        compact(figures.dirty_rate(m)),
         compact(m.channel.bytes),
-        compact(bandwidth_now(m, snapshot.at_ns)),
+        compact(figures.bandwidth_now(m, snapshot.at_ns)),
         lasting,
         " " + sparkline([r.new_pages for r in m.rounds], 29, g),
     ]
 
 
 def _finished_cells(m: Migration, snapshot: Snapshot, g: Glyphs) -> list[str]:
-    largest = set_by(m)
+    largest = figures.largest_step(m.downtime)
+    total = figures.total_ns(m)
     why = f"{largest.name} {format_ns(largest.ns)}" if largest and largest.ns is not None else ""
     if m.outcome != Outcome.COMPLETED:
         why = m.cause or ""
@@ -217,16 +212,14 @@ def _finished_cells(m: Migration, snapshot: Snapshot, g: Glyphs) -> list[str]:
         why = "to a file, not a move"
     elif m.was_paused:
         why = "was paused before"
-    others = sorted(
-        (c for c in m.downtime.checkpoints if c.ns and c is not largest), key=lambda c: -(c.ns or 0)
-    )
+    others = figures.other_steps(m.downtime)
     ended = m.ended_at_ns
     return [
         _name(m, g),
         ROLE_WORDS[m.role],
         m.outcome or UNKNOWN,
         UNKNOWN if ended is None else clock_time(snapshot, ended),
-        UNKNOWN if ended is None else format_ns(ended - m.started_at_ns),
+        UNKNOWN if total is None else format_ns(total),
         str(len(m.rounds)),
         compact(m.channel.bytes),
         UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns),
@@ -241,8 +234,8 @@ def _vm_cells(vm: Vm, snapshot: Snapshot, now_ns: int, g: Glyphs) -> list[str]:
     own = [m for m in snapshot.migrations if vm.pid in (m.pid, m.peer_pid)]
     last = newest(own)
     return [
-        label(vm.name, vm.uuid, vm.pid, g),
-        clean(uuid_short(vm.uuid) or UNKNOWN, g),
+        label(vm, g),
+        clean(figures.uuid_short(vm.uuid) or UNKNOWN, g),
         str(vm.pid),
         running,
         UNKNOWN if started is None else format_ns(max(0, now_ns - started)),
@@ -274,4 +267,4 @@ def _in_short(m: Migration, pid: int, now_ns: int) -> str:
 
 def _name(m: Migration, g: Glyphs) -> str:
     doubt = "!" if m.incomplete or m.missed_beginning else ""
-    return doubt + label(m.name, m.uuid, m.pid, g)
+    return doubt + label(m, g)

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from vftrace.model import figures
 from vftrace.model.migration import Migration, Snapshot, Vm
 from vftrace.model.vf import VfHistory
-from vftrace.outputs.text.figures import dirty_rate
 
 Screen = Literal["list", "timeline", "vf", "help"]
 Sort = Literal["newest", "name", "dirty rate", "downtime"]
@@ -278,13 +278,6 @@ def _sorted(found: list[Migration], state: ViewState) -> list[Migration]:
         case "name":
             return sorted(newest, key=lambda m: m.name or m.key)
         case "dirty rate":
-            return sorted(newest, key=lambda m: -(_last_rate(m) or 0))
+            return sorted(newest, key=lambda m: -(figures.dirty_rate(m) or 0))
         case "downtime":
             return sorted(newest, key=lambda m: -(m.downtime.vcpu_ns or 0))
-
-
-def _last_rate(migration: Migration) -> float | None:
-    rounds = migration.rounds
-    if len(rounds) < 2:
-        return None
-    return dirty_rate(rounds[-2], rounds[-1], migration.dirty.page_size)

@@ -4,15 +4,16 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vftrace.model import figures
 from vftrace.model.migration import Migration
 from vftrace.outputs.text.devices import devices_part
-from vftrace.outputs.text.figures import compact, dirty_rate
 from vftrace.outputs.text.forecast import forecast_of
 from vftrace.outputs.text.glyphs import Glyphs, shorten, sparkline
 from vftrace.outputs.text.slots import slots_part
 from vftrace.outputs.text.tables import (
     OUTCOME_STYLES,
     blackout_table,
+    compact,
     count,
     phases_table,
     rounds_table,
@@ -31,10 +32,9 @@ WARNING = "bold yellow"
 def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[RenderableType]:
     """One migration in full: verdict, blackout, phases, rounds."""
     m = migration
-    lasts = (m.ended_at_ns or now_ns) - m.started_at_ns
     page: list[RenderableType] = [
         one_line(
-            f"{title(m.name, m.uuid, m.pid, g)}  {verdict(m, g)}, {format_ns(max(0, lasts))}",
+            f"{title(m, g)}  {verdict(m, g)}, {format_ns(figures.elapsed_ns(m, now_ns))}",
             width,
             g,
             TITLE,
@@ -48,9 +48,9 @@ def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[R
             g,
         ),
     ]
-    foretold = forecast_of(m)
-    if foretold is not None:
-        page.append(Text(f"forecast {foretold}"))
+    forecast = forecast_of(m)
+    if forecast is not None:
+        page.append(Text(f"forecast {forecast}"))
     if m.stopped_at_ns is None:
         page += [Text(), phases_table(m, now_ns, width, g)]
     elif width >= SIDE_BY_SIDE:
@@ -73,10 +73,7 @@ def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[R
 def _sparklines(m: Migration, width: int, g: Glyphs) -> list[RenderableType]:
     """New pages and dirty rate of each round, newest on the right."""
     pages = [r.new_pages for r in m.rounds]
-    rates = [None] + [
-        dirty_rate(before, r, m.dirty.page_size)
-        for before, r in zip(m.rounds, m.rounds[1:], strict=False)
-    ]
+    rates = figures.round_dirty_rates(m)
     room = max(1, min(60, width - 44))
     known_pages = [p for p in pages if p is not None]
     known_rates = [r for r in rates if r is not None]

@@ -151,7 +151,7 @@ def _last_word(frame: Frame, width: int, g: Glyphs) -> list[Text]:
     newest = view_state.newest(frame.snapshot.migrations)
     if newest is None:
         return []
-    name = label(newest.name, newest.uuid, newest.pid, g)
+    name = label(newest, g)
     text = Text(f"{name}: {headline(newest, frame.snapshot.at_ns)}", TITLE)
     lines = list(text.wrap(Console(width=width), width))
     return lines[:2]

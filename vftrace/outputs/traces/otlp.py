@@ -6,14 +6,17 @@ What the spans are is decided here, in plain data; the SDK makes them and sends 
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from vftrace import __version__
 from vftrace.errors import MachineError, UsageError, VftraceError
-from vftrace.outputs.traces.ids import span_id, trace_id
+from vftrace.model import figures
+from vftrace.model.migration import Outcome, Phase, PhaseSpan, Role
+from vftrace.model.report import MigrationReport
+from vftrace.model.trace_id import span_id, trace_id
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -24,7 +27,6 @@ FROM_ENVIRONMENT = "env"
 """An endpoint of this name is taken from OTEL_EXPORTER_OTLP_(TRACES_)ENDPOINT."""
 
 Attributes = Mapping[str, str | int | float | bool]
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,51 +56,60 @@ class Trace:
     root: SpanNode
 
 
-def trace_of(host: Json, migration: Json) -> Trace | None:
-    """The trace of a migration that has ended, from the report's own form (report.schema.json).
-
-    `host` is the entry of the host whose clock the times are on. None where its wall clock is not known.
-    """
-    clock = [(c["at_ns"], c["realtime_offset_ns"]) for c in host["clock"]]
-    if not clock:
-        return None
-    vm = migration["vm"]
-    name = vm["uuid"] or f"pid-{vm['pid']}"
-    trace = trace_id(name, host["boot_id"], migration["started_at_ns"], migration["guest_clock_ns"])
+def trace_of(found: MigrationReport) -> Trace | None:
+    """The trace of a migration that has ended. None where its host's wall clock is not known."""
+    m, host = found.migration, found.host
     # One offset for all: a wall clock that is set in between must not tear a migration apart.
-    offset = min(clock, key=lambda sample: abs(sample[0] - migration["started_at_ns"]))[1]
-    half = f"{migration['role']}@{host['boot_id']}"
-    return Trace(trace, host["name"], half, _Tree(migration, offset).root())
+    offset = figures.realtime_offset_ns(host.snapshot.clock, m.started_at_ns)
+    if offset is None:
+        return None
+    half = f"{m.role}@{host.boot_id}"
+    return Trace(trace_id(m, host.boot_id), host.name, half, _Tree(found, offset).root())
+
+
+def traces_of(migrations: Iterable[MigrationReport]) -> tuple[list[Trace], list[str]]:
+    """The traces of all that have one, and a line for each migration of which none could be made."""
+    traces, failed = [], []
+    for found in migrations:
+        try:
+            trace = trace_of(found)
+        except Exception as error:
+            m = found.migration
+            name = figures.title(m.name, m.uuid, m.pid)
+            failed.append(f"migration {name}: no trace: {type(error).__name__}: {error}")
+        else:
+            traces += [trace] if trace is not None else []
+    return traces, failed
 
 
 class _Tree:
-    def __init__(self, migration: Json, offset: int) -> None:
-        self._m = migration
+    def __init__(self, found: MigrationReport, offset: int) -> None:
+        m = self._m = found.migration
+        self._found = found
         self._offset = offset
-        ends = [migration["ended_at_ns"], *(p["end_at_ns"] for p in self._phases())]
-        ends += [at for at, _ in self._passed()]
-        ends += [r["at_ns"] + r["duration_ns"] for r in migration["rounds"]]
-        self._last = max([end for end in ends if end is not None] + [migration["started_at_ns"]])
+        ends = [m.started_at_ns, m.ended_at_ns, *m.downtime.times.values()]
+        ends += [p.end_at_ns for p in self._phases()]
+        ends += [r.at_ns + r.duration_ns for r in m.rounds]
+        self._last = max(end for end in ends if end is not None)
 
     def root(self) -> SpanNode:
         m = self._m
         rounds = list(self._rounds())
         phases = []
         for number, phase in enumerate(self._phases()):
-            end = phase["end_at_ns"]
+            end = phase.end_at_ns
             within = [
                 node
                 for at, node in rounds
-                if phase["role"] == "source"
-                and phase["start_at_ns"] <= at
+                if phase.role == Role.SOURCE
+                and phase.start_at_ns <= at
                 and (end is None or at < end)
             ]
             rounds = [item for item in rounds if item[1] not in within]
             phases.append(self._phase(number, phase, within))
         children = (*phases, *(node for _, node in rounds), *self._devices(), *self._vfs())
-        starts = [m["started_at_ns"] + self._offset, *(child.start_ns for child in children)]
+        starts = [m.started_at_ns + self._offset, *(child.start_ns for child in children)]
         ends = [self._last + self._offset, *(child.end_ns for child in children)]
-        failed = m["outcome"] == "failed"
         return SpanNode(
             name=ROOT,
             path="",
@@ -107,87 +118,91 @@ class _Tree:
             attributes=self._about(),
             children=children,
             events=tuple(
-                (c["name"], at + self._offset, {"vftrace.checkpoint.ns": c["ns"] or 0})
-                for at, c in self._passed()
+                (c.name, c.at_ns + self._offset, {"vftrace.checkpoint.ns": c.ns or 0})
+                for c in m.downtime.checkpoints
+                if c.at_ns is not None
             ),
-            error=str(m["cause"]) if failed else None,
+            error=str(m.cause) if m.outcome == Outcome.FAILED else None,
         )
 
     def _about(self) -> Attributes:
-        m, down = self._m, self._m["downtime"]
-        known = {
-            "vftrace.vm.uuid": m["vm"]["uuid"],
-            "vftrace.vm.name": m["vm"]["name"],
-            "vftrace.vm.pid": m["vm"]["pid"],
-            "vftrace.role": m["role"],
-            "vftrace.host": m["host"],
-            "vftrace.peer_host": m["peer_host"],
-            "vftrace.strategy": m["strategy"],
-            "vftrace.outcome": m["outcome"],
-            "vftrace.cause": m["cause"],
-            "vftrace.incomplete": m["incomplete"],
-            "vftrace.sent_bytes": m["channel"]["bytes"],
-            "vftrace.downtime.vcpu_ns": down["vcpu_ns"],
-            "vftrace.downtime.uncertainty_ns": down["uncertainty_ns"],
-            "vftrace.downtime.service_ns": down["service_ns"],
-            "vftrace.downtime.set_by": down["set_by"],
+        m, found = self._m, self._found
+        known: dict[str, str | int | float | None] = {
+            "vftrace.vm.uuid": m.uuid,
+            "vftrace.vm.name": m.name,
+            "vftrace.vm.pid": m.pid,
+            "vftrace.role": m.role,
+            "vftrace.host": found.host.name,
+            "vftrace.peer_host": found.peer.name if found.peer is not None else None,
+            "vftrace.strategy": m.strategy,
+            "vftrace.outcome": m.outcome or Outcome.UNKNOWN,
+            "vftrace.cause": m.cause,
+            "vftrace.incomplete": m.incomplete,
+            "vftrace.sent_bytes": m.channel.bytes,
+            "vftrace.dirty.new_pages": m.dirty.new_pages,
+            "vftrace.dirty.mean_rate_bytes_per_second": figures.mean_dirty_rate(m),
+            "vftrace.downtime.vcpu_ns": m.downtime.vcpu_ns,
+            "vftrace.downtime.uncertainty_ns": found.uncertainty_ns,
+            "vftrace.downtime.service_ns": found.service_ns,
+            "vftrace.downtime.set_by": m.downtime.set_by,
         }
-        return {name: value for name, value in known.items() if value is not None}
+        return {
+            name: figures.printable(value) if isinstance(value, str) else value
+            for name, value in known.items()
+            if value is not None
+        }
 
-    def _phases(self) -> list[Json]:
+    def _phases(self) -> list[PhaseSpan]:
         """Without the destination's `running`, which is the VM's life and not the migration's."""
-        return [p for p in self._m["phases"] if p["name"] != "running"]
+        return [p for p in self._m.phases if p.name != Phase.RUNNING]
 
-    def _passed(self) -> list[tuple[int, Json]]:
-        checkpoints = self._m["downtime"]["checkpoints"]
-        return [(c["at_ns"], c) for c in checkpoints if c["at_ns"] is not None]
-
-    def _phase(self, number: int, phase: Json, rounds: Sequence[SpanNode]) -> SpanNode:
-        name = f"{phase['role']} {phase['name']}"
-        about = {"vftrace.phase": phase["name"], "vftrace.role": phase["role"]}
-        start, end = phase["start_at_ns"], phase["end_at_ns"]
-        span = self._span(name, f"phase/{number}/{name}", start, end, about)
+    def _phase(self, number: int, phase: PhaseSpan, rounds: Sequence[SpanNode]) -> SpanNode:
+        name = f"{phase.role} {phase.name}"
+        about = {"vftrace.phase": str(phase.name), "vftrace.role": str(phase.role)}
+        path = f"phase/{number}/{name}"
+        span = self._span(name, path, phase.start_at_ns, phase.end_at_ns, about)
         # A sweep that the stop interrupts ends a moment later than its phase.
         last = max([span.end_ns, *(child.end_ns for child in rounds)])
-        return SpanNode(
-            span.name, span.path, span.start_ns, last, span.attributes, tuple(rounds), (), None
-        )
+        return replace(span, end_ns=last, children=tuple(rounds))
 
     def _rounds(self) -> Iterator[tuple[int, SpanNode]]:
-        for number, sweep in enumerate(self._m["rounds"], start=1):
-            about = {
-                f"vftrace.round.{key}": sweep[key]
-                for key in ("new_pages", "redirtied_pages", "logged_pages", "sent_bytes")
-                if sweep[key] is not None
+        for number, sweep in enumerate(self._m.rounds, start=1):
+            known = {
+                "new_pages": sweep.new_pages,
+                "redirtied_pages": sweep.redirtied_pages,
+                "logged_pages": sweep.logged_pages,
+                "sent_bytes": sweep.sent_bytes,
             }
-            at = sweep["at_ns"]
-            end = at + sweep["duration_ns"]
-            yield at, self._span(f"round {number}", f"round/{number}", at, end, about)
+            about = {f"vftrace.round.{k}": n for k, n in known.items() if n is not None}
+            end = sweep.at_ns + sweep.duration_ns
+            path = f"round/{number}"
+            yield sweep.at_ns, self._span(f"round {number}", path, sweep.at_ns, end, about)
 
     def _devices(self) -> Iterator[SpanNode]:
         """From the migration's begin on: the state a device was in before may be days old."""
-        begin = self._m["started_at_ns"]
-        for device in self._m["devices"]:
-            states = device["states"]
-            ends = [s["at_ns"] for s in states[1:]] + [None]
-            for number, (state, end) in enumerate(zip(states, ends, strict=True)):
+        begin = self._m.started_at_ns
+        for device in self._m.devices:
+            for number, state in enumerate(device.states):
+                following = device.states[number + 1 : number + 2]
+                end = following[0].at_ns if following else None
                 if end is not None and end < begin:
                     continue
                 about = {
-                    "vftrace.device": device["address"],
-                    "vftrace.device.state": state["state"],
+                    "vftrace.device": figures.printable(device.address),
+                    "vftrace.device.state": figures.printable(state.state),
                 }
-                name = f"device {state['state']}"
-                path = f"device/{device['address']}/{device['role']}/{number}"
-                yield self._span(name, path, max(begin, state["at_ns"]), end, about)
+                name = figures.printable(f"device {state.state}")
+                path = f"device/{device.address}/{device.role}/{number}"
+                yield self._span(name, path, max(begin, state.at_ns), end, about)
 
     def _vfs(self) -> Iterator[SpanNode]:
-        for vf in self._m["vfs"]:
-            for number, phase in enumerate(vf["phases"]):
-                about = {"vftrace.vf": str(vf["address"]), "vftrace.vf.phase": phase["name"]}
-                path = f"vf/{vf['pf']}/{vf['vf']}/{number}"
-                start, end = phase["start_at_ns"], phase["end_at_ns"]
-                yield self._span(f"vf {phase['name']}", path, start, end, about)
+        for vf in self._m.vfs:
+            for number, phase in enumerate(vf.phases):
+                address = figures.printable(str(vf.address))
+                about = {"vftrace.vf": address, "vftrace.vf.phase": phase.name}
+                path = f"vf/{vf.pf}/{vf.vf}/{number}"
+                start, end = phase.start_at_ns, phase.end_at_ns
+                yield self._span(f"vf {phase.name}", path, start, end, about)
 
     def _span(
         self, name: str, path: str, start: int, end: int | None, about: Attributes
@@ -347,9 +362,13 @@ class Sender:
     _thread: threading.Thread | None = None
     _seen: set[str] = field(default_factory=set)
 
-    def offer(self, trace: Trace | None) -> None:
+    def knows(self, trace: str) -> bool:
+        """Whether a trace with this id was offered before."""
+        return trace in self._seen
+
+    def offer(self, trace: Trace) -> None:
         """Send this one, unless it was offered before."""
-        if trace is None or trace.id in self._seen:
+        if self.knows(trace.id):
             return
         self._seen.add(trace.id)
         if self._thread is None:
@@ -372,3 +391,5 @@ class Sender:
                 send(self.endpoint, [trace])
             except VftraceError as error:
                 self.warn(str(error))
+            except Exception as error:
+                self.warn(f"a trace is not sent: {type(error).__name__}: {error}")
