@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import Any
 
 from vftrace.errors import MachineError
-from vftrace.mailbox.message import Message
 from vftrace.mailbox.driver import Value
+from vftrace.mailbox.message import Message
 from vftrace.model import figures
 from vftrace.model.migration import Outcome
 from vftrace.model.report import HostReport, MigrationReport, Report
