@@ -22,6 +22,7 @@ from vftlab.common import (
     LabError,
     Progress,
     cache_dir,
+    digest,
 )
 from vftlab.debian import Archive, Mirror, install_tools, missing_tools, own_mirror
 from vftlab.images import (
@@ -117,7 +118,9 @@ class Builder:
         return self._userspace("root", archive, ROOT_PACKAGES)
 
     def _userspace(self, name: str, archive: Archive, packages: Sequence[str]) -> Root:
-        versions = self._versions(archive, "root", lambda: archive.versions(packages))
+        # Another list of packages is not known by the versions of the last one.
+        listed = f"root-{digest(*packages)}"
+        versions = self._versions(archive, listed, lambda: archive.versions(packages))
         root = Root(self.cache / f"{name}-{root_key(versions)}")
         if not root.path.exists():
             log = self._log(name)
