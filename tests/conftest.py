@@ -2,9 +2,10 @@
 
 `@pytest.mark.needs("bpf", "qemu", "strace")` skips the test, with the reason, where one of them is
 not to be had; with VFTRACE_REQUIRE_ALL=1 (CI) it fails instead, so that no test is quietly left
-out. Tests below tests/host are marked `host`, which needs bpf, kvm and qemu; those below tests/lab
-are marked `lab`. What measures time, or traces all of this machine, is marked `alone`: these two, tests/dashboards,
-and whatever says so itself. What is known only while a test runs goes through the fixture `missing`.
+out. Tests below tests/host and tests/libvirt are marked `host`, which needs bpf, kvm and qemu;
+tests/libvirt needs libvirt's programs too; those below tests/lab are marked `lab`. What measures
+time, or traces all of this machine, is marked `alone`: these three, tests/dashboards, and whatever
+says so itself. What is known only while a test runs goes through the fixture `missing`.
 """
 
 import importlib.util
@@ -24,6 +25,8 @@ hypothesis.settings.load_profile("vftrace")
 REQUIRE_ALL_VARIABLE = "VFTRACE_REQUIRE_ALL"
 
 QEMU = "qemu-system-x86_64"
+
+LIBVIRT_PROGRAMS = ("libvirtd", "virsh", "qemu-img", "ip", "ss", "unshare", "nsenter")
 
 # include/uapi/linux/capability.h; beside CAP_BPF, and before there was one, enough for bpf(2).
 CAP_SYS_ADMIN = 21
@@ -81,11 +84,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     for item in items:
         directory = item.path.relative_to(tests).parts[0]
-        if directory in ("host", "lab", "dashboards"):
+        if directory in ("host", "lab", "libvirt", "dashboards"):
             item.add_marker(pytest.mark.alone)
-        if directory == "host":
+        if directory in ("host", "libvirt"):
             item.add_marker(pytest.mark.host)
             item.add_marker(pytest.mark.needs("bpf", "kvm", "qemu"))
+            if directory == "libvirt":
+                item.add_marker(pytest.mark.needs("root", *LIBVIRT_PROGRAMS))
             # They compare clocks of processes that share two busy CPUs: what fails three times fails.
             item.add_marker(pytest.mark.flaky(reruns=2))
         elif directory == "lab":

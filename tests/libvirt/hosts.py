@@ -237,19 +237,18 @@ def two_hosts(own_pids: bool = False) -> Iterator[Pair]:
         stack.callback(shutil.rmtree, directory)
         shared = directory / "shared"
         shared.mkdir()
-        pair = Pair(*(Host(name, directory / name, own_pids) for name in ("a", "b")), shared)
-        for host in pair.hosts:
+        a, b = (Host(name, directory / name, own_pids) for name in ADDRESSES)
+        for host in (a, b):
             stack.callback(host.end)
             host.start()
-        a, b = pair.hosts
         _join(a, b)
-        for host in pair.hosts:
+        for host in (a, b):
             host.run("ip", "address", "add", f"{host.address}/24", "dev", "between")
             host.run("ip", "link", "set", "between", "up")
         a.start_daemon()
         _share_capabilities(a, b)
         b.start_daemon()
-        yield pair
+        yield Pair(a, b, shared)
 
 
 def _join(a: Host, b: Host) -> None:

@@ -55,9 +55,7 @@ MOVED = Expected("move", "completed", qemu="completed")
 SAVED = Expected("save", "completed", qemu="completed", compare=frozenset({"rounds", "bytes"}))
 SAVED_LIVE = Expected("save", "completed", qemu="completed")
 LOADED = Expected("load", "completed", compare=frozenset())
-CANCELLED = Expected(
-    "move", "cancelled", "cancelled", "cancelled", compare=frozenset({"rounds"})
-)
+CANCELLED = Expected("move", "cancelled", "cancelled", "cancelled", compare=frozenset({"rounds"}))
 RING = replace(MOVED, compare=frozenset({"downtime", "fewer-rounds", "bytes"}))
 """Of a dirty ring a sync that finds nothing resets nothing: it is not seen."""
 
@@ -528,7 +526,8 @@ def destination_daemon_frozen(play: Play) -> None:
 
 
 @operation(
-    "network-reset", Expected("move", "failed", "channel-error", "failed", compare=frozenset({"rounds"}))
+    "network-reset",
+    Expected("move", "failed", "channel-error", "failed", compare=frozenset({"rounds"})),
 )
 def network_reset(play: Play) -> None:
     """The migration's TCP connection is reset in mid-move."""

@@ -145,9 +145,13 @@ class Play:
 
     def wait_status(self, status: str, host: Host | None = None, count: int = 1) -> Message:
         """Wait until QEMU's migration has this status."""
-        return self.wait_event("MIGRATION", lambda data: data["status"] == status, host, count=count)
+        return self.wait_event(
+            "MIGRATION", lambda data: data["status"] == status, host, count=count
+        )
 
-    def wait_pass(self, number: int, host: Host | None = None, domain: Domain | None = None) -> None:
+    def wait_pass(
+        self, number: int, host: Host | None = None, domain: Domain | None = None
+    ) -> None:
         """Wait until QEMU begins this pass over memory."""
         self.wait_event("MIGRATION_PASS", lambda data: data["pass"] == number, host, domain)
 

@@ -1,8 +1,8 @@
 """Run operations: record each with vftrace, keep recording and truth, and compare.
 
-    tests/libvirt/run --list
-    tests/libvirt/run direct abort --results DIRECTORY
-    tests/libvirt/run                     all of them
+tests/libvirt/run --list
+tests/libvirt/run direct abort --results DIRECTORY
+tests/libvirt/run                     all of them
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.libvirt import split, verdict
 from tests.libvirt.domains import IMAGES
@@ -47,7 +47,7 @@ class Session:
         self._stacks: dict[bool, ExitStack] = {}
         self._pairs: dict[bool, Pair] = {}
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -132,9 +132,7 @@ def truth_of(play: Play, operation: Operation) -> dict[str, Any]:
         "uuid": play.domain.uuid,
         "what": operation.what,
         "domains": [{"name": d.name, "uuid": d.uuid} for d in play.domains],
-        "expect": [
-            {**asdict(each), "compare": sorted(each.compare)} for each in operation.expect
-        ],
+        "expect": [{**asdict(each), "compare": sorted(each.compare)} for each in operation.expect],
         "qemu": qemu,
         "libvirt": {
             host.name.upper(): job_info(host.virsh(*completed, check=False)) or "-"

@@ -60,9 +60,7 @@ def _records(data: bytes, at: int) -> Iterator[Record]:
     while at < len(data):
         at += _U32.size
         at_ns, seq, size, kind, reserved, tgid, tid = _HEADER.unpack_from(data, at)
-        yield Record(
-            at_ns, seq, kind, reserved, tgid, tid, data[at + _HEADER.size : at + size]
-        )
+        yield Record(at_ns, seq, kind, reserved, tgid, tid, data[at + _HEADER.size : at + size])
         at += size
 
 

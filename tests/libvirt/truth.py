@@ -173,12 +173,13 @@ def _take(attempt: Attempt, message: Message) -> None:
         attempt.statuses.append(body["data"]["status"])
         if attempt.status in FINAL:
             attempt.ended_ns = message.at_ns
-    elif message.kind == "reply" and isinstance(answer := body.get("return"), dict):
-        # Of the monitor's answers only query-migrate's has both.
-        if "status" in answer and "ram" in answer:
+    elif message.kind == "reply":
+        answer = body.get("return")
+        # Only query-migrate's answer has both; before the end its figures are those of some moment.
+        if isinstance(answer, dict) and answer.get("status") == "completed" and "ram" in answer:
             attempt.figures = answer
-            attempt.passes = max(attempt.passes, answer["ram"]["dirty-sync-count"])
-            attempt.status = answer["status"] if attempt.ended_ns is None else attempt.status
+            attempt.passes = answer["ram"]["dirty-sync-count"]
+            attempt.status = attempt.status or "completed"
 
 
 def _set_stop_and_resume(attempt: Attempt, said: Sequence[Message], until: int | None) -> None:
@@ -200,9 +201,7 @@ def _set_stop_and_resume(attempt: Attempt, said: Sequence[Message], until: int |
 
 def events(said: Sequence[Message], domain: str, name: str) -> list[Message]:
     """A domain's events of one name."""
-    return [
-        m for m in said if m.domain == domain and m.kind == "event" and m.body["event"] == name
-    ]
+    return [m for m in said if m.domain == domain and m.kind == "event" and m.body["event"] == name]
 
 
 _LABELS = {

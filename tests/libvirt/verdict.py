@@ -1,6 +1,6 @@
 """vftrace's report beside the truth: what is wrong with it, in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 MS = 1_000_000
@@ -34,9 +34,9 @@ def problems(report: Mapping[str, Any], truth: Mapping[str, Any]) -> list[str]:
     sources = iter(truth["qemu"])
     wrong: list[str] = []
     for migration, wanted in zip(seen, expected, strict=True):
-        qemu = {} if wanted["kind"] == "load" else next(sources, {})
+        qemu: Mapping[str, Any] = {} if wanted["kind"] == "load" else next(sources, {})
         wrong += _outcome(migration, wanted)
-        wrong += _figures(migration, wanted, qemu, report["hosts"])
+        wrong += _figures(migration, wanted, qemu)
     return wrong
 
 
@@ -58,7 +58,6 @@ def _figures(
     migration: Mapping[str, Any],
     wanted: Mapping[str, Any],
     qemu: Mapping[str, Any],
-    hosts: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     wrong = []
     rounds, passes = len(migration["rounds"]), qemu.get("passes")
@@ -72,7 +71,6 @@ def _figures(
         wrong += _downtime(migration, qemu)
     if "total" in wanted["compare"]:
         wrong += _total(migration, qemu)
-    del hosts
     return wrong
 
 
@@ -119,9 +117,7 @@ def _total(migration: Mapping[str, Any], qemu: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def problems_alone(
-    report: Mapping[str, Any], truth: Mapping[str, Any], side: str
-) -> list[str]:
+def problems_alone(report: Mapping[str, Any], truth: Mapping[str, Any], side: str) -> list[str]:
     """What is wrong in the report of one host's recording: unknown is right, the opposite is not."""
     seen = of_domains(report, truth)
     expected = truth["expect"]
@@ -150,15 +146,15 @@ def problems_together(
         return [f"A B: {len(two)} for {len(one)}: {said}"]
     wrong = []
     for here, there in zip(one, two, strict=True):
-        for name in ("kind", "outcome", "cause"):
-            if here.get(name) != there.get(name):
-                wrong.append(f"A B: {name} {there.get(name)} for {here.get(name)}")
+        wrong += [
+            f"A B: {name} {there.get(name)} for {here.get(name)}"
+            for name in ("kind", "outcome", "cause")
+            if here.get(name) != there.get(name)
+        ]
         if len(here["rounds"]) != len(there["rounds"]):
             wrong.append(f"A B: {len(there['rounds'])} rounds for {len(here['rounds'])}")
         if here["channel"]["bytes"] != there["channel"]["bytes"]:
-            wrong.append(
-                f"A B: {there['channel']['bytes']} bytes for {here['channel']['bytes']}"
-            )
+            wrong.append(f"A B: {there['channel']['bytes']} bytes for {here['channel']['bytes']}")
         wrong += _same_downtime(here["downtime"], there["downtime"])
     return wrong
 
