@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tests.libvirt.domains import BUSY, CALM, STEADY, Domain
-from tests.libvirt.play import Play
+from tests.libvirt.play import PROXIED, Play
 from vftrace.demo.guest import DirtySet
 
 Kind = Literal["move", "save", "load"]
@@ -235,13 +235,12 @@ def timeout_postcopy(play: Play) -> None:
 
 @operation("suspended-meanwhile", MOVED)
 def suspended_meanwhile(play: Play) -> None:
-    """Somebody suspends the guest while it moves, and resumes it there."""
+    """Somebody suspends the guest while it moves; libvirt resumes it there, as it ran before."""
     _domain(play, BUSY)
     moving = play.begin(*SLOWLY)
     play.wait_pass(2)
     play.a.virsh("suspend", play.domain.name)
     play.answer(moving)
-    play.b.virsh("resume", play.domain.name)
 
 
 @operation("paused", NOT_STOPPED)
@@ -299,11 +298,8 @@ def proxied(play: Play) -> None:
 
 def _proxied(play: Play) -> None:
     _domain(play, STEADY)
-    for host in play.pair.hosts:
-        host.run("mkdir", "-p", "/var/lib/libvirt/proxy")
-    here, there = (h.directory / "var/lib/libvirt/proxy/m.sock" for h in play.pair.hosts)
-    play.relay(here, there)
-    play.migrate("--migrateuri", "unix:///var/lib/libvirt/proxy/m.sock", *SLOWLY)
+    play.relay(PROXIED)
+    play.migrate("--migrateuri", f"unix://{PROXIED}", *SLOWLY)
 
 
 @operation("own-pids", MOVED, own_pids=True)

@@ -15,6 +15,9 @@ from tests.libvirt.domains import Domain
 from tests.libvirt.hosts import Host, Pair
 from tests.libvirt.truth import Message, MonitorLog, events
 
+PROXIED = Path("/run/proxied.sock")
+"""Each host's own end of a proxied stream."""
+
 _TIMEOUT = 60.0
 _GUEST_TICKS = 0x7000
 
@@ -191,8 +194,9 @@ class Play:
         for host in self.pair.hosts:
             self.pids[host.name].update(host.qemus())
 
-    def relay(self, here: Path, there: Path) -> None:
-        """Take connections to one unix socket and hand them on to another, as virt-handler does."""
+    def relay(self, path: Path) -> None:
+        """Hand connections to this unix socket of host a on to that of host b, as virt-handler does."""
+        here, there = (Path(f"/proc/{host.pid}/root{path}") for host in self.pair.hosts)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(here))
         listener.listen()

@@ -7,6 +7,8 @@ tests/libvirt/run                     all of them
 
 import argparse
 import json
+import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -23,8 +25,9 @@ from tests.libvirt import split, verdict
 from tests.libvirt.domains import IMAGES
 from tests.libvirt.hosts import HostError, Pair, two_hosts
 from tests.libvirt.operations import OPERATIONS, Operation
-from tests.libvirt.play import OperationError, Play
+from tests.libvirt.play import PROXIED, OperationError, Play
 from tests.libvirt.truth import MonitorLog, attempts, job_info
+from vftrace.cli import main as vftrace
 
 _VFTRACE = (sys.executable, "-m", "vftrace")
 _RECORD_LIMIT = "180s"
@@ -155,18 +158,18 @@ def clean_up(pair: Pair) -> None:
             host.virsh("undefine", name, *options, check=False)
         if host.qemus():
             raise HostError(f"{host.name}: QEMUs left behind")
-        host.run("rm", "-rf", str(IMAGES), "/var/lib/libvirt/proxy")
+        host.run("rm", "-rf", str(IMAGES), str(PROXIED))
     for left in pair.shared.iterdir():
         left.unlink()
 
 
 def report_of(*recordings: Path) -> dict[str, Any]:
     """vftrace's report of these recordings, as JSON."""
-    command = [*_VFTRACE, "report", "--format", "json", *map(str, recordings)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OperationError(f"vftrace report: {done.stderr.strip()[-500:]}")
-    report: dict[str, Any] = json.loads(done.stdout)
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        arguments = ["report", "--format", "json", "-o", out.name, *map(str, recordings)]
+        if vftrace(arguments):
+            raise OperationError(f"vftrace {' '.join(arguments)}: see above")
+        report: dict[str, Any] = json.loads(Path(out.name).read_text())
     return report
 
 
@@ -210,6 +213,52 @@ def table(results: Sequence[tuple[str, Result | str]]) -> str:
     return "\n".join(lines)
 
 
+def page(results: Sequence[tuple[str, Result | str]]) -> str:
+    """docs/results/libvirt.md."""
+    commit = _said("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
+    qemu = _said("qemu-system-x86_64", "--version").splitlines()[0]
+    libvirt = _said("libvirtd", "--version")
+    machine = f"{os.cpu_count()} CPUs, Linux {platform.release()}"
+    right = sum(not isinstance(result, str) and not result.problems for _, result in results)
+    return _PAGE.format(
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        commit=commit,
+        machine=machine,
+        versions=f"{libvirt}; {qemu}",
+        right=right,
+        of=len(results),
+        table=table(results),
+    )
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+_PAGE = """\
+# vftrace beside libvirt
+
+Every operation of `tests/libvirt/run --list`, played by two real libvirt daemons and recorded by `vftrace record`.
+QEMU's and libvirt's figures come from the daemons' monitor logs and from `virsh domjobinfo --completed`.
+docs/contributing/testing-with-libvirt.md explains how the operations run and which rules make a row right.
+
+| | |
+|---|---|
+| date | {date} |
+| commit | {commit} |
+| machine | {machine} |
+| versions | {versions} |
+| command | `tests/libvirt/run --results DIR --page docs/results/libvirt.md` |
+| right | {right} of {of} |
+
+vftrace's bytes include the device state, which QEMU 7.2 does not count. Its downtime ends when a vCPU enters the
+guest; QEMU's is from the event STOP to the event RESUME. In "two-at-once" libvirt's figures are those of the first
+domain. libvirt's downtime includes what its daemons do between QEMU's events.
+
+{table}
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is named and print the table; 1 if vftrace is wrong anywhere, 2 if something did not run."""
     parser = argparse.ArgumentParser(prog="tests/libvirt/run", description=__doc__)
@@ -217,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", nargs="*", help="operations (default: all)")
     parser.add_argument("--list", action="store_true", help="the operations and what each does")
     parser.add_argument("--results", type=Path, metavar="DIR", help="keep recordings and truth")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the table as a page")
     parser.add_argument("--from", dest="again", type=Path, metavar="DIR", help="compare kept ones")
     options = parser.parse_args(arguments)
     if options.list:
@@ -228,6 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.name or list(OPERATIONS)
     results = compared(names, options.again) if options.again else run(names, options.results)
     print(table(results))
+    if options.page is not None:
+        options.page.write_text(page(results))
     wrong = sum(not isinstance(r, str) and bool(r.problems) for _, r in results)
     not_run = sum(isinstance(r, str) for _, r in results)
     print(f"\n{len(results) - wrong - not_run} right, {wrong} wrong, {not_run} not run")
