@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,9 @@ def attempts(said: Sequence[Message], names: Collection[str]) -> list[Attempt]:
                 found.append(current[at])
         elif at in current:
             _take(current[at], message)
-    for attempt, following in zip(found, [*found[1:], None], strict=True):
-        _set_stop_and_resume(attempt, ours, None if following is None else following.began_ns)
+    ends = [attempt.began_ns for attempt in found[1:]]
+    for attempt, until in zip_longest(found, ends):
+        _set_stop_and_resume(attempt, ours, until)
     return found
 
 
