@@ -521,10 +521,9 @@ def destination_daemon_frozen(play: Play) -> None:
     play.answer(moving)
 
 
-@operation(
-    "network-reset",
-    Expected("move", "failed", "channel-error", "failed", compare=frozenset({"rounds"})),
-)
+# The destination ends before the source, which sleeps for its bandwidth, sends again: whether the network or the
+# destination was first cannot be seen.
+@operation("network-reset", replace(BROKEN, cause=None))
 def network_reset(play: Play) -> None:
     """The migration's TCP connection is reset in mid-move."""
     _domain(play, BUSY)

@@ -178,18 +178,25 @@ def compare(recording: Path, truth: Mapping[str, Any]) -> tuple[dict[str, Any], 
     whole = report_of(recording)
     wrong = verdict.problems(whole, truth)
     meta, records = split.read(recording)
+    halves = {
+        side: split.only(records, truth["pids"][side]) for side in "AB" if truth["pids"][side]
+    }
     with tempfile.TemporaryDirectory() as directory:
-        sides = []
-        for number, side in enumerate("AB", start=1):
-            pids = truth["pids"][side]
-            if not pids:
-                continue
-            path = Path(directory) / f"{side}.vft"
-            split.write(path, split.side(meta, f"host-{side}", number), split.only(records, pids))
-            sides.append(path)
+
+        def written(side: str, half: Sequence[split.Record], kind: str) -> Path:
+            path = Path(directory) / f"{side}-{kind}.vft"
+            split.write(path, split.side(meta, f"host-{side}", "AB".index(side) + 1), half)
+            return path
+
+        unset = {side: written(side, half, "unset") for side, half in halves.items()}
+        for side, path in unset.items():
             wrong += verdict.problems_alone(report_of(path), truth, side)
-        if len(sides) > 1:
-            wrong += verdict.problems_together(whole, report_of(*sides), truth)
+        if len(halves) > 1:
+            clocked = [
+                written(side, split.with_set_clocks(half), "set") for side, half in halves.items()
+            ]
+            wrong += verdict.problems_together(whole, report_of(*clocked), truth)
+            wrong += verdict.problems_apart(whole, report_of(*unset.values()), truth)
     return whole, wrong
 
 

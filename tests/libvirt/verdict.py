@@ -1,6 +1,6 @@
 """vftrace's report beside the truth: what is wrong with it, in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MS = 1_000_000
@@ -146,36 +146,57 @@ def problems_alone(report: Mapping[str, Any], truth: Mapping[str, Any], side: st
 def problems_together(
     whole: Mapping[str, Any], together: Mapping[str, Any], truth: Mapping[str, Any]
 ) -> list[str]:
-    """What two hosts' recordings say otherwise than one recording of both."""
+    """What the recordings of two hosts with set clocks say otherwise than one recording of both."""
+    return [f"A B: {problem}" for problem in _differences(whole, together, truth, weaker=())]
+
+
+def problems_apart(
+    whole: Mapping[str, Any], together: Mapping[str, Any], truth: Mapping[str, Any]
+) -> list[str]:
+    """The same for two hosts whose clocks nobody sets.
+
+    Which end came first is then not always known: the source's own word may stand (docs/two-hosts.md).
+    """
+    source = ("channel-error", "resumed-after-stop")
+    wrong = _differences(whole, together, truth, weaker=source)
+    return [f"A B, clocks not set: {problem}" for problem in wrong]
+
+
+def _differences(
+    whole: Mapping[str, Any],
+    together: Mapping[str, Any],
+    truth: Mapping[str, Any],
+    weaker: Sequence[str],
+) -> list[str]:
     if not truth["expect"]:
         return problems(together, truth)
     one, two = of_domains(whole, truth), of_domains(together, truth)
     if len(one) != len(two):
         said = ", ".join(f"{m['role']} {m['outcome']}" for m in two) or "nothing"
-        return [f"A B: {len(two)} for {len(one)}: {said}"]
+        return [f"{len(two)} for {len(one)}: {said}"]
     wrong = []
     for here, there in zip(one, two, strict=True):
         wrong += [
-            f"A B: {name} {there.get(name)} for {here.get(name)}"
+            f"{name} {there.get(name)} for {here.get(name)}"
             for name in ("kind", "outcome", "cause")
-            if here.get(name) != there.get(name)
+            if here.get(name) != there.get(name) and there.get(name) not in weaker
         ]
         if len(here["rounds"]) != len(there["rounds"]):
-            wrong.append(f"A B: {len(there['rounds'])} rounds for {len(here['rounds'])}")
+            wrong.append(f"{len(there['rounds'])} rounds for {len(here['rounds'])}")
         if here["channel"]["bytes"] != there["channel"]["bytes"]:
-            wrong.append(f"A B: {there['channel']['bytes']} bytes for {here['channel']['bytes']}")
-        wrong += _same_downtime(here["downtime"], there["downtime"])
+            wrong.append(f"{there['channel']['bytes']} bytes for {here['channel']['bytes']}")
+        wrong += _other_downtime(here["downtime"], there["downtime"])
     return wrong
 
 
-def _same_downtime(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+def _other_downtime(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
     if one["vcpu_ns"] is None or two["vcpu_ns"] is None:
         if one["vcpu_ns"] == two["vcpu_ns"]:
             return []
-        return [f"A B: downtime {_ms(two['vcpu_ns'])} for {_ms(one['vcpu_ns'])}"]
+        return [f"downtime {_ms(two['vcpu_ns'])} for {_ms(one['vcpu_ns'])}"]
     error = (two["uncertainty_ns"] or 0) + TOLERANCE_NS
     if abs(one["vcpu_ns"] - two["vcpu_ns"]) > error:
-        return [f"A B: downtime {_ms(two['vcpu_ns'])} ± {_ms(error)} for {_ms(one['vcpu_ns'])}"]
+        return [f"downtime {_ms(two['vcpu_ns'])} ± {_ms(error)} for {_ms(one['vcpu_ns'])}"]
     return []
 
 
