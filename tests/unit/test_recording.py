@@ -148,8 +148,8 @@ def test_a_flipped_bit_in_a_gzip_stream(tmp_path: Path, data: st.DataObject) -> 
         return
     whole = _before(len(_raw()))
     assert records == whole[: len(records)]
-    # the header's time stamp and flags, and nothing else, can change without harm
-    assert damage is not None or (at < 10 and records == whole)
+    # the header's time stamp and flags can change without harm, and deflate's padding bits
+    assert damage is not None or records == whole
 
 
 @pytest.mark.parametrize(

@@ -20,3 +20,5 @@ class IncomingMigration:
     postcopy_last_ns: int | None = None
     postcopy_done_ns: int | None = None
     postcopy_bytes: int = 0
+    look_again_ns: int = 0
+    """When to see whether it has settled (`Tracker`)."""

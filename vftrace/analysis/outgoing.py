@@ -72,6 +72,8 @@ class OutgoingMigration:
     sent_much_ns: int | None = None
     """When it was first reported that more had been sent than a migration's head has."""
     ring: bool = False
+    look_again_ns: int = 0
+    """When to see whether it has settled (`Tracker`)."""
     dma_pages: dict[bool, int | None] = field(default_factory=dict)
     """Pages that DMA wrote, reported by devices (True) and by the IOMMU driver; None: a part is missing."""
 

@@ -18,6 +18,11 @@ SETUP_NS = 10_000_000_000
 """A destination's RESUMING comes with the head of the stream, which the source may send before it logs
 (QEMU migration/savevm.c, qemu_savevm_state_header)."""
 
+PAIRING_EVENTS = frozenset(
+    {events.Channel, events.Clock, events.VcpuState, events.Userfault, events.VfioState}
+)
+"""Types of the events that `Pairing.feed` does anything with."""
+
 Everyone = Callable[[], Sequence[Process]]
 
 
@@ -66,17 +71,20 @@ class Pairing:
         """Take an event that `process` has taken already; `everyone` gives all known processes."""
         if isinstance(event, events.Channel):
             for waiting in list(self._unpaired.values()):
-                if waiting is not process:
+                if waiting.incoming is None:
+                    del self._unpaired[id(waiting)]
+                elif waiting is not process:
                     self._pair(waiting, everyone())
-        elif isinstance(event, events.Clock):
+            return
+        if isinstance(event, events.Clock):
             self._drop_refuted()
-            self._prove(process, everyone())
-            self._pair(process, everyone())
-        elif isinstance(event, events.VcpuState):
+        elif isinstance(event, events.VcpuState) and process.incoming is None and process.waits:
             self._loads(process, event, everyone())
-            self._pair(process, everyone())
-        elif isinstance(event, (events.Userfault, events.VfioState)):
-            self._pair(process, everyone())
+        if process.incoming is None:
+            return
+        if isinstance(event, events.Clock):
+            self._prove(process, everyone())
+        self._pair(process, everyone())
 
     def _loads(
         self, process: Process, event: events.VcpuState, everyone: Sequence[Process]
@@ -85,8 +93,6 @@ class Pairing:
 
         A boot sets them earlier; a destination that gives up sets them while the source still runs.
         """
-        if process.incoming is not None or not process.waits:
-            return
         found = self._by_uuid(process, event.at_ns, everyone)
         if found is not None and (found[1].saved or found[1].paused_before):
             process.loads_state(event.at_ns)

@@ -1,6 +1,8 @@
 """One VMM process: its memslots, channels and vCPUs, and the outgoing and incoming migrations found in them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, get_args
 
 from vftrace import events
 from vftrace.analysis import dirty
@@ -115,47 +117,13 @@ class Process:
 
     def feed(self, event: Event) -> None:
         """Take one event of this process. Never raises on content."""
-        if event.at_ns < self.last_event_ns and not isinstance(event, events.Piece):
+        if event.at_ns >= self.last_event_ns:
+            self.last_event_ns = event.at_ns
+        elif not isinstance(event, events.Piece):
             self.last_loss_ns = max(self.last_loss_ns or 0, self.last_event_ns)
-        self.last_event_ns = max(self.last_event_ns, event.at_ns)
-        match event:
-            case events.Piece():
-                self._piece(event)
-            case events.GetDirtyLog():
-                self._get_dirty_log(event)
-            case events.ClearDirtyLog():
-                self._clear_dirty_log(event)
-            case events.ResetDirtyRings():
-                self._reset_rings(event)
-            case events.Region():
-                self._region(event)
-            case events.Capability():
-                self._capability(event)
-            case events.Run():
-                self._run(event)
-            case events.Clock():
-                self._clock(event)
-            case events.VcpuState():
-                self._vcpu_state(event)
-            case events.Channel():
-                self._channel(event)
-            case events.Burst():
-                if self.current is not None:
-                    self.current.burst(event)
-            case events.Userfault():
-                self._userfault(event)
-            case events.VmCreated():
-                self.created_at_ns = event.at_ns
-                self.manual_protect = 0
-            case events.VfioDirty():
-                self._vfio_dirty(event)
-            case events.VcpuCreated():
-                self.vcpu_threads.add(event.tid)
-            case events.Exit():
-                self.end(event.at_ns)
-            case _:
-                if isinstance(event, VfioEvent):
-                    self._vfio(event)
+        take = _TAKES.get(type(event))
+        if take is not None:
+            take(self, event)
 
     def lost_something(self, at_ns: int) -> None:
         """A record is missing: forget what it may have changed."""
@@ -168,6 +136,16 @@ class Process:
                 slot.log.damaged()
         if self.current is None:
             self.slots.clear()
+
+    def _vm_created(self, event: events.VmCreated) -> None:
+        self.created_at_ns = event.at_ns
+        self.manual_protect = 0
+
+    def _vcpu_created(self, event: events.VcpuCreated) -> None:
+        self.vcpu_threads.add(event.tid)
+
+    def _exit(self, event: events.Exit) -> None:
+        self.end(event.at_ns)
 
     def end(self, at_ns: int) -> None:
         """The process is no more."""
@@ -462,6 +440,10 @@ class Process:
             if event.fd not in later.channels:
                 later.baseline[event.fd] = event.bytes
 
+    def _burst(self, event: events.Burst) -> None:
+        if self.current is not None:
+            self.current.burst(event)
+
     def _userfault(self, event: events.Userfault) -> None:
         if event.op in (events.Userfault.API, events.Userfault.REGISTER):
             return
@@ -476,3 +458,25 @@ class Process:
             self.incoming.postcopy_first_ns = event.at_ns
         self.incoming.postcopy_last_ns = event.at_ns
         self.incoming.postcopy_bytes = max(self.incoming.postcopy_bytes, event.bytes)
+
+
+_TAKES: dict[type[Event], Callable[[Process, Any], None]] = {
+    events.Piece: Process._piece,
+    events.GetDirtyLog: Process._get_dirty_log,
+    events.ClearDirtyLog: Process._clear_dirty_log,
+    events.ResetDirtyRings: Process._reset_rings,
+    events.Region: Process._region,
+    events.Capability: Process._capability,
+    events.Run: Process._run,
+    events.Clock: Process._clock,
+    events.VcpuState: Process._vcpu_state,
+    events.Channel: Process._channel,
+    events.Burst: Process._burst,
+    events.Userfault: Process._userfault,
+    events.VmCreated: Process._vm_created,
+    events.VcpuCreated: Process._vcpu_created,
+    events.VfioDirty: Process._vfio_dirty,
+    events.Exit: Process._exit,
+    **dict.fromkeys(get_args(VfioEvent), Process._vfio),
+}
+"""What takes an event, by its type: one look-up, because every event comes through here."""

@@ -7,18 +7,19 @@ class SequenceTracker:
     """One process's records. `accept` says whether a record is new; `holes` whether any is missing."""
 
     def __init__(self, first: int = 0) -> None:
-        self._next = first
+        self.next = first
+        """The number that comes next if nothing is missing."""
         self._missing: set[int] = set()
         self._overflow = False
 
     def accept(self, seq: int) -> bool:
         """Take a record's number; False if it was there before."""
-        if seq >= self._next:
-            if seq - self._next > _MAX_MISSING:
+        if seq >= self.next:
+            if seq - self.next > _MAX_MISSING:
                 self._overflow = True
             else:
-                self._missing.update(range(self._next, seq))
-            self._next = seq + 1
+                self._missing.update(range(self.next, seq))
+            self.next = seq + 1
             return True
         if seq in self._missing:
             self._missing.remove(seq)
@@ -27,11 +28,11 @@ class SequenceTracker:
 
     def skips_to(self, seq: int) -> bool:
         """Whether records between the latest and this number have not come."""
-        return seq > self._next
+        return seq > self.next
 
     def ends_at(self, next_seq: int) -> None:
         """The writer says how many records there were."""
-        if next_seq > self._next:
+        if next_seq > self.next:
             self._overflow = True
 
     @property

@@ -1,8 +1,9 @@
 """Events in, snapshots out: routes events to processes, finds who migrates to whom, and ages what ended."""
 
 from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vftrace import events
 from vftrace.analysis.assemble import Sides, build_migration
@@ -13,7 +14,7 @@ from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.devices.vf_phases import VfHistories
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
-from vftrace.analysis.pairing import Pairing, is_impostor
+from vftrace.analysis.pairing import PAIRING_EVENTS, Pair, Pairing, is_impostor
 from vftrace.analysis.process import Process
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import COLLECTOR, NO_PROCESS, Event
@@ -28,6 +29,12 @@ SETTLE_EVERY_NS = 1_000_000_000
 MAX_SETTLED = 1024
 """A migration that ended half a minute ago does not change any more, unless it awaits a device; so many are
 remembered."""
+
+LOOK_AGAIN_NS = 20_000_000_000
+"""One that goes on is looked at so often: its end is seen before it has to settle."""
+
+Unsettled = tuple[Process, OutgoingMigration | IncomingMigration, Pair | None]
+"""A source's attempt with its pair if it has one, or a destination without a source."""
 
 MAX_NETWORK = 4096
 """Changes of interfaces and bridges that are remembered."""
@@ -77,8 +84,9 @@ class Tracker:
     def feed(self, event: Event) -> None:
         """Take one event. Never raises on content: what makes no sense is counted or ignored."""
         self._events += 1
-        self._now_ns = max(self._now_ns, event.at_ns)
-        if isinstance(event, events.Unknown):
+        if event.at_ns > self._now_ns:
+            self._now_ns = event.at_ns
+        if type(event) is events.Unknown:
             self._unknown += 1
         if event.tgid == COLLECTOR:
             self._feed_own(event)
@@ -98,47 +106,50 @@ class Tracker:
             return
         if self._user.holes and self._collector_loss_ns is None:
             self._collector_loss_ns = event.at_ns
-        match event:
-            case events.Process():
-                self._identify(event)
-            case events.FileDescriptor():
-                process = self._processes.get(event.pid)
-                if process is not None:
-                    process.descriptors[event.fd] = event
-            case events.Device():
-                process = self._processes.get(event.pid)
-                if process is not None:
-                    process.devices.identify(event)
-            case events.Gone():
-                process = self._processes.get(event.pid)
-                if process is not None:
-                    # It ended without a word: its last records are lost.
-                    process.last_loss_ns = event.at_ns
-                    self._end(process, event.at_ns)
-            case events.Uncounted():
-                process = self._processes.get(event.pid)
-                if process is not None:
-                    process.last_loss_ns = max(process.last_loss_ns or 0, event.at_ns)
-            case events.Lost():
-                self._lost = max(self._lost, event.count)
-            case events.NetAddress() | events.NetLink():
-                self._network.append(event)
-            case events.NetMissed():
-                self._network_missed = max(self._network_missed, event.count)
-            case events.ClockSample():
-                self._sample_clock(event)
-            case events.Tick():
-                if self._tick_ns is not None and event.at_ns - self._tick_ns > STALL_NS:
-                    self._stalls.append((self._tick_ns, event.at_ns))
-                self._tick_ns = event.at_ns
-                self._settle()
-                self.mailboxes.feed(event)
-            case events.MailboxFlood() | events.VfAddress():
-                self.mailboxes.feed(event)
-            case events.End():
-                self._compare_streams(event)
-            case _:
-                pass
+        take = _TAKES.get(type(event))
+        if take is not None:
+            take(self, event)
+
+    def _name_fd(self, event: events.FileDescriptor) -> None:
+        process = self._processes.get(event.pid)
+        if process is not None:
+            process.descriptors[event.fd] = event
+
+    def _name_device(self, event: events.Device) -> None:
+        process = self._processes.get(event.pid)
+        if process is not None:
+            process.devices.identify(event)
+
+    def _gone(self, event: events.Gone) -> None:
+        process = self._processes.get(event.pid)
+        if process is not None:
+            # It ended without a word: its last records are lost.
+            process.last_loss_ns = event.at_ns
+            self._end(process, event.at_ns)
+
+    def _uncounted(self, event: events.Uncounted) -> None:
+        process = self._processes.get(event.pid)
+        if process is not None:
+            process.last_loss_ns = max(process.last_loss_ns or 0, event.at_ns)
+
+    def _count_lost(self, event: events.Lost) -> None:
+        self._lost = max(self._lost, event.count)
+
+    def _change_network(self, event: events.NetAddress | events.NetLink) -> None:
+        self._network.append(event)
+
+    def _miss_network(self, event: events.NetMissed) -> None:
+        self._network_missed = max(self._network_missed, event.count)
+
+    def _tick(self, event: events.Tick) -> None:
+        if self._tick_ns is not None and event.at_ns - self._tick_ns > STALL_NS:
+            self._stalls.append((self._tick_ns, event.at_ns))
+        self._tick_ns = event.at_ns
+        self._settle()
+        self.mailboxes.feed(event)
+
+    def _hear(self, event: events.MailboxFlood | events.VfAddress) -> None:
+        self.mailboxes.feed(event)
 
     def _sample_clock(self, event: events.ClockSample) -> None:
         """Keep the first and the latest sample, and those between which the clock moved."""
@@ -167,23 +178,40 @@ class Tracker:
         if self._now_ns - self._settled_ns < SETTLE_EVERY_NS:
             return
         self._settled_ns = self._now_ns
-        done: set[int] = set()
-        for migration, parts in self._unsettled(self._vf_histories()):
-            ended = migration.ended_at_ns
-            after = UNPLUG_WINDOW_NS if migration.awaits_device else SETTLE_AFTER_NS
-            if migration.outcome and ended and self._now_ns - ended > after:
-                self._settled.append(migration)
-                done.update(id(part) for part in parts)
+        everyone = self._everyone()
+        due = [part for part in self._unsettled(everyone) if part[1].look_again_ns <= self._now_ns]
+        done = self._settle_parts(due, everyone) if due else set()
         del self._settled[:-MAX_SETTLED]
         self._pairing.settle(done)
-        for process in self._everyone():
-            process.outgoing = [
-                outgoing
-                for outgoing in process.outgoing
-                if id(outgoing) not in done and (outgoing.is_migration or not outgoing.ended)
-            ]
+        for process in everyone:
+            if process.outgoing:
+                process.outgoing = [
+                    outgoing
+                    for outgoing in process.outgoing
+                    if id(outgoing) not in done and (outgoing.is_migration or not outgoing.ended)
+                ]
             if id(process.incoming) in done:
                 process.incoming = None
+
+    def _settle_parts(self, due: Iterable[Unsettled], everyone: list[Process]) -> set[int]:
+        """Settle those that ended long enough ago; returns the ids of their parts.
+
+        Building a migration is most of a tracer's work, so one that goes on is not looked at every second.
+        """
+        done: set[int] = set()
+        context = HostContext(self._vf_histories(), everyone, self._now_ns)
+        for process, part, pair in due:
+            migration = self._build(process, part, pair, context)
+            ended = migration.ended_at_ns
+            after = UNPLUG_WINDOW_NS if migration.awaits_device else SETTLE_AFTER_NS
+            if not migration.outcome or not ended:
+                part.look_again_ns = self._now_ns + LOOK_AGAIN_NS
+            elif self._now_ns - ended > after:
+                self._settled.append(migration)
+                done.update(id(each) for each in (part, pair and pair.incoming) if each)
+            else:
+                part.look_again_ns = ended + SETTLE_AFTER_NS
+        return done
 
     def _compare_streams(self, event: events.End) -> None:
         """The writer says which processes lived at the end, and how many records each had sent."""
@@ -216,14 +244,20 @@ class Tracker:
         process = self._processes.get(event.tgid)
         if process is None:
             process = self._new_process(event.tgid, event.at_ns)
-        lost = process.stream.skips_to(event.seq)
-        if not process.stream.accept(event.seq):
-            return
-        if lost:
-            process.lost_something(event.at_ns)
+        stream = process.stream
+        if event.seq == stream.next:
+            stream.next += 1
+        else:
+            lost = stream.skips_to(event.seq)
+            if not stream.accept(event.seq):
+                return
+            if lost:
+                process.lost_something(event.at_ns)
         process.feed(event)
-        self._pairing.feed(process, event, self._everyone)
-        if isinstance(event, events.Exit):
+        kind = type(event)
+        if kind in PAIRING_EVENTS:
+            self._pairing.feed(process, event, self._everyone)
+        elif kind is events.Exit:
             self._end(process, event.at_ns)
 
     def _new_process(self, pid: int, at_ns: int) -> Process:
@@ -285,49 +319,48 @@ class Tracker:
         )
 
     def _migrations(self, histories: VfHistories) -> tuple[Migration, ...]:
-        found = [*self._settled, *(migration for migration, _ in self._unsettled(histories))]
-        return tuple(sorted(found, key=lambda m: (m.started_at_ns, m.pid)))
-
-    def _unsettled(
-        self, histories: VfHistories
-    ) -> Iterator[tuple[Migration, tuple[OutgoingMigration | IncomingMigration, ...]]]:
-        """Migrations that may still change, each with what it is made of."""
         everyone = self._everyone()
         context = HostContext(histories, everyone, self._now_ns)
+        unsettled = (self._build(*part, context) for part in self._unsettled(everyone))
+        return tuple(sorted((*self._settled, *unsettled), key=lambda m: (m.started_at_ns, m.pid)))
+
+    def _unsettled(self, everyone: list[Process]) -> Iterator[Unsettled]:
+        """What migrations that may still change are made of."""
         by_outgoing = {id(pair.outgoing): pair for pair in self._pairing.pairs}
         paired = {id(pair.incoming) for pair in self._pairing.pairs}
         for process in everyone:
             for outgoing in process.outgoing:
                 if outgoing.is_migration:
-                    pair = by_outgoing.get(id(outgoing))
-                    migration = build_migration(
-                        Sides(
-                            source=(process, outgoing),
-                            destination=(pair.destination, pair.incoming) if pair else None,
-                            peer_ended_ns=self._peer_ended(process, outgoing),
-                            key=_key(process),
-                            context=context,
-                            collector_loss_ns=self._collector_loss_ns,
-                            peer_loss_ns=None if pair else self._peer_loss(process),
-                            trace_ended_ns=self._ended_at_ns,
-                            contested=pair is not None and pair.contested,
-                        )
-                    )
-                    yield migration, (outgoing, pair.incoming) if pair else (outgoing,)
-            incoming = process.incoming
-            if incoming is not None and id(incoming) not in paired:
-                migration = build_migration(
-                    Sides(
-                        destination=(process, incoming),
-                        key=_key(process),
-                        context=context,
-                        collector_loss_ns=self._collector_loss_ns,
-                        peer_loss_ns=self._peer_loss(process),
-                        trace_ended_ns=self._ended_at_ns,
-                        contested=is_impostor(process, everyone),
-                    )
-                )
-                yield migration, (incoming,)
+                    yield process, outgoing, by_outgoing.get(id(outgoing))
+            if process.incoming is not None and id(process.incoming) not in paired:
+                yield process, process.incoming, None
+
+    def _build(
+        self,
+        process: Process,
+        part: OutgoingMigration | IncomingMigration,
+        pair: Pair | None,
+        context: HostContext,
+    ) -> Migration:
+        sides = Sides(
+            key=_key(process),
+            context=context,
+            collector_loss_ns=self._collector_loss_ns,
+            peer_loss_ns=None if pair else self._peer_loss(process),
+            trace_ended_ns=self._ended_at_ns,
+        )
+        if isinstance(part, IncomingMigration):
+            contested = is_impostor(process, context.processes)
+            return build_migration(replace(sides, destination=(process, part), contested=contested))
+        return build_migration(
+            replace(
+                sides,
+                source=(process, part),
+                destination=(pair.destination, pair.incoming) if pair else None,
+                peer_ended_ns=self._peer_ended(process, part),
+                contested=pair is not None and pair.contested,
+            )
+        )
 
     def _peer_loss(self, process: Process) -> int | None:
         """When something went missing, latest, of a process that may be the other side of a migration of
@@ -356,3 +389,22 @@ class Tracker:
 
 def _key(process: Process) -> str:
     return process.uuid or f"pid-{process.pid}"
+
+
+_TAKES: dict[type[Event], Callable[[Tracker, Any], None]] = {
+    events.Process: Tracker._identify,
+    events.FileDescriptor: Tracker._name_fd,
+    events.Device: Tracker._name_device,
+    events.Gone: Tracker._gone,
+    events.Uncounted: Tracker._uncounted,
+    events.Lost: Tracker._count_lost,
+    events.NetAddress: Tracker._change_network,
+    events.NetLink: Tracker._change_network,
+    events.NetMissed: Tracker._miss_network,
+    events.ClockSample: Tracker._sample_clock,
+    events.Tick: Tracker._tick,
+    events.MailboxFlood: Tracker._hear,
+    events.VfAddress: Tracker._hear,
+    events.End: Tracker._compare_streams,
+}
+"""What takes one of the collector's own events, by its type."""

@@ -1,14 +1,23 @@
 """Records of several CPUs in the order of their times, within a window fixed by event time."""
 
-import heapq
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 from msgspec.structs import replace
 
 from vftrace.events import Event
 
 WINDOW_NS = 50_000_000
-"""A time stamp is taken before the record's place in the ring, so neighbours may swap; nothing is
+"""A time stamp is taken before the record's place in the ring buffer, so neighbours may swap; nothing is
 held back longer than this, measured by the newest event and never by a clock."""
+
+MAX_HELD = 32_768
+"""Events that are held back at once. Where time stands still the oldest go on all the same, so that memory is
+bounded; a host has a few thousand of them in a window."""
+
+_MAX_PROCESSES = 65_536
+_COMPACT = 4096
 
 
 class Order:
@@ -17,34 +26,108 @@ class Order:
     A record's time and its number are taken one after the other, so two CPUs may take them in opposite order.
     What is released has its numbers in the order of its times: among the records of one process that are
     held back, the oldest gets the smallest number. A number that no record has stays missing.
+
+    Most records come in order, so the held ones are a list that grows at its end; only a record that comes too
+    late is searched its place.
     """
 
-    def __init__(self, window_ns: int = WINDOW_NS) -> None:
+    def __init__(self, window_ns: int = WINDOW_NS, most: int = MAX_HELD) -> None:
         self._window_ns = window_ns
-        self._heap: list[tuple[int, int, int, Event]] = []
-        self._numbers: dict[int, list[int]] = {}
-        self._count = 0
+        self._most = most
+        self._held: list[Event] = []
+        self._first = 0
+        """Where in `_held` the oldest is; what was before it has been released."""
         self._newest_ns = 0
+        self._largest: dict[int, int] = {}
+        """By process: the largest number that has come."""
 
-    def push(self, event: Event) -> list[Event]:
-        """Take one event; returns those that are due, oldest first."""
-        self._count += 1
-        self._newest_ns = max(self._newest_ns, event.at_ns)
-        heapq.heappush(self._heap, (event.at_ns, event.seq, self._count, event))
-        heapq.heappush(self._numbers.setdefault(event.tgid, []), event.seq)
-        due = []
-        while self._heap and self._heap[0][0] <= self._newest_ns - self._window_ns:
-            due.append(self._pop())
+    def push(self, events: Sequence[Event]) -> list[Event]:
+        """Take events in their order of arrival; returns those that are due, oldest first."""
+        held, largest = self._held, self._largest
+        first, newest_ns = self._first, self._newest_ns
+        window_ns, full = self._window_ns, first + self._most
+        due: list[Event] = []
+        due_ns = held[first].at_ns + window_ns if first < len(held) else 0
+        for event in events:
+            at_ns, seq, tgid = event.at_ns, event.seq, event.tgid
+            in_time = at_ns > newest_ns or (
+                at_ns == newest_ns and (first == len(held) or seq >= held[-1].seq)
+            )
+            if in_time and seq > largest.get(tgid, -1):
+                held.append(event)
+                largest[tgid] = seq
+                newest_ns = at_ns
+            else:
+                newest_ns = max(newest_ns, at_ns)
+                self._insert(event, first, newest_ns - window_ns)
+                due_ns = held[first].at_ns + window_ns
+            if newest_ns < due_ns and len(held) <= full:
+                continue
+            while first < len(held):
+                oldest = held[first]
+                due_ns = oldest.at_ns + window_ns
+                if newest_ns < due_ns and len(held) <= full:
+                    break
+                due.append(oldest)
+                first += 1
+                full += 1
+        if first > _COMPACT:
+            del held[:first]
+            first = 0
+        self._first, self._newest_ns = first, newest_ns
+        if len(largest) > _MAX_PROCESSES:
+            self._forget()
         return due
 
     def flush(self) -> list[Event]:
-        """Everything that is still held back, oldest first."""
-        return [self._pop() for _ in range(len(self._heap))]
+        """Release everything that is still held back, oldest first."""
+        rest = self._held[self._first :]
+        self._held.clear()
+        self._first = 0
+        return rest
 
-    def _pop(self) -> Event:
-        event = heapq.heappop(self._heap)[3]
-        numbers = self._numbers[event.tgid]
-        seq = heapq.heappop(numbers)
-        if not numbers:
-            del self._numbers[event.tgid]
-        return event if seq == event.seq else replace(event, seq=seq)
+    def _insert(self, event: Event, first: int, due_ns: int) -> None:
+        """Put an event where its time belongs, and the numbers of its process in order again.
+
+        What is due, up to `due_ns`, keeps its numbers.
+        """
+        held = self._held
+        place = bisect_right(held, _key(event), lo=first, key=_key)
+        held.insert(place, event)
+        if event.at_ns > due_ns:
+            first = bisect_right(held, due_ns, lo=first, key=attrgetter("at_ns"))
+        largest = self._largest.get(event.tgid, -1)
+        younger = self._same_process(event, range(place + 1, len(held)))
+        older = None
+        if event.seq <= largest:
+            older = self._same_process(event, range(place - 1, first - 1, -1))
+            if older is None and younger is None:
+                # Nothing of it is held back: the pid's next process, which begins at 0.
+                largest = event.seq
+        self._largest[event.tgid] = max(largest, event.seq)
+        if (older and older.seq > event.seq) or (younger and younger.seq < event.seq):
+            self._renumber(event.tgid, first)
+
+    def _same_process(self, event: Event, places: Iterable[int]) -> Event | None:
+        """The first event of the same process in these places."""
+        held = self._held
+        return next((held[i] for i in places if held[i].tgid == event.tgid), None)
+
+    def _renumber(self, tgid: int, first: int) -> None:
+        """Give the oldest event of a process its smallest number, and so on."""
+        held = self._held
+        places = [i for i in range(first, len(held)) if held[i].tgid == tgid]
+        numbers = sorted(held[i].seq for i in places)
+        for i, seq in zip(places, numbers, strict=True):
+            if held[i].seq != seq:
+                held[i] = replace(held[i], seq=seq)
+
+    def _forget(self) -> None:
+        """Keep only the numbers of processes of which something is held back."""
+        self._largest.clear()
+        for event in self._held[self._first :]:
+            self._largest[event.tgid] = max(event.seq, self._largest.get(event.tgid, -1))
+
+
+def _key(event: Event) -> tuple[int, int]:
+    return event.at_ns, event.seq

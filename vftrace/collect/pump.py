@@ -207,11 +207,10 @@ class Pump:
         if self._recorder is not None and records:
             self._recorder.write(records)
         with self._lock:
-            for record in records:
-                event = wire.decode(record)
-                self._counts[type(event)] += 1
-                for due in self._order.push(event):
-                    self._tracker.feed(due)
+            events = list(map(wire.decode, records))
+            self._counts.update(map(type, events))
+            for due in self._order.push(events):
+                self._tracker.feed(due)
 
     def _finish(self) -> None:
         with self._lock:

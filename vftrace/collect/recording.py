@@ -11,8 +11,10 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
+from zlib import crc32
 
 from vftrace.errors import VftraceError
 from vftrace.events import wire
@@ -23,6 +25,9 @@ from vftrace.model.host import HostInfo
 MAGIC = b"VFTRACE1"
 VERSION = 1
 _U32 = struct.Struct("<I")
+_FRAME = struct.Struct("<I16xI12x")
+"""A frame's checksum and, behind two fields of the header, its record's size."""
+_BLOCK = 1 << 16
 _MAX_META = 1 << 20
 
 
@@ -41,7 +46,7 @@ class RecordingWriter:
         """Append records; raises VftraceError if the disk refuses them."""
         try:
             for record in records:
-                self._file.write(_U32.pack(zlib.crc32(record)) + record)
+                self._file.write(_U32.pack(crc32(record)) + record)
             self._file.flush()
         except OSError as error:
             raise VftraceError(f"cannot write the recording: {error.strerror}") from error
@@ -64,29 +69,52 @@ class Recording:
         self.host = self._read_meta()
 
     def __iter__(self) -> Iterator[bytes]:
-        last_kind = None
-        while True:
-            start = self._read(_U32.size)
-            if not start:
-                if last_kind != Kind.END and self.damage is None:
-                    self.damage = "cut between two records, or its writer was killed: it has no end"
+        for batch in self.batches():
+            yield from batch
+
+    def batches(self) -> Iterator[list[bytes]]:
+        """The records in lists as long as what one read of the file gives."""
+        rest, last = b"", b""
+        while more := self._read_some():
+            records, used = self._records_of(rest + more)
+            rest = (rest + more)[used:]
+            if records:
+                last = records[-1]
+                yield records
+            if self.damage is not None:
                 return
-            head = self._read(wire.HEADER.size)
-            if len(start) < _U32.size or len(head) < wire.HEADER.size:
-                self.damage = "cut in the middle of a record"
-                return
-            _, _, size, last_kind, *_ = wire.HEADER.unpack(head)
+        if rest:
+            self.damage = "cut in the middle of a record"
+        elif self.damage is None and not (last and wire.kind_of(last) == Kind.END):
+            self.damage = "cut between two records, or its writer was killed: it has no end"
+
+    def _records_of(self, data: bytes) -> tuple[list[bytes], int]:
+        """The whole records at the beginning of `data`, and how many bytes they take."""
+        records = []
+        at, last = 0, len(data) - _FRAME.size
+        while at <= last:
+            checksum, size = _FRAME.unpack_from(data, at)
             if not wire.HEADER.size <= size <= wire.MAX_RECORD:
                 self.damage = "damaged: a record with an impossible size"
-                return
-            record = head + self._read(size - len(head))
+                break
+            end = at + _U32.size + size
+            record = data[at + _U32.size : end]
             if len(record) < size:
-                self.damage = "cut in the middle of a record"
-                return
-            if zlib.crc32(record) != _U32.unpack(start)[0]:
+                break
+            if crc32(record) != checksum:
                 self.damage = "damaged: a record's checksum is wrong"
-                return
-            yield record
+                break
+            records.append(record)
+            at = end
+        return records, at
+
+    def _read_some(self) -> bytes:
+        """What one read gives; nothing at the end, and where a gzip stream is cut or damaged."""
+        try:
+            return self._file.read1(_BLOCK)
+        except (EOFError, OSError, zlib.error):
+            self.damage = "cut or damaged inside its compression"
+            return b""
 
     def _read(self, count: int) -> bytes:
         """Up to `count` bytes; fewer at the end, also where a gzip stream is cut."""
@@ -127,11 +155,12 @@ class Recording:
             raise VftraceError(f"{self.path} is damaged or cut at its beginning") from error
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedReader:
     try:
         file = path.open("rb")
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
     except OSError as error:
         raise VftraceError(f"cannot read {path}: {error.strerror}") from error
-    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
+    # it has read1 too, which gives all that can be read before the place of a damage
+    return cast(BufferedReader, gzip.GzipFile(fileobj=file)) if compressed else file

@@ -1,18 +1,22 @@
 """A recording through the same code as live data: bytes, events, order, tracker."""
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.order import Order
 from vftrace.events import Event, wire
 
+_BATCH = 1024
+
 
 def events_of(records: Iterable[bytes]) -> Iterator[Event]:
     """Decode and sort; records that cannot be decoded at all are dropped by the recording's own checks."""
     order = Order()
-    for record in records:
-        yield from order.push(wire.decode(record))
+    rest = iter(records)
+    while batch := list(islice(rest, _BATCH)):
+        yield from order.push(list(map(wire.decode, batch)))
     yield from order.flush()
 
 

@@ -92,14 +92,12 @@ def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:
             deadline = Deadline(args.duration)
             say_ready()
             while not interrupt.set and not deadline.passed():
-                for record in source.read():
-                    for event in order.push(wire.decode(record)):
-                        _print(dump.feed(event))
+                for event in order.push(list(map(wire.decode, source.read()))):
+                    _print(dump.feed(event))
         finally:
             rest = source.close()
-        for record in rest:
-            for event in order.push(wire.decode(record)):
-                _print(dump.feed(event))
+        for event in order.push(list(map(wire.decode, rest))):
+            _print(dump.feed(event))
         for event in order.flush():
             _print(dump.feed(event))
         _print(dump.summary())

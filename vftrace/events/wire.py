@@ -170,12 +170,18 @@ def _decode_json(record: bytes, kind: int) -> Event | None:
     return made
 
 
+def kind_of(record: bytes) -> int:
+    """The kind of a record, which has at least a header."""
+    kind: int = _size_and_kind(record, _SIZE_AND_KIND_AT)[1]
+    return kind
+
+
 def shortened(record: bytes) -> bytes:
     """Return a piece's record without its words where these are all ones; other records as they are.
 
     The kernel side does not look for that.
     """
-    if _size_and_kind(record, _SIZE_AND_KIND_AT)[1] != Kind.PIECE:
+    if kind_of(record) != Kind.PIECE:
         return record
     words = record[_PIECE_HEAD.size :]
     if not words or words != _ONES[: len(words)]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from vftrace.analysis.devices.device import PassedDevice
 from vftrace.analysis.devices.strategy import QUIESCED, MailboxAgreement
@@ -19,6 +20,15 @@ class HostContext:
     histories: VfHistories
     processes: Sequence[Process] = ()
     now_ns: int = 0
+
+    @cached_property
+    def by_function(self) -> dict[tuple[str | None, int | None], list[Process]]:
+        """The processes that ever held a function, by its card and number."""
+        found: dict[tuple[str | None, int | None], list[Process]] = {}
+        for process in self.processes:
+            for key in {(device.pf, device.vf) for device in process.devices.all}:
+                found.setdefault(key, []).append(process)
+        return found
 
     def alone(self, outgoing: OutgoingMigration | None, incoming: IncomingMigration | None) -> bool:
         """Whether no other migration ran at the same time as this source or destination."""
@@ -95,7 +105,8 @@ def _assigned_to(
     context: HostContext, own: Sequence[Process], history: VfHistory, at_ns: int
 ) -> Iterator[bool]:
     """True: one of `own` had the VF open then. False: no process had. Nothing: another VM had."""
-    holders = [process for process in context.processes if _has_vf(process, history, at_ns)]
+    may = context.by_function.get((history.pf, history.vf), ())
+    holders = [process for process in may if _has_vf(process, history, at_ns)]
     if any(process in own for process in holders):
         yield True
     elif not holders:
