@@ -32,7 +32,7 @@ from typing import Any
 
 from vftrace.analysis.forecast.channel import PAGE_ON_WIRE
 from vftrace.analysis.forecast.costs import FITTED, Fitted
-from vftrace.analysis.forecast.precopy import Assumptions, forecast
+from vftrace.analysis.forecast.precopy import Assumptions, Recorded, forecast, of_replay
 from vftrace.analysis.forecast.working_set import Shape
 from vftrace.collect.live import LiveSource
 from vftrace.collect.pump import Pump
@@ -413,7 +413,7 @@ def _near(point: Point, rounds: tuple[Round, ...], converged: bool) -> bool:
 
 @dataclass(frozen=True)
 class Guess:
-    """What was foretold of a run."""
+    """The forecast of a run."""
 
     run: Played
     converges: bool
@@ -535,7 +535,9 @@ def judge(path: Path, which: str) -> None:
     for run, sweeps in itertools.product(judged, (2, 3)):
         told = guess(run, sweeps, fitted)
         if told is not None and _failed(told):
-            print(f"- {_describe(told, sweeps)}")
+            print(f"- {_describe(told, f'after sweep {sweeps}')}")
+    judge_what_if(runs)
+    judge_refuted(runs)
 
 
 def _cells(guesses: list[Guess]) -> str:
@@ -545,16 +547,91 @@ def _cells(guesses: list[Guess]) -> str:
     return " | ".join(cells)
 
 
+# -- what-if, and limits that are not known -----------------------------------------------------
+
+
+def what_if(run: Played, *, bandwidth: bool, limit: bool) -> Guess | None:
+    """A replay under the run's own settings, those that are not given being left to the recording.
+
+    Where there was no limit to the bandwidth there is none to give.
+    """
+    given = bandwidth and run.point.bandwidth != UNLIMITED
+    assumed = Assumptions(
+        bandwidth_bytes_per_second=run.point.bandwidth * MIB if given else None,
+        downtime_limit_ns=run.point.limit_ms * 1_000_000 if limit else None,
+        max_rounds=CUT_ROUNDS,
+    )
+    recorded = Recorded(run.every, run.started_at_ns, run.stopped_at_ns, run.downtime_ns)
+    told = of_replay(recorded, assumed)
+    if told is None or told.converges is None:
+        return None
+    return Guess(run, _in_time(told), told.total_ns, told.downtime_ns)
+
+
+def judge_what_if(runs: list[Played]) -> None:
+    """Total time and downtime of replays, beside what happened."""
+    print(
+        "\n| what-if with | converges as it did | total time, median | within 20 % | downtime, median |"
+    )
+    print("|---|---|---|---|---|")
+    for bandwidth, limit in itertools.product((True, False), (True, False)):
+        guesses = [what_if(run, bandwidth=bandwidth, limit=limit) for run in runs]
+        known = [g for g in guesses if g is not None]
+        right, total, down = errors(known)
+        given = [name for name, on in (("bandwidth", bandwidth), ("limit", limit)) if on]
+        near = sum(error <= 0.2 for error in total)
+        print(
+            f"| {' and '.join(given) or 'nothing'} | {sum(right):.0f} of {len(runs)} | "
+            f"{statistics.median(total):.1%} of {len(total)} | {near} of {len(total)} | "
+            f"{f'{statistics.median(down):.1%} of {len(down)}' if down else 'none'} |"
+        )
+        if bandwidth and limit:
+            misses = [g for g in known if _failed(g)]
+    print("\nWith bandwidth and limit, more than 10 % off (or 20 % in a long downtime):")
+    for told in misses:
+        print(f"- {_describe(told, 'replayed')}")
+
+
+def judge_refuted(runs: list[Played]) -> None:
+    """Forecasts without a given limit, after each sweep from the one on that refutes QEMU's default."""
+    counts: dict[tuple[str, str, str], int] = {}
+    wrong = []
+    for run in runs:
+        seen = False
+        for sweeps in range(2, min(len(run.rounds), CUT_ROUNDS) + 1):
+            assumed = Assumptions(max_rounds=max(1, CUT_ROUNDS - sweeps))
+            told = forecast(run.rounds[:sweeps], run.started_at_ns, assumed)
+            if told is None or told.limit_from != "rounds":
+                continue
+            said = None if told.converges is None else _in_time(told)
+            answer = "open" if said is None else "right" if said == run.converged else "wrong"
+            if answer == "wrong":
+                wrong.append(_describe(Guess(run, bool(said), None, None), f"after sweep {sweeps}"))
+            kind = "near the limit" if run.near else "clear"
+            for when in ("each sweep", *(() if seen else ("the first",))):
+                key = kind, when, answer
+                counts[key] = counts.get(key, 0) + 1
+            seen = True
+    print("\n| limit not given, default refuted | after | right | wrong | open |")
+    print("|---|---|---|---|---|")
+    for kind, when in itertools.product(("clear", "near the limit"), ("the first", "each sweep")):
+        cells = [str(counts.get((kind, when, answer), 0)) for answer in ("right", "wrong", "open")]
+        print(f"| {kind} | {when} | {' | '.join(cells)} |")
+    print("\nWrong:")
+    for line in wrong:
+        print(f"- {line}")
+
+
 def _failed(told: Guess) -> bool:
     right, total, down = errors([told])
     return not all(right) or any(e > 0.1 for e in total) or any(e > 0.2 for e in down)
 
 
-def _describe(told: Guess, sweeps: int) -> str:
+def _describe(told: Guess, when: str) -> str:
     run = told.run
     seen = f"{len(run.rounds)} sweeps, converged {run.converged}"
     times = ", ".join(
-        f"{name} {_ms(guess_ns)} foretold, {_ms(real_ns)} seen"
+        f"{name} {_ms(guess_ns)} forecast, {_ms(real_ns)} seen"
         for name, guess_ns, real_ns in (
             ("total", told.total_ns, run.total_ns),
             ("downtime", told.downtime_ns, run.downtime_ns),
@@ -563,7 +640,7 @@ def _describe(told: Guess, sweeps: int) -> str:
     p = run.point
     what = f"{p.pattern}, {p.bandwidth} MiB/s, {p.limit_ms} ms, {p.pages} pages, {p.rate}/s"
     near = ", near the limit" if run.near else ""
-    return f"run {p.number} ({what}{near}) after sweep {sweeps}: {seen}; converges {told.converges}; {times}"
+    return f"run {p.number} ({what}{near}) {when}: {seen}; converges {told.converges}; {times}"
 
 
 def _ms(ns: int | None) -> str:

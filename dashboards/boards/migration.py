@@ -101,7 +101,7 @@ def _figures() -> list[style.PanelBuilder]:
         ),
         style.figure(
             "Precopy",
-            "Whether it comes to an end at the rates seen; as foretold last.",
+            "Whether it comes to an end at the rates seen; as forecast last.",
             "none",
             query(f"min({of('forecast_converges', VM)})"),
         ).mappings([converges]),

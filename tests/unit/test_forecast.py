@@ -147,7 +147,7 @@ def test_total_time_as_qemu_measured_it(name: str, sweeps: int) -> None:
     assert told.total_ns / 1e6 == pytest.approx(truth["total_time_ms"], rel=0.15)
 
 
-def test_an_ended_migration_keeps_what_was_foretold() -> None:
+def test_an_ended_migration_keeps_the_forecast_of_its_second_round() -> None:
     migration = migration_of("completed-slow")
     assert migration.forecast is not None
     assert migration.forecast.after_sweeps == 3

@@ -40,8 +40,8 @@ class Bounds:
         return max(1.0, (min(self.low, self.high) + self.high) / 2)
 
     def nearest(self, threshold: float) -> float:
-        """The threshold, or the bound that it violates."""
-        return max(1.0, self.low, min(threshold, self.high)) if self.low <= self.high else self.high
+        """The threshold, or the bound that it violates. Where both cannot be true `high`, an estimate, gives way."""
+        return max(1.0, self.low, min(threshold, self.high))
 
 
 def threshold_bounds(history: History, channel: Channel) -> Bounds:

@@ -9,21 +9,19 @@ NOT_ENOUGH = "nothing can be told: the last round's pages, or what was sent, are
 
 
 def forecast_of(migration: Migration) -> str | None:
-    """The line for a migration's memory; None where it has none: at its destination, or without a round ended.
+    """The forecast line of a migration; None at its destination, and where it is over and no round ended.
 
-    For a running guest it is made from all rounds. After the stop it is the forecast that was made when the
-    second round was over.
+    Where the guest was stopped, the forecast was made when the second round was over.
     """
     m = migration
-    if m.role == Role.DESTINATION:
+    if m.role is Role.DESTINATION:
         return None
-    running = m.outcome is None and m.stopped_at_ns is None
-    told = m.forecast
-    if running:
-        return forecast_line(told)
-    if told is None or told.converges is None:
+    if m.outcome is None and m.stopped_at_ns is None:
+        return forecast_line(m.forecast)
+    forecast = m.forecast
+    if forecast is None or (forecast.converges is None and forecast.undecided is None):
         return None
-    return f"after sweep {told.after_sweeps}: {forecast_line(told)}"
+    return f"after sweep {forecast.after_sweeps}: {forecast_line(forecast)}"
 
 
 def forecast_line(forecast: Forecast | None) -> str:
