@@ -5,6 +5,7 @@
     .venv/bin/python benchmarks/forecast_grid.py run --fresh           24 other runs, only judged by
     .venv/bin/python benchmarks/forecast_grid.py run --pinned          40 of larger guests with locked memory
     .venv/bin/python benchmarks/forecast_grid.py run --limits          40 whose limits the forecast does not know
+    .venv/bin/python benchmarks/forecast_grid.py run --limits2         40 more of these
 
 Each run is a guest of 128 MiB (640 with --pinned) that dirties a known pattern, moved to a second QEMU on this
 machine with a `max-bandwidth` and a `downtime-limit`, and traced. A run that has not stopped after CUT_ROUNDS sweeps or
@@ -176,12 +177,12 @@ UNLIMITED = 8192
 """MiB/s that no channel here carries: libvirt's default is no limit at all."""
 
 
-def limits_grid() -> list[Point]:
+def limits_grid(seed: int = 4, number: int = 300) -> list[Point]:
     """40 more, for what-if under the recorded settings and for downtime limits that the rounds refute.
 
-    Written down on 2026-11-29 before any of them ran; seed 4. Most limits are far below 300 ms.
+    Written down on 2026-11-29 before any of them ran. Most limits are far below 300 ms.
     """
-    draw = random.Random(4)
+    draw = random.Random(seed)
     bandwidths = (16, 24, 32, 48, 64, 96)
     points: list[Point] = []
 
@@ -191,7 +192,9 @@ def limits_grid() -> list[Point]:
         limit_ms = max(1, round(300 * share * draw.uniform(low, high)))
         pages, rate = round(share * 0.3 * bandwidth * 256), _rate(2.5, bandwidth)
         points.append(
-            Point(300 + len(points), bandwidth, limit_ms, "fixed", pages, rate, throttled=throttled)
+            Point(
+                number + len(points), bandwidth, limit_ms, "fixed", pages, rate, throttled=throttled
+            )
         )
 
     for _ in range(14):
@@ -204,21 +207,40 @@ def limits_grid() -> list[Point]:
         rate = _rate(draw.choice((0.3, 0.5, 0.8, 1.3)), bandwidth)
         limit_ms = draw.choice((50, 150, 300, 600))
         pattern = PATTERNS[index % len(PATTERNS)]
-        points.append(Point(300 + len(points), bandwidth, limit_ms, pattern, pages, rate))
+        points.append(Point(number + len(points), bandwidth, limit_ms, pattern, pages, rate))
     for _ in range(4):
         hot(0.4, 0.8, throttled=True)
     for pages, limit_ms in ((40_000, 300), (90_000, 100), (130_000, 30)):
-        number = 300 + len(points)
         points.append(
-            Point(number, UNLIMITED, limit_ms, "fixed", pages, 20_000, PINNED_MIB, pinned=True)
+            Point(
+                number + len(points),
+                UNLIMITED,
+                limit_ms,
+                "fixed",
+                pages,
+                20_000,
+                PINNED_MIB,
+                pinned=True,
+            )
         )
     for bandwidth in (16, 32, UNLIMITED):
         # Mostly zero pages: the first round takes long and sends little.
-        points.append(Point(300 + len(points), bandwidth, 300, "fixed", 500, 20_000, 2048))
+        points.append(Point(number + len(points), bandwidth, 300, "fixed", 500, 20_000, 2048))
     return points
 
 
-GRIDS = {"": grid, "_fresh": fresh_grid, "_pinned": pinned_grid, "_limits": limits_grid}
+def second_limits_grid() -> list[Point]:
+    """40 more of the same kind with another seed, to judge what was changed after the first ones had been seen."""
+    return limits_grid(5, 400)
+
+
+GRIDS = {
+    "": grid,
+    "_fresh": fresh_grid,
+    "_pinned": pinned_grid,
+    "_limits": limits_grid,
+    "_limits2": second_limits_grid,
+}
 """By what the name of its results ends with."""
 
 
@@ -652,7 +674,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "judge"))
     parser.add_argument("--json", type=Path, help="raw results; default forecast_grid[_...].json")
     which = parser.add_mutually_exclusive_group()
-    for name in ("fresh", "pinned", "limits"):
+    for name in ("fresh", "pinned", "limits", "limits2"):
         which.add_argument(
             f"--{name}", dest="grid", action="store_const", const=f"_{name}", default=""
         )
