@@ -15,6 +15,10 @@ WINDOW_NS = 100_000_000
 TURN_NS = 50_000_000
 """QEMU sends for this long at most before it looks again, where nothing holds it back (migration/ram.c, MAX_WAIT)."""
 
+_WHOLE_NS = 0.95 * WINDOW_NS
+"""Within one window nothing holds back: a shorter round does not show the rate. Rounds of one window are measured from
+sweep to sweep, which are not as regular as QEMU's windows."""
+
 _HELD_BACK = 1.25
 """A channel that can carry this much more than is sent is held back by max-bandwidth."""
 
@@ -63,7 +67,7 @@ def measured_channel(history: History, fading: float = _FADING) -> Channel | Non
     if not sent:
         return None
     mean = sent * 1e9 / ns
-    rate = _weighted([(s.sent_bytes, s.ns) for s in steps if s.ns > WINDOW_NS], fading) or mean
+    rate = _weighted([(s.sent_bytes, s.ns) for s in steps if s.ns > _WHOLE_NS], fading) or mean
     link = _weighted([(s.burst_bytes, s.burst_ns) for s in steps], fading) or mean
     if link < rate * _HELD_BACK:
         link = max(mean, link)

@@ -39,9 +39,12 @@ class Bounds:
         """The threshold in the middle of finite bounds."""
         return max(1.0, (min(self.low, self.high) + self.high) / 2)
 
-    def nearest(self, threshold: float) -> float:
-        """The threshold, or the bound that it violates. Where both cannot be true `high`, an estimate, gives way."""
-        return max(1.0, self.low, min(threshold, self.high))
+    def recorded(self, threshold: float, sent_at_stop: float) -> float:
+        """The threshold that a recorded migration had: this one, unless the rounds or the stop refute it. QEMU stopped
+        the guest when `sent_at_stop` bytes were left."""
+        if threshold > self.high:
+            return max(self.middle, sent_at_stop)
+        return max(threshold, sent_at_stop)
 
 
 def threshold_bounds(history: History, channel: Channel) -> Bounds:

@@ -17,13 +17,17 @@ from vftrace.analysis.forecast.channel import (
 from vftrace.analysis.forecast.costs import FITTED, Fitted, Stop, strategy_costs
 from vftrace.analysis.forecast.history import History
 from vftrace.analysis.forecast.limit import DOWNTIME_LIMIT_NS, falls, slows, threshold_bounds
-from vftrace.analysis.forecast.rounds import Run, Setting, Start, play
+from vftrace.analysis.forecast.rounds import Run, Setting, Start, first_round_ns, play
 from vftrace.analysis.forecast.working_set import WorkingSet
 from vftrace.model.migration import Forecast, Migration, Outcome, Round, StrategyCost, Undecided
 from vftrace.uapi import PAGE_SIZE
 
 MAX_ROUNDS = 30
 """A precopy that would need more rounds does not converge."""
+
+_AT_ONCE_NS = 10_000_000
+"""The final sweep follows QEMU's own stop within this time; a guest that somebody else stopped waits for the round's
+end."""
 
 AFTER_SWEEPS = 3
 """The second round is over with the third sweep."""
@@ -102,12 +106,18 @@ class Recorded:
         return max(_sweeps_before(self.rounds, self.stopped_at_ns), min(2, len(self.rounds)))
 
     def stop(self) -> Stop | None:
-        """How the guest was stopped; None where QEMU did not stop it by its own rule: at once after a sweep."""
-        sweeps = self.sweeps()
-        if self.downtime_ns is None or sweeps >= len(self.rounds):
+        """How the guest was stopped; None where QEMU did not stop it by its own rule."""
+        sweeps = _sweeps_before(self.rounds, self.stopped_at_ns)
+        if self.downtime_ns is None or not 0 < sweeps < len(self.rounds):
             return None
-        last = self.rounds[sweeps - 1]
+        last, final = self.rounds[sweeps - 1], self.rounds[sweeps]
+        if sweeps == 1:
+            # All was sent before a second sweep: QEMU stopped the guest and swept at once.
+            if final.at_ns - (self.stopped_at_ns or 0) > _AT_ONCE_NS:
+                return None
+            return Stop(max(0, final.new_pages or 0) * PAGE_ON_WIRE, self.downtime_ns, fixed=True)
         if last.sent_bytes:
+            # It goes on sending after a sweep unless it stops the guest at once.
             return None
         if self.has_devices:
             # The last pages and the devices' state are not told apart: at least what the last sweep found was sent.
@@ -240,17 +250,30 @@ def _replay(
         at_ns=history.at_ns - history.passed_ns + history.setup_ns,
     )
     assumed_threshold = measured.bytes_in(answer.downtime_limit_ns)
-    bounds = replace(threshold_bounds(history, measured), low=float(stop.bytes if stop else 0))
-    recorded = bounds.nearest(assumed_threshold)
+    sent_at_stop = float(stop.bytes if stop else 0)
+    recorded = threshold_bounds(history, measured).recorded(assumed_threshold, sent_at_stop)
     if assumed.downtime_limit_ns is None and recorded != assumed_threshold:
         answer = _with_limit(answer, recorded, measured)
     if stop is not None:
         fitted = stop.applied(measured, channel, fitted)
     memory = history.sent_first + _unsent_in_replay(history, recorded, measured, stop)
     start = Start(memory, memory, blind_ns=float(WINDOW_NS))
+    if history.first is not None:
+        as_recorded = _setting(history, measured, known, recorded, assumed.max_rounds)
+        more = max(0.0, history.first.ns - first_round_ns(start, as_recorded))
+        start = replace(start, since_ns=_at_other_rate(more, history.first.ns, measured, channel))
     threshold = channel.bytes_in(answer.downtime_limit_ns)
     run = play(start, _setting(history, channel, known, threshold, assumed.max_rounds))
     return _with_run(answer, run, start, history.setup_ns, channel, assumed, fitted)
+
+
+def _at_other_rate(more: float, first_ns: int, measured: Channel, channel: Channel) -> float:
+    """How much longer than its pages the first round takes on `channel`, where it took `more` in the recording.
+
+    Zero pages take time, send nothing and count as left. Within one window the time is that of looking through them,
+    which no bandwidth changes.
+    """
+    return more if first_ns <= WINDOW_NS else more * measured.rate / channel.rate
 
 
 def _with_run(
@@ -326,14 +349,13 @@ def _unsent_at_first(history: History, threshold: float, quota: float) -> float:
 def _unsent_in_replay(
     history: History, threshold: float, measured: Channel, stop: Stop | None
 ) -> float:
-    """Bytes that were left when the first round ended, from what was sent afterwards where that is known."""
-    unsent = _unsent_at_first(history, threshold, measured.quota)
+    """Bytes that were left when the first round ended: what was sent afterwards beside the pages that sweeps found."""
+    unsent = _unsent_at_first(history, threshold, measured.quota) if history.later else 0.0
     if stop is None:
-        return unsent if history.later else 0.0
-    if history.later:
-        return min(unsent, stop.bytes + float(sum(step.sent_bytes for step in history.later)))
-    new = history.first.new_pages or 0 if history.first else 0
-    return min(float(stop.bytes), max(unsent, stop.bytes - new * float(PAGE_ON_WIRE)))
+        return unsent
+    sent = stop.bytes + sum(step.sent_bytes for step in history.later)
+    found = sum(step.new_pages or 0 for step in history.steps) * float(PAGE_ON_WIRE)
+    return max(0.0, sent - found)
 
 
 def _overlap(history: History) -> float:

@@ -118,6 +118,16 @@ class _State:
         return Run(converges, self.rounds, self.ns, self.left, self.fresh, lasted)
 
 
+def first_round_ns(start: Start, setting: Setting) -> float:
+    """How long the play's first round is."""
+    state = _State(setting, start.left, start.fresh, start.used, start.since_ns)
+    while state.left > 0 and (state.since_ns < start.blind_ns - 1 or not state.fits):
+        if state.since_ns > LONGEST_NS:
+            break
+        state.send()
+    return state.since_ns
+
+
 def play(start: Start, setting: Setting) -> Run:
     """Sends and sweeps until what is left fits the threshold, or the rounds or the time are used up."""
     state = _State(setting, start.left, start.fresh, start.used, start.since_ns)
@@ -126,7 +136,7 @@ def play(start: Start, setting: Setting) -> Run:
         return state.end(converges=True, lasted=lasted)
     while state.rounds < setting.max_rounds and state.ns + state.since_ns <= LONGEST_NS:
         state.send()
-        if state.ns + state.since_ns < start.blind_ns:
+        if state.ns + state.since_ns < start.blind_ns - 1:
             if state.left == 0.0:
                 # Nothing is left: QEMU stops the guest without another sweep.
                 ns = state.since_ns
