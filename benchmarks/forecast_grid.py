@@ -31,9 +31,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vftrace.analysis.forecast.answer import Assumptions
 from vftrace.analysis.forecast.channel import PAGE_ON_WIRE
 from vftrace.analysis.forecast.costs import FITTED, Fitted
-from vftrace.analysis.forecast.precopy import Assumptions, Recorded, forecast, of_replay
+from vftrace.analysis.forecast.precopy import forecast
+from vftrace.analysis.forecast.replay import Recorded, of_replay
 from vftrace.analysis.forecast.working_set import Shape
 from vftrace.collect.live import LiveSource
 from vftrace.collect.pump import Pump

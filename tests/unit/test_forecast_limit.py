@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vftrace.analysis.forecast.answer import Assumptions
 from vftrace.analysis.forecast.channel import PAGE_ON_WIRE, WINDOW_NS, Channel, measured_channel
 from vftrace.analysis.forecast.history import History
 from vftrace.analysis.forecast.limit import Bounds, falls, slows, threshold_bounds
-from vftrace.analysis.forecast.precopy import Assumptions, forecast
+from vftrace.analysis.forecast.precopy import forecast
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import track
 from vftrace.model.migration import Migration, Round

@@ -17,7 +17,7 @@ from vftrace.units import parse_duration
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from vftrace.analysis.forecast.precopy import Assumptions
+    from vftrace.analysis.forecast.answer import Assumptions
     from vftrace.model.migration import Migration
     from vftrace.model.report import Report
 
@@ -127,7 +127,7 @@ def _assumptions(text: str) -> "Assumptions":
 
 def _replay(report: "Report", assumed: "Assumptions") -> "Report":
     """Every migration's forecast as it would be from the beginning under other assumptions."""
-    from vftrace.analysis.forecast.precopy import Recorded, of_replay
+    from vftrace.analysis.forecast.replay import Recorded, of_replay
     from vftrace.model.report import Report
 
     hosts = []

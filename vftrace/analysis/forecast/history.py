@@ -94,6 +94,14 @@ class History:
         )
 
 
+def sweeps_before(rounds: Sequence[Round], stopped_at_ns: int | None) -> int:
+    """How many sweeps were made while the guest ran."""
+    count = len(rounds)
+    while stopped_at_ns is not None and count and rounds[count - 1].at_ns >= stopped_at_ns:
+        count -= 1
+    return count
+
+
 def _step(begin: Round, end: Round) -> Step | None:
     """The round between two sweeps; None where the second is not after the first."""
     ns = end.at_ns - begin.at_ns

@@ -6,7 +6,7 @@ from dataclasses import replace
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from vftrace.analysis.forecast.precopy import Assumptions
+from vftrace.analysis.forecast.answer import Assumptions
 from vftrace.errors import UsageError
 from vftrace.model.migration import Forecast, Migration, Role
 from vftrace.outputs.text.forecast import forecast_line
