@@ -18,12 +18,13 @@ test: setup lint ## lint, types, layers, then all tests
 test-unit: setup ## the tests that need neither BPF nor KVM
 	.venv/bin/pytest -m 'not host and not lab'
 
-lint: setup ## ruff, mypy --strict, who may import whom, and clang-format
+lint: setup ## ruff, mypy --strict, who may import whom, clang-format, licences
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/clang-format --dry-run -Werror bpf/*.h bpf/*.c
+	.venv/bin/reuse lint --quiet
 
 boards: setup ## make the Grafana boards again from dashboards/boards
 	.venv/bin/python -m dashboards.boards

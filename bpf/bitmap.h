@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * Sends the non-zero parts of a user-space bitmap as VFT_PIECE records. A piece is 4 KiB of bitmap
  * (128 MiB of guest memory in 4 KiB pages). One call of walk_pieces() handles PIECES_PER_CALL

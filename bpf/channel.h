@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * Bytes and errors that a VMM sends while it logs dirty pages, per fd. User space decides which fd
  * is the migration channel: the one that the thread which reads the dirty log writes to.

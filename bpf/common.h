@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * What all probes share: the ring buffer, the table of watched processes, and EMIT().
  */

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * KVM's dirty ring. KVM_RESET_DIRTY_RINGS counts pushes, and one page may be pushed many times, so
  * distinct pages come from a bitmap that these probes keep. A chunk of it has the form of a piece

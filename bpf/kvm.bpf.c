@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * Entry points of the probes of KVM, userfaultfd, channels and processes. Every attach method ends
  * in the same functions of kvm.h, channel.h, userfault.h and process.h. The collector loads only

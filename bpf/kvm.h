@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * KVM's uAPI: the ioctls of /dev/kvm, of VM fds and of vCPU fds. Numbers and layouts are ABI
  * (include/uapi/linux/kvm.h). Numbers are compared whole, because KVM reuses their low bytes.

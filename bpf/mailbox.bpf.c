@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * Entry points of the mailbox probes of all PF drivers. The object is loaded when the first of the
  * drivers' modules is loaded. The functions have the same arguments in ixgbe and igb, except for an

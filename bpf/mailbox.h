@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * The mailbox between a PF's driver and its VFs (drivers/net/ethernet/intel/ixgbe/ixgbe_mbx.h,
  * igb/e1000_mbx.h). The driver runs in whatever task the interrupt hit, so the task is used only to

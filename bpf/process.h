@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * The end of a process. sched:sched_process_exit fires for each thread; the process ends with its
  * last thread. Since 6.16 the tracepoint has a field for that (group_dead, kernel commit 2fe3e78ab,

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * userfaultfd's ioctls, which a post-copy destination uses (include/uapi/linux/userfaultfd.h).
  */

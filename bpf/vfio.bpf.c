@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * Entry points of the VFIO probes, a BPF object that is loaded when the vfio module is loaded. Both
  * attach methods end in the functions of vfio.h.

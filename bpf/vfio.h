@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * VFIO's uAPI (include/uapi/linux/vfio.h, iommufd.h): the ioctls of devices, groups, containers and
  * iommufd. Some numbers have different meanings on a device fd and on a container fd. The arguments

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * The records that the kernel side sends to Python and that a recording holds, and the only list of
  * their kinds. Every record starts with struct vft_header; behind it is the struct with the kind's

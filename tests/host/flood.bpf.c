@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * Behind mailbox.bpf.c: a call of getpgid(2) is a request of a VF, and the card's answer to it. The words are
  * the kernel's memory here as they are there.
