@@ -23,13 +23,14 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from vftrace import events
 from vftrace.analysis.tracker import Tracker
-from vftrace.collect.pump import Pump, ReplaySource, filter_snapshot
+from vftrace.collect.pump import Pump, ReplaySource
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
 from vftrace.events import COLLECTOR, wire
 from vftrace.events.layout import Kind
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Outcome, Snapshot, Vm, VmDevice
+from vftrace.model.select import select
 from vftrace.model.vf import State, StateSpan, VfHistory
 from vftrace.outputs.exporter.accounts import MAX_ENDED_VMS, Probe, Reading, clean, outage
 from vftrace.outputs.exporter.doc import metrics_page
@@ -652,10 +653,10 @@ def test_a_recording_damaged_in_the_middle_is_marked(tmp_path: Path) -> None:
 
 def test_vm_filter() -> None:
     snapshot = a_snapshot([a_vm(10, UUID, "a"), a_vm(11, "", "b"), a_vm(12, "", "c")])
-    assert [vm.pid for vm in filter_snapshot(snapshot, [UUID.upper(), "12"]).vms] == [10, 12]
-    assert [vm.pid for vm in filter_snapshot(snapshot, ["b"]).vms] == [11]
-    assert filter_snapshot(snapshot, ["nobody"]).vms == ()
-    assert filter_snapshot(snapshot, []) is snapshot
+    assert [vm.pid for vm in select(snapshot, [UUID.upper(), "12"]).vms] == [10, 12]
+    assert [vm.pid for vm in select(snapshot, ["b"]).vms] == [11]
+    assert select(snapshot, ["nobody"]).vms == ()
+    assert select(snapshot, []) is snapshot
 
 
 # -- formats ------------------------------------------------------------------------------------

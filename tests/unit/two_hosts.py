@@ -79,7 +79,9 @@ def boot_of(host: HostInfo, records: Iterable[bytes]) -> HostReport:
     """What a host knows after these records."""
     reader = Reader()
     reader.read(events_of(records))
-    return HostReport(host, reader.tracker.snapshot(), reader.waiting.ready_at_ns, reader.waiting.found())
+    return HostReport(
+        host, reader.tracker.snapshot(), reader.waiting.ready_at_ns, reader.waiting.found()
+    )
 
 
 def join(

@@ -8,8 +8,8 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from vftrace.errors import UsageError
 from vftrace.events import Event, wire
 from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo
-from vftrace.model.migration import Migration, Snapshot, Vm
+from vftrace.model.migration import Snapshot
 from vftrace.probes.registry import WAITS
 
 SNAPSHOT_NS = 150_000_000
@@ -231,22 +231,6 @@ def probe_states(host: HostInfo) -> tuple[ProbeState, ...]:
     )
 
 
-def filter_snapshot(snapshot: Snapshot, wanted: Collection[str]) -> Snapshot:
-    """Only the VMs, and their migrations, whose UUID, name or pid is wanted; all if none is."""
-    if not wanted:
-        return snapshot
-    words = {word.lower() if _looks_like_uuid(word) else word for word in wanted}
-    return replace(
-        snapshot,
-        vms=tuple(vm for vm in snapshot.vms if _names_of(vm) & words),
-        migrations=tuple(
-            migration
-            for migration in snapshot.migrations
-            if (_names_of(migration) | _peer_of(migration)) & words
-        ),
-    )
-
-
 def parse_speed(text: str) -> float:
     """A replay's speed: 1 as it was, 10 ten times as fast, 0 or `inf` all at once.
 
@@ -259,15 +243,3 @@ def parse_speed(text: str) -> float:
     if not speed >= 0:
         raise UsageError(f"not a speed: {text!r} (such as 1, 0.5, 10; 0 for all at once)")
     return speed
-
-
-def _names_of(thing: Vm | Migration) -> set[str | None]:
-    return {thing.uuid, thing.name, str(thing.pid)}
-
-
-def _peer_of(migration: Migration) -> set[str | None]:
-    return set() if migration.peer_pid is None else {str(migration.peer_pid)}
-
-
-def _looks_like_uuid(word: str) -> bool:
-    return len(word) == 36 and word.count("-") == 4

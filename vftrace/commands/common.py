@@ -8,10 +8,17 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from vftrace.errors import UsageError
+from vftrace import events
+from vftrace.errors import UsageError, VftraceError
 from vftrace.units import parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vftrace.collect.pump import Pump
+    from vftrace.model.migration import Snapshot
 
 
 def add_live_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +94,45 @@ class Interrupt:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.set = True
+
+
+class Selection:
+    """What `--vm` asks for. `check` complains once, when vftrace has looked and a word matches no VM.
+
+    A word that is much like a VM's is a typing error, which ends the command; else the VM may still come. In a
+    replay (`live` False) it may come until the end, so the end decides.
+    """
+
+    def __init__(self, wanted: "Sequence[str]" = (), *, live: bool = True) -> None:
+        self.wanted = tuple(wanted)
+        self._live = live
+        self._checked = not self.wanted
+
+    def check(self, pump: "Pump") -> None:
+        """Look once there is something to look at. Raises VftraceError for a typing error."""
+        if not self._checked and (pump.ended or (self._live and has_looked(pump))):
+            self._checked = True
+            self._complain(pump.snapshot(), ended=pump.ended)
+
+    def require(self, snapshot: "Snapshot") -> None:
+        """The same where nothing more will be looked at: raises VftraceError if no VM is selected at all."""
+        self._checked = True
+        self._complain(snapshot, ended=True)
+
+    def _complain(self, snapshot: "Snapshot", *, ended: bool) -> None:
+        from vftrace.model.select import near, no_match, unmatched
+
+        missing = unmatched(snapshot, self.wanted)
+        for word in missing:
+            said = no_match(snapshot, word)
+            if len(missing) == len(self.wanted) and (ended or near(snapshot, word)):
+                raise VftraceError(said)
+            print(f"vftrace: {said}", file=sys.stderr, flush=True)
+
+
+def has_looked(pump: "Pump") -> bool:
+    """Whether a tick, and with it all that came before, has gone through the order window into the snapshot."""
+    return pump.event_counts().get(events.Tick, 0) > 1
 
 
 def say_ready() -> None:

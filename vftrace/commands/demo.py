@@ -78,10 +78,11 @@ def _check_machine() -> None:
 
 def _play(console: "Console", args: argparse.Namespace) -> int:
     from vftrace.collect.live import LiveSource
-    from vftrace.collect.pump import Pump, filter_snapshot
+    from vftrace.collect.pump import Pump
     from vftrace.collect.recording import RecordingWriter
     from vftrace.demo.qemu_figures import compare
     from vftrace.model.report import live_report
+    from vftrace.model.select import select
     from vftrace.outputs.report.text import render_report
 
     live = sys.stdout.isatty() and not args.no_live
@@ -102,7 +103,7 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
         truth = player.result()
         # other VMs of this host are none of the demo's business
         own = [str(process.pid) for process in truth.processes]
-        snapshot = filter_snapshot(pump.snapshot(), own)
+        snapshot = select(pump.snapshot(), own)
     console.print(render_report(live_report(pump.host, snapshot), ascii=args.ascii))
     _print_comparison(console, truth, compare(truth, snapshot))
     if args.keep:

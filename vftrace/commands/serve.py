@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vftrace.commands.common import (
     Deadline,
     Interrupt,
+    Selection,
     add_live_arguments,
     add_profile_argument,
     profile_texts,
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="UUID|NAME|PID",
-        help="only this VM (repeatable)",
+        help="only this VM (repeatable; the first 8 digits of a UUID are enough)",
     )
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="also record what is seen to a file"
@@ -209,13 +210,13 @@ def _sender(endpoint: str | None) -> "Sender | None":
 
 def reading_of(pump: "Pump", wanted: list[str], *, traced: bool = False) -> "Reading":
     """What the metrics are made of, now."""
-    from vftrace.collect.pump import filter_snapshot
+    from vftrace.model.select import select
     from vftrace.outputs.exporter.accounts import Probe, Reading
 
     # `ended` first: what is settled by the end must be in the snapshot that says so.
     ended = pump.ended
     return Reading(
-        snapshot=filter_snapshot(pump.snapshot(), wanted),
+        snapshot=select(pump.snapshot(), wanted),
         now_ns=pump.now_ns(),
         host=pump.host,
         probes=tuple(Probe(p.name, p.method, p.waits) for p in pump.probe_status),
@@ -241,8 +242,10 @@ def run(args: argparse.Namespace) -> int:
         for url in service.urls:
             _say(f"serving {url}")
         say_ready()
+        selection = Selection(args.vm, live=args.replay is None)
         while not interrupt.set and not deadline.passed():
             pump.step()
+            selection.check(pump)
             service.tick()
             if replay is not None and pump.ended:
                 _say_end(replay)

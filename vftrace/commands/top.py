@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from vftrace import events
 from vftrace.commands.common import (
     Deadline,
     Interrupt,
+    Selection,
     add_live_arguments,
     add_profile_argument,
+    has_looked,
     profile_texts,
     say_ready,
 )
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="UUID|NAME|PID",
-        help="show only this VM (may be given several times)",
+        help="show only this VM (repeatable; the first 8 digits of a UUID are enough)",
     )
     parser.add_argument("--once", action="store_true", help="print one state after 1 s and end")
     parser.add_argument("--json", action="store_true", help="print JSON, one document per line")
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
             watch(
                 pump,
                 until=until,
-                wanted=args.vm,
+                selection=Selection(args.vm, live=args.replay is None),
                 note=_note(args),
                 ascii=args.ascii,
                 no_kvm=_NoKvm(args).count,
@@ -204,31 +205,27 @@ class _NoKvm:
         return self._count
 
 
-def _has_looked(pump: "Pump") -> bool:
-    """Whether a tick, and with it all that came before, has gone through the order window into the snapshot."""
-    return pump.event_counts().get(events.Tick, 0) > 1
-
-
 def _once(
     pump: "Pump", args: argparse.Namespace, until: Until, interrupted: Callable[[], bool]
 ) -> None:
     from rich.console import Console
 
-    from vftrace.collect.pump import filter_snapshot
+    from vftrace.model.select import select
     from vftrace.outputs.report.json import state_json
     from vftrace.outputs.top.view import Frame, Once
 
     while not until() and not pump.ended:
         pump.step()
     patience = Deadline(ONCE_PATIENCE_NS)
-    while not (pump.ended or _has_looked(pump) or patience.passed() or interrupted()):
+    while not (pump.ended or has_looked(pump) or patience.passed() or interrupted()):
         pump.step()
-    if not (pump.ended or _has_looked(pump)):
+    if not (pump.ended or has_looked(pump)):
         print(
             "vftrace: this host gave vftrace no time to look: what follows may lack VMs",
             file=sys.stderr,
         )
-    snapshot = filter_snapshot(pump.snapshot(), args.vm)
+    Selection(args.vm).require(pump.snapshot())
+    snapshot = select(pump.snapshot(), args.vm)
     if args.json:
         print(json.dumps(state_json(pump.host, snapshot)), flush=True)
         return
@@ -241,12 +238,12 @@ def _once(
 def _state(args: argparse.Namespace, snapshot: "Snapshot") -> "ViewState":
     from vftrace.outputs.top.state import ViewState
 
-    return ViewState(without_kvm=_NoKvm(args).count(snapshot))
+    return ViewState(wanted=tuple(args.vm), without_kvm=_NoKvm(args).count(snapshot))
 
 
 def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
     """A line, or with `--json` a document, for each change."""
-    from vftrace.collect.pump import filter_snapshot
+    from vftrace.model.select import select
     from vftrace.outputs.report.json import state_json
     from vftrace.outputs.text.glyphs import glyphs
     from vftrace.outputs.top.lines import changes
@@ -254,6 +251,7 @@ def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
     unicode = (sys.stdout.encoding or "ascii").lower().startswith("utf")
     g = glyphs(ascii=args.ascii or not unicode)
     before: Snapshot | None = None
+    selection = Selection(args.vm, live=args.replay is None)
     last = False
     while not last:
         last = until() or pump.ended
@@ -262,7 +260,8 @@ def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
             pump.close()
         else:
             pump.step()
-        snapshot = filter_snapshot(pump.snapshot(), args.vm)
+        selection.check(pump)
+        snapshot = select(pump.snapshot(), args.vm)
         if before is not None and _same(before, snapshot):
             continue
         if args.json:
@@ -287,32 +286,34 @@ def watch(
     pump: "Pump",
     *,
     until: Until = lambda: False,
-    wanted: list[str] | None = None,
+    selection: Selection | None = None,
     note: str = "",
     ascii: bool = False,  # noqa: A002
     no_kvm: "Callable[[Snapshot], int]" = lambda _: 0,
 ) -> None:
     """Draw the live view on the alternate screen until q is pressed or `until` says so.
 
-    Steps the pump meanwhile. The terminal is left as it was, whatever happens. `wanted` are UUIDs,
-    names or pids to show, all if empty; `note` is shown in the first line; `no_kvm` counts QEMU processes without
+    Steps the pump meanwhile. The terminal is left as it was, whatever happens. `selection` has
+    the VMs to show; `note` is shown in the first line; `no_kvm` counts QEMU processes without
     KVM where a snapshot shows no VM.
     """
     from rich.console import Console
 
-    from vftrace.collect.pump import filter_snapshot
+    from vftrace.model.select import select
     from vftrace.outputs.top.state import ViewState, press
     from vftrace.outputs.top.view import Frame
 
     console = Console(highlight=False)
-    state = ViewState()
+    selection = selection or Selection()
+    state = ViewState(wanted=selection.wanted)
     frozen: Frame | None = None
     with _keyboard() as keys, _alternate_screen(console):
         # The first picture is due at once, however short ago the machine booted (CLOCK_MONOTONIC starts at 0).
         drawn_at, drawn_size, cost = -math.inf, console.size, 0.0
         while not state.quit and not until():
             _step(pump)
-            snapshot = filter_snapshot(pump.snapshot(), wanted or [])
+            selection.check(pump)
+            snapshot = select(pump.snapshot(), selection.wanted)
             if frozen is not None:
                 snapshot = frozen.snapshot
             pressed = keys.read() if keys is not None else []

@@ -142,6 +142,13 @@ def _nothing(snapshot: Snapshot, state: ViewState, g: Glyphs) -> list[Renderable
             Text(f"  Nothing matches {clean(state.filter, g)!r} in name, UUID or pid.", TITLE),
             Text("  Esc shows all again."),
         ]
+    if state.wanted:
+        words = " or ".join(repr(clean(word, g)) for word in state.wanted)
+        return [
+            Text(),
+            Text(f"  No VM matches --vm {words} so far.", TITLE),
+            Text("  It is shown as soon as it runs on this host."),
+        ]
     emulated = []
     if n := state.without_kvm:
         processes = "1 QEMU process runs" if n == 1 else f"{n} QEMU processes run"

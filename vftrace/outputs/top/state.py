@@ -88,6 +88,8 @@ class ViewState:
     """Keys go into the filter."""
     paused: bool = False
     quit: bool = False
+    wanted: tuple[str, ...] = ()
+    """What `--vm` asks for: said where no VM has it."""
     without_kvm: int = 0
     """QEMU processes that use no KVM: said where there is no VM to show."""
 

@@ -1,0 +1,77 @@
+"""The VMs that `--vm` asks for: by UUID, its first eight digits, name or pid."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from difflib import get_close_matches
+
+from vftrace.model import figures
+from vftrace.model.migration import Migration, Snapshot, Vm
+
+MAX_NAMED = 5
+"""VMs that a message names at most."""
+
+
+def select(snapshot: Snapshot, wanted: Collection[str]) -> Snapshot:
+    """Only the VMs that are wanted and their migrations; all if `wanted` is empty."""
+    if not wanted:
+        return snapshot
+    return replace(
+        snapshot,
+        vms=tuple(vm for vm in snapshot.vms if _matches(vm, wanted)),
+        migrations=tuple(m for m in snapshot.migrations if _matches(m, wanted)),
+    )
+
+
+def unmatched(snapshot: Snapshot, wanted: Collection[str]) -> tuple[str, ...]:
+    """Those of `wanted` that no VM and no migration has."""
+    things = _things(snapshot)
+    return tuple(word for word in wanted if not any(_matches(each, (word,)) for each in things))
+
+
+def near(snapshot: Snapshot, word: str) -> tuple[str, ...]:
+    """The titles of VMs whose name, UUID or pid is much like a word that matches none."""
+    titles: dict[str, str] = {}
+    for each in _things(snapshot):
+        title = figures.title(each.name, each.uuid, each.pid)
+        titles |= {name.casefold(): title for name in _names(each)}
+    text = word.casefold()
+    close = get_close_matches(text, titles, n=MAX_NAMED, cutoff=0.7)
+    # Only part of the name was given, or more than the name.
+    close += [name for name in titles if len(text) > 2 and (text in name or name in text)]
+    return tuple(dict.fromkeys(titles[name] for name in close))[:MAX_NAMED]
+
+
+def no_match(snapshot: Snapshot, word: str) -> str:
+    """Why a word selects nothing, with the VMs that may have been meant."""
+    said = f"no VM matches {word!r}"
+    found = near(snapshot, word)
+    if found:
+        return f"{said}; did you mean {' or '.join(found)}?"
+    every = list(dict.fromkeys(figures.title(t.name, t.uuid, t.pid) for t in _things(snapshot)))
+    if not every:
+        return f"{said}: no VM is seen"
+    more = f" and {len(every) - MAX_NAMED} more" if len(every) > MAX_NAMED else ""
+    return f"{said}; VMs seen: {', '.join(every[:MAX_NAMED])}{more}"
+
+
+def _things(snapshot: Snapshot) -> list[Vm | Migration]:
+    return [*snapshot.vms, *snapshot.migrations]
+
+
+def _matches(thing: Vm | Migration, wanted: Iterable[str]) -> bool:
+    exact = {thing.name, *_pids(thing)}
+    uuid = (thing.uuid or "").lower()
+    return any(
+        word in exact or (uuid and word.lower() in (uuid, figures.uuid_short(uuid)))
+        for word in wanted
+    )
+
+
+def _pids(thing: Vm | Migration) -> list[str]:
+    peer = thing.peer_pid if isinstance(thing, Migration) else None
+    return [str(pid) for pid in (thing.pid, peer) if pid is not None]
+
+
+def _names(thing: Vm | Migration) -> list[str]:
+    known = (thing.name, thing.uuid, figures.uuid_short(thing.uuid), *_pids(thing))
+    return [name for name in known if name]
