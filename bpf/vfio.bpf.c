@@ -56,37 +56,21 @@ static __always_inline s32 user_fd(void)
 	return fd;
 }
 
-static __always_inline void read_device_name(char *name, void *device)
-{
-	void *text = NULL;
-
-	/* struct device begins with its kobject, and struct kobject with its name. */
-	read_kernel(&text, sizeof(text), device);
-	read_kernel_text(name, VFT_NAME, text);
-}
-
-/* Reports a device file at its first request. Its release is known by file, not by fd. */
+/* Reports a device when one of its requests is the first to show it. */
 static __always_inline void device_seen(struct vm *vm, u64 file, s32 fd)
 {
 	struct fd_key key = key_of(fd), *old = device_files.lookup(&file);
 	struct vft_vfio_open e = { .fd = fd, .how = VFT_VFIO_SEEN };
-	void *at = NULL;
 
 	if (old && old->tgid == key.tgid && old->fd == fd)
 		return;
-	device_files.update(&file, &key);
-	read_kernel(&at, sizeof(at), (void *)file + FILE_PRIVATE_OFFSET);
-#ifdef VFIO_DEVICE_FILE
-	read_kernel(&at, sizeof(at), at); /* struct vfio_device_file begins with its device */
-#endif
-	read_kernel(&at, sizeof(at), at); /* struct vfio_device begins with its struct device */
-	read_device_name(e.name, at);
+	device_met(file, &e);
 	vfio_opened(vm, &e);
 }
 
 int kp_request(struct pt_regs *ctx, void *file, u32 cmd, u64 arg)
 {
-	vfio_enter(user_fd(), cmd, arg);
+	vfio_enter(user_fd(), cmd, arg, 0);
 	return 0;
 }
 
@@ -98,8 +82,10 @@ int kp_device_request(struct pt_regs *ctx, u64 file, u32 cmd, u64 arg)
 	if (!vm)
 		return 0;
 	fd = user_fd();
-	device_seen(vm, file, fd);
-	vfio_enter(fd, cmd, arg);
+	/* A bind request opens the device, if the kernel grants it: the exit reports it. */
+	if (cmd != VFIO_DEVICE_BIND_IOMMUFD)
+		device_seen(vm, file, fd);
+	vfio_enter(fd, cmd, arg, cmd == VFIO_DEVICE_BIND_IOMMUFD ? file : 0);
 	return 0;
 }
 
@@ -138,7 +124,7 @@ int kp_flr(struct pt_regs *ctx, void *pci_dev)
 #else
 int tp_request(struct syscall_enter *ctx)
 {
-	vfio_enter(ctx->args[0], ctx->args[1], ctx->args[2]);
+	vfio_enter(ctx->args[0], ctx->args[1], ctx->args[2], 0);
 	return 0;
 }
 

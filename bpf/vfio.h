@@ -17,8 +17,12 @@
 #define VFIO_FEATURE_OR_DIRTY_PAGES 0x3b75
 #define VFIO_DEVICE_BIND_IOMMUFD 0x3b76
 #define VFIO_MIG_GET_PRECOPY_INFO 0x3b79
+#define IOMMU_IOAS_COPY 0x3b83
+#define IOMMU_IOAS_MAP 0x3b85
+#define IOMMU_IOAS_UNMAP 0x3b86
 #define IOMMU_HWPT_SET_DIRTY_TRACKING 0x3b8b
 #define IOMMU_HWPT_GET_DIRTY_BITMAP 0x3b8c
+#define IOMMU_IOAS_MAP_FILE 0x3b8f
 
 #define FEATURE_GET 0x10000
 #define FEATURE_SET 0x20000
@@ -86,6 +90,7 @@ struct call {
 	u64 length;
 	u64 page_size;
 	u64 bitmap;
+	u64 file; /* of a bind request that a kprobe sees: struct file of the device */
 	u32 by;
 	u32 how; /* by act: vft_vfio_how, vft_vfio_op, vft_vfio_reset_op, on, unmap */
 };
@@ -110,6 +115,32 @@ static __always_inline struct fd_key key_of(s32 fd)
 
 	return key;
 }
+
+#ifdef WAY_KPROBE
+static __always_inline void read_device_name(char *name, void *device)
+{
+	void *text = NULL;
+
+	/* struct device begins with its kobject, and that with its name */
+	read_kernel(&text, sizeof(text), device);
+	read_kernel_text(name, VFT_NAME, text);
+}
+
+/* Remembers a device's file, because its release passes the file and no fd, and reads its name. */
+static __always_inline void device_met(u64 file, struct vft_vfio_open *e)
+{
+	struct fd_key key = key_of(e->fd);
+	void *at = NULL;
+
+	device_files.update(&file, &key);
+	read_kernel(&at, sizeof(at), (void *)file + FILE_PRIVATE_OFFSET);
+#ifdef VFIO_DEVICE_FILE
+	read_kernel(&at, sizeof(at), at); /* struct vfio_device_file begins with its device */
+#endif
+	read_kernel(&at, sizeof(at), at); /* struct vfio_device begins with its struct device */
+	read_device_name(e->name, at);
+}
+#endif
 
 static __always_inline void report_data(struct vm *vm, s32 data_fd, struct data *d)
 {
@@ -225,10 +256,10 @@ static __always_inline void vfio_closed(struct vm *vm, s32 fd)
 	EMIT(vm, VFT_VFIO_CLOSE, &e);
 }
 
-static __always_inline void vfio_enter(s32 fd, u32 cmd, u64 arg)
+static __always_inline void vfio_enter(s32 fd, u32 cmd, u64 arg, u64 file)
 {
 	u64 id = bpf_get_current_pid_tgid();
-	struct call c = { .t = { .cmd = cmd, .arg = arg, .fd = fd } };
+	struct call c = { .t = { .cmd = cmd, .arg = arg, .fd = fd }, .file = file };
 
 	switch (cmd) {
 	case VFIO_GROUP_GET_DEVICE_FD:
@@ -238,6 +269,10 @@ static __always_inline void vfio_enter(s32 fd, u32 cmd, u64 arg)
 	case VFIO_FEATURE_OR_DIRTY_PAGES:
 	case VFIO_DEVICE_BIND_IOMMUFD:
 	case VFIO_MIG_GET_PRECOPY_INFO:
+	case IOMMU_IOAS_COPY:
+	case IOMMU_IOAS_MAP:
+	case IOMMU_IOAS_UNMAP:
+	case IOMMU_IOAS_MAP_FILE:
 	case IOMMU_HWPT_SET_DIRTY_TRACKING:
 	case IOMMU_HWPT_GET_DIRTY_BITMAP:
 		if (current_vm()) {
@@ -349,6 +384,14 @@ static __always_inline enum act act_of(struct call *c)
 		return RESET;
 	case VFIO_MIG_GET_PRECOPY_INFO:
 		return PRECOPY_INFO;
+	case IOMMU_IOAS_COPY:
+	case IOMMU_IOAS_MAP:
+	case IOMMU_IOAS_UNMAP:
+	case IOMMU_IOAS_MAP_FILE:
+		/* iommufd refuses BARs that it cannot map (QEMU backends/iommufd.c): no map */
+		if (!c->t.ret)
+			count_dma(c->t.cmd == IOMMU_IOAS_UNMAP);
+		return NOTHING;
 	case IOMMU_HWPT_GET_DIRTY_BITMAP:
 		return read_dirty(c, c->t.arg + 16, false, VFT_VFIO_BY_IOMMUFD);
 	}
@@ -446,6 +489,10 @@ static __always_inline bool vfio_exit(u64 id, struct vm *vm, struct call *c)
 			e.fd = t->ret;
 			read_user_text(e.name, sizeof(e.name), (void *)t->arg);
 		}
+#ifdef WAY_KPROBE
+		if (c->file)
+			device_met(c->file, &e);
+#endif
 		vfio_opened(vm, &e);
 		break;
 	}

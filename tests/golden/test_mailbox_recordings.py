@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from vftrace.analysis.devices.vf_history import Mailboxes
+from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of, track
 from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset, layout, wire
@@ -523,3 +524,22 @@ def test_nothing_is_missing_and_no_vm_was_made_up(name: str) -> None:
             ]
             mine = [m for m in begun if m.started_at_ns <= truth(name, job)["ended_at_ns"]]
             assert len(mine) == (job in ("assisted", "held"))
+
+
+@of_held
+def test_a_lost_mailbox_record_is_no_plain_migration(name: str) -> None:
+    """Without any one record of the mailbox the migration says the same, or it is marked."""
+    events = tuple(events_of(Recording(LAB / f"{name}.vft.gz")))
+    whole = {m.started_at_ns: m.strategy for m in snapshot(name).migrations}
+    assert "mailbox" in whole.values()
+    places = [i for i, e in enumerate(events) if isinstance(e, Mailbox | VfReset)]
+    marked = 0
+    for place in places[:: max(1, len(places) // 40)]:
+        tracker = Tracker(mailboxes=Mailboxes(WITH_PROFILE))
+        for event in (*events[:place], *events[place + 1 :]):
+            tracker.feed(event)
+        tracker.finish()
+        for m in tracker.snapshot().migrations:
+            assert m.incomplete or m.strategy == whole[m.started_at_ns], events[place]
+            marked += m.incomplete
+    assert marked

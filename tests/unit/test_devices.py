@@ -6,9 +6,12 @@ import pytest
 
 from vftrace import events
 from vftrace.analysis.devices.device import Devices, PassedDevice, absences, device_use
+from vftrace.analysis.devices.downtime import MigrationDevices
+from vftrace.analysis.outgoing import OutgoingMigration
+from vftrace.analysis.process import Process
 from vftrace.host import devices as host
 from vftrace.host.devices import Device, Named, named_devices
-from vftrace.model.migration import Role
+from vftrace.model.migration import Checkpoint, Role
 
 UUID = "6c616264-0000-4000-8000-00000000000a"
 STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P = 1, 2, 3, 4, 5, 6, 7
@@ -117,6 +120,21 @@ def test_a_device_by_its_place_on_the_command_line(machine: Path) -> None:
 
 def test_a_command_line_with_fewer_devices_tells_nothing(machine: Path) -> None:
     assert host.find(7, 18, "", ["qemu", "-device", "vfio-pci,host=01:10.0"]) is None
+
+
+@pytest.mark.parametrize(
+    ("bus", "name"), [("platform", "vft.0"), ("mdev", UUID), ("fsl-mc", "dprc.1")]
+)
+def test_a_device_on_another_bus_has_its_driver_named(machine: Path, bus: str, name: str) -> None:
+    device = machine / f"sys/bus/{bus}/devices" / name
+    device.mkdir(parents=True)
+    (device / "driver").symlink_to(f"../../../../bus/{bus}/drivers/vfio-{bus}")
+    assert host.find(7, 18, name, []) == Device(name, None, f"vfio-{bus}", None, None)
+
+
+@pytest.mark.parametrize("name", ["*", "[a-z]", "../*"])
+def test_a_name_is_no_pattern(machine: Path, name: str) -> None:
+    assert host.find(7, 18, name, []) == Device(name, None, None, None, None)
 
 
 def test_a_device_that_sysfs_does_not_know(machine: Path) -> None:
@@ -332,6 +350,58 @@ def test_an_fd_that_is_used_again_is_another_device() -> None:
     second = bench.open(30, name="0000:01:10.0")
     assert first.closed_at_ns == 20
     assert (second.address, len(bench.devices.all)) == ("0000:01:10.0", 2)
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t \n"])
+def test_an_open_without_a_name_is_a_device_without_address(name: str) -> None:
+    assert Bench().open(1, name=name).address is None
+
+
+def test_a_bind_that_a_kprobe_met_at_its_entry_is_one_device() -> None:
+    bench = Bench()
+    for at, how, name in ((10, events.VfioOpen.SEEN, "vft.0"), (12, events.VfioOpen.BIND, "")):
+        bench.devices.feed(events.VfioOpen(at, 0, 7, 7, 18, how, name, mapping_ns=at - 3))
+    (device,) = bench.devices.all
+    assert (device.address, device.opened_at_ns, device.mapping_ns) == ("vft.0", 12, 9)
+
+
+def test_a_bind_of_an_fd_in_use_is_another_device() -> None:
+    bench = Bench()
+    bench.open(1)
+    bench.devices.feed(events.VfioOpen(9, 0, 7, 7, 18, events.VfioOpen.BIND, ""))
+    assert len(bench.devices.all) == 2
+
+
+# -- the blackout's checkpoints -----------------------------------------------------------------
+
+DATA_ENDS, STOP_ASKED, STOPPED, STREAM_ENDS, LOADED = 110, 120, 400, 410, 450
+
+
+def _saved(*, stop_at: int, stream_ends: int) -> int:
+    """When the state was saved, of a source that leaves STOP_COPY at a time and sends until another."""
+    process = Process(7, 0)
+    bench = Bench()
+    process.devices = bench.devices
+    bench.open(1)
+    bench.ask(100, STOP_COPY, data_fd=22)
+    bench.data(DATA_ENDS, 4096, events.VfioData.SAVE)
+    bench.ask(stop_at, STOP)
+    outgoing = OutgoingMigration(7, 8, 0, 50, {}, {}, paused_before=False)
+    outgoing.sent(events.Channel(stream_ends, 0, 7, 8, 9000, 9, 60, stream_ends, 0, 5, 0, 8, 0))
+    found = MigrationDevices(
+        process, outgoing, None, None, 50, 50, 10_000, bench.devices.transferring(50, 10_000)
+    )
+    times = {Checkpoint.STATE_SAVED: 105, Checkpoint.DEVICES_LOADED: LOADED}
+    return found.checkpoints(times, None)[Checkpoint.STATE_SAVED]
+
+
+def test_a_slow_stop_request_within_the_stream_is_the_sources() -> None:
+    assert _saved(stop_at=STOPPED, stream_ends=STREAM_ENDS) == STOPPED
+
+
+def test_a_stop_request_after_the_stream_holds_nobody_up() -> None:
+    assert _saved(stop_at=STOPPED, stream_ends=STOPPED - 1) == DATA_ENDS
+    assert _saved(stop_at=LOADED + 1, stream_ends=LOADED + 2) == DATA_ENDS
 
 
 def test_what_a_device_does_after_its_part_is_left_out() -> None:

@@ -99,7 +99,11 @@ def build_migration(sides: Sides) -> Migration:
         postcopy=postcopy,
         incomplete=sides.contested
         or _incomplete(process, peer, started, ended, sides)
-        or (outgoing is not None and outgoing.miscounts(fds)),
+        or (outgoing is not None and outgoing.miscounts(fds))
+        or (
+            (bool(judged.vfs) or sides.context.has_roles)
+            and sides.context.mailbox_lost(started, ended)
+        ),
         missed_beginning=outgoing.missed_beginning if outgoing else False,
         guest_clock_ns=_guest_clock(outgoing, incoming),
         started_at_ns=started,
@@ -175,7 +179,7 @@ def _dirty(outgoing: OutgoingMigration | None, rounds: tuple[Round, ...]) -> Dir
 def _dma(
     devices: MigrationDevices, outgoing: OutgoingMigration | None, strategy: Strategy
 ) -> DmaSource | None:
-    """Who told which pages devices wrote."""
+    """Who reported the pages that devices wrote; None while that is not known."""
     if outgoing is None:
         return None
     if True in outgoing.dma_pages:
@@ -184,7 +188,11 @@ def _dma(
         return "iommu"
     if strategy == Strategy.MAILBOX:
         return "guest"
-    return None if devices.sources else "none"
+    if not devices.sources:
+        return "none"
+    process = devices.process
+    asked = process is None or process.devices.tracked or process.last_loss_ns is not None
+    return None if asked or not outgoing.dirty_syncs else "untracked"
 
 
 def _channel(

@@ -63,6 +63,8 @@ class Tracker:
     _user: SequenceTracker = field(default_factory=SequenceTracker)
     _collector_loss_ns: int | None = None
     _unowned: SequenceTracker = field(default_factory=SequenceTracker)
+    _mailbox_ns: int = 0
+    _mailbox_loss: tuple[int, int] | None = None
     mailboxes: Mailboxes = field(default_factory=Mailboxes)
     """With the tables of drivers whose messages are to be known."""
     _transitions: Counter[Transition] = field(default_factory=Counter)
@@ -199,7 +201,7 @@ class Tracker:
         Building a migration is most of a tracer's work, so one that goes on is not looked at every second.
         """
         done: set[int] = set()
-        context = HostContext(self._vf_histories(), everyone, self._now_ns)
+        context = self._context(self._vf_histories(), everyone)
         for process, part, pair in due:
             migration = self._build(process, part, pair, context)
             ended = migration.ended_at_ns
@@ -215,7 +217,10 @@ class Tracker:
 
     def _compare_streams(self, event: events.End) -> None:
         """The writer says which processes lived at the end, and how many records each had sent."""
-        self._unowned.ends_at(event.streams.get(NO_PROCESS, 0))
+        mailbox_records = event.streams.get(NO_PROCESS, 0)
+        if self._unowned.skips_to(mailbox_records):
+            self._mailbox_gap(event.at_ns)
+        self._unowned.ends_at(mailbox_records)
         for process in self._processes.values():
             next_seq = event.streams.get(process.pid)
             if next_seq is None:
@@ -237,8 +242,16 @@ class Tracker:
 
     def _feed_unowned(self, event: Event) -> None:
         """Mailboxes: they belong to a card, whatever process their interrupt hit."""
+        if self._unowned.skips_to(event.seq):
+            self._mailbox_gap(event.at_ns)
+        self._mailbox_ns = event.at_ns
         if self._unowned.accept(event.seq):
             self.mailboxes.feed(event)
+
+    def _mailbox_gap(self, at_ns: int) -> None:
+        """Records of mailboxes were lost, or come late, between the latest one and this time."""
+        first = self._mailbox_ns if self._mailbox_loss is None else self._mailbox_loss[0]
+        self._mailbox_loss = first, at_ns
 
     def _feed_kernel(self, event: Event) -> None:
         process = self._processes.get(event.tgid)
@@ -320,9 +333,13 @@ class Tracker:
 
     def _migrations(self, histories: VfHistories) -> tuple[Migration, ...]:
         everyone = self._everyone()
-        context = HostContext(histories, everyone, self._now_ns)
+        context = self._context(histories, everyone)
         unsettled = (self._build(*part, context) for part in self._unsettled(everyone))
         return tuple(sorted((*self._settled, *unsettled), key=lambda m: (m.started_at_ns, m.pid)))
+
+    def _context(self, histories: VfHistories, everyone: list[Process]) -> HostContext:
+        loss = self._mailbox_loss if self._unowned.holes else None
+        return HostContext(histories, everyone, self._now_ns, loss)
 
     def _unsettled(self, everyone: list[Process]) -> Iterator[Unsettled]:
         """What migrations that may still change are made of."""

@@ -1,10 +1,11 @@
 """Which device a VFIO device fd is: its name from the kernel side or /proc, the rest from /sys.
 
-A PCI device is known by its address, a mediated one by its UUID. QEMU names both on its command
-line: `-device vfio-pci,host=ADDRESS,id=ID` or `sysfsdev=PATH` (QEMU hw/vfio/pci.c,
+A PCI device is known by its address, a mediated one by its UUID, one on another bus by its name. QEMU names them on its
+command line: `-device vfio-pci,host=ADDRESS,id=ID` or `sysfsdev=PATH` (QEMU hw/vfio/pci.c,
 vfio_pci_dev_properties), also as JSON.
 """
 
+import glob
 import itertools
 import json
 import re
@@ -151,11 +152,10 @@ def find(pid: int, fd: int, name: str, argv: list[str]) -> Device | None:
 
 
 def _driver(address: str) -> str | None:
-    for bus in ("pci", "mdev"):
-        name = Path(_link(SYS / "bus" / bus / "devices" / address / "driver")).name
-        if name:
-            return name
-    return None
+    """The driver of a device, whatever bus it is on (pci, mdev, platform, ...)."""
+    places = sorted(SYS.glob(f"bus/*/devices/{glob.escape(address)}"))
+    names = (Path(_link(place / "driver")).name for place in places)
+    return next(filter(None, names), None)
 
 
 def _function(address: str) -> tuple[str | None, int | None]:

@@ -93,9 +93,10 @@ class Checkpoint(StrEnum):
     VCPUS_RUNNING = "vcpus-running"
 
 
-DmaSource = Literal["none", "guest", "device", "iommu"]
-"""Who tells which pages devices wrote: nobody, since no device is there; the guest, which writes to them itself,
-as where PF and VF help by mailbox; the device's own DMA logging; an IOMMU driver or a container."""
+DmaSource = Literal["none", "guest", "device", "iommu", "untracked"]
+"""Who reports the pages that devices wrote. none: there is no device; guest: its driver writes to them itself, as in a
+mailbox-assisted migration; device: the device's own DMA logging; iommu: an IOMMU driver or a container; untracked: the
+VMM asked nobody, so it has to send all memory that devices may write while the guest stands still."""
 
 NotCounted = Literal["too-large", "size-unknown", "unreadable", "records-missing"]
 """The bitmap is longer than bpf/bitmap.h walks in one call; the slot was made before the trace began; the bitmap
@@ -185,7 +186,7 @@ class Dirty:
     iommu_pages: int | None = None
     """Pages that a container or an iommufd reported."""
     dma: DmaSource | None = None
-    """None where the source is not seen, or has a device and nobody was asked."""
+    """None where the source is not seen, or it is not known yet."""
 
 
 @dataclass(frozen=True, slots=True)

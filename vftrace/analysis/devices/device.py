@@ -188,6 +188,8 @@ class Devices:
     by_fd: dict[int, PassedDevice] = field(default_factory=dict)
     transitions: Counter[Transition] = field(default_factory=Counter)
     """Shared by all processes, so that the counts of a closed device stay."""
+    tracked: bool = False
+    """Whether a device or an IOMMU was asked, with success, to track pages written by DMA."""
 
     def feed(self, event: VfioEvent) -> None:
         """Take one event. Never raises on content."""
@@ -221,6 +223,8 @@ class Devices:
                 self._device(event.fd).flags = event.flags
             case events.VfioDataSize(ret=0):
                 self._device(event.fd).stop_copy_bytes = event.stop_copy_length
+            case events.VfioDirtyTracking(on=1, ret=0):
+                self.tracked = True
             case events.VfioReset(op=events.VfioReset.DEVICE | events.VfioReset.HOT):
                 self._device(event.fd).resets.append(event)
             case events.VfioData():
@@ -240,12 +244,16 @@ class Devices:
 
     def _open(self, event: events.VfioOpen) -> None:
         known = self.by_fd.get(event.fd)
-        if event.how != events.VfioOpen.SEEN or known is None:
-            seen = event.how == events.VfioOpen.SEEN
+        seen = event.how == events.VfioOpen.SEEN
+        if known is not None and known.opened_at_ns is None and _binds(event, known):
+            known.opened_at_ns = event.at_ns
+            known.mapping_ns = event.mapping_ns or None
+        elif known is None or not seen:
             known = self._add(event.fd, None if seen else event.at_ns)
             known.mapping_ns = event.mapping_ns or None
-        if event.name:
-            known.address = known.address or event.name.split()[0].lower()
+        words = event.name.split()
+        if words:
+            known.address = known.address or words[0].lower()
 
     def _device(self, fd: int) -> PassedDevice:
         return self.by_fd.get(fd) or self._add(fd, None)
@@ -295,6 +303,14 @@ class Devices:
                 for r in device.requests
             )
         ]
+
+
+def _binds(event: events.VfioOpen, known: PassedDevice) -> bool:
+    """Whether this is the bind request by whose entry a kprobe met the device: no other request can come before it.
+
+    (vfio_device_fops_unl_ioctl refuses them until the device is bound, drivers/vfio/vfio_main.c.)
+    """
+    return event.how == events.VfioOpen.BIND and not known.requests and known.flags is None
 
 
 def pairs(

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from vftrace.analysis.devices.device import (
     TRANSFER,
@@ -96,8 +97,13 @@ class MigrationDevices:
                 found[Checkpoint.DEVICES_STOPPED] = last
         if Checkpoint.STATE_SAVED in times:
             ends = [d.data_ended_ns(VfioData.SAVE, self.since_ns) for d in self.sources]
+            loaded = times.get(Checkpoint.DEVICES_LOADED, _EVER)
             found[Checkpoint.STATE_SAVED] = max(
-                [times[Checkpoint.STATE_SAVED], *(e for e in ends if e is not None)]
+                [
+                    times[Checkpoint.STATE_SAVED],
+                    *(e for e in ends if e is not None),
+                    *(at for at in self._stop_requests_in_stream() if at <= loaded),
+                ]
             )
         if Checkpoint.DEVICES_LOADED in times:
             ends = [d.data_ended_ns(VfioData.LOAD, self.load_since_ns) for d in self.destinations]
@@ -114,6 +120,24 @@ class MigrationDevices:
             ]
             found[Checkpoint.HELD] = min([times[Checkpoint.HELD], *starts])
         return found
+
+    def _stop_requests_in_stream(self) -> Iterator[int]:
+        """When each request to leave STOP_COPY returned, where the source sent more of its stream after it.
+
+        QEMU 8.0 and 8.1 make this request between the device's data and the rest of the stream
+        (hw/vfio/migration.c, vfio_save_complete_precopy), so the destination waits for it. Later versions make it when
+        the stream has ended (vfio_save_cleanup).
+        """
+        if self.process is None or self.outgoing is None:
+            return
+        fds = self.outgoing.channel_fds(self.process.peers)
+        channels = self.outgoing.channels
+        sent_ns = max((channels[fd].last_ns for fd in fds if fd in channels), default=0)
+        for device in self.sources:
+            for before, request in pairwise(device.requests):
+                left = before.state == "STOP_COPY" and request.state == "STOP"
+                if left and self.since_ns <= request.at_ns < min(sent_ns, self.until_ns):
+                    yield request.at_ns
 
     def trouble(self, until_ns: int) -> tuple[PassedDevice, Trouble] | None:
         """The first refused request or failed transfer of a device."""

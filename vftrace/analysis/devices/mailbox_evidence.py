@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vftrace.analysis.devices.device import PassedDevice
-from vftrace.analysis.devices.strategy import QUIESCED, MailboxAgreement
+from vftrace.analysis.devices.strategy import (
+    QUIESCED,
+    RESUMES_WITHIN_NS,
+    MailboxAgreement,
+)
 from vftrace.analysis.devices.vf_phases import VfHistories
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
@@ -20,6 +24,21 @@ class HostContext:
     histories: VfHistories
     processes: Sequence[Process] = ()
     now_ns: int = 0
+    mailbox_loss: tuple[int, int] | None = None
+    """The interval in which records of mailboxes were lost; None if none was."""
+
+    def mailbox_lost(self, since_ns: int, until_ns: int | None) -> bool:
+        """Whether records of mailboxes were lost that may belong to a migration from `since_ns` to `until_ns`."""
+        if self.mailbox_loss is None:
+            return False
+        first, last = self.mailbox_loss
+        return last >= since_ns and (until_ns is None or first <= until_ns + RESUMES_WITHIN_NS)
+
+    @property
+    def has_roles(self) -> bool:
+        """Whether any VF agreed on a message that a profile gives a role."""
+        agreements = (a for history in self.histories.values() for a in history.agreements)
+        return any(agreement.role is not None for agreement in agreements)
 
     @cached_property
     def by_function(self) -> dict[tuple[str | None, int | None], list[Process]]:

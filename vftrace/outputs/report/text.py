@@ -245,6 +245,7 @@ def _channel(m: Migration) -> str:
 _DMA: dict[str | None, str] = {
     "device": "written pages are told by the devices' own logging (VFIO DMA_LOGGING)",
     "iommu": "written pages are told by the IOMMU's side (type1 container or iommufd)",
+    "untracked": "nobody tracks the pages that the device writes",
     "guest": "no log of written pages was asked for: the guest's driver has to dirty them itself",
 }
 
