@@ -22,6 +22,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from vftrace import events
+from vftrace.analysis.devices.vf_downtime import last_downtime
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.pump import Pump, ReplaySource
 from vftrace.collect.recording import Recording
@@ -32,7 +33,7 @@ from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Outcome, Snapshot, Vm, VmDevice
 from vftrace.model.select import select
 from vftrace.model.vf import State, StateSpan, VfHistory
-from vftrace.outputs.exporter.accounts import MAX_ENDED_VMS, Probe, Reading, clean, outage
+from vftrace.outputs.exporter.accounts import MAX_ENDED_VMS, Probe, Reading, clean
 from vftrace.outputs.exporter.doc import metrics_page
 from vftrace.outputs.exporter.metrics import METRICS, PREFIX, Exporter
 from vftrace.probes import registry
@@ -388,8 +389,8 @@ def test_outages(
     held: bool,
     expected: tuple[int, int | None] | None,
 ) -> None:
-    found = outage(
-        a_life(*life), since * SECOND, None if arrived is None else arrived * SECOND, held=held
+    found = last_downtime(
+        a_life(*life), since * SECOND, None if arrived is None else arrived * SECOND, assigned=held
     )
     in_seconds = None if found is None else tuple(at and at // SECOND for at in found)
     assert in_seconds == expected

@@ -8,11 +8,11 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from prometheus_client.samples import Exemplar
 
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
+from vftrace.analysis.devices.vf_downtime import VfDowntime, VfDowntimes
 from vftrace.events import Event
 from vftrace.model import figures
 from vftrace.model.host import HostInfo
@@ -27,7 +27,6 @@ from vftrace.model.migration import (
     VmDevice,
 )
 from vftrace.model.trace_id import trace_id
-from vftrace.model.vf import VfHistory
 
 SETTLE_NS = 1_000_000_000
 """A migration is counted this long after its end: a role or an outcome can still change when the other
@@ -158,14 +157,6 @@ class _Kept:
     seen_ns: int
 
 
-@dataclass
-class _Held:
-    """Which process has a VF open (None: none), and since when as far as this was looked at."""
-
-    by: int | None
-    since_ns: int
-
-
 @dataclass(frozen=True, slots=True)
 class VmView:
     """One `vm` at one scrape.
@@ -199,25 +190,12 @@ class VmView:
 
 
 @dataclass(frozen=True, slots=True)
-class VfView:
-    """One virtual function at one scrape.
-
-    `up` None: it is at rest, no VM of this host has it. `downtime_ns`: how long its driver did not have it up
-    the last time, or does not have it so far; None: not known, or never yet.
-    """
-
-    life: VfHistory
-    up: bool | None
-    downtime_ns: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class View:
     """Everything a scrape reads."""
 
     reading: Reading
     vms: tuple[VmView, ...]
-    vfs: tuple[VfView, ...]
+    vfs: tuple[VfDowntime, ...]
     accounts: "Accounts"
 
     def unix_seconds(self, at_ns: int) -> float | None:
@@ -239,7 +217,7 @@ class Accounts:
         self._totals: dict[str, VmTotals] = {}
         self._kept: dict[str, _Kept] = {}
         self._second: set[tuple[str, int]] = set()
-        self._held: dict[tuple[str, int], _Held] = {}
+        self._vf_downtimes = VfDowntimes(UPDATE_NS)
         self._warned: set[str] = set()
         self.migrations: Counter[tuple[str, str, str]] = Counter()
         self.incomplete = 0
@@ -276,7 +254,9 @@ class Accounts:
             self._view(label, kept, processes.get(label, []), by_label.get(label, []), reading)
             for label, kept in self._kept.items()
         )
-        return View(reading, vms, tuple(self._vfs(reading, vms)), self)
+        arrivals = dict(filter(None, map(_arrival, vms)))
+        vfs = self._vf_downtimes.update(snapshot, arrivals, reading.now_ns)
+        return View(reading, vms, vfs, self)
 
     def warn_once(self, what: str, error: Exception) -> None:
         """Tell the operator about an error in vftrace itself, once for each `what`."""
@@ -355,27 +335,6 @@ class Accounts:
         ended = migration.ended_at_ns
         return migration.outcome is None or ended is None or now_ns - ended <= self._keep_ns
 
-    # -- virtual functions ----------------------------------------------------------------------
-
-    def _vfs(self, reading: Reading, vms: tuple[VmView, ...]) -> Iterator[VfView]:
-        """Which of them work, and how long those that do not have been away."""
-        holders = {d.address: vm for vm in reading.snapshot.vms for d in vm.devices}
-        arrivals = dict(filter(None, map(_arrival, vms)))
-        held: dict[tuple[str, int], _Held] = {}
-        for life in reading.snapshot.vfs:
-            holder = holders.get(life.address) if life.address is not None else None
-            by = holder.pid if holder is not None else None
-            before = self._held.get((life.pf, life.vf))
-            if before is None or before.by != by:
-                before = _Held(by, reading.now_ns if before is not None else 0)
-            held[life.pf, life.vf] = before
-            arrived_ns = arrivals.get(by) if by is not None else None
-            away = outage(life, before.since_ns - UPDATE_NS, arrived_ns, held=by is not None)
-            ns = None if away is None else (away[1] or reading.now_ns) - away[0]
-            up = True if life.state == "up" else False if by is not None else None
-            yield VfView(life, up, ns)
-        self._held = held
-
     # -- what only grows ------------------------------------------------------------------------
 
     def _add(self, migration: Migration, reading: Reading) -> None:
@@ -427,30 +386,6 @@ def downtimes(migration: Migration) -> dict[str, int]:
     """Each kind of downtime that is known of it, ns; `device` is that of the device that was away longest."""
     known = {"vcpu": migration.downtime.vcpu_ns, "device": figures.device_downtime_ns(migration)}
     return {kind: ns for kind, ns in known.items() if ns is not None}
-
-
-def outage(
-    life: VfHistory, since_ns: int, arrived_ns: int | None, *, held: bool
-) -> tuple[int, int | None] | None:
-    """From when to when (None: still) a virtual function's driver did not have it up, the latest time; None if
-    that never was, or is no outage.
-
-    `since_ns`: when the VM that has it now got it: what was before is another's. `arrived_ns`: when that VM
-    came here by migration, and expects it to work. One that nobody has (`held` False) is not waited for.
-    """
-    ups = [span for span in life.states if span.name == "up"]
-    left = [span.end_at_ns for span in ups if (span.end_at_ns or 0) > since_ns]
-    begins = [at for at in (arrived_ns, *left) if at is not None]
-    if life.state == "up":
-        back = ups[-1].start_at_ns
-        return max(((at, back) for at in begins if at <= back), default=None)
-    if held:
-        return (max(begins), None) if begins else None
-    # It was out of work before, and then for good.
-    return next(
-        ((a.end_at_ns, b.start_at_ns) for a, b in reversed(list(pairwise(ups))) if a.end_at_ns),
-        None,
-    )
 
 
 def clean(text: str | None) -> str:

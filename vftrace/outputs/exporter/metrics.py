@@ -20,6 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from vftrace import __version__, events
+from vftrace.analysis.devices.vf_downtime import VfDowntime
 from vftrace.analysis.devices.vf_history import NOT_RECORDED
 from vftrace.events import wire
 from vftrace.model import figures
@@ -28,7 +29,6 @@ from vftrace.outputs.exporter.accounts import (
     Accounts,
     Histogram,
     Reading,
-    VfView,
     View,
     VmView,
     clean,
@@ -270,13 +270,13 @@ def _mailbox_messages(view: View) -> Samples:
     # Names are those of the drivers' tables: a guest cannot make new ones.
     for vf in view.vfs:
         flood = {(NOT_RECORDED, direction, "none"): 0 for direction in ("from-vf", "to-vf")}
-        for (name, direction, result), count in (flood | dict(vf.life.counts)).items():
+        for (name, direction, result), count in (flood | dict(vf.history.counts)).items():
             yield (*_vf(vf), name, direction, result), count
 
 
 def _vf_resets(view: View) -> Samples:
     for vf in view.vfs:
-        yield _vf(vf), vf.life.message_resets + vf.life.function_resets
+        yield _vf(vf), vf.history.message_resets + vf.history.function_resets
 
 
 def _vf_up(view: View) -> Samples:
@@ -287,12 +287,12 @@ def _vf_up(view: View) -> Samples:
 
 def _vf_downtime(view: View) -> Samples:
     for vf in view.vfs:
-        if vf.downtime_ns is not None:
-            yield _vf(vf), vf.downtime_ns / 1e9
+        if vf.ns is not None:
+            yield _vf(vf), vf.ns / 1e9
 
 
-def _vf(vf: VfView) -> Labels:
-    return clean(vf.life.pf), str(vf.life.vf)
+def _vf(vf: VfDowntime) -> Labels:
+    return clean(vf.history.pf), str(vf.history.vf)
 
 
 METRICS = (
