@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from vftrace import events
 from vftrace.analysis import dirty
@@ -194,6 +195,19 @@ def test_pages_that_dma_wrote(name: str, job: str) -> None:
 def test_who_told_the_pages_that_devices_wrote(name: str, job: str) -> None:
     wanted = truths(name)[job].get("tracking", "none")
     assert migration(name, job).dirty.dma == wanted
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("steer-dma"))
+def test_a_device_that_nobody_tracks_is_untracked(name: str, job: str) -> None:
+    """The same run as if the kernel had refused to track (-EOPNOTSUPP), as it does for mtty behind iommufd."""
+    tracker = Tracker()
+    for event in events_of(Recording(LAB / f"{name}.vft.gz")):
+        if isinstance(event, events.VfioDirtyTracking | events.VfioDirty):
+            event = structs.replace(event, ret=-95)
+        tracker.feed(event)
+    started = migration(name, job).started_at_ns
+    (dma,) = (m.dirty.dma for m in tracker.snapshot().migrations if m.started_at_ns == started)
+    assert dma == "untracked"
 
 
 # -- downtime -----------------------------------------------------------------------------------
