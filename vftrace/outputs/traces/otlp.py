@@ -118,7 +118,11 @@ class _Tree:
             attributes=self._about(),
             children=children,
             events=tuple(
-                (c.name, c.at_ns + self._offset, {"vftrace.checkpoint.ns": c.ns or 0})
+                (
+                    c.name,
+                    c.at_ns + self._offset,
+                    {} if c.ns is None else {"vftrace.checkpoint.ns": c.ns},
+                )
                 for c in m.downtime.checkpoints
                 if c.at_ns is not None
             ),
