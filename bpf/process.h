@@ -27,6 +27,7 @@ static __always_inline bool group_dead(void *ctx)
 int tp_process_exit(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
+	struct vft_thread_exit thread = {};
 	struct vft_exit e = {};
 	struct vm *vm = current_vm();
 	u32 tgid = id >> 32;
@@ -36,8 +37,15 @@ int tp_process_exit(void *ctx)
 	threads.delete(&id);
 	sending.delete(&id);
 	walks.delete(&id);
-	if (!group_dead(ctx))
+	if (!group_dead(ctx)) {
+		/* A migration thread ends with its migration (QEMU migration/migration.c,
+		 * migrate_fd_cleanup): its last bytes are reported now. */
+		if (vm->logging) {
+			report_channels(vm);
+			EMIT(vm, VFT_THREAD_EXIT, &thread);
+		}
 		return 0;
+	}
 	vm->unreported = vm->nr_channels;
 	report_channels(vm);
 	e.last_exit_ns = vm->last_exit_ns;

@@ -24,6 +24,7 @@ enum vft_kind {
 	VFT_UFFD = 13,
 	VFT_EXIT = 14,
 	VFT_BURST = 15,
+	VFT_THREAD_EXIT = 16,
 	VFT_VFIO_OPEN = 20,
 	VFT_VFIO_CLOSE = 21,
 	VFT_VFIO_STATE = 22,
@@ -424,6 +425,11 @@ struct vft_vf_reset {
 struct vft_exit {
 	struct vft_header h;
 	u64 last_exit_ns;
+};
+
+/* A thread of a process that logs dirty pages ended. Its process goes on, or ends with it. */
+struct vft_thread_exit {
+	struct vft_header h;
 };
 
 struct vft_tick {

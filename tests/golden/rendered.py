@@ -134,7 +134,7 @@ def _sums(migrations: list[dict[str, Any]]) -> Counter[tuple[Subject, str]]:
     sums: Counter[tuple[Subject, str]] = Counter()
     for m in migrations:
         vm = m["vm"]["uuid"] or f"pid-{m['vm']['pid']}"
-        counted = m["channel"]["kind"] != "file"
+        counted = m["kind"] == "move"
         if m["role"] != "destination":
             if m["channel"]["bytes"] is not None:
                 sums[vm, "sent in all"] += m["channel"]["bytes"]

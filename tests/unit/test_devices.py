@@ -387,7 +387,7 @@ def _saved(*, stop_at: int, stream_ends: int) -> int:
     bench.data(DATA_ENDS, 4096, events.VfioData.SAVE)
     bench.ask(stop_at, STOP)
     outgoing = OutgoingMigration(7, 8, 0, 50, {}, {}, paused_before=False)
-    outgoing.sent(events.Channel(stream_ends, 0, 7, 8, 9000, 9, 60, stream_ends, 0, 5, 0, 8, 0))
+    outgoing.sent(5, events.Channel(stream_ends, 0, 7, 8, 9000, 9, 60, stream_ends, 0, 5, 0, 8, 0))
     found = MigrationDevices(
         process, outgoing, None, None, 50, 50, 10_000, bench.devices.transferring(50, 10_000)
     )

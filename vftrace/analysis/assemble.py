@@ -1,6 +1,7 @@
 """From what was gathered to one immutable Migration: outcome, phases, checkpoints."""
 
 import errno
+import sys
 from dataclasses import dataclass, replace
 
 from vftrace.analysis.devices import downtime as device_downtime
@@ -9,10 +10,11 @@ from vftrace.analysis.devices.mailbox_evidence import HostContext
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.analysis.forecast.precopy import of_migration
 from vftrace.analysis.incoming import IncomingMigration
+from vftrace.analysis.kinds import kind_of, loaded_from, saved_to
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.phases import checkpoint_times, downtime_of, phases_of
 from vftrace.analysis.process import BURST_NS, Process
-from vftrace.analysis.verdict import Verdict, device_verdict, file_verdict, verdict_of, was_paused
+from vftrace.analysis.verdict import Verdict, decide, device_verdict, facts_of, was_paused
 from vftrace.model.migration import (
     Cause,
     ChannelUse,
@@ -27,6 +29,8 @@ from vftrace.model.migration import (
     Strategy,
 )
 from vftrace.uapi import PAGE_SIZE
+
+_FOREVER = sys.maxsize
 
 Source = tuple[Process, OutgoingMigration]
 Destination = tuple[Process, IncomingMigration]
@@ -58,13 +62,21 @@ def build_migration(sides: Sides) -> Migration:
     process, outgoing = sides.source or (None, None)
     peer, incoming = sides.destination or (None, None)
     fds = outgoing.channel_fds(process.peers) if process and outgoing else set()
+    if outgoing is not None and incoming is not None:
+        outgoing.adopt_stop(incoming.loaded_at_ns, incoming.running_at_ns)
     devices = device_downtime.gather(process, outgoing, peer, incoming)
     times = checkpoint_times(outgoing, incoming, devices)
     postcopy = incoming is not None and incoming.postcopy_first_ns is not None
     channel = _channel(process, outgoing, fds, postcopy=postcopy)
-    verdict = verdict_of(outgoing, incoming, times, fds, sides.peer_ended_ns)
-    if channel.kind == "file" and outgoing is not None:
-        verdict = file_verdict(outgoing, verdict, fds)
+    save = (
+        saved_to(process, outgoing, fds, paired=peer is not None) if process and outgoing else None
+    )
+    load = None
+    if peer is not None and incoming is not None and process is None:
+        load = loaded_from(peer, incoming, sides.context.processes)
+    kind = kind_of(save, load)
+    now = sides.context.now_ns if sides.trace_ended_ns is None else _FOREVER
+    verdict = decide(facts_of(kind, outgoing, incoming, times, fds, sides.peer_ended_ns, now))
     if verdict.outcome in (Outcome.FAILED, Outcome.CANCELLED):
         verdict = device_verdict(devices, verdict)
     if verdict.outcome is None and sides.trace_ended_ns is not None:
@@ -125,6 +137,9 @@ def build_migration(sides: Sides) -> Migration:
         vfs=judged.vfs,
         awaits_device=judged.awaits_device,
         contested=sides.contested,
+        kind=kind,
+        save=save or load,
+        vcpu_pause_ns=outgoing.longest_pause_ns or None if outgoing is not None else None,
     )
 
 
@@ -159,10 +174,12 @@ def _incomplete(
 
 
 def _dirty(outgoing: OutgoingMigration | None, rounds: tuple[Round, ...]) -> Dirty:
-    if outgoing is None or not rounds:
+    if outgoing is None or not (rounds or outgoing.ring):
         return Dirty(None, None, PAGE_SIZE, None)
-    # With rings no sweep is needed to begin with, and a sync that finds nothing makes none.
+    # With rings no dirty sync is needed to begin with, and one that finds nothing makes no request.
     later = [round_.new_pages for round_ in (rounds if outgoing.ring else rounds[1:])]
+    if outgoing.ring:
+        later.append(outgoing.pages_not_synced())
     known = [pages for pages in later if pages is not None]
     new_pages = sum(known) if len(known) == len(later) else None
     return Dirty(
@@ -170,6 +187,7 @@ def _dirty(outgoing: OutgoingMigration | None, rounds: tuple[Round, ...]) -> Dir
         distinct_pages=outgoing.distinct_pages(),
         page_size=PAGE_SIZE,
         kvm_pages=new_pages,
+        counted_until_ns=outgoing.collected_ns if outgoing.ring and outgoing.unsynced else None,
         vfio_pages=outgoing.dma_pages.get(True),
         iommu_pages=outgoing.dma_pages.get(False),
         ring=outgoing.ring,
@@ -217,7 +235,7 @@ def _evidence(
     evidence = []
     if outgoing is not None:
         began = "dirty logging on for the largest memslot"
-        if outgoing.missed_beginning:
+        if not outgoing.switched_on:
             began = "dirty log read by a thread that sends"
         evidence.append(Evidence(began, outgoing.started_at_ns))
     if incoming is not None and incoming.clock_set_at_ns is not None:

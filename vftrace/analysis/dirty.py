@@ -91,36 +91,48 @@ def covers(bitmap: Bitmap, pages: int) -> bool:
 
 
 @dataclass
+class Unread:
+    """What one reader of a slot's log has not taken yet.
+
+    `fresh` are pages that became dirty since it took last; `known` is False from the moment a part of a bitmap is
+    missing until it takes again; `initial`: the all-ones of KVM_DIRTY_LOG_INITIALLY_SET was among them.
+    """
+
+    fresh: Bitmap = field(default_factory=dict)
+    known: bool = True
+    initial: bool = False
+
+
+@dataclass
 class SlotLog:
     """The log of one memslot since logging went on for it.
 
     `manual` is KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (None: not known), `initially_set` its second bit.
-    `fresh` are pages that became dirty since the last sweep took them; `known` is False from the moment
-    a part of a bitmap is missing until the next sweep, `shadow_known` until the next whole GET.
+    Every thread that makes dirty syncs is a reader with its own `unread` pages: a dirty-rate measurement that
+    reads the log in the middle of a migration takes nothing from it. `shadow_known` is False from the moment a
+    part of a bitmap is missing until the next whole GET.
     """
 
     pages: int
     manual: bool | None
     initially_set: bool | None
+    unread: dict[int, Unread] = field(default_factory=lambda: {0: Unread()})
     shadow: Bitmap = field(default_factory=dict)
-    fresh: Bitmap = field(default_factory=dict)
-    known: bool = True
     shadow_known: bool = True
     first: bool = True
-    last_initial: bool = False
 
     def got(self, bitmap: Bitmap) -> None:
         """A GET_DIRTY_LOG returned this."""
         initial = self.first and self.initially_set is not False and covers(bitmap, self.pages)
-        self.last_initial = self.last_initial or initial
         self.first = False
-        self.fresh = union(self.fresh, minus(bitmap, self.shadow))
-        if self.manual is False:
-            self.shadow = {}
-        else:
-            # What it returns may have been dirty long before: the missing part had told.
-            self.known = self.known and self.shadow_known
-            self.shadow = bitmap
+        fresh = minus(bitmap, self.shadow)
+        # What it returns may have been dirty long before: the missing part would have shown it.
+        known = self.manual is False or self.shadow_known
+        for reader in self.unread.values():
+            reader.fresh = union(reader.fresh, fresh)
+            reader.known = reader.known and known
+            reader.initial = reader.initial or initial
+        self.shadow = {} if self.manual is False else bitmap
         self.shadow_known = True
 
     def cleared(self, bitmap: Bitmap) -> None:
@@ -130,10 +142,13 @@ class SlotLog:
 
     def damaged(self) -> None:
         """A part of a bitmap is missing: nothing is known until the next whole GET."""
-        self.known = self.shadow_known = False
+        self.shadow_known = False
+        for reader in self.unread.values():
+            reader.known = False
 
-    def take(self) -> tuple[Bitmap | None, bool]:
-        """What became dirty since the last sweep (None: not known), and whether it was the initial all-ones."""
-        fresh, initial = (self.fresh if self.known else None), self.last_initial
-        self.fresh, self.known, self.last_initial = {}, True, False
-        return fresh, initial
+    def take(self, reader: int = 0) -> tuple[Bitmap | None, bool]:
+        """What became dirty since this reader took last (None: not known), and whether that was the initial
+        all-ones."""
+        unread = self.unread.get(reader, Unread())
+        self.unread[reader] = Unread()
+        return unread.fresh if unread.known else None, unread.initial

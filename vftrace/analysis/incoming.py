@@ -10,6 +10,8 @@ class IncomingMigration:
     pid: int
     started_paused: bool
     first_act_ns: int
+    ran_before: bool = False
+    """Its vCPUs ran already when its first act was seen: vftrace came late, in postcopy."""
     loaded_at_ns: int | None = None
     clock_asked_at_ns: int | None = None
     clock_set_at_ns: int | None = None

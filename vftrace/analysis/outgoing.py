@@ -1,10 +1,12 @@
-"""A migration as its source shows it: a thread that logs dirty pages and sends.
+"""A migration as its source shows it: a thread that makes dirty syncs and sends.
 
-An outgoing migration opens when a thread switches dirty logging on for the largest memslot. Display code, firmware
-and dirty-rate measurements log too; what makes it a migration is that the same thread then
-sends on a socket, pipe or file.
+An attempt opens when a thread that is neither a vCPU's nor the main thread switches dirty logging on, or reads a
+dirty log that is on already. Dirty-rate measurements and dirty limits do that too; what makes it a migration is
+that the same thread sends (docs/phases.md). It is closed when logging goes off, when its thread or its process
+ends, or when the next one begins: nothing that comes later changes it.
 """
 
+import errno
 from dataclasses import dataclass, field
 
 from vftrace.analysis import dirty
@@ -15,6 +17,16 @@ from vftrace.model.migration import NotCounted, Round, SlotRound
 
 _MAX_OTHER_SYNCS = 64
 """Dirty syncs kept for a thread that has not sent: QEMU's dirty limit reads the logs as long as the VM lives."""
+
+MAX_SYNCS = 512
+"""Dirty syncs kept one by one, beside the first two; older ones are merged into one, whose counts stay exact."""
+
+STOPPED_FOR_IT_NS = 1_000_000_000
+"""A guest that a monitor stops so shortly before its migration may be stopped for it: libvirt's migration without
+--live stops the CPUs first (src/qemu/qemu_migration.c, qemuMigrationSrcRun)."""
+
+WRITE = 2
+"""`op` of a write(2), VFT_WRITE (bpf/wire.h)."""
 
 
 @dataclass
@@ -28,11 +40,13 @@ class DirtySync:
     slots: dict[int, SlotRound] = field(default_factory=dict)
     redirtied: int | None = 0
     initial: bool = False
+    syncs: int = 1
+    """How many dirty syncs this one stands for."""
 
 
 @dataclass
 class OutgoingMigration:
-    """What is known of one attempt. `tid` is the thread that switched logging on."""
+    """What is known of one attempt. `tid` is the thread that makes the dirty syncs."""
 
     pid: int
     tid: int
@@ -46,9 +60,15 @@ class OutgoingMigration:
     uncertain: frozenset[int] | None = None
     """Of the fds in `baseline` those that may have sent more before, where records are missing (else None)."""
     missed_beginning: bool = False
+    switched_on: bool = True
+    """Whether its thread switched logging on; else it was on already."""
+    reads_clock_twice: bool = True
+    """Whether this VMM reads the clock again when it saves the state, as QEMU does."""
     dirty_syncs: list[DirtySync] = field(default_factory=list)
     open_sync: DirtySync | None = None
     ever: dict[int, Bitmap] = field(default_factory=dict)
+    distinct: int | None = 0
+    """Pages in `ever`; None if a part is not known."""
     channels: dict[int, Channel] = field(default_factory=dict)
     """The latest totals of each fd since the attempt began."""
     bursts: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -57,14 +77,25 @@ class OutgoingMigration:
     """Latest bytes of fds that the migration thread was seen to send on."""
     by_main: set[int] = field(default_factory=set)
     stop: Clock | None = None
-    """The clock read of the stop that the migration thread made itself."""
+    """The clock read of the guest's stop, whoever made it: the migration thread, or a monitor's `stop`."""
+    stopped_before: Clock | None = None
+    """The clock read of a stop shortly before a migration of a paused guest: maybe it was stopped for it."""
     saved: Clock | None = None
-    """The second clock read, after the final sweep: the state has been read."""
+    """The second clock read of the migration thread, after the final dirty sync: the state has been read."""
     sent_at_save: dict[int, int] | None = None
+    saves: int = 0
+    """How often the state was read."""
     resumed_at_ns: int | None = None
     last_exit_ns: int = 0
     last_run_ns: int | None = None
+    longest_pause_ns: int = 0
+    """The longest time that a vCPU stayed outside KVM_RUN before the stop: a throttled one sleeps there."""
+    closed_fd_ns: int | None = None
+    """When a send of the migration thread first failed with EBADF: it had closed its channel after a failure."""
     logging_off_at_ns: int | None = None
+    thread_ended_at_ns: int | None = None
+    replaced_at_ns: int | None = None
+    """When another migration of the same process began."""
     process_ended_at_ns: int | None = None
     sent_at_close: dict[int, tuple[int, int]] = field(default_factory=dict)
     """By fd of a passed-through device: when it was closed, and what had been sent until then, as far as that
@@ -74,32 +105,46 @@ class OutgoingMigration:
     ring: bool = False
     look_again_ns: int = 0
     """When to see whether it has settled (`Tracker`)."""
+    unsynced: dict[int, Bitmap] = field(default_factory=dict)
+    """By slot: pages of the dirty ring that other threads collected since the last dirty sync."""
+    unsynced_known: bool = True
+    collected_ns: int | None = None
+    """When the dirty ring was collected last, by whichever thread."""
     dma_pages: dict[bool, int | None] = field(default_factory=dict)
     """Pages that DMA wrote, reported by devices (True) and by the IOMMU driver; None: a part is missing."""
+    _rounds: tuple[frozenset[int], list[Round]] | None = None
+
+    @property
+    def over_at_ns(self) -> int | None:
+        """When the attempt was over while its process lived on."""
+        ends = (self.logging_off_at_ns, self.thread_ended_at_ns, self.replaced_at_ns)
+        return min((end for end in ends if end is not None), default=None)
 
     @property
     def ended(self) -> bool:
         """Whether nothing more can come of this attempt."""
-        return self.logging_off_at_ns is not None or self.process_ended_at_ns is not None
+        return self.over_at_ns is not None or self.process_ended_at_ns is not None
 
     @property
     def is_migration(self) -> bool:
         """Whether the migration thread has sent anything."""
         return bool(self.by_thread)
 
+    # -- dirty syncs ----------------------------------------------------------------------------
+
     def got_dirty_log(self, event: GetDirtyLog, log: SlotLog | None, logged: Bitmap | None) -> None:
         """A GET_DIRTY_LOG by the migration thread. `logged` None: its bits are not known."""
         self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
-        sweep = self.open_sync
-        if sweep is None or event.slot in sweep.slots:
-            sweep = self._begin_sync(event.enter_ns, event.at_ns)
-        fresh, initial = (None, False) if log is None else log.take()
-        # Under INITIALLY_SET the first sweep is all ones: logged, but nobody knows what is new.
+        sync = self.open_sync
+        if sync is None or event.slot in sync.slots:
+            sync = self._begin_sync(event.enter_ns, event.at_ns)
+        fresh, initial = (None, False) if log is None else log.take(self.tid)
+        # Under INITIALLY_SET the first sync is all ones: logged, but nobody knows what is new.
         if initial and len(self.dirty_syncs) == 1:
             fresh = None
-            sweep.initial = True
-        sweep.end_ns = max(sweep.end_ns, event.at_ns)
-        sweep.slots[event.slot] = SlotRound(
+            sync.initial = True
+        sync.end_ns = max(sync.end_ns, event.at_ns)
+        sync.slots[event.slot] = SlotRound(
             slot=event.slot,
             new_pages=None if fresh is None else dirty.count(fresh),
             logged_pages=None if logged is None else dirty.count(logged),
@@ -107,21 +152,40 @@ class OutgoingMigration:
             heat=None if fresh is None or log is None else dirty.heat(fresh, log.pages),
             not_counted=_why(event) if logged is None else None,
         )
-        self._count_again(sweep, event.slot, fresh)
+        self._count_again(sync, event.slot, fresh)
 
-    def reset_rings(self, event: ResetDirtyRings, fresh: dict[int, Bitmap] | None) -> None:
-        """A KVM_RESET_DIRTY_RINGS by the migration thread: with rings each is a sweep."""
+    def collected_rings(self, at_ns: int, fresh: dict[int, Bitmap] | None) -> None:
+        """A KVM_RESET_DIRTY_RINGS, by any thread: QEMU's reaper and vCPUs with a full ring make it too
+        (accel/kvm/kvm-all.c, kvm_dirty_ring_reap)."""
         self.ring = True
-        self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
-        sweep = self._begin_sync(event.enter_ns, event.at_ns)
+        self.collected_ns = at_ns
         if fresh is None:
-            sweep.redirtied = None
-            sweep.slots[-1] = SlotRound(-1, None, None)
+            self.unsynced_known = False
             return
         for slot, bitmap in fresh.items():
+            self.unsynced[slot] = dirty.union(self.unsynced.get(slot, {}), bitmap)
+
+    def reset_rings(self, event: ResetDirtyRings) -> None:
+        """A KVM_RESET_DIRTY_RINGS by the migration thread: with rings each is a dirty sync."""
+        self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
+        sync = self._begin_sync(event.enter_ns, event.at_ns)
+        known, unsynced = self.unsynced_known, self.unsynced
+        self.unsynced_known, self.unsynced = True, {}
+        if not known:
+            sync.redirtied = None
+            self.distinct = None
+            sync.slots[-1] = SlotRound(-1, None, None)
+            return
+        for slot, bitmap in unsynced.items():
             pages = dirty.count(bitmap)
-            sweep.slots[slot] = SlotRound(slot, pages, pages)
-            self._count_again(sweep, slot, bitmap)
+            sync.slots[slot] = SlotRound(slot, pages, pages)
+            self._count_again(sync, slot, bitmap)
+
+    def pages_not_synced(self) -> int | None:
+        """Pages of the dirty ring that were collected after the last dirty sync; None if a part is missing."""
+        if not self.unsynced_known:
+            return None
+        return sum(dirty.count(bitmap) for bitmap in self.unsynced.values())
 
     def closed_device(self, fd: int, at_ns: int) -> None:
         """A passed-through device of the process was closed."""
@@ -145,64 +209,112 @@ class OutgoingMigration:
         self.dirty_syncs.append(self.open_sync)
         if not self.is_migration and len(self.dirty_syncs) > _MAX_OTHER_SYNCS:
             del self.dirty_syncs[0]
+        elif len(self.dirty_syncs) > 2 + 2 * MAX_SYNCS:
+            older = self.dirty_syncs[2:-MAX_SYNCS]
+            self.dirty_syncs[2:-MAX_SYNCS] = [_merged(older)]
+            self._rounds = None
         return self.open_sync
 
-    def _count_again(self, sweep: DirtySync, slot: int, fresh: Bitmap | None) -> None:
+    def _count_again(self, sync: DirtySync, slot: int, fresh: Bitmap | None) -> None:
+        # A first sync's pages are what there was before, except with rings, which begin empty.
+        counts = self.ring or len(self.dirty_syncs) > 1
         if fresh is None:
-            if not sweep.initial:
-                sweep.redirtied = None
+            if not sync.initial:
+                sync.redirtied = None
+            if counts:
+                self.distinct = None
             return
         seen = self.ever.get(slot, {})
-        if sweep.redirtied is not None:
-            sweep.redirtied += dirty.count(dirty.common(fresh, seen))
-        # A first sweep's pages are what there was before, except with rings, which begin empty.
-        if self.ring or len(self.dirty_syncs) > 1:
+        again = dirty.count(dirty.common(fresh, seen))
+        if sync.redirtied is not None:
+            sync.redirtied += again
+        if counts:
             self.ever[slot] = dirty.union(seen, fresh)
+            if self.distinct is not None:
+                self.distinct += dirty.count(fresh) - again
 
-    def sent(self, event: Channel) -> None:
-        """Totals of an fd of the process."""
-        before = self.channels.get(event.fd)
+    # -- what it sends --------------------------------------------------------------------------
+
+    def sent(self, fd: int, event: Channel) -> None:
+        """Totals of an fd of the process, `fd` unique for each time that its number was used."""
+        if fd < 0:
+            self._failed_send(event)
+            return
+        before = self.channels.get(fd)
         if before is not None and event.bytes < before.bytes:
             return
-        if event.bytes <= self.baseline.get(event.fd, 0) and event.error_ns <= self.started_at_ns:
+        if event.bytes <= self.baseline.get(fd, 0) and event.error_ns <= self.started_at_ns:
             return
-        self.channels[event.fd] = event
+        self.channels[fd] = event
         if event.sender_tid == self.tid:
-            self.by_thread[event.fd] = event.bytes
-            if self.sent_much_ns is None and self._sent() > SETUP_BYTES:
-                self.sent_much_ns = event.at_ns
+            if not _is_wakeup(event):
+                self.by_thread[fd] = event.bytes
+                if self.sent_much_ns is None and self._sent() > SETUP_BYTES:
+                    self.sent_much_ns = event.at_ns
         elif event.sender_tid == self.pid:
-            self.by_main.add(event.fd)
+            self.by_main.add(fd)
 
-    def burst(self, event: Burst) -> None:
+    def _failed_send(self, event: Channel) -> None:
+        """A send on fd -1: QEMU closes the socket when the return path breaks, and the migration thread's next
+        send fails (migration/migration.c, source_return_path_thread; io/channel-socket.c)."""
+        if (
+            event.sender_tid == self.tid
+            and event.error == -errno.EBADF
+            and self.closed_fd_ns is None
+        ):
+            self.closed_fd_ns = event.error_ns
+
+    def burst(self, fd: int, event: Burst) -> None:
         """Totals of an fd without its pauses."""
-        self.bursts[event.fd] = (event.bytes, event.ns)
+        if not self.bursts:
+            self._rounds = None
+        self.bursts[fd] = (event.bytes, event.ns)
+
+    # -- the guest's stop -----------------------------------------------------------------------
 
     def clock_read(self, event: Clock) -> None:
-        """A KVM_GET_CLOCK by the migration thread: the first is the stop, the second is made when the state
-        is read (QEMU hw/i386/kvm/clock.c: kvmclock_vm_state_change, kvmclock_pre_save)."""
+        """A KVM_GET_CLOCK: the first is the stop; the migration thread's second is made when the state is read
+        (QEMU hw/i386/kvm/clock.c: kvmclock_vm_state_change, kvmclock_pre_save)."""
         self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
+        own = event.tid == self.tid
         if self.stop is None or self.resumed_at_ns is not None:
-            self.stop, self.saved, self.resumed_at_ns = event, None, None
-        else:
+            if own or not self.paused_before or self.last_run_ns is not None:
+                self.stop, self.saved, self.resumed_at_ns = event, None, None
+        elif own:
             self.saved = event
+            self.saves += 1
             self.sent_at_save = {fd: channel.bytes for fd, channel in self.channels.items()}
 
-    def ran(self, at_ns: int) -> None:
-        """A vCPU of the process entered the guest again."""
-        self.last_run_ns = at_ns
+    def adopt_stop(self, loaded_ns: int | None, ran_ns: int | None) -> None:
+        """A guest that was stopped just before, and whose destination ran as soon as it had loaded, was stopped for
+        the migration (libvirt without --live): its stop belongs to it."""
+        at_once = loaded_ns and ran_ns and ran_ns - loaded_ns <= STOPPED_FOR_IT_NS
+        if self.stop is None and at_once:
+            self.stop = self.stopped_before
+
+    def ran(self, at_ns: int, exit_ns: int = 0) -> None:
+        """A vCPU of the process entered the guest again, having left it at `exit_ns`."""
+        over = self.over_at_ns
+        if over is None or at_ns <= over:
+            self.last_run_ns = at_ns
+            if self.stop is None and exit_ns >= self.started_at_ns:
+                self.longest_pause_ns = max(self.longest_pause_ns, at_ns - exit_ns)
+        if self.replaced_at_ns is not None and at_ns > self.replaced_at_ns:
+            return
         if self.stop is not None and self.resumed_at_ns is None and at_ns > self.stop.at_ns:
             self.resumed_at_ns = at_ns
 
     def final_sync(self) -> DirtySync | None:
-        """The last sweep after the stop."""
-        if self.stop is None:
+        """The last dirty sync after the stop."""
+        if self.stop is None or not self.dirty_syncs:
             return None
-        after = [sweep for sweep in self.dirty_syncs if sweep.start_ns >= self.stop.at_ns]
-        return after[-1] if after else None
+        last = self.dirty_syncs[-1]
+        return last if last.start_ns >= self.stop.at_ns else None
+
+    # -- the channel ----------------------------------------------------------------------------
 
     def channel_fds(self, peers: dict[int, str | None]) -> set[int]:
-        """The fds of the migration channel: the one the thread sends on, and those to the same peer.
+        """The fds of the migration channel: the one the migration thread sends on, and those to the same peer.
 
         The thread also writes QMP events and wakes others by eventfd, so the one with most bytes is
         taken, and not one the main thread answers on.
@@ -211,17 +323,21 @@ class OutgoingMigration:
         candidates = candidates or self.by_thread
         if not candidates:
             return set()
-        main = max(candidates, key=lambda fd: candidates[fd] - self.baseline.get(fd, 0))
+        sent = {fd: total - self.baseline.get(fd, 0) for fd, total in candidates.items()}
+        refused = [fd for fd in sent if self.channels[fd].error]
+        if refused and max(sent.values()) <= SETUP_BYTES:
+            # a channel that took nothing: what was sent went to the monitor
+            sent = {fd: sent[fd] for fd in refused}
+        main = max(sent, key=lambda fd: sent[fd])
         fds = {main}
-        host = _host(peers.get(main))
+        peer = peers.get(main)
         for fd, channel in self.channels.items():
-            # multifd's channels have threads of their own and the same peer
-            # (QEMU migration/multifd.c, multifd_send_thread)
+            # multifd's channels have threads of their own and the same address and port
+            # (QEMU migration/multifd.c, multifd_send_thread); storage on that host has another port
             own_thread = channel.sender_tid not in (self.pid, self.tid)
-            if own_thread and fd not in self.by_main and _host(peers.get(fd)) == host:
-                same_kind = channel.op == self.channels[main].op
-                if host is not None or same_kind:
-                    fds.add(fd)
+            alike = peer is not None or channel.op == self.channels[main].op
+            if own_thread and fd not in self.by_main and peers.get(fd) == peer and alike:
+                fds.add(fd)
         return fds
 
     def sent_bytes(self, fds: set[int]) -> int:
@@ -231,6 +347,10 @@ class OutgoingMigration:
             for fd, channel in self.channels.items()
             if fd in fds
         )
+
+    def last_sent_ns(self, fds: set[int]) -> int | None:
+        """When it was last sent on these fds."""
+        return max((self.channels[fd].last_ns for fd in fds if fd in self.channels), default=None)
 
     def miscounts(self, fds: set[int]) -> bool:
         """Whether bytes sent before the attempt began may be among those of these fds."""
@@ -242,8 +362,12 @@ class OutgoingMigration:
         )
 
     def state_bytes(self, fds: set[int]) -> int | None:
-        """Bytes sent after the state was read: what vCPUs and devices are made of."""
+        """Bytes sent after the state was read: what vCPUs and devices are made of. None while they were not
+        reported: the last bytes of a source that lives on are reported when its thread ends."""
         if self.saved is None or self.sent_at_save is None:
+            return None
+        last = self.last_sent_ns(fds)
+        if last is None or last <= self.saved.enter_ns:
             return None
         return self.sent_bytes(fds) - sum(
             n - self.baseline.get(fd, 0) for fd, n in self.sent_at_save.items() if fd in fds
@@ -256,43 +380,89 @@ class OutgoingMigration:
             for fd, channel in self.channels.items()
             if fd in fds and channel.error and channel.error_ns > self.baseline_errors.get(fd, 0)
         ]
+        if self.closed_fd_ns is not None:
+            errors.append((self.closed_fd_ns, -errno.EBADF))
         return min(errors) if errors else None
 
+    # -- rounds ---------------------------------------------------------------------------------
+
     def rounds(self, fds: set[int]) -> tuple[Round, ...]:
-        """The sweeps as rounds; the bytes of each are those sent until the next."""
-        totals = [
-            sum(n - self.baseline.get(fd, 0) for fd, n in sweep.sent.items() if fd in fds)
-            for sweep in self.dirty_syncs
-        ]
-        totals.append(self.sent_bytes(fds))
-        bursts = [_burst(sweep.bursts, fds) for sweep in self.dirty_syncs]
-        bursts.append(_burst(self.bursts, fds))
-        rounds = []
-        for index, sweep in enumerate(self.dirty_syncs):
-            before, after = bursts[index], bursts[index + 1]
-            slots = tuple(sweep.slots[slot] for slot in sorted(sweep.slots) if slot >= 0)
-            every = sweep.slots.values()
-            rounds.append(
-                Round(
-                    at_ns=sweep.start_ns,
-                    duration_ns=max(0, sweep.end_ns - sweep.start_ns),
-                    new_pages=_sum([slot.new_pages for slot in every]),
-                    redirtied_pages=sweep.redirtied if index > 0 else None,
-                    logged_pages=_sum([slot.logged_pages for slot in every]),
-                    sent_bytes=totals[index + 1] - totals[index],
-                    slots=slots,
-                    burst_bytes=after[0] - before[0] if self.bursts else None,
-                    burst_ns=after[1] - before[1] if self.bursts else None,
-                )
-            )
-        return tuple(rounds)
+        """The dirty syncs as rounds; the bytes of each are those sent until the next.
+
+        Only the last two may still change: the others are kept from one call to the next.
+        """
+        key = frozenset(fds)
+        kept = self._rounds[1] if self._rounds is not None and self._rounds[0] == key else []
+        del kept[-2:]
+        for index in range(len(kept), len(self.dirty_syncs)):
+            kept.append(self._round(index, fds))
+        self._rounds = key, kept
+        return tuple(kept)
+
+    def _round(self, index: int, fds: set[int]) -> Round:
+        sync = self.dirty_syncs[index]
+        later = self.dirty_syncs[index + 1] if index + 1 < len(self.dirty_syncs) else None
+        until = self.sent_bytes(fds) if later is None else self._total(later, fds)
+        before = _burst(sync.bursts, fds)
+        after = _burst(self.bursts if later is None else later.bursts, fds)
+        every = sync.slots.values()
+        return Round(
+            at_ns=sync.start_ns,
+            duration_ns=max(0, sync.end_ns - sync.start_ns),
+            new_pages=_sum([slot.new_pages for slot in every]),
+            redirtied_pages=sync.redirtied if index > 0 else None,
+            logged_pages=_sum([slot.logged_pages for slot in every]),
+            sent_bytes=until - self._total(sync, fds),
+            slots=tuple(sync.slots[slot] for slot in sorted(sync.slots) if slot >= 0),
+            burst_bytes=after[0] - before[0] if self.bursts else None,
+            burst_ns=after[1] - before[1] if self.bursts else None,
+            syncs=sync.syncs,
+        )
+
+    def _total(self, sync: DirtySync, fds: set[int]) -> int:
+        """What these fds had sent when a dirty sync began."""
+        return sum(n - self.baseline.get(fd, 0) for fd, n in sync.sent.items() if fd in fds)
 
     def distinct_pages(self) -> int | None:
         """Pages that became dirty while it lasted, each counted once; None if a part is not known."""
-        counted = self.dirty_syncs if self.ring else self.dirty_syncs[1:]
-        if any(slot.new_pages is None for sweep in counted for slot in sweep.slots.values()):
-            return None
-        return sum(dirty.count(bitmap) for bitmap in self.ever.values())
+        if not self.unsynced:
+            return self.distinct if self.unsynced_known else None
+        left = [
+            dirty.count(dirty.minus(bitmap, self.ever.get(slot, {})))
+            for slot, bitmap in self.unsynced.items()
+        ]
+        known = self.distinct is not None and self.unsynced_known
+        return (self.distinct or 0) + sum(left) if known else None
+
+
+def _is_wakeup(event: Channel) -> bool:
+    """Whether an fd was only written eight bytes at a time: an eventfd, by which threads wake each other."""
+    return event.op == WRITE and event.calls > 0 and event.bytes == 8 * event.calls
+
+
+def _merged(syncs: list[DirtySync]) -> DirtySync:
+    """Several dirty syncs as one: the first one's time, all counts and the time that all of them took."""
+    first = syncs[0]
+    slots: dict[int, SlotRound] = {}
+    for sync in syncs:
+        for number, slot in sync.slots.items():
+            before = slots.get(number)
+            slots[number] = SlotRound(
+                slot=number,
+                new_pages=_sum([before.new_pages if before else 0, slot.new_pages]),
+                logged_pages=_sum([before.logged_pages if before else 0, slot.logged_pages]),
+                pages=slot.pages,
+                not_counted=slot.not_counted or (before.not_counted if before else None),
+            )
+    return DirtySync(
+        start_ns=first.start_ns,
+        end_ns=first.start_ns + sum(max(0, sync.end_ns - sync.start_ns) for sync in syncs),
+        sent=first.sent,
+        bursts=first.bursts,
+        slots=slots,
+        redirtied=_sum([sync.redirtied for sync in syncs]),
+        syncs=sum(sync.syncs for sync in syncs),
+    )
 
 
 def _burst(bursts: dict[int, tuple[int, int]], fds: set[int]) -> tuple[int, int]:
@@ -308,10 +478,6 @@ def _why(event: GetDirtyLog) -> NotCounted:
     if event.walked_bytes < event.bitmap_bytes:
         return "too-large"
     return "unreadable" if event.read_errors else "records-missing"
-
-
-def _host(peer: str | None) -> str | None:
-    return None if peer is None else peer.rpartition(":")[0]
 
 
 def _sum(values: list[int | None]) -> int | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from vftrace import events
 from vftrace.analysis.incoming import IncomingMigration
+from vftrace.analysis.kinds import saves
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
 from vftrace.events import Event
@@ -150,7 +151,8 @@ class Pairing:
             if id(outgoing) not in proved
             and outgoing.is_migration
             and incoming.guest_clock_ns in _clocks_read(outgoing)
-            and not process.writes_file(outgoing)
+            and _was_there(destination, outgoing)
+            and not saves(process, outgoing)
         ]
         return found[0] if len(found) == 1 else None
 
@@ -169,10 +171,10 @@ class Pairing:
             and outgoing.is_migration
             and id(outgoing) not in taken
             and outgoing.started_at_ns < at_ns + SETUP_NS
-            and outgoing.logging_off_at_ns is None
+            and outgoing.over_at_ns is None
             and outgoing.started_at_ns >= (destination.created_at_ns or 0)
             and (incoming is None or _may_be_its(process, outgoing, incoming))
-            and not process.writes_file(outgoing)
+            and not saves(process, outgoing)
         ]
         if destination.uuid is not None:
             return max(candidates, key=lambda c: c[1].started_at_ns) if candidates else None
@@ -195,8 +197,14 @@ def is_impostor(process: Process, everyone: Iterable[Process]) -> bool:
     )
 
 
+def _was_there(destination: Process, outgoing: OutgoingMigration) -> bool:
+    """Whether a destination was there when its source read the clock; one that came later loads a save."""
+    reads = [read.at_ns for read in (outgoing.stop, outgoing.saved) if read is not None]
+    return destination.created_at_ns is None or destination.created_at_ns < max(reads)
+
+
 def _goes_on_at(outgoing: OutgoingMigration, at_ns: int) -> bool:
-    ends = (outgoing.logging_off_at_ns, outgoing.process_ended_at_ns)
+    ends = (outgoing.over_at_ns, outgoing.process_ended_at_ns)
     over = min((end for end in ends if end is not None), default=at_ns)
     return outgoing.started_at_ns < at_ns <= over
 

@@ -7,9 +7,9 @@ from typing import Any, get_args
 from vftrace import events
 from vftrace.analysis import dirty
 from vftrace.analysis.devices.device import Devices, PassedDevice, VfioEvent
-from vftrace.analysis.dirty import Bitmap, SlotLog, bitmap_of
+from vftrace.analysis.dirty import SlotLog, Unread, bitmap_of
 from vftrace.analysis.incoming import IncomingMigration
-from vftrace.analysis.outgoing import OutgoingMigration
+from vftrace.analysis.outgoing import STOPPED_FOR_IT_NS, OutgoingMigration
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import Event
 from vftrace.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE
@@ -17,6 +17,16 @@ from vftrace.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MEM_LOG_DIRTY_PA
 # A burst is one thread switching logging on slot by slot (QEMU memory_global_dirty_log_start).
 BURST_NS = 1_000_000_000
 _MAX_PENDING_PIECES = 65536
+MAX_ATTEMPTS = 64
+"""Attempts of one process that are kept beside migrations."""
+
+NEXT_LIFE = 1 << 32
+_SENT_BY_THE_END = (events.ThreadExit, events.Exit, events.Channel, events.Burst)
+"""What the kernel side sends when a thread or a process ends (bpf/process.h)."""
+
+FILE_OPS = (4, 5)
+SOCKET_OPS = (0, 1)
+"""VFT_PWRITE, VFT_PWRITEV; VFT_SENDMSG, VFT_SENDTO (bpf/wire.h)."""
 
 
 @dataclass
@@ -40,21 +50,29 @@ class Process:
     slots: dict[int, MemorySlot] = field(default_factory=dict)
     manual_protect: int | None = None
     channels: dict[int, events.Channel] = field(default_factory=dict)
+    """By channel: the fd, plus a multiple of NEXT_LIFE where the number was used before for something else."""
+    channel_of_fd: dict[int, int] = field(default_factory=dict)
+    senders: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By channel: the thread that sent last, and how much had been sent when it began to."""
     descriptors: dict[int, events.FileDescriptor] = field(default_factory=dict)
     pieces: dict[tuple[int, int], list[events.Piece]] = field(default_factory=dict)
     switched_on: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     """By thread: (time, slot) of the flags it switched on in its last burst."""
     vcpu_threads: set[int] = field(default_factory=set)
+    ended_threads: dict[int, int] = field(default_factory=dict)
+    """By thread: when it ended, until something shows whether its process did too."""
     devices: Devices = field(default_factory=Devices)
     outgoing: list[OutgoingMigration] = field(default_factory=list)
     attempts: int = 0
     """How many migrations it began before the latest attempt."""
-    current: OutgoingMigration | None = None
+    open: dict[int, OutgoingMigration] = field(default_factory=dict)
+    """By thread: the attempts that are not over. At most one of them is a migration."""
     incoming: IncomingMigration | None = None
     last_state_ns: int | None = None
     last_run_ns: int | None = None
     first_run_ns: int | None = None
     last_stop_ns: int | None = None
+    last_stop: events.Clock | None = None
     ended_at_ns: int | None = None
     last_event_ns: int = 0
     last_loss_ns: int | None = None
@@ -64,17 +82,24 @@ class Process:
 
     @property
     def peers(self) -> dict[int, str | None]:
-        """The remote address of each fd that is a TCP socket."""
+        """The remote address of each channel that is a TCP socket."""
         return {fd: found.peer for fd, found in self.descriptors.items()}
 
     def kind_of(self, fds: set[int]) -> str:
-        """What these fds are, `unknown` where they differ or were not seen."""
+        """What these channels are. Where /proc did not show it in time, the calls that were made tell a socket
+        from a file; `unknown` where they differ or do not tell."""
         kinds = {self.descriptors[fd].kind for fd in fds if fd in self.descriptors}
-        return kinds.pop() if len(kinds) == 1 else "unknown"
+        kinds -= {"unknown"}
+        if not kinds:
+            ops = {self.channels[fd].op for fd in fds if fd in self.channels}
+            kinds = {
+                "socket" if op in SOCKET_OPS else "file" if op in FILE_OPS else "" for op in ops
+            }
+        return (kinds.pop() or "unknown") if len(kinds) == 1 else "unknown"
 
-    def writes_file(self, outgoing: OutgoingMigration) -> bool:
-        """Whether a migration's stream goes to a file: nobody receives it."""
-        return self.kind_of(outgoing.channel_fds(self.peers)) == "file"
+    def describe(self, event: events.FileDescriptor) -> None:
+        """Take what the collector found about an fd."""
+        self.descriptors[self.channel_of_fd.get(event.fd, event.fd)] = event
 
     @property
     def uuid(self) -> str | None:
@@ -121,6 +146,8 @@ class Process:
             self.last_event_ns = event.at_ns
         elif not isinstance(event, events.Piece):
             self.last_loss_ns = max(self.last_loss_ns or 0, self.last_event_ns)
+        if self.ended_threads and not isinstance(event, _SENT_BY_THE_END):
+            self._lives_on()
         take = _TAKES.get(type(event))
         if take is not None:
             take(self, event)
@@ -134,7 +161,7 @@ class Process:
         for slot in self.slots.values():
             if slot.log is not None:
                 slot.log.damaged()
-        if self.current is None:
+        if not self.open:
             self.slots.clear()
 
     def _vm_created(self, event: events.VmCreated) -> None:
@@ -152,9 +179,9 @@ class Process:
         if self.ended_at_ns is not None:
             return
         self.ended_at_ns = at_ns
-        if self.current is not None:
-            self.current.process_ended_at_ns = at_ns
-            self.current = None
+        for attempt in self.open.values():
+            attempt.process_ended_at_ns = at_ns
+        self.open.clear()
         if self.incoming is not None and self.incoming.ended_at_ns is None:
             self.incoming.ended_at_ns = at_ns
 
@@ -169,7 +196,7 @@ class Process:
         if was_on and is_on and self.last_loss_ns is not None:
             # Nobody asks for what is there (kvm_slot_update_flags): that it went off is lost.
             was_on = False
-        largest = max((slot.size for slot in self.slots.values()), default=0)
+        logged = [slot.size for slot in self.slots.values() if slot.flags & KVM_MEM_LOG_DIRTY_PAGES]
         if event.size == 0:
             self.slots.pop(event.slot, None)
             return
@@ -178,8 +205,9 @@ class Process:
             log = self._new_log(event.size)
         self.slots[event.slot] = MemorySlot(event.size, event.flags, log if is_on else None)
         if is_on and not was_on:
-            self._switched_on(event, max(largest, event.size))
-        elif was_on and not is_on and event.size >= largest:
+            self._switched_on(event)
+        elif was_on and not is_on and event.size >= max(logged):
+            # Smaller ones go off for a display or firmware, the largest that is logged with all of them.
             self._switched_off(event)
 
     def _new_log(self, size: int) -> SlotLog:
@@ -188,48 +216,99 @@ class Process:
             pages=size // PAGE_SIZE,
             manual=None if flags is None else bool(flags & 1),
             initially_set=None if flags is None else bool(flags & 2),
+            unread={tid: Unread() for tid in self.open},
         )
 
-    def _switched_on(self, event: events.Region, largest: int) -> None:
+    def _switched_on(self, event: events.Region) -> None:
+        if not self._may_migrate(event.tid):
+            return
         burst = self.switched_on.setdefault(event.tid, [])
         if burst and event.at_ns - burst[0][0] > BURST_NS:
             burst.clear()
         burst.append((event.at_ns, event.slot))
-        if event.size < largest or not self._may_migrate(event.tid):
+        mine = self.open.get(event.tid)
+        if mine is not None and (mine.dirty_syncs or mine.is_migration):
+            # A slot that is new while it migrates; or its end was lost, and this is the next.
+            if self.last_loss_ns is None or event.at_ns - mine.started_at_ns <= BURST_NS:
+                return
+            if len(burst) > 1:
+                return
+        elif mine is not None:
             return
-        if (
-            self.current is not None
-            and self.last_loss_ns is not None
-            and event.tid != self.current.tid
-        ):
-            # the end of what another thread began is lost
-            self.current.logging_off_at_ns, self.current = burst[0][0], None
-        if self.current is None:
-            self._open_outgoing(event.tid, burst[0][0])
+        if self.last_loss_ns is not None:
+            for other in list(self.open.values()):
+                # the end of what another thread began is lost
+                self._close(other, "logging_off_at_ns", burst[0][0])
+        self._open_attempt(event.tid, burst[0][0])
 
     def _may_migrate(self, tid: int) -> bool:
         """Whether a thread may be a migration's: neither a vCPU nor the main thread is. The main thread logs for
         a display, and for an internal snapshot (QEMU migration/savevm.c, save_snapshot)."""
         return tid not in self.vcpu_threads and tid != self.pid
 
-    def _open_outgoing(self, tid: int, at_ns: int, *, missed_beginning: bool = False) -> None:
+    def _open_attempt(
+        self, tid: int, at_ns: int, *, missed_beginning: bool = False, switched_on: bool = True
+    ) -> None:
         if self.outgoing and self.outgoing[-1].is_migration:
             self.attempts = self.outgoing[-1].number + 1
-        outgoing = OutgoingMigration(
+        attempt = OutgoingMigration(
             pid=self.pid,
             tid=tid,
             number=self.attempts,
             started_at_ns=at_ns,
-            baseline={fd: channel.bytes for fd, channel in self.channels.items()},
+            baseline={fd: self._sent_before(fd, tid) for fd in self.channels},
             baseline_errors={fd: channel.error_ns for fd, channel in self.channels.items()},
             paused_before=self._surely_paused(),
             uncertain=self._uncertain(),
             missed_beginning=missed_beginning,
+            switched_on=switched_on,
+            reads_clock_twice=self.identity is None or self.identity.vmm.startswith("qemu"),
         )
-        self.current = outgoing
-        self.outgoing.append(outgoing)
-        if len(self.outgoing) > 64:
-            self.outgoing = [s for s in self.outgoing if s.is_migration or s is self.current]
+        for fd, channel in self.channels.items():
+            if channel.bytes > attempt.baseline[fd]:
+                attempt.sent(fd, channel)
+        stop = self.last_stop if attempt.paused_before else None
+        if stop is not None and at_ns - STOPPED_FOR_IT_NS <= stop.at_ns <= at_ns:
+            attempt.stopped_before = stop
+        for slot in self.slots.values():
+            if slot.log is not None:
+                slot.log.unread.setdefault(tid, Unread())
+        self.open[tid] = attempt
+        self.outgoing.append(attempt)
+        if len(self.outgoing) > MAX_ATTEMPTS:
+            self.outgoing = [a for a in self.outgoing if a.is_migration or not a.ended]
+
+    def _sent_before(self, fd: int, tid: int) -> int:
+        """What had been sent on a channel before a thread began its migration: the stream's head is sent before
+        the first dirty sync."""
+        sender, before = self.senders.get(fd, (0, 0))
+        return before if sender == tid else self.channels[fd].bytes
+
+    def _close(self, attempt: OutgoingMigration, what: str, at_ns: int) -> None:
+        """An attempt is over: nothing that comes later belongs to it."""
+        if getattr(attempt, what) is None:
+            setattr(attempt, what, at_ns)
+        self.open.pop(attempt.tid, None)
+        for slot in self.slots.values():
+            if slot.log is not None:
+                slot.log.unread.pop(attempt.tid, None)
+
+    def _became_migration(self, attempt: OutgoingMigration) -> None:
+        """A thread that makes dirty syncs has sent: one migration of a process goes on at a time, so the one
+        before is over, though its logging may go on for a dirty limit."""
+        for other in list(self.open.values()):
+            if other is not attempt and other.is_migration:
+                self._close(other, "replaced_at_ns", attempt.started_at_ns)
+
+    def _lives_on(self) -> None:
+        """The process goes on, so a thread that ended before did so by itself: with a process that is killed all
+        of its threads end, and that says nothing of a migration."""
+        for tid, at_ns in self.ended_threads.items():
+            attempt = self.open.get(tid)
+            if attempt is not None:
+                self._close(attempt, "thread_ended_at_ns", at_ns)
+            self.vcpu_threads.discard(tid)
+        self.ended_threads.clear()
 
     def _surely_paused(self) -> bool | None:
         """Whether its vCPUs are stopped; None if a record that said otherwise may be missing."""
@@ -238,15 +317,14 @@ class Process:
 
     def _uncertain(self) -> frozenset[int] | None:
         """The fds whose totals may have gone on since they were last reported; None: no record is missing."""
-        doubt = self.last_loss_ns
-        if doubt is None:
+        loss = self.last_loss_ns
+        if loss is None:
             return None
-        return frozenset(fd for fd, channel in self.channels.items() if channel.at_ns <= doubt)
+        return frozenset(fd for fd, channel in self.channels.items() if channel.at_ns <= loss)
 
     def _switched_off(self, event: events.Region) -> None:
-        if self.current is not None:
-            self.current.logging_off_at_ns = event.at_ns
-            self.current = None
+        for attempt in list(self.open.values()):
+            self._close(attempt, "logging_off_at_ns", event.at_ns)
         self.switched_on.clear()
 
     def _capability(self, event: events.Capability) -> None:
@@ -272,12 +350,11 @@ class Process:
 
     def _get_dirty_log(self, event: events.GetDirtyLog) -> None:
         pieces = self._take_pieces(event.tid, event.enter_ns)
-        slot = self.slots.get(event.slot)
-        log = None if slot is None else slot.log
         if event.ret != 0:
             return
-        if slot is None:
-            self._maybe_missed_beginning(event)
+        slot = self.slots.get(event.slot)
+        self._begins_by_reading(event.tid, event.enter_ns, known=slot is not None)
+        log = None if slot is None else slot.log
         whole = (
             event.bitmap_bytes > 0
             and event.walked_bytes == event.bitmap_bytes
@@ -290,18 +367,23 @@ class Process:
                 log.damaged()
             else:
                 log.got(bitmap)
-        if self.current is not None and event.tid == self.current.tid:
-            self.current.got_dirty_log(event, log, bitmap)
+        attempt = self.open.get(event.tid)
+        if attempt is not None:
+            attempt.got_dirty_log(event, log, bitmap)
 
-    def _maybe_missed_beginning(self, event: events.GetDirtyLog) -> None:
-        """A thread other than the main one reads the log of slots we never saw: vftrace came late."""
+    def _begins_by_reading(self, tid: int, at_ns: int, *, known: bool) -> None:
+        """A thread that reads dirty logs opens an attempt, if it has none: logging was on already, for a dirty-rate
+        measurement or a dirty limit, or vftrace came late (the slot is not known then)."""
+        if tid in self.open or not self._may_migrate(tid):
+            return
         late = self.identity is not None and self.identity.late
-        current = self.current
-        # a guess that has sent nothing gives way to the next
-        guess = current is not None and current.missed_beginning and not current.is_migration
-        other = current is None or (guess and current.tid != event.tid)
-        if late and other and event.tid != self.pid:
-            self._open_outgoing(event.tid, event.enter_ns, missed_beginning=True)
+        if not known and not late:
+            return
+        for other in list(self.open.values()):
+            if other.missed_beginning and not other.is_migration:
+                # a guess that has sent nothing gives way to the next
+                self._close(other, "replaced_at_ns", at_ns)
+        self._open_attempt(tid, at_ns, missed_beginning=not known, switched_on=False)
 
     def _clear_dirty_log(self, event: events.ClearDirtyLog) -> None:
         pieces = self._take_pieces(event.tid, event.enter_ns)
@@ -322,34 +404,21 @@ class Process:
     def _reset_rings(self, event: events.ResetDirtyRings) -> None:
         pieces = self._take_pieces(event.tid, event.enter_ns)
         untracked, self.ring_untracked = event.untracked - self.ring_untracked, event.untracked
+        self._begins_by_reading(event.tid, event.enter_ns, known=bool(self.slots))
         by_slot: dict[int, list[events.Piece]] = {}
         for piece in pieces:
             by_slot.setdefault(piece.slot, []).append(piece)
         whole = len(pieces) == event.pieces and untracked <= 0
-        for number, slot in self.slots.items():
-            if slot.log is None:
-                continue
-            if whole:
-                # The ring's pages are new by nature: nothing is left over from before.
-                slot.log.manual = False
-                slot.log.got(bitmap_of(by_slot.get(number, [])))
-            else:
-                slot.log.damaged()
-        if self.current is not None and event.tid == self.current.tid:
-            self.current.reset_rings(event, self._take_ring())
-
-    def _take_ring(self) -> dict[int, Bitmap] | None:
-        """What all slots gathered since the last sweep; None if a part is missing."""
-        taken: dict[int, Bitmap] = {}
-        whole = True
-        for number, slot in self.slots.items():
-            if slot.log is not None:
-                fresh, _ = slot.log.take()
-                if fresh is None:
-                    whole = False
-                else:
-                    taken[number] = fresh
-        return taken if whole else None
+        pushed = {
+            number: bitmap_of(by_slot.get(number, []))
+            for number, slot in self.slots.items()
+            if slot.log is not None
+        }
+        for attempt in self.open.values():
+            attempt.collected_rings(event.at_ns, pushed if whole else None)
+        mine = self.open.get(event.tid)
+        if mine is not None:
+            mine.reset_rings(event)
 
     # -- vCPUs and clock ------------------------------------------------------------------------
 
@@ -358,20 +427,18 @@ class Process:
         self.last_run_ns = event.at_ns
         if self.first_run_ns is None:
             self.first_run_ns = event.at_ns
-        if self.current is not None:
-            self.current.ran(event.at_ns)
-        for earlier in self.outgoing:
-            if earlier is not self.current and earlier.stop is not None:
-                earlier.ran(event.at_ns)
+        for attempt in self.outgoing:
+            attempt.ran(event.at_ns, event.exit_ns)
         incoming = self.incoming
-        if incoming is not None and incoming.running_at_ns is None:
+        if incoming is not None and incoming.running_at_ns is None and not incoming.ran_before:
             incoming.running_at_ns = event.at_ns
 
     def _clock(self, event: events.Clock) -> None:
         if event.op == events.Clock.GET and event.last_exit_ns:
             self.last_stop_ns = event.at_ns
-            if self.current is not None and event.tid == self.current.tid:
-                self.current.clock_read(event)
+            self.last_stop = event
+            for attempt in self.open.values():
+                attempt.clock_read(event)
         elif event.op == events.Clock.SET and (self.waits or self._takes_over(event)):
             self._arrive(event.at_ns)
             assert self.incoming is not None
@@ -401,21 +468,22 @@ class Process:
     def _arrive(self, at_ns: int) -> None:
         if self.incoming is None:
             paused = self.identity is not None and self.identity.started_paused
-            self.incoming = IncomingMigration(self.pid, paused, at_ns)
+            self.incoming = IncomingMigration(self.pid, paused, at_ns, ran_before=self.has_run)
 
     # -- passed-through devices -----------------------------------------------------------------
 
     def _vfio(self, event: VfioEvent) -> None:
         self.devices.feed(event)
-        if isinstance(event, events.VfioClose) and self.current is not None:
-            self.current.closed_device(event.fd, event.at_ns)
+        if isinstance(event, events.VfioClose):
+            for attempt in self.open.values():
+                attempt.closed_device(event.fd, event.at_ns)
         wanted = isinstance(event, events.VfioState) and event.asks_for(events.VfioState.RESUMING)
         if wanted and not self.has_run:
             self._arrive(event.at_ns)
 
     def _vfio_dirty(self, event: events.VfioDirty) -> None:
         pieces = self._take_pieces(event.tid, event.enter_ns)
-        if self.current is None or event.ret != 0:
+        if not self.open or event.ret != 0:
             return
         whole = (
             event.walked_bytes == event.bitmap_bytes
@@ -423,26 +491,59 @@ class Process:
             and len(pieces) == event.pieces
         )
         pages = dirty.count(bitmap_of(pieces)) if whole else None
-        self.current.got_dma_pages(event.by == events.VfioDirtyTracking.DEVICE, pages)
+        for attempt in self.open.values():
+            attempt.got_dma_pages(event.by == events.VfioDirtyTracking.DEVICE, pages)
 
     # -- channels -------------------------------------------------------------------------------
 
     def _channel(self, event: events.Channel) -> None:
-        before = self.channels.get(event.fd)
+        channel = self._channel_of(event)
+        if channel is None:
+            return
+        before = self.channels.get(channel)
         if before is not None and event.bytes < before.bytes:
             return
-        self.channels[event.fd] = event
-        # what is reported late was sent while an earlier attempt ran
-        began = [s for s in self.outgoing if s.started_at_ns < event.last_ns]
-        if began:
-            began[-1].sent(event)
-        for later in self.outgoing[len(began) :]:
-            if event.fd not in later.channels:
-                later.baseline[event.fd] = event.bytes
+        if before is None or before.sender_tid != event.sender_tid:
+            self.senders[channel] = event.sender_tid, 0 if before is None else before.bytes
+        self.channels[channel] = event
+        for attempt in self.outgoing:
+            over = attempt.over_at_ns
+            if attempt.started_at_ns >= event.last_ns:
+                # what is reported late was sent before
+                if channel not in attempt.channels:
+                    attempt.baseline[channel] = event.bytes
+            elif over is None or event.last_ns <= over:
+                was = attempt.is_migration
+                attempt.sent(channel, event)
+                if attempt.is_migration and not was:
+                    self._became_migration(attempt)
+
+    def _channel_of(self, event: events.Channel) -> int | None:
+        """The channel that an fd is now. A number is used again: the kernel side then counts from zero, or the
+        calls are a socket's where they were a file's. None: a late report of what the fd was before."""
+        channel = self.channel_of_fd.get(event.fd, event.fd)
+        before = self.channels.get(channel)
+        if before is None or event.fd < 0:
+            return channel
+        if event.first_ns < before.first_ns:
+            return None
+        begins_anew = event.first_ns > before.first_ns
+        if begins_anew or (event.op in SOCKET_OPS) != (before.op in SOCKET_OPS):
+            channel += NEXT_LIFE
+            self.channel_of_fd[event.fd] = channel
+            self.senders[channel] = event.sender_tid, 0 if begins_anew else before.bytes
+            if not begins_anew:
+                # its totals go on
+                for attempt in self.open.values():
+                    attempt.baseline[channel] = before.bytes
+        return channel
 
     def _burst(self, event: events.Burst) -> None:
-        if self.current is not None:
-            self.current.burst(event)
+        for attempt in self.open.values():
+            attempt.burst(self.channel_of_fd.get(event.fd, event.fd), event)
+
+    def _thread_exit(self, event: events.ThreadExit) -> None:
+        self.ended_threads[event.tid] = event.at_ns
 
     def _userfault(self, event: events.Userfault) -> None:
         if event.op in (events.Userfault.API, events.Userfault.REGISTER):
@@ -476,6 +577,7 @@ _TAKES: dict[type[Event], Callable[[Process, Any], None]] = {
     events.VmCreated: Process._vm_created,
     events.VcpuCreated: Process._vcpu_created,
     events.VfioDirty: Process._vfio_dirty,
+    events.ThreadExit: Process._thread_exit,
     events.Exit: Process._exit,
     **dict.fromkeys(get_args(VfioEvent), Process._vfio),
 }

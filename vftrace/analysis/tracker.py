@@ -115,7 +115,7 @@ class Tracker:
     def _name_fd(self, event: events.FileDescriptor) -> None:
         process = self._processes.get(event.pid)
         if process is not None:
-            process.descriptors[event.fd] = event
+            process.describe(event)
 
     def _name_device(self, event: events.Device) -> None:
         process = self._processes.get(event.pid)

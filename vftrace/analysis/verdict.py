@@ -1,12 +1,21 @@
-"""Decides how a migration ended, and why."""
+"""Decides how a migration ended, and why: one table, which docs/phases.md shows.
+
+`facts_of` gathers what was seen of both sides; the first rule of the situation's table that fits decides. A
+migration to which no rule applies goes on.
+"""
 
 import errno
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vftrace.analysis.devices.downtime import MigrationDevices
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
-from vftrace.model.migration import Cause, Checkpoint, Outcome
+from vftrace.model.migration import Cause, Checkpoint, Kind, Outcome
+
+MAY_RUN_ON_NS = 1_000_000_000
+"""After a failure QEMU lets a stopped guest run on within this time (migration/migration.c,
+migration_iteration_finish)."""
 
 
 @dataclass(frozen=True)
@@ -19,98 +28,327 @@ class Verdict:
     detail: str | None = None
 
 
-def verdict_of(
+@dataclass(frozen=True)
+class Facts:
+    """What the rules look at. Times in ns; None: it did not happen, or was not seen."""
+
+    situation: str
+    now_ns: int = 0
+    postcopy: bool = False
+    destination_acted: bool = False
+    """The destination began to load; else it only waited."""
+    was_paused: bool = False
+    """The guest was stopped before the migration, and all through it."""
+    state_read: bool = False
+    """The source read and sent its state."""
+    sent_ns: int | None = None
+    """The last send on the channel."""
+    error_ns: int | None = None
+    """The first failed send that a cancel does not explain."""
+    broken: bool = False
+    """The last send on the channel failed."""
+    resumed_ns: int | None = None
+    """The source's guest ran on after the stop, and precopy did not."""
+    over_ns: int | None = None
+    """Logging went off or the migration thread ended, and the source lived on."""
+    source_ended_ns: int | None = None
+    loaded_ns: int | None = None
+    ran_ns: int | None = None
+    """The destination's first vCPU entry."""
+    postcopy_done_ns: int | None = None
+    destination_ended_ns: int | None = None
+    checkpoints_again: bool = False
+    """The state was read more than once by one migration thread."""
+
+    @property
+    def stopped_ns(self) -> int | None:
+        """When the source was done with it, and lived on."""
+        return self.resumed_ns if self.resumed_ns is not None else self.over_ns
+
+    def destination_ended_by(self, at_ns: int | None) -> bool:
+        """Whether the destination ended before that, or at that time."""
+        ended = self.destination_ended_ns
+        return ended is not None and (at_ns is None or ended <= at_ns)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row: `at` gives the time of the end where the evidence is there, else None."""
+
+    evidence: str
+    outcome: Outcome
+    cause: Cause | None
+    at: Callable[[Facts], int | None]
+
+
+def _if(condition: bool, at_ns: int | None) -> int | None:
+    return at_ns if condition else None
+
+
+POSTCOPY = "postcopy, both sides seen"
+MOVE = "move, source seen"
+SAVE = "save"
+DESTINATION = "destination alone, and loads"
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    POSTCOPY: (
+        Rule(
+            "the destination runs, and gave its userfaultfd back (all pages came)",
+            Outcome.COMPLETED,
+            None,
+            lambda f: (
+                None
+                if f.postcopy_done_ns is None or f.ran_ns is None
+                else max(f.postcopy_done_ns, f.ran_ns)
+            ),
+        ),
+        Rule(
+            "the destination's process ended before all pages came",
+            Outcome.FAILED,
+            Cause.DESTINATION_ENDED,
+            lambda f: f.destination_ended_ns,
+        ),
+        Rule(
+            "the source's process ended before all pages came",
+            Outcome.FAILED,
+            Cause.SOURCE_ENDED,
+            lambda f: f.source_ended_ns,
+        ),
+    ),
+    MOVE: (
+        Rule(
+            "one migration thread read the state again and again, the guest running in between (COLO): "
+            "vftrace does not follow it",
+            Outcome.UNKNOWN,
+            Cause.CHECKPOINTING,
+            lambda f: _if(f.checkpoints_again, f.over_ns or f.source_ended_ns),
+        ),
+        Rule(
+            "the guest was paused before, and the destination loaded its state",
+            Outcome.COMPLETED,
+            None,
+            lambda f: _if(f.was_paused and f.resumed_ns is None, f.loaded_ns),
+        ),
+        Rule(
+            "the destination's vCPUs ran, and the source's had not run after the stop",
+            Outcome.COMPLETED,
+            None,
+            lambda f: _if(f.resumed_ns is None or (f.ran_ns or 0) <= f.resumed_ns, f.ran_ns),
+        ),
+        Rule(
+            "the destination loaded the whole state, its process ended, then the source's guest ran on",
+            Outcome.FAILED,
+            Cause.DESTINATION_ENDED,
+            lambda f: _if(
+                f.loaded_ns is not None and f.destination_ended_by(f.resumed_ns), f.resumed_ns
+            ),
+        ),
+        Rule(
+            "a send failed after the destination's process had ended, and the source lives on",
+            Outcome.FAILED,
+            Cause.DESTINATION_ENDED,
+            lambda f: _if(
+                f.error_ns is not None and f.destination_ended_by(f.error_ns), f.stopped_ns
+            ),
+        ),
+        Rule(
+            "a send failed and the source lives on. A send on fd -1 (EBADF) counts: QEMU closes the "
+            "channel when its return path breaks, which a cancel does not do. EPIPE with a destination "
+            "that ended later does not count: a cancel shuts the socket down first",
+            Outcome.FAILED,
+            Cause.CHANNEL_ERROR,
+            lambda f: _if(f.error_ns is not None, f.stopped_ns),
+        ),
+        Rule(
+            "the source's guest ran on after the stop",
+            Outcome.FAILED,
+            Cause.RESUMED_AFTER_STOP,
+            lambda f: f.resumed_ns,
+        ),
+        Rule(
+            "the source sent its whole state and is done; its guest stays stopped",
+            Outcome.COMPLETED,
+            None,
+            lambda f: _if(
+                f.state_read and f.now_ns - (f.over_ns or f.now_ns) >= MAY_RUN_ON_NS,
+                f.sent_ns or f.over_ns,
+            ),
+        ),
+        Rule(
+            "logging went off or the migration thread ended, and the guest was not stopped for good",
+            Outcome.CANCELLED,
+            Cause.CANCELLED,
+            lambda f: _if(not f.state_read, f.over_ns),
+        ),
+        Rule(
+            "the destination's process ended, and the source's had not",
+            Outcome.FAILED,
+            Cause.DESTINATION_ENDED,
+            lambda f: _if(
+                f.destination_acted
+                and f.over_ns is None
+                and f.destination_ended_by(f.source_ended_ns),
+                f.destination_ended_ns,
+            ),
+        ),
+        Rule(
+            "the source's process ended after a last send that failed (postcopy whose destination died)",
+            Outcome.FAILED,
+            Cause.CHANNEL_ERROR,
+            lambda f: _if(f.loaded_ns is None and f.broken, f.source_ended_ns),
+        ),
+        Rule(
+            "the source sent its whole state or the destination loaded it, then the source's process ended",
+            Outcome.COMPLETED,
+            None,
+            lambda f: _if(f.loaded_ns is not None or f.state_read, f.source_ended_ns),
+        ),
+        Rule(
+            "the source's process ended before it had sent its state",
+            Outcome.FAILED,
+            Cause.SOURCE_ENDED,
+            lambda f: f.source_ended_ns,
+        ),
+    ),
+    SAVE: (
+        Rule(
+            "a write failed",
+            Outcome.FAILED,
+            Cause.CHANNEL_ERROR,
+            lambda f: f.error_ns,
+        ),
+        Rule(
+            "the state was read and written, and the VM is done with it, whatever it does then",
+            Outcome.COMPLETED,
+            None,
+            lambda f: _if(
+                f.state_read and (f.stopped_ns is not None or f.source_ended_ns is not None),
+                f.sent_ns,
+            ),
+        ),
+        Rule(
+            "the process ended before the state was read",
+            Outcome.FAILED,
+            Cause.SOURCE_ENDED,
+            lambda f: _if(f.over_ns is None, f.source_ended_ns),
+        ),
+        Rule(
+            "it was over before the state was read",
+            Outcome.CANCELLED,
+            Cause.CANCELLED,
+            lambda f: f.stopped_ns,
+        ),
+    ),
+    DESTINATION: (
+        Rule(
+            "its process ended in postcopy, before all pages came",
+            Outcome.FAILED,
+            Cause.DESTINATION_ENDED,
+            lambda f: _if(f.postcopy and f.postcopy_done_ns is None, f.destination_ended_ns),
+        ),
+        Rule(
+            "its vCPUs run (with postcopy: and all pages came)",
+            Outcome.COMPLETED,
+            None,
+            lambda f: _if(
+                not f.postcopy or f.postcopy_done_ns is not None, f.postcopy_done_ns or f.ran_ns
+            ),
+        ),
+        Rule(
+            "its process ended before its vCPUs ran",
+            Outcome.FAILED,
+            Cause.DESTINATION_ENDED,
+            lambda f: f.destination_ended_ns,
+        ),
+    ),
+}
+
+
+def decide(facts: Facts) -> Verdict:
+    """The first rule of the situation that fits."""
+    for rule in RULES[facts.situation]:
+        at_ns = rule.at(facts)
+        if at_ns is not None:
+            return Verdict(rule.outcome, rule.cause, at_ns)
+    return Verdict(None, None, None)
+
+
+def table_lines() -> Iterator[str]:
+    """The rules as a Markdown table, as docs/phases.md shows it."""
+    yield "| situation | evidence, the first that fits | outcome | cause |"
+    yield "|---|---|---|---|"
+    for situation, rules in RULES.items():
+        for rule in rules:
+            cause = f"`{rule.cause}`" if rule.cause is not None else ""
+            yield f"| {situation} | {rule.evidence} | {rule.outcome} | {cause} |"
+
+
+def facts_of(
+    kind: Kind,
     outgoing: OutgoingMigration | None,
     incoming: IncomingMigration | None,
     times: dict[Checkpoint, int],
     fds: set[int],
     peer_ended_ns: int | None,
-) -> Verdict:
-    """How the migration that these sides show ended."""
-    if outgoing is None:
-        return _destination_verdict(incoming)
+    now_ns: int,
+) -> Facts:
+    """What was seen of both sides."""
+    postcopy = incoming is not None and incoming.postcopy_first_ns is not None
+    ended = incoming.ended_at_ns if incoming else None
     ran = incoming.running_at_ns if incoming else None
-    if outgoing.resumed_at_ns is not None and outgoing.stop is not None:
-        return _resumed_verdict(outgoing, incoming, fds, peer_ended_ns)
-    if outgoing.logging_off_at_ns is not None:
-        return _switched_off_verdict(outgoing, incoming, fds, peer_ended_ns)
-    if incoming is not None and incoming.postcopy_first_ns is not None:
-        return _postcopy_verdict(outgoing, incoming)
-    if ran is not None:
-        return Verdict(Outcome.COMPLETED, None, ran)
-    ended = outgoing.process_ended_at_ns
-    loaded = times.get(Checkpoint.DEVICES_LOADED)
-    if loaded is not None and was_paused(outgoing):
-        return Verdict(Outcome.COMPLETED, None, loaded)
-    gone = incoming.ended_at_ns if incoming else None
-    if gone is not None and (ended is None or gone <= ended):
-        return Verdict(Outcome.FAILED, Cause.DESTINATION_ENDED, gone)
-    if ended is not None:
-        if loaded is not None or _state_read(outgoing, fds):
-            return Verdict(Outcome.COMPLETED, None, ended)
-        return Verdict(Outcome.FAILED, Cause.SOURCE_ENDED, ended)
-    return Verdict(None, None, None)
-
-
-def _destination_verdict(incoming: IncomingMigration | None) -> Verdict:
-    assert incoming is not None
-    if incoming.running_at_ns is not None:
-        if incoming.postcopy_first_ns is not None and incoming.postcopy_done_ns is None:
-            if incoming.ended_at_ns is not None:
-                return Verdict(Outcome.FAILED, Cause.DESTINATION_ENDED, incoming.ended_at_ns)
-            return Verdict(None, None, None)
-        return Verdict(Outcome.COMPLETED, None, incoming.postcopy_done_ns or incoming.running_at_ns)
-    if incoming.ended_at_ns is not None:
-        return Verdict(Outcome.FAILED, Cause.DESTINATION_ENDED, incoming.ended_at_ns)
-    return Verdict(None, None, None)
-
-
-def _postcopy_verdict(outgoing: OutgoingMigration, incoming: IncomingMigration) -> Verdict:
-    if incoming.postcopy_done_ns is not None and incoming.running_at_ns is not None:
-        return Verdict(
-            Outcome.COMPLETED, None, max(incoming.postcopy_done_ns, incoming.running_at_ns)
+    done = incoming.postcopy_done_ns if incoming and postcopy else None
+    if outgoing is None:
+        return Facts(
+            situation=DESTINATION,
+            now_ns=now_ns,
+            postcopy=postcopy,
+            ran_ns=ran,
+            postcopy_done_ns=done if incoming and (ran or incoming.ran_before) else None,
+            destination_ended_ns=ended,
         )
-    if incoming.ended_at_ns is not None:
-        return Verdict(Outcome.FAILED, Cause.DESTINATION_ENDED, incoming.ended_at_ns)
-    if outgoing.process_ended_at_ns is not None:
-        return Verdict(Outcome.FAILED, Cause.SOURCE_ENDED, outgoing.process_ended_at_ns)
-    return Verdict(None, None, None)
+    error = _failure(outgoing, fds, ended if ended is not None else peer_ended_ns)
+    resumed = _resumed_ns(outgoing)
+    return Facts(
+        situation=SAVE if kind == Kind.SAVE else POSTCOPY if postcopy and not resumed else MOVE,
+        now_ns=now_ns,
+        postcopy=postcopy,
+        destination_acted=incoming is not None,
+        was_paused=bool(was_paused(outgoing)),
+        state_read=_state_read(outgoing, fds),
+        sent_ns=outgoing.last_sent_ns(fds),
+        error_ns=error,
+        broken=_broken(outgoing, fds),
+        resumed_ns=resumed,
+        over_ns=outgoing.over_at_ns,
+        source_ended_ns=outgoing.process_ended_at_ns,
+        loaded_ns=times.get(Checkpoint.DEVICES_LOADED) or _loaded_ns(outgoing, incoming),
+        ran_ns=ran,
+        postcopy_done_ns=done,
+        destination_ended_ns=ended if ended is not None else peer_ended_ns,
+        checkpoints_again=outgoing.saves > 1,
+    )
 
 
-def _resumed_verdict(
-    outgoing: OutgoingMigration,
-    incoming: IncomingMigration | None,
-    fds: set[int],
-    peer_ended_ns: int | None,
-) -> Verdict:
-    assert outgoing.resumed_at_ns is not None
-    syncs_after = any(sweep.start_ns > outgoing.resumed_at_ns for sweep in outgoing.dirty_syncs)
-    if not outgoing.ended and syncs_after:
-        return Verdict(None, None, None)
-    cause = _channel_cause(outgoing, incoming, fds, peer_ended_ns)
-    return Verdict(Outcome.FAILED, cause or Cause.RESUMED_AFTER_STOP, outgoing.resumed_at_ns)
+def _loaded_ns(outgoing: OutgoingMigration, incoming: IncomingMigration | None) -> int | None:
+    """When the destination had loaded what the source saved, whatever the source did then."""
+    if incoming is None or incoming.loaded_at_ns is None or outgoing.saved is None:
+        return None
+    return incoming.loaded_at_ns if incoming.loaded_at_ns >= outgoing.saved.enter_ns else None
 
 
-def _switched_off_verdict(
-    outgoing: OutgoingMigration,
-    incoming: IncomingMigration | None,
-    fds: set[int],
-    peer_ended_ns: int | None,
-) -> Verdict:
-    at = outgoing.logging_off_at_ns
-    cause = _channel_cause(outgoing, incoming, fds, peer_ended_ns)
-    if cause is not None:
-        return Verdict(Outcome.FAILED, cause, at)
-    return Verdict(Outcome.CANCELLED, Cause.CANCELLED, at)
+def _resumed_ns(outgoing: OutgoingMigration) -> int | None:
+    """When the source's guest ran on after the stop; None if precopy goes on: somebody stopped it for a while."""
+    resumed = outgoing.resumed_at_ns
+    if resumed is None or outgoing.stop is None:
+        return None
+    syncs_after = bool(outgoing.dirty_syncs) and outgoing.dirty_syncs[-1].start_ns > resumed
+    return None if syncs_after and not outgoing.ended else resumed
 
 
-def _channel_cause(
-    outgoing: OutgoingMigration,
-    incoming: IncomingMigration | None,
-    fds: set[int],
-    peer_ended_ns: int | None,
-) -> Cause | None:
-    """What an error of the migration channel says; None if there was none that means a failure.
+def _failure(
+    outgoing: OutgoingMigration, fds: set[int], destination_ended_ns: int | None
+) -> int | None:
+    """When a send failed, if that means a failure.
 
     A cancel shuts the socket down (QEMU migrate_fd_cancel), which gives the source EPIPE first and ends
     the destination afterwards; a destination that died ended before the error.
@@ -118,13 +356,20 @@ def _channel_cause(
     error = outgoing.error(fds)
     if error is None:
         return None
-    at, number = error
-    ended = incoming.ended_at_ns if incoming and incoming.ended_at_ns else peer_ended_ns
-    if ended is not None and ended <= at:
-        return Cause.DESTINATION_ENDED
-    if ended is not None and number == -errno.EPIPE:
-        return None
-    return Cause.CHANNEL_ERROR
+    at_ns, number = error
+    ended_later = destination_ended_ns is not None and destination_ended_ns > at_ns
+    return None if ended_later and number == -errno.EPIPE else at_ns
+
+
+def _broken(outgoing: OutgoingMigration, fds: set[int]) -> bool:
+    """Whether the last send of the migration thread failed. Postcopy goes on after a failure, on another channel
+    (QEMU migrate-recover)."""
+    tried = fds | (outgoing.by_thread.keys() - outgoing.by_main)
+    sent = [outgoing.channels[fd] for fd in tried if fd in outgoing.channels]
+    last = max(sent, key=lambda channel: channel.last_ns, default=None)
+    if last is None or (outgoing.closed_fd_ns or 0) > last.last_ns:
+        return outgoing.closed_fd_ns is not None
+    return bool(last.error) and last.error_ns == last.last_ns
 
 
 def was_paused(outgoing: OutgoingMigration | None) -> bool | None:
@@ -139,23 +384,24 @@ def was_paused(outgoing: OutgoingMigration | None) -> bool | None:
     return outgoing.paused_before
 
 
-def file_verdict(outgoing: OutgoingMigration, verdict: Verdict, fds: set[int]) -> Verdict:
-    """A file holds all of it with the last byte after the state was read, whatever the VM does then."""
-    if verdict.outcome is None or not _state_read(outgoing, fds) or outgoing.error(fds) is not None:
-        return verdict
-    return Verdict(Outcome.COMPLETED, None, max(outgoing.channels[fd].last_ns for fd in fds))
-
-
 def _state_read(outgoing: OutgoingMigration, fds: set[int]) -> bool:
     """Whether the source read its state to the end: the second clock read.
 
-    Of a guest that was paused before no clock is read (hw/i386/kvm/clock.c, kvmclock_pre_save). Nothing of it
-    becomes dirty: it is swept again only when all was sent, and what is sent then is the state.
+    Of a guest that a monitor stopped the clock is not read again (hw/i386/kvm/clock.c, kvmclock_pre_save), nor
+    does every VMM do it. Nothing becomes dirty then: the dirty logs are read once more only when all was sent,
+    and what is sent after that is the state.
     """
     if outgoing.saved is not None:
         return True
     rounds = outgoing.rounds(fds)
-    return bool(was_paused(outgoing)) and len(rounds) > 1 and bool(rounds[-1].sent_bytes)
+    if len(rounds) < 2 or not rounds[-1].sent_bytes:
+        return False
+    if was_paused(outgoing):
+        return True
+    if outgoing.stop is None or outgoing.final_sync() is None:
+        return False
+    by_monitor = outgoing.stop.tid != outgoing.tid
+    return not outgoing.reads_clock_twice or (by_monitor and rounds[-1].new_pages == 0)
 
 
 def device_verdict(devices: MigrationDevices, verdict: Verdict) -> Verdict:

@@ -57,7 +57,8 @@ class Process(Event, frozen=True):
 
     `late`: it was there before vftrace started, `running`: with a vCPU inside KVM_RUN. `incoming` and
     `started_paused` are QEMU's `-incoming` and `-S`. `start_time` is field 22 of /proc/PID/stat, in clock
-    ticks since boot.
+    ticks since boot. `load_channel` (file, pipe, snapshot), `load_path` and `load_program` tell what it loads
+    its state from, if not from another VMM.
     """
 
     KIND = Kind.PROCESS
@@ -71,10 +72,16 @@ class Process(Event, frozen=True):
     started_paused: bool
     late: bool
     running: bool
+    load_channel: str | None = None
+    load_path: str | None = None
+    load_program: str | None = None
 
 
 class FileDescriptor(Event, frozen=True):
-    """What an fd of a process is: kind (tcp, unix, pipe, file, unknown) and, for tcp, the remote address."""
+    """What an fd of a process is: kind (tcp, unix, pipe, file, unknown) and, for tcp, the remote address.
+
+    `path` is a file's, `program` the one that holds the other end of a pipe.
+    """
 
     KIND = Kind.FILE_DESCRIPTOR
 
@@ -82,6 +89,8 @@ class FileDescriptor(Event, frozen=True):
     fd: int
     kind: str
     peer: str | None
+    path: str | None = None
+    program: str | None = None
 
 
 class Device(Event, frozen=True):

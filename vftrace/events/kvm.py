@@ -198,6 +198,13 @@ class Burst(Event, frozen=True):
     fd: int
 
 
+class ThreadExit(Event, frozen=True):
+    """A thread of a process that logs dirty pages ended; the process goes on, or ends with it."""
+
+    KIND = Kind.THREAD_EXIT
+    PROBE = "process"
+
+
 class Exit(Event, frozen=True):
     """The last thread of a process ended."""
 

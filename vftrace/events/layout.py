@@ -21,6 +21,7 @@ class Kind(IntEnum):
     UFFD = 13
     EXIT = 14
     BURST = 15
+    THREAD_EXIT = 16
     VFIO_OPEN = 20
     VFIO_CLOSE = 21
     VFIO_STATE = 22
@@ -102,6 +103,7 @@ BODIES: dict[Kind, tuple[str, tuple[str, ...]]] = {
     Kind.UFFD: ("QQIi", ("calls", "bytes", "op", "ret")),
     Kind.EXIT: ("Q", ("last_exit_ns",)),
     Kind.BURST: ("QQi4x", ("bytes", "ns", "fd")),
+    Kind.THREAD_EXIT: ("", ()),
     Kind.VFIO_OPEN: ("iI48sQ", ("fd", "how", "name", "mapping_ns")),
     Kind.VFIO_CLOSE: ("i4x", ("fd",)),
     Kind.VFIO_STATE: ("QiIIii4x", ("enter_ns", "fd", "op", "state", "data_fd", "ret")),

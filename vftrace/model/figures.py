@@ -6,6 +6,7 @@ Times are CLOCK_BOOTTIME nanoseconds, rates bytes per second; None is not known.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 from vftrace.model.migration import (
     Checkpoint,
@@ -191,11 +192,16 @@ def page_rate(pages: int | None, page_size: int, ns: int) -> float | None:
     return byte_rate(None if pages is None else pages * page_size, ns)
 
 
+def dirty_sync_count(m: Migration) -> int:
+    """How many dirty syncs were made, merged ones too: QEMU's dirty-sync-count."""
+    return sum(round_.syncs for round_ in m.rounds)
+
+
 def counted_since_ns(m: Migration) -> int | None:
     """From when on new pages are counted: the first round; with dirty rings, which begin empty, the beginning."""
-    if not m.rounds:
-        return None
-    return m.started_at_ns if m.dirty.ring else m.rounds[0].at_ns
+    if m.dirty.ring:
+        return m.started_at_ns
+    return m.rounds[0].at_ns if m.rounds else None
 
 
 def counted_rounds(m: Migration) -> Iterator[tuple[int, Round]]:
@@ -213,9 +219,13 @@ def counted_rounds(m: Migration) -> Iterator[tuple[int, Round]]:
 
 def round_dirty_rates(m: Migration) -> tuple[float | None, ...]:
     """The dirty rate of each round: its new pages by the time since the round before."""
+    merged = [before for before in m.rounds if before.syncs > 1]
+    after_merged = {id(after) for before, after in pairwise(m.rounds) if before.syncs > 1}
+    unknown = {id(round_) for round_ in merged} | after_merged
     rates = {
         id(round_): page_rate(round_.new_pages, m.dirty.page_size, round_.at_ns - since)
         for since, round_ in counted_rounds(m)
+        if id(round_) not in unknown
     }
     return tuple(rates.get(id(round_)) for round_ in m.rounds)
 
@@ -230,7 +240,8 @@ def mean_dirty_rate(m: Migration) -> float | None:
     since = counted_since_ns(m)
     if since is None:
         return None
-    return page_rate(m.dirty.new_pages, m.dirty.page_size, m.rounds[-1].at_ns - since)
+    until = m.dirty.counted_until_ns or (m.rounds[-1].at_ns if m.rounds else since)
+    return page_rate(m.dirty.new_pages, m.dirty.page_size, until - since)
 
 
 def dirty_rate(m: Migration) -> float | None:

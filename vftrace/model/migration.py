@@ -49,6 +49,7 @@ class Cause(StrEnum):
     """Why it did not complete, or why its end is not known."""
 
     CANCELLED = "cancelled"
+    CHECKPOINTING = "checkpointing"
     CHANNEL_ERROR = "channel-error"
     DESTINATION_ENDED = "destination-ended"
     DEVICE_FAILED = "device-failed"
@@ -168,6 +169,8 @@ class Round:
     burst_ns: int | None = None
     """What was sent while the VMM did not hold itself back, and the time that took: their ratio is what the
     channel can carry. None in recordings that do not have it."""
+    syncs: int = 1
+    """How many dirty syncs this entry stands for: of very many, older ones are merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +183,9 @@ class Dirty:
     page_size: int
     kvm_pages: int | None
     ring: bool = False
-    """Whether the VM uses dirty rings: each reset of them is a round."""
+    """Whether the VM uses dirty rings: each reset of them by the migration thread is a round."""
+    counted_until_ns: int | None = None
+    """Until when new pages are counted, where that is not the last round: other threads reset rings too."""
     vfio_pages: int | None = None
     """Pages that devices reported by their DMA logging, of the size each uses."""
     iommu_pages: int | None = None
@@ -352,6 +357,19 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True)
+class Save:
+    """Where a save goes, or a load comes from: channel file, pipe, snapshot or unknown.
+
+    `path` is the file's, or the name of the snapshot inside the VM's own images; `program` holds the other end of
+    a pipe.
+    """
+
+    channel: str
+    path: str | None
+    program: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Migration:
     """One attempt. `pid` is the source's, `peer_pid` the destination's, where both are seen."""
 
@@ -390,6 +408,11 @@ class Migration:
     """The guest's kvmclock as the source read it last and the destination set it: both know the attempt by it."""
     contested: bool = False
     """Another VM with the same UUID may have been the destination, or this one only claims to be it."""
+    kind: Kind = Kind.MOVE
+    save: Save | None = None
+    """What a save is written to, or a load read from."""
+    vcpu_pause_ns: int | None = None
+    """The longest time that a vCPU stayed out of the guest before the stop: a throttled one sleeps so long."""
     awaits_device: bool = False
     """A device left before it began, and none has come for it yet: whether this is an unplug is still open."""
 

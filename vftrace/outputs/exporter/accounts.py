@@ -17,6 +17,7 @@ from vftrace.events import Event
 from vftrace.model import figures
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import (
+    Kind,
     Migration,
     Outcome,
     Phase,
@@ -188,6 +189,11 @@ class VmView:
         found = {id(m): m for _, m in self.sides}
         return tuple(sorted(found.values(), key=lambda m: m.started_at_ns, reverse=True))
 
+    @property
+    def moves(self) -> tuple[Migration, ...]:
+        """Those of `migrations` that are no saves or loads: what is loaded from a file some day was not down."""
+        return tuple(m for m in self.migrations if m.kind == Kind.MOVE)
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -220,6 +226,7 @@ class Accounts:
         self._vf_downtimes = VfDowntimes(UPDATE_NS)
         self._warned: set[str] = set()
         self.migrations: Counter[tuple[str, str, str]] = Counter()
+        self.saves: Counter[tuple[str, str]] = Counter()
         self.incomplete = 0
         self.downtime = {kind: Histogram(DOWNTIME_BUCKETS) for kind in DOWNTIME_KINDS}
         self.phases = {
@@ -348,20 +355,22 @@ class Accounts:
         for source, pages in _dirty_pages(migration).items():
             totals.dirty_pages[source] += max(0, pages - seen.dirty_pages[source])
             seen.dirty_pages[source] = max(pages, seen.dirty_pages[source])
-        rounds = len(migration.rounds)
+        rounds = figures.dirty_sync_count(migration)
         totals.rounds += max(0, rounds - seen.rounds)
         seen.rounds = max(rounds, seen.rounds)
-        # The newest sweep may still be going on.
-        done = rounds if migration.outcome is not None else rounds - 1
-        for round_ in migration.rounds[seen.syncs : max(0, done)]:
+        # The newest dirty sync may still be going on.
+        going_on = 0 if migration.outcome is not None else 1
+        done = rounds - going_on
+        latest = migration.rounds[: len(migration.rounds) - going_on]
+        for round_ in latest[len(latest) - max(0, min(done - seen.syncs, len(latest))) :]:
             self.sync.observe(round_.duration_ns / 1e9)
         seen.syncs = max(seen.syncs, done)
         if settled(migration, reading):
             self._count(migration, seen, reading)
 
     def _count(self, migration: Migration, seen: _Seen, reading: Reading) -> None:
-        if migration.channel.kind == "file":
-            # A VM saved to a file has not moved.
+        if migration.kind != Kind.MOVE:
+            self._count_save(migration, seen)
             return
         if not seen.counted:
             seen.counted = True
@@ -373,6 +382,12 @@ class Accounts:
                 self.downtime[kind].observe(ns / 1e9, trace)
         for phase in migration.phases:
             self._count_phase(phase, seen)
+
+    def _count_save(self, migration: Migration, seen: _Seen) -> None:
+        """Count a VM that was saved or loaded: it has not moved."""
+        if not seen.counted:
+            seen.counted = True
+            self.saves[migration.kind, migration.outcome or Outcome.UNKNOWN] += 1
 
     def _count_phase(self, phase: PhaseSpan, seen: _Seen) -> None:
         key = phase.role, phase.name

@@ -24,7 +24,7 @@ from vftrace.analysis.devices.vf_downtime import VfDowntime
 from vftrace.analysis.devices.vf_history import NOT_RECORDED
 from vftrace.events import wire
 from vftrace.model import figures
-from vftrace.model.migration import Forecast, Outcome, Role, Strategy
+from vftrace.model.migration import Forecast, Kind, Outcome, Role, Strategy
 from vftrace.outputs.exporter.accounts import (
     Accounts,
     Histogram,
@@ -120,6 +120,11 @@ def _migrations(view: View) -> Samples:
         yield key, view.accounts.migrations[key]
 
 
+def _saves(view: View) -> Samples:
+    for key in product((Kind.SAVE, Kind.LOAD), Outcome):
+        yield key, view.accounts.saves[key]
+
+
 def _phase_seconds(view: View) -> Samples:
     yield from view.accounts.phases.items()
 
@@ -131,7 +136,7 @@ def _downtime_seconds(view: View) -> Samples:
 
 def _last_downtime(view: View) -> Samples:
     for vm in view.vms:
-        for migration in vm.migrations:
+        for migration in vm.moves:
             known = downtimes(migration)
             if known:
                 for kind, ns in known.items():
@@ -141,7 +146,7 @@ def _last_downtime(view: View) -> Samples:
 
 def _last_checkpoint(view: View) -> Samples:
     for vm in view.vms:
-        for migration in vm.migrations:
+        for migration in vm.moves:
             # The first checkpoint is where the blackout begins: it has no time before it.
             passed = [c for c in migration.downtime.checkpoints[1:] if c.ns is not None]
             if passed:
@@ -172,10 +177,7 @@ def _resumed(view: View) -> Samples:
 
 def _latest_blackout(vm: VmView) -> tuple[int | None, int | None]:
     """When it began and ended, as far as seen here; of one migration, never the ends of two."""
-    for migration in vm.migrations:
-        if migration.channel.kind == "file":
-            # What is loaded from a file some day was not down, it was saved.
-            continue
+    for migration in vm.moves:
         resumed = migration.downtime.checkpoints[-1].at_ns
         if migration.stopped_at_ns is not None or resumed is not None:
             return migration.stopped_at_ns, resumed
@@ -391,12 +393,22 @@ METRICS = (
         "migrations_total",
         "counter",
         "Migrations that ended, each counted once, a second after its end; `stitched`: both roles "
-        "were seen here. A VM saved to a file has not migrated.",
+        "were seen here. Saves and loads are not among them (`saves_total`).",
         "migrations",
         ("role", "strategy", "outcome"),
         "ioctl, channel, process",
         "an increase with outcome failed",
         _migrations,
+    ),
+    Metric(
+        "saves_total",
+        "counter",
+        "Saves of VMs to a file or a pipe, and loads from one, that ended; each counted once.",
+        "saves",
+        ("kind", "outcome"),
+        "ioctl, channel, process",
+        "an increase with kind save and outcome failed, where saves are backups",
+        _saves,
     ),
     Metric(
         "migration_phase_seconds",

@@ -125,6 +125,8 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
         "vm": {"uuid": m.uuid, "name": m.name, "pid": m.pid},
         "peer_pid": m.peer_pid,
         "attempt": m.attempt,
+        "kind": m.kind,
+        "save": None if m.save is None else asdict(m.save),
         "role": m.role,
         "host": found.host.name,
         "peer_host": None if found.peer is None else found.peer.name,
@@ -158,6 +160,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
                 "redirtied_pages": r.redirtied_pages,
                 "logged_pages": r.logged_pages,
                 "sent_bytes": r.sent_bytes,
+                "syncs": r.syncs,
                 "slots": [
                     {
                         "slot": s.slot,
@@ -197,6 +200,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
             "gap": None if found.outage is None else _outage(found.outage),
             "uncertainty_ns": found.uncertainty_ns,
             "set_by": m.downtime.set_by,
+            "longest_vcpu_pause_ns": m.vcpu_pause_ns,
             "checkpoints": [
                 {"name": c.name, "at_ns": c.at_ns, "ns": c.ns} for c in m.downtime.checkpoints
             ],
