@@ -103,3 +103,66 @@ def test_a_source_that_is_killed_before_its_postcopy_destination_contradicts_not
     m = found.migration
     assert (m.role, m.outcome) == ("stitched", "failed")
     assert not any("contradict" in warning for warning in found.warnings)
+
+
+# -- Cloud Hypervisor's order of requests, made by tinyvmm (tests/golden/record_another_vmm.py) ----
+
+TINY: dict[str, Any] = json.loads((RECORDINGS / "cloud-hypervisor.json").read_text())
+
+
+def tiny_halves(name: str, error_ns: int) -> tuple[HostReport, list[HostReport]]:
+    """What one host saw of a migration, and what two would have seen of it."""
+    recording = Recording(RECORDINGS / f"{name}.vft.gz")
+    records = list(recording)
+    (source,), (destination,) = TINY[name]["pids"]["A"], TINY[name]["pids"]["B"]
+    here = [shifted(r, 0, error_ns) for r in only(records, {source})]
+    there = [shifted(r, SHIFT_NS, error_ns) for r in only(records, {destination})]
+    return boot_of(recording.host, records), [
+        boot_of(host_of("alpha", "boot-a", recording.host), here),
+        boot_of(host_of("beta", "boot-b", recording.host, SHIFT_NS), there),
+    ]
+
+
+def did(name: str, side: str, what: str) -> list[dict[str, Any]]:
+    return [answer for answer in TINY[name][side] if answer["what"] == what]
+
+
+def tiny_downtime_ns(name: str) -> int:
+    (stop,), (run,) = did(name, "source", "stop"), did(name, "destination", "run")
+    first, last = run["first_entry_ns"], stop["last_exit_ns"]
+    assert isinstance(first, int)
+    assert isinstance(last, int)
+    return first - last
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_cloud_hypervisors_order_on_one_host(name: str) -> None:
+    """The clock is read once, logging goes off after the destination runs, or memory is not copied at all."""
+    one, _ = tiny_halves(name, 1000)
+    (m,) = one.snapshot.migrations
+    assert (m.role, m.outcome, m.cause) == ("stitched", "completed", None)
+    assert ([m.pid], [m.peer_pid]) == (TINY[name]["pids"]["A"], TINY[name]["pids"]["B"])
+    assert not m.incomplete
+    assert m.downtime.vcpu_ns == pytest.approx(tiny_downtime_ns(name), abs=MS)
+    assert len(m.rounds) == len(did(name, "source", "round"))
+    assert m.guest_clock_ns == did(name, "source", "stop")[0]["clock"]
+
+
+def test_cloud_hypervisors_order_on_two_hosts() -> None:
+    name = "cloud-hypervisor"
+    _, hosts = tiny_halves(name, 1000)
+    (found,) = join(hosts)
+    m = found.migration
+    assert (m.role, m.outcome, m.cause) == ("stitched", "completed", None)
+    assert found.uncertainty_ns is not None
+    assert m.downtime.vcpu_ns == pytest.approx(
+        tiny_downtime_ns(name), abs=MS + found.uncertainty_ns
+    )
+    sent = sum(answer.get("sent_bytes", 0) for answer in TINY[name]["source"])
+    assert m.channel.bytes == sent
+
+
+def test_cloud_hypervisors_source_alone() -> None:
+    _, (source, _) = tiny_halves("cloud-hypervisor", 1000)
+    (m,) = source.snapshot.migrations
+    assert (m.role, m.outcome, m.cause) == ("source", "completed", None)

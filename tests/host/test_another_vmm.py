@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vftlab.tinyvmm import TinyVmm, compiled, hand_over, join, tiny_vmm
+from vftlab.tinyvmm import (
+    TinyVmm,
+    cloud_hypervisor,
+    cloud_hypervisor_local,
+    compiled,
+    hand_over,
+    join,
+    tiny_vmm,
+)
 
 pytestmark = pytest.mark.needs("gcc")
 
@@ -143,3 +151,25 @@ def test_its_boot_and_pause_are_no_migration(program: Path, tmp_path: Path) -> N
         machine("round")
         machine("log off")
     assert migrations == []
+
+
+@pytest.mark.parametrize("memory", ["copied", "passed on"])
+def test_cloud_hypervisors_order(program: Path, tmp_path: Path, memory: str) -> None:
+    """The clock is read once, and logging goes off after the destination runs, or was never on."""
+    with recorded(tmp_path / "trace.vft") as migrations, tiny_vmm(program, protect=0) as source:
+        source("run")
+        time.sleep(ROUND_S)
+        with tiny_vmm(program, protect=0) as destination:
+            if memory == "copied":
+                cloud_hypervisor(source, destination, free_port())
+            else:
+                cloud_hypervisor_local(source, destination, f"vftrace-{source.pid}")
+            source.end()
+            time.sleep(ROUND_S)
+    (found,) = [m for m in migrations if m["vm"]["pid"] in (source.pid, destination.pid)]
+    assert (found["role"], found["outcome"]) == ("stitched", "completed")
+    assert found["peer_pid"] == destination.pid
+    (stop,), (run,) = source.did("stop"), destination.did("run")
+    told_ns = run["first_entry_ns"] - stop["last_exit_ns"]
+    assert abs(found["downtime"]["vcpu_ns"] - told_ns) < 2 * MS
+    assert len(found["rounds"]) == len(source.did("round"))

@@ -117,7 +117,7 @@ def build_migration(sides: Sides) -> Migration:
             and sides.context.mailbox_lost(started, ended)
         ),
         missed_beginning=outgoing.missed_beginning if outgoing else False,
-        guest_clock_ns=_guest_clock(outgoing, incoming),
+        guest_clock_ns=_guest_clock(process, outgoing, incoming),
         started_at_ns=started,
         ended_at_ns=ended,
         phases=phases_of(outgoing, incoming, times, verdict),
@@ -144,11 +144,12 @@ def build_migration(sides: Sides) -> Migration:
 
 
 def _guest_clock(
-    outgoing: OutgoingMigration | None, incoming: IncomingMigration | None
+    process: Process | None, outgoing: OutgoingMigration | None, incoming: IncomingMigration | None
 ) -> int | None:
     """The kvmclock that went from one side to the other, from the side that is seen."""
-    if outgoing is not None:
-        return outgoing.saved.clock or None if outgoing.saved is not None else None
+    if process is not None and outgoing is not None:
+        read = process.clock_to_hand_over(outgoing)
+        return None if read is None else read.clock or None
     return incoming.guest_clock_ns if incoming is not None else None
 
 
@@ -237,6 +238,8 @@ def _evidence(
         began = "dirty logging on for the largest memslot"
         if not outgoing.switched_on:
             began = "dirty log read by a thread that sends"
+        if outgoing.memory_passed:
+            began = "another VM set the clock that was read with the stop; memory was not copied"
         evidence.append(Evidence(began, outgoing.started_at_ns))
     if incoming is not None and incoming.clock_set_at_ns is not None:
         evidence.append(Evidence("destination sets its clock", incoming.clock_set_at_ns))

@@ -78,7 +78,8 @@ def heat(bitmap: Bitmap, pages: int) -> tuple[int, ...]:
             bucket, inside = divmod(at, width)
             if bucket >= len(counts):
                 break
-            take = width - inside
+            # No longer than a piece: a slot's size is what its VMM said, and may be anything.
+            take = min(width - inside, PIECE_PAGES)
             counts[bucket] += (bits & ((1 << take) - 1)).bit_count()
             bits >>= take
             at += take

@@ -64,6 +64,8 @@ class OutgoingMigration:
     """Whether its thread switched logging on; else it was on already."""
     reads_clock_twice: bool = True
     """Whether this VMM reads the clock again when it saves the state, as QEMU does."""
+    memory_passed: bool = False
+    """The destination got the memory itself, as a file descriptor: nothing is logged, and no page is sent."""
     dirty_syncs: list[DirtySync] = field(default_factory=list)
     open_sync: DirtySync | None = None
     ever: dict[int, Bitmap] = field(default_factory=dict)
@@ -127,8 +129,8 @@ class OutgoingMigration:
 
     @property
     def is_migration(self) -> bool:
-        """Whether the migration thread has sent anything."""
-        return bool(self.by_thread)
+        """Whether the migration thread has sent anything, or a destination has taken the guest over."""
+        return self.memory_passed or bool(self.by_thread)
 
     # -- dirty syncs ----------------------------------------------------------------------------
 

@@ -79,6 +79,7 @@ class Pairing:
             return
         if isinstance(event, events.Clock):
             self._drop_refuted()
+            self._takes_over(process, event, everyone)
         elif isinstance(event, events.VcpuState) and process.incoming is None and process.waits:
             self._loads(process, event, everyone())
         if process.incoming is None:
@@ -86,6 +87,28 @@ class Pairing:
         if isinstance(event, events.Clock):
             self._prove(process, everyone())
         self._pair(process, everyone())
+
+    def _takes_over(self, process: Process, event: events.Clock, everyone: Everyone) -> None:
+        """A VM that never ran and sets the clock that another one has read is a destination.
+
+        Where that one logged nothing, the memory itself was passed on: `cloud-hypervisor --local` sends its file
+        descriptor (vmm/src/lib.rs, send_migration). Its destination is there before the source stops; what loads a
+        save comes later.
+        """
+        if event.op != events.Clock.SET or event.ret != 0 or not event.clock or process.has_run:
+            return
+        for source in everyone():
+            stop = source.last_stop
+            if source is process or stop is None or stop.clock != event.clock:
+                continue
+            ran_on = (source.last_run_ns or 0) > stop.at_ns
+            there = process.created_at_ns is not None and process.created_at_ns < stop.enter_ns
+            if ran_on or not there:
+                continue
+            if process.incoming is None:
+                process.takes_clock(event)
+            if not any(_goes_on_at(attempt, event.at_ns) for attempt in source.outgoing):
+                source.passed_memory(stop)
 
     def _loads(
         self, process: Process, event: events.VcpuState, everyone: Sequence[Process]
@@ -150,7 +173,7 @@ class Pairing:
             for outgoing in process.outgoing
             if id(outgoing) not in proved
             and outgoing.is_migration
-            and incoming.guest_clock_ns in _clocks_read(outgoing)
+            and incoming.guest_clock_ns in _clocks_read(process, outgoing)
             and _was_there(destination, outgoing)
             and not saves(process, outgoing)
         ]
@@ -199,8 +222,14 @@ def is_impostor(process: Process, everyone: Iterable[Process]) -> bool:
 
 def _was_there(destination: Process, outgoing: OutgoingMigration) -> bool:
     """Whether a destination was there when its source read the clock; one that came later loads a save."""
+    created = destination.created_at_ns
     reads = [read.at_ns for read in (outgoing.stop, outgoing.saved) if read is not None]
-    return destination.created_at_ns is None or destination.created_at_ns < max(reads)
+    if created is None or (reads and created < max(reads)):
+        return True
+    # That of a guest which was paused before was read then.
+    ends = (outgoing.over_at_ns, outgoing.process_ended_at_ns)
+    over = min((end for end in ends if end is not None), default=created)
+    return not reads and created <= over
 
 
 def _goes_on_at(outgoing: OutgoingMigration, at_ns: int) -> bool:
@@ -216,7 +245,7 @@ def _may_be_its(source: Process, outgoing: OutgoingMigration, incoming: Incoming
     """
     if not incoming.guest_clock_ns or outgoing.paused_before is not False:
         return True
-    reads = _clocks_read(outgoing)
+    reads = _clocks_read(source, outgoing)
     if incoming.guest_clock_ns in reads:
         return True
     lost = source.last_loss_ns is not None and source.last_loss_ns >= outgoing.started_at_ns
@@ -224,9 +253,10 @@ def _may_be_its(source: Process, outgoing: OutgoingMigration, incoming: Incoming
     return lost or 0 in reads
 
 
-def _clocks_read(outgoing: OutgoingMigration) -> set[int]:
+def _clocks_read(source: Process, outgoing: OutgoingMigration) -> set[int]:
     """The values of the guest's clock that a source has read."""
-    return {read.clock for read in (outgoing.stop, outgoing.saved) if read is not None}
+    reads = (outgoing.stop, outgoing.saved, source.clock_to_hand_over(outgoing))
+    return {read.clock for read in reads if read is not None}
 
 
 def _has_rival(destination: Process, everyone: Iterable[Process]) -> bool:

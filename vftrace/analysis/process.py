@@ -440,13 +440,48 @@ class Process:
             for attempt in self.open.values():
                 attempt.clock_read(event)
         elif event.op == events.Clock.SET and (self.waits or self._takes_over(event)):
-            self._arrive(event.at_ns)
-            assert self.incoming is not None
-            self.incoming.clock_set_at_ns = event.at_ns
-            self.incoming.clock_asked_at_ns = event.enter_ns
-            self.incoming.guest_clock_ns = event.clock or None
-            if self.incoming.loaded_at_ns is None:
-                self.incoming.loaded_at_ns = self.last_state_ns
+            self.takes_clock(event)
+
+    def takes_clock(self, event: events.Clock) -> None:
+        """The clock that was set is that of another process's guest."""
+        self._arrive(event.at_ns)
+        assert self.incoming is not None
+        self.incoming.clock_set_at_ns = event.at_ns
+        self.incoming.clock_asked_at_ns = event.enter_ns
+        self.incoming.guest_clock_ns = event.clock or None
+        if self.incoming.loaded_at_ns is None:
+            self.incoming.loaded_at_ns = self.last_state_ns
+
+    def clock_to_hand_over(self, attempt: OutgoingMigration) -> events.Clock | None:
+        """The clock read of this attempt whose value its destination sets; None if it was not seen.
+
+        Of a guest that was paused before it is the read of that pause.
+        """
+        if attempt.resumed_at_ns is not None:
+            return None
+        before = self.last_stop if attempt.paused_before else None
+        return attempt.saved or attempt.stop or attempt.stopped_before or before
+
+    def passed_memory(self, stop: events.Clock) -> OutgoingMigration:
+        """Another process took the guest over since this stop, and nothing was logged: it got the memory itself."""
+        if self.outgoing and self.outgoing[-1].is_migration:
+            self.attempts = self.outgoing[-1].number + 1
+        attempt = OutgoingMigration(
+            pid=self.pid,
+            tid=stop.tid,
+            number=self.attempts,
+            started_at_ns=stop.last_exit_ns,
+            baseline={},
+            baseline_errors={},
+            paused_before=False,
+            switched_on=False,
+            reads_clock_twice=False,
+            memory_passed=True,
+            stop=stop,
+            process_ended_at_ns=self.ended_at_ns,
+        )
+        self.outgoing.append(attempt)
+        return attempt
 
     def _takes_over(self, event: events.Clock) -> bool:
         """Whether a guest that has not run yet is given a clock that shows more than its VM has lived: it

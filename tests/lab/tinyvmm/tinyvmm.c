@@ -15,11 +15,14 @@
  *
  *   pages N                  to so many from now on (1 to 223)
  *   run | stop               the vCPU; stop reads the clock, as a VMM does at the end of precopy
- *   listen PORT | accept | connect PORT      the migration channel, on 127.0.0.1
+ *   listen PORT | accept | connect PORT      the migration channel, on 127.0.0.1; @NAME for a unix socket
  *   log on|off               dirty logging of all memory
+ *   copy                     send all of memory, whatever the log says
  *   round [LIMIT]            one sweep: read the log; clear and send at most LIMIT of the pages it owes;
  *                            without a channel nothing is sent
  *   save                     read clock and vCPU, send both after all pages that are still owed
+ *   snapshot | send          the same in two: read the vCPU; send it with the clock that stop has read
+ *   share | adopt            pass on all memory as a file descriptor; take what the other side passes
  *   receive                  write what comes into memory until the vCPU's state has come
  *   load                     set the vCPU's state and the clock
  *   open NAME | close        a VFIO device, by PCI address or mdev UUID, with all memory mapped for it
@@ -45,6 +48,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,6 +56,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -83,7 +88,7 @@ static uint8_t *memory;
 static uint64_t memory_bytes, pages;
 static uint64_t *got, *owed; /* bitmaps: the latest log; pages to send that KVM still holds as dirty */
 static bool manual;
-static int vm, vcpu, channel = -1, listener = -1;
+static int vm, vcpu, channel = -1, listener = -1, memory_fd;
 static struct kvm_run *run;
 static pthread_t runner;
 static bool running;
@@ -246,8 +251,11 @@ static void make_vm(uint64_t mib, uint64_t protect)
 	pages = memory_bytes / PAGE;
 	got = bitmap_of(pages);
 	owed = bitmap_of(pages);
-	memory = mmap(NULL, memory_bytes, PROT_READ | PROT_WRITE,
-		      MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	memory_fd = memfd_create("memory", MFD_CLOEXEC);
+	if (memory_fd < 0 || ftruncate(memory_fd, memory_bytes))
+		die("memory: %s", strerror(errno));
+	memory = mmap(NULL, memory_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+		      memory_fd, 0);
 	if (memory == MAP_FAILED)
 		die("memory: %s", strerror(errno));
 	write_guest();
@@ -308,27 +316,44 @@ static uint64_t read_clock(void)
 
 static void stop_vcpu(uint64_t at)
 {
-	uint64_t clock;
-
 	if (!running)
 		die("it does not run");
 	run->immediate_exit = 1;
 	pthread_kill(runner, SIGUSR1);
 	pthread_join(runner, NULL);
 	running = false;
-	clock = read_clock();
-	answer("stop", at, ", \"last_exit_ns\": %" PRIu64 ", \"clock\": %" PRIu64, last_exit_ns, clock);
+	state.clock = read_clock();
+	answer("stop", at, ", \"last_exit_ns\": %" PRIu64 ", \"clock\": %" PRIu64, last_exit_ns,
+	       (uint64_t)state.clock);
 }
 
 /* -- the channel ---------------------------------------------------------------------------- */
 
-static int new_socket(struct sockaddr_in *address, unsigned port)
-{
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+union address {
+	struct sockaddr any;
+	struct sockaddr_in in;
+	struct sockaddr_un un;
+};
 
-	*address = (struct sockaddr_in){
-		.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-	};
+/* A socket for PORT or @NAME, and the address to bind or to connect to. */
+static int new_socket(const char *where, union address *address, socklen_t *size)
+{
+	bool local = *where == '@';
+	int fd = socket(local ? AF_UNIX : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+
+	*address = (union address){};
+	if (local) {
+		/* Linux's abstract names begin with a zero and have no end but their length. */
+		address->un.sun_family = AF_UNIX;
+		memcpy(address->un.sun_path + 1, where + 1, strlen(where + 1));
+		*size = offsetof(struct sockaddr_un, sun_path) + strlen(where);
+	} else {
+		address->in = (struct sockaddr_in){
+			.sin_family = AF_INET, .sin_port = htons(strtoul(where, NULL, 0)),
+			.sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+		};
+		*size = sizeof(address->in);
+	}
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)))
 		die("socket: %s", strerror(errno));
 	return fd;
@@ -442,9 +467,37 @@ static void sweep(uint64_t at, uint64_t limit)
 	       swept_ns, fresh, count(got, pages), taken, sent, bytes);
 }
 
-static void save(uint64_t at)
+static void copy(uint64_t at)
+{
+	uint64_t sent = 0, bytes = 0;
+
+	for (uint64_t i = 0; i < pages; i++)
+		if (!is_empty(i)) {
+			bytes += send_page(i);
+			sent++;
+		}
+	bytes += send_batch();
+	answer("copy", at, ", \"sent_pages\": %" PRIu64 ", \"sent_bytes\": %" PRIu64, sent, bytes);
+}
+
+static void read_vcpu(void)
+{
+	must(vcpu, KVM_GET_REGS, &state.regs, "KVM_GET_REGS");
+	must(vcpu, KVM_GET_SREGS, &state.sregs, "KVM_GET_SREGS");
+}
+
+/* The bytes that were sent. */
+static uint64_t send_state(void)
 {
 	struct message head = { .type = STATE };
+
+	send_all(&head, sizeof(head));
+	send_all(&state, sizeof(state));
+	return sizeof(head) + sizeof(state);
+}
+
+static void save(uint64_t at)
+{
 	uint64_t sent = 0;
 
 	for (uint64_t i = 0; i < pages; i++)
@@ -452,12 +505,52 @@ static void save(uint64_t at)
 			sent += send_page(i);
 	sent += send_batch();
 	state.clock = read_clock();
-	must(vcpu, KVM_GET_REGS, &state.regs, "KVM_GET_REGS");
-	must(vcpu, KVM_GET_SREGS, &state.sregs, "KVM_GET_SREGS");
-	send_all(&head, sizeof(head));
-	send_all(&state, sizeof(state));
+	read_vcpu();
+	sent += send_state();
 	answer("save", at, ", \"clock\": %" PRIu64 ", \"sent_bytes\": %" PRIu64, (uint64_t)state.clock,
-	       sent + sizeof(head) + sizeof(state));
+	       sent);
+}
+
+/* The memory itself is passed on, as Cloud Hypervisor does with send-migration --local. */
+static void share(uint64_t at)
+{
+	char control[CMSG_SPACE(sizeof(int))] = {}, byte = 0;
+	struct iovec part = { .iov_base = &byte, .iov_len = 1 };
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+
+	head->cmsg_level = SOL_SOCKET;
+	head->cmsg_type = SCM_RIGHTS;
+	head->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(head), &memory_fd, sizeof(int));
+	if (sendmsg(channel, &message, MSG_NOSIGNAL) != 1)
+		die("share: %s", strerror(errno));
+	answer("share", at, ", \"sent_bytes\": 1");
+}
+
+static void adopt(uint64_t at)
+{
+	char control[CMSG_SPACE(sizeof(int))] = {}, byte;
+	struct iovec part = { .iov_base = &byte, .iov_len = 1 };
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *head;
+	void *there;
+
+	if (recvmsg(channel, &message, MSG_CMSG_CLOEXEC) != 1)
+		die("adopt: %s", strerror(errno));
+	head = CMSG_FIRSTHDR(&message);
+	if (!head || head->cmsg_type != SCM_RIGHTS)
+		die("adopt: no memory came");
+	memcpy(&memory_fd, CMSG_DATA(head), sizeof(int));
+	/* In the same place: the memslot stays as it is. */
+	there = mmap(memory, memory_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory_fd, 0);
+	if (there != (void *)memory)
+		die("adopt: %s", strerror(errno));
+	answer("adopt", at, "");
 }
 
 static void receive(uint64_t at)
@@ -761,9 +854,10 @@ static void obey(char *line)
 {
 	char words[4][64] = {};
 	int n = sscanf(line, "%63s %63s %63s %63s", words[0], words[1], words[2], words[3]);
-	uint64_t a = strtoull(words[1], NULL, 0), b = strtoull(words[2], NULL, 0), at = now_ns();
-	struct sockaddr_in address;
+	uint64_t a = strtoull(words[1], NULL, 0), b = strtoull(words[2], NULL, 0), at = now_ns(), sent;
 	const char *what = words[0];
+	union address address;
+	socklen_t size;
 
 	if (n < 1)
 		return;
@@ -778,8 +872,8 @@ static void obey(char *line)
 	} else if (!strcmp(what, "stop")) {
 		stop_vcpu(at);
 	} else if (!strcmp(what, "listen")) {
-		listener = new_socket(&address, a);
-		if (bind(listener, (void *)&address, sizeof(address)) || listen(listener, 1))
+		listener = new_socket(words[1], &address, &size);
+		if (bind(listener, &address.any, size) || listen(listener, 1))
 			die("listen: %s", strerror(errno));
 		answer(what, at, "");
 	} else if (!strcmp(what, "accept")) {
@@ -788,8 +882,8 @@ static void obey(char *line)
 			die("accept: %s", strerror(errno));
 		answer(what, at, "");
 	} else if (!strcmp(what, "connect")) {
-		channel = new_socket(&address, a);
-		if (connect(channel, (void *)&address, sizeof(address)))
+		channel = new_socket(words[1], &address, &size);
+		if (connect(channel, &address.any, size))
 			die("connect: %s", strerror(errno));
 		answer(what, at, ", \"fd\": %d", channel);
 	} else if (!strcmp(what, "log")) {
@@ -800,6 +894,19 @@ static void obey(char *line)
 		sweep(at, n > 1 ? a : pages);
 	} else if (!strcmp(what, "save")) {
 		save(at);
+	} else if (!strcmp(what, "copy")) {
+		copy(at);
+	} else if (!strcmp(what, "snapshot")) {
+		read_vcpu();
+		answer(what, at, "");
+	} else if (!strcmp(what, "send")) {
+		sent = send_state();
+		answer(what, at, ", \"clock\": %" PRIu64 ", \"sent_bytes\": %" PRIu64, (uint64_t)state.clock,
+		       sent);
+	} else if (!strcmp(what, "share")) {
+		share(at);
+	} else if (!strcmp(what, "adopt")) {
+		adopt(at);
 	} else if (!strcmp(what, "receive")) {
 		receive(at);
 	} else if (!strcmp(what, "load")) {

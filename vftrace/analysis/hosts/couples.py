@@ -18,7 +18,7 @@ from vftrace.analysis.hosts.clocks import (
     tightest,
 )
 from vftrace.analysis.hosts.match import handed_over
-from vftrace.model.migration import Migration, Outcome, Role
+from vftrace.model.migration import Kind, Migration, Outcome, Role
 from vftrace.model.report import HostReport, MigrationReport, WaitingVm
 
 
@@ -69,7 +69,7 @@ def couples(joined: Sequence[MigrationReport], hosts: Sequence[HostReport]) -> I
 def failed(m: Migration) -> bool:
     """Whether this is a source whose migration failed or was cancelled."""
     over = m.outcome in (Outcome.FAILED, Outcome.CANCELLED) and m.ended_at_ns is not None
-    return over and m.role == Role.SOURCE and m.channel.kind != "file"
+    return over and m.role == Role.SOURCE and m.kind == Kind.MOVE
 
 
 def _couple(

@@ -51,7 +51,7 @@ def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
         + plug_evidence(source, destination),
         postcopy=destination.postcopy,
         incomplete=source.incomplete or destination.incomplete,
-        ended_at_ns=ended,
+        ended_at_ns=None if ended is None else max(ended, source.started_at_ns),
         channel=replace(source.channel, state_bytes=state_bytes),
         phases=_source_phases(source, destination, times)
         + _destination_phases(source, destination, times),
@@ -136,7 +136,7 @@ def _source_phases(
     # A source that ended before the destination ran has nothing to clean up any more.
     if cleanup is not None and (last_end is None or last_end >= cleanup):
         phases.append(PhaseSpan(Phase.CLEANUP, Role.SOURCE, cleanup, last_end))
-    return tuple(phases)
+    return tuple(_in_order(phase) for phase in phases)
 
 
 def _destination_phases(
@@ -155,4 +155,16 @@ def _destination_phases(
         for (name, at), end in zip(known, ends, strict=True)
     ]
     later = [phase for phase in destination.phases if phase.name in (Phase.POSTCOPY, Phase.RUNNING)]
-    return (*phases, *(replace(p, start_at_ns=max(p.start_at_ns, ran or 0)) for p in later))
+    # What is moved to another clock, or damaged, may seem to end before it began.
+    return tuple(
+        _in_order(phase)
+        for phase in (
+            *phases,
+            *(replace(p, start_at_ns=max(p.start_at_ns, ran or 0)) for p in later),
+        )
+    )
+
+
+def _in_order(phase: PhaseSpan) -> PhaseSpan:
+    end = phase.end_at_ns
+    return phase if end is None else replace(phase, end_at_ns=max(phase.start_at_ns, end))

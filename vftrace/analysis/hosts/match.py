@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from vftrace.analysis.hosts.causality import Half, Pair, offset_of, orders_of
-from vftrace.model.migration import Checkpoint, Migration, Role
+from vftrace.model.migration import Checkpoint, Kind, Migration, Role
 from vftrace.model.report import HostReport
 
 SEVERAL = "not joined: several migrations on other hosts could be the other half"
@@ -56,7 +56,7 @@ def _candidates(hosts: Sequence[HostReport]) -> list[Pair]:
     halves = [Half(host, m) for host in hosts for m in host.snapshot.migrations]
     destinations: dict[str | None, list[Half]] = {}
     for half in halves:
-        if half.migration.role == Role.DESTINATION:
+        if half.migration.role == Role.DESTINATION and half.migration.kind == Kind.MOVE:
             destinations.setdefault(half.migration.uuid, []).append(half)
     return [
         Pair(source, destination)
@@ -70,8 +70,12 @@ def _candidates(hosts: Sequence[HostReport]) -> list[Pair]:
 def handed_over(m: Migration) -> bool:
     """Whether this is a source whose guest is stopped and never ran again."""
     stopped = m.stopped_at_ns is not None or bool(m.was_paused)
-    moved = m.role == Role.SOURCE and m.channel.kind != "file"
-    return moved and stopped and Checkpoint.VCPUS_RUNNING not in m.downtime.times
+    return (
+        m.role == Role.SOURCE
+        and m.kind == Kind.MOVE
+        and stopped
+        and Checkpoint.VCPUS_RUNNING not in m.downtime.times
+    )
 
 
 def _ids(pair: Pair) -> tuple[int, int]:
