@@ -1,7 +1,7 @@
-"""A time without answers, put where it belongs: what both hosts saw of the guest meanwhile, by name.
+"""Divides a time without answers to a ping into spans, by what both hosts saw of the guest meanwhile.
 
-Nothing here decides that one thing caused another. A span is what held at that time; where several held, the one
-that stands first in SPANS is named. What is left had no cause that can be seen from the hosts.
+A span says what was the case at that time, not that it caused the outage. Where several things were the case, the
+span has the name that stands first in SPANS. For the rest the hosts saw no reason.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -102,7 +102,7 @@ def account(
 
 
 def _around(m: Migration, source: HostSide, destination: HostSide) -> tuple[int, int]:
-    """From the first to the last that happened to the guest because of the migration."""
+    """The time from the first to the last thing that the migration did to the guest."""
     known = [span for span in conditions(m, source, destination) if span.name != BUSY]
     last = m.ended_at_ns if m.ended_at_ns is not None else m.started_at_ns
     begin = min([m.started_at_ns, *(s.start_at_ns for s in known)])
@@ -111,7 +111,7 @@ def _around(m: Migration, source: HostSide, destination: HostSide) -> tuple[int,
 
 
 def spans_of(start_ns: int, end_ns: int, held: Iterable[OutageSpan]) -> tuple[OutageSpan, ...]:
-    """The time from `start_ns` to `end_ns` in spans: what held then, of several what stands first in SPANS."""
+    """Divide the time from `start_ns` to `end_ns`; where several spans of `held` overlap, the first in SPANS counts."""
     order = list(SPANS)
     known = [span for span in held if span.start_at_ns < end_ns and span.end_at_ns > start_ns]
     edges = {at for span in known for at in (span.start_at_ns, span.end_at_ns)}
@@ -129,7 +129,7 @@ def spans_of(start_ns: int, end_ns: int, held: Iterable[OutageSpan]) -> tuple[Ou
 
 
 def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
-    """All that is known to have kept the guest from answering, in any order; spans may overlap."""
+    """Everything that may have kept the guest from answering, in any order; spans may overlap."""
     times = m.downtime.times
     yield from _blackout(times)
     yield from _busy(m, source, destination)
@@ -154,7 +154,7 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
 
 
 def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
-    """Only the host that has the guest counts."""
+    """When the host that had the guest was too busy to run vftrace."""
     stopped = m.stopped_at_ns
     for start, end in source.stalls:
         until = end + source.shift_ns
@@ -170,7 +170,7 @@ def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[Out
 def _late(
     m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int
 ) -> Iterator[OutageSpan]:
-    """From the first ping that was answered at last until that answer came, as far as the destination ran."""
+    """The time from the first ping that was answered late until that answer came, while the destination ran."""
     ran = m.downtime.times.get(Checkpoint.VCPUS_RUNNING)
     if gap.kind != HELD or ran is None:
         return
@@ -198,7 +198,7 @@ def _blackout(times: Mapping[Checkpoint, int]) -> Iterator[OutageSpan]:
 def _source_spans(
     vf: VfUse, m: Migration, source: HostSide, heard: Sequence[int], opened: int | None
 ) -> Iterator[OutageSpan]:
-    """The source's VF, from when its driver let go of it until there is another way to the guest."""
+    """The time from when the guest's driver released the source's VF until there was another way to the guest."""
     absent = next((phase for phase in vf.phases if phase.name == "absent"), None)
     until = m.stopped_at_ns if absent is None else absent.start_at_ns
     life = source.lives.get((vf.pf, vf.vf))
@@ -232,7 +232,7 @@ def _rested(life: VfHistory | None, closed_ns: int) -> int | None:
 
 
 def _destination_spans(vf: VfUse, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
-    """The destination's VF, from its opening until its guest was heard through it."""
+    """The time from the opening of the destination's VF until a bridge received the guest's address through it."""
     names = {"probing": PROBING, "configuring": CONFIGURING}
     if vf.mapping_at_ns is not None and vf.phases:
         yield OutageSpan(MAPPING, Side.DESTINATION, vf.mapping_at_ns, vf.phases[0].start_at_ns)
@@ -254,7 +254,7 @@ def _mac(vf: VfUse, destination: HostSide) -> str | None:
 
 
 def _heard(host: HostSide) -> Iterable[int]:
-    """When the host's bridge heard the guest on its own tap, where it was not before."""
+    """When the host's bridge first received the guest's address on the tap of its VMM."""
     return [
         e.at_ns + host.shift_ns
         for e in host.network
@@ -263,7 +263,7 @@ def _heard(host: HostSide) -> Iterable[int]:
 
 
 def _moved(host: HostSide, mac: str | None) -> Iterable[int]:
-    """When the host's bridge heard the address (None: any) on a port that is no VMM's."""
+    """When the host's bridge received the address (None: any) on a port that belongs to no VMM."""
     return [
         e.at_ns + host.shift_ns
         for e in host.network
