@@ -62,6 +62,21 @@ def test_outcome_and_cause_are_the_truth(name: str, error_ns: int) -> None:
 
 
 @pytest.mark.parametrize("name", TRUTH)
+def test_one_host_that_saw_both_sides_says_the_same(name: str) -> None:
+    recording = Recording(RECORDINGS / f"{name}.vft.gz")
+    whole = boot_of(recording.host, recording).snapshot.migrations
+    for found, alone in zip(joined(name, 1000), whole, strict=True):
+        assert found.uncertainty_ns is not None
+        m, unsure = found.migration, found.uncertainty_ns
+        assert (m.outcome, m.was_paused) == (alone.outcome, alone.was_paused)
+        assert m.cause == alone.cause
+        assert m.rounds == alone.rounds
+        assert (m.downtime.vcpu_ns is None) == (alone.downtime.vcpu_ns is None)
+        if m.downtime.vcpu_ns is not None and alone.downtime.vcpu_ns is not None:
+            assert abs(m.downtime.vcpu_ns - alone.downtime.vcpu_ns) <= unsure
+
+
+@pytest.mark.parametrize("name", TRUTH)
 def test_clocks_that_nobody_sets_make_no_wrong_answer(name: str) -> None:
     """What is not known is not joined, or has a warning; what is said without one is right."""
     for found, expected in zip(joined(name, UNSYNCHRONISED_NS), TRUTH[name]["expect"], strict=True):

@@ -137,10 +137,16 @@ def build_migration(sides: Sides) -> Migration:
         vfs=judged.vfs,
         awaits_device=judged.awaits_device,
         contested=sides.contested,
+        stopped_before=_stopped_before(outgoing),
         kind=kind,
         save=save or load,
         vcpu_pause_ns=outgoing.longest_pause_ns or None if outgoing is not None else None,
     )
+
+
+def _stopped_before(outgoing: OutgoingMigration | None) -> tuple[int, int] | None:
+    before = None if outgoing is None or outgoing.stop is not None else outgoing.stopped_before
+    return None if before is None else (before.last_exit_ns, before.enter_ns)
 
 
 def _guest_clock(

@@ -107,7 +107,7 @@ class Pairing:
                 continue
             if process.incoming is None:
                 process.takes_clock(event)
-            if not any(_goes_on_at(attempt, event.at_ns) for attempt in source.outgoing):
+            if not any(event.clock in _clocks_read(source, a) for a in source.outgoing):
                 source.passed_memory(stop)
 
     def _loads(

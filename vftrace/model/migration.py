@@ -406,6 +406,9 @@ class Migration:
     vfs: tuple[VfUse, ...] = ()
     guest_clock_ns: int | None = None
     """The guest's kvmclock as the source read it last and the destination set it: both know the attempt by it."""
+    stopped_before: tuple[int, int] | None = None
+    """The last vCPU exit and the clock read of a stop shortly before the migration of a paused guest, which may have
+    been made for it: whether it was depends on how soon the destination runs."""
     contested: bool = False
     """Another VM with the same UUID may have been the destination, or this one only claims to be it."""
     kind: Kind = Kind.MOVE

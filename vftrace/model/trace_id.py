@@ -2,7 +2,7 @@
 
 import hashlib
 
-from vftrace.model.migration import Migration
+from vftrace.model.migration import Kind, Migration
 
 
 def trace_id(m: Migration, boot_id: str) -> str:
@@ -11,10 +11,10 @@ def trace_id(m: Migration, boot_id: str) -> str:
     SHA-256 over the VM's UUID and the attempt. The attempt is known by the guest's kvmclock: what the source
     reads last the destination sets, to the nanosecond (QEMU hw/i386/kvm/clock.c), so two hosts write into one
     trace without talking to each other. An attempt that never came so far is known by the source's boot and the
-    time it began there.
+    time it began there, and so are a save and each load of it, which have one clock.
     """
     vm = (m.uuid or f"pid-{m.pid}").lower()
-    if m.guest_clock_ns is not None:
+    if m.guest_clock_ns is not None and m.kind == Kind.MOVE:
         return _digest("trace", vm, "clock", str(m.guest_clock_ns))[:32]
     return _digest("trace", vm, boot_id, str(m.started_at_ns))[:32]
 

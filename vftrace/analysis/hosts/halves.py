@@ -10,6 +10,7 @@ from vftrace.analysis.hosts.devices import (
     plug_evidence,
 )
 from vftrace.analysis.hosts.shift import shifted
+from vftrace.analysis.outgoing import STOPPED_FOR_IT_NS
 from vftrace.analysis.phases import downtime_of
 from vftrace.model.figures import clock_change
 from vftrace.model.migration import (
@@ -31,8 +32,8 @@ def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
 
     Times of the destination are moved by the middle of the offset.
     """
-    source = pair.source.migration
     destination = shifted(pair.destination.migration, offset.middle)
+    source = _stopped_for_it(pair.source.migration, destination)
     times = _join_times(source.downtime.times, destination.downtime.times)
     outcome, ended = _ending(source, destination, times)
     failed, unclear = outcome == Outcome.FAILED, outcome == Outcome.UNKNOWN
@@ -65,6 +66,27 @@ def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
     return MigrationReport(
         migration, pair.source.host, pair.destination.host, offset.uncertainty_ns, offset
     )
+
+
+def _stopped_for_it(source: Migration, destination: Migration) -> Migration:
+    """The source with the stop that was made shortly before, if the destination ran at once when it had loaded.
+
+    Whoever stops a guest for its migration resumes it at once (libvirt's migration without --live).
+    """
+    times = destination.downtime.times
+    loaded, ran = times.get(Checkpoint.DEVICES_LOADED), times.get(Checkpoint.VCPUS_RUNNING)
+    if source.stopped_before is None or loaded is None or ran is None:
+        return source
+    if ran - loaded > STOPPED_FOR_IT_NS:
+        return source
+    stopped, read = source.stopped_before
+    own = {Checkpoint.VCPUS_STOPPED: stopped, Checkpoint.CLOCK_READ: read}
+    if source.rounds:
+        last = source.rounds[-1]
+        own[Checkpoint.FINAL_SYNC_DONE] = last.at_ns + last.duration_ns
+    checkpoints = downtime_of(own | source.downtime.times).checkpoints
+    downtime = replace(source.downtime, checkpoints=checkpoints)
+    return replace(source, was_paused=False, stopped_at_ns=stopped, downtime=downtime)
 
 
 def _join_times(
