@@ -703,6 +703,15 @@ def dirtyrate_ring(play: Play) -> None:
     play.migrate(*SLOWLY)
 
 
+@operation("dirty-limit", RING)
+def dirty_limit(play: Play) -> None:
+    """A move of a guest under a dirty limit: QEMU logs from before, and its vCPU threads reset the ring."""
+    _domain(play, STEADY, dirty_ring=True)
+    play.hmp(play.a, "set_vcpu_dirty_limit", "100")
+    time.sleep(0.5)
+    play.migrate(*SLOWLY)
+
+
 @operation("reset")
 def reset(play: Play) -> None:
     """virsh reset: no migration."""
