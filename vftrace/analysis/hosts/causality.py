@@ -61,7 +61,7 @@ def orders_of(pair: Pair) -> list[Order]:
         synced = source.rounds[-1].at_ns
         orders.append(Order(here, synced, there, loaded, "memory is read before all is loaded"))
     ready = pair.destination.host.ready_at_ns.get(destination.pid)
-    if ready is not None and source.channel.kind in ("tcp", "unix"):
+    if ready is not None and source.channel.kind in ("tcp", "unix", "socket"):
         # QEMU listens once the machine is made, and logs only once it is connected
         # (softmmu/vl.c qmp_x_exit_preconfig; migration/migration.c migrate_fd_connect).
         began = source.started_at_ns
