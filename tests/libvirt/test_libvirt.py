@@ -19,19 +19,22 @@ from tests.libvirt.running import Session
 
 QUICK = (
     "direct",
-    "p2p",
     "parallel",
     "postcopy",
-    "copy-storage",
     "unix",
-    "abort",
-    "retry",
-    "source-killed",
-    "there-and-back",
+    "timeout-suspend",
     "two-at-once",
+    "there-and-back",
     "own-pids",
+    "abort",
+    "destination-killed",
+    "source-killed",
+    "source-daemon-frozen",
+    "save-restore",
+    "dump-live",
+    "snapshot-then-migrate",
+    "dirtyrate-bitmap-meanwhile",
     "blockcommit",
-    "suspend-resume",
 )
 NAMES = tuple(OPERATIONS) if os.environ.get("VFTRACE_LIBVIRT_ALL") == "1" else QUICK
 
