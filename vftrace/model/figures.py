@@ -275,6 +275,19 @@ def round_bandwidths(m: Migration) -> tuple[float | None, ...]:
     )
 
 
+def sent_so_far(m: Migration) -> Iterator[tuple[int, int]]:
+    """What had been sent in all at the beginning and at each round; nothing where a round's bytes are not known."""
+    known = [round_.sent_bytes for round_ in m.rounds if round_.sent_bytes is not None]
+    if m.channel.bytes is None or not m.rounds or len(known) < len(m.rounds):
+        return
+    # The rounds' bytes are those sent since each began: what they lack was sent before the first.
+    total = max(0, m.channel.bytes - sum(known))
+    yield min(m.started_at_ns, m.rounds[0].at_ns), 0
+    for round_, sent in zip(m.rounds, known, strict=True):
+        yield round_.at_ns, total
+        total += sent
+
+
 def bandwidth_now(m: Migration, at_ns: int) -> float | None:
     """Bytes per second in this round, or in the round before while this one is young."""
     if not m.rounds:

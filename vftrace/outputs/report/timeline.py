@@ -158,12 +158,9 @@ def _counters(m: Migration, end: int) -> Iterator[Counter]:
     ]
     if rates:
         yield Counter("dirty rate", "bytes/s", (*rates, (m.rounds[-1].at_ns, 0.0)))
-    sent, total = [], 0.0
-    for sweep in m.rounds:
-        sent.append((sweep.at_ns, total))
-        total += sweep.sent_bytes or 0
+    sent = [(at, float(total)) for at, total in figures.sent_so_far(m)]
     if sent:
-        everything = (_all_sent(m, end), float(m.channel.bytes or total))
+        everything = (_all_sent(m, end), float(m.channel.bytes or 0))
         yield Counter("sent", "bytes", (*sent, everything))
 
 
