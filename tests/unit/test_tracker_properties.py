@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,6 +30,9 @@ from vftrace.model.report import live_report
 from vftrace.outputs.report.json import report_json
 
 RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
+REPORT = jsonschema.Draft202012Validator(
+    json.loads((Path(__file__).parents[2] / "vftrace" / "report.schema.json").read_text())
+)
 HOST = HostInfo("host", "boot", "kernel", "0", 0, {})
 RUNS = (
     "completed-fast",
@@ -53,7 +57,8 @@ def _golden(name: str) -> tuple[Event, ...]:
 def _is_sane(tracker: Tracker) -> None:
     """What must hold of every snapshot."""
     snapshot = tracker.snapshot()
-    json.dumps(report_json(live_report(HOST, snapshot)), allow_nan=False)
+    written = json.dumps(report_json(live_report(HOST, snapshot)), allow_nan=False)
+    REPORT.validate(json.loads(written))
     for migration in snapshot.migrations:
         checkpoints = migration.downtime.checkpoints
         assert all(c.ns is None or c.ns >= 0 for c in checkpoints)

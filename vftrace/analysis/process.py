@@ -12,6 +12,7 @@ from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import STOPPED_FOR_IT_NS, OutgoingMigration
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import Event
+from vftrace.model.migration import CHANNEL_KINDS
 from vftrace.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE
 
 # A burst is one thread switching logging on slot by slot (QEMU memory_global_dirty_log_start).
@@ -89,7 +90,8 @@ class Process:
         """What these channels are. Where /proc did not show it in time, the calls that were made tell a socket
         from a file; `unknown` where they differ or do not tell."""
         kinds = {self.descriptors[fd].kind for fd in fds if fd in self.descriptors}
-        kinds -= {"unknown"}
+        # A damaged record may say anything.
+        kinds = (kinds & CHANNEL_KINDS) - {"unknown"}
         if not kinds:
             ops = {self.channels[fd].op for fd in fds if fd in self.channels}
             kinds = {

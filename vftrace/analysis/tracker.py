@@ -155,6 +155,9 @@ class Tracker:
 
     def _sample_clock(self, event: events.ClockSample) -> None:
         """Keep the first and the latest sample, and those between which the clock moved."""
+        if event.error_ns < 0:
+            # No bound is negative: the record is damaged.
+            return
         sample = (event.at_ns, event.realtime_offset_ns, event.error_ns)
         if len(self._clock) > 1:
             before, last = self._clock[-2:]

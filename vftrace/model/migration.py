@@ -94,6 +94,8 @@ class Checkpoint(StrEnum):
     VCPUS_RUNNING = "vcpus-running"
 
 
+CHANNEL_KINDS = frozenset(("tcp", "unix", "socket", "pipe", "file", "unknown"))
+
 DmaSource = Literal["none", "guest", "device", "iommu", "untracked"]
 """Who reports the pages that devices wrote. none: there is no device; guest: its driver writes to them itself, as in a
 mailbox-assisted migration; device: the device's own DMA logging; iommu: an IOMMU driver or a container; untracked: the
