@@ -14,6 +14,9 @@ TUNNELS = ("libvirtd", "virtqemud")
 _WRITEV = 3
 """VFT_WRITEV: QEMU writes so to pipes and files, and never to a socket (io/channel-file.c)."""
 
+LOAD_CHANNELS = ("file", "pipe", "snapshot", "unknown")
+"""What a VM is loaded from; a damaged record may say anything else."""
+
 
 def saved_to(
     process: Process, outgoing: OutgoingMigration, fds: set[int], *, paired: bool
@@ -52,7 +55,7 @@ def loaded_from(
     destination was there comes from that save.
     """
     identity = process.identity
-    if identity is not None and identity.load_channel is not None:
+    if identity is not None and identity.load_channel in LOAD_CHANNELS:
         if identity.load_program in TUNNELS:
             return None
         return Save(identity.load_channel, identity.load_path, identity.load_program)
