@@ -245,6 +245,29 @@ def test_without_a_uuid_two_that_fit_are_not_joined() -> None:
     assert all(any("several migrations on other hosts" in w for w in j.warnings) for j in joined)
 
 
+@pytest.mark.parametrize("proved", [True, False])
+def test_very_many_attempts_of_one_vm(proved: bool) -> None:
+    """More than are compared one by one: only the guest's clock tells which belong together."""
+    first, second = halves("completed-fast").boots(100 * SECONDS, (1000, 1000))
+
+    def many(host: HostReport) -> HostReport:
+        (m,) = host.snapshot.migrations
+        assert m.guest_clock_ns is not None
+        clocks = [m.guest_clock_ns + number if proved else None for number in range(70)]
+        copies = tuple(dataclasses.replace(m, guest_clock_ns=clock) for clock in clocks)
+        return dataclasses.replace(
+            host, snapshot=dataclasses.replace(host.snapshot, migrations=copies)
+        )
+
+    found = join([many(first), many(second)])
+    if proved:
+        assert [j.migration.role for j in found] == ["stitched"] * 70
+        assert not any(j.warnings for j in found)
+    else:
+        assert len(found) == 140
+        assert all("more attempts than are compared" in j.warnings[0] for j in found)
+
+
 # -- files ----------------------------------------------------------------------------------------
 
 

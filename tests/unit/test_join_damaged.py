@@ -8,11 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.two_hosts import boot_of, golden, host_of, join, lab, only, shifted
+from vftrace import events
 from vftrace.analysis.hosts.clocks import UNSYNCHRONISED_NS
 from vftrace.collect.recording import Recording
-from vftrace.events import wire
+from vftrace.events import COLLECTOR, wire
 from vftrace.model.host import HostInfo
-from vftrace.model.report import MigrationReport, Report
+from vftrace.model.report import MigrationReport, PingRecording, Report
 from vftrace.outputs.report.json import report_json
 
 HOSTS = Path(__file__).parents[1] / "golden" / "hosts"
@@ -87,6 +88,36 @@ def _changed(record: bytes, chance: random.Random) -> bytes:
     return bytes((*record[:at], *value.to_bytes(width, "little"), *record[at + width :]))
 
 
+def a_ping(boot_id: str, around_ns: int, chance: random.Random) -> PingRecording:
+    """A ping of which each field may be anything."""
+
+    def some_time() -> int:
+        return max(0, around_ns + chance.choice((-1, 1)) * chance.choice((*EXTREMES, SECONDS)))
+
+    def perhaps() -> int | None:
+        return chance.choice((None, some_time()))
+
+    gap = events.PingGap(
+        at_ns=some_time(),
+        seq=0,
+        tgid=COLLECTOR,
+        tid=1,
+        kind=chance.choice(("lost", "held", "own", "x")),
+        start_at_ns=some_time(),
+        ns=chance.choice(EXTREMES),
+        least_ns=chance.choice(EXTREMES),
+        most_ns=chance.choice((None, *EXTREMES)),
+        lost=5,
+        late=0,
+        missed=0,
+        before_sent_ns=perhaps(),
+        before_reply_ns=perhaps(),
+        after_sent_ns=perhaps(),
+        after_reply_ns=perhaps(),
+    )
+    return PingRecording(boot_id, ((some_time(), some_time(), chance.choice(EXTREMES)),), (gap,))
+
+
 def reasonable(found: MigrationReport) -> None:
     m = found.migration
     assert all(c.ns is None or c.ns >= 0 for c in m.downtime.checkpoints)
@@ -96,6 +127,7 @@ def reasonable(found: MigrationReport) -> None:
     assert m.ended_at_ns is None or m.ended_at_ns >= m.started_at_ns
     assert found.uncertainty_ns is None or found.uncertainty_ns >= 0
     assert found.offset is None or found.offset.low <= found.offset.high
+    assert found.outage is None or all(span.ns >= 0 for span in found.outage.spans)
 
 
 @pytest.mark.parametrize("name", CUTS)
@@ -120,7 +152,9 @@ def test_damage_makes_no_exception_and_no_negative_time(
         boot_of(host_of("alpha", "boot-a", host), source),
         boot_of(host_of("beta", "boot-b", host, shift_ns), destination),
     ]
-    joined = join(hosts)
+    boot_id, around_ns = chance.choice((("boot-a", 0), ("boot-b", shift_ns), ("boot-c", 0)))
+    ping = a_ping(boot_id, wire.HEADER.unpack_from(here[-1])[0] + around_ns, chance)
+    joined = join(hosts, [ping])
     for found in joined:
         reasonable(found)
     report_json(Report(tuple(hosts), joined))

@@ -5,6 +5,8 @@ cannot have happened in another order and by wall clocks with the kernel's own e
 are difference constraints; the tightest ones are shortest paths (`tightest`).
 """
 
+import heapq
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,6 +20,8 @@ SLEW_PPM = 500
 
 ClockSamples = tuple[tuple[int, int, int], ...]
 """(at_ns, realtime_offset_ns, error_ns) of each sample, in order of time."""
+
+MOST_ORDERS = 64
 
 _UTC = "utc"
 _MILLION = 10**6
@@ -74,6 +78,18 @@ def tighten(bounds: Bounds, x: str, y: str, bound: Bound) -> None:
     before = bounds.get((x, y))
     if before is None or bound.ns < before.ns:
         bounds[x, y] = bound
+
+
+def tightest_orders(orders: Iterable[Order]) -> list[Order]:
+    """The orders that bound each two clocks most, MOST_ORDERS from one to the other: hosts may share thousands."""
+    by_clocks: dict[tuple[str, str], list[Order]] = defaultdict(list)
+    for order in orders:
+        by_clocks[order.first, order.then].append(order)
+    return [
+        order
+        for group in by_clocks.values()
+        for order in heapq.nsmallest(MOST_ORDERS, group, key=lambda o: o.then_ns - o.first_ns)
+    ]
 
 
 def add_orders(bounds: Bounds, orders: Iterable[Order], moments: Mapping[str, int]) -> None:

@@ -1,5 +1,6 @@
 """Finds which VM, that waited on another host and never ran, was the destination of a source without one."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from vftrace.analysis.hosts.clocks import (
     tighten,
     tightest,
 )
-from vftrace.analysis.hosts.match import handed_over
+from vftrace.analysis.hosts.match import MAX_PAIRS, handed_over
 from vftrace.model.migration import Kind, Migration, Outcome, Role
 from vftrace.model.report import HostReport, MigrationReport, WaitingVm
 
@@ -51,19 +52,30 @@ class Couple:
         return self.waiting.ended_at_ns - bound.ns > at_ns
 
 
-def couples(joined: Sequence[MigrationReport], hosts: Sequence[HostReport]) -> Iterator[Couple]:
-    """Every source without a destination with every VM that may have waited for it."""
+def couples(
+    joined: Sequence[MigrationReport], hosts: Sequence[HostReport]
+) -> Iterator[list[Couple]]:
+    """For each VM every source without a destination with every VM that may have waited for it."""
+    offsets = [found for found in joined if found.offset is not None]
+    sources: dict[str, list[MigrationReport]] = defaultdict(list)
     for found in joined:
         m = found.migration
-        if m.uuid is None or not (failed(m) or handed_over(m)):
-            continue
-        for host in hosts:
-            if host.boot_id == found.host.boot_id:
-                continue
-            for waiting in host.waiting:
-                couple = _couple(found, host, waiting, joined) if waiting.uuid == m.uuid else None
-                if couple is not None:
-                    yield couple
+        if m.uuid is not None and (failed(m) or handed_over(m)):
+            sources[m.uuid].append(found)
+    waiting: dict[str | None, list[tuple[HostReport, WaitingVm]]] = defaultdict(list)
+    for host in hosts:
+        for vm in host.waiting:
+            waiting[vm.uuid].append((host, vm))
+    for uuid, here in sources.items():
+        there = waiting.get(uuid, [])
+        if len(here) * len(there) <= MAX_PAIRS:
+            tried = (
+                _couple(found, host, vm, offsets)
+                for found in here
+                for host, vm in there
+                if host.boot_id != found.host.boot_id
+            )
+            yield [couple for couple in tried if couple is not None]
 
 
 def failed(m: Migration) -> bool:
@@ -127,20 +139,23 @@ def _add_offset(bounds: Bounds, other: MigrationReport, moments: dict[str, int])
         tighten(bounds, there, here, Bound(-other.offset.low + apart, why))
 
 
-def only_one(couple: Couple, couples: Sequence[Couple]) -> bool:
-    """Whether no other couple competes, or all of one VM between two hosts fit in order."""
-    group = [c for c in couples if c.source.migration.uuid == couple.source.migration.uuid]
-    rivals = [c for c in group if c.source is couple.source or c.waiting is couple.waiting]
-    if len(rivals) == 1:
-        return True
-    if len({(c.source.host.boot_id, c.host.boot_id) for c in group}) > 1:
-        return False
-    sources = _places((id(c.source), c.source.migration.started_at_ns) for c in group)
-    waiting = _places((id(c.waiting), c.waiting.ready_at_ns) for c in group)
-    same = len(sources) == len(waiting)
-    return same and sources.index(id(couple.source)) == waiting.index(id(couple.waiting))
+def sure_of(group: Sequence[Couple]) -> list[Couple]:
+    """The couples of one VM with which no other competes, or all of them in order if they are of two hosts."""
+    times = Counter(id(c.source) for c in group) + Counter(id(c.waiting) for c in group)
+    between = {(c.source.host.boot_id, c.host.boot_id) for c in group}
+    sources = _by_time((id(c.source), c.source.migration.started_at_ns) for c in group)
+    waiting = _by_time((id(c.waiting), c.waiting.ready_at_ns) for c in group)
+    in_order: set[tuple[int, int]] = set()
+    if len(between) == 1 and len(sources) == len(waiting):
+        in_order = set(zip(sources, waiting, strict=True))
+    return [
+        c
+        for c in group
+        if times[id(c.source)] == times[id(c.waiting)] == 1
+        or (id(c.source), id(c.waiting)) in in_order
+    ]
 
 
-def _places(times: Iterable[tuple[int, int]]) -> list[int]:
+def _by_time(times: Iterable[tuple[int, int]]) -> list[int]:
     found = dict(times)
     return sorted(found, key=lambda key: found[key])

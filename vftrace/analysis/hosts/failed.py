@@ -8,7 +8,7 @@ Whose end came first says why the migration failed.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from vftrace.analysis.hosts.couples import Couple, couples, failed, only_one
+from vftrace.analysis.hosts.couples import Couple, couples, failed, sure_of
 from vftrace.analysis.hosts.held import join_held
 from vftrace.model.migration import Cause, Checkpoint, Migration, Outcome, Role
 from vftrace.model.report import HostReport, MigrationReport
@@ -38,9 +38,13 @@ def join_failed(
     then, as far as the clocks tell; attempts of one VM keep their order. Where several fit, none is taken. A source
     that handed its guest over is joined only with a VM that loaded a state since it began.
     """
-    all_couples = list(couples(joined, hosts))
-    by_source = {id(c.source): c for c in all_couples if only_one(c, all_couples)}
-    doubted = {id(c.source) for c in all_couples} - by_source.keys()
+    by_source: dict[int, Couple] = {}
+    doubted: set[int] = set()
+    for group in couples(joined, hosts):
+        sure = sure_of(group)
+        by_source |= {id(couple.source): couple for couple in sure}
+        doubted |= {id(couple.source) for couple in group}
+    doubted -= by_source.keys()
     taken = {(c.host.boot_id, c.waiting.pid) for c in by_source.values()}
     merged = []
     for found in joined:

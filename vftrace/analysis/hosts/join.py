@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vftrace.analysis.hosts.causality import offset_of, orders_of
-from vftrace.analysis.hosts.clocks import with_clock_error, with_error
+from vftrace.analysis.hosts.clocks import tightest_orders, with_clock_error, with_error
 from vftrace.analysis.hosts.failed import join_failed
 from vftrace.analysis.hosts.halves import join_pair
 from vftrace.analysis.hosts.match import match
@@ -44,12 +44,12 @@ def _join_halves(
 ) -> list[MigrationReport]:
     """Every pair of halves as one migration, and every other migration as it is, in order."""
     pairs, warnings = match(hosts)
-    orders = [order for pair in pairs for order in orders_of(pair)]
+    shared = tightest_orders([order for pair in pairs for order in orders_of(pair)])
     joined: list[MigrationReport] = []
     used: set[int] = set()
     for pair in pairs:
         source, destination = pair.source.migration, pair.destination.migration
-        found = offset_of(pair, hosts, orders, pings)
+        found = offset_of(pair, hosts, [*orders_of(pair), *shared], pings)
         if isinstance(found, str):
             warnings.setdefault(id(source), (found,))
             warnings.setdefault(id(destination), (found,))

@@ -1,6 +1,7 @@
 """Finds which halves of migrations, seen on different hosts, belong together."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 from vftrace.analysis.hosts.causality import Half, Pair, offset_of, orders_of
 from vftrace.model.migration import Checkpoint, Kind, Migration, Role
@@ -8,33 +9,49 @@ from vftrace.model.report import HostReport
 
 SEVERAL = "not joined: several migrations on other hosts could be the other half"
 OTHER_CLOCK = "not joined: the destination set another guest clock than the source read"
+TOO_MANY = "not joined: this VM has more attempts than are compared"
+
+MAX_PAIRS = 4096
+"""Pairs of one VM that are compared one by one; of more only those that the guest's clock proves."""
+
+Warnings = dict[int, tuple[str, ...]]
+"""By id of a migration."""
 
 
-def match(hosts: Sequence[HostReport]) -> tuple[list[Pair], dict[int, tuple[str, ...]]]:
-    """The pairs of halves that belong together, and by id of a migration why it has none.
+def match(hosts: Sequence[HostReport]) -> tuple[list[Pair], Warnings]:
+    """The pairs of halves that belong together, and why another migration has none.
 
     The guest's clock proves a pair: a destination sets, to the nanosecond, what its source read. Without it halves
     belong together by UUID; without a UUID, only if no other half comes into question.
     """
-    warnings: dict[int, tuple[str, ...]] = {}
-    possible: list[Pair] = []
-    for pair in _candidates(hosts):
+    warnings: Warnings = {}
+    chosen: list[Pair] = []
+    for candidates in _candidates(hosts, warnings):
+        possible = _without_refuted(list(_possible(candidates, hosts, warnings)))
+        sure = _sure(possible)
+        chosen += [pair for pair in possible if _ids(pair) in sure]
+        for pair in possible:
+            for migration in _ids(pair):
+                warnings.setdefault(migration, (SEVERAL,))
+        for ids in sure:
+            for migration in ids:
+                warnings.pop(migration, None)
+    return chosen, warnings
+
+
+def _possible(
+    candidates: Iterable[Pair], hosts: Sequence[HostReport], warnings: Warnings
+) -> Iterator[Pair]:
+    """The candidates that neither the hosts' clocks nor the guest's contradict."""
+    for pair in candidates:
+        if _clocks_agree(pair) is False:
+            warnings |= dict.fromkeys(_ids(pair), (OTHER_CLOCK,))
+            continue
         found = offset_of(pair, hosts, orders_of(pair), ())
         if isinstance(found, str):
             warnings |= dict.fromkeys(_ids(pair), (found,))
-        elif _clocks_agree(pair) is False:
-            warnings |= dict.fromkeys(_ids(pair), (OTHER_CLOCK,))
         else:
-            possible.append(pair)
-    possible = _without_refuted(possible)
-    chosen = [pair for pair in possible if _only_one(pair, possible)]
-    for pair in possible:
-        for migration in _ids(pair):
-            if pair in chosen:
-                warnings.pop(migration, None)
-            else:
-                warnings.setdefault(migration, (SEVERAL,))
-    return chosen, warnings
+            yield pair
 
 
 def _clocks_agree(pair: Pair) -> bool | None:
@@ -51,20 +68,38 @@ def _without_refuted(possible: list[Pair]) -> list[Pair]:
     return [p for p in possible if _ids(p) in proved or not taken.intersection(_ids(p))]
 
 
-def _candidates(hosts: Sequence[HostReport]) -> list[Pair]:
-    """Every source that handed over with every destination of the same VM on another host."""
-    halves = [Half(host, m) for host in hosts for m in host.snapshot.migrations]
-    destinations: dict[str | None, list[Half]] = {}
-    for half in halves:
-        if half.migration.role == Role.DESTINATION and half.migration.kind == Kind.MOVE:
-            destinations.setdefault(half.migration.uuid, []).append(half)
-    return [
-        Pair(source, destination)
-        for source in halves
-        if handed_over(source.migration)
-        for destination in destinations.get(source.migration.uuid, ())
-        if source.host is not destination.host
-    ]
+def _candidates(hosts: Sequence[HostReport], warnings: Warnings) -> Iterator[list[Pair]]:
+    """For each VM every source that handed over with every destination on another host."""
+    sources: dict[str | None, list[Half]] = defaultdict(list)
+    destinations: dict[str | None, list[Half]] = defaultdict(list)
+    for host in hosts:
+        for m in host.snapshot.migrations:
+            if handed_over(m):
+                sources[m.uuid].append(Half(host, m))
+            elif m.role == Role.DESTINATION and m.kind == Kind.MOVE:
+                destinations[m.uuid].append(Half(host, m))
+    for uuid, here in sources.items():
+        there = destinations.get(uuid, [])
+        if len(here) * len(there) <= MAX_PAIRS:
+            yield [Pair(s, d) for s in here for d in there if s.host is not d.host]
+        else:
+            for half in (*here, *there):
+                warnings[id(half.migration)] = (TOO_MANY,)
+            yield list(_proved(here, there))
+
+
+def _proved(sources: Iterable[Half], destinations: Iterable[Half]) -> Iterator[Pair]:
+    """The pairs that the guest's clock proves, where no clock occurs twice on a side."""
+    by_clock: dict[int | None, list[Half]] = defaultdict(list)
+    for half in destinations:
+        by_clock[half.migration.guest_clock_ns].append(half)
+    reads: dict[int | None, list[Half]] = defaultdict(list)
+    for half in sources:
+        reads[half.migration.guest_clock_ns].append(half)
+    for clock, here in reads.items():
+        there = by_clock.get(clock, [])
+        if clock is not None and len(here) == len(there) == 1 and here[0].host is not there[0].host:
+            yield Pair(here[0], there[0])
 
 
 def handed_over(m: Migration) -> bool:
@@ -78,33 +113,48 @@ def handed_over(m: Migration) -> bool:
     )
 
 
-def _ids(pair: Pair) -> tuple[int, int]:
+_Ids = tuple[int, int]
+
+
+def _ids(pair: Pair) -> _Ids:
     return id(pair.source.migration), id(pair.destination.migration)
 
 
-def _only_one(pair: Pair, possible: list[Pair]) -> bool:
-    """Whether no other pair competes; with a UUID, attempts between the same hosts keep their order."""
-    rivals = [p for p in possible if set(_ids(p)) & set(_ids(pair))]
-    if len(rivals) == 1:
-        return True
-    if pair.source.migration.uuid is None:
-        return False
-    group = [
-        p
-        for p in possible
-        if p.source.host is pair.source.host
-        and p.destination.host is pair.destination.host
-        and p.source.migration.uuid == pair.source.migration.uuid
-    ]
-    if any(rival not in group for rival in rivals):
-        return False
-    sources = _in_order(p.source.migration for p in group)
-    destinations = _in_order(p.destination.migration for p in group)
-    return len(sources) == len(destinations) and sources.index(
-        id(pair.source.migration)
-    ) == destinations.index(id(pair.destination.migration))
+def _sure(possible: Sequence[Pair]) -> set[_Ids]:
+    """The pairs of one VM with which no other pair competes.
+
+    With a UUID, attempts between the same two hosts keep their order: if there are as many sources as destinations,
+    the first belongs to the first.
+    """
+    partners: dict[int, list[Half]] = defaultdict(list)
+    between: dict[_Ids, list[Pair]] = defaultdict(list)
+    for pair in possible:
+        partners[id(pair.source.migration)].append(pair.destination)
+        partners[id(pair.destination.migration)].append(pair.source)
+        between[id(pair.source.host), id(pair.destination.host)].append(pair)
+    sure: set[_Ids] = set()
+    for group in between.values():
+        in_order = _in_order(group)
+        for pair in group:
+            rivals = [half for migration in _ids(pair) for half in partners[migration]]
+            if len(rivals) == 2:
+                sure.add(_ids(pair))
+            elif pair.source.migration.uuid is not None and _ids(pair) in in_order:
+                hosts = {id(half.host) for half in rivals}
+                if hosts == {id(pair.source.host), id(pair.destination.host)}:
+                    sure.add(_ids(pair))
+    return sure
 
 
-def _in_order(migrations: Iterable[Migration]) -> list[int]:
+def _in_order(group: Sequence[Pair]) -> set[_Ids]:
+    """First source with first destination, and so on; nothing if their numbers differ."""
+    sources = _by_time(pair.source.migration for pair in group)
+    destinations = _by_time(pair.destination.migration for pair in group)
+    if len(sources) != len(destinations):
+        return set()
+    return set(zip(sources, destinations, strict=True))
+
+
+def _by_time(migrations: Iterable[Migration]) -> list[int]:
     times = {id(m): m.started_at_ns for m in migrations}
     return sorted(times, key=lambda key: times[key])
