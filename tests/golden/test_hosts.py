@@ -1,6 +1,6 @@
 """Real libvirt migrations, each host's half on a clock of its own: together they are what QEMU says of them.
 
-`hosts/*.vft.gz` are recordings of tests/libvirt's operations, `hosts/truth.json` is QEMU's account of them (its
+`libvirt/*.vft.gz` are recordings of tests/libvirt's operations, `libvirt/truth.json` is QEMU's account of them (its
 QMP events and query-migrate), with what was done to them.
 """
 
@@ -19,8 +19,13 @@ from vftrace.model.migration import Checkpoint
 from vftrace.model.report import HostReport, MigrationReport
 from vftrace.outputs.text.words import headline
 
-RECORDINGS = Path(__file__).parent / "hosts"
-TRUTH: dict[str, Any] = json.loads((RECORDINGS / "truth.json").read_text())
+RECORDINGS = Path(__file__).parent / "libvirt"
+TRUTH: dict[str, Any] = {
+    name: truth
+    for name, truth in json.loads((RECORDINGS / "truth.json").read_text()).items()
+    # One move from A to B; there and back is in tests/unit/test_join.py.
+    if [e["kind"] for e in truth["expect"]] == ["move"] and truth["pids"]["B"]
+}
 SHIFT_NS = 1000 * 10**9
 MS = 1_000_000
 
@@ -50,12 +55,19 @@ def joined(name: str, error_ns: int) -> tuple[MigrationReport, ...]:
     return found
 
 
+def as_expected(found: MigrationReport, expected: dict[str, Any]) -> bool:
+    """Whether outcome and cause are those of the truth, which leaves some failures' cause open."""
+    m, cause = found.migration, expected["cause"]
+    told = cause is not None or expected["outcome"] == "completed"
+    return m.outcome == expected["outcome"] and (m.cause == cause or not told)
+
+
 @pytest.mark.parametrize("error_ns", [1000, MS])
 @pytest.mark.parametrize("name", TRUTH)
 def test_outcome_and_cause_are_the_truth(name: str, error_ns: int) -> None:
     found = joined(name, error_ns)
-    wanted = [(e["outcome"], e["cause"]) for e in TRUTH[name]["expect"]]
-    assert [(j.migration.outcome, j.migration.cause) for j in found] == wanted
+    assert len(found) == 1
+    assert as_expected(found[0], TRUTH[name]["expect"][0])
     assert {j.migration.role for j in found} == {"stitched"}
     assert [j.migration.peer_pid for j in found] == TRUTH[name]["pids"]["B"]
     assert not any(j.warnings for j in found)
@@ -80,8 +92,7 @@ def test_one_host_that_saw_both_sides_says_the_same(name: str) -> None:
 def test_clocks_that_nobody_sets_make_no_wrong_answer(name: str) -> None:
     """What is not known is not joined, or has a warning; what is said without one is right."""
     for found, expected in zip(joined(name, UNSYNCHRONISED_NS), TRUTH[name]["expect"], strict=True):
-        said = (found.migration.outcome, found.migration.cause)
-        assert said == (expected["outcome"], expected["cause"]) or found.warnings
+        assert as_expected(found, expected) or found.warnings
 
 
 @pytest.mark.parametrize("name", TRUTH)
@@ -122,12 +133,13 @@ def test_a_source_that_is_killed_before_its_postcopy_destination_contradicts_not
 
 # -- Cloud Hypervisor's order of requests, made by tinyvmm (tests/golden/record_another_vmm.py) ----
 
-TINY: dict[str, Any] = json.loads((RECORDINGS / "cloud-hypervisor.json").read_text())
+HOSTS = Path(__file__).parent / "hosts"
+TINY: dict[str, Any] = json.loads((HOSTS / "cloud-hypervisor.json").read_text())
 
 
 def tiny_halves(name: str, error_ns: int) -> tuple[HostReport, list[HostReport]]:
     """What one host saw of a migration, and what two would have seen of it."""
-    recording = Recording(RECORDINGS / f"{name}.vft.gz")
+    recording = Recording(HOSTS / f"{name}.vft.gz")
     records = list(recording)
     (source,), (destination,) = TINY[name]["pids"]["A"], TINY[name]["pids"]["B"]
     here = [shifted(r, 0, error_ns) for r in only(records, {source})]

@@ -16,7 +16,7 @@ from vftrace.model.host import HostInfo
 from vftrace.model.report import MigrationReport, PingRecording, Report
 from vftrace.outputs.report.json import report_json
 
-HOSTS = Path(__file__).parents[1] / "golden" / "hosts"
+LIBVIRT = Path(__file__).parents[1] / "golden" / "libvirt"
 SECONDS = 10**9
 EXTREMES = (0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1, 10**15, 5 * SECONDS)
 
@@ -31,7 +31,7 @@ def _golden(name: str) -> Cut:
 
 
 def _libvirt(name: str, source: int, destination: int) -> Cut:
-    recording = Recording(HOSTS / f"{name}.vft.gz")
+    recording = Recording(LIBVIRT / f"{name}.vft.gz")
     records = list(recording)
     return recording.host, only(records, {source}), only(records, {destination})
 
@@ -51,8 +51,8 @@ CUTS: dict[str, Cut] = {
     "precopy": _golden("completed-fast"),
     "postcopy": _golden("postcopy"),
     "without a UUID": _golden("no-uuid"),
-    "held": _libvirt("suspend-never", 5857, 5870),
-    "died while held": _libvirt("destination-killed-held", 12138, 12153),
+    "held": _libvirt("suspend-never", 27929, 27942),
+    "died while held": _libvirt("destination-killed-held", 31429, 31442),
     "devices": _devices(),
 }
 

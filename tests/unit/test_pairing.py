@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from tests.unit.two_hosts import boot_of, golden
+from tests.unit.two_hosts import boot_of, golden, host_of, join, only, shifted
 from vftrace import events
+from vftrace.analysis.hosts.clocks import UNSYNCHRONISED_NS
 from vftrace.collect.merge import Reader
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
@@ -106,3 +107,25 @@ def test_an_impostor_that_no_clock_refutes_makes_it_contested() -> None:
     found = beside("paused-before", events.VcpuState(loaded - 1_000_000, 1, 999, 999, 0))
     assert found.contested
     assert found.incomplete
+
+
+@pytest.mark.parametrize("error_ns", [1000, UNSYNCHRONISED_NS])
+def test_an_impostor_on_another_host_is_not_joined(error_ns: int) -> None:
+    """The source, its destination and the impostor each on a host of its own."""
+    recording = Recording(SPOOFED)
+    records = list(recording)
+    hosts = [
+        boot_of(
+            host_of(f"host-{number}", f"boot-{number}", recording.host),
+            [shifted(r, number * 10**12, error_ns) for r in only(records, {pid})],
+        )
+        for number, pid in enumerate(by_kernel())
+    ]
+    moved, impostor = join(hosts)
+    source, destination, other = by_kernel()
+    assert (moved.migration.pid, moved.migration.peer_pid) == (source, destination)
+    assert moved.peer is not None
+    assert moved.peer.name == "host-1"
+    assert not moved.warnings
+    assert (impostor.migration.pid, impostor.peer) == (other, None)
+    assert any("another guest clock" in warning for warning in impostor.warnings)
