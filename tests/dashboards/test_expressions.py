@@ -18,7 +18,7 @@ from tests.dashboards.prom import GOLDEN, STAGE, STAGE_SECONDS, Play, Stage, qui
 from tests.unit.two_hosts import golden, lab, only, write
 from vftrace import events
 from vftrace.events import NO_PROCESS, wire
-from vftrace.model.host import HostInfo
+from vftrace.model.host import HostInfo, ProbeStatus
 from vftrace.outputs.exporter.metrics import METRICS, PREFIX, Metric
 
 pytestmark = pytest.mark.needs("prometheus")
@@ -39,7 +39,9 @@ def lossy() -> Fault:
     """A guest that was held for a second; 200 records of its migration are gone, and the kernel counted them. A
     kernel that takes no kprobes."""
     host, records = golden("pause-before-switchover")
-    host = replace(host, probes=host.probes | {"mailbox": "not attached: kprobe: not permitted"})
+    others = (probe for probe in host.probes if probe.name != "mailbox")
+    refused = ProbeStatus("mailbox", None, "kprobe: not permitted")
+    host = replace(host, probes=(*others, refused))
     kernels = [r for r in records if wire.decode(r).tgid not in (events.COLLECTOR, NO_PROCESS)]
     gone = set(kernels[400:600:3] + kernels[401:601:3] + kernels[402:602:3])
     kept = [record for record in records if record not in gone]

@@ -20,7 +20,7 @@ from vftrace.model.report import live_report
 from vftrace.outputs.report.json import report_json
 
 RECORDINGS = Path(__file__).parent / "recordings"
-HOST = HostInfo("host", "boot", "kernel", "0", 0, {})
+HOST = HostInfo("host", "boot", "kernel", "0", 0, ())
 
 # One of each kind: bitmap, cancel, failure, held by libvirt's cont, paused, ring, two attempts in a row,
 # and a display whose logging must not turn into a migration.

@@ -327,7 +327,7 @@ def test_a_pings_file_fills_the_service_downtime(
     without = report(capsys, *files)["migrations"][0]
     ping = write(
         tmp_path / "ping.vft",
-        dataclasses.replace(host_of(where, boot_id, cut.host), probes={}),
+        dataclasses.replace(host_of(where, boot_id, cut.host), probes=()),
         ping_records(*gap, (offset - clock, 100_000)),
     )
     said = report(capsys, *files, ping)

@@ -93,7 +93,7 @@ def test_a_hostile_recording_steers_no_terminal(
 ) -> None:
     evil = "\x1b[2J\x07\n\r"
     path = tmp_path / "evil.vft"
-    writer = RecordingWriter(path, HostInfo("h", "b", "k", "0", 0, {}))
+    writer = RecordingWriter(path, HostInfo("h", "b", "k", "0", 0, ()))
     words = (0xFFFF_FFFF,) * 16
     writer.write(
         [

@@ -29,11 +29,11 @@ from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
 from vftrace.events import COLLECTOR, wire
 from vftrace.events.layout import Kind
-from vftrace.model.host import HostInfo
+from vftrace.model.host import HostInfo, ProbeStatus
 from vftrace.model.migration import Migration, Outcome, Snapshot, Vm, VmDevice
 from vftrace.model.select import select
 from vftrace.model.vf import State, StateSpan, VfHistory
-from vftrace.outputs.exporter.accounts import MAX_ENDED_VMS, Probe, Reading, clean
+from vftrace.outputs.exporter.accounts import MAX_ENDED_VMS, Reading, clean
 from vftrace.outputs.exporter.doc import metrics_page
 from vftrace.outputs.exporter.metrics import METRICS, PREFIX, Exporter
 from vftrace.probes import registry
@@ -46,8 +46,12 @@ TRUTHS = {
     for path in sorted(RECORDINGS.glob("*.truth.json"))
 }
 MIGRATIONS = [name for name, truth in TRUTHS.items() if truth["is_migration"]]
-HOST = HostInfo("host", "boot", "6.1", "0", 0, {"ioctl": "fentry", "channel": "kprobe"})
-PROBES = (Probe("ioctl", "fentry"), Probe("mailbox", None, waits=True), Probe("vfio", None))
+PROBES = (
+    ProbeStatus("ioctl", "fentry"),
+    ProbeStatus("mailbox", None, waits=True),
+    ProbeStatus("vfio", None),
+)
+HOST = HostInfo("host", "boot", "6.1", "0", 0, PROBES)
 SECOND = 1_000_000_000
 KEEP_NS = 300 * SECOND
 DEVICE_STATE = 256 * 1024

@@ -4,7 +4,7 @@ import gzip
 import json
 import struct
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +18,12 @@ from vftrace.collect.recording import MAGIC, Recording, RecordingWriter
 from vftrace.collect.replay import track
 from vftrace.errors import VftraceError
 from vftrace.events import wire
-from vftrace.model.host import HostInfo
+from vftrace.model.host import HostInfo, ProbeStatus
+from vftrace.probes.registry import NO_VFIO
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordings" / "completed-fast.vft.gz"
-HOST = HostInfo("host", "boot", "6.1", "0.1", 1, {"kvm": "fentry"})
+HOST = HostInfo("host", "boot", "6.1", "0.1", 1, (ProbeStatus("kvm", "fentry"),))
+META = {"version": 1, **asdict(HOST), "probes": {"kvm": "fentry"}}
 
 
 @cache
@@ -192,7 +194,7 @@ def test_any_first_line(tmp_path: Path, meta: bytes) -> None:
 )
 def test_a_first_line_of_other_types(change: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "file"
-    meta = json.dumps({"version": 1, **asdict(HOST), **change}).encode()
+    meta = json.dumps({**META, **change}).encode()
     path.write_bytes(MAGIC + struct.pack("<I", len(meta)) + meta)
     with pytest.raises(VftraceError, match="damaged or cut at its beginning"):
         Recording(path)
@@ -213,7 +215,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_an_impossible_size_ends_the_file(tmp_path: Path) -> None:
-    meta = json.dumps({"version": 1, **asdict(HOST)}).encode()
+    meta = json.dumps(META).encode()
     start = MAGIC + struct.pack("<I", len(meta)) + meta
     for size in (0, 31, 1 << 31):
         head = wire.HEADER.pack(0, 0, size, 100, 0, 0, 0)
@@ -250,3 +252,21 @@ def test_a_full_disk(tmp_path: Path) -> None:
     writer = RecordingWriter(Path("/dev/full"), HOST)
     with pytest.raises(VftraceError, match="No space left"):
         writer.write([wire.encode(events.Tick(5, 0, events.COLLECTOR, 1))])
+
+
+def test_how_probes_were_attached_is_a_string_in_the_file(tmp_path: Path) -> None:
+    """Recordings of earlier versions have the same form (tests/golden/recordings)."""
+    probes = (
+        ProbeStatus("ioctl", "fentry"),
+        ProbeStatus("vfio", None, NO_VFIO, waits=True),
+        ProbeStatus("mailbox", None, "kprobe: not permitted"),
+    )
+    path = tmp_path / "r.vft"
+    RecordingWriter(path, replace(HOST, probes=probes)).close()
+    size = struct.unpack_from("<I", path.read_bytes(), 8)[0]
+    assert json.loads(path.read_bytes()[12 : 12 + size])["probes"] == {
+        "ioctl": "fentry",
+        "vfio": f"not attached: {NO_VFIO}",
+        "mailbox": "not attached: kprobe: not permitted",
+    }
+    assert Recording(path).host.probes == probes

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tests.unit.golden_text import RECORDINGS, check
 from tests.unit.screens import Moment, at, keys, screen
+from vftrace.model.host import ProbeStatus
 from vftrace.outputs.top.state import ViewState
 from vftrace.outputs.top.view import Frame, Once
 
@@ -107,7 +108,8 @@ def test_the_blackout_so_far_is_never_more_than_it_becomes() -> None:
 def test_losses_and_probes_that_are_missing_are_in_the_header() -> None:
     moment = at("libvirt", 2.5)
     host = dataclasses.replace(
-        moment.host, probes={"ioctl": "kprobe", "vfio": "not attached: no such function"}
+        moment.host,
+        probes=(ProbeStatus("ioctl", "kprobe"), ProbeStatus("vfio", None, "no such function")),
     )
     snapshot = dataclasses.replace(
         moment.snapshot,

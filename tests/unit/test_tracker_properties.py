@@ -33,7 +33,7 @@ RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
 REPORT = jsonschema.Draft202012Validator(
     json.loads((Path(__file__).parents[2] / "vftrace" / "report.schema.json").read_text())
 )
-HOST = HostInfo("host", "boot", "kernel", "0", 0, {})
+HOST = HostInfo("host", "boot", "kernel", "0", 0, ())
 RUNS = (
     "completed-fast",
     "postcopy",

@@ -26,7 +26,7 @@ from vftrace.outputs.top.view import Frame
 
 RECORDING = Path(__file__).resolve().parents[1] / "golden/mailbox/6.12.vft.gz"
 PF = "0000:01:00.0"
-HOST = HostInfo("here", "boot", "6.12", "0", 0, {})
+HOST = HostInfo("here", "boot", "6.12", "0", 0, ())
 S, MS = 10**9, 10**6
 ACK, NACK, CTS = 1 << 31, 1 << 30, 1 << 29
 G = glyphs(ascii=True)

@@ -12,7 +12,7 @@ from msgspec import structs
 from vftrace import events
 from vftrace.analysis.hosts.join import join_hosts
 from vftrace.collect.merge import Reader
-from vftrace.collect.recording import MAGIC, VERSION, Recording
+from vftrace.collect.recording import MAGIC, VERSION, Recording, meta_of
 from vftrace.collect.replay import events_of
 from vftrace.events import wire
 from vftrace.events.layout import BODIES, Kind
@@ -98,7 +98,7 @@ def renamed(host: HostReport, name: str, boot_id: str) -> HostReport:
 
 def write(path: Path, host: HostInfo, records: Iterable[bytes]) -> Path:
     """A recording with these records."""
-    meta = json.dumps({"version": VERSION, **vars(host)}).encode()
+    meta = json.dumps({"version": VERSION, **meta_of(host)}).encode()
     with path.open("wb") as file:
         file.write(MAGIC + struct.pack("<I", len(meta)) + meta)
         for record in records:

@@ -68,13 +68,9 @@ def host_info(probes: Probes, profiles: tuple[str, ...]) -> HostInfo:
         kernel=platform.release(),
         vftrace=__version__,
         started_at_ns=boottime_ns(),
-        probes=_ways(probes),
+        probes=probes.status,
         profiles=profiles,
     )
-
-
-def _ways(probes: Probes) -> dict[str, str]:
-    return {s.probe.name: s.way or f"not attached: {s.reason}" for s in probes.status}
 
 
 class LiveSource:
@@ -248,7 +244,7 @@ class LiveSource:
             self._report_gone()
             if self.probes.follow():
                 self._meet_running()
-            self.host = replace(self.host, probes=_ways(self.probes))
+            self.host = replace(self.host, probes=self.probes.status)
             self._report_floods()
             self._add(events.Tick(*self._head()))
             self._next_tick_ns = now + TICK_NS

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,12 +21,10 @@ from vftrace.events import Event, wire
 from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Snapshot
-from vftrace.probes.registry import WAITS
 
 SNAPSHOT_NS = 150_000_000
 """A snapshot is not built again before it is this old, however often outputs ask."""
 
-_NOT_ATTACHED = "not attached: "
 _WAIT_SECONDS = 0.02
 _BATCH = 4096
 
@@ -56,20 +53,6 @@ class Recorder(Protocol):
 
     def write(self, records: list[bytes]) -> None:
         """Append records."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeState:
-    """How a probe is attached; `method` is None where it is not, and `reason` says why."""
-
-    name: str
-    method: str | None
-    reason: str | None
-
-    @property
-    def waits(self) -> bool:
-        """Whether it is not attached only because what it watches is not there yet."""
-        return self.method is None and self.reason in WAITS
 
 
 class ReplaySource:
@@ -166,11 +149,6 @@ class Pump:
         """Whether nothing more will come: a replay's end, or `close`."""
         return self._closed
 
-    @property
-    def probe_status(self) -> tuple[ProbeState, ...]:
-        """Each probe of the host that is (or was, in a replay) traced."""
-        return probe_states(self.host)
-
     def now_ns(self) -> int:
         """CLOCK_BOOTTIME of the traced host; in a replay the time the replay has come to."""
         return self._source.now_ns()
@@ -219,16 +197,6 @@ class Pump:
             self._tracker.finish()
             self._built_ns = 0
             self._closed = True
-
-
-def probe_states(host: HostInfo) -> tuple[ProbeState, ...]:
-    """What a host's description says of each probe."""
-    return tuple(
-        ProbeState(name, None, method.removeprefix(_NOT_ATTACHED))
-        if method.startswith(_NOT_ATTACHED)
-        else ProbeState(name, method, None)
-        for name, method in host.probes.items()
-    )
 
 
 def parse_speed(text: str) -> float:

@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 from zlib import crc32
 
 from vftrace.errors import VftraceError
 from vftrace.events import wire
 from vftrace.events.layout import Kind
 from vftrace.mailbox.profile import drivers_of
-from vftrace.model.host import HostInfo
+from vftrace.model.host import HostInfo, ProbeStatus
+from vftrace.probes.registry import WAITS
 
 MAGIC = b"VFTRACE1"
 VERSION = 1
@@ -39,7 +40,7 @@ class RecordingWriter:
             self._file: BinaryIO = path.open("wb")
         except OSError as error:
             raise VftraceError(f"cannot write {path}: {error.strerror}") from error
-        meta = json.dumps({"version": VERSION, **asdict(host)}).encode()
+        meta = json.dumps({"version": VERSION, **meta_of(host)}).encode()
         self._file.write(MAGIC + _U32.pack(len(meta)) + meta)
 
     def write(self, records: list[bytes]) -> None:
@@ -142,17 +143,38 @@ class Recording:
                 raise VftraceError(
                     f"{self.path} has version {version}, this vftrace reads version {VERSION}"
                 )
-            host = HostInfo(**{**meta, "profiles": tuple(meta.get("profiles", ()))})
-            words = [host.name, host.boot_id, host.kernel, host.vftrace]
-            words += [*host.probes, *host.probes.values(), *host.profiles]
+            probes: dict[str, str] = meta.pop("probes")
+            profiles = tuple(meta.pop("profiles", ()))
+            words = [*probes, *probes.values(), *profiles]
+            words += [meta[name] for name in ("name", "boot_id", "kernel", "vftrace")]
             if not all(isinstance(word, str) for word in words) or not isinstance(
-                host.started_at_ns, int
+                meta["started_at_ns"], int
             ):
                 raise ValueError("a field of another type")
-            drivers_of(host.profiles)
-            return host
+            drivers_of(profiles)
+            return HostInfo(
+                **meta,
+                probes=tuple(_status_of(*item) for item in probes.items()),
+                profiles=profiles,
+            )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise VftraceError(f"{self.path} is damaged or cut at its beginning") from error
+
+
+_NOT_ATTACHED = "not attached: "
+
+
+def meta_of(host: HostInfo) -> dict[str, Any]:
+    """The first line of a recording, where a probe's status is a string: its method, or why it has none."""
+    probes = {p.name: p.method or f"{_NOT_ATTACHED}{p.reason}" for p in host.probes}
+    return {**asdict(host), "probes": probes}
+
+
+def _status_of(name: str, text: str) -> ProbeStatus:
+    if not text.startswith(_NOT_ATTACHED):
+        return ProbeStatus(name, text)
+    reason = text.removeprefix(_NOT_ATTACHED)
+    return ProbeStatus(name, None, reason, waits=reason in WAITS)
 
 
 def _open(path: Path) -> BufferedReader:

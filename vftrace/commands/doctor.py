@@ -43,20 +43,20 @@ def run(args: argparse.Namespace) -> int:
 def _probe_findings(way: str | None) -> "list[Finding]":
     from vftrace.probes.checks import Finding, programs
     from vftrace.probes.loader import Probes
-    from vftrace.probes.registry import WAITS
+    from vftrace.probes.registry import BY_NAME
 
     try:
         with Probes(lambda _: None, way) as probes:
             found = []
             for status in probes.status:
-                name = f"probe {status.probe.name}"
-                if status.way is None:
-                    bad = status.probe.needed and status.reason not in WAITS
+                name, probe = f"probe {status.name}", BY_NAME[status.name]
+                if status.method is None:
+                    bad = probe.needed and not status.waits
                     state = "bad" if bad else "warn"
                     found.append(Finding(name, state, f"not attached: {status.reason}"))
                 else:
                     tried = f" ({status.reason})" if status.reason else ""
-                    found.append(Finding(name, "ok", f"{status.way}: {status.probe.what}{tried}"))
+                    found.append(Finding(name, "ok", f"{status.method}: {probe.what}{tried}"))
             return [*found, programs(probes.cached)]
     except MachineError as error:
         return [Finding("probes", "bad", str(error))]

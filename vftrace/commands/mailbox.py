@@ -84,7 +84,7 @@ def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:
         source = LiveSource(args.way, profiles)
         try:
             status = source.probes.mailbox.status[0]
-            if status.way is None and source.probes.mailbox.refused:
+            if status.method is None and source.probes.mailbox.refused:
                 raise MachineError(f"mailboxes cannot be traced here: {status.reason}")
             if status.reason is not None:
                 # Its module may be loaded later, and is then traced.

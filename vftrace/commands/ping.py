@@ -191,7 +191,7 @@ class _Recorder:
                 kernel=platform.release(),
                 vftrace=__version__,
                 started_at_ns=_boottime_ns(),
-                probes={},
+                probes=(),
             ),
         )
 

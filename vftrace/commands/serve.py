@@ -211,7 +211,7 @@ def _sender(endpoint: str | None) -> "Sender | None":
 def reading_of(pump: "Pump", wanted: list[str], *, traced: bool = False) -> "Reading":
     """What the metrics are made of, now."""
     from vftrace.model.select import select
-    from vftrace.outputs.exporter.accounts import Probe, Reading
+    from vftrace.outputs.exporter.accounts import Reading
 
     # `ended` first: what is settled by the end must be in the snapshot that says so.
     ended = pump.ended
@@ -219,7 +219,7 @@ def reading_of(pump: "Pump", wanted: list[str], *, traced: bool = False) -> "Rea
         snapshot=select(pump.snapshot(), wanted),
         now_ns=pump.now_ns(),
         host=pump.host,
-        probes=tuple(Probe(p.name, p.method, p.waits) for p in pump.probe_status),
+        probes=pump.host.probes,
         event_counts=pump.event_counts(),
         ended=ended,
         traced=traced,

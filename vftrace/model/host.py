@@ -3,15 +3,28 @@
 from dataclasses import dataclass
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeStatus:
+    """How a probe is attached.
+
+    `method` is None if it is not; `reason` then says why, else why the methods that were tried first failed.
+    `waits`: it is not attached only because what it watches is not there yet.
+    """
+
+    name: str
+    method: str | None
+    reason: str | None = None
+    waits: bool = False
+
+
 @dataclass(frozen=True)
 class HostInfo:
-    """Where a recording was made; `probes` maps each probe to the way it was attached; `profiles` are the texts
-    of the mailbox profiles it was made with."""
+    """Where a recording was made; `profiles` are the texts of the mailbox profiles it was made with."""
 
     name: str
     boot_id: str
     kernel: str
     vftrace: str
     started_at_ns: int
-    probes: dict[str, str]
+    probes: tuple[ProbeStatus, ...]
     profiles: tuple[str, ...] = ()

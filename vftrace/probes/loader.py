@@ -12,12 +12,14 @@ from vftrace import events
 from vftrace.errors import MachineError
 from vftrace.mailbox.driver import Drivers
 from vftrace.mailbox.drivers import DRIVERS
+from vftrace.model.host import ProbeStatus
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import attach_all, captured_stderr, detach_all, first_line
 from vftrace.probes.bcc.compiler import compiled
 from vftrace.probes.mailbox import MailboxProbes
 from vftrace.probes.module_watcher import ModuleProbes, instance
 from vftrace.probes.registry import (
+    BY_NAME,
     CHANNEL,
     DIRTY_RING,
     FENTRY,
@@ -29,8 +31,8 @@ from vftrace.probes.registry import (
     TRACEPOINT,
     WAITS,
     Probe,
-    ProbeStatus,
     Way,
+    status_of,
 )
 from vftrace.probes.vfio import VfioProbes
 from vftrace.uapi import KVM_RUN, PAGE_SIZE
@@ -77,10 +79,10 @@ class Probes:
         for probe in (CHANNEL, PROCESS):
             self._ways[probe.name] = self._attach(probe, way)
         for status in self._own_status():
-            if status.probe.needed and status.way is None and status.reason not in WAITS:
+            if BY_NAME[status.name].needed and status.method is None and not status.waits:
                 self._bpf.cleanup()
                 raise MachineError(
-                    f"probe {status.probe.name} cannot be attached: {status.reason}",
+                    f"probe {status.name} cannot be attached: {status.reason}",
                     fix="vftrace doctor",
                 )
         self.vfio = VfioProbes(self._bpf, way)
@@ -172,9 +174,9 @@ class Probes:
 
     def _own_status(self) -> tuple[ProbeStatus, ...]:
         return tuple(
-            ProbeStatus(probe, None, reason)
+            status_of(probe, None, reason)
             if (reason := self._kvm.reasons.get(probe.name))
-            else ProbeStatus(probe, *self._ways[probe.name])
+            else status_of(probe, *self._ways[probe.name])
             for probe in PROBES
         )
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from vftrace.mailbox.driver import Driver, Drivers, HookedFunction
 from vftrace.mailbox.drivers import DRIVERS
+from vftrace.model.host import ProbeStatus
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import attach_all, captured_stderr, detach_all, first_line
 from vftrace.probes.bcc.compiler import compiled
 from vftrace.probes.module_watcher import ModuleProbes
-from vftrace.probes.registry import KPROBE, MAILBOX, NO_CARD, Hook, ProbeStatus, Way
+from vftrace.probes.registry import KPROBE, MAILBOX, NO_CARD, Hook, Way, status_of
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,7 @@ class MailboxProbes(ModuleProbes):
         reasons = [f"{driver}: {why}" for driver, why in self._reasons.items()]
         if not self._attached and not reasons:
             reasons = [NO_CARD]
-        return (
-            ProbeStatus(MAILBOX, KPROBE if self._attached else None, "; ".join(reasons) or None),
-        )
+        return (status_of(MAILBOX, KPROBE if self._attached else None, "; ".join(reasons) or None),)
 
     def _come(self, module: str) -> None:
         reason = self.refused or self._attach(self._by_module[module])

@@ -7,6 +7,7 @@ A probe is what `doctor` lists and `vftrace_probe_attached` names. Hooks are pai
 from dataclasses import dataclass
 
 from vftrace.mailbox.drivers import DRIVERS
+from vftrace.model.host import ProbeStatus
 
 FENTRY, KPROBE, TRACEPOINT = "fentry", "kprobe", "tracepoint"
 WAYS = (FENTRY, KPROBE, TRACEPOINT)
@@ -51,13 +52,9 @@ class Probe:
     needed: bool = False
 
 
-@dataclass(frozen=True)
-class ProbeStatus:
-    """How a probe is attached (`way` None: it is not), and why not in the ways tried before."""
-
-    probe: Probe
-    way: str | None
-    reason: str | None
+def status_of(probe: Probe, method: str | None, reason: str | None) -> ProbeStatus:
+    """How a probe is attached."""
+    return ProbeStatus(probe.name, method, reason, waits=method is None and reason in WAITS)
 
 
 def _syscalls(call: str, enter: str, leave: str) -> tuple[Hook, ...]:
@@ -206,3 +203,6 @@ MAILBOX = Probe(
     (Way(KPROBE, ()),),
 )
 """Each driver's file in vftrace/mailbox/ has its hooks."""
+
+
+BY_NAME = {probe.name: probe for probe in (*PROBES, VFIO, VFIO_DATA, MAILBOX)}

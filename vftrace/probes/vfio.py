@@ -5,6 +5,7 @@ import platform
 import threading
 from typing import Any
 
+from vftrace.model.host import ProbeStatus
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import attach_all, captured_stderr, first_line
 from vftrace.probes.bcc.compiler import compiled
@@ -17,9 +18,9 @@ from vftrace.probes.registry import (
     TRACEPOINT,
     VFIO,
     VFIO_DATA,
-    ProbeStatus,
     Way,
     precopy_info,
+    status_of,
 )
 
 # Where the first argument of a system call is in struct pt_regs (arch/*/include/asm/ptrace.h).
@@ -43,7 +44,7 @@ class VfioProbes(ModuleProbes):
         self._precopy: set[str] = set()
         self._search: threading.Thread | None = None
         self._found: list[str] = []
-        self._say(ProbeStatus(VFIO, None, NO_VFIO))
+        self._say(status_of(VFIO, None, NO_VFIO))
         self.follow()
 
     @property
@@ -64,16 +65,16 @@ class VfioProbes(ModuleProbes):
 
     def _gone(self, _module: str) -> None:
         self.close()
-        self._say(ProbeStatus(VFIO, None, NO_VFIO))
+        self._say(status_of(VFIO, None, NO_VFIO))
 
     def met_migratable(self) -> None:
         """A device that can migrate was met: count what is read from and written to data fds."""
         if self._bpf is None:
             return
-        if self._status[1].way is None:
+        if self._status[1].method is None:
             with captured_stderr():
                 reason = attach_all(self._bpf, VFIO_DATA.ways[1])
-            self._status[1] = ProbeStatus(VFIO_DATA, None if reason else TRACEPOINT, reason)
+            self._status[1] = status_of(VFIO_DATA, None if reason else TRACEPOINT, reason)
         if self._way == KPROBE and self._search is None:
             self._search = threading.Thread(target=self._find_precopy_ioctls, daemon=True)
             self._search.start()
@@ -100,7 +101,7 @@ class VfioProbes(ModuleProbes):
         self._precopy = set()
 
     def _say(self, vfio: ProbeStatus) -> None:
-        self._status = [vfio, ProbeStatus(VFIO_DATA, None, vfio.reason)]
+        self._status = [vfio, status_of(VFIO_DATA, None, vfio.reason)]
 
     def _find_precopy_ioctls(self) -> None:
         # In a thread: where symbols are many it would hold the reader up.
@@ -128,12 +129,12 @@ class VfioProbes(ModuleProbes):
                     self._way = way.name
                     waits = None if data else NO_MIGRATABLE
                     self._status = [
-                        ProbeStatus(VFIO, way.name, "; ".join(reasons) or None),
-                        ProbeStatus(VFIO_DATA, data, waits),
+                        status_of(VFIO, way.name, "; ".join(reasons) or None),
+                        status_of(VFIO_DATA, data, waits),
                     ]
                     return
                 reasons.append(f"{way.name}: {reason}")
-        self._say(ProbeStatus(VFIO, None, "; ".join(reasons)))
+        self._say(status_of(VFIO, None, "; ".join(reasons)))
 
     def _try(self, way: Way, data: str | None) -> str | None:
         """Compile for this way, load the walker, attach. Returns why not, with nothing left behind."""

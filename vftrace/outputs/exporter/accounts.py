@@ -15,7 +15,7 @@ from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.analysis.devices.vf_downtime import VfDowntime, VfDowntimes
 from vftrace.events import Event
 from vftrace.model import figures
-from vftrace.model.host import HostInfo
+from vftrace.model.host import HostInfo, ProbeStatus
 from vftrace.model.migration import (
     Kind,
     Migration,
@@ -75,15 +75,6 @@ DESTINATION_PHASES = (Phase.INCOMING, Phase.DEVICE_LOAD, Phase.RESUME, Phase.POS
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """How a probe is attached; `method` None: it is not, and `waits` where nothing there needs it yet."""
-
-    name: str
-    method: str | None
-    waits: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Reading:
     """What is known now.
 
@@ -93,7 +84,7 @@ class Reading:
     snapshot: Snapshot
     now_ns: int
     host: HostInfo
-    probes: tuple[Probe, ...]
+    probes: tuple[ProbeStatus, ...]
     event_counts: Mapping[type[Event], int]
     ended: bool = False
     traced: bool = False

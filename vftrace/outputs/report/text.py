@@ -90,9 +90,7 @@ class _Text:
         for warning in losses(snapshot):
             yield Text(f"! {name}: {warning}" if several else f"! {warning}", WARNING)
         boot = f", boot {clean(host.boot_id, g)[:8]}" if several else ""
-        attached = sum(
-            not method.startswith("not attached") for method in host.info.probes.values()
-        )
+        attached = sum(probe.method is not None for probe in host.info.probes)
         lost = f"{snapshot.lost} lost" if snapshot.lost else "none lost"
         said = f"host {name}{boot}, kernel {clean(host.info.kernel, g)}"
         if host.info.probes:  # a ping has none

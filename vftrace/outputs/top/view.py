@@ -30,7 +30,6 @@ from vftrace.outputs.top.timeline import TITLE, WARNING, one_line, timeline
 TALL = 40
 """From this many lines on, the migration under the cursor is shown in full below the list."""
 
-NOT_ATTACHED = "not attached"
 BAR = "reverse"
 
 
@@ -158,14 +157,14 @@ def _last_word(frame: Frame, width: int, g: Glyphs) -> list[Text]:
 
 
 def _probes_line(host: HostInfo, snapshot: Snapshot, width: int, g: Glyphs) -> Text:
-    ways: dict[str, list[str]] = {}
+    methods: dict[str, list[str]] = {}
     missing = []
-    for name, way in host.probes.items():
-        if way.startswith(NOT_ATTACHED):
-            missing.append(name)
+    for probe in host.probes:
+        if probe.method is None:
+            missing.append(probe.name)
         else:
-            ways.setdefault(way, []).append(name)
-    attached = "; ".join(f"{way}: {', '.join(names)}" for way, names in ways.items())
+            methods.setdefault(probe.method, []).append(probe.name)
+    attached = "; ".join(f"{method}: {', '.join(names)}" for method, names in methods.items())
     lost = f"{snapshot.events} events, {snapshot.lost} lost"
     if missing:
         attached = f"{attached or 'none'}; not attached: {', '.join(missing)}"
