@@ -214,10 +214,15 @@ def table(results: Sequence[tuple[str, Result | str]]) -> str:
             "<br>".join(verdict.said_by_vftrace(result.report, result.truth)) or "no migration",
             "<br>".join(verdict.said_by_qemu(result.truth)) or "no migration",
             libvirt or "-",
-            "right" if not result.problems else "<br>".join(result.problems),
+            "<br>".join(result.problems) or "; ".join(["right", *_reasons(result.truth)]),
         )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _reasons(truth: Mapping[str, Any]) -> list[str]:
+    """Why the outcome is not the one that QEMU's source reports."""
+    return [each["why"] for each in truth["expect"] if each["why"]]
 
 
 def page(results: Sequence[tuple[str, Result | str]]) -> str:
@@ -227,7 +232,12 @@ def page(results: Sequence[tuple[str, Result | str]]) -> str:
     libvirt = _said("libvirtd", "--version")
     machine = f"{os.cpu_count()} CPUs, Linux {platform.release()}"
     right = sum(not isinstance(result, str) and not result.problems for _, result in results)
+    ran = [result for _, result in results if not isinstance(result, str)]
+    longer = sorted(
+        ms for r in ran if not r.problems for ms in verdict.longer_ms(r.report, r.truth)
+    )
     return _PAGE.format(
+        downtimes=_downtimes(longer),
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         commit=commit,
         machine=machine,
@@ -235,6 +245,16 @@ def page(results: Sequence[tuple[str, Result | str]]) -> str:
         right=right,
         of=len(results),
         table=table(results),
+    )
+
+
+def _downtimes(longer: Sequence[float]) -> str:
+    if not longer:
+        return "No downtime is compared."
+    return (
+        f"In the rows that are right, {len(longer)} downtimes are compared: vftrace's is"
+        f" {longer[0]:.1f} to {longer[-1]:.1f} ms\n(median {longer[len(longer) // 2]:.1f} ms)"
+        " longer than QEMU's."
     )
 
 
@@ -258,9 +278,11 @@ docs/contributing/testing-with-libvirt.md explains how the operations run and wh
 | command | `tests/libvirt/run --results DIR --page docs/results/libvirt.md` |
 | right | {right} of {of} |
 
-vftrace's bytes include the device state, which QEMU 7.2 does not count. Its downtime ends when a vCPU enters the
-guest; QEMU's is from the event STOP to the event RESUME. In "two-at-once" libvirt's figures are those of the first
-domain. libvirt's downtime includes what its daemons do between QEMU's events.
+{downtimes} vftrace's downtime ends when a vCPU enters the guest; QEMU's is from the event STOP to the event RESUME. What
+exceeds 1 ms is named by vftrace's checkpoints beside these events.
+
+vftrace's bytes include the device state, which QEMU 7.2 does not count. In "two-at-once" libvirt's figures are
+those of the first domain. libvirt's downtime includes what its daemons do between QEMU's events.
 
 {table}
 """

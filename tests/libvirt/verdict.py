@@ -108,6 +108,19 @@ def _downtime(migration: Mapping[str, Any], qemu: Mapping[str, Any]) -> list[str
     return [f"downtime {ours / MS:.1f} ms for {truth_ms:.1f} ms"]
 
 
+def longer_ms(report: Mapping[str, Any], truth: Mapping[str, Any]) -> list[float]:
+    """How much longer than QEMU's each compared downtime is, ms."""
+    expected = [each for each in truth["expect"] if each["kind"] != "load"]
+    seen = [m for m in of_domains(report, truth) if m.get("kind", "move") != "load"]
+    return [
+        migration["downtime"]["vcpu_ns"] / MS - qemu["stop_to_resume_ms"]
+        for migration, wanted, qemu in zip(seen, expected, truth["qemu"], strict=False)
+        if "downtime" in wanted["compare"]
+        and "stop_to_resume_ms" in qemu
+        and migration["downtime"]["vcpu_ns"] is not None
+    ]
+
+
 def named_ns(migration: Mapping[str, Any]) -> int:
     """What vftrace itself says of the time that QEMU's events leave out, ns."""
     checkpoints = migration["downtime"]["checkpoints"]
