@@ -278,8 +278,8 @@ docs/contributing/testing-with-libvirt.md explains how the operations run and wh
 | command | `tests/libvirt/run --results DIR --page docs/results/libvirt.md` |
 | right | {right} of {of} |
 
-{downtimes} vftrace's downtime ends when a vCPU enters the guest; QEMU's is from the event STOP to the event RESUME. What
-exceeds 1 ms is named by vftrace's checkpoints beside these events.
+{downtimes} vftrace's downtime ends when a vCPU enters the guest; QEMU's is from the event STOP to the event RESUME.
+What exceeds 1 ms is named by vftrace's checkpoints beside these events.
 
 vftrace's bytes include the device state, which QEMU 7.2 does not count. In "two-at-once" libvirt's figures are
 those of the first domain. libvirt's downtime includes what its daemons do between QEMU's events.
