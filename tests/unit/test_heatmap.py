@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from vftrace.analysis import dirty
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import track
 from vftrace.demo import scenarios
-from vftrace.model.migration import Migration
+from vftrace.model.migration import Migration, SlotRound
 from vftrace.outputs.text.heatmap import heatmap_png, render_heatmap, squeeze, strips
 
 RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
@@ -102,3 +103,14 @@ def test_the_image_is_a_png(name: str | None) -> None:
     width, height, bits, colour = struct.unpack_from(">IIBB", chunks[b"IHDR"])
     assert (bits, colour) == (8, 2)
     assert len(zlib.decompress(chunks[b"IDAT"])) == height * (1 + 3 * width)
+
+
+def test_a_slot_without_pages_is_left_out() -> None:
+    """A damaged record may say so; nothing is divided by it."""
+    m = migration_of("completed-slow")
+    rounds = tuple(
+        replace(r, slots=(*r.slots, SlotRound(99, 0, 0, pages=0, heat=()))) for r in m.rounds
+    )
+    m = replace(m, rounds=rounds)
+    assert 99 not in [strip.slot for strip in strips(m)]
+    assert heatmap_png([m]).startswith(b"\x89PNG")

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from tests.unit.golden_text import RECORDINGS, check, recording
 from vftrace.collect.recording import Recording
@@ -19,6 +19,7 @@ from vftrace.model.migration import (
     DeviceDowntime,
     DeviceState,
     DeviceUse,
+    Migration,
     Outcome,
     Role,
     Snapshot,
@@ -26,7 +27,13 @@ from vftrace.model.migration import (
     VfUse,
 )
 from vftrace.model.report import live_report
+from vftrace.outputs.report import text as text_module
+from vftrace.outputs.report.compare import compare, render_comparisons
 from vftrace.outputs.report.text import render_report
+from vftrace.outputs.report.what_if import render_forecasts
+from vftrace.outputs.text import tables
+from vftrace.outputs.text.glyphs import glyphs
+from vftrace.outputs.text.heatmap import render_heatmap
 
 SCENARIOS = sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz"))
 NOT_MIGRATIONS = ("boot", "display-only", "stop-cont")
@@ -141,6 +148,51 @@ def test_a_hostile_name_cannot_steer_the_terminal() -> None:
     assert "\x07" not in text
     assert "\u202e" not in text
     assert "evil[bold]" in text
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[bold]a[/bold]", ":smile:", "\ud800"])
+def test_a_name_is_no_markup(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In every part that shows it: overview, first line, section, comparison, heat strip, forecast."""
+    host, snapshot = load("four-at-once")
+    migrations = tuple(dataclasses.replace(m, name=name) for m in snapshot.migrations)
+    report = live_report(host, dataclasses.replace(snapshot, migrations=migrations))
+    first = report.migrations[0]
+    g = glyphs(ascii=False)
+    console = Console(highlight=False, width=120)
+    console.print(render_report(report, ascii=False))
+    console.print(render_comparisons([compare(first, first)], g))
+    console.print(render_heatmap(migrations, ascii=False))
+    console.print(render_forecasts(migrations, ascii=False))
+    text = capsys.readouterr().out
+    shown = name.replace("\ud800", "?")
+    assert text.count(shown) >= 4 + 1 + 4 + 2 + 4 + 4
+    assert "not shown" not in text
+
+
+def test_a_migration_that_cannot_be_drawn_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host, snapshot = load("four-at-once")
+    broken = snapshot.migrations[1]
+
+    def fail(m: Migration, *_: object) -> RenderableType:
+        if m is broken:
+            raise ZeroDivisionError("division by zero")
+        return phases_table(m, *_)  # type: ignore[arg-type]
+
+    phases_table = tables.phases_table
+    monkeypatch.setattr(text_module, "phases_table", fail)
+    text = text_of(host, snapshot, width=160)
+    (line,) = [line for line in text.splitlines() if "not shown" in line]
+    assert f"{broken.name}: not shown, because of an error in vftrace (ZeroDivisionError" in line
+    sections = [line for line in text.splitlines() if line.startswith("── ")]
+    assert len(sections) == len(snapshot.migrations) - 1
+
+
+def test_a_time_that_is_no_date_is_not_known() -> None:
+    host, snapshot = load("libvirt")
+    damaged = dataclasses.replace(snapshot, clock=((0, 1 << 70, 0),))
+    assert "started -" in text_of(host, damaged)
 
 
 def test_many_rounds_are_shortened_and_counted() -> None:

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         metavar="FILE",
-        help="hold the migrations against those of this recording (repeatable: of one migration's hosts)",
+        help="compare with the migrations in this recording (repeatable: one for each host)",
     )
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     parser.add_argument(

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 
 from vftrace import __version__
 from vftrace.model import figures
-from vftrace.model.migration import Checkpoint, Migration, Outcome, Phase, Role
+from vftrace.model.migration import Checkpoint, Kind, Migration, Outcome, Phase, Role
 from vftrace.model.report import HostReport, MigrationReport, Report
 from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, timeline_of
 from vftrace.outputs.text.clock import wall_time
+from vftrace.outputs.text.glyphs import UNICODE
 from vftrace.outputs.text.words import (
     clocks_line,
     downtime_line,
     downtime_range,
     happens,
     losses,
+    save_line,
     warnings,
 )
 from vftrace.units import format_bytes, format_ns, format_rate
@@ -133,6 +135,8 @@ def _facts(found: MigrationReport) -> str:
     evidence = "; ".join(
         f"{e.event} at {_offset(e.at_ns - m.started_at_ns)}" for e in m.strategy_evidence
     )
+    if m.kind != Kind.MOVE:
+        facts.append(("kind", save_line(m, UNICODE)))
     facts.append(("strategy", m.strategy + (f": {evidence}" if evidence else "")))
     facts += [
         ("device", f"{d.id or d.address}: {_duration(d.ns)} without it") for d in m.downtime.devices

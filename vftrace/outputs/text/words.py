@@ -5,6 +5,7 @@ from vftrace.model.migration import (
     Cause,
     Checkpoint,
     CheckpointTime,
+    Kind,
     Migration,
     Outcome,
     Role,
@@ -79,7 +80,7 @@ def during(migration: Migration, checkpoint: CheckpointTime) -> str:
     name = checkpoint.name
     if name == Checkpoint.VCPUS_RUNNING and figures.resumed_on_source(migration):
         if migration.outcome == Outcome.COMPLETED:
-            return "all of it was in the file, until the source's vCPUs ran again"
+            return "all of it was saved, until the source's vCPUs ran again"
         return "the migration was given up, until the source's vCPUs ran again"
     last = migration.rounds[-1] if migration.rounds else None
     if last is None or checkpoint.ns is None:
@@ -157,8 +158,8 @@ def _why_no_downtime(migration: Migration, now_ns: int) -> str:
         if migration.outcome == Outcome.COMPLETED:
             return "not known: the stop was not seen"
         return "none: the guest was never stopped"
-    if migration.channel.kind == "file":
-        return "not known: the guest was stopped and written to a file, nobody ran it again"
+    if migration.kind == Kind.SAVE:
+        return "not known: the guest was stopped and saved, and nobody ran it again"
     lasting = figures.blackout(migration, now_ns)
     if lasting is not None and lasting.at_least:
         return f"at least {format_ns(lasting.ns)}: handed over, the destination is not seen here"
@@ -183,8 +184,8 @@ def verdict(migration: Migration, g: Glyphs) -> str:
     match m.outcome, m.cause:
         case None, _:
             return "running"
-        case Outcome.COMPLETED, _ if m.channel.kind == "file":
-            return "completed: written to a file, not a move"
+        case Outcome.COMPLETED, _ if m.kind != Kind.MOVE:
+            return f"completed: {save_line(m, g)}, not a move"
         case Outcome.COMPLETED, _:
             return Outcome.COMPLETED + (" (postcopy)" if m.postcopy else "")
         case Outcome.CANCELLED, _:
@@ -207,6 +208,18 @@ def verdict(migration: Migration, g: Glyphs) -> str:
             return "unknown: the trace ended first"
         case outcome, cause:
             return f"{outcome}: {cause}" if cause else f"{outcome}"
+
+
+def save_line(migration: Migration, g: Glyphs) -> str:
+    """`saved to a file /var/lib/...`, or what it was loaded from."""
+    saved = migration.kind == Kind.SAVE
+    save = migration.save
+    if save is None or save.channel == "unknown":
+        return "saved" if saved else "loaded from a save"
+    words = {"file": "a file", "pipe": "a pipe", "snapshot": "the snapshot"}
+    name = save.path or (f"of {save.program}" if save.program else "")
+    what = f"{words.get(save.channel, save.channel)} {clean(name, g)}".rstrip()
+    return f"saved to {what}" if saved else f"loaded from {what}"
 
 
 def roles(migration: Migration, g: Glyphs) -> str:

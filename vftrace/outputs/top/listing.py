@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from vftrace.model import figures
-from vftrace.model.migration import Migration, Outcome, Role, Snapshot, Vm
+from vftrace.model.migration import Kind, Migration, Outcome, Role, Snapshot, Vm
 from vftrace.model.vf import VfHistory
 from vftrace.outputs.text.clock import clock_time
 from vftrace.outputs.text.glyphs import Glyphs, clean, shorten, shorten_middle, sparkline
@@ -215,8 +215,8 @@ def _finished_cells(m: Migration, snapshot: Snapshot, g: Glyphs) -> list[str]:
     why = f"{largest.name} {format_ns(largest.ns)}" if largest and largest.ns is not None else ""
     if m.outcome != Outcome.COMPLETED:
         why = m.cause or ""
-    elif m.channel.kind == "file":
-        why = "to a file, not a move"
+    elif m.kind != Kind.MOVE:
+        why = f"a {m.kind}, not a move"
     elif m.was_paused:
         why = "was paused before"
     others = figures.other_steps(m.downtime)
