@@ -9,9 +9,15 @@ from vftrace.analysis.devices.device import Devices, PassedDevice, absences, dev
 from vftrace.analysis.devices.downtime import MigrationDevices
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
+from vftrace.analysis.tracker import Tracker
 from vftrace.host import devices as host
 from vftrace.host.devices import Device, Named, named_devices
+from vftrace.model.host import HostInfo
 from vftrace.model.migration import Checkpoint, Role
+from vftrace.model.report import live_report
+from vftrace.outputs.report.html import render_html
+from vftrace.outputs.report.perfetto import perfetto_trace
+from vftrace.outputs.traces.otlp import traces_of
 
 UUID = "6c616264-0000-4000-8000-00000000000a"
 STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P = 1, 2, 3, 4, 5, 6, 7
@@ -437,3 +443,36 @@ def test_transitions_are_counted_and_only_grow() -> None:
     bench.close(90)
     assert bench.devices.shown() == ()
     assert bench.devices.transitions == counted
+
+
+# -- a device whose states nobody saw -----------------------------------------------------------
+
+
+def test_a_refused_resuming_of_a_late_trace_is_in_every_output() -> None:
+    """vftrace came when the device was open already, so that no state of it is known."""
+    tracker = Tracker()
+    asked = (events.VfioState.SET, RESUMING, -1, -22)
+    for event in (
+        events.ClockSample(9, 0, events.COLLECTOR, 0, 10**18, 0),
+        events.Process(
+            *(10, 1, events.COLLECTOR, 0, 7, 1, None, None, "qemu"),
+            incoming=True,
+            started_paused=False,
+            late=True,
+            running=False,
+        ),
+        events.VfioState(20, 0, 7, 7, 19, 18, *asked),
+        events.Exit(30, 1, 7, 7, 0),
+    ):
+        tracker.feed(event)
+    tracker.finish()
+    report = live_report(HostInfo("host", "boot", "kernel", "0", 0, ()), tracker.snapshot())
+    (found,) = report.migrations
+    assert found.migration.devices[0].states == ()
+    assert found.migration.cause_detail == "fd 18: RESUMING refused, -22"
+    assert "fd 18" in render_html(report)
+    trace = perfetto_trace(report)
+    assert trace.data
+    assert not list(trace.left_out)
+    traces, failed = traces_of(report.migrations)
+    assert (len(traces), failed) == (1, [])
