@@ -34,6 +34,7 @@ class History:
     """The first round and the latest ones, as far as sweeps ended them while the guest ran."""
 
     sweeps: int
+    """All of them, those that are merged into one round too."""
     at_ns: int
     """The latest sweep."""
     setup_ns: int
@@ -55,17 +56,17 @@ class History:
 
     @classmethod
     def of(
-        cls, rounds: Sequence[Round], started_at_ns: int, sweeps: int | None = None
+        cls, rounds: Sequence[Round], started_at_ns: int, entries: int | None = None
     ) -> "History | None":
-        """Of the first `sweeps` sweeps (None: all). None before the first."""
-        count = len(rounds) if sweeps is None else sweeps
+        """The history of the first `entries` rounds (None: all). None before the first sweep."""
+        count = len(rounds) if entries is None else entries
         if count < 1:
             return None
         oldest = max(2, count - LATEST)
         later = (_step(rounds[n - 1], rounds[n]) for n in range(oldest, count))
         first, last = rounds[0], rounds[count - 1]
         return cls(
-            sweeps=count,
+            sweeps=sum(max(1, round_.syncs) for round_ in rounds[:count]),
             at_ns=last.at_ns,
             setup_ns=max(0, first.at_ns - started_at_ns),
             passed_ns=max(0, last.at_ns - started_at_ns),

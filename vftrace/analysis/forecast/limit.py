@@ -2,7 +2,8 @@
 
 QEMU sweeps when what is left fits `threshold` = bandwidth x downtime limit, and begins another round when what is left
 after the sweep does not fit (migration/migration.c, migration_iteration_run). So each further round shows that the
-limit is below what was left then, and each sweep that it is above what was left before.
+limit is below what was left then; each sweep shows that it is above what was left before, and below what was left one
+window earlier.
 """
 
 import math
@@ -19,6 +20,9 @@ DOWNTIME_LIMIT_NS = 300_000_000
 _SLOW = 0.8
 """A round this much slower than the others was disturbed: QEMU, which knows the last window's speed only, may have gone
 on for that."""
+
+_IRREGULAR = 1.25
+"""A window may send this much more than its quota."""
 
 _MORE = 1.05
 """The same guest that does the same in each round dirties a few pages more or less."""
@@ -70,38 +74,47 @@ def _low(history: History) -> float:
 
 
 def _high(history: History, channel: Channel) -> float:
-    """The fewest pages that were left after a sweep which another round followed.
+    """The fewest pages that did not fit the limit: those that were left after a sweep which another round followed, and
+    those that were left one window before a sweep.
 
-    These are the pages that the sweep found, and those that had not been sent and did not become dirty again. How many
-    of those became dirty again is estimated by the part of all pages dirtied before that did.
+    After a sweep there are the pages it found, and of those that had not been sent at most those that did not become
+    dirty again: pages dirtied before, and in the beginning the rest of the first round.
     """
-    high = math.inf
+    high = unsent = math.inf
     if history.first is None:
         return high
-    unsent = _unsent_at_most(history)
-    distinct = 0
+    window = _IRREGULAR * channel.quota / PAGE_ON_WIRE
+    fresh = _never_sent(history, channel)
+    distinct = 0 if history.whole else None
     for before, step in zip(history.steps, history.later, strict=False):
         found = step.began_with
-        if found is None:
+        again = before.redirtied_pages
+        if found is None or again is None:
+            unsent, distinct = math.inf, None
+            continue
+        not_again = math.inf if distinct is None else max(0, distinct - again) + fresh
+        distinct = found if distinct is None else max(found, distinct + found - again)
+        left = found + min(unsent, not_again)
+        sent = step.sent_bytes / PAGE_ON_WIRE
+        fresh = max(0.0, fresh - sent)
+        if sent > left + window:
+            # More than pages went over the channel: what is left is not known.
             unsent = math.inf
             continue
-        again = before.redirtied_pages or 0
-        part = min(1.0, again / distinct) if distinct else 0.0
-        distinct = max(distinct + found - again, found)
-        left = found + unsent * (1 - part) if part < 1 else float(found)
-        # What was unsent was less than the threshold, which this sweep shows to be at most what was left.
-        left = min(left, found / part if part else math.inf)
+        unsent = max(0.0, left - sent)
         if step.ns < WINDOW_NS / 2 or step.sent_bytes * 1e9 / step.ns >= _SLOW * channel.rate:
-            high = min(high, left)
-        unsent = max(0.0, left - step.sent_bytes / PAGE_ON_WIRE)
+            high = min(high, left, unsent + window)
     return high
 
 
-def _unsent_at_most(history: History) -> float:
-    """Pages that the first round cannot have sent; zero pages are among them."""
-    if history.memory_pages is None or not history.whole:
-        return math.inf
-    return max(0.0, history.memory_pages - history.sent_first / PAGE_ON_WIRE)
+def _never_sent(history: History, channel: Channel) -> float:
+    """Pages that the first round may have left: as many as the default limit allows."""
+    if not history.whole:
+        return 0.0
+    left = channel.bytes_in(DOWNTIME_LIMIT_NS) / PAGE_SIZE
+    if history.memory_pages is None:
+        return left
+    return min(left, max(0.0, history.memory_pages - history.sent_first / PAGE_ON_WIRE))
 
 
 def falls(history: History) -> bool:
