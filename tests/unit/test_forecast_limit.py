@@ -1,5 +1,6 @@
 """The downtime limit as QEMU's behaviour implies it, against a page by page play of QEMU's loop that knows it."""
 
+import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,6 +177,20 @@ def test_a_forecast_after_refutation_agrees_with_qemu_on_steady_guests(
     if told.limit_from == "rounds":
         assert told.converges is False
         assert told.downtime_limit_ns >= guest.threshold / guest.quota * WINDOW_NS * 0.9
+
+
+def test_a_forecast_that_was_wrong_three_times_is_not_repeated() -> None:
+    # A real run (the fresh grid's 101) that nothing bounds: each round finds 1,861 pages and sends 1,431.
+    path = Path(__file__).parents[2] / "benchmarks" / "forecast_grid_fresh.json"
+    runs = json.loads(path.read_text())["runs"]
+    run = next(run for run in runs if run["point"]["number"] == 101)
+    rounds = [Round(**round_, slots=()) for round_ in run["rounds"]]
+    assert run["outcome"] == "cancelled"
+    early, late = forecast(rounds[:5], rounds[0].at_ns), forecast(rounds, rounds[0].at_ns)
+    assert early is not None
+    assert late is not None
+    assert (early.converges, early.limit_from) == (True, "default")
+    assert (late.converges, late.limit_from, late.total_ns) == (False, "default", None)
 
 
 def steps(*found: int, ns: int = SECOND) -> History:

@@ -28,6 +28,9 @@ from vftrace.model.migration import Forecast, Round, Undecided
 AFTER_SWEEPS = 3
 """The second round is over with the third sweep."""
 
+CONTRADICTIONS = 3
+"""So many forecasts that QEMU would have stopped by now show that the limit, or the model, is wrong here."""
+
 
 def forecast(
     rounds: Sequence[Round],
@@ -39,8 +42,7 @@ def forecast(
 
     Bytes sent after the last sweep are not looked at. None before the first sweep.
     """
-    history = History.of(rounds, started_at_ns)
-    return None if history is None else _forecast(history, assumptions or Assumptions(), fitted)
+    return _forecast(rounds, started_at_ns, len(rounds), assumptions or Assumptions(), fitted)
 
 
 def of_migration(
@@ -55,14 +57,39 @@ def of_migration(
     sweeps = sweeps_before(rounds, stopped_at_ns)
     if stopped_at_ns is not None:
         sweeps = min(sweeps, AFTER_SWEEPS)
+    assumed = Assumptions(device_state_bytes=device_state_bytes)
+    return _forecast(rounds, started_at_ns, sweeps, assumed, FITTED)
+
+
+def _forecast(
+    rounds: Sequence[Round],
+    started_at_ns: int,
+    sweeps: int,
+    assumed: Assumptions,
+    fitted: Fitted,
+) -> Forecast | None:
+    """Forecasts from the first `sweeps` rounds."""
     history = History.of(rounds, started_at_ns, sweeps)
     if history is None:
         return None
-    return _forecast(history, Assumptions(device_state_bytes=device_state_bytes), FITTED)
+    answer = _behind(history, assumed, fitted)
+    if not answer.converges or assumed.downtime_limit_ns is not None or falls(history):
+        return answer
+    for passed in range(2, 2 + CONTRADICTIONS):
+        before = History.of(rounds, started_at_ns, sweeps - passed)
+        if before is None or before.sweeps < AFTER_SWEEPS:
+            return answer
+        then = _behind(before, assumed, fitted).rounds_left
+        if then is None or then >= passed:
+            return answer
+    return _behind(history, assumed, fitted, contradicted=True)
 
 
-def _forecast(history: History, assumed: Assumptions, fitted: Fitted) -> Forecast:
-    """Goes on behind the latest sweep."""
+def _behind(
+    history: History, assumed: Assumptions, fitted: Fitted, *, contradicted: bool = False
+) -> Forecast:
+    """Goes on behind the latest sweep. `contradicted`: QEMU would have stopped by now if earlier forecasts were right,
+    so that rounds which go on as before do not converge."""
     measured = measured_channel(history)
     channel = assumed_channel(measured, assumed)
     answer = unknown(history, channel, assumed)
@@ -90,6 +117,8 @@ def _forecast(history: History, assumed: Assumptions, fitted: Fitted) -> Forecas
             undecided = "downtime-limit"
     else:
         run, start = played(threshold)
+        if contradicted:
+            run = replace(run, converges=False)
     if not run.converges and slows(history):
         undecided = "dirty-rate"
     answer = with_run(answer, run, start, history.passed_ns, channel, assumed, fitted)
