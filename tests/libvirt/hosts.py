@@ -78,7 +78,8 @@ class Host:
     uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
     keeper: "subprocess.Popen[str] | None" = None
     daemon: "subprocess.Popen[bytes] | None" = None
-    _pid: int = 0
+    pid: int = 0
+    """The keeper's pid, in the machine's pid namespace."""
 
     @property
     def address(self) -> str:
@@ -90,15 +91,10 @@ class Host:
         """libvirtd's log, with the monitors' traffic."""
         return self.directory / "libvirtd.log"
 
-    @property
-    def pid(self) -> int:
-        """The keeper's pid, in the machine's pid namespace."""
-        return self._pid
-
     def inside(self, *command: str) -> list[str]:
         """The command line that runs `command` on this host."""
         pids = ("--pid",) if self.own_pids else ()
-        return ["nsenter", "--target", str(self._pid), "--mount", "--net", "--uts", *pids, *command]
+        return ["nsenter", "--target", str(self.pid), "--mount", "--net", "--uts", *pids, *command]
 
     def run(
         self, *command: str, check: bool = True, timeout: float = _TIMEOUT
@@ -142,7 +138,7 @@ class Host:
         assert self.keeper.stdout is not None
         if self.keeper.stdout.readline() != "ready\n":
             raise HostError(f"{self.name}: the namespaces cannot be made (see above)")
-        self._pid = _child(self.keeper.pid) if self.own_pids else self.keeper.pid
+        self.pid = _child(self.keeper.pid) if self.own_pids else self.keeper.pid
 
     def _write_etc(self, etc: Path) -> None:
         (etc / "libvirt").mkdir(parents=True)
@@ -190,7 +186,7 @@ class Host:
 
     def qemus(self, domain: str | None = None) -> list[int]:
         """The QEMUs on this host, of one domain or of all."""
-        return [pid for pid in sorted(inhabitants(self._pid)) if _is_qemu(pid, domain)]
+        return [pid for pid in sorted(inhabitants(self.pid)) if _is_qemu(pid, domain)]
 
     def end(self) -> None:
         """End every process of the host, and with them its namespaces."""

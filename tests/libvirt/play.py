@@ -37,7 +37,6 @@ class Play:
     pids: dict[str, set[int]] = field(default_factory=lambda: {"a": set(), "b": set()})
     aliases: set[str] = field(default_factory=set)
     """Other names that the first domain has had."""
-    answers: list[str] = field(default_factory=list)
 
     @property
     def a(self) -> Host:
@@ -114,7 +113,6 @@ class Play:
             raise OperationError(f"{_words(process)} does not end") from error
         self.note_pids()
         said = (err or out).strip()
-        self.answers.append(said)
         if good is not None and (process.returncode == 0) != good:
             raise OperationError(f"{_words(process)} ended with {process.returncode}: {said}")
         return said

@@ -32,7 +32,7 @@ def problems(report: Mapping[str, Any], truth: Mapping[str, Any]) -> list[str]:
     expected = truth["expect"]
     if not expected:
         # An internal snapshot may be seen as what it is, a save or a load.
-        moves = [m for m in seen if m.get("kind", "move") == "move"]
+        moves = [m for m in seen if m["kind"] == "move"]
         return [f"{len(moves)} migrations seen where there was none"] if moves else []
     if len(seen) != len(expected):
         said = ", ".join(f"{m['role']} {m['outcome']}" for m in seen) or "nothing"
@@ -48,7 +48,7 @@ def problems(report: Mapping[str, Any], truth: Mapping[str, Any]) -> list[str]:
 
 def _outcome(migration: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     said, cause = migration["outcome"], migration["cause"]
-    kind = migration.get("kind", wanted["kind"])
+    kind = migration["kind"]
     wrong = []
     if kind != wanted["kind"]:
         wrong.append(f"{kind} for {wanted['kind']}")
@@ -111,7 +111,7 @@ def _downtime(migration: Mapping[str, Any], qemu: Mapping[str, Any]) -> list[str
 def longer_ms(report: Mapping[str, Any], truth: Mapping[str, Any]) -> list[float]:
     """How much longer than QEMU's each compared downtime is, ms."""
     expected = [each for each in truth["expect"] if each["kind"] != "load"]
-    seen = [m for m in of_domains(report, truth) if m.get("kind", "move") != "load"]
+    seen = [m for m in of_domains(report, truth) if m["kind"] != "load"]
     return [
         migration["downtime"]["vcpu_ns"] / MS - qemu["stop_to_resume_ms"]
         for migration, wanted, qemu in zip(seen, expected, truth["qemu"], strict=False)
@@ -229,7 +229,7 @@ def said_by_vftrace(report: Mapping[str, Any], truth: Mapping[str, Any]) -> list
     for migration in of_domains(report, truth):
         cause = f" ({migration['cause']})" if migration["cause"] else ""
         lines.append(
-            f"{migration.get('kind', 'move')} {migration['outcome']}{cause},"
+            f"{migration['kind']} {migration['outcome']}{cause},"
             f" {_ms(migration['downtime']['vcpu_ns'])}, {len(migration['rounds'])} rounds,"
             f" {migration['channel']['bytes']} B"
         )
