@@ -21,7 +21,8 @@ from tests.golden import rendered
 from tests.golden.rendered import Figures, Shown, Subject
 from tests.unit.test_otlp import Collector
 from vftrace.cli import main
-from vftrace.collect.pump import Pump, ReplaySource
+from vftrace.collect.pump import Pump
+from vftrace.collect.replay import ReplaySource
 from vftrace.outputs.exporter.accounts import Reading
 from vftrace.outputs.exporter.metrics import Exporter
 

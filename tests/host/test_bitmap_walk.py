@@ -12,7 +12,6 @@ import pytest
 from benchmarks.kvmslots import GIB, MANUAL_PROTECT, PAGE, Bitmap, Vm
 from vftrace.collect.live import LiveSource
 from vftrace.events import ClearDirtyLog, Piece
-from vftrace.events.wire import decode
 
 PIECE = 1 << 15
 """Pages of a piece."""
@@ -71,7 +70,7 @@ def shipped(source: LiveSource, calls: int) -> list[tuple[ClearDirtyLog, list[Pi
     deadline = time.monotonic() + 60
     while len(done) < calls:
         assert time.monotonic() < deadline
-        for event in map(decode, source.read()):
+        for event in source.read().events:
             if isinstance(event, ClearDirtyLog):
                 done.append(event)
             elif isinstance(event, Piece):

@@ -54,7 +54,7 @@ def traced() -> Iterator[list[bytes]]:
 
     def read() -> None:
         while not stop.is_set():
-            records.extend(source.read())
+            records.extend(source.read().records)
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -64,7 +64,7 @@ def traced() -> Iterator[list[bytes]]:
         time.sleep(0.3)
         stop.set()
         thread.join()
-        records += source.close()
+        records += source.close().records
 
 
 def migrate(name: str, schedule: DirtySet, workdir: Path) -> Truth:

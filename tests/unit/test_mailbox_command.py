@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from vftrace.cli import main
-from vftrace.collect.pump import Pump, ReplaySource
+from vftrace.collect.pump import Pump
 from vftrace.collect.recording import Recording, RecordingWriter
+from vftrace.collect.replay import ReplaySource
 from vftrace.events import COLLECTOR, ClockSample, End, Mailbox, VfReset, layout, wire
 from vftrace.mailbox.driver import Driver
 from vftrace.mailbox.drivers import DRIVERS

@@ -24,9 +24,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from vftrace import events
 from vftrace.analysis.devices.vf_downtime import last_downtime
 from vftrace.analysis.tracker import Tracker
-from vftrace.collect.pump import Pump, ReplaySource
+from vftrace.collect.batch import Batch
+from vftrace.collect.pump import Pump
 from vftrace.collect.recording import Recording
-from vftrace.collect.replay import events_of
+from vftrace.collect.replay import ReplaySource, events_of
 from vftrace.events import COLLECTOR, wire
 from vftrace.events.layout import Kind
 from vftrace.model.host import HostInfo, ProbeStatus
@@ -708,12 +709,12 @@ class ManySource:
     def now_ns(self) -> int:
         return self._newest
 
-    def read(self) -> list[bytes]:
+    def read(self) -> Batch:
         records, self._records = self._records, []
-        return records
+        return Batch.of(records)
 
-    def close(self) -> list[bytes]:
-        return []
+    def close(self) -> Batch:
+        return Batch()
 
     def _all(self) -> Iterable[bytes]:
         golden = list(map(wire.decode, Recording(RECORDINGS / "completed-slow.vft.gz")))

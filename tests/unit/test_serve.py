@@ -28,8 +28,10 @@ import bcrypt
 import pytest
 from prometheus_client import CollectorRegistry
 
-from vftrace.collect.pump import Pump, ReplaySource, parse_speed
-from vftrace.collect.recording import Recording, RecordingWriter
+from vftrace.collect.pump import Pump
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import ReplaySource, parse_speed
+from vftrace.collect.session import Session
 from vftrace.commands.serve import parse_address, parse_path
 from vftrace.errors import UsageError, VftraceError
 from vftrace.events import wire
@@ -447,12 +449,11 @@ def test_replay_at_any_speed_ends_in_the_same_snapshot() -> None:
 def test_a_recorder_gets_every_record_as_it_was(tmp_path: Path) -> None:
     source = ReplaySource(SLOW, 0)
     copy = tmp_path / "copy.vft"
-    writer = RecordingWriter(copy, source.host)
-    pump = Pump(source, writer)
-    while not pump.ended:
-        pump.step()
-    pump.close()
-    writer.close()
+    with Session(source, copy) as session:
+        pump = Pump(session)
+        while not pump.ended:
+            pump.step()
+        pump.close()
     assert list(Recording(copy)) == list(Recording(SLOW))
     assert Recording(copy).host == source.host
 

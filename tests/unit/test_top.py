@@ -20,7 +20,8 @@ from typing import Any, cast
 import pytest
 
 from tests.unit.golden_text import recording
-from vftrace.collect.pump import Pump, ReplaySource
+from vftrace.collect.pump import Pump
+from vftrace.collect.replay import ReplaySource
 from vftrace.commands import top as top_command
 
 ENTER_SCREEN, LEAVE_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"

@@ -1,23 +1,19 @@
-"""The pump behind the live outputs: records from a source, through decoding, sorting and the
-tracker, to the latest snapshot.
+"""The only loop: batches from a source, through sorting, to the tracker or whoever else takes events.
 
 One thread calls `step`; any thread may ask for `snapshot`.
 """
 
-import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.tracker import Tracker
+from vftrace.collect.batch import Batch, Source
 from vftrace.collect.order import Order
-from vftrace.collect.recording import Recording
-from vftrace.errors import UsageError
-from vftrace.events import Event, wire
+from vftrace.events import Event
 from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Snapshot
@@ -25,113 +21,43 @@ from vftrace.model.migration import Snapshot
 SNAPSHOT_NS = 150_000_000
 """A snapshot is not built again before it is this old, however often outputs ask."""
 
-_WAIT_SECONDS = 0.02
-_BATCH = 4096
+
+@dataclass(slots=True)
+class Step:
+    """What one read of a source gave: the records that came, and the events that were due."""
+
+    came: Batch
+    due: list[Event]
 
 
-class Source(Protocol):
-    """Where records come from: `sources.live.LiveSource` or a `ReplaySource`."""
+def steps(batches: Iterable[Batch]) -> Iterator[Step]:
+    """Take batches in, give events out in the order of their times; the last step has all that was held back.
 
-    host: HostInfo
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will come."""
-
-    def now_ns(self) -> int:
-        """The time on the clock of the events."""
-
-    def read(self) -> list[bytes]:
-        """Wait a moment, then return what came."""
-
-    def close(self) -> list[bytes]:
-        """End; returns the last records."""
-
-
-class Recorder(Protocol):
-    """What takes the raw records: `sources.recording.RecordingWriter`."""
-
-    def write(self, records: list[bytes]) -> None:
-        """Append records."""
-
-
-class ReplaySource:
-    """A recording whose records are released at the times of their events, `speed` times as fast.
-
-    `speed` 0 or infinity: all at once. `damage` is as `Recording.damage`.
+    This is the only loop between records and whoever is fed with events.
     """
+    order = Order()
+    for batch in batches:
+        yield Step(batch, order.push(batch.events))
+    yield Step(Batch(), order.flush())
 
-    def __init__(self, path: Path, speed: float = 1.0) -> None:
-        """Raises VftraceError where `path` is no recording."""
-        self._recording = Recording(path)
-        self.host = self._recording.host
-        self._records: Iterator[bytes] = iter(self._recording)
-        self._at_once = speed == 0 or math.isinf(speed)
-        self._speed = speed
-        self._pending: bytes | None = None
-        self._first_ns: int | None = None
-        self._started_ns = 0
-        self._newest_ns = self.host.started_at_ns
-        self.ended = False
 
-    @property
-    def damage(self) -> str | None:
-        """Where and why the recording ended early, or None."""
-        return self._recording.damage
-
-    def now_ns(self) -> int:
-        """The time the replay has come to; it stands still at the end."""
-        if self._at_once or self.ended or self._first_ns is None:
-            return self._newest_ns
-        if self._pending is None:
-            return self._newest_ns
-        passed = time.monotonic_ns() - self._started_ns
-        # Never past the next record, so that time does not jump back where the recording ends.
-        next_ns: int = wire.HEADER.unpack_from(self._pending)[0]
-        return max(self._newest_ns, min(next_ns, self._first_ns + round(passed * self._speed)))
-
-    def read(self) -> list[bytes]:
-        """The records that are due, at most a few thousand; waits a moment if there are none."""
-        due = list(self._due())
-        if not due and not self.ended:
-            time.sleep(_WAIT_SECONDS)
-            due = list(self._due())
-        return due
-
-    def close(self) -> list[bytes]:
-        """Nothing more is released."""
-        self.ended = True
-        return []
-
-    def _due(self) -> Iterator[bytes]:
-        for _ in range(_BATCH):
-            if self._pending is None:
-                self._pending = next(self._records, None)
-            if self._pending is None:
-                self.ended = True
-                return
-            at_ns: int = wire.HEADER.unpack_from(self._pending)[0]
-            if self._first_ns is None:
-                self._first_ns, self._started_ns = at_ns, time.monotonic_ns()
-            if not self._at_once and at_ns > self.now_ns():
-                return
-            self._newest_ns = max(self._newest_ns, at_ns)
-            record, self._pending = self._pending, None
-            yield record
+def batches_of(source: Source, stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
+    """Read a source until it ends or `stop` says so, and close it."""
+    while not stop() and not source.ended:
+        yield source.read()
+    yield source.close()
 
 
 class Pump:
-    """Reads a source and keeps what is known; a `recorder` gets every raw record first.
+    """Reads a source and keeps what is known.
 
     `profiles`: texts of mailbox profiles, beside those that the source brings.
     """
 
-    def __init__(
-        self, source: Source, recorder: Recorder | None = None, profiles: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, source: Source, profiles: Sequence[str] = ()) -> None:
         self._source = source
-        self._recorder = recorder
-        self._order = Order()
+        self._closing = False
+        self._steps = steps(batches_of(source, lambda: self._closing))
         self._tracker = Tracker(mailboxes=Mailboxes(drivers_of(source.host.profiles, profiles)))
         self._lock = threading.Lock()
         self._counts: Counter[type[Event]] = Counter()
@@ -155,11 +81,12 @@ class Pump:
 
     def step(self) -> int:
         """Read once (waits some 20 ms when nothing comes) and feed; returns how many records."""
-        records = self._source.read()
-        self._take(records)
-        if self._source.ended and not self._closed:
+        if self._closed:
+            return 0
+        count = self._take(next(self._steps))
+        if self._source.ended:
             self._finish()
-        return len(records)
+        return count
 
     def snapshot(self) -> Snapshot:
         """The latest snapshot, at most some 150 ms old."""
@@ -178,36 +105,20 @@ class Pump:
     def close(self) -> None:
         """Close the source, take its last records, and end what has not ended."""
         if not self._closed:
-            self._take(self._source.close())
+            self._closing = True
             self._finish()
 
-    def _take(self, records: list[bytes]) -> None:
-        if self._recorder is not None and records:
-            self._recorder.write(records)
+    def _take(self, step: Step) -> int:
         with self._lock:
-            events = list(map(wire.decode, records))
-            self._counts.update(map(type, events))
-            for due in self._order.push(events):
-                self._tracker.feed(due)
+            self._counts.update(map(type, step.came.events))
+            for event in step.due:
+                self._tracker.feed(event)
+        return len(step.came.events)
 
     def _finish(self) -> None:
+        for step in self._steps:
+            self._take(step)
         with self._lock:
-            for event in self._order.flush():
-                self._tracker.feed(event)
             self._tracker.finish()
             self._built_ns = 0
             self._closed = True
-
-
-def parse_speed(text: str) -> float:
-    """A replay's speed: 1 as it was, 10 ten times as fast, 0 or `inf` all at once.
-
-    Raises UsageError for anything else.
-    """
-    try:
-        speed = float(text)
-    except ValueError:
-        speed = math.nan
-    if not speed >= 0:
-        raise UsageError(f"not a speed: {text!r} (such as 1, 0.5, 10; 0 for all at once)")
-    return speed

@@ -1,23 +1,28 @@
-"""A recording through the same code as live data: bytes, events, order, tracker."""
+"""A recording through the same code as live data, at its own pace or all at once."""
 
+import math
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.tracker import Tracker
-from vftrace.collect.order import Order
-from vftrace.events import Event, wire
+from vftrace.collect.batch import Batch
+from vftrace.collect.pump import steps
+from vftrace.collect.recording import Recording
+from vftrace.errors import UsageError
+from vftrace.events import Event
 
 _BATCH = 1024
+_READ = 4096
+_WAIT_SECONDS = 0.02
 
 
 def events_of(records: Iterable[bytes]) -> Iterator[Event]:
     """Decode and sort; records that cannot be decoded at all are dropped by the recording's own checks."""
-    order = Order()
-    rest = iter(records)
-    while batch := list(islice(rest, _BATCH)):
-        yield from order.push(list(map(wire.decode, batch)))
-    yield from order.flush()
+    for step in steps(_batches(records)):
+        yield from step.due
 
 
 def track(records: Iterable[bytes], mailboxes: Mailboxes | None = None) -> Tracker:
@@ -27,3 +32,106 @@ def track(records: Iterable[bytes], mailboxes: Mailboxes | None = None) -> Track
         tracker.feed(event)
     tracker.finish()
     return tracker
+
+
+def _batches(records: Iterable[bytes]) -> Iterator[Batch]:
+    if isinstance(records, Recording):
+        yield from map(Batch.of, records.batches())
+        return
+    rest = iter(records)
+    while batch := list(islice(rest, _BATCH)):
+        yield Batch.of(batch)
+
+
+class ReplaySource:
+    """A recording whose records are released at the times of their events, `speed` times as fast.
+
+    `speed` 0 or infinity: all at once. `damage` is as `Recording.damage`.
+    """
+
+    def __init__(self, path: Path, speed: float = 1.0) -> None:
+        """Raises VftraceError where `path` is no recording."""
+        self._recording = Recording(path)
+        self.host = self._recording.host
+        self._batches = map(Batch.of, self._recording.batches())
+        self._at_once = speed == 0 or math.isinf(speed)
+        self._speed = speed
+        self._pending = Batch()
+        self._taken = 0
+        """How many of the pending batch were released."""
+        self._first_ns: int | None = None
+        self._started_ns = 0
+        self._newest_ns = self.host.started_at_ns
+        self._read_all = False
+        self.ended = False
+
+    @property
+    def damage(self) -> str | None:
+        """Where and why the recording ended early, or None."""
+        return self._recording.damage
+
+    def now_ns(self) -> int:
+        """The time the replay has come to; it stands still at the end."""
+        if self._at_once or self.ended or self._first_ns is None:
+            return self._newest_ns
+        if self._taken == len(self._pending.events):
+            return self._newest_ns
+        passed = time.monotonic_ns() - self._started_ns
+        # Never past the next record, so that time does not jump back where the recording ends.
+        next_ns = self._pending.events[self._taken].at_ns
+        return max(self._newest_ns, min(next_ns, self._first_ns + round(passed * self._speed)))
+
+    def read(self) -> Batch:
+        """The records that are due, at most a few thousand; waits a moment if there are none."""
+        due = self._due()
+        if not due.events and not self.ended:
+            time.sleep(_WAIT_SECONDS)
+            due = self._due()
+        return due
+
+    def close(self) -> Batch:
+        """Nothing more is released."""
+        self.ended = True
+        return Batch()
+
+    def _next_batch(self) -> Batch:
+        """Some thousands of records, fewer at the end."""
+        found = Batch()
+        for batch in self._batches:
+            found.records += batch.records
+            found.events += batch.events
+            if len(found.events) >= _READ:
+                return found
+        self._read_all = True
+        return found
+
+    def _due(self) -> Batch:
+        if self._taken == len(self._pending.events):
+            self._taken = 0
+            self._pending = self._next_batch()
+        pending, first = self._pending, self._taken
+        if self._first_ns is None and pending.events:
+            self._first_ns, self._started_ns = pending.events[0].at_ns, time.monotonic_ns()
+        while self._taken < len(pending.events):
+            at_ns = pending.events[self._taken].at_ns
+            if not self._at_once and at_ns > self.now_ns():
+                break
+            self._newest_ns = max(self._newest_ns, at_ns)
+            self._taken += 1
+        last = self._taken
+        self.ended = self._read_all and last == len(pending.events)
+        return Batch(pending.records[first:last], pending.events[first:last])
+
+
+def parse_speed(text: str) -> float:
+    """A replay's speed: 1 as it was, 10 ten times as fast, 0 or `inf` all at once.
+
+    Raises UsageError for anything else.
+    """
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = math.nan
+    if not speed >= 0:
+        raise UsageError(f"not a speed: {text!r} (such as 1, 0.5, 10; 0 for all at once)")
+    return speed

@@ -77,9 +77,8 @@ def _check_machine() -> None:
 
 
 def _play(console: "Console", args: argparse.Namespace) -> int:
-    from vftrace.collect.live import LiveSource
     from vftrace.collect.pump import Pump
-    from vftrace.collect.recording import RecordingWriter
+    from vftrace.collect.session import open_live
     from vftrace.demo.qemu_figures import compare
     from vftrace.model.report import live_report
     from vftrace.model.select import select
@@ -89,17 +88,15 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
     # A polite kill is Ctrl-C: the VMs are ended first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="vftrace-demo-") as directory:
-        source = LiveSource()
-        writer = RecordingWriter(args.keep or Path(directory) / "demo.vft", source.host)
-        pump = Pump(source, writer)
         player = Player(args.scenario, Path(directory))
-        try:
-            player.start()
-            _watch(pump, player, live=live, ascii=args.ascii)
-        finally:
-            player.stop()
-            pump.close()
-            writer.close()
+        with open_live(output=args.keep or Path(directory) / "demo.vft") as session:
+            pump = Pump(session)
+            try:
+                player.start()
+                _watch(pump, player, live=live, ascii=args.ascii)
+            finally:
+                player.stop()
+                pump.close()
         truth = player.result()
         # other VMs of this host are none of the demo's business
         own = [str(process.pid) for process in truth.processes]

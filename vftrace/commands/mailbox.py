@@ -74,32 +74,23 @@ def _replay(args: argparse.Namespace, profiles: Sequence[str]) -> None:
 
 
 def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:
-    from vftrace.collect.live import LiveSource
-    from vftrace.collect.order import Order
-    from vftrace.events import wire
+    from vftrace.collect.pump import batches_of, steps
+    from vftrace.collect.session import open_live
 
     dump = _dump(args, (), profiles)
-    order = Order()
-    with Interrupt() as interrupt:
-        source = LiveSource(args.way, profiles)
-        try:
-            status = source.probes.mailbox.status[0]
-            if status.method is None and source.probes.mailbox.refused:
-                raise MachineError(f"mailboxes cannot be traced here: {status.reason}")
-            if status.reason is not None:
-                # Its module may be loaded later, and is then traced.
-                print(f"vftrace: mailbox: {status.reason}", file=sys.stderr)
-            deadline = Deadline(args.duration)
-            say_ready()
-            while not interrupt.set and not deadline.passed():
-                for event in order.push(list(map(wire.decode, source.read()))):
-                    _print(dump.feed(event))
-        finally:
-            rest = source.close()
-        for event in order.push(list(map(wire.decode, rest))):
-            _print(dump.feed(event))
-        for event in order.flush():
-            _print(dump.feed(event))
+    with Interrupt() as interrupt, open_live(args.way, profiles) as session:
+        mailbox = session.source.probes.mailbox
+        status = mailbox.status[0]
+        if status.method is None and mailbox.refused:
+            raise MachineError(f"mailboxes cannot be traced here: {status.reason}")
+        if status.reason is not None:
+            # Its module may be loaded later, and is then traced.
+            print(f"vftrace: mailbox: {status.reason}", file=sys.stderr)
+        deadline = Deadline(args.duration)
+        say_ready()
+        for step in steps(batches_of(session, lambda: interrupt.set or deadline.passed())):
+            for event in step.due:
+                _print(dump.feed(event))
         _print(dump.summary())
 
 

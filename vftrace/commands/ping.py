@@ -218,7 +218,7 @@ class _Recorder:
         self._writer.close()
 
     def _clock_and_summary(self, session: "Session") -> None:
-        from vftrace.collect.live import clock_sample
+        from vftrace.collect.clock import clock_sample
 
         self._write(self._journal.clock(_boottime_ns(), *clock_sample()))
         if session.ledger.since_ns is not None:

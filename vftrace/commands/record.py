@@ -25,21 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record until Ctrl-C, SIGTERM or the duration's end."""
-    from vftrace.collect.live import LiveSource
-    from vftrace.collect.recording import RecordingWriter
+    from vftrace.collect.session import open_live
 
     profiles = profile_texts(args)
-    with Interrupt() as interrupt:
-        source = LiveSource(args.way, profiles)
-        writer = RecordingWriter(args.output, source.host)
-        try:
-            deadline = Deadline(args.duration)
-            say_ready()
-            while not interrupt.set and not deadline.passed():
-                writer.write(source.read())
-        finally:
-            writer.write(source.close())
-            writer.close()
+    with Interrupt() as interrupt, open_live(args.way, profiles, args.output) as session:
+        deadline = Deadline(args.duration)
+        say_ready()
+        while not interrupt.set and not deadline.passed():
+            session.read()
     size = args.output.stat().st_size
     print(f"vftrace: wrote {args.output} ({size} bytes)", file=sys.stderr)
     return 0

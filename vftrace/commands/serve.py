@@ -23,7 +23,8 @@ from vftrace.errors import UsageError
 from vftrace.units import parse_duration
 
 if TYPE_CHECKING:
-    from vftrace.collect.pump import Pump, ReplaySource
+    from vftrace.collect.pump import Pump
+    from vftrace.collect.replay import ReplaySource
     from vftrace.outputs.exporter.accounts import Reading
     from vftrace.outputs.traces.otlp import Sender
 
@@ -257,25 +258,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySource | None]":
     """The pump, closed by `stack`; the replay if it is one."""
-    from vftrace.collect.pump import Pump, ReplaySource, parse_speed
+    from vftrace.collect.pump import Pump
+    from vftrace.collect.replay import ReplaySource, parse_speed
+    from vftrace.collect.session import open_live
 
     profiles = profile_texts(args)
     if args.replay is not None:
         replay = ReplaySource(args.replay, parse_speed(args.speed or "1"))
-        return Pump(replay, profiles=profiles), replay
-    from vftrace.collect.live import LiveSource
-    from vftrace.collect.recording import RecordingWriter
-
-    source = LiveSource(args.way, profiles)
-    writer = None
-    try:
-        if args.record is not None:
-            writer = RecordingWriter(args.record, source.host)
-            stack.callback(writer.close)
-    except BaseException:
-        source.close()
-        raise
-    pump = Pump(source, writer)
+        return Pump(replay, profiles), replay
+    pump = Pump(stack.enter_context(open_live(args.way, profiles, args.record)))
     stack.callback(pump.close)
     return pump, None
 

@@ -123,25 +123,14 @@ def _check(args: argparse.Namespace) -> None:
 
 def _open(args: argparse.Namespace, stack: ExitStack) -> "Pump":
     """What is to be watched; `stack` closes it in order."""
-    from vftrace.collect.pump import Pump, ReplaySource, parse_speed
-    from vftrace.collect.recording import RecordingWriter
+    from vftrace.collect.pump import Pump
+    from vftrace.collect.replay import ReplaySource, parse_speed
+    from vftrace.collect.session import open_live
 
     profiles = profile_texts(args)
     if args.replay is not None:
-        source = ReplaySource(args.replay, parse_speed(args.speed or "1"))
-        return Pump(source, profiles=profiles)
-    from vftrace.collect.live import LiveSource
-
-    live = LiveSource(args.way, profiles)
-    writer = None
-    if args.record is not None:
-        try:
-            writer = RecordingWriter(args.record, live.host)
-        except BaseException:
-            live.close()
-            raise
-        stack.callback(writer.close)
-    pump = Pump(live, writer)
+        return Pump(ReplaySource(args.replay, parse_speed(args.speed or "1")), profiles)
+    pump = Pump(stack.enter_context(open_live(args.way, profiles, args.record)))
     stack.callback(pump.close)
     return pump
 

@@ -1,0 +1,171 @@
+"""What tracing a full host costs: many VMs that migrate at once, and idle ones beside them.
+
+    sudo .venv/bin/python benchmarks/fleet.py [--migrating 200] [--idle 1000] [--seconds 30] [COMMAND...]
+
+The VMs are processes that make KVM's requests (fleet.c), so a small machine can hold them. For each COMMAND
+(`record`, `serve`) prints the tracer's CPU time in percent of one core while all VMs are idle, in the three seconds in
+which all begin, and from then to the end (/proc/PID/stat), and what it has seen: migrations, those whose downtime is
+known, records lost. `serve` is scraped every 15 s.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+TICKS = os.sysconf("SC_CLK_TCK")
+IDLE_S, BEGIN_S, SCRAPE_S = 10, 3, 15
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far (proc_pid_stat(5), fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def percent(pid: int, seconds: float) -> float:
+    """CPU time in the next so many seconds, in percent of one core."""
+    before, begun = cpu_seconds(pid), time.monotonic()
+    time.sleep(seconds)
+    return 100 * (cpu_seconds(pid) - before) / (time.monotonic() - begun)
+
+
+def build(directory: Path) -> Path:
+    """Compile fleet.c."""
+    program = directory / "fleet"
+    source = HERE / "benchmarks" / "fleet.c"
+    subprocess.run(["cc", "-O2", "-pthread", "-o", program, source], check=True)
+    return program
+
+
+@contextmanager
+def tracer(tree: Path, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A vftrace that is ready; ended by SIGINT."""
+    command = [sys.executable, "-m", "vftrace", *arguments]
+    with subprocess.Popen(
+        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as child:
+        assert child.stdout is not None
+        child.said = ""  # type: ignore[attr-defined]
+        while (line := child.stdout.readline()) and line.strip() != "ready":
+            child.said += line  # type: ignore[attr-defined]
+        if not line:
+            raise RuntimeError(child.said)  # type: ignore[attr-defined]
+        try:
+            yield child
+        finally:
+            child.send_signal(signal.SIGINT)
+            child.stdout.read()
+
+
+def scrape(url: str, took: list[float], stop: threading.Event) -> None:
+    """Scrape as Prometheus does, and remember how long each took."""
+    while not stop.wait(SCRAPE_S):
+        begun = time.monotonic()
+        urllib.request.urlopen(url, timeout=60).read()
+        took.append(time.monotonic() - begun)
+
+
+def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, object]:
+    """One fleet under one command."""
+    recording = directory / f"{command}.vft"
+    arguments = [command, "-o", str(recording)]
+    if command == "serve":
+        arguments = [command, "--web.listen-address", "127.0.0.1:0"]
+    fleet = [str(args.program), str(args.migrating), str(args.idle), str(args.gib)]
+    fleet += [str(args.round_ms), str(args.seconds)]
+    took: list[float] = []
+    stop = threading.Event()
+    with tracer(args.tree, arguments) as traced:
+        url = "".join(re.findall(r"serving (\S+)", traced.said))  # type: ignore[attr-defined]
+        if url:
+            threading.Thread(target=scrape, args=(url, took, stop), daemon=True).start()
+        with subprocess.Popen(
+            fleet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as vms:
+            assert vms.stdin is not None
+            assert vms.stdout is not None
+            assert vms.stdout.readline().strip() == "ready"
+            time.sleep(3)
+            idle = percent(traced.pid, IDLE_S)
+            vms.stdin.write("\n")
+            vms.stdin.flush()
+            begin = percent(traced.pid, BEGIN_S)
+            steady = percent(traced.pid, args.seconds - BEGIN_S - 1)
+            done = vms.stdout.readline().strip()
+            time.sleep(3)
+            metrics = urllib.request.urlopen(url, timeout=60).read().decode() if url else ""
+            stop.set()
+            vms.stdin.write("\n")
+            vms.stdin.flush()
+    result: dict[str, object] = {
+        "command": command,
+        "idle %": round(idle, 1),
+        "begin %": round(begin, 1),
+        "steady %": round(steady, 1),
+        "vms": done,
+    }
+    if url:
+        result["scrapes s"] = [round(seconds, 3) for seconds in took]
+        result["counted"] = re.findall(
+            r"^vftrace_((?:migrations|events_lost|migrations_incomplete)_total\S* \S+)",
+            metrics,
+            re.M,
+        )
+    else:
+        result |= seen(args.tree, recording)
+    return result
+
+
+def seen(tree: Path, recording: Path) -> dict[str, object]:
+    """What is in the recording."""
+    out = subprocess.run(
+        [sys.executable, "-m", "vftrace", "report", "--format", "json", recording],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    report = json.loads(out)
+    migrations = report["migrations"]
+    stopped = [m for m in migrations if m["downtime"]["checkpoints"]]
+    return {
+        "records": report["hosts"][0]["events"],
+        "migrations": len(migrations),
+        "completed": sum(m["outcome"] == "completed" for m in migrations),
+        "stops seen": len(stopped),
+        "incomplete": sum(m["incomplete"] for m in migrations),
+        "lost": report["hosts"][0]["lost"],
+    }
+
+
+def main() -> None:
+    """Print one JSON object for each command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--migrating", type=int, default=200)
+    parser.add_argument("--idle", type=int, default=1000)
+    parser.add_argument("--gib", type=int, default=4, help="memory of a migrating VM")
+    parser.add_argument("--round-ms", type=int, default=1000)
+    parser.add_argument("--seconds", type=int, default=30)
+    parser.add_argument("--tree", type=Path, default=HERE, help="another tree of vftrace")
+    parser.add_argument("commands", nargs="*", default=["record", "serve"], metavar="COMMAND")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        args.program = build(Path(directory))
+        for command in args.commands:
+            print(json.dumps(run(args, command, Path(directory))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The clocks of this host: that of all events, and the wall clock beside it."""
+
+import ctypes
+import time
+
+
+def boottime_ns() -> int:
+    """CLOCK_BOOTTIME, the clock of all events."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class _Timex(ctypes.Structure):
+    # struct timex of <sys/timex.h>; only maxerror (microseconds) is used
+    _fields_ = [
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("rest", ctypes.c_char * 256),
+    ]
+
+
+def clock_sample() -> tuple[int, int]:
+    """CLOCK_REALTIME - CLOCK_BOOTTIME and its error bound, ns: the kernel's maxerror and how long both took to read."""
+    before = boottime_ns()
+    realtime = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    after = boottime_ns()
+    timex = _Timex()
+    ctypes.CDLL(None).adjtimex(ctypes.byref(timex))
+    return realtime - (before + after) // 2, timex.maxerror * 1000 + (after - before)

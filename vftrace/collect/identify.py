@@ -1,0 +1,147 @@
+"""Finds who is who from the events of the kernel side: processes, fds, devices and virtual functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+from vftrace import events
+from vftrace.collect.batch import Intake
+from vftrace.events import Event
+from vftrace.host import descriptors, devices, processes
+from vftrace.host.process_watch import ProcessWatch
+
+
+class Identifier:
+    """Writes a record for each process, fd, device and function that appears in the events.
+
+    Reading /proc and /sys costs more than all else, so nothing is looked up twice unless an event says that it
+    may have changed.
+    """
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._watch = ProcessWatch()
+        self._ended: set[int] = set()
+        self._described: dict[int, set[int]] = {}
+        """By process: the fds that a record has told."""
+        self._devices: dict[int, dict[int, devices.Device]] = {}
+        self._vfs: dict[tuple[str, int], str | None] = {}
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The VMMs that live, as far as is known."""
+        return self._watch.pids
+
+    def take(self, event: Event) -> None:
+        """Look at an event of the kernel side."""
+        look = _LOOKS.get(type(event))
+        if look is not None:
+            look(self, event)
+
+    def meet(self, pid: int, *, late: bool, running: bool = False) -> None:
+        """Write who a process is; `late` and `running` as in `events.Process`."""
+        identity = processes.identity_of(processes.command_line(pid))
+        self._watch.watch(pid)
+        self._intake.write(
+            events.Process,
+            pid=pid,
+            start_time=processes.start_time(pid) or 0,
+            uuid=identity.uuid,
+            name=identity.name,
+            vmm=identity.vmm,
+            incoming=identity.incoming,
+            started_paused=identity.started_paused,
+            late=late,
+            running=running,
+        )
+
+    def find_device(self, pid: int, fd: int, name: str, *, late: bool) -> None:
+        """Write which device a VFIO device fd is."""
+        found = devices.find(pid, fd, name, processes.command_line(pid))
+        known = self._devices.setdefault(pid, {})
+        if found is not None and known.get(fd) != found:
+            known[fd] = found
+            self._intake.write(
+                events.Device,
+                pid=pid,
+                fd=fd,
+                address=found.address,
+                id=found.id,
+                driver=found.driver,
+                pf=found.pf,
+                vf=found.vf,
+                late=late,
+            )
+
+    def report_gone(self) -> None:
+        """Write which processes ended without an Exit record."""
+        # At the second look only: the first may come before the ring buffer's own record of the end.
+        ended = self._watch.ended()
+        for pid in ended & self._ended:
+            self._forget(pid)
+            self._intake.write(events.Gone, pid=pid)
+        self._ended = ended
+
+    def retry_functions(self) -> None:
+        """Forget that a virtual function had no address: it may be in /sys by the next message."""
+        self._vfs = {key: address for key, address in self._vfs.items() if address is not None}
+
+    def close(self) -> None:
+        """Let go of all files."""
+        self._watch.close()
+
+    def _forget(self, pid: int) -> None:
+        self._watch.forget(pid)
+        self._devices.pop(pid, None)
+        self._described.pop(pid, None)
+
+    def _vm_created(self, event: events.VmCreated) -> None:
+        self.meet(event.tgid, late=False)
+
+    def _exit(self, event: events.Exit) -> None:
+        self._forget(event.tgid)
+
+    def _channel(self, event: events.Channel) -> None:
+        described = self._described.setdefault(event.tgid, set())
+        if event.fd in described:
+            return
+        found = descriptors.describe(event.tgid, event.fd)
+        if found is not descriptors.UNKNOWN:
+            described.add(event.fd)
+            self._intake.write(
+                events.FileDescriptor,
+                pid=event.tgid,
+                fd=event.fd,
+                kind=found.kind,
+                peer=found.peer,
+            )
+
+    def _vfio_open(self, event: events.VfioOpen) -> None:
+        self.find_device(event.tgid, event.fd, event.name, late=False)
+
+    def _vfio_close(self, event: events.VfioClose) -> None:
+        self._devices.get(event.tgid, {}).pop(event.fd, None)
+
+    def _mailbox(self, event: events.Mailbox) -> None:
+        if (event.pf, event.vf) not in self._vfs:
+            self._find_function(event.pf, event.vf)
+
+    def _vf_reset(self, event: events.VfReset) -> None:
+        # What has another address was reset when it was made.
+        self._find_function(event.pf, event.vf)
+
+    def _find_function(self, pf: str, vf: int) -> None:
+        address = devices.vf_address(pf, vf)
+        if address is not None and self._vfs.get((pf, vf)) != address:
+            self._intake.write(events.VfAddress, pf=pf, vf=vf, address=address)
+        self._vfs[pf, vf] = address
+
+
+_LOOKS: dict[type[Event], Callable[[Identifier, Any], None]] = {
+    events.VmCreated: Identifier._vm_created,
+    events.Channel: Identifier._channel,
+    events.Exit: Identifier._exit,
+    events.VfioOpen: Identifier._vfio_open,
+    events.VfioClose: Identifier._vfio_close,
+    events.Mailbox: Identifier._mailbox,
+    events.VfReset: Identifier._vf_reset,
+}

@@ -1,0 +1,84 @@
+"""The one place that opens a source, with the recording it is written to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from vftrace.collect.batch import Batch, Source
+from vftrace.collect.live import LiveSource
+from vftrace.collect.recording import RecordingWriter
+from vftrace.model.host import HostInfo
+
+S = TypeVar("S", bound=Source)
+
+
+class Session(Generic[S]):
+    """A source whose records are written to a file first, if there is one; a source itself.
+
+    Use it as a context manager, or call `close`, which may be called again.
+    """
+
+    def __init__(self, source: S, output: Path | None = None) -> None:
+        """Raises VftraceError where `output` cannot be written; the source is closed then."""
+        self.source = source
+        self._closed = False
+        self._writer: RecordingWriter | None = None
+        if output is not None:
+            try:
+                self._writer = RecordingWriter(output, source.host)
+            except BaseException:
+                source.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def host(self) -> HostInfo:
+        """The traced host; probes come and go with what they watch."""
+        return self.source.host
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self._closed or self.source.ended
+
+    def now_ns(self) -> int:
+        """The time on the clock of the events."""
+        return self.source.now_ns()
+
+    def read(self) -> Batch:
+        """Wait a moment, then return what came, which is in the recording by then."""
+        return self._write(self.source.read())
+
+    def close(self) -> Batch:
+        """End the source and the recording; returns the last records."""
+        if self._closed:
+            return Batch()
+        self._closed = True
+        try:
+            return self._write(self.source.close())
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+
+    def _write(self, batch: Batch) -> Batch:
+        if self._writer is not None and batch.records:
+            self._writer.write(batch.records)
+        return batch
+
+
+def open_live(
+    way: str | None = None, profiles: Sequence[str] = (), output: Path | None = None
+) -> Session[LiveSource]:
+    """Trace this host, and record to `output` if it is given. Errors as of `LiveSource` and `Session`."""
+    return Session(LiveSource(way, profiles), output)
