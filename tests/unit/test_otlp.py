@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from tests.unit.two_hosts import RECORDINGS, boot_of, golden, host_of, lab, only
 from vftrace.cli import main
 from vftrace.collect.recording import Recording
 from vftrace.errors import UsageError
-from vftrace.model.migration import Migration
+from vftrace.model.migration import DeviceUse, Migration, Role
+from vftrace.model.report import Report
 from vftrace.model.trace_id import trace_id
-from vftrace.outputs.traces.otlp import Sender, SpanNode, Trace, traces_url
+from vftrace.outputs.traces.otlp import Sender, SpanNode, Trace, traces_of, traces_url
 
 SECONDS = 10**9
 
@@ -279,6 +281,20 @@ def test_the_missing_extra_is_one_line(
     assert main(["report", "--otlp-endpoint", "http://127.0.0.1:1", path]) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install 'vftrace[otlp]'" in line
+
+
+def test_a_device_without_states_and_a_migration_that_fails_leave_the_others() -> None:
+    found = boot_of(*golden("four-at-once"))
+    first, second, *others = found.snapshot.migrations
+    # It refused the first state it was asked for: the kernel tells of none.
+    refused = DeviceUse("0000:01:10.0", "vf0", Role.SOURCE, None, None, (), (), None)
+    first = replace(first, devices=(refused,))
+    broken = replace(second, phases=(None,))  # type: ignore[arg-type]
+    snapshot = replace(found.snapshot, migrations=(first, broken, *others))
+    traces, failed = traces_of(Report.of_hosts([replace(found, snapshot=snapshot)]).migrations)
+    assert len(traces) == 1 + len(others)
+    (line,) = failed
+    assert str(second.name) in line
 
 
 def test_the_sender_sends_each_trace_once(collector: Collector) -> None:

@@ -41,6 +41,21 @@ def test_the_picture_of(
     check(f"top-{what}-{size[0]}x{size[1]}", screen(moment, keys(moment, *pressed), size))
 
 
+def test_a_migration_that_cannot_be_drawn_leaves_the_others() -> None:
+    moment = at("four-at-once", 60.0)
+    broken, *others = moment.snapshot.migrations
+    damaged = dataclasses.replace(broken, channel=None)  # type: ignore[arg-type]
+    snapshot = dataclasses.replace(moment.snapshot, migrations=(damaged, *others))
+    moment = dataclasses.replace(moment, snapshot=snapshot)
+    picture = screen(moment, ViewState(), LARGE)
+    assert "AttributeError" in picture
+    for m in others:
+        assert str(m.name) in picture
+    row = ("migration", broken.pid, broken.started_at_ns)
+    opened = screen(moment, ViewState(screen="timeline", opened=row), LARGE)
+    assert "not shown, because of an error in vftrace" in opened
+
+
 def test_emulating_processes_are_named_where_there_is_no_vm() -> None:
     moment = at("boot", 0.0)
     for count, said in (

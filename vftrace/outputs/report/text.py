@@ -1,6 +1,6 @@
 """The report as text: what set the downtime first, then each migration with its figures."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.devices import devices_part
 from vftrace.outputs.text.forecast import forecast_of
 from vftrace.outputs.text.glyphs import Glyphs, clean, glyphs, shorten
+from vftrace.outputs.text.guard import guarded
 from vftrace.outputs.text.outage import render_outage
 from vftrace.outputs.text.slots import slots_part
 from vftrace.outputs.text.tables import (
@@ -96,17 +97,6 @@ class _Text:
         if host.info.probes:  # a ping has none
             said += f", probes {attached} of {len(host.info.probes)}"
         yield Text(f"{said}, {snapshot.events} events, {lost}", "dim")
-
-
-def guarded(what: str, render: Callable[[], Iterable[RenderableType]]) -> Sequence[RenderableType]:
-    """A part of the text, or one line that says why it could not be drawn: the other parts are drawn anyway."""
-    try:
-        return tuple(render())
-    except Exception as error:
-        said = (
-            f"! {what}: not shown, because of an error in vftrace ({type(error).__name__}: {error})"
-        )
-        return (Text(said, WARNING),)
 
 
 def first_line(report: Report, g: Glyphs) -> str:

@@ -17,6 +17,7 @@ from vftrace.events import NO_PROCESS, Event
 from vftrace.mailbox.driver import Drivers, Value
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.message import Message
+from vftrace.model import figures
 from vftrace.model.vf import StateSpan, VfHistory
 
 ARROWS = {"from-vf": ">", "to-vf": "<"}
@@ -24,7 +25,7 @@ ARROWS = {"from-vf": ">", "to-vf": "<"}
 
 def printable(text: str) -> str:
     """Text from a recording, which can hold anything: nothing of it steers a terminal."""
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)[:64]
+    return figures.printable(text).encode("ascii", "replace").decode()[:64]
 
 
 class Dump:
@@ -47,7 +48,8 @@ class Dump:
         self._mailboxes = Mailboxes(drivers)
         self._stream = SequenceTracker()
         self._states: dict[tuple[str, int], StateSpan] = {}
-        self._realtime_offset_ns: int | None = None
+        self._clock: tuple[tuple[int, int, int], ...] = ()
+        """The latest sample."""
         self._lost = 0
         self.heard = False
         """Whether there was anything of a mailbox."""
@@ -55,7 +57,7 @@ class Dump:
     def feed(self, event: Event) -> Iterator[str]:
         """The lines of one event: a message, a reset, a change of state, a flood, a loss."""
         if isinstance(event, events.ClockSample):
-            self._realtime_offset_ns = event.realtime_offset_ns
+            self._clock = ((event.at_ns, event.realtime_offset_ns, event.error_ns),)
         if isinstance(event, events.Lost) and event.count > self._lost:
             yield from self._said(event.at_ns, "lost", None, {"records": event.count - self._lost})
             self._lost = event.count
@@ -145,8 +147,7 @@ class Dump:
     def _object(
         self, at_ns: int, what: str, pf: str | None, vf: int | None, **fields: object
     ) -> str:
-        offset = self._realtime_offset_ns
-        realtime = None if offset is None else at_ns + offset
+        realtime = figures.realtime_ns(self._clock, at_ns)
         return json.dumps(
             {"at_ns": at_ns, "realtime_ns": realtime, "event": what, "pf": pf, "vf": vf, **fields}
         )
@@ -156,9 +157,10 @@ class Dump:
 
     def _time(self, at_ns: int) -> str:
         """Wall time where the clock is known, else seconds since boot."""
-        if self._realtime_offset_ns is None:
+        realtime = figures.realtime_ns(self._clock, at_ns)
+        if realtime is None:
             return f"{at_ns / 1e9:15.6f}"
-        seconds, rest = divmod(at_ns + self._realtime_offset_ns, 1_000_000_000)
+        seconds, rest = divmod(realtime, 1_000_000_000)
         try:
             return time.strftime("%H:%M:%S", time.localtime(seconds)) + f".{rest // 1000:06d}"
         except (OverflowError, OSError, ValueError):

@@ -1,7 +1,8 @@
 """The list: migrations that run, those that have ended, and the VMs, a line each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rich.cells import set_cell_size
 from rich.console import RenderableType
@@ -92,10 +93,12 @@ def list_page(
         row_of(m) for m in snapshot.migrations if figures.blackout(m, snapshot.at_ns) is not None
     }
     active = [
-        (row_of(m), _active_cells(m, snapshot, g)) for m in view_state.active(snapshot, state)
+        (row_of(m), _cells(partial(_active_cells, m, snapshot, g), label(m, g), ACTIVE))
+        for m in view_state.active(snapshot, state)
     ]
     finished = [
-        (row_of(m), _finished_cells(m, snapshot, g)) for m in view_state.finished(snapshot, state)
+        (row_of(m), _cells(partial(_finished_cells, m, snapshot, g), label(m, g), FINISHED))
+        for m in view_state.finished(snapshot, state)
     ]
     vms = [
         (row_of(vm), _vm_cells(vm, snapshot, now_ns, g)) for vm in view_state.vms(snapshot, state)
@@ -163,6 +166,14 @@ def _nothing(snapshot: Snapshot, state: ViewState, g: Glyphs) -> list[Renderable
         Text("  A migration shows as soon as it switches on dirty logging for the VM's memory."),
         Text("  In another terminal, `vftrace demo` migrates a small VM on this machine."),
     ]
+
+
+def _cells(make: Callable[[], list[str]], name: str, columns: Sequence[Column]) -> list[str]:
+    """The cells of a line, or an error in their place: the other lines are drawn."""
+    try:
+        return make()
+    except Exception as error:
+        return [name, *[type(error).__name__] * (len(columns) - 1)]
 
 
 def _row(

@@ -1,6 +1,7 @@
 """The live view: one frame, drawn from a snapshot, the time, and the state of the view."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
@@ -8,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vftrace.model.host import HostInfo
-from vftrace.model.migration import Snapshot
+from vftrace.model.migration import Migration, Snapshot
 from vftrace.outputs.text.clock import clock_time
 from vftrace.outputs.text.glyphs import (
     Glyphs,
@@ -16,7 +17,8 @@ from vftrace.outputs.text.glyphs import (
     glyphs,
     shorten,
 )
-from vftrace.outputs.text.vfs import vf_lines
+from vftrace.outputs.text.guard import guarded
+from vftrace.outputs.text.vfs import name_of, vf_lines
 from vftrace.outputs.text.words import (
     headline,
     label,
@@ -151,9 +153,11 @@ def _last_word(frame: Frame, width: int, g: Glyphs) -> list[Text]:
     if newest is None:
         return []
     name = label(newest, g)
-    text = Text(f"{name}: {headline(newest, frame.snapshot.at_ns)}", TITLE)
-    lines = list(text.wrap(Console(width=width), width))
-    return lines[:2]
+    said = guarded(name, lambda: [Text(f"{name}: {headline(newest, frame.snapshot.at_ns)}", TITLE)])
+    console = Console(width=width)
+    return [line for text in said if isinstance(text, Text) for line in text.wrap(console, width)][
+        :2
+    ]
 
 
 def _probes_line(host: HostInfo, snapshot: Snapshot, width: int, g: Glyphs) -> Text:
@@ -233,14 +237,21 @@ def _timeline_page(frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
     migration = view_state.find(frame.snapshot, frame.state.opened)
     if migration is None:
         return [Text("This migration is no longer known (Esc goes back).")]
-    return timeline(migration, frame.snapshot.at_ns, width, g)
+    return _guarded_timeline(migration, frame, width, g)
+
+
+def _guarded_timeline(m: Migration, frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
+    """Tracing, recording and serving go on where a migration cannot be drawn."""
+    draw = partial(timeline, m, frame.snapshot.at_ns, width, g)
+    return list(guarded(label(m, g), draw))
 
 
 def _vf_page(frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
     life = view_state.find_vf(frame.snapshot, frame.state.opened)
     if life is None:
         return [Text("This virtual function is no longer known (Esc goes back).")]
-    return vf_lines(life, frame.snapshot, width, g, len(life.recent))
+    draw = partial(vf_lines, life, frame.snapshot, width, g, len(life.recent))
+    return list(guarded(clean(name_of(life), g), draw))
 
 
 def _list_page(
@@ -253,7 +264,7 @@ def _list_page(
     chosen = view_state.migration_of(view_state.cursor(state, rows), snapshot) if rows else None
     if room >= TALL and chosen is not None:
         rule = Text(g.rule * width, "dim")
-        page = [*page, Text(), rule, *timeline(chosen, snapshot.at_ns, width, g)]
+        page = [*page, Text(), rule, *_guarded_timeline(chosen, frame, width, g)]
     return page, focus
 
 

@@ -1,0 +1,19 @@
+"""Draws a part so that an error in it leaves the other parts."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+STYLE = "bold yellow"
+
+
+def guarded(what: str, render: Callable[[], Iterable[RenderableType]]) -> Sequence[RenderableType]:
+    """The part, or one line that says why it could not be drawn."""
+    try:
+        return tuple(render())
+    except Exception as error:
+        said = (
+            f"! {what}: not shown, because of an error in vftrace ({type(error).__name__}: {error})"
+        )
+        return (Text(said, STYLE),)
