@@ -409,3 +409,13 @@ def test_the_end_tells_of_records_lost_last() -> None:
     tracker.feed(Talk().event(VfReset))
     tracker.feed(events.End(2 * SECOND, 0, COLLECTOR, 0, {NO_PROCESS: 2}))
     assert tracker.snapshot().vfs_incomplete
+
+
+def test_another_driver_of_the_card_begins_another_history() -> None:
+    boxes = Mailboxes()
+    for at_ns, driver, word in ((0, IXGBE, 0x1), (MS, IGB, 0x5)):
+        words = (word, *[0] * 15)
+        boxes.feed(Mailbox(at_ns, 0, NO_PROCESS, 0, PF, driver, 0, Mailbox.FROM_VF, 2, 2, 0, words))
+    (history,) = boxes.vf_histories()
+    assert (history.driver, history.message_resets) == ("igb", 0)
+    assert [m.name for m in history.recent] == ["SET_LPE"]

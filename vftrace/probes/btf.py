@@ -67,7 +67,7 @@ def module_member_offset(structure: str, member: str, module: str) -> int | None
     if not place.exists():
         return member_offset(structure, member)
     try:
-        base, read = _read(VMLINUX), _parse(place.read_bytes())
+        base, read = _read(VMLINUX), _module(place)
     except (OSError, struct.error, ValueError):
         return None
     own = _member_offset(read, base.strings + read.strings, structure, member)
@@ -94,7 +94,7 @@ def parameters(name: str, module: str) -> tuple[str, ...] | None:
     place = of_module(module)
     try:
         base = _read(VMLINUX)
-        read = _parse(place.read_bytes()) if place.exists() else base
+        read = _module(place) if place.exists() else base
     except (OSError, struct.error, ValueError):
         return None
     own = 0 if read is base else base.count
@@ -124,6 +124,18 @@ def forget() -> None:
 def _read(btf: Path) -> _Btf:
     """Read once: a kernel has a hundred thousand types, and an emulated machine is slow."""
     return _parse(btf.read_bytes())
+
+
+def _module(place: Path) -> _Btf:
+    """A module's BTF. The module may be unloaded and another build of it loaded."""
+    found = place.stat()
+    return _read_module(place, found.st_ino, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_module(place: Path, _inode: int, _changed_ns: int) -> _Btf:
+    """Read once: a driver's functions and structures are looked up one after the other."""
+    return _parse(place.read_bytes())
 
 
 def _parse(data: bytes) -> _Btf:

@@ -262,6 +262,10 @@ class Mailboxes:
 
     def _vf(self, pf: str, number: int, driver: int) -> _Vf | None:
         vf = self._vfs.get((pf, number))
+        if vf is not None and vf.pf_driver.number != driver:
+            # The card has another driver now, so this is another VF.
+            del self._vfs[pf, number]
+            vf = None
         if vf is None and len(self._vfs) < MAX_VFS:
             known = self._drivers.get(driver, Driver(str(driver), driver, WORD_PROTOCOL))
             vf = self._vfs[pf, number] = _Vf(pf, number, known, self._recent)
