@@ -3,8 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from vftrace import events
-from vftrace.analysis.tracker import MAX_CLOCK_SAMPLES, SETTLE_AFTER_NS, Tracker
+from vftrace.analysis.tracker import (
+    MAX_CLOCK_SAMPLES,
+    MAX_ENDED_MIGRATING,
+    MAX_ENDED_PROCESSES,
+    SETTLE_AFTER_NS,
+    Tracker,
+)
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
 from vftrace.events import COLLECTOR
@@ -33,6 +41,39 @@ def test_a_finished_migration_stays_as_it_was() -> None:
     ]
     assert not any(p.outgoing for p in (*tracker._ended, *tracker._processes.values()))
     assert not tracker._pairing.pairs
+
+
+@pytest.mark.parametrize("ends", [300, 2000])
+def test_vms_that_end_later_do_not_erase_a_migration(ends: int) -> None:
+    """A host that starts and ends VMs in a loop, within the half minute in which a migration settles."""
+    tracker = Tracker()
+    last = None
+    for event in events_of(Recording(RECORDING)):
+        if not isinstance(event, events.End):
+            tracker.feed(event)
+            last = event
+    assert last is not None
+    before = tracker.snapshot().migrations
+    for n in range(ends):
+        at, pid = last.at_ns + n * 1_000_000, 100_000 + n
+        tracker.feed(events.VmCreated(at, 0, pid, pid, 3))
+        tracker.feed(events.Exit(at, 1, pid, pid, 0))
+    assert tracker.snapshot().migrations == before
+    assert len(tracker._ended) <= MAX_ENDED_PROCESSES
+
+
+def test_processes_that_migrated_and_ended_are_bounded() -> None:
+    """Each is a source that ends in the middle: its migration is kept as it came out."""
+    tracker = Tracker()
+    for n in range(MAX_ENDED_MIGRATING + 200):
+        at, pid, tid = 1_000_000 * (n + 1), 10 + 2 * n, 11 + 2 * n
+        tracker.feed(events.Region(at, 0, pid, tid, 0, 1, 0, 1 << 30, 0, 0))
+        tracker.feed(events.Channel(at + 9, 1, pid, tid, 100, 1, at + 5, at + 9, 0, 4, 0, tid, 0))
+        tracker.feed(events.Exit(at + 10, 2, pid, tid, 0))
+    assert len(tracker._ended) <= MAX_ENDED_MIGRATING
+    found = tracker.snapshot().migrations
+    assert len(found) == MAX_ENDED_MIGRATING + 200
+    assert {(m.outcome, m.cause) for m in found} == {("failed", "source-ended")}
 
 
 def test_clock_samples_are_bounded_and_keep_a_step() -> None:

@@ -62,15 +62,17 @@ def build_migration(sides: Sides) -> Migration:
     process, outgoing = sides.source or (None, None)
     peer, incoming = sides.destination or (None, None)
     fds = outgoing.channel_fds(process.peers) if process and outgoing else set()
+    save = (
+        saved_to(process, outgoing, fds, paired=peer is not None) if process and outgoing else None
+    )
+    if outgoing is not None and save is not None:
+        outgoing.adopt_pause()
     if outgoing is not None and incoming is not None:
         outgoing.adopt_stop(incoming.loaded_at_ns, incoming.running_at_ns)
     devices = device_downtime.gather(process, outgoing, peer, incoming)
     times = checkpoint_times(outgoing, incoming, devices)
     postcopy = incoming is not None and incoming.postcopy_first_ns is not None
     channel = _channel(process, outgoing, fds, postcopy=postcopy)
-    save = (
-        saved_to(process, outgoing, fds, paired=peer is not None) if process and outgoing else None
-    )
     load = None
     if peer is not None and incoming is not None and process is None:
         load = loaded_from(peer, incoming, sides.context.processes)

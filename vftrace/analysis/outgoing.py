@@ -90,6 +90,8 @@ class OutgoingMigration:
     resumed_at_ns: int | None = None
     last_exit_ns: int = 0
     last_run_ns: int | None = None
+    ran_on_ns: int | None = None
+    """The first vCPU entry since the attempt began, even if it was over then."""
     longest_pause_ns: int = 0
     """The longest time that a vCPU stayed outside KVM_RUN before the stop: a throttled one sleeps there."""
     closed_fd_ns: int | None = None
@@ -294,9 +296,19 @@ class OutgoingMigration:
         if self.stop is None and at_once:
             self.stop = self.stopped_before
 
+    def adopt_pause(self) -> None:
+        """So does the stop of a guest that was stopped just before a save and runs on as soon as that is over
+        (libvirt's dump: src/qemu/qemu_driver.c, qemuDomainCoreDumpWithFormat)."""
+        over, ran_on = self.over_at_ns, self.ran_on_ns
+        if self.stop is None and over and ran_on and ran_on - over <= STOPPED_FOR_IT_NS:
+            self.stop = self.stopped_before
+            self.resumed_at_ns = ran_on if self.stop is not None else None
+
     def ran(self, at_ns: int, exit_ns: int = 0) -> None:
         """A vCPU of the process entered the guest again, having left it at `exit_ns`."""
         over = self.over_at_ns
+        if self.ran_on_ns is None and at_ns > self.started_at_ns:
+            self.ran_on_ns = at_ns
         if over is None or at_ns <= over:
             self.last_run_ns = at_ns
             if self.stop is None and exit_ns >= self.started_at_ns:

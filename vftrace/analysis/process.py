@@ -109,6 +109,11 @@ class Process:
         return self.identity.uuid if self.identity else None
 
     @property
+    def migrates(self) -> bool:
+        """Whether it has a part in a migration that has not settled."""
+        return self.incoming is not None or any(a.is_migration for a in self.outgoing)
+
+    @property
     def has_run(self) -> bool:
         """Whether a vCPU of it was ever in the guest."""
         return self.first_run_ns is not None or (
@@ -565,7 +570,7 @@ class Process:
         if event.first_ns < before.first_ns:
             return None
         begins_anew = event.first_ns > before.first_ns
-        if begins_anew or (event.op in SOCKET_OPS) != (before.op in SOCKET_OPS):
+        if begins_anew or _is_another(event, before):
             channel += NEXT_LIFE
             self.channel_of_fd[event.fd] = channel
             self.senders[channel] = event.sender_tid, 0 if begins_anew else before.bytes
@@ -596,6 +601,15 @@ class Process:
             self.incoming.postcopy_first_ns = event.at_ns
         self.incoming.postcopy_last_ns = event.at_ns
         self.incoming.postcopy_bytes = max(self.incoming.postcopy_bytes, event.bytes)
+
+
+def _is_another(event: events.Channel, before: events.Channel) -> bool:
+    """Whether an fd was used in ways that one description is not: as a socket and as none; or written at positions by
+    one thread and in order by another."""
+    if (event.op in SOCKET_OPS) != (before.op in SOCKET_OPS):
+        return True
+    positions = (event.op in FILE_OPS) != (before.op in FILE_OPS)
+    return positions and event.sender_tid != before.sender_tid
 
 
 _TAKES: dict[type[Event], Callable[[Process, Any], None]] = {

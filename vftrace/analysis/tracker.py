@@ -21,7 +21,10 @@ from vftrace.events import COLLECTOR, NO_PROCESS, Event
 from vftrace.model.migration import Migration, Snapshot, Vm
 
 MAX_ENDED_PROCESSES = 256
-"""Ended processes are kept for what they tell of their migrations, the oldest forgotten first."""
+"""Ended processes are kept for what they tell of other processes' migrations, the oldest forgotten first."""
+
+MAX_ENDED_MIGRATING = 1024
+"""Ended processes whose own migrations have not settled. Of more, the oldest settle at once."""
 
 
 SETTLE_AFTER_NS = 30_000_000_000
@@ -293,8 +296,26 @@ class Tracker:
         self._processes.pop(process.pid, None)
         self._ended.append(process)
         if len(self._ended) > MAX_ENDED_PROCESSES:
-            forgotten = self._ended.pop(0)
-            self._pairing.forget(forgotten)
+            self._forget_one()
+
+    def _forget_one(self) -> None:
+        """Forget the oldest ended process that had no migration, which says little about others; one whose migration
+        has not settled only where there are very many of those, and its migration as it is."""
+        for at, process in enumerate(self._ended):
+            if not process.migrates:
+                self._pairing.forget(self._ended.pop(at))
+                return
+        if len(self._ended) <= MAX_ENDED_MIGRATING:
+            return
+        oldest = self._ended[0]
+        everyone = self._everyone()
+        context = self._context(self._vf_histories(), everyone)
+        for process, part, pair in list(self._unsettled(everyone)):
+            if process is oldest:
+                self._settled.append(self._build(process, part, pair, context))
+        del self._settled[:-MAX_SETTLED]
+        self._ended.remove(oldest)
+        self._pairing.forget(oldest)
 
     # -- results --------------------------------------------------------------------------------
 

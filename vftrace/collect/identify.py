@@ -21,7 +21,7 @@ class Identifier:
         self._intake = intake
         self._watch = ProcessWatch()
         self._ended: set[int] = set()
-        self._described: dict[int, set[int]] = {}
+        self._described: dict[int, dict[int, int]] = {}
         """By process: the fds that a record has told."""
         self._devices: dict[int, dict[int, devices.Device]] = {}
         self._vfs: dict[tuple[str, int], str | None] = {}
@@ -39,7 +39,9 @@ class Identifier:
 
     def meet(self, pid: int, *, late: bool, running: bool = False) -> None:
         """Write who a process is; `late` and `running` as in `events.Process`."""
-        identity = processes.identity_of(processes.command_line(pid))
+        argv = processes.command_line(pid)
+        identity = processes.identity_of(argv)
+        load = descriptors.load_of(pid, argv)
         self._watch.watch(pid)
         self._intake.write(
             events.Process,
@@ -52,6 +54,9 @@ class Identifier:
             started_paused=identity.started_paused,
             late=late,
             running=running,
+            load_channel=load.channel if load else None,
+            load_path=load.path if load else None,
+            load_program=load.program if load else None,
         )
 
     def find_device(self, pid: int, fd: int, name: str, *, late: bool) -> None:
@@ -101,18 +106,21 @@ class Identifier:
         self._forget(event.tgid)
 
     def _channel(self, event: events.Channel) -> None:
-        described = self._described.setdefault(event.tgid, set())
-        if event.fd in described:
+        # An fd number that is used again is another channel, which sent first at another time.
+        described = self._described.setdefault(event.tgid, {})
+        if described.get(event.fd) == event.first_ns:
             return
         found = descriptors.describe(event.tgid, event.fd)
         if found is not descriptors.UNKNOWN:
-            described.add(event.fd)
+            described[event.fd] = event.first_ns
             self._intake.write(
                 events.FileDescriptor,
                 pid=event.tgid,
                 fd=event.fd,
                 kind=found.kind,
                 peer=found.peer,
+                path=found.path,
+                program=found.program,
             )
 
     def _vfio_open(self, event: events.VfioOpen) -> None:

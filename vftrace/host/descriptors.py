@@ -1,20 +1,42 @@
-"""What an fd of a process is: a TCP connection and its peer, a unix socket, a pipe, a file."""
+"""What an fd of a process is: a TCP connection and its peer, a unix socket, a pipe and who holds its other end, a
+file. And what a VMM's command line and inherited fds tell of where it loads its state from."""
 
 import ipaddress
+import json
+import os
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from vftrace.host import processes
+from vftrace.host.processes import printable
 
 PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """`kind` is tcp, unix, pipe, file or unknown; `peer` is the remote `address:port` of a TCP socket."""
+    """`kind` is tcp, unix, pipe, file or unknown; `peer` is the remote `address:port` of a TCP socket.
+
+    `path` is a file's, `program` the one that holds the other end of a pipe.
+    """
 
     kind: str
     peer: str | None
+    path: str | None = None
+    program: str | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a VMM loads its state from: channel file, pipe or snapshot; a file's path or a snapshot's name; the program
+    at the other end of a pipe."""
+
+    channel: str
+    path: str | None = None
+    program: str | None = None
 
 
 UNKNOWN = Descriptor("unknown", None)
@@ -30,10 +52,109 @@ def describe(pid: int, fd: int) -> Descriptor:
     if target.startswith("socket:["):
         return _socket(process, target[8:-1])
     if target.startswith("pipe:["):
-        return Descriptor("pipe", None)
+        return Descriptor("pipe", None, program=_other_end(process, fd, target))
     if target.startswith("/"):
-        return Descriptor("file", None)
+        return Descriptor("file", None, path=printable(target))
     return UNKNOWN
+
+
+def load_of(pid: int, argv: list[str]) -> Load | None:
+    """What a VMM that starts loads its state from; None if that is another VMM, or nothing.
+
+    QEMU's -incoming names a file, a command or an fd; libvirt says `defer` and lets QEMU inherit an fd of the file,
+    or of a pipe from its I/O helper (src/qemu/qemu_process.c, qemuProcessIncomingDefNew).
+    """
+    snapshot = processes.option(argv, "loadvm")
+    if snapshot is not None:
+        return Load("snapshot", printable(snapshot))
+    incoming = processes.option(argv, "incoming")
+    if incoming is None:
+        return None
+    scheme, value = _transport(incoming)
+    if scheme == "file":
+        return Load("file", printable(value))
+    if scheme == "exec":
+        return Load("pipe", None, printable(Path(value.split()[0]).name) if value.split() else None)
+    if scheme == "fd" and value.isdigit():
+        return _load_from(describe(pid, int(value)))
+    return _inherited(pid) if scheme == "defer" else None
+
+
+def _transport(incoming: str) -> tuple[str, str]:
+    """`file`, `exec`, `fd` or another, and what follows, of `-incoming`'s URI or JSON (qapi/migration.json)."""
+    if not incoming.startswith("{"):
+        scheme, _, value = incoming.partition(":")
+        return scheme, value.partition(",offset=")[0] if scheme == "file" else value
+    try:
+        address = json.loads(incoming)["addr"]
+        scheme = address["transport"]
+        values = {"file": address.get("filename"), "exec": " ".join(address.get("args", ()))}
+        fd = address.get("str") if address.get("type") == "fd" else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "", ""
+    return ("fd", str(fd)) if fd is not None else (str(scheme), str(values.get(scheme) or ""))
+
+
+def _inherited(pid: int) -> Load | None:
+    """The first file or pipe that a process inherited to read from, beside its standard streams. QEMU opens its own
+    files with O_CLOEXEC (util/osdep.c, qemu_open_internal)."""
+    process = PROC / str(pid)
+    try:
+        fds = sorted(int(entry.name) for entry in (process / "fd").iterdir())
+    except OSError:
+        return None
+    for fd in fds:
+        flags = _flags(process, fd)
+        if fd > 2 and flags is not None and not flags & (os.O_CLOEXEC | os.O_ACCMODE):
+            found = _load_from(describe(pid, fd))
+            if found is not None and not (found.path or "").startswith(
+                ("/dev/", "/proc/", "/sys/")
+            ):
+                return found
+    return None
+
+
+def _load_from(found: Descriptor) -> Load | None:
+    if found.kind == "pipe" and found.program is None:
+        return None
+    return Load(found.kind, found.path, found.program) if found.kind in ("file", "pipe") else None
+
+
+def _flags(process: Path, fd: int) -> int | None:
+    """The flags an fd was opened with, /proc/PID/fdinfo/FD."""
+    try:
+        lines = (process / "fdinfo" / str(fd)).read_text().splitlines()
+    except OSError:
+        return None
+    flags = next((line.split()[1] for line in lines if line.startswith("flags:")), None)
+    return None if flags is None else int(flags, 8)
+
+
+def _other_end(process: Path, fd: int, target: str) -> str | None:
+    """The program that holds the other end of a pipe: it writes if this fd reads, and reads if this one writes."""
+    mine = _flags(process, fd)
+    if mine is None:
+        return None
+    wanted = os.O_WRONLY if mine & os.O_ACCMODE == os.O_RDONLY else os.O_RDONLY
+    for other in PROC.iterdir():
+        if not other.name.isdigit() or other.name == process.name:
+            continue
+        for number in _fds_of(other, target):
+            flags = _flags(other, number)
+            if flags is not None and flags & os.O_ACCMODE == wanted:
+                argv = processes.command_line(int(other.name))
+                return printable(Path(argv[0]).name) if argv and argv[0] else None
+    return None
+
+
+def _fds_of(process: Path, target: str) -> Iterator[int]:
+    """The fds of a process that lead to this."""
+    try:
+        for entry in (process / "fd").iterdir():
+            if str(entry.readlink()) == target:
+                yield int(entry.name)
+    except OSError:
+        return
 
 
 def _socket(process: Path, inode: str) -> Descriptor:

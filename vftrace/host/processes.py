@@ -32,18 +32,18 @@ class Identity:
 def identity_of(argv: list[str]) -> Identity:
     """Read a VMM's command line. Never raises: what is not there is None or False."""
     uuid = _uuid_of(argv)
-    name = _printable(_field(_option(argv, "name"), "guest"))
+    name = _field(option(argv, "name"), "guest")
     return Identity(
         uuid=uuid,
-        name=name,
-        vmm=(_printable(Path(argv[0]).name) if argv else None) or "unknown",
-        incoming=_option(argv, "incoming") is not None,
+        name=printable(name) if name else name,
+        vmm=(printable(Path(argv[0]).name) if argv else None) or "unknown",
+        incoming=option(argv, "incoming") is not None,
         started_paused=any(word in ("-S", "--S") for word in argv),
     )
 
 
 def _uuid_of(argv: list[str]) -> str | None:
-    candidates = [_option(argv, "uuid")]
+    candidates = [option(argv, "uuid")]
     candidates += [_field(v, "uuid", bare=False) for v in _options(argv, "smbios")]
     for candidate in candidates:
         if candidate is not None and _UUID.fullmatch(candidate) and candidate != _NO_UUID:
@@ -51,9 +51,10 @@ def _uuid_of(argv: list[str]) -> str | None:
     return None
 
 
-def _printable(name: str | None) -> str | None:
-    """Anybody who may open /dev/kvm chooses a name; it must not move a terminal's cursor."""
-    return name and "".join(c if c.isprintable() else "�" for c in name)
+def printable(name: str) -> str:
+    """Replace what no terminal should print: anybody who may open /dev/kvm chooses names, which must not move a
+    terminal's cursor."""
+    return "".join(c if c.isprintable() else "�" for c in name)
 
 
 def _options(argv: list[str], option: str) -> list[str]:
@@ -61,8 +62,9 @@ def _options(argv: list[str], option: str) -> list[str]:
     return [value for word, value in pairwise(argv) if word in words]
 
 
-def _option(argv: list[str], option: str) -> str | None:
-    values = _options(argv, option)
+def option(argv: list[str], name: str) -> str | None:
+    """The last value of an option of QEMU's, None where it is not given."""
+    values = _options(argv, name)
     return values[-1] if values else None
 
 
