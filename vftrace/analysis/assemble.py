@@ -142,6 +142,7 @@ def build_migration(sides: Sides) -> Migration:
         stopped_before=_stopped_before(outgoing),
         kind=kind,
         save=save or load,
+        throttled=outgoing.throttled if outgoing is not None else False,
         vcpu_pause_ns=outgoing.longest_pause_ns or None if outgoing is not None else None,
     )
 

@@ -7,6 +7,7 @@ ends, or when the next one begins: nothing that comes later changes it.
 """
 
 import errno
+from collections import deque
 from dataclasses import dataclass, field
 
 from vftrace.analysis import dirty
@@ -24,6 +25,12 @@ MAX_SYNCS = 512
 STOPPED_FOR_IT_NS = 1_000_000_000
 """A guest that a monitor stops so shortly before its migration may be stopped for it: libvirt's migration without
 --live stops the CPUs first (src/qemu/qemu_migration.c, qemuMigrationSrcRun)."""
+
+THROTTLE_PAUSES = 10
+THROTTLE_SHARE = 0.2
+"""A vCPU that was kept out of the guest so often in a row, for at least this share of the time, was throttled:
+QEMU's auto-converge begins with 20 % (migration/options.c, cpu-throttle-initial) and sleeps outside KVM_RUN
+(softmmu/cpu-throttle.c)."""
 
 WRITE = 2
 """`op` of a write(2), VFT_WRITE (bpf/wire.h)."""
@@ -94,6 +101,8 @@ class OutgoingMigration:
     """The first vCPU entry since the attempt began, even if it was over then."""
     longest_pause_ns: int = 0
     """The longest time that a vCPU stayed outside KVM_RUN before the stop: a throttled one sleeps there."""
+    pauses: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=THROTTLE_PAUSES))
+    """The latest times that a vCPU stayed outside KVM_RUN before the stop."""
     closed_fd_ns: int | None = None
     """When a send of the migration thread first failed with EBADF: it had closed its channel after a failure."""
     logging_off_at_ns: int | None = None
@@ -133,6 +142,15 @@ class OutgoingMigration:
     def is_migration(self) -> bool:
         """Whether the migration thread has sent anything, or a destination has taken the guest over."""
         return self.memory_passed or bool(self.by_thread)
+
+    @property
+    def throttled(self) -> bool:
+        """Whether the VMM throttled the guest's vCPUs when it stopped them."""
+        if len(self.pauses) < THROTTLE_PAUSES:
+            return False
+        lasted = self.pauses[-1][1] - self.pauses[0][0]
+        out = sum(max(0, at - exit_ns) for exit_ns, at in self.pauses)
+        return lasted > 0 and THROTTLE_SHARE * lasted <= out <= lasted
 
     # -- dirty syncs ----------------------------------------------------------------------------
 
@@ -313,6 +331,7 @@ class OutgoingMigration:
             self.last_run_ns = at_ns
             if self.stop is None and exit_ns >= self.started_at_ns:
                 self.longest_pause_ns = max(self.longest_pause_ns, at_ns - exit_ns)
+                self.pauses.append((exit_ns, at_ns))
         if self.replaced_at_ns is not None and at_ns > self.replaced_at_ns:
             return
         if self.stop is not None and self.resumed_at_ns is None and at_ns > self.stop.at_ns:

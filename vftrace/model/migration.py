@@ -416,6 +416,8 @@ class Migration:
     kind: Kind = Kind.MOVE
     save: Save | None = None
     """What a save is written to, or a load read from."""
+    throttled: bool = False
+    """The VMM kept the vCPUs out of the guest for a good part of the time when it stopped them (auto-converge)."""
     vcpu_pause_ns: int | None = None
     """The longest time that a vCPU stayed out of the guest before the stop: a throttled one sleeps so long."""
     awaits_device: bool = False

@@ -201,6 +201,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
             "uncertainty_ns": found.uncertainty_ns,
             "set_by": m.downtime.set_by,
             "longest_vcpu_pause_ns": m.vcpu_pause_ns,
+            "throttled": m.throttled,
             "checkpoints": [
                 {"name": c.name, "at_ns": c.at_ns, "ns": c.ns} for c in m.downtime.checkpoints
             ],

@@ -82,6 +82,8 @@ def during(migration: Migration, checkpoint: CheckpointTime) -> str:
         if migration.outcome == Outcome.COMPLETED:
             return "all of it was saved, until the source's vCPUs ran again"
         return "the migration was given up, until the source's vCPUs ran again"
+    if name == Checkpoint.CLOCK_READ and migration.throttled:
+        return "vCPUs were throttled and slept when the source stopped them (auto-converge)"
     last = migration.rounds[-1] if migration.rounds else None
     if last is None or checkpoint.ns is None:
         return _DURING.get(name, name)
