@@ -56,26 +56,31 @@ class Pairing:
 
     def __init__(self) -> None:
         self.pairs: list[Pair] = []
+        self._paired: set[int] = set()
+        """By id: what destinations did that have a source."""
         self._unpaired: dict[int, Process] = {}
         """By id: processes that acted as a destination and have no source yet."""
 
     def forget(self, process: Process) -> None:
         """Drop everything of a process."""
         self._unpaired.pop(id(process), None)
-        self.pairs = [p for p in self.pairs if process not in (p.source, p.destination)]
+        self._keep(
+            p for p in self.pairs if process is not p.source and process is not p.destination
+        )
 
     def settle(self, done: set[int]) -> None:
         """Drop the pairs whose attempts, by id, do not change any more."""
-        self.pairs = [pair for pair in self.pairs if id(pair.outgoing) not in done]
+        self._keep(pair for pair in self.pairs if id(pair.outgoing) not in done)
+
+    def _keep(self, pairs: Iterable[Pair]) -> None:
+        self.pairs = list(pairs)
+        self._paired = {id(pair.incoming) for pair in self.pairs}
 
     def feed(self, process: Process, event: Event, everyone: Everyone) -> None:
         """Take an event that `process` has taken already; `everyone` gives all known processes."""
         if isinstance(event, events.Channel):
-            for waiting in list(self._unpaired.values()):
-                if waiting.incoming is None:
-                    del self._unpaired[id(waiting)]
-                elif waiting is not process:
-                    self._pair(waiting, everyone())
+            if self._unpaired:
+                self._source_sends(process, everyone)
             return
         if isinstance(event, events.Clock):
             self._drop_refuted()
@@ -86,7 +91,16 @@ class Pairing:
             return
         if isinstance(event, events.Clock):
             self._prove(process, everyone())
-        self._pair(process, everyone())
+        if id(process.incoming) not in self._paired:
+            self._pair(process, everyone())
+
+    def _source_sends(self, process: Process, everyone: Everyone) -> None:
+        """Only now is it a source: a destination with its UUID may have acted before."""
+        for waiting in list(self._unpaired.values()):
+            if waiting.incoming is None:
+                del self._unpaired[id(waiting)]
+            elif waiting is not process and waiting.uuid == process.uuid:
+                self._pair(waiting, everyone())
 
     def _takes_over(self, process: Process, event: events.Clock, everyone: Everyone) -> None:
         """A VM that never ran and sets the clock that another one has read is a destination.
@@ -132,7 +146,7 @@ class Pairing:
     def _pair(self, process: Process, everyone: Sequence[Process]) -> None:
         """Pair a destination that has acted with its source, by UUID."""
         incoming = process.incoming
-        if incoming is None or any(p.incoming is incoming for p in self.pairs):
+        if incoming is None or id(incoming) in self._paired:
             return
         found = self._by_uuid(process, incoming.first_act_ns, everyone)
         if found is None:
@@ -148,9 +162,11 @@ class Pairing:
             self._drop(other)
         self._unpaired.pop(id(pair.destination), None)
         self.pairs.append(pair)
+        self._paired.add(id(pair.incoming))
 
     def _drop(self, pair: Pair) -> None:
-        self.pairs.remove(pair)
+        self.pairs = [p for p in self.pairs if p is not pair]
+        self._paired.discard(id(pair.incoming))
         if pair.destination.incoming is pair.incoming:
             self._unpaired[id(pair.destination)] = pair.destination
 
