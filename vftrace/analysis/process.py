@@ -360,8 +360,9 @@ class Process:
         if event.ret != 0:
             return
         slot = self.slots.get(event.slot)
-        self._begins_by_reading(event.tid, event.enter_ns, known=slot is not None)
         log = None if slot is None else slot.log
+        if slot is None or log is not None:
+            self._begins_by_reading(event.tid, event.enter_ns, known=slot is not None)
         whole = (
             event.bitmap_bytes > 0
             and event.walked_bytes == event.bitmap_bytes

@@ -1,0 +1,181 @@
+"""What a migration is (docs/phases.md): a thread that makes dirty syncs and sends, closed to what comes later."""
+
+from collections.abc import Callable
+
+from vftrace import events
+from vftrace.analysis.outgoing import MAX_SYNCS
+from vftrace.analysis.tracker import Tracker
+from vftrace.events import Event
+from vftrace.model import figures
+from vftrace.model.migration import Migration
+
+PID, MAIN, VCPU, MIGRATION, OTHER = 100, 100, 101, 110, 111
+RAM, BAR = 1 << 30, 1 << 34
+MS = 1_000_000
+SENDMSG, WRITE = 0, 2
+
+
+class Bench:
+    """One VMM's events in order; `at` is the time of the next, which each one moves on by a millisecond."""
+
+    def __init__(self) -> None:
+        self.tracker = Tracker()
+        self.at = 1000 * MS
+        self._seq = 0
+        self.feed(VCPU, lambda head: events.Run(*head, 0))
+
+    def feed(self, tid: int, make: Callable[[tuple[int, int, int, int]], Event]) -> None:
+        self.at += MS
+        self.tracker.feed(make((self.at, self._seq, PID, tid)))
+        self._seq += 1
+
+    def slot(self, number: int, size: int, *, tid: int = MAIN, logged: bool = False) -> None:
+        flags = 1 if logged else 0
+        self.feed(tid, lambda head: events.Region(*head, number, flags, 0, size, 0, 0))
+
+    def piece(self, tid: int, enter: int, page: int) -> None:
+        self.feed(tid, lambda head: events.Piece(*head, enter, page, 0, 1))
+
+    def reset_rings(self, tid: int, page: int) -> None:
+        """A KVM_RESET_DIRTY_RINGS that collects one page."""
+        enter = self.at + MS // 2
+        self.piece(tid, enter, page)
+        self.feed(tid, lambda head: events.ResetDirtyRings(*head, enter, 1, 3, 0, 1, 1, 0))
+
+    def sync(self, tid: int, *pages: int) -> None:
+        """A GET_DIRTY_LOG of slot 0 that returns these pages."""
+        enter = self.at + MS // 2
+        for page in pages:
+            self.piece(tid, enter, page)
+        size = RAM // 4096 // 8
+        self.feed(
+            tid,
+            lambda head: events.GetDirtyLog(*head, enter, 1, size, size, 0, 0, len(pages), 0),
+        )
+
+    def send(
+        self, tid: int, fd: int, total: int, op: int = SENDMSG, first: int | None = None
+    ) -> None:
+        calls = total // 8
+        began = first or 1001 * MS
+        self.feed(
+            tid,
+            lambda head: events.Channel(*head, total, calls, began, head[0], 0, fd, 0, tid, op),
+        )
+
+    def migrations(self) -> tuple[Migration, ...]:
+        return self.tracker.snapshot().migrations
+
+
+def test_logging_that_is_on_already() -> None:
+    """KubeVirt polls calc-dirty-rate: another thread switched logging on, and reads the log in between."""
+    bench = Bench()
+    bench.slot(0, RAM)
+    bench.slot(0, RAM, tid=OTHER, logged=True)
+    bench.sync(OTHER, 1)
+    bench.sync(MIGRATION, 1)
+    bench.send(MIGRATION, 9, 4000)
+    bench.sync(OTHER, 1, 2)
+    bench.sync(MIGRATION, 1, 2, 3)
+    bench.feed(MIGRATION, lambda head: events.Exit(*head, 0))
+    (found,) = bench.migrations()
+    assert (found.outcome, found.cause) == ("failed", "source-ended")
+    assert found.channel.bytes == 4000
+    # Page 2 is new in its second round, though the measurement has read it before.
+    assert [r.new_pages for r in found.rounds][1:] == [2]
+
+
+def test_a_memslot_larger_than_ram_that_is_not_logged() -> None:
+    bench = Bench()
+    bench.slot(0, RAM)
+    bench.slot(7, BAR)
+    bench.slot(0, RAM, tid=MIGRATION, logged=True)
+    bench.sync(MIGRATION)
+    bench.send(MIGRATION, 9, 4000)
+    bench.slot(0, RAM, tid=MAIN)
+    (found,) = bench.migrations()
+    assert (found.outcome, found.cause) == ("cancelled", "cancelled")
+
+
+def test_a_measurement_that_wakes_the_main_loop_is_none() -> None:
+    bench = Bench()
+    bench.slot(0, RAM)
+    bench.slot(0, RAM, tid=OTHER, logged=True)
+    bench.sync(OTHER)
+    bench.send(OTHER, 4, 80, op=WRITE)
+    assert bench.migrations() == ()
+
+
+def test_what_uses_its_fd_after_the_end_changes_nothing() -> None:
+    bench = Bench()
+    bench.slot(0, RAM)
+    bench.slot(0, RAM, tid=MIGRATION, logged=True)
+    bench.sync(MIGRATION)
+    bench.send(MIGRATION, 9, 4000)
+    bench.slot(0, RAM, tid=MAIN)
+    before = bench.migrations()
+    bench.send(MAIN, 9, 9000)
+    bench.send(OTHER, 9, 100, first=bench.at)
+    bench.sync(OTHER, 5)
+    bench.feed(VCPU, lambda head: events.Run(*head, 1))
+    assert bench.migrations() == before
+
+
+def test_a_thread_that_ends_closes_it_where_logging_goes_on() -> None:
+    """A migration under a dirty limit is cancelled; the next one is another attempt."""
+    bench = Bench()
+    bench.slot(0, RAM)
+    bench.slot(0, RAM, tid=OTHER, logged=True)
+    bench.sync(MIGRATION)
+    bench.send(MIGRATION, 9, 4000)
+    bench.feed(MIGRATION, lambda head: events.ThreadExit(*head))
+    assert [m.outcome for m in bench.migrations()] == [None]
+    # The process goes on: it was not killed.
+    bench.sync(OTHER)
+    assert [m.outcome for m in bench.migrations()] == ["cancelled"]
+    bench.sync(MIGRATION + 20)
+    bench.send(MIGRATION + 20, 12, 5000)
+    assert [(m.outcome, m.attempt) for m in bench.migrations()] == [("cancelled", 0), (None, 1)]
+
+
+def test_with_a_killed_process_all_threads_end() -> None:
+    bench = Bench()
+    bench.slot(0, RAM)
+    bench.slot(0, RAM, tid=MIGRATION, logged=True)
+    bench.sync(MIGRATION)
+    bench.send(MIGRATION, 9, 4000)
+    for tid in (MIGRATION, MAIN, VCPU):
+        bench.feed(tid, lambda head: events.ThreadExit(*head))
+    bench.feed(OTHER, lambda head: events.Exit(*head, 0))
+    assert [(m.outcome, m.cause) for m in bench.migrations()] == [("failed", "source-ended")]
+
+
+def test_a_dirty_ring_that_others_collect() -> None:
+    """The reaper finds all pages, and the migration thread's syncs find the ring empty."""
+    bench = Bench()
+    bench.slot(0, RAM)
+    bench.slot(0, RAM, tid=MIGRATION, logged=True)
+    bench.send(MIGRATION, 9, 4000)
+    for page in (3, 4, 4):
+        bench.reset_rings(OTHER, page)
+    (found,) = bench.migrations()
+    assert found.rounds == ()
+    assert (found.dirty.new_pages, found.dirty.distinct_pages) == (2, 2)
+    assert (figures.dirty_rate(found) or 0) > 0
+
+
+def test_very_many_rounds_keep_their_counts() -> None:
+    bench = Bench()
+    bench.slot(0, RAM)
+    bench.slot(0, RAM, tid=MIGRATION, logged=True)
+    total = 5 * MAX_SYNCS
+    for n in range(total):
+        bench.sync(MIGRATION, *(range(n % 7)))
+        bench.send(MIGRATION, 9, 1000 * (n + 1))
+    (found,) = bench.migrations()
+    assert len(found.rounds) <= 3 + 2 * MAX_SYNCS
+    assert figures.dirty_sync_count(found) == total
+    assert sum(r.sent_bytes or 0 for r in found.rounds) == found.channel.bytes == 1000 * total
+    assert found.dirty.new_pages == sum(r.new_pages or 0 for r in found.rounds[1:])
+    again = bench.migrations()[0]
+    assert again.rounds == found.rounds
