@@ -87,8 +87,9 @@ def _same(first: object, other: object, where: str) -> None:
         if first.keys() != other.keys():
             raise JobError(f"{where} has {sorted(first)} and {sorted(other)}")
         for key in first:
-            # The rate and what rests on it are quotients of times.
-            if key not in ("rate_bytes_per_second", "forecast", "set_by", "slowest_device"):
+            # The rates and what rests on them are quotients of times.
+            rates = ("rate_bytes_per_second", "mean_rate_bytes_per_second")
+            if key not in (*rates, "forecast", "set_by", "slowest_device"):
                 _same(first[key], other[key], f"{where}.{key}")
     elif isinstance(first, list) and isinstance(other, list):
         if len(first) != len(other):
