@@ -109,7 +109,7 @@ class Tracker:
     def _feed_own(self, event: Event) -> None:
         if not self._user.accept(event.seq):
             return
-        if self._user.holes and self._collector_loss_ns is None:
+        if self._collector_loss_ns is None and self._user.holes:
             self._collector_loss_ns = event.at_ns
         take = _TAKES.get(type(event))
         if take is not None:

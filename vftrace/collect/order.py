@@ -18,6 +18,8 @@ bounded; a host has a few thousand of them in a window."""
 
 _MAX_PROCESSES = 65_536
 _COMPACT = 4096
+_NEAR = 32
+"""Most records that come late come so few places late."""
 
 
 class Order:
@@ -92,26 +94,39 @@ class Order:
         What is due, up to `due_ns`, keeps its numbers.
         """
         held = self._held
-        place = bisect_right(held, _key(event), lo=first, key=_key)
+        at_ns, seq, tgid = event.at_ns, event.seq, event.tgid
+        place = len(held)
+        near = max(first, place - _NEAR)
+        younger: Event | None = None
+        while place > near:
+            before = held[place - 1]
+            if before.at_ns < at_ns or (before.at_ns == at_ns and before.seq <= seq):
+                break
+            if before.tgid == tgid:
+                younger = before
+            place -= 1
+        else:
+            if place > first:
+                place = bisect_right(held, (at_ns, seq), lo=first, hi=place, key=_key)
+                younger = self._same_process(tgid, range(place, len(held)))
         held.insert(place, event)
-        if event.at_ns > due_ns:
-            first = bisect_right(held, due_ns, lo=first, key=attrgetter("at_ns"))
-        largest = self._largest.get(event.tgid, -1)
-        younger = self._same_process(event, range(place + 1, len(held)))
-        older = None
-        if event.seq <= largest:
-            older = self._same_process(event, range(place - 1, first - 1, -1))
+        largest = self._largest.get(tgid, -1)
+        older: Event | None = None
+        if seq <= largest or (younger is not None and younger.seq < seq):
+            if at_ns > due_ns:
+                first = bisect_right(held, due_ns, lo=first, key=attrgetter("at_ns"))
+            older = self._same_process(tgid, range(place - 1, first - 1, -1))
             if older is None and younger is None:
                 # Nothing of it is held back: the pid's next process, which begins at 0.
-                largest = event.seq
-        self._largest[event.tgid] = max(largest, event.seq)
-        if (older and older.seq > event.seq) or (younger and younger.seq < event.seq):
-            self._renumber(event.tgid, first)
+                largest = seq
+        self._largest[tgid] = max(largest, seq)
+        if (older and older.seq > seq) or (younger and younger.seq < seq):
+            self._renumber(tgid, first)
 
-    def _same_process(self, event: Event, places: Iterable[int]) -> Event | None:
-        """The first event of the same process in these places."""
+    def _same_process(self, tgid: int, places: Iterable[int]) -> Event | None:
+        """The first event of a process in these places."""
         held = self._held
-        return next((held[i] for i in places if held[i].tgid == event.tgid), None)
+        return next((held[i] for i in places if held[i].tgid == tgid), None)
 
     def _renumber(self, tgid: int, first: int) -> None:
         """Give the oldest event of a process its smallest number, and so on."""

@@ -28,8 +28,9 @@ def events_of(records: Iterable[bytes]) -> Iterator[Event]:
 def track(records: Iterable[bytes], mailboxes: Mailboxes | None = None) -> Tracker:
     """A tracker that has seen everything, and knows that there is nothing more."""
     tracker = Tracker(mailboxes=mailboxes or Mailboxes())
-    for event in events_of(records):
-        tracker.feed(event)
+    for step in steps(_batches(records)):
+        for event in step.due:
+            tracker.feed(event)
     tracker.finish()
     return tracker
 

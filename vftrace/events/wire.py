@@ -21,6 +21,8 @@ from vftrace.events.layout import Kind
 HEADER = struct.Struct("<" + layout.HEADER[0])
 """at_ns, seq, size, kind, reserved, tgid, tid."""
 
+_HEADER_SIZE = HEADER.size
+
 MAX_RECORD = 1 << 20
 """Bytes; nothing that is written is longer, so a larger size means a damaged file."""
 
@@ -94,14 +96,16 @@ def decode(record: bytes) -> Event:
 
     Raises ValueError if the record is shorter than a header or its size field is wrong.
     """
-    if len(record) < HEADER.size:
-        raise ValueError(f"record of {len(record)} bytes is shorter than its header")
+    length = len(record)
+    if length < _HEADER_SIZE:
+        raise ValueError(f"record of {length} bytes is shorter than its header")
     size, kind = _size_and_kind(record, _SIZE_AND_KIND_AT)
-    if size != len(record):
-        raise ValueError(f"record of {len(record)} bytes says it has {size}")
-    decoder = _DECODERS.get(kind)
-    if decoder is not None and decoder[0] == size:
-        return decoder[2](*decoder[1](record))
+    if size != length:
+        raise ValueError(f"record of {length} bytes says it has {size}")
+    if kind in _DECODERS:
+        expected, unpack, make = _DECODERS[kind]
+        if expected == size:
+            return make(*unpack(record))
     return _decode_other(record, kind)
 
 
