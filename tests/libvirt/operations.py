@@ -47,6 +47,8 @@ class Operation:
     own_pids: bool = False
     before: Callable[[Play], None] | None = None
     """What is done before vftrace begins to record."""
+    known: str = ""
+    """Why vftrace is still wrong here."""
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -70,12 +72,13 @@ def operation(
     *expect: Expected,
     own_pids: bool = False,
     before: Callable[[Play], None] | None = None,
+    known: str = "",
 ) -> Callable[[Callable[[Play], None]], Callable[[Play], None]]:
     """Put a function into the table; its docstring is the row's description."""
 
     def add(play: Callable[[Play], None]) -> Callable[[Play], None]:
         what = (play.__doc__ or "").strip().splitlines()[0].rstrip(".")
-        OPERATIONS[name] = Operation(name, play, what, expect, own_pids, before)
+        OPERATIONS[name] = Operation(name, play, what, expect, own_pids, before, known)
         return play
 
     return add
@@ -171,7 +174,11 @@ def postcopy_recover(play: Play) -> None:
     play.migrate("--postcopy", "--postcopy-resume")
 
 
-@operation("auto-converge", MOVED)
+@operation(
+    "auto-converge",
+    MOVED,
+    known="a throttled vCPU sleeps outside the guest; the sleep that the stop falls into counts as downtime",
+)
 def auto_converge(play: Play) -> None:
     """A guest that writes faster than the link is throttled until it fits."""
     _domain(play, BUSY)

@@ -214,10 +214,17 @@ def table(results: Sequence[tuple[str, Result | str]]) -> str:
             "<br>".join(verdict.said_by_vftrace(result.report, result.truth)) or "no migration",
             "<br>".join(verdict.said_by_qemu(result.truth)) or "no migration",
             libvirt or "-",
-            "<br>".join(result.problems) or "; ".join(["right", *_reasons(result.truth)]),
+            "<br>".join([*result.problems, *_known(name, result)])
+            or "; ".join(["right", *_reasons(result.truth)]),
         )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _known(name: str, result: Result) -> list[str]:
+    """Why vftrace is wrong in an operation, where that is known."""
+    known = OPERATIONS[name].known
+    return [f"known: {known}"] if known and result.problems else []
 
 
 def _reasons(truth: Mapping[str, Any]) -> list[str]:
