@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from tests.unit.golden_text import RECORDINGS, check, recording
+from vftrace.cli import main
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import track
 from vftrace.model.host import HostInfo
@@ -19,6 +20,7 @@ from vftrace.model.migration import (
     DeviceDowntime,
     DeviceState,
     DeviceUse,
+    Kind,
     Migration,
     Outcome,
     Role,
@@ -252,3 +254,25 @@ def test_devices_and_virtual_functions_are_told() -> None:
     assert "source: VF 3 of 0000:01:00.0, 0000:01:10.6" in text
     assert re.search(r"probing +1\.000 s +still", text)
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_the_first_line_of_several_says_how_all_of_them_ended() -> None:
+    host, snapshot = load("four-at-once")
+    first, second, third, fourth = snapshot.migrations
+    failed = dataclasses.replace(second, outcome=Outcome.FAILED, cause=Cause.CHANNEL_ERROR)
+    saved = dataclasses.replace(third, kind=Kind.SAVE)
+    snapshot = dataclasses.replace(snapshot, migrations=(first, failed, saved, fourth))
+    line = " ".join(text_of(host, snapshot).split())
+    assert line.startswith("4 migrations of 4 VMs: ")
+    said = line.removeprefix("4 migrations of 4 VMs: ").split(";")[0].split(", ")
+    assert sorted(said) == ["1 failed", "1 saved", "2 completed"]
+
+
+def test_only_the_vm_that_is_named_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(RECORDINGS / "four-at-once.vft.gz")
+    assert main(["report", file, "--vm", "demo-four-at-once-1"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("downtime 4.35 ms")
+    assert "demo-four-at-once-2" not in said
+    assert main(["report", file, "--vm", "demo-four-at-onec-1"]) == 2
+    assert "did you mean demo-four-at-once-1" in capsys.readouterr().err

@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a recording of `vftrace record` or `vftrace ping`; of several hosts: stitched",
     )
+    parser.add_argument(
+        "--vm",
+        action="append",
+        default=[],
+        metavar="UUID|NAME|PID",
+        help="report only this VM (repeatable; the first eight digits of a UUID are enough)",
+    )
     parser.add_argument("--format", choices=("text", "json", "html", "perfetto"), default="text")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write there instead of standard output"
@@ -86,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--heatmap draws text, or an image with -o FILE.png")
     profiles = profile_texts(args)
     recent = _DRAWN_MESSAGES if args.format == "perfetto" else MAX_RECENT
-    report = _load(args.files, profiles, recent, args.what_if, args.clock_error)
+    report = _selected(_load(args.files, profiles, recent, args.what_if, args.clock_error), args.vm)
     if args.compare:
         _compare(args, report)
     elif args.heatmap and args.output is not None and args.output.suffix == ".png":
@@ -117,6 +124,22 @@ def _load(
     for damage in report.damage:
         _say(f"{damage}; what comes before it is reported")
     return join_hosts(report, clock_error_ns)
+
+
+def _selected(report: "Report", wanted: Sequence[str]) -> "Report":
+    """Only the VMs that `--vm` names. UsageError for a word that no VM on any host has."""
+    from vftrace.model.select import no_match, select_report, unmatched
+
+    snapshots = [host.snapshot for host in report.hosts]
+    for word in wanted:
+        if all(unmatched(snapshot, [word]) for snapshot in snapshots):
+            seen = replace(
+                snapshots[0],
+                vms=tuple(vm for snapshot in snapshots for vm in snapshot.vms),
+                migrations=tuple(m for snapshot in snapshots for m in snapshot.migrations),
+            )
+            raise UsageError(no_match(seen, word))
+    return select_report(report, wanted)
 
 
 def _assumptions(text: str) -> "Assumptions":

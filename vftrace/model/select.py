@@ -6,6 +6,7 @@ from difflib import get_close_matches
 
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Snapshot, Vm
+from vftrace.model.report import Report
 
 MAX_NAMED = 5
 """VMs that a message names at most."""
@@ -19,6 +20,17 @@ def select(snapshot: Snapshot, wanted: Collection[str]) -> Snapshot:
         snapshot,
         vms=tuple(vm for vm in snapshot.vms if _matches(vm, wanted)),
         migrations=tuple(m for m in snapshot.migrations if _matches(m, wanted)),
+    )
+
+
+def select_report(report: Report, wanted: Collection[str]) -> Report:
+    """Only the VMs that are wanted and their migrations, on every host; all if `wanted` is empty."""
+    if not wanted:
+        return report
+    return replace(
+        report,
+        hosts=tuple(replace(h, snapshot=select(h.snapshot, wanted)) for h in report.hosts),
+        migrations=tuple(f for f in report.migrations if _matches(f.migration, wanted)),
     )
 
 

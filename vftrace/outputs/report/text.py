@@ -1,6 +1,7 @@
 """The report as text: what set the downtime first, then each migration with its figures."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vftrace.model import figures
-from vftrace.model.migration import Migration, Role, Snapshot
+from vftrace.model.migration import Kind, Migration, Outcome, Role, Snapshot
 from vftrace.model.report import HostReport, MigrationReport, Report
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.devices import devices_part
@@ -100,7 +101,7 @@ class _Text:
 
 
 def first_line(report: Report, g: Glyphs) -> str:
-    """What set the downtime, of the longest one where there are several."""
+    """What set the downtime; of several migrations how they ended, and which of them had the longest one."""
     found = report.migrations
     if not found:
         if len(report.hosts) > 1:
@@ -111,8 +112,27 @@ def first_line(report: Report, g: Glyphs) -> str:
     if len(found) == 1:
         return downtime_line(found[0])
     longest = max(found, key=lambda each: each.migration.downtime.vcpu_ns or -1)
+    if longest.migration.downtime.vcpu_ns is None:
+        return f"{_summary(found)}; no downtime is known"
     who = title(longest.migration, g)
-    return f"longest of {len(found)} migrations, {who}: {downtime_line(longest)}"
+    return f"{_summary(found)}; longest, {who}: {downtime_line(longest)}"
+
+
+def _summary(found: Sequence[MigrationReport]) -> str:
+    """How many migrations there are, of how many VMs, and how they ended."""
+    migrations = [each.migration for each in found]
+    vms = len({m.uuid or (m.pid, m.peer_pid) for m in migrations})
+    ends = Counter(_ended(m) for m in migrations)
+    of = "of one VM" if vms == 1 else f"of {vms} VMs"
+    return f"{len(found)} migrations {of}: " + ", ".join(f"{n} {end}" for end, n in ends.items())
+
+
+def _ended(m: Migration) -> str:
+    """How a migration ended, with its kind where it is no move."""
+    if m.kind != Kind.MOVE and m.outcome == Outcome.COMPLETED:
+        return {Kind.SAVE: "saved", Kind.LOAD: "loaded"}[m.kind]
+    kind = "" if m.kind == Kind.MOVE else f"{m.kind} "
+    return f"{kind}{m.outcome or 'running'}"
 
 
 def _overview(report: Report, g: Glyphs) -> RenderableType:
@@ -128,7 +148,7 @@ def _overview(report: Report, g: Glyphs) -> RenderableType:
         total = figures.total_ns(m)
         table.add_row(
             shorten(label(m, g), NAME_WIDTH, g),
-            m.outcome or "running",
+            _ended(m),
             UNKNOWN if total is None else format_ns(total),
             UNKNOWN if m.downtime.vcpu_ns is None else format_ns(m.downtime.vcpu_ns),
             m.downtime.set_by or UNKNOWN,
