@@ -91,8 +91,10 @@ def test_one_host_that_saw_both_sides_says_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", TRUTH)
 def test_clocks_that_nobody_sets_make_no_wrong_answer(name: str) -> None:
     """What is not known is not joined, or has a warning; what is said without one is right."""
-    for found, expected in zip(joined(name, UNSYNCHRONISED_NS), TRUTH[name]["expect"], strict=True):
-        assert as_expected(found, expected) or found.warnings
+    (expected,) = TRUTH[name]["expect"]
+    found = joined(name, UNSYNCHRONISED_NS)
+    assert all(as_expected(each, expected) or each.warnings for each in found)
+    assert len(found) == 1 or all(each.warnings for each in found)
 
 
 @pytest.mark.parametrize("name", TRUTH)
@@ -104,6 +106,10 @@ def test_the_downtime_is_qemus(name: str) -> None:
         assert ours is not None
         assert found.uncertainty_ns is not None
         allowed = AS_QEMU_NS + found.uncertainty_ns
+        if (found.migration.vcpu_pause_ns or 0) > AS_QEMU_NS:
+            # A throttled vCPU sleeps outside the guest already when QEMU stops it: QEMU counts from there.
+            steps = {c.name: c.ns or 0 for c in found.migration.downtime.checkpoints}
+            ours -= steps[Checkpoint.CLOCK_READ]
         assert abs(ours - told_ms * MS) <= allowed
 
 
