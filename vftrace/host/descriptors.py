@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,9 @@ class Load:
     path: str | None = None
     program: str | None = None
 
+
+_NAMESPACES = 64
+_REST = 20
 
 UNKNOWN = Descriptor("unknown", None)
 
@@ -157,15 +161,50 @@ def _fds_of(process: Path, target: str) -> Iterator[int]:
         return
 
 
+@dataclass
+class _Sockets:
+    """The sockets of a network namespace, and when they may be read again: by inode the remote address as
+    /proc/net/tcp has it, None for a unix socket."""
+
+    remote: dict[str, str | None]
+    again_s: float
+
+    def tells(self, inode: str) -> bool:
+        """Whether a socket is known that was connected when the tables were read."""
+        return inode in self.remote and not (self.remote[inode] or "").endswith(":0000")
+
+
+_sockets: dict[str, _Sockets] = {}
+
+
 def _socket(process: Path, inode: str) -> Descriptor:
-    for table in ("tcp", "tcp6"):
-        for fields in _rows(process / "net" / table):
-            if len(fields) > 9 and fields[9] == inode:
-                return Descriptor("tcp", _address(fields[2]))
-    for fields in _rows(process / "net" / "unix"):
-        if len(fields) > 6 and fields[6] == inode:
-            return Descriptor("unix", None)
-    return UNKNOWN
+    """A socket by the tables of its namespace. Reading them takes milliseconds where there are thousands of
+    sockets, so it is left for later where it would take more than a twentieth of the time."""
+    try:
+        namespace = str((process / "ns" / "net").readlink())
+    except OSError:
+        namespace = str(process)
+    known = _sockets.get(namespace)
+    begun = time.monotonic()
+    if known is None or (begun >= known.again_s and not known.tells(inode)):
+        if len(_sockets) >= _NAMESPACES:
+            _sockets.clear()
+        remote = _read_sockets(process)
+        ended = time.monotonic()
+        known = _sockets[namespace] = _Sockets(remote, ended + _REST * (ended - begun))
+    if inode not in known.remote:
+        return UNKNOWN
+    address = known.remote[inode]
+    return Descriptor("unix", None) if address is None else Descriptor("tcp", _address(address))
+
+
+def _read_sockets(process: Path) -> dict[str, str | None]:
+    unix = _rows(process / "net" / "unix")
+    found: dict[str, str | None] = {fields[6]: None for fields in unix if len(fields) > 6}
+    for table in ("tcp6", "tcp"):
+        rows = _rows(process / "net" / table)
+        found.update((fields[9], fields[2]) for fields in rows if len(fields) > 9)
+    return found
 
 
 def _rows(table: Path) -> list[list[str]]:
