@@ -186,7 +186,9 @@ def of_text(text: str) -> Figures:
         columns = {name: heads.index(name) for name in ("outcome", "total", "downtime", "set by")}
         for index, line in enumerate(head[table[0] + 1 : table[0] + 1 + len(starts)]):
             cells = re.split(r"\s{2,}", line[columns["outcome"] :].strip())
-            found[index, "outcome (overview)"] = Shown(cells[0])
+            # A save or a load that completed is called so.
+            done = cells[0] in ("saved", "loaded")
+            found[index, "outcome (overview)"] = Shown("completed" if done else cells[0])
             for name, cell in zip(("total", "downtime"), cells[1:], strict=False):
                 found[index, f"{name} (overview)"] = quantity(cell)
             found[index, "sent (overview)"] = quantity(cells[-1])
