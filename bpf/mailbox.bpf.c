@@ -7,6 +7,7 @@
 #define SHARES_RING
 #include "common.h"
 #include "mailbox.h"
+#include "virtchnl.h"
 
 /* -- common to all drivers: the words of a message are valid when the driver's read returns -- */
 
@@ -76,3 +77,43 @@ int kp_check_for_rst(struct pt_regs *ctx, u64 hw, u16 vf)
 
 WORD_MAILBOX(ixgbe, VFT_IXGBE)
 WORD_MAILBOX(igb, VFT_IGB)
+
+/* The programs of a driver that speaks virtchnl. `was_reset` reads what NAME_reset_vf returned. */
+#define VIRTCHNL_MAILBOX(name, driver, was_reset) \
+	int kp_##name##_send(struct pt_regs *ctx) \
+	{ \
+		return send_enters(driver, PT_REGS_PARM1(ctx), (u16)PT_REGS_PARM2(ctx), \
+				   PT_REGS_PARM3(ctx), PT_REGS_PARM4(ctx), PT_REGS_PARM5(ctx), \
+				   (u16)PT_REGS_PARM6(ctx)); \
+	} \
+	int kr_##name##_reset(struct pt_regs *ctx) \
+	{ \
+		return reset_returns(driver, was_reset(PT_REGS_RC(ctx))); \
+	}
+
+int kr_send(struct pt_regs *ctx)
+{
+	return send_returns(PT_REGS_RC(ctx));
+}
+
+int kp_reset(struct pt_regs *ctx)
+{
+	return reset_enters(PT_REGS_PARM1(ctx));
+}
+
+int kp_i40e_request(struct pt_regs *ctx)
+{
+	return request(VFT_I40E, PT_REGS_PARM1(ctx), (u16)PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx),
+		       PT_REGS_PARM5(ctx), (u16)PT_REGS_PARM6(ctx));
+}
+
+int kp_ice_request(struct pt_regs *ctx)
+{
+	return request_event(VFT_ICE, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx));
+}
+
+#define RETURNS_TRUE(ret) ((ret) & 0xff)
+#define RETURNS_ZERO(ret) (!(s32)(ret))
+
+VIRTCHNL_MAILBOX(i40e, VFT_I40E, RETURNS_TRUE)
+VIRTCHNL_MAILBOX(ice, VFT_ICE, RETURNS_ZERO)

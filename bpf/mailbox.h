@@ -41,6 +41,13 @@ struct layout {
 	u64 back;
 	u64 pdev;
 	u64 device;
+	/* virtchnl.h */
+	u64 hw;
+	u64 vf_base; /* in struct i40e_hw; 0: the driver's messages have the PF's own VF numbers */
+	u64 vf_pf;
+	u64 vf_id;
+	u64 event_len;
+	u64 event_buffer;
 };
 
 struct arguments {
@@ -65,8 +72,10 @@ struct flow {
 	u64 unsent_resets;
 	u32 key_in_memory;
 	u32 answer_due;
+	u32 reset_asked;
 	u32 driver;
 	u32 vf;
+	u32 pad;
 	char pf[VFT_PF_NAME];
 	u32 key_residue[VFT_MAILBOX_WORDS];
 };
@@ -94,14 +103,16 @@ static __always_inline void count_lost(void)
 		__sync_fetch_and_add(count, 1);
 }
 
+/* `hw` is the adapter itself if the driver's layout has no way back from its hw. */
 static __always_inline void read_pf(char *name, u32 driver, u64 hw)
 {
 	struct layout *layout = layouts.lookup(&driver);
-	u64 at = 0;
+	u64 at = hw;
 
 	if (!layout)
 		return;
-	read_kernel(&at, sizeof(at), (void *)hw + layout->back);
+	if (!layout->hw)
+		read_kernel(&at, sizeof(at), (void *)hw + layout->back);
 	read_kernel(&at, sizeof(at), (void *)at + layout->pdev);
 	read_kernel(&at, sizeof(at), (void *)at + layout->device);
 	read_kernel_text(name, VFT_PF_NAME, (void *)at);

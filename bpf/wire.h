@@ -37,6 +37,7 @@ enum vft_kind {
 	VFT_VFIO_DATA = 29,
 	VFT_MAILBOX = 40,
 	VFT_VF_RESET = 41,
+	VFT_VIRTCHNL = 42,
 
 	/* The collector writes these, never the kernel side. These have a struct below ... */
 	VFT_TICK = 100,
@@ -391,7 +392,9 @@ struct vft_vfio_data {
 
 enum vft_driver {
 	VFT_IXGBE = 1,
-	VFT_IGB = 2
+	VFT_IGB = 2,
+	VFT_I40E = 3,
+	VFT_ICE = 4
 };
 enum vft_direction {
 	VFT_FROM_VF = 0,
@@ -411,6 +414,24 @@ struct vft_mailbox {
 	u32 words;
 	s32 ret;
 	u32 word[VFT_MAILBOX_WORDS];
+};
+
+#define VFT_VIRTCHNL_WORDS 10
+
+/* A virtchnl message of a VF of the card `pf`. Of its `size` bytes only the first `bytes` are here,
+ * the others are 0. status: the PF's answer. ret: nonzero if the PF could not send the message. */
+struct vft_virtchnl {
+	struct vft_header h;
+	char pf[VFT_PF_NAME];
+	u32 driver;
+	u32 vf;
+	u32 direction;
+	u32 opcode;
+	s32 status;
+	u32 size;
+	u32 bytes;
+	s32 ret;
+	u32 word[VFT_VIRTCHNL_WORDS];
 };
 
 /* The PF's driver found that the VF had a function level reset, as opposed to a RESET message. */

@@ -19,7 +19,7 @@ from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of, track
-from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset, layout, wire
+from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset, Virtchnl, layout, wire
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.message import Message
 from vftrace.mailbox.profile import parse_profile, with_profiles
@@ -42,6 +42,7 @@ def recordings(job: str) -> list[str]:
 
 IGB, IXGBE, ASSISTED = recordings("igb"), recordings("ixgbe"), recordings("assisted")
 HELD = recordings("held")
+VIRTCHNL = [(name, job) for job in ("i40e", "ice") for name in recordings(job)]
 of_igb = pytest.mark.parametrize("name", IGB)
 of_ixgbe = pytest.mark.parametrize("name", IXGBE)
 of_held = pytest.mark.parametrize("name", HELD)
@@ -507,16 +508,58 @@ def test_the_held_functions_log_is_what_was_asked(name: str) -> None:
     ]
 
 
+# -- virtchnl: i40e and ice ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "job"), VIRTCHNL)
+def test_virtchnl_is_what_the_firmware_was_given(name: str, job: str) -> None:
+    found = truth(name, job)
+    driver = next(d for d in DRIVERS.values() if d.name == job)
+    heard = [e for e in during(name, job) if isinstance(e, Virtchnl) and e.driver == driver.number]
+    assert {event.pf for event in heard} == {found["pf"]}
+    requests = [event for event in heard if event.direction == Mailbox.FROM_VF]
+    sent = [entry for entry in found["log"] if "opcode" in entry]
+    assert len(sent) > 15
+    assert [(e.vf, e.opcode, e.size) for e in requests] == [
+        (entry["vf"], entry["opcode"], len(entry["content"]) // 2) for entry in sent
+    ]
+    for event, entry in zip(requests, sent, strict=True):
+        opcode = driver.opcodes.get(event.opcode)
+        allowed = 0 if opcode is None else opcode.request_size
+        content = bytes.fromhex(entry["content"])[:allowed]
+        recorded = b"".join(word.to_bytes(4, "little") for word in event.word)
+        assert recorded == content.ljust(40, b"\0")
+        assert event.bytes == len(content)
+    # VF, opcode, status and length of every reply and event, in order.
+    answers = [answer for entry in found["log"] for answer in entry["answers"]]
+    replies = [e for e in heard if e.direction == Mailbox.TO_VF]
+    assert [[e.vf, e.opcode, e.status, e.size] for e in replies] == answers
+    assert not any(event.ret for event in heard)
+
+
+@pytest.mark.parametrize(("name", "job"), VIRTCHNL)
+def test_a_virtchnl_vf_is_reset_once_by_message_and_once_as_a_function(name: str, job: str) -> None:
+    boxes = Mailboxes()
+    for event in during(name, job):
+        boxes.feed(event)
+    (history,) = (h for h in boxes.vf_histories() if (h.driver, h.vf) == (job, 1))
+    assert (history.message_resets, history.function_resets) == (1, 1)
+    assert "up" in {span.name for span in history.states}
+    assert history.state == "reset"
+
+
 # -- all -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted({*IGB, *IXGBE, *ASSISTED, *HELD}))
+@pytest.mark.parametrize(
+    "name", sorted({*IGB, *IXGBE, *ASSISTED, *HELD, *(name for name, _ in VIRTCHNL)})
+)
 def test_nothing_is_missing_and_no_vm_was_made_up(name: str) -> None:
     found = snapshot(name)
     assert not found.vfs_incomplete
     assert found.lost == 0
     assert not any(m.incomplete for m in found.migrations)
-    for job in ("igb", "ixgbe", "assisted", "held"):
+    for job in ("igb", "ixgbe", "assisted", "held", "i40e", "ice"):
         if name in recordings(job):
             assert not any(isinstance(event, MailboxFlood) for event in during(name, job))
             begun = [

@@ -30,6 +30,8 @@ ESSENTIAL = (
     "steer-dma",
     "mailbox-igb",
     "mailbox-ixgbe",
+    "mailbox-i40e",
+    "mailbox-ice",
     "mailbox-assisted",
     "mailbox-held",
     "unplug",

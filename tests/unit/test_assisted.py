@@ -232,7 +232,7 @@ def test_a_bad_profile_is_told_in_one_line(text: str, complaint: str) -> None:
 
 def test_two_profiles_may_not_name_one_opcode() -> None:
     first, other = parse_profile(profile()), parse_profile(profile(head='driver = "igb"'))
-    assert len(with_profiles([first, other])) == 2
+    assert with_profiles([first, other]).keys() == DRIVERS.keys()
     with pytest.raises(ValueError, match="another profile names opcode 0x41 of ixgbe"):
         with_profiles([first, first])
 
@@ -243,9 +243,9 @@ def test_words_are_read_and_shown_as_the_profile_says() -> None:
     ]
     assert opcode.request((0x41, 3, 0xC001, 9)) == {"reason": 3, "cookie": "0xc001"}
     assert opcode.reply((0x41, 7)) == {"left": 7}
-    assert (opcode.request_words, opcode.reply_words) == (3, 2)
+    assert (opcode.request_size, opcode.reply_size) == (3, 2)
 
 
 def test_what_no_profile_names_stays_in_the_kernel() -> None:
     opcode = parse_profile(profile('key = "request"')).opcodes[0x41]
-    assert (opcode.request_words, opcode.reply_words, opcode.request_key) == (1, 1, True)
+    assert (opcode.request_size, opcode.reply_size, opcode.request_key) == (1, 1, True)

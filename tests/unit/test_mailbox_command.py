@@ -160,7 +160,7 @@ def test_every_program_of_a_driver_is_in_the_kernel_side() -> None:
                 common = program.replace(f"_{driver.name}_", "_##name##_")
                 assert f"int {program}(" in text or f"int {common}(" in text, program
         assert {*driver.layout} <= {*re.findall(r"u64 (\w+);", fields[1])}
-        assert f"({driver.name}, VFT_{driver.name.upper()})" in text
+        assert f"({driver.name}, VFT_{driver.name.upper()}" in text
 
 
 def test_the_kernel_side_has_the_same_flags() -> None:

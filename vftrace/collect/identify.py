@@ -129,7 +129,7 @@ class Identifier:
     def _vfio_close(self, event: events.VfioClose) -> None:
         self._devices.get(event.tgid, {}).pop(event.fd, None)
 
-    def _mailbox(self, event: events.Mailbox) -> None:
+    def _mailbox(self, event: events.Mailbox | events.Virtchnl) -> None:
         if (event.pf, event.vf) not in self._vfs:
             self._find_function(event.pf, event.vf)
 
@@ -151,5 +151,6 @@ _LOOKS: dict[type[Event], Callable[[Identifier, Any], None]] = {
     events.VfioOpen: Identifier._vfio_open,
     events.VfioClose: Identifier._vfio_close,
     events.Mailbox: Identifier._mailbox,
+    events.Virtchnl: Identifier._mailbox,
     events.VfReset: Identifier._vf_reset,
 }

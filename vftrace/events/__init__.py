@@ -33,7 +33,7 @@ from vftrace.events.kvm import (
     VcpuState,
     VmCreated,
 )
-from vftrace.events.mailbox import Mailbox, MailboxFlood, VfAddress, VfReset
+from vftrace.events.mailbox import Mailbox, MailboxFlood, VfAddress, VfReset, Virtchnl
 from vftrace.events.ping import PingGap, PingSettings, PingSummary
 from vftrace.events.vfio import (
     VfioClose,
@@ -97,5 +97,6 @@ __all__ = [
     "VfioPrecopyInfo",
     "VfioReset",
     "VfioState",
+    "Virtchnl",
     "VmCreated",
 ]

@@ -34,6 +34,7 @@ class Kind(IntEnum):
     VFIO_DATA = 29
     MAILBOX = 40
     VF_RESET = 41
+    VIRTCHNL = 42
     TICK = 100
     CLOCK_SAMPLE = 101
     LOST = 102
@@ -152,6 +153,10 @@ BODIES: dict[Kind, tuple[str, tuple[str, ...]]] = {
         ("pf", "driver", "vf", "direction", "size", "words", "ret", "word"),
     ),
     Kind.VF_RESET: ("16sII", ("pf", "driver", "vf")),
+    Kind.VIRTCHNL: (
+        "16sIIIIiIIi10I",
+        ("pf", "driver", "vf", "direction", "opcode", "status", "size", "bytes", "ret", "word"),
+    ),
     Kind.TICK: ("", ()),
     Kind.CLOCK_SAMPLE: ("qq", ("realtime_offset_ns", "error_ns")),
     Kind.LOST: ("Q", ("count",)),
@@ -165,6 +170,7 @@ VFIO_DATA_END = 1
 VFIO_DATA_LEFT = 2
 PF_NAME = 16
 MAILBOX_WORDS = 16
+VIRTCHNL_WORDS = 10
 FILL_WORDS = 0
 FILL_ONES = 1
 CLOCK_GET = 0
@@ -197,5 +203,7 @@ VFIO_SAVE = 0
 VFIO_LOAD = 1
 IXGBE = 1
 IGB = 2
+I40E = 3
+ICE = 4
 FROM_VF = 0
 TO_VF = 1

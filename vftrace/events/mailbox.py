@@ -29,6 +29,28 @@ class Mailbox(Event, frozen=True):
     TO_VF = layout.TO_VF
 
 
+class Virtchnl(Event, frozen=True):
+    """A virtchnl message between a card's driver (`pf`, its PCI address) and its virtual function `vf`.
+
+    It had `size` bytes, of which the first `bytes` were recorded, little-endian in `word`; the others are 0. `status`
+    is the PF's answer. `ret` not 0: the PF's driver could not send it.
+    """
+
+    KIND = Kind.VIRTCHNL
+    PROBE = "mailbox"
+
+    pf: str
+    driver: int
+    vf: int
+    direction: int
+    opcode: int
+    status: int
+    size: int
+    bytes: int
+    ret: int
+    word: tuple[int, ...]
+
+
 class VfReset(Event, frozen=True):
     """The card's driver found that a virtual function was reset as a function, not by a message."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-from vftrace.events import Mailbox
+from vftrace.events import Mailbox, Virtchnl
 
 Words = tuple[int, ...]
 Value = int | str | bool
@@ -35,6 +35,10 @@ class Stage(Enum):
     NEGOTIATE = "negotiate"
     PREPARE = "prepare"
     """The VF's driver starts. It sends these requests also while its interface stays down."""
+    UP = "up"
+    """The VF is up once the request is granted."""
+    DOWN = "down"
+    """The VF is idle once the request is granted."""
     OPEN = "open"
     """The VF's interface is brought up."""
     ANY = "any"
@@ -59,7 +63,8 @@ def always(meaning: str) -> Callable[[Words], str | None]:
 class Opcode:
     """One message of a driver: how to read its arguments, and how much of it may leave the kernel.
 
-    `request` and `reply` read the arguments from the first `*_words` words; no other word leaves the kernel.
+    `request` and `reply` read the arguments from the first `*_size` words (virtchnl: bytes); nothing else leaves the
+    kernel.
     `counted`: u16 values follow from word 1, their number in bits 23:16 of word 0. `request_key`, `reply_key`: a key
     follows the words. `normal_nack` returns the meaning of a NACK that is not a refusal. Only messages of a profile
     have a `role`.
@@ -68,14 +73,18 @@ class Opcode:
     name: str
     stage: Stage = Stage.ANY
     request: Reader = nothing
-    request_words: int = 1
+    request_size: int = 1
     reply: Reader = nothing
-    reply_words: int = 1
+    reply_size: int = 1
     counted: bool = False
     request_key: bool = False
     reply_key: bool = False
     normal_nack: Callable[[Words], str | None] = refusal
     role: Role | None = None
+    answered: bool = True
+    """Whether the PF driver answers the request."""
+    quiet: bool = False
+    """Whether the message is too frequent to be shown; it is counted only."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +116,15 @@ class Decoded:
     clear_to_send: bool = False
     note: str | None = None
     role: Role | None = None
+    answered: bool = True
+    quiet: bool = False
 
 
 class Protocol(ABC):
     """The shape of a driver's messages: how to decode them, and what may leave the kernel."""
 
     @abstractmethod
-    def decode(self, event: Mailbox, driver: "Driver") -> Decoded:
+    def decode(self, event: Mailbox | Virtchnl, driver: "Driver") -> Decoded:
         """Decode one message. Never raises on content."""
 
     @abstractmethod

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from vftrace.events import Mailbox
+from vftrace.events import Mailbox, Virtchnl
 from vftrace.mailbox.driver import Arguments, Direction, Driver, Drivers, Result, Role
 from vftrace.mailbox.drivers import DRIVERS
+from vftrace.mailbox.virtchnl import VIRTCHNL_PROTOCOL
 from vftrace.mailbox.words import WORD_PROTOCOL
 
 
@@ -32,6 +33,10 @@ class Message:
     """The time from the request to this reply."""
     role: Role | None = None
     """The part in a mailbox-assisted migration that a profile gives this message."""
+    answered: bool = True
+    """Whether the card's driver answers such a request."""
+    quiet: bool = False
+    """Whether the message is counted only."""
 
     @property
     def title(self) -> str:
@@ -50,13 +55,15 @@ class Message:
         return asks and not self.error
 
 
-def message_of(event: Mailbox, drivers: Drivers = DRIVERS) -> Message:
+def message_of(event: Mailbox | Virtchnl, drivers: Drivers = DRIVERS) -> Message:
     """Decode an event. The message is not paired with another yet. Never raises on content."""
-    driver = drivers.get(
-        event.driver, Driver(f"driver-{event.driver}", event.driver, WORD_PROTOCOL)
-    )
-    decoded = driver.protocol.decode(event, driver)
-    readable = event.words > 0
+    protocol = VIRTCHNL_PROTOCOL if isinstance(event, Virtchnl) else WORD_PROTOCOL
+    driver = drivers.get(event.driver, Driver(f"driver-{event.driver}", event.driver, protocol))
+    if driver.protocol is not protocol:
+        # A damaged recording: the record is not one of this driver's.
+        driver = Driver(driver.name, driver.number, protocol)
+    decoded = protocol.decode(event, driver)
+    readable = isinstance(event, Virtchnl) or event.words > 0
     return Message(
         driver=driver.name,
         direction="to-vf" if event.direction == Mailbox.TO_VF else "from-vf",
@@ -71,6 +78,8 @@ def message_of(event: Mailbox, drivers: Drivers = DRIVERS) -> Message:
         pf=event.pf,
         vf=event.vf,
         role=decoded.role if readable else None,
+        answered=decoded.answered,
+        quiet=decoded.quiet,
     )
 
 
@@ -83,7 +92,7 @@ class Pairing:
 
     def take(self, message: Message) -> Message:
         """Take the next message. A reply is returned with its latency."""
-        if message.is_request:
+        if message.is_request and message.answered:
             self.pending = message
         elif message.direction == "to-vf" and message.result in ("ACK", "NACK"):
             asked, self.pending = self.pending, None

@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 from vftrace.mailbox.driver import Arguments, Drivers, Opcode, Reader, Role, Stage, Words
 from vftrace.mailbox.drivers import DRIVERS
+from vftrace.mailbox.words import WORD_PROTOCOL
 
 MAX_MESSAGES = 200
 """Of all profiles of a driver: bpf/mailbox.h keeps two rules for each in a map of 1024."""
@@ -53,7 +54,8 @@ def parse_profile(text: str) -> Profile:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ProfileError(f"not TOML: {error}") from error
     _only(document, _PROFILE_KEYS, "the file")
-    drivers = {driver.name: driver.number for driver in DRIVERS.values()}
+    # A profile's messages are words; virtchnl's opcodes are those of its header.
+    drivers = {d.name: d.number for d in DRIVERS.values() if d.protocol is WORD_PROTOCOL}
     name = _one_of(document.get("driver"), drivers, "driver")
     if not isinstance(document.get("about", ""), str):
         raise ProfileError("about is not a text")
@@ -126,15 +128,15 @@ def _message(entry: Any, where: str) -> tuple[int, Opcode]:
     key = entry.get("key")
     if key is not None:
         _one_of(key, _KEYS, f"{where}: key")
-    request, request_words = _words(entry.get("request", []), f"{where}: request")
-    reply, reply_words = _words(entry.get("reply", []), f"{where}: reply")
+    request, request_size = _words(entry.get("request", []), f"{where}: request")
+    reply, reply_size = _words(entry.get("reply", []), f"{where}: reply")
     return code, Opcode(
         name,
         Stage(stage),
         request=request,
-        request_words=request_words,
+        request_size=request_size,
         reply=reply,
-        reply_words=reply_words,
+        reply_size=reply_size,
         request_key=key in ("request", "both"),
         reply_key=key in ("reply", "both"),
         role=role,

@@ -6,7 +6,7 @@ Word 0 holds the opcode in its low 16 bits, a number in bits 23:16 for some mess
 
 from collections.abc import Mapping
 
-from vftrace.events import Mailbox
+from vftrace.events import Mailbox, Virtchnl
 from vftrace.mailbox.driver import (
     Arguments,
     Decoded,
@@ -51,8 +51,9 @@ def hashes(words: Words) -> tuple[int, str]:
 class WordProtocol(Protocol):
     """Messages of up to 16 words."""
 
-    def decode(self, event: Mailbox, driver: Driver) -> Decoded:
+    def decode(self, event: Mailbox | Virtchnl, driver: Driver) -> Decoded:
         """Decode the recorded words; missing words count as 0."""
+        assert isinstance(event, Mailbox)
         direction: Direction = "to-vf" if event.direction == Mailbox.TO_VF else "from-vf"
         return decode(event.word[: event.words], direction, driver.opcodes)
 
@@ -63,8 +64,8 @@ class WordProtocol(Protocol):
             counted = _WORDS_BY_COUNT if opcode.counted else 0
             request_key = _HOLDS_KEY if opcode.request_key else 0
             reply_key = _HOLDS_KEY if opcode.reply_key else 0
-            rules[driver.number << 24 | number] = opcode.request_words | counted | request_key
-            rules[driver.number << 24 | 1 << 16 | number] = opcode.reply_words | reply_key
+            rules[driver.number << 24 | number] = opcode.request_size | counted | request_key
+            rules[driver.number << 24 | 1 << 16 | number] = opcode.reply_size | reply_key
         return rules
 
 
@@ -151,13 +152,13 @@ COMMON = {
         "RESET",
         Stage.RESET,
         reply=_reset_reply,
-        reply_words=3,
+        reply_size=3,
         normal_nack=always("no administrative MAC"),
     ),
-    0x02: Opcode("SET_MAC_ADDR", Stage.PREPARE, request=_mac_address, request_words=3),
+    0x02: Opcode("SET_MAC_ADDR", Stage.PREPARE, request=_mac_address, request_size=3),
     0x03: Opcode("SET_MULTICAST", Stage.OPEN, request=_multicast, counted=True),
-    0x04: Opcode("SET_VLAN", Stage.PREPARE, request=_vlan, request_words=2),
-    0x05: Opcode("SET_LPE", Stage.OPEN, request=_max_frame, request_words=2),
+    0x04: Opcode("SET_VLAN", Stage.PREPARE, request=_vlan, request_size=2),
+    0x05: Opcode("SET_LPE", Stage.OPEN, request=_max_frame, request_size=2),
     0x100: Opcode("PF_CONTROL"),
 }
 """Messages that e1000_mbx.h and ixgbe_mbx.h both have. A driver's table replaces or extends these rows."""

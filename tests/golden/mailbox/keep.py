@@ -1,7 +1,8 @@
 """Keep the mailbox jobs of a lab run as a golden recording with their truths.
 
     VFTRACE=1 VFTRACE_OPTIONS='--profile /src/docs/profiles/assisted-ixgbe.toml' \
-        tests/lab/run 6.12 mailbox-igb mailbox-ixgbe mailbox-assisted mailbox-held --results DIR
+        tests/lab/run 6.12 mailbox-igb mailbox-ixgbe mailbox-i40e mailbox-ice mailbox-assisted \
+        mailbox-held --results DIR
     .venv/bin/python tests/golden/mailbox/keep.py DIR NAME [TO]
 
 Writes NAME.vft.gz (one recording of all jobs) and NAME-JOB.truth.json.
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-JOBS = ("igb", "ixgbe", "assisted", "held")
+JOBS = ("igb", "ixgbe", "i40e", "ice", "assisted", "held")
 
 
 def keep(results: Path, name: str, directory: Path = HERE) -> None:

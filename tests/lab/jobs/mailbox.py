@@ -3,6 +3,7 @@ ourselves as the other side, and ixgbe's own code over memory (modules/fakeixgbe
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,6 +20,9 @@ FAKE_PF = "0000:00:00.0"
 # Those of docs/profiles/assisted-ixgbe.toml.
 MIG_STOP, MIG_SAVE, MIG_RESTORE, MIG_RESUME = 0x41, 0x42, 0x43, 0x44
 COOKIE = 0xC001CAFE
+
+KPROBES = Path("/sys/kernel/debug/kprobes/list")
+VIRTCHNL_KEY = bytes(range(0xA0, 0xA0 + 52))
 
 
 def _ip(*words: str) -> None:
@@ -285,9 +289,90 @@ def mailbox_assisted(job: Job) -> None:
         )
 
 
+def _messages(driver: str) -> list[tuple[str, int, bytes]]:
+    """What iavf sends in its life (drivers/net/ethernet/intel/iavf/iavf_virtchnl.c), and messages that are wrong."""
+    # The VSI of VF 1 (modules/fakei40e, fakeice).
+    vsi = 1 if driver == "ice" else 102
+    address = struct.pack("<HH", vsi, 1) + bytes.fromhex("02aabbccdd01") + b"\1\0" + bytes(8)
+    queues = struct.pack("<HHII", vsi, 0, 15, 15)
+    rings = b"".join(
+        struct.pack("<HHHHQQ", vsi, n, 512, 0, 0x100000 + n * 0x4000, 0)
+        + struct.pack("<HHIHHIIBBHQiI", vsi, n, 512, 0, 0, 2048, 1522, 0, 0, 0, 0x200000, 0, 0)
+        for n in range(4)
+    )
+    vectors = b"".join(struct.pack("<HHHHHH", vsi, n, 3, 3, 0, 1) for n in (1, 2))
+    return [
+        ("reset", 2, b""),
+        ("version", 1, struct.pack("<II", 1, 1)),
+        ("resources", 3, struct.pack("<I", 0x1B7B01C9)),
+        ("vectors", 7, struct.pack("<H", 2) + vectors + bytes(12)),
+        ("address", 10, address),
+        ("vlan", 12, struct.pack("<HHHH", vsi, 1, 100, 0)),
+        ("rings", 6, struct.pack("<HHI", vsi, 4, 0) + rings + bytes(64)),
+        ("up", 8, queues),
+        ("hash", 25, b""),
+        ("hash", 26, struct.pack("<Q", 0xF)),
+        ("key", 23, struct.pack("<HH", vsi, 52) + VIRTCHNL_KEY + b"\0"),
+        ("table", 24, struct.pack("<HH", vsi, 64) + bytes(65)),
+        ("promiscuous", 14, struct.pack("<HH", vsi, 2)),
+        ("statistics", 15, struct.pack("<HHII", vsi, 0, 0, 0)),
+        ("down", 9, queues),
+        ("address gone", 11, address),
+        ("not negotiated", 51, b""),
+        # What stands behind it in the driver's buffer is the key's message, or another VF's.
+        ("unknown", 119, b"\1\2"),
+        ("too short", 1, b"\1"),
+    ]
+
+
+def _wait_for_probes(function: str) -> None:
+    """Wait until a tracer has attached to a driver's function, its last one; without a tracer, some seconds."""
+    until = time.monotonic() + 15
+    while time.monotonic() < until and function not in KPROBES.read_text():
+        time.sleep(0.2)
+    # The return probe comes next.
+    time.sleep(1)
+
+
+def _virtchnl(job: Job, driver: str) -> None:
+    """The real driver answers the messages of an iavf over memory; the truth is what its firmware was given."""
+    modprobe(driver, f"fake{driver}")
+    _wait_for_probes(f"{driver}_reset_vf")
+    directory = Path(f"/sys/kernel/debug/fake{driver}")
+    log: list[dict[str, object]] = []
+
+    def command(what: str, text: str, **facts: object) -> None:
+        at_ns = boottime_ns()
+        (directory / "control").write_text(text)
+        *lines, _ = (directory / "answer").read_text().strip().splitlines()
+        answers = [[int(word) for word in line.split()[:4]] for line in lines]
+        log.append({"at_ns": at_ns, "what": what, **facts, "answers": answers})
+
+    for what, opcode, content in _messages(driver):
+        facts = {"vf": 1, "opcode": opcode, "content": content.hex()}
+        command(what, f"send 1 {opcode} {content.hex()}", **facts)
+    for what in ("flr 1", "link 0", "link 1", "notify"):
+        command(what, what)
+    time.sleep(1)
+    say(f"{len(log)} commands, {sum(len(entry['answers']) for entry in log)} messages to VFs")  # type: ignore[arg-type,misc]
+    job.write_truth({"pf": FAKE_PF, "driver": driver, "log": log, "keys": [VIRTCHNL_KEY.hex()]})
+
+
+def mailbox_i40e(job: Job) -> None:
+    """The real i40e.ko answers the messages of an iavf, good and bad, over registers of memory."""
+    _virtchnl(job, "i40e")
+
+
+def mailbox_ice(job: Job) -> None:
+    """The real ice.ko answers the messages of an iavf, good and bad, over registers of memory."""
+    _virtchnl(job, "ice")
+
+
 JOBS: dict[str, Callable[[Job], None]] = {
     "mailbox-igb": mailbox_igb,
     "mailbox-ixgbe": mailbox_ixgbe,
+    "mailbox-i40e": mailbox_i40e,
+    "mailbox-ice": mailbox_ice,
     "mailbox-assisted": mailbox_assisted,
     "mailbox-flood": mailbox_flood,
 }

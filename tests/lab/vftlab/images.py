@@ -59,7 +59,12 @@ KERNEL_PACKAGES = ("linux-image-amd64", "linux-headers-amd64", "linux-source")
 # Not linux-base alone, nor initramfs tools: nothing is installed, only unpacked. linux-headers and
 # linux-kbuild are what modules are built with; from 7.x on the image is split in several packages.
 KERNEL_DEPENDS = r"linux-(image|binary|modules|headers|kbuild|base|source)-.*[0-9].*(?<!-unsigned)"
-SOURCES = ("*/samples/vfio-mdev/mtty.c", "*/drivers/net/ethernet/intel/ixgbe/*.h")
+SOURCES = (
+    "*/samples/vfio-mdev/mtty.c",
+    "*/drivers/net/ethernet/intel/ixgbe/*.h",
+    "*/drivers/net/ethernet/intel/i40e/*.h",
+    "*/drivers/net/ethernet/intel/ice/*.h",
+)
 
 INITRD_MODULES = (
     "virtio_pci",

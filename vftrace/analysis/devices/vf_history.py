@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset
+from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset, Virtchnl
 from vftrace.mailbox.driver import Direction, Driver, Drivers, Result, Stage
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.message import Message, Pairing, message_of
@@ -32,6 +32,8 @@ MAX_CHANGES = 64
 MAX_STATES = 64
 MAX_VLANS = 4096
 MAX_AGREEMENTS = 64
+
+_MAC_MESSAGES = ("RESET", "SET_MAC_ADDR", "GET_VF_RESOURCES")
 
 NOT_RECORDED = "not-recorded"
 UNKNOWN = "unknown"
@@ -104,7 +106,8 @@ class _Vf:
         opcode = self.pf_driver.opcodes.get(message.opcode) if message.name else None
         name = opcode.name if opcode else UNKNOWN
         self.counts[name, message.direction, message.result] += 1
-        self.recent.append(message)
+        if not message.quiet:
+            self.recent.append(message)
         if len(self.recent) > self.max_recent:
             self.recent.popleft()
         self.last_ns = message.at_ns
@@ -128,7 +131,7 @@ class _Vf:
         elif self.state == "absent":
             # It was up before tracing began.
             self.enter("up", at_ns)
-        elif stage in (Stage.PREPARE, Stage.OPEN):
+        elif stage in (Stage.PREPARE, Stage.OPEN, Stage.UP):
             if self.state != "up":
                 self.enter("configuring", at_ns)
             self.opened |= stage is Stage.OPEN
@@ -141,11 +144,18 @@ class _Vf:
             self.enter("reset", reply.at_ns)
         if reply.result != "ACK":
             return
+        stage = self.pf_driver.opcodes[asked.opcode].stage if asked.name else Stage.ANY
+        if stage is Stage.UP:
+            self.enter("up", reply.at_ns)
+        elif stage is Stage.DOWN:
+            self.enter("reset", reply.at_ns)
         arguments = {**asked.arguments, **reply.arguments}
+        if asked.name in ("ADD_VLAN", "DEL_VLAN") and arguments["count"] == 1:
+            self._vlan(int(arguments["vlan"]), asked.name == "ADD_VLAN", reply.at_ns)
         if asked.name == "SET_VLAN":
             self._vlan(int(arguments["vlan"]), bool(arguments["add"]), reply.at_ns)
         for what in ("mac", "max_frame", "mode", "version", "features"):
-            keeps = asked.name in ("RESET", "SET_MAC_ADDR") or what != "mac"
+            keeps = asked.name in _MAC_MESSAGES or what != "mac"
             if what in arguments and keeps and arguments.get("act", "set") == "set":
                 self._changed(what, str(arguments[what]), reply.at_ns)
 
@@ -224,7 +234,7 @@ class Mailboxes:
             for each in self._vfs.values():
                 each.pass_time(self._now_ns)
         match event:
-            case Mailbox():
+            case Mailbox() | Virtchnl():
                 vf = self._vf(event.pf, event.vf, event.driver)
                 if vf is None:
                     self.ignored += 1

@@ -66,12 +66,15 @@ class Dump:
         message = self._mailboxes.feed(event)
         if isinstance(event, events.Tick):
             yield from self._quiet()
-        elif isinstance(event, events.Mailbox | events.VfReset | events.MailboxFlood):
+        elif isinstance(
+            event, events.Mailbox | events.Virtchnl | events.VfReset | events.MailboxFlood
+        ):
             self.heard = True
             if not self._wanted(event.pf, event.vf):
                 return
             if message is not None:
-                yield self._message(message)
+                if not message.quiet:
+                    yield self._message(message)
             elif isinstance(event, events.VfReset):
                 yield from self._said(event.at_ns, "function-reset", event, {})
             elif isinstance(event, events.MailboxFlood):
@@ -134,7 +137,7 @@ class Dump:
         self,
         at_ns: int,
         what: str,
-        of: events.Mailbox | events.VfReset | events.MailboxFlood | None,
+        of: events.Mailbox | events.Virtchnl | events.VfReset | events.MailboxFlood | None,
         facts: dict[str, int],
     ) -> Iterator[str]:
         if self._json:
