@@ -260,7 +260,7 @@ def _downtimes(longer: Sequence[float]) -> str:
         return "No downtime is compared."
     return (
         f"In the rows that are right, {len(longer)} downtimes are compared: vftrace's is"
-        f" {longer[0]:.1f} to {longer[-1]:.1f} ms\n(median {longer[len(longer) // 2]:.1f} ms)"
+        f" {longer[0]:.1f} to {longer[-1]:.1f} ms (median\n{longer[len(longer) // 2]:.1f} ms)"
         " longer than QEMU's."
     )
 
@@ -285,8 +285,10 @@ docs/contributing/testing-with-libvirt.md explains how the operations run and wh
 | command | `tests/libvirt/run --results DIR --page docs/results/libvirt.md` |
 | right | {right} of {of} |
 
-{downtimes} vftrace's downtime ends when a vCPU enters the guest; QEMU's is from the event STOP to the event RESUME.
-What exceeds 1 ms is named by vftrace's checkpoints beside these events.
+{downtimes}
+vftrace's downtime ends when a vCPU enters the guest; QEMU's is from the event STOP to the event RESUME. What exceeds
+1 ms is named by vftrace's checkpoints beside these events. A throttled guest (auto-converge) is left out of these
+figures: its vCPU sleeps outside the guest when QEMU stops it, which vftrace counts and names, and QEMU does not count.
 
 vftrace's bytes include the device state, which QEMU 7.2 does not count. In "two-at-once" libvirt's figures are
 those of the first domain. libvirt's downtime includes what its daemons do between QEMU's events.
