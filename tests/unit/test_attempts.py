@@ -179,3 +179,21 @@ def test_very_many_rounds_keep_their_counts() -> None:
     assert found.dirty.new_pages == sum(r.new_pages or 0 for r in found.rounds[1:])
     again = bench.migrations()[0]
     assert again.rounds == found.rounds
+
+
+def test_a_destination_that_shares_the_sources_memory() -> None:
+    """cloud-hypervisor --local: nothing is logged or sent, and the destination sets the clock that was read."""
+    bench = Bench()
+    made, clock = bench.at + MS, 3_600_000 * MS
+    tracker, new = bench.tracker, 200
+    tracker.feed(events.VmCreated(made, 0, new, new, 3))
+    stopped = made + 10 * MS
+    tracker.feed(events.Clock(stopped, 1, PID, MAIN, stopped, stopped - MS, 0, 0, clock))
+    tracker.feed(events.Clock(stopped + 700 * MS, 1, new, new, stopped + 699 * MS, 0, 1, 0, clock))
+    tracker.feed(events.Run(stopped + 721 * MS, 2, new, new + 1, 0))
+    (found,) = bench.migrations()
+    assert (found.role, found.outcome, found.pid, found.peer_pid) == (
+        *("stitched", "completed"),
+        *(PID, new),
+    )
+    assert found.downtime.vcpu_ns == 722 * MS

@@ -245,7 +245,9 @@ def _evidence(
     evidence = []
     if outgoing is not None:
         began = "dirty logging on for the largest memslot"
-        if not outgoing.switched_on:
+        if not outgoing.switched_on and not outgoing.dirty_syncs:
+            began = "guest stopped, its memory is shared with the destination"
+        elif not outgoing.switched_on:
             began = "dirty log read by a thread that sends"
         if outgoing.memory_passed:
             began = "another VM set the clock that was read with the stop; memory was not copied"

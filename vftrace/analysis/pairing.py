@@ -222,6 +222,39 @@ class Pairing:
         return stopped[0] if len(stopped) == 1 and not _has_rival(destination, everyone) else None
 
 
+def local_source(process: Process, everyone: Iterable[Process]) -> _Source | None:
+    """The source of a destination that got no memory over a channel: both share it (cloud-hypervisor --local), so
+    nothing is logged. It is the one VM that stands still since it read the clock that the destination set."""
+    incoming = process.incoming
+    if incoming is None or not incoming.guest_clock_ns or incoming.clock_set_at_ns is None:
+        return None
+    found = [
+        (other, other.last_stop)
+        for other in everyone
+        if other is not process
+        and other.last_stop is not None
+        and other.last_stop.clock == incoming.guest_clock_ns
+        and (other.last_run_ns or 0) < other.last_stop.at_ns < incoming.clock_set_at_ns
+        and (other.ended_at_ns or incoming.clock_set_at_ns) > (process.created_at_ns or 0)
+        and not other.migrates
+    ]
+    if len(found) != 1:
+        return None
+    other, stop = found[0]
+    return other, OutgoingMigration(
+        pid=other.pid,
+        tid=stop.tid,
+        number=other.attempts,
+        started_at_ns=stop.last_exit_ns,
+        baseline={},
+        baseline_errors={},
+        paused_before=False,
+        switched_on=False,
+        stop=stop,
+        process_ended_at_ns=other.ended_at_ns,
+    )
+
+
 def is_impostor(process: Process, everyone: Iterable[Process]) -> bool:
     """Whether a destination without a source set another clock than a source with its UUID reads."""
     incoming = process.incoming

@@ -14,7 +14,7 @@ from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.devices.vf_phases import VfHistories
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
-from vftrace.analysis.pairing import PAIRING_EVENTS, Pair, Pairing, is_impostor
+from vftrace.analysis.pairing import PAIRING_EVENTS, Pair, Pairing, is_impostor, local_source
 from vftrace.analysis.process import Process
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import COLLECTOR, NO_PROCESS, Event
@@ -391,6 +391,9 @@ class Tracker:
             trace_ended_ns=self._ended_at_ns,
         )
         if isinstance(part, IncomingMigration):
+            shares = local_source(process, context.processes)
+            if shares is not None:
+                return build_migration(replace(sides, source=shares, destination=(process, part)))
             contested = is_impostor(process, context.processes)
             return build_migration(replace(sides, destination=(process, part), contested=contested))
         return build_migration(
