@@ -21,7 +21,6 @@ QUICK = (
     "direct",
     "parallel",
     "postcopy",
-    "unix",
     "timeout-suspend",
     "two-at-once",
     "there-and-back",
