@@ -106,9 +106,11 @@ def _outcomes() -> style.PanelBuilder:
     panel = style.bars(
         style.lines(
             "Ended, by outcome",
-            "Migrations that end in a minute. A migration between two hosts is counted where it began.",
+            "Migrations that end in a minute. A migration between two hosts is counted where it began. Saves to a"
+            " file and loads from one have their kind before the outcome.",
             "suffix:/min",
             query(f"60 * sum by (outcome) ({rate('migrations_total', ONCE)})", "{{outcome}}"),
+            query(f"60 * sum by (kind, outcome) ({rate('saves_total')})", "{{kind}} {{outcome}}"),
             calcs=["max"],
         )
     )

@@ -65,6 +65,7 @@ STAGE: Mapping[str, Play] = {
     "delta": Play(GOLDEN / "recordings" / "dest-killed-precopy.vft.gz", 0.25),
     "echo": Play(GOLDEN / "lab" / "6.12-fentry.vft.gz", 8),
     "foxtrot": Play(GOLDEN / "mailbox" / "6.12.vft.gz", 2),
+    "golf": Play(GOLDEN / "libvirt" / "save-restore.vft.gz", 0.25),
 }
 """Hosts with something for every panel, all over after `STAGE_SECONDS`. The VMs of all lab recordings have one
 UUID: two of them at once would look like one VM that was moved between two hosts."""
