@@ -40,6 +40,19 @@ def by_kernel() -> tuple[int, int, int]:
     return source, destination, impostor
 
 
+def test_a_source_that_ran_on_keeps_the_clock_that_it_read() -> None:
+    """Its destination may have set it: both hosts' traces of the failed migration have one id by it."""
+    host, records = golden("dest-killed-blackout")
+    (m,) = boot_of(host, records).snapshot.migrations
+    clocks = [e for e in map(wire.decode, records) if isinstance(e, Clock) and e.tgid == m.pid]
+    runs = [e for e in map(wire.decode, records) if isinstance(e, events.Run) and e.tgid == m.pid]
+    reads = [e for e in clocks if e.op == Clock.GET and e.clock]
+    assert m.outcome == "failed"
+    assert reads
+    assert runs[-1].at_ns > reads[0].at_ns
+    assert m.guest_clock_ns in {read.clock for read in reads}
+
+
 def test_an_impostor_is_not_the_destination() -> None:
     source, destination, impostor = by_kernel()
     found = {m.pid: m for m in spoofed().snapshot.migrations}

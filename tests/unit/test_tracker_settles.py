@@ -10,6 +10,8 @@ from vftrace.analysis.tracker import (
     MAX_CLOCK_SAMPLES,
     MAX_ENDED_MIGRATING,
     MAX_ENDED_PROCESSES,
+    MAX_SETTLED,
+    MAX_UNSETTLED,
     SETTLE_AFTER_NS,
     Tracker,
 )
@@ -74,6 +76,34 @@ def test_processes_that_migrated_and_ended_are_bounded() -> None:
     found = tracker.snapshot().migrations
     assert len(found) == MAX_ENDED_MIGRATING + 200
     assert {(m.outcome, m.cause) for m in found} == {("failed", "source-ended")}
+
+
+def test_a_process_that_migrates_in_a_loop_is_bounded_and_erases_no_other() -> None:
+    """Anyone who may open /dev/kvm can make a thousand a second, while a VM's migration waits to settle."""
+    tracker = Tracker()
+    victim = 7
+    tracker.feed(events.Region(1000, 0, victim, 8, 0, 1, 0, 1 << 30, 0, 0))
+    tracker.feed(events.Channel(1010, 1, victim, 8, 100, 1, 1005, 1009, 0, 4, 0, 8, 0))
+    tracker.feed(events.Exit(1020, 2, victim, 8, 0))
+    count = 3 * MAX_SETTLED
+    for n in range(count):
+        at, seq, pid, tid = 1_000_000 * (n + 1), 3 * n, 10, 11
+        tracker.feed(events.Region(at, seq, pid, tid, 0, 1, 0, 1 << 30, 0, 0))
+        sent = events.Channel(
+            at + 9, seq + 1, pid, tid, 100 * (n + 1), n + 1, 5, at + 9, 0, 4, 0, tid, 0
+        )
+        tracker.feed(sent)
+        tracker.feed(events.Region(at + 10, seq + 2, pid, tid, 0, 0, 0, 1 << 30, 0, 0))
+        if n % 100 == 0:
+            tick = events.Tick(at + 11, n // 100, COLLECTOR, 0)
+            tracker.feed(tick)
+        assert len(tracker._processes[pid].outgoing) <= 2 * MAX_UNSETTLED
+    # Half a minute later: the victim's settles among them.
+    tracker.feed(events.Tick(SETTLE_AFTER_NS * 2, count // 100 + 1, COLLECTOR, 0))
+    found = tracker.snapshot().migrations
+    assert len(found) == MAX_SETTLED
+    assert [m.outcome for m in found if m.pid == victim] == ["failed"]
+    assert {m.outcome for m in found if m.pid != victim} == {"cancelled"}
 
 
 def test_clock_samples_are_bounded_and_keep_a_step() -> None:

@@ -64,6 +64,8 @@ class Process:
     """By thread: when it ended, until something shows whether its process did too."""
     devices: Devices = field(default_factory=Devices)
     outgoing: list[OutgoingMigration] = field(default_factory=list)
+    settle_above: int = 0
+    """How many of `outgoing` are too many (`Tracker`)."""
     attempts: int = 0
     """How many migrations it began before the latest attempt."""
     open: dict[int, OutgoingMigration] = field(default_factory=dict)
@@ -203,7 +205,6 @@ class Process:
         if was_on and is_on and self.last_loss_ns is not None:
             # Nobody asks for what is there (kvm_slot_update_flags): that it went off is lost.
             was_on = False
-        logged = [slot.size for slot in self.slots.values() if slot.flags & KVM_MEM_LOG_DIRTY_PAGES]
         if event.size == 0:
             self.slots.pop(event.slot, None)
             return
@@ -213,9 +214,11 @@ class Process:
         self.slots[event.slot] = MemorySlot(event.size, event.flags, log if is_on else None)
         if is_on and not was_on:
             self._switched_on(event)
-        elif was_on and not is_on and event.size >= max(logged):
+        elif was_on and not is_on and (self.open or self.switched_on):
+            logged = (s.size for s in self.slots.values() if s.flags & KVM_MEM_LOG_DIRTY_PAGES)
             # Smaller ones go off for a display or firmware, the largest that is logged with all of them.
-            self._switched_off(event)
+            if event.size >= max(logged, default=0):
+                self._switched_off(event)
 
     def _new_log(self, size: int) -> SlotLog:
         flags = self.manual_protect
@@ -465,10 +468,10 @@ class Process:
 
         Of a guest that was paused before it is the read of that pause.
         """
-        if attempt.resumed_at_ns is not None:
-            return None
-        before = self.last_stop if attempt.paused_before else None
-        return attempt.saved or attempt.stop or attempt.stopped_before or before
+        own = attempt.saved or attempt.stop
+        if own is not None or attempt.resumed_at_ns is not None:
+            return own
+        return attempt.stopped_before or (self.last_stop if attempt.paused_before else None)
 
     def passed_memory(self, stop: events.Clock) -> OutgoingMigration:
         """Another process took the guest over since this stop, and nothing was logged: it got the memory itself."""

@@ -36,6 +36,10 @@ remembered."""
 LOOK_AGAIN_NS = 20_000_000_000
 """One that goes on is looked at so often: its end is seen before it has to settle."""
 
+MAX_UNSETTLED = 64
+"""Ended migrations of one process that wait to settle. Where a process makes them faster, the oldest settle at once:
+every event of a process looks at its unsettled migrations."""
+
 Unsettled = tuple[Process, OutgoingMigration | IncomingMigration, Pair | None]
 """A source's attempt with its pair if it has one, or a destination without a source."""
 
@@ -188,8 +192,11 @@ class Tracker:
         self._settled_ns = self._now_ns
         everyone = self._everyone()
         due = [part for part in self._unsettled(everyone) if part[1].look_again_ns <= self._now_ns]
-        done = self._settle_parts(due, everyone) if due else set()
-        del self._settled[:-MAX_SETTLED]
+        self._drop(self._settle_parts(due, everyone) if due else set(), everyone)
+
+    def _drop(self, done: set[int], everyone: list[Process]) -> None:
+        """Forget the parts, by id, of migrations that have settled."""
+        self._bound_settled()
         self._pairing.settle(done)
         for process in everyone:
             if process.outgoing:
@@ -200,6 +207,38 @@ class Tracker:
                 ]
             if id(process.incoming) in done:
                 process.incoming = None
+
+    def _bound_settled(self) -> None:
+        """Forget the oldest migrations of the process that has most, until there are few enough."""
+        excess = len(self._settled) - MAX_SETTLED
+        if excess <= 0:
+            return
+        counts = Counter(migration.pid for migration in self._settled)
+        forgotten: Counter[int] = Counter()
+        for _ in range(excess):
+            pid = counts.most_common(1)[0][0]
+            counts[pid] -= 1
+            forgotten[pid] += 1
+        kept = []
+        for migration in self._settled:
+            if forgotten[migration.pid] > 0:
+                forgotten[migration.pid] -= 1
+            else:
+                kept.append(migration)
+        self._settled = kept
+
+    def _settle_oldest(self, process: Process) -> None:
+        """Settle all but the latest ended migrations of a process, as they are."""
+        everyone = self._everyone()
+        context = self._context(self._vf_histories(), everyone)
+        oldest = {id(part) for part in process.outgoing[:-MAX_UNSETTLED] if part.ended}
+        done: set[int] = set()
+        for owner, part, pair in self._unsettled([process]):
+            if id(part) in oldest:
+                self._settled.append(self._build(owner, part, pair, context, final=True))
+                done.update(id(each) for each in (part, pair and pair.incoming) if each)
+        self._drop(done, everyone)
+        process.settle_above = 2 * max(MAX_UNSETTLED, len(process.outgoing))
 
     def _settle_parts(self, due: Iterable[Unsettled], everyone: list[Process]) -> set[int]:
         """Settle those that ended long enough ago; returns the ids of their parts.
@@ -273,6 +312,8 @@ class Tracker:
             if lost:
                 process.lost_something(event.at_ns)
         process.feed(event)
+        if len(process.outgoing) > process.settle_above:
+            self._settle_oldest(process)
         kind = type(event)
         if kind in PAIRING_EVENTS:
             self._pairing.feed(process, event, self._everyone)
@@ -282,6 +323,7 @@ class Tracker:
     def _new_process(self, pid: int, at_ns: int) -> Process:
         process = Process(pid, at_ns)
         process.devices.transitions = self._transitions
+        process.settle_above = 2 * MAX_UNSETTLED
         self._processes[pid] = process
         return process
 
@@ -312,8 +354,8 @@ class Tracker:
         context = self._context(self._vf_histories(), everyone)
         for process, part, pair in list(self._unsettled(everyone)):
             if process is oldest:
-                self._settled.append(self._build(process, part, pair, context))
-        del self._settled[:-MAX_SETTLED]
+                self._settled.append(self._build(process, part, pair, context, final=True))
+        self._bound_settled()
         self._ended.remove(oldest)
         self._pairing.forget(oldest)
 
@@ -382,13 +424,16 @@ class Tracker:
         part: OutgoingMigration | IncomingMigration,
         pair: Pair | None,
         context: HostContext,
+        *,
+        final: bool = False,
     ) -> Migration:
+        """`final`: what has no outcome yet will get none."""
         sides = Sides(
             key=_key(process),
             context=context,
             collector_loss_ns=self._collector_loss_ns,
             peer_loss_ns=None if pair else self._peer_loss(process),
-            trace_ended_ns=self._ended_at_ns,
+            trace_ended_ns=self._now_ns if final else self._ended_at_ns,
         )
         if isinstance(part, IncomingMigration):
             shares = local_source(process, context.processes)
@@ -416,7 +461,7 @@ class Tracker:
     def _peer_ended(self, source: Process, outgoing: OutgoingMigration) -> int | None:
         """When a destination of the same UUID, which never ran, ended during the attempt or because of its end."""
         uuid = source.uuid
-        over = outgoing.logging_off_at_ns or outgoing.process_ended_at_ns or self._now_ns
+        over = outgoing.over_at_ns or outgoing.process_ended_at_ns or self._now_ns
         for process in self._ended:
             ended = process.ended_at_ns
             if (
