@@ -11,15 +11,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from vftrace.demo.scenarios import SCENARIOS, run_scenario
+
+Played = TypeVar("Played")
 
 RECORDINGS = Path(__file__).parent / "recordings"
 
 
-def record(name: str) -> None:
-    """One scenario: `vftrace record` in a process of its own, the scenario in this one."""
+def traced(target: Path, play: Callable[[Path], Played]) -> Played:
+    """Play something in this process, with a directory for it, while `vftrace record` runs in another.
+
+    The recording becomes `target`, packed.
+    """
     with tempfile.TemporaryDirectory(prefix="vftrace-golden-") as directory:
         raw = Path(directory) / "trace.vft"
         tracer = subprocess.Popen(
@@ -31,15 +38,23 @@ def record(name: str) -> None:
         try:
             if tracer.stderr.readline().strip() != "ready":
                 raise SystemExit(f"vftrace record did not start: {tracer.stderr.read()}")
-            truth = run_scenario(name, Path(directory), lambda _: None)
+            truth = play(Path(directory))
         finally:
             tracer.send_signal(signal.SIGINT)
             tracer.wait(20)
-        target = RECORDINGS / f"{name}.vft.gz"
         with target.open("wb") as out, gzip.GzipFile("", "wb", fileobj=out, mtime=0) as packed:
             packed.write(raw.read_bytes())
-        (RECORDINGS / f"{name}.truth.json").write_text(truth.to_json() + "\n")
-        print(f"{name}: {raw.stat().st_size} bytes, {target.stat().st_size} packed", flush=True)
+        print(
+            f"{target.name}: {raw.stat().st_size} bytes, {target.stat().st_size} packed", flush=True
+        )
+    return truth
+
+
+def record(name: str) -> None:
+    """Play and record one scenario, and write its truth beside the recording."""
+    target = RECORDINGS / f"{name}.vft.gz"
+    truth = traced(target, lambda directory: run_scenario(name, directory, lambda _: None))
+    (RECORDINGS / f"{name}.truth.json").write_text(truth.to_json() + "\n")
 
 
 if __name__ == "__main__":

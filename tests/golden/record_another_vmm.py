@@ -5,11 +5,8 @@
 Writes hosts/cloud-hypervisor*.vft.gz and hosts/cloud-hypervisor.json. Needs BPF, /dev/kvm and gcc.
 """
 
-import gzip
 import json
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "lab"))
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "lab")]
 
 from vftlab.tinyvmm import (  # noqa: E402
     TinyVmm,
@@ -27,6 +24,8 @@ from vftlab.tinyvmm import (  # noqa: E402
     compiled,
     tiny_vmm,
 )
+
+from tests.golden.record import traced  # noqa: E402
 
 RUNS_ON_S = 0.3
 
@@ -71,30 +70,13 @@ def play(name: str, program: Path) -> dict[str, Any]:
     }
 
 
-def record(name: str, program: Path, directory: Path) -> dict[str, Any]:
-    """The same, recorded: the truth is returned."""
-    raw = directory / "trace.vft"
-    tracer = subprocess.Popen(
-        [sys.executable, "-m", "vftrace", "record", "-o", str(raw)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert tracer.stderr is not None
-    try:
-        if tracer.stderr.readline().strip() != "ready":
-            raise SystemExit(f"vftrace record did not start: {tracer.stderr.read()}")
-        truth = play(name, program)
-    finally:
-        tracer.send_signal(signal.SIGINT)
-        tracer.wait(20)
-    target = HERE / "hosts" / f"{name}.vft.gz"
-    with target.open("wb") as out, gzip.GzipFile("", "wb", fileobj=out, mtime=0) as packed:
-        packed.write(raw.read_bytes())
-    return truth
+def record(name: str, program: Path) -> dict[str, Any]:
+    """Play one and record it; returns its truth."""
+    return traced(HERE / "hosts" / f"{name}.vft.gz", lambda _: play(name, program))
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="vftrace-golden-") as made:
         vmm = compiled(Path(made))
-        truths = {name: record(name, vmm, Path(made)) for name in PLAYS}
+        truths = {name: record(name, vmm) for name in PLAYS}
     (HERE / "hosts" / "cloud-hypervisor.json").write_text(json.dumps(truths, indent=1) + "\n")

@@ -17,19 +17,22 @@ from vftrace.analysis.tracker import (
 )
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
-from vftrace.events import COLLECTOR
+from vftrace.events import COLLECTOR, Event
 
 RECORDING = Path(__file__).parent.parent / "golden" / "recordings" / "there-and-back.vft.gz"
 
 
-def test_a_finished_migration_stays_as_it_was() -> None:
+def fed() -> tuple[Tracker, Event]:
+    """A tracker that has seen the recording all but its End, and the last event."""
     tracker = Tracker()
-    last = None
-    for event in events_of(Recording(RECORDING)):
-        if not isinstance(event, events.End):
-            tracker.feed(event)
-            last = event
-    assert last is not None
+    seen = [e for e in events_of(Recording(RECORDING)) if not isinstance(e, events.End)]
+    for event in seen:
+        tracker.feed(event)
+    return tracker, seen[-1]
+
+
+def test_a_finished_migration_stays_as_it_was() -> None:
+    tracker, last = fed()
     before = tracker.snapshot().migrations
     assert [m.outcome for m in before] == ["completed", "completed"]
     ticks = range(10_000, 10_000 + 600)
@@ -48,13 +51,7 @@ def test_a_finished_migration_stays_as_it_was() -> None:
 @pytest.mark.parametrize("ends", [300, 2000])
 def test_vms_that_end_later_do_not_erase_a_migration(ends: int) -> None:
     """A host that starts and ends VMs in a loop, within the half minute in which a migration settles."""
-    tracker = Tracker()
-    last = None
-    for event in events_of(Recording(RECORDING)):
-        if not isinstance(event, events.End):
-            tracker.feed(event)
-            last = event
-    assert last is not None
+    tracker, last = fed()
     before = tracker.snapshot().migrations
     for n in range(ends):
         at, pid = last.at_ns + n * 1_000_000, 100_000 + n
