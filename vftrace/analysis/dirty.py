@@ -37,7 +37,7 @@ def bitmap_of(pieces: Iterable[Piece]) -> Bitmap:
 
 def count(bitmap: Bitmap) -> int:
     """Pages in a bitmap."""
-    return sum(bits.bit_count() for bits in bitmap.values())
+    return sum(map(int.bit_count, bitmap.values()))
 
 
 def union(bitmap: Bitmap, other: Bitmap) -> Bitmap:
@@ -139,7 +139,8 @@ class SlotLog:
     def cleared(self, bitmap: Bitmap) -> None:
         """A CLEAR_DIRTY_LOG asked for this; only manual protect has that call."""
         self.manual = True
-        self.shadow = minus(self.shadow, bitmap)
+        if bitmap:
+            self.shadow = minus(self.shadow, bitmap)
 
     def damaged(self) -> None:
         """A part of a bitmap is missing: nothing is known until the next whole GET."""

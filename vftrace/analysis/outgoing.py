@@ -130,8 +130,14 @@ class OutgoingMigration:
     @property
     def over_at_ns(self) -> int | None:
         """When the attempt was over while its process lived on."""
-        ends = (self.logging_off_at_ns, self.thread_ended_at_ns, self.replaced_at_ns)
-        return min((end for end in ends if end is not None), default=None)
+        off, thread, replaced = (
+            self.logging_off_at_ns,
+            self.thread_ended_at_ns,
+            self.replaced_at_ns,
+        )
+        if off is None and thread is None and replaced is None:
+            return None
+        return min(end for end in (off, thread, replaced) if end is not None)
 
     @property
     def ended(self) -> bool:

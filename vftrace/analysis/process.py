@@ -153,7 +153,7 @@ class Process:
         """Take one event of this process. Never raises on content."""
         if event.at_ns >= self.last_event_ns:
             self.last_event_ns = event.at_ns
-        elif not isinstance(event, events.Piece):
+        elif type(event) is not events.Piece:
             self.last_loss_ns = max(self.last_loss_ns or 0, self.last_event_ns)
         if self.ended_threads and not isinstance(event, _SENT_BY_THE_END):
             self._lives_on()
@@ -352,6 +352,8 @@ class Process:
 
     def _take_pieces(self, tid: int, call_ns: int) -> list[events.Piece]:
         """The pieces of one call. Older ones of the same thread belong to nothing any more."""
+        if not self.pieces:
+            return []
         mine = self.pieces.pop((tid, call_ns), [])
         for key in [key for key in self.pieces if key[0] == tid and key[1] < call_ns]:
             del self.pieces[key]
@@ -397,7 +399,8 @@ class Process:
         self._open_attempt(tid, at_ns, missed_beginning=not known, switched_on=False)
 
     def _clear_dirty_log(self, event: events.ClearDirtyLog) -> None:
-        pieces = self._take_pieces(event.tid, event.enter_ns)
+        # Most clear what has no page: QEMU's clears come by GiB, and the log is sparse.
+        pieces = self._take_pieces(event.tid, event.enter_ns) if self.pieces else ()
         slot = self.slots.get(event.slot)
         if slot is None or slot.log is None or event.ret < 0:
             return
@@ -561,7 +564,7 @@ class Process:
             elif over is None or event.last_ns <= over:
                 was = attempt.is_migration
                 attempt.sent(channel, event)
-                if attempt.is_migration and not was:
+                if not was and attempt.is_migration:
                     self._became_migration(attempt)
 
     def _channel_of(self, event: events.Channel) -> int | None:

@@ -93,16 +93,33 @@ class Tracker:
     def feed(self, event: Event) -> None:
         """Take one event. Never raises on content: what makes no sense is counted or ignored."""
         self._events += 1
-        if event.at_ns > self._now_ns:
-            self._now_ns = event.at_ns
-        if type(event) is events.Unknown:
+        at_ns, tgid = event.at_ns, event.tgid
+        if at_ns > self._now_ns:
+            self._now_ns = at_ns
+        kind = type(event)
+        if kind is events.Unknown:
             self._unknown += 1
-        if event.tgid == COLLECTOR:
+        if tgid == COLLECTOR:
             self._feed_own(event)
-        elif event.tgid == NO_PROCESS:
+            return
+        if tgid == NO_PROCESS:
             self._feed_unowned(event)
-        else:
-            self._feed_kernel(event)
+            return
+        process = self._processes.get(tgid)
+        if process is None:
+            process = self._new_process(tgid, at_ns)
+        stream = process.stream
+        if event.seq == stream.next:
+            stream.next += 1
+        elif not self._takes_out_of_sequence(process, event):
+            return
+        process.feed(event)
+        if len(process.outgoing) > process.settle_above:
+            self._settle_oldest(process)
+        if kind in PAIRING_EVENTS:
+            self._pairing.feed(process, event, self._everyone)
+        elif kind is events.Exit:
+            self._end(process, at_ns)
 
     def finish(self) -> None:
         """There is nothing more: what has not ended is `unknown` from here on."""
@@ -111,9 +128,12 @@ class Tracker:
     # -- the collector's own records ------------------------------------------------------------
 
     def _feed_own(self, event: Event) -> None:
-        if not self._user.accept(event.seq):
+        stream = self._user
+        if event.seq == stream.next:
+            stream.next += 1
+        elif not stream.accept(event.seq):
             return
-        if self._collector_loss_ns is None and self._user.holes:
+        elif self._collector_loss_ns is None and stream.holes:
             self._collector_loss_ns = event.at_ns
         take = _TAKES.get(type(event))
         if take is not None:
@@ -154,7 +174,8 @@ class Tracker:
         if self._tick_ns is not None and event.at_ns - self._tick_ns > STALL_NS:
             self._stalls.append((self._tick_ns, event.at_ns))
         self._tick_ns = event.at_ns
-        self._settle()
+        if self._now_ns - self._settled_ns >= SETTLE_EVERY_NS:
+            self._settle()
         self.mailboxes.feed(event)
 
     def _hear(self, event: events.MailboxFlood | events.VfAddress) -> None:
@@ -187,11 +208,9 @@ class Tracker:
 
     def _settle(self) -> None:
         """Keep of a migration that has long ended only what it came to: bitmaps are large."""
-        if self._now_ns - self._settled_ns < SETTLE_EVERY_NS:
-            return
         self._settled_ns = self._now_ns
         everyone = self._everyone()
-        due = [part for part in self._unsettled(everyone) if part[1].look_again_ns <= self._now_ns]
+        due = [each for each in self._unsettled(everyone) if self._may_settle(each[1])]
         self._drop(self._settle_parts(due, everyone) if due else set(), everyone)
 
     def _drop(self, done: set[int], everyone: list[Process]) -> None:
@@ -239,6 +258,11 @@ class Tracker:
                 done.update(id(each) for each in (part, pair and pair.incoming) if each)
         self._drop(done, everyone)
         process.settle_above = 2 * max(MAX_UNSETTLED, len(process.outgoing))
+
+    def _may_settle(self, part: OutgoingMigration | IncomingMigration) -> bool:
+        """Whether it is time to see what a part came to: what began lately cannot have ended long ago."""
+        began = part.started_at_ns if isinstance(part, OutgoingMigration) else part.first_act_ns
+        return max(part.look_again_ns, began + SETTLE_AFTER_NS) <= self._now_ns
 
     def _settle_parts(self, due: Iterable[Unsettled], everyone: list[Process]) -> set[int]:
         """Settle those that ended long enough ago; returns the ids of their parts.
@@ -298,27 +322,14 @@ class Tracker:
         first = self._mailbox_ns if self._mailbox_loss is None else self._mailbox_loss[0]
         self._mailbox_loss = first, at_ns
 
-    def _feed_kernel(self, event: Event) -> None:
-        process = self._processes.get(event.tgid)
-        if process is None:
-            process = self._new_process(event.tgid, event.at_ns)
-        stream = process.stream
-        if event.seq == stream.next:
-            stream.next += 1
-        else:
-            lost = stream.skips_to(event.seq)
-            if not stream.accept(event.seq):
-                return
-            if lost:
-                process.lost_something(event.at_ns)
-        process.feed(event)
-        if len(process.outgoing) > process.settle_above:
-            self._settle_oldest(process)
-        kind = type(event)
-        if kind in PAIRING_EVENTS:
-            self._pairing.feed(process, event, self._everyone)
-        elif kind is events.Exit:
-            self._end(process, event.at_ns)
+    def _takes_out_of_sequence(self, process: Process, event: Event) -> bool:
+        """Whether a record whose number is not the next one is new."""
+        lost = process.stream.skips_to(event.seq)
+        if not process.stream.accept(event.seq):
+            return False
+        if lost:
+            process.lost_something(event.at_ns)
+        return True
 
     def _new_process(self, pid: int, at_ns: int) -> Process:
         process = Process(pid, at_ns)

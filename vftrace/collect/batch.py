@@ -21,7 +21,7 @@ class Batch:
     def of(cls, records: Iterable[bytes]) -> Self:
         """Decode records."""
         kept = list(records)
-        return cls(kept, list(map(wire.decode, kept)))
+        return cls(kept, wire.decode_all(kept))
 
     def add(self, record: bytes) -> Event:
         """Append one record; returns its event."""

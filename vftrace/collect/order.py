@@ -46,33 +46,24 @@ class Order:
     def push(self, events: Sequence[Event]) -> list[Event]:
         """Take events in their order of arrival; returns those that are due, oldest first."""
         held, largest = self._held, self._largest
-        first, newest_ns = self._first, self._newest_ns
-        window_ns, full = self._window_ns, first + self._most
+        first, newest_ns, window_ns = self._first, self._newest_ns, self._window_ns
         due: list[Event] = []
-        due_ns = held[first].at_ns + window_ns if first < len(held) else 0
         for event in events:
             at_ns, seq, tgid = event.at_ns, event.seq, event.tgid
-            in_time = at_ns > newest_ns or (
-                at_ns == newest_ns and (first == len(held) or seq >= held[-1].seq)
-            )
-            if in_time and seq > largest.get(tgid, -1):
+            if at_ns > newest_ns and seq > largest.get(tgid, -1):
                 held.append(event)
                 largest[tgid] = seq
                 newest_ns = at_ns
-            else:
-                newest_ns = max(newest_ns, at_ns)
-                self._insert(event, first, newest_ns - window_ns)
-                due_ns = held[first].at_ns + window_ns
-            if newest_ns < due_ns and len(held) <= full:
                 continue
-            while first < len(held):
-                oldest = held[first]
-                due_ns = oldest.at_ns + window_ns
-                if newest_ns < due_ns and len(held) <= full:
-                    break
-                due.append(oldest)
-                first += 1
-                full += 1
+            # What is due must be out before: it keeps its place and its number.
+            released = self._due_until(first, newest_ns)
+            due += held[first:released]
+            first = released
+            newest_ns = max(newest_ns, at_ns)
+            self._insert(event, first, newest_ns - window_ns)
+        released = self._due_until(first, newest_ns)
+        due += held[first:released]
+        first = released
         if first > _COMPACT:
             del held[:first]
             first = 0
@@ -80,6 +71,15 @@ class Order:
         if len(largest) > _MAX_PROCESSES:
             self._forget()
         return due
+
+    def _due_until(self, first: int, newest_ns: int) -> int:
+        """Where in `_held` the first event is that stays held back when `newest_ns` has come."""
+        held, due_ns = self._held, newest_ns - self._window_ns
+        at = max(first, len(held) - self._most)
+        last = len(held)
+        while at < last and held[at].at_ns <= due_ns:
+            at += 1
+        return at
 
     def flush(self) -> list[Event]:
         """Release everything that is still held back, oldest first."""

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from vftrace.events import Event, Mailbox, MailboxFlood, VfAddress, VfReset, Virtchnl
+from vftrace.events import Event, Mailbox, MailboxFlood, Tick, VfAddress, VfReset, Virtchnl
 from vftrace.mailbox.driver import Direction, Driver, Drivers, Result, Stage
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.message import Message, Pairing, message_of
@@ -85,9 +85,10 @@ class _Vf:
                 self.unanswered += 1
                 self.complained_ns = pending.at_ns
         elif now_ns - self.last_ns >= SETTLED_NS:
-            if self.state == "configuring" and self.opened:
+            state = self.state
+            if state == "configuring" and self.opened:
                 self.enter("up", self.last_ns)
-            elif self.state in ("configuring", "negotiating"):
+            elif state in ("configuring", "negotiating"):
                 self.enter("reset", self.last_ns)
 
     def was_reset(self, at_ns: int) -> None:
@@ -228,11 +229,14 @@ class Mailboxes:
 
     def feed(self, event: Event) -> Message | None:
         """Take one event of any kind. A message is returned decoded and paired."""
-        self._now_ns = max(self._now_ns, event.at_ns)
+        if event.at_ns > self._now_ns:
+            self._now_ns = event.at_ns
         if self._now_ns >= self._next_look_ns:
             self._next_look_ns = self._now_ns + SETTLED_NS // 5
             for each in self._vfs.values():
                 each.pass_time(self._now_ns)
+        if type(event) is Tick:
+            return None
         match event:
             case Mailbox() | Virtchnl():
                 vf = self._vf(event.pf, event.vf, event.driver)
