@@ -75,6 +75,9 @@ def heat(bitmap: Bitmap, pages: int) -> tuple[int, ...]:
     for number, bits in bitmap.items():
         at = number * PIECE_PAGES
         while bits:
+            unset = (bits & -bits).bit_length() - 1
+            bits >>= unset
+            at += unset
             bucket, inside = divmod(at, width)
             if bucket >= len(counts):
                 break
@@ -130,7 +133,8 @@ class SlotLog:
         # What it returns may have been dirty long before: the missing part would have shown it.
         known = self.manual is False or self.shadow_known
         for reader in self.unread.values():
-            reader.fresh = union(reader.fresh, fresh)
+            if fresh:
+                reader.fresh = union(reader.fresh, fresh)
             reader.known = reader.known and known
             reader.initial = reader.initial or initial
         self.shadow = {} if self.manual is False else bitmap

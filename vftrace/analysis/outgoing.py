@@ -252,6 +252,8 @@ class OutgoingMigration:
             if counts:
                 self.distinct = None
             return
+        if not fresh:
+            return
         seen = self.ever.get(slot, {})
         again = dirty.count(dirty.common(fresh, seen))
         if sync.redirtied is not None:
