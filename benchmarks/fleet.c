@@ -2,13 +2,17 @@
  *
  *     fleet MIGRATING IDLE GIB ROUND_MS SECONDS
  *
- * Prints "ready" when all VMs run, and begins all migrations when a byte comes on standard input. Each is one
- * thread that does what QEMU's migration thread does: logging on, GET_DIRTY_LOG, CLEAR_DIRTY_LOG by 1 GiB, bytes on a
- * socket; after SECONDS the clock is read, the last round made, the clock read again and the state sent, and the
- * process ends. Pages become dirty by KVM's own writes (MSR_KVM_WALL_CLOCK_NEW). Prints "done N" at the end: how
- * many ended well.
+ * Prints "ready" when all VMs run, and begins all migrations when a byte comes on standard input, spread over the
+ * first round: the dirty syncs of real ones do not fall into the same millisecond. Each is one thread that does what
+ * QEMU's migration thread does: logging on, GET_DIRTY_LOG, CLEAR_DIRTY_LOG by 1 GiB, bytes on a socket; after
+ * SECONDS the vCPU is stopped, the clock read, the last round made, the clock read again and the state sent, and the
+ * process ends. Its rate is that of 200 migrations that share a fast network card, and in a round of 3 s as many pages
+ * become dirty as are sent, so it does not converge. The vCPU halts inside KVM_RUN and comes out when it is kicked.
+ * Pages become dirty by KVM's own writes (MSR_KVM_WALL_CLOCK_NEW). Prints "done N" at the end, how many ended well,
+ * and the CPU time in seconds that the migrating VMs took, with their start.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <pthread.h>
@@ -29,16 +33,21 @@
 #define GIB (1ULL << 30)
 #define LOW 0x100000ULL		/* the guest's code; the large slot begins at 4 GiB */
 #define HIGH (4 * GIB)
-#define DIRTY_PAGES 200
-#define CHUNK (64 * 1024)
-#define SEND_EVERY_US 20000
+#define DIRTY_PAGES 1000
+#define MSRS 250		/* KVM takes fewer than 256 at once */
+#define CHUNK (128 * 1024)
+#define SEND_EVERY_US 100000
 
+static const unsigned char halts[] = { 0xf4, 0xeb, 0xfd };	/* hlt; jmp to it */
 static unsigned long long slot_bytes;
 static long round_ms, seconds;
 
 struct vm {
 	int kvm, fd, vcpu, out;
-	volatile int stop;
+	long begins_ms;
+	unsigned seed;
+	pthread_t runs;
+	volatile int stop, dirties;
 };
 
 static void fail(const char *what)
@@ -96,15 +105,39 @@ static void make(struct vm *vm, const void *code, size_t length)
 		fail("KVM_SET_REGS");
 }
 
-/* An exit to user space every 100 ms, as a device model's timer makes one. */
+static void dirty_some(struct vm *vm)
+{
+	struct { struct kvm_msrs head; struct kvm_msr_entry entry[MSRS]; } msrs = { .head.nmsrs = MSRS };
+
+	/* The same pages again, as a working set: fresh ones would cost the host a page each. */
+	vm->seed = getpid();
+	for (int done = 0; done < DIRTY_PAGES; done += MSRS) {
+		for (int i = 0; i < MSRS; i++) {
+			msrs.entry[i].index = 0x4b564d00;
+			msrs.entry[i].data = HIGH + rand_r(&vm->seed) % (slot_bytes / PAGE) * PAGE;
+		}
+		if (ioctl(vm->vcpu, KVM_SET_MSRS, &msrs) != MSRS)
+			fail("KVM_SET_MSRS");
+	}
+}
+
+static void kicked(int number)
+{
+	(void)number;
+}
+
+/* Only this thread may write to the vCPU: KVM_RUN holds its lock. */
 static void *run_vcpu(void *arg)
 {
 	struct vm *vm = arg;
 
 	while (!vm->stop) {
-		if (ioctl(vm->vcpu, KVM_RUN, 0) < 0)
+		if (ioctl(vm->vcpu, KVM_RUN, 0) < 0 && errno != EINTR)
 			fail("KVM_RUN");
-		usleep(100000);
+		if (vm->dirties) {
+			vm->dirties = 0;
+			dirty_some(vm);
+		}
 	}
 	return NULL;
 }
@@ -126,18 +159,6 @@ static void send_for(struct vm *vm, long ms)
 		if (write(vm->out, bytes, sizeof(bytes)) < 0)
 			fail("write");
 		usleep(SEND_EVERY_US);
-	}
-}
-
-static void dirty_some(struct vm *vm, unsigned *seed)
-{
-	struct { struct kvm_msrs head; struct kvm_msr_entry entry; } msr = { .head.nmsrs = 1 };
-
-	msr.entry.index = 0x4b564d00;
-	for (int i = 0; i < DIRTY_PAGES; i++) {
-		msr.entry.data = HIGH + rand_r(seed) % (slot_bytes / PAGE) * PAGE;
-		if (ioctl(vm->vcpu, KVM_SET_MSRS, &msr) != 1)
-			fail("KVM_SET_MSRS");
 	}
 }
 
@@ -169,16 +190,22 @@ static void *migrate(void *arg)
 {
 	struct vm *vm = arg;
 	void *high = map(slot_bytes), *bitmap = map(slot_bytes / PAGE / 8);
-	unsigned seed = getpid();
 
+	usleep(vm->begins_ms * 1000);
 	region(vm, 1, 0, HIGH, slot_bytes, high);
 	region(vm, 1, KVM_MEM_LOG_DIRTY_PAGES, HIGH, slot_bytes, high);
 	for (long ms = 0; ms < seconds * 1000; ms += round_ms) {
 		sync_log(vm, bitmap);
-		dirty_some(vm, &seed);
+		vm->dirties = 1;
+		pthread_kill(vm->runs, SIGUSR1);
 		send_for(vm, round_ms);
 	}
 	vm->stop = 1;
+	/* again where it came just before KVM_RUN */
+	while (pthread_tryjoin_np(vm->runs, NULL)) {
+		pthread_kill(vm->runs, SIGUSR1);
+		usleep(1000);
+	}
 	read_clock(vm);
 	sync_log(vm, bitmap);
 	read_clock(vm);
@@ -186,24 +213,24 @@ static void *migrate(void *arg)
 	return NULL;
 }
 
-static void migrating(int ready, int go)
+static void migrating(int ready, int go, long begins_ms)
 {
-	/* mov dx, 0x80; out dx, al; jmp to the out */
-	static const unsigned char code[] = { 0xba, 0x80, 0x00, 0xee, 0xeb, 0xfd };
 	struct kvm_enable_cap protect = { .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .args = { 3 } };
-	struct vm vm = { 0 };
-	pthread_t vcpu, sink, thread;
+	struct sigaction kick = { .sa_handler = kicked };
+	struct vm vm = { .begins_ms = begins_ms };
+	pthread_t sink, thread;
 	int ends[2];
 	char byte = 0;
 
-	make(&vm, code, sizeof(code));
+	sigaction(SIGUSR1, &kick, NULL);
+	make(&vm, halts, sizeof(halts));
 	if (ioctl(vm.fd, KVM_ENABLE_CAP, &protect) < 0)
 		fail("KVM_ENABLE_CAP");
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) < 0)
 		fail("socketpair");
 	vm.out = ends[0];
 	pthread_create(&sink, NULL, drain, (void *)(long)ends[1]);
-	pthread_create(&vcpu, NULL, run_vcpu, &vm);
+	pthread_create(&vm.runs, NULL, run_vcpu, &vm);
 	if (write(ready, &byte, 1) != 1 || read(go, &byte, 1) < 0)
 		fail("pipe");
 	pthread_create(&thread, NULL, migrate, &vm);
@@ -213,19 +240,24 @@ static void migrating(int ready, int go)
 
 static void idle(int ready)
 {
-	static const unsigned char code[] = { 0xf4, 0xeb, 0xfd };	/* hlt; jmp to it */
 	struct vm vm = { 0 };
 	char byte = 0;
 
-	make(&vm, code, sizeof(code));
+	make(&vm, halts, sizeof(halts));
 	if (write(ready, &byte, 1) != 1)
 		fail("pipe");
 	for (;;)
 		ioctl(vm.vcpu, KVM_RUN, 0);
 }
 
+static double cpu_seconds(const struct rusage *r)
+{
+	return r->ru_utime.tv_sec + r->ru_stime.tv_sec + (r->ru_utime.tv_usec + r->ru_stime.tv_usec) / 1e6;
+}
+
 int main(int argc, char **argv)
 {
+	struct rusage after;
 	struct rlimit files = { 65536, 65536 };
 	int ready[2], go[2], status, well = 0, first = 0, count, rest;
 	pid_t *pids;
@@ -250,7 +282,7 @@ int main(int argc, char **argv)
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			close(go[1]);
 			if (i < count)
-				migrating(ready[1], go[0]);
+				migrating(ready[1], go[0], round_ms * i / count);
 			idle(ready[1]);
 		}
 	}
@@ -265,7 +297,8 @@ int main(int argc, char **argv)
 	for (first = 0; first < count; first++)
 		if (waitpid(pids[first], &status, 0) == pids[first] && status == 0)
 			well++;
-	printf("done %d\n", well);
+	getrusage(RUSAGE_CHILDREN, &after);
+	printf("done %d, %.1f s\n", well, cpu_seconds(&after));
 	fflush(stdout);
 	if (read(0, &byte, 1) < 0)
 		fail("stdin");

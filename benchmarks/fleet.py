@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--migrating", type=int, default=200)
     parser.add_argument("--idle", type=int, default=1000)
     parser.add_argument("--gib", type=int, default=4, help="memory of a migrating VM")
-    parser.add_argument("--round-ms", type=int, default=1000)
+    parser.add_argument("--round-ms", type=int, default=3000)
     parser.add_argument("--seconds", type=int, default=30)
     parser.add_argument("--tree", type=Path, default=HERE, help="another tree of vftrace")
     parser.add_argument("commands", nargs="*", default=["record", "serve"], metavar="COMMAND")

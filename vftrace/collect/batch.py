@@ -1,21 +1,35 @@
 """Records with their events: every record is decoded once, where it comes in."""
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, Self, cast
 
 from vftrace.collect.clock import boottime_ns
 from vftrace.events import COLLECTOR, Event, wire
+from vftrace.events.layout import Kind
 from vftrace.model.host import HostInfo
 
 
-@dataclass(slots=True)
 class Batch:
     """Records in their order of arrival, and the event of each."""
 
-    records: list[bytes] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    __slots__ = ("_events", "_later", "records")
+
+    def __init__(
+        self, records: list[bytes] | None = None, events: Sequence[Event] | None = None
+    ) -> None:
+        self.records: list[bytes] = [] if records is None else records
+        self._events: list[Event | None] = [] if events is None else list(events)
+        self._later: list[int] = []
+        """Where in `_events` the pieces are that nobody has asked for yet."""
+
+    @property
+    def events(self) -> list[Event]:
+        """The event of each record."""
+        for at in self._later:
+            self._events[at] = wire.decode(self.records[at])
+        self._later.clear()
+        return cast(list[Event], self._events)
 
     @classmethod
     def of(cls, records: Iterable[bytes]) -> Self:
@@ -23,12 +37,22 @@ class Batch:
         kept = list(records)
         return cls(kept, wire.decode_all(kept))
 
-    def add(self, record: bytes) -> Event:
-        """Append one record; returns its event."""
+    def add(self, record: bytes) -> Event | None:
+        """Append one record; returns its event, but for a piece: to make a number of its 4 KiB costs as much as all
+        else, and `record` only writes it."""
+        if wire.kind_of(record) == Kind.PIECE:
+            self._later.append(len(self.records))
+            self.records.append(record)
+            self._events.append(None)
+            return None
         event = wire.decode(record)
-        self.records.append(record)
-        self.events.append(event)
+        self.append(record, event)
         return event
+
+    def append(self, record: bytes, event: Event) -> None:
+        """Append one record with its event."""
+        self.records.append(record)
+        self._events.append(event)
 
 
 class Source(Protocol):
@@ -59,16 +83,15 @@ class Intake:
         self._batch = Batch()
         self._seq = 0
 
-    def take_in(self, record: bytes) -> Event:
-        """Append a record of the kernel side; returns its event."""
+    def take_in(self, record: bytes) -> Event | None:
+        """Append a record of the kernel side; returns its event, as `Batch.add`."""
         return self._batch.add(wire.shortened(record))
 
     def write(self, event_type: type[Event], /, **fields: Any) -> None:
         """Append a record of the collector's own, of now."""
         event = event_type(boottime_ns(), self._seq, COLLECTOR, os.getpid(), **fields)
         self._seq += 1
-        self._batch.records.append(wire.encode(event))
-        self._batch.events.append(event)
+        self._batch.append(wire.encode(event), event)
 
     def drain(self) -> Batch:
         """Return what came since the last call."""

@@ -97,6 +97,8 @@ class LiveSource:
 
     def _on_kernel_record(self, record: bytes) -> None:
         event = self._intake.take_in(record)
+        if event is None:
+            return
         self._identifier.take(event)
         if type(event) is events.VfioMigration:
             self.probes.vfio.met_migratable()

@@ -46,8 +46,10 @@ class RecordingWriter:
     def write(self, records: list[bytes]) -> None:
         """Append records; raises VftraceError if the disk refuses them."""
         try:
+            parts: list[bytes] = []
             for record in records:
-                self._file.write(_U32.pack(crc32(record)) + record)
+                parts += (_U32.pack(crc32(record)), record)
+            self._file.write(b"".join(parts))
             self._file.flush()
         except OSError as error:
             raise VftraceError(f"cannot write the recording: {error.strerror}") from error

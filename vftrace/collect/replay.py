@@ -97,14 +97,15 @@ class ReplaySource:
 
     def _next_batch(self) -> Batch:
         """Some thousands of records, fewer at the end."""
-        found = Batch()
+        records: list[bytes] = []
+        found: list[Event] = []
         for batch in self._batches:
-            found.records += batch.records
-            found.events += batch.events
-            if len(found.events) >= _READ:
-                return found
+            records += batch.records
+            found += batch.events
+            if len(found) >= _READ:
+                return Batch(records, found)
         self._read_all = True
-        return found
+        return Batch(records, found)
 
     def _due(self) -> Batch:
         if self._taken == len(self._pending.events):

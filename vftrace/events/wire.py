@@ -35,7 +35,8 @@ _size_and_kind = struct.Struct("<IH").unpack_from
 
 _PIECE_HEAD = struct.Struct(_HEAD + "QQIHH")
 _PIECE = struct.Struct("<QQIHH")
-_ONES = b"\xff" * (layout.PIECE_WORDS * 8)
+_ONE_WORD = b"\xff" * 8
+_ONES = _ONE_WORD * layout.PIECE_WORDS
 
 
 def _classes(base: type[Event]) -> Iterator[tuple[Kind, type[Event]]]:
@@ -202,10 +203,11 @@ def shortened(record: bytes) -> bytes:
 
     The kernel side does not look for that.
     """
-    if kind_of(record) != Kind.PIECE:
+    # Most pieces differ in their first word: the others are not copied to see that.
+    if kind_of(record) != Kind.PIECE or not record.startswith(_ONE_WORD, _PIECE_HEAD.size):
         return record
     words = record[_PIECE_HEAD.size :]
-    if not words or words != _ONES[: len(words)]:
+    if words != _ONES[: len(words)]:
         return record
     at_ns, seq, _, kind, reserved, tgid, tid = HEADER.unpack_from(record)
     call_ns, first_page, slot, count, _ = _PIECE.unpack_from(record, HEADER.size)
