@@ -1,6 +1,7 @@
-"""One mutated recording for each seed, of small golden recordings."""
+"""Mutated recordings for each seed, of small golden recordings."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from tests.fuzz.mutator import file_of, mutated
@@ -14,7 +15,7 @@ BIGGEST = 60_000
 
 
 class Campaign:
-    """Runs seeds; each kind of fault is reported once, and its recording kept in `keep`."""
+    """Runs seeds; each kind of fault is reported once, and its recordings kept in `keep`."""
 
     def __init__(self, keep: Path) -> None:
         self.inputs = sorted(
@@ -27,25 +28,33 @@ class Campaign:
         self._read: dict[Path, tuple[HostInfo, list[bytes]]] = {}
 
     def run(self, seed: int) -> list[Fault]:
-        """The faults of this seed's recording that are of a new kind."""
+        """The faults of this seed's recordings that are of a new kind."""
         self._keep.mkdir(parents=True, exist_ok=True)
-        path = self._keep / f"{seed}.vft"
-        path.write_bytes(self.recording(seed))
-        found, seconds = timed(path)
+        paths = []
+        for number, content in enumerate(self.recordings(seed)):
+            paths.append(self._keep / f"{seed}-{number}.vft")
+            paths[-1].write_bytes(content)
+        found, seconds = timed(*paths)
         new = [fault for fault in found if fault.place not in self.places]
         self.places |= {fault.place for fault in new}
         if seconds > self._most:
             self._most, self.slowest = seconds, f"slowest: seed {seed}, {seconds:.1f} s of CPU"
         if not new:
-            path.unlink()
+            for path in paths:
+                path.unlink()
         return new
 
-    def recording(self, seed: int) -> bytes:
-        """The mutated recording of this seed."""
+    def recordings(self, seed: int) -> list[bytes]:
+        """The mutated recording of this seed; sometimes two of one, as of one boot or of two hosts."""
         chance = random.Random(seed)
         path = chance.choice(self.inputs)
         if path not in self._read:
             recording = Recording(path)
             self._read[path] = recording.host, list(recording)
         host, records = self._read[path]
-        return file_of(host, mutated(records, chance))
+        found = [file_of(host, mutated(records, chance))]
+        draw = chance.random()
+        if draw < 0.3:
+            other = host if draw < 0.1 else replace(host, boot_id="of-another-host")
+            found.append(file_of(other, mutated(records, chance)))
+        return found

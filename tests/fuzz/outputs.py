@@ -75,12 +75,12 @@ class _FoundError(Exception):
     pass
 
 
-def faults_of(path: Path) -> list[Fault]:
-    """Run every output; a recording that is refused in one line is no fault."""
+def faults_of(path: Path, *others: Path) -> list[Fault]:
+    """Run every output, the reports with the other recordings too; what is refused in one line is no fault."""
     found: list[Fault] = []
     reports: list[Report] = []
     with redirect_stderr(StringIO()):
-        _attempt(found, "load", lambda: reports.append(join_hosts(load([path]))))
+        _attempt(found, "load", lambda: reports.append(join_hosts(load([path, *others]))))
         for report in reports:
             for name, output in _OF_REPORT.items():
                 _attempt(found, name, partial(output, report))
@@ -236,8 +236,8 @@ def _mailbox(path: Path) -> None:
             _whole(line)
 
 
-def timed(path: Path) -> tuple[list[Fault], float]:
+def timed(*paths: Path) -> tuple[list[Fault], float]:
     """The faults, and how many seconds of CPU they took to find."""
     begun = time.process_time()
-    found = faults_of(path)
+    found = faults_of(*paths)
     return found, time.process_time() - begun

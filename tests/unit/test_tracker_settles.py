@@ -10,6 +10,7 @@ from vftrace.analysis.tracker import (
     MAX_CLOCK_SAMPLES,
     MAX_ENDED_MIGRATING,
     MAX_ENDED_PROCESSES,
+    MAX_PROCESSES,
     MAX_SETTLED,
     MAX_UNSETTLED,
     SETTLE_AFTER_NS,
@@ -73,6 +74,15 @@ def test_processes_that_migrated_and_ended_are_bounded() -> None:
     found = tracker.snapshot().migrations
     assert len(found) == MAX_ENDED_MIGRATING + 200
     assert {(m.outcome, m.cause) for m in found} == {("failed", "source-ended")}
+
+
+def test_processes_that_never_end_are_bounded() -> None:
+    """200,000 of them are 2 MB of a recording, and were 690 MB of memory."""
+    tracker = Tracker()
+    for n in range(MAX_PROCESSES + 10):
+        tracker.feed(events.VmCreated(1_000_000 + n, 0, n + 1, n + 1, 3))
+    vms = tracker.snapshot().vms
+    assert [vm.pid for vm in vms] == list(range(11, MAX_PROCESSES + 11))
 
 
 def test_a_process_that_migrates_in_a_loop_is_bounded_and_erases_no_other() -> None:

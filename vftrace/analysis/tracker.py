@@ -20,6 +20,9 @@ from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import COLLECTOR, NO_PROCESS, Event
 from vftrace.model.migration import Migration, Snapshot, Vm
 
+MAX_PROCESSES = 32_768
+"""Processes that live at once. Of more, as a damaged recording may have, the oldest counts as gone."""
+
 MAX_ENDED_PROCESSES = 256
 """Ended processes are kept for what they tell of other processes' migrations, the oldest forgotten first."""
 
@@ -332,6 +335,10 @@ class Tracker:
         return True
 
     def _new_process(self, pid: int, at_ns: int) -> Process:
+        if len(self._processes) >= MAX_PROCESSES:
+            oldest = next(iter(self._processes.values()))
+            oldest.last_loss_ns = at_ns
+            self._end(oldest, at_ns)
         process = Process(pid, at_ns)
         process.devices.transitions = self._transitions
         process.settle_above = 2 * MAX_UNSETTLED
