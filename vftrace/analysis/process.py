@@ -469,12 +469,12 @@ class Process:
     def clock_to_hand_over(self, attempt: OutgoingMigration) -> events.Clock | None:
         """The clock read of this attempt whose value its destination sets; None if it was not seen.
 
-        Of a guest that was paused before it is the read of that pause.
+        Of a guest that was paused before it is the read of that pause; of a source that ran on what it had saved.
         """
-        own = attempt.saved or attempt.stop
-        if own is not None or attempt.resumed_at_ns is not None:
-            return own
-        return attempt.stopped_before or (self.last_stop if attempt.paused_before else None)
+        if attempt.resumed_at_ns is not None:
+            return attempt.saved
+        before = self.last_stop if attempt.paused_before else None
+        return attempt.saved or attempt.stop or attempt.stopped_before or before
 
     def passed_memory(self, stop: events.Clock) -> OutgoingMigration:
         """Another process took the guest over since this stop, and nothing was logged: it got the memory itself."""
