@@ -16,6 +16,7 @@ from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.events import NO_PROCESS, Mailbox, MailboxFlood, Tick, VfReset, Virtchnl, layout
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.message import Message, message_of
+from vftrace.mailbox.virtchnl import OPCODES
 
 ROOT = Path(__file__).resolve().parents[2]
 PF = "0000:01:00.0"
@@ -151,6 +152,16 @@ def test_down_and_reset() -> None:
     assert (history.message_resets, history.function_resets) == (1, 1)
     # RESET_VF is never answered, so it is not missing an answer.
     assert history.unanswered == 0
+    assert history.vlans == ()
+
+
+@pytest.mark.parametrize("opcode", sorted(OPCODES))
+def test_a_request_that_is_too_short_may_be_granted(opcode: int) -> None:
+    """A guest sends what it likes, and serve decodes it."""
+    boxes = Mailboxes()
+    for direction in (0, 1):
+        boxes.feed(event(direction * MS, direction, opcode))
+    (history,) = boxes.vf_histories()
     assert history.vlans == ()
 
 

@@ -145,15 +145,17 @@ class _Vf:
             self.enter("reset", reply.at_ns)
         if reply.result != "ACK":
             return
-        stage = self.pf_driver.opcodes[asked.opcode].stage if asked.name else Stage.ANY
+        known = self.pf_driver.opcodes.get(asked.opcode) if asked.name else None
+        stage = known.stage if known is not None else Stage.ANY
         if stage is Stage.UP:
             self.enter("up", reply.at_ns)
         elif stage is Stage.DOWN:
             self.enter("reset", reply.at_ns)
         arguments = {**asked.arguments, **reply.arguments}
-        if asked.name in ("ADD_VLAN", "DEL_VLAN") and arguments["count"] == 1:
+        # A guest may send less than the message needs, which then has no arguments.
+        if asked.name in ("ADD_VLAN", "DEL_VLAN") and arguments.get("count") == 1:
             self._vlan(int(arguments["vlan"]), asked.name == "ADD_VLAN", reply.at_ns)
-        if asked.name == "SET_VLAN":
+        if asked.name == "SET_VLAN" and "vlan" in arguments and "add" in arguments:
             self._vlan(int(arguments["vlan"]), bool(arguments["add"]), reply.at_ns)
         for what in ("mac", "max_frame", "mode", "version", "features"):
             keeps = asked.name in _MAC_MESSAGES or what != "mac"
