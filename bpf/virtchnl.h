@@ -157,7 +157,7 @@ static __always_inline int reset_enters(u64 vf)
 	return 0;
 }
 
-/* Reports a reset that no RESET_VF message of the VF asked for. */
+/* Reports a reset that was not requested by a RESET_VF message of the VF. */
 static __always_inline int reset_returns(u32 driver, bool was_reset)
 {
 	struct call_in_flight key = call_key(RESET_FUNCTION);

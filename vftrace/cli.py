@@ -67,7 +67,8 @@ def build_parser(argv: Sequence[str]) -> Parser:
     named = next((word for word in argv if not word.startswith("-")), None)
     parser = Parser(
         prog="vftrace",
-        description="Where the time of a live migration goes, seen from the host with BPF.",
+        description="Show where the time of a live migration goes, seen from the host with BPF.",
+        epilog="`vftrace COMMAND --help` lists the options of a command.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vftrace {__version__}")

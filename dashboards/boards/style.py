@@ -543,7 +543,7 @@ def board_of(
 ) -> models.Dashboard:
     """A board; panels flow from left to right in lines of 24 columns, and are numbered as they come.
 
-    Annotations are drawn on the `marked` panels, on all if there are none.
+    Annotations are drawn on the `marked` panels, or on all panels if `marked` is empty.
     """
     found = (
         dashboard.Dashboard(title)

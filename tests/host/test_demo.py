@@ -36,7 +36,7 @@ def test_a_migration_ends_in_the_report_beside_qemus_figures(tmp_path: Path) -> 
 def test_what_is_no_migration_is_none() -> None:
     done = run("demo", "--scenario", "stop-cont")
     assert done.returncode == 0, done.stderr
-    assert "QEMU was asked for no migration" in done.stdout
+    assert "This scenario starts no migration" in done.stdout
 
 
 def test_without_qemu_a_real_recording_is_replayed(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def _figures(
 
 
 def _bytes(channel: Mapping[str, Any], transferred: int | None) -> list[str]:
-    """QEMU before 8.1 counts memory only; the state comes on top (docs/scenarios.md)."""
+    """QEMU before 8.1 counts memory only; the state comes on top (docs/results/scenarios.md)."""
     if transferred is None:
         return []
     if channel["bytes"] is None:

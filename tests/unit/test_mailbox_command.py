@@ -86,7 +86,7 @@ def test_a_recording_without_a_mailbox_says_so(capsys: pytest.CaptureFixture[str
     assert main(["mailbox", str(other)]) == 0
     said = capsys.readouterr()
     assert said.out == ""
-    assert "no mailbox was heard" in said.err
+    assert "has no mailbox messages" in said.err
 
 
 def test_a_hostile_recording_steers_no_terminal(

@@ -14,7 +14,7 @@ PIECE_PAGES = 32768
 """Bits of one piece: 4 KiB of bitmap, as bpf/bitmap.h sends them."""
 
 HEAT_BUCKETS = 128
-"""Parts of a slot that are told apart when it is drawn."""
+"""Parts of a slot that a drawing distinguishes."""
 
 Bitmap = dict[int, int]
 """Piece number to its bits; a piece of zeroes is absent."""
@@ -141,7 +141,7 @@ class SlotLog:
         self.shadow_known = True
 
     def cleared(self, bitmap: Bitmap) -> None:
-        """A CLEAR_DIRTY_LOG asked for this; only manual protect has that call."""
+        """Remove the bits that a CLEAR_DIRTY_LOG cleared; only manual protect has that call."""
         self.manual = True
         if bitmap:
             self.shadow = minus(self.shadow, bitmap)

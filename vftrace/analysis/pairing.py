@@ -275,7 +275,7 @@ def _was_there(destination: Process, outgoing: OutgoingMigration) -> bool:
     reads = [read.at_ns for read in (outgoing.stop, outgoing.saved) if read is not None]
     if created is None or (reads and created < max(reads)):
         return True
-    # That of a guest which was paused before was read then.
+    # QEMU read the clock of a guest that was paused before at that pause.
     ends = (outgoing.over_at_ns, outgoing.process_ended_at_ns)
     over = min((end for end in ends if end is not None), default=created)
     return not reads and created <= over

@@ -469,7 +469,7 @@ class Process:
     def clock_to_hand_over(self, attempt: OutgoingMigration) -> events.Clock | None:
         """The clock read of this attempt whose value its destination sets; None if it was not seen.
 
-        Of a guest that was paused before it is the read of that pause; of a source that ran on what it had saved.
+        If the guest was paused before, it is the read of that pause; if the source ran on, the read that it saved.
         """
         if attempt.resumed_at_ns is not None:
             return attempt.saved

@@ -387,8 +387,8 @@ def was_paused(outgoing: OutgoingMigration | None) -> bool | None:
 def _state_read(outgoing: OutgoingMigration, fds: set[int]) -> bool:
     """Whether the source read its state to the end: the second clock read.
 
-    Of a guest that a monitor stopped the clock is not read again (hw/i386/kvm/clock.c, kvmclock_pre_save), nor
-    does every VMM do it. Nothing becomes dirty then: the dirty logs are read once more only when all was sent,
+    QEMU does not read the clock again if a monitor stopped the guest (hw/i386/kvm/clock.c, kvmclock_pre_save),
+    and some VMMs never do. Nothing becomes dirty then: the dirty logs are read once more only when all was sent,
     and what is sent after that is the state.
     """
     if outgoing.saved is not None:

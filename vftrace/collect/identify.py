@@ -22,7 +22,7 @@ class Identifier:
         self._watch = ProcessWatch()
         self._ended: set[int] = set()
         self._described: dict[int, dict[int, int]] = {}
-        """By process: the fds that a record has told."""
+        """By process: the fds that records have named."""
         self._devices: dict[int, dict[int, devices.Device]] = {}
         self._vfs: dict[tuple[str, int], str | None] = {}
 

@@ -83,7 +83,7 @@ class ReplaySource:
         return max(self._newest_ns, min(next_ns, self._first_ns + round(passed * self._speed)))
 
     def read(self) -> Batch:
-        """The records that are due, at most a few thousand; waits a moment if there are none."""
+        """The records that are due, at most a few thousand; waits a moment if no record is due."""
         due = self._due()
         if not due.events and not self.ended:
             time.sleep(_WAIT_SECONDS)

@@ -41,7 +41,7 @@ def add_profile_argument(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="FILE",
-        help="what a vendor's driver says by mailbox, as TOML (repeatable; see docs/mailbox.md)",
+        help="TOML file that describes the mailbox messages of a vendor's driver (repeatable; see docs/mailbox.md)",
     )
 
 
@@ -145,4 +145,4 @@ def say_ready() -> None:
             try:
                 notify.sendto(b"READY=1", path)
             except OSError as error:
-                print(f"vftrace: systemd was not told: {error.strerror}", file=sys.stderr)
+                print(f"vftrace: cannot notify systemd: {error.strerror}", file=sys.stderr)

@@ -25,7 +25,12 @@ SAMPLE = Path(__file__).resolve().parent.parent / "demo" / "sample.vft.gz"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--scenario`, `--list`, `--keep`, `--replay`, `--ascii`, `--no-live`."""
-    parser.add_argument("--scenario", default="completed-slow", metavar="NAME")
+    parser.add_argument(
+        "--scenario",
+        default="completed-slow",
+        metavar="NAME",
+        help="scenario to play, one of --list (default: %(default)s)",
+    )
     parser.add_argument("--list", action="store_true", help="list the scenarios and end")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep the recording")
     parser.add_argument(
@@ -98,7 +103,7 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
                 player.stop()
                 pump.close()
         truth = player.result()
-        # other VMs of this host are none of the demo's business
+        # The demo reports only the VMs that it started.
         own = [str(process.pid) for process in truth.processes]
         snapshot = select(pump.snapshot(), own)
     console.print(render_report(live_report(pump.host, snapshot), ascii=args.ascii))
@@ -196,7 +201,7 @@ def _print_comparison(
     from rich.table import Table
 
     if not truth.attempts:
-        console.print("QEMU was asked for no migration in this scenario, and none was seen.")
+        console.print("This scenario starts no migration, and vftrace saw none.")
         return
     for comparison in comparisons:
         table = Table(

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--way",
         choices=("fentry", "kprobe", "tracepoint"),
-        help="try this way to attach only",
+        help="try only this way to attach (default: the cheapest this kernel takes)",
     )
 
 

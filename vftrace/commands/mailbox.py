@@ -19,7 +19,7 @@ from vftrace.errors import MachineError, UsageError
 if TYPE_CHECKING:
     from vftrace.outputs.text.mailbox_log import Dump
 
-HELP = "print what network cards and their virtual functions tell each other"
+HELP = "print the messages between network cards and their virtual functions"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def _replay(args: argparse.Namespace, profiles: Sequence[str]) -> None:
     if recording.damage is not None:
         print(f"vftrace: {args.file}: {recording.damage}", file=sys.stderr)
     elif not dump.heard:
-        print(f"vftrace: no mailbox was heard in {args.file}", file=sys.stderr)
+        print(f"vftrace: {args.file} has no mailbox messages", file=sys.stderr)
 
 
 def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:

@@ -61,7 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     family = parser.add_mutually_exclusive_group()
     family.add_argument("-4", dest="version", action="store_const", const=4, help="use IPv4 only")
     family.add_argument("-6", dest="version", action="store_const", const=6, help="use IPv6 only")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument(
+        "--format",
+        choices=("text", "json"),
+        default="text",
+        help="form of the result (default: text)",
+    )
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="also write a recording for `vftrace report`"
     )

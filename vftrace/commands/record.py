@@ -18,7 +18,14 @@ HELP = "record migrations on this host to a file"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`-o FILE`, `--profile`, `--duration`, `--way`."""
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="recording to write, for `vftrace report`",
+    )
     add_profile_argument(parser)
     add_live_arguments(parser)
 

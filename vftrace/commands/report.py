@@ -36,16 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="a recording of `vftrace record` or `vftrace ping`; of several hosts: stitched",
+        help="a recording of `vftrace record` or `vftrace ping`; recordings of several hosts are joined",
     )
     parser.add_argument(
         "--vm",
         action="append",
         default=[],
         metavar="UUID|NAME|PID",
-        help="report only this VM (repeatable; the first eight digits of a UUID are enough)",
+        help="report only this VM (repeatable; the first 8 digits of a UUID are enough)",
     )
-    parser.add_argument("--format", choices=("text", "json", "html", "perfetto"), default="text")
+    parser.add_argument(
+        "--format",
+        choices=("text", "json", "html", "perfetto"),
+        default="text",
+        help="form of the report (default: text)",
+    )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write there instead of standard output"
     )
@@ -60,15 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--what-if",
         metavar="NAME=VALUE,...",
-        help="forecast the same guests moved with other settings: bandwidth=25Gbit,link=40Gbit,downtime-limit=300ms;"
-        " settings that are left out are those of the recording",
+        help="forecast the same guests under other settings, for example"
+        " bandwidth=25Gbit,link=40Gbit,downtime-limit=300ms; settings that you leave out are taken from the recording",
     )
     add_profile_argument(parser)
     parser.add_argument(
         "--clock-error",
         type=parse_duration,
         metavar="TIME",
-        help="how wrong a wall clock may be of which its kernel does not know it (no NTP)",
+        help="assumed wall-clock error for hosts whose kernel reports none (no NTP)",
     )
     parser.add_argument(
         "--heatmap",
@@ -86,7 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report. A recording that ends early is reported up to there, with a warning."""
     if args.compare and args.format not in ("text", "json"):
-        raise UsageError(f"--compare is told as text or json, not as {args.format}")
+        raise UsageError(
+            f"--compare prints text or json, not {args.format}: leave out --format, or use --format json"
+        )
     if args.format == "perfetto" and args.output is None and sys.stdout.isatty():
         raise UsageError("a Perfetto trace is binary: give -o FILE, or send it to a file")
     if args.heatmap and (args.compare or args.format != "text"):
@@ -174,7 +181,7 @@ def _heatmap_png(report: "Report") -> bytes:
 
 
 def _text(args: argparse.Namespace, report: "Report") -> "RenderableType":
-    """The report, or what was asked for in its place."""
+    """The report, or the comparison, heat map or forecast that the options select instead."""
     from rich.console import Group
 
     from vftrace.outputs.report.text import render_report

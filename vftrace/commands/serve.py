@@ -52,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--record", type=Path, metavar="FILE", help="also record what is seen to a file"
     )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="serve a recording instead")
-    parser.add_argument("--speed", metavar="N", help="of --replay: 1 as it was, 0 all at once")
+    parser.add_argument(
+        "--speed",
+        metavar="N",
+        help="playback speed of --replay: 1 is real time, 0 is as fast as possible",
+    )
     add_profile_argument(parser)
     add_web_arguments(parser)
 

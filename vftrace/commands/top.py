@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="play a recording instead")
     parser.add_argument(
-        "--speed", metavar="N", help="of a replay: 1 as it was (default), 10, 0.5; 0 all at once"
+        "--speed",
+        metavar="N",
+        help="playback speed: 1 is real time (default), 0 is as fast as possible",
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="write a recording as well")
     parser.add_argument("--serve", action="store_true", help="serve metrics as well")
@@ -136,7 +138,7 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "Pump":
 
 
 def _serve(args: argparse.Namespace, stack: ExitStack) -> "Service | None":
-    """The metrics, listening before anything is attached; None unless asked for."""
+    """The metrics, listening before anything is attached; None without --serve."""
     if not args.serve:
         if args.web_addresses or args.web_config is not None:
             raise UsageError("--web.* options need --serve")

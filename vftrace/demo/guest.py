@@ -49,7 +49,7 @@ _STEP_FORMAT = struct.Struct("<III")
 
 
 class GuestError(VftraceError):
-    """The guest asked for cannot be built."""
+    """The guest cannot be built as configured."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Action:
-    """Something the driver did: taken just before it was asked for (CLOCK_BOOTTIME ns)."""
+    """Something the driver did: taken just before the driver requested it (CLOCK_BOOTTIME ns)."""
 
     at_ns: int
     what: str

@@ -36,7 +36,7 @@ class VfioClose(Event, frozen=True):
 
 
 class VfioState(Event, frozen=True):
-    """VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE: `state` is what was asked for (SET) or answered (GET).
+    """VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE: `state` is the requested (SET) or the returned (GET) state.
 
     `data_fd` is -1 where none was given out.
     """

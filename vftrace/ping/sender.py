@@ -21,7 +21,7 @@ RECORD = struct.Struct("@iiQQQ")
 
 SENT, REPLY, CLOCK, STOPPED, REFUSED, POLICY = range(6)
 """SENT slot, before, after (errno if the way refused it) · REPLY slot, time · CLOCK time: all
-replies before it are told · STOPPED slot: nothing is sent in it or later · REFUSED errno: ICMP
+replies before it are reported · STOPPED slot: nothing is sent in it or later · REFUSED errno: ICMP
 reported it · POLICY 1 for SCHED_FIFO, 0 for the usual one."""
 
 FIFO_PRIORITY = 1

@@ -72,9 +72,9 @@ def describe(gap: Gap) -> str:
         parts.append(f"{gap.late} answered late")
     if gap.missed:
         parts.append(f"{gap.missed} within it not sent")
-    most = "open" if gap.most_ns is None else format_ns(gap.most_ns)
     name = "without a reply" if gap.kind == LOST else "until held replies came"
-    bounds = f"{format_ns(gap.least_ns)} to {most}"
+    least = format_ns(gap.least_ns)
+    bounds = f"at least {least}" if gap.most_ns is None else f"{least} to {format_ns(gap.most_ns)}"
     return f"{format_ns(gap.ns)} {name} ({bounds}; {', '.join(parts)})"
 
 

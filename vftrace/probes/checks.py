@@ -22,7 +22,7 @@ class Finding:
 
 
 def findings() -> tuple[Finding, ...]:
-    """Everything that can be told without loading a program."""
+    """Everything that is known without loading a program."""
     return (
         Finding("kernel", "ok", f"{platform.release()} {platform.machine()}"),
         _privileges(),

@@ -21,8 +21,11 @@ def tracefs() -> Path:
     perf, bpftrace and libtracefs mount it in the same place.
     """
     for place in TRACEFS_PLACES:
-        if (place / "events").is_dir():
-            return place
+        try:
+            if (place / "events").is_dir():
+                return place
+        except PermissionError:  # tracefs is mounted with mode 0700
+            raise MachineError(f"{place}: only root may read it", fix="run it with sudo") from None
     libc = ctypes.CDLL(None, use_errno=True)
     place = TRACEFS_PLACES[0]
     if libc.mount(b"tracefs", str(place).encode(), b"tracefs", 0, None) != 0:

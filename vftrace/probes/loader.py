@@ -106,7 +106,7 @@ class Probes:
         return (self._bpf.cached, *self.vfio.cached, *self.mailbox.cached)
 
     def follow(self) -> bool:
-        """Attach what belongs to modules that were loaded since; cheap where there are none.
+        """Attach what belongs to modules that were loaded since; cheap if there is no such module.
 
         True if KVM came: VMs may run already.
         """
@@ -311,7 +311,7 @@ def _memory() -> int:
 
 
 def _refused(way: Way) -> str | None:
-    """Why this kernel cannot take this way, where that can be told without compiling anything."""
+    """Why this kernel cannot take this way, where that is known without compiling anything."""
     if way.name == FENTRY:
         # these programs are tied to the functions when they are loaded
         return kernel.refuses_fentry() if instance("kvm") is not None else NO_KVM

@@ -85,7 +85,7 @@ class MailboxProbes(ModuleProbes):
 
     @property
     def cached(self) -> tuple[bool, ...]:
-        """Whether the programs came from the cache; nothing where there are none."""
+        """Whether the programs came from the cache; empty without programs."""
         return () if self._bpf is None else (self._bpf.cached,)
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ class ModuleProbes(ABC):
         self._loaded: dict[str, int] = {}
 
     def follow(self) -> bool:
-        """Attach to what has come, let go of what has gone; True if there was anything to attach to."""
+        """Attach to modules that were loaded, detach from those that were removed; True if one was loaded."""
         come = False
         for module in self._modules:
             now, before = instance(module), self._loaded.get(module)

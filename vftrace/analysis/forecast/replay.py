@@ -74,7 +74,7 @@ class Recorded:
             # It goes on sending after a sweep unless it stops the guest at once.
             return None
         if self.has_devices:
-            # The last pages and the devices' state are not told apart: at least what the last sweep found was sent.
+            # Nothing separates the last pages from the devices' state: at least what the last sweep found was sent.
             found = max(0, last.new_pages or 0) * PAGE_ON_WIRE
             return Stop(found, self.downtime_ns, fixed=True)
         sent = sum(max(0, r.sent_bytes or 0) for r in self.rounds[sweeps:])

@@ -252,7 +252,7 @@ def _load(
         except OSError as error:
             raise complain(f"tls_server_config: {key}: {path}: {error.strerror}") from error
     try:
-        # A password would be asked for on the terminal; the format has no place for one.
+        # OpenSSL would prompt for a password on the terminal; the format has no place for one.
         context.load_cert_chain(paths["cert_file"], paths["key_file"], password=lambda: "")
     except (ssl.SSLError, OSError, ValueError) as error:
         raise complain(

@@ -108,7 +108,10 @@ def first_line(report: Report, g: Glyphs) -> str:
             return "no migration in these recordings"
         host = report.hosts[0]
         lasted = format_ns(max(0, host.snapshot.at_ns - host.info.started_at_ns))
-        return f"no migration in this recording: {host.snapshot.events} events in {lasted}"
+        said = f"no migration in this recording: {host.snapshot.events} events in {lasted}"
+        if not host.info.probes:  # a recording of `vftrace ping`
+            said += "; give it to report together with the recordings of the hosts"
+        return said
     if len(found) == 1:
         return downtime_line(found[0])
     longest = max(found, key=lambda each: each.migration.downtime.vcpu_ns or -1)
@@ -158,7 +161,7 @@ def _overview(report: Report, g: Glyphs) -> RenderableType:
 
 
 def render_vfs(snapshot: Snapshot, width: int, g: Glyphs) -> Iterator[RenderableType]:
-    """The virtual functions of a host, where any was heard."""
+    """The virtual functions of a host, if any sent a mailbox message."""
     part = list(vfs_part(snapshot.vfs, snapshot, width, g))
     if part:
         yield Text()
@@ -251,10 +254,10 @@ def _channel(m: Migration) -> str:
 
 
 _DMA: dict[str | None, str] = {
-    "device": "written pages are told by the devices' own logging (VFIO DMA_LOGGING)",
-    "iommu": "written pages are told by the IOMMU's side (type1 container or iommufd)",
+    "device": "the device logs the pages it writes (VFIO DMA_LOGGING)",
+    "iommu": "the IOMMU logs the pages that the device writes (type1 container or iommufd)",
     "untracked": "nobody tracks the pages that the device writes",
-    "guest": "no log of written pages was asked for: the guest's driver has to dirty them itself",
+    "guest": "QEMU requested no log of written pages: the guest's driver has to dirty them itself",
 }
 
 

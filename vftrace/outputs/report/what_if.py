@@ -30,7 +30,8 @@ def parse_what_if(text: str) -> Assumptions:
             assumed = replace(assumed, downtime_limit_ns=_limit(value))
         else:
             raise UsageError(
-                f"not an assumption: {part!r} (such as bandwidth=25Gbit,downtime-limit=300ms)"
+                f"--what-if does not know {part!r}: give bandwidth, link or downtime-limit,"
+                " such as bandwidth=25Gbit,downtime-limit=300ms"
             )
     return assumed
 

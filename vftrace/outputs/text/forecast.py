@@ -5,7 +5,7 @@ from vftrace.outputs.text.tables import UNKNOWN, rate
 from vftrace.units import format_ns
 
 NOTHING = "nothing is known yet: no round has ended"
-NOT_ENOUGH = "nothing can be told: the last round's pages, or what was sent, are not known"
+NOT_ENOUGH = "no forecast: the pages of the last round, or the bytes sent, are not known"
 
 
 def forecast_of(migration: Migration) -> str | None:

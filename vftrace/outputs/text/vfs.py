@@ -77,7 +77,7 @@ def vf_lines(
 def vfs_part(
     lives: Sequence[VfHistory], snapshot: Snapshot, width: int, g: Glyphs
 ) -> Iterator[RenderableType]:
-    """All functions that were heard of; nothing where there are none."""
+    """All functions with a state or a message; nothing if there is no such function."""
     heard = [life for life in lives if life.states or life.recent or life.not_recorded]
     if heard:
         yield Text(f"Virtual functions heard by mailbox: {len(heard)}", TITLE)

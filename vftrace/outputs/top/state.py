@@ -230,7 +230,7 @@ def vms(snapshot: Snapshot, state: ViewState) -> list[Vm]:
 
 
 def vfs(snapshot: Snapshot, state: ViewState) -> list[VfHistory]:
-    """The virtual functions that were heard of, filtered; by card and number."""
+    """The virtual functions that have a state or messages, filtered; by card and number."""
     text = state.filter.casefold()
     return [
         life

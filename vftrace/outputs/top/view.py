@@ -39,7 +39,7 @@ BAR = "reverse"
 class Frame:
     """What one picture is made of. `note`: what else goes on, such as a replay or a recording.
 
-    `now_ns` is for the clock and for ages. What goes on is told as of the snapshot, which is a little
+    `now_ns` is for the clock and for ages. What goes on is shown as of the snapshot, which is a little
     older: counted up to now, a blackout that has just ended would be shown longer than it was.
     """
 

@@ -1,0 +1,71 @@
+"""The documentation's pages: their links resolve, the index has them all, and they name commands that exist."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from vftrace.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`[^`\n]*`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+RUN = re.compile(r"(?:^ *|[`$] ?|bin/|sudo |^#   )vftrace ([a-z]+)", re.MULTILINE)
+"""`vftrace` at the beginning of a line or of code, or after sudo or a path, and the word after it."""
+
+
+def links(page: Path) -> list[str]:
+    """The targets of a page's links, without those to other sites."""
+    text = CODE.sub("", FENCE.sub("", page.read_text()))
+    return [to for to in LINK.findall(text) if not re.match(r"[a-z]+:", to)]
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = HEADING.findall(FENCE.sub("", page.read_text()))
+    return frozenset(
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_resolve(page: Path) -> None:
+    """Each relative link leads to a file or directory, and its anchor to a heading."""
+    broken = []
+    for to in links(page):
+        path, _, anchor = to.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(to)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_commands_exist(page: Path) -> None:
+    """Each subcommand that a page runs or names as code is one of the command line's."""
+    fenced = "\n".join(FENCE.findall(page.read_text()))
+    inline = "\n".join(CODE.findall(FENCE.sub("", page.read_text())))
+    assert set(RUN.findall(f"{fenced}\n{inline}")) - set(COMMANDS) == set()
+
+
+def test_readme_names_commands() -> None:
+    """The patterns above find commands and links at all."""
+    readme = (ROOT / "README.md").read_text()
+    assert {"doctor", "top", "record", "report", "serve"} <= set(RUN.findall(readme))
+    assert len(links(ROOT / "README.md")) > 5
+
+
+def test_index_is_complete() -> None:
+    """docs/index.md links each page of docs/, or the directory that it is in."""
+    index = ROOT / "docs/index.md"
+    linked = {(index.parent / to.partition("#")[0]).resolve() for to in links(index)}
+    pages = [page for page in ROOT.glob("docs/**/*.md") if page != index]
+    missing = [p for p in pages if p not in linked and p.parent not in linked - {index.parent}]
+    assert missing == []
