@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 def _probe_findings(way: str | None) -> "list[Finding]":
     from vftrace.probes.checks import Finding, programs
     from vftrace.probes.loader import Probes
-    from vftrace.probes.registry import BY_NAME
+    from vftrace.probes.registry import BY_NAME, MAILBOX
 
     try:
         with Probes(lambda _: None, way) as probes:
@@ -53,7 +53,12 @@ def _probe_findings(way: str | None) -> "list[Finding]":
                 if status.method is None:
                     bad = probe.needed and not status.waits
                     state = "bad" if bad else "warn"
-                    found.append(Finding(name, state, f"not attached: {status.reason}"))
+                    refused = probes.mailbox.refused if status.name == MAILBOX.name else None
+                    if refused is not None:
+                        then = f" (and mailboxes cannot be traced here: {refused})"
+                    else:
+                        then = " (vftrace attaches once it is)" if status.waits else ""
+                    found.append(Finding(name, state, f"not attached: {status.reason}{then}"))
                 else:
                     tried = f" ({status.reason})" if status.reason else ""
                     found.append(Finding(name, "ok", f"{status.method}: {probe.what}{tried}"))

@@ -82,7 +82,7 @@ def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:
         mailbox = session.source.probes.mailbox
         status = mailbox.status[0]
         if status.method is None and mailbox.refused:
-            raise MachineError(f"mailboxes cannot be traced here: {status.reason}")
+            raise MachineError(f"mailboxes cannot be traced here: {mailbox.refused}")
         if status.reason is not None:
             # Its module may be loaded later, and is then traced.
             print(f"vftrace: mailbox: {status.reason}", file=sys.stderr)
