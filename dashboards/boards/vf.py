@@ -43,7 +43,7 @@ def _figures() -> list[style.PanelBuilder]:
     return [
         style.figure(
             "VFs",
-            "Virtual functions of which something was heard or that a VM has.",
+            "Virtual functions that sent mailbox messages or that a VM has.",
             "none",
             query(f"count({of('vf_resets_total', *VF)})"),
         ),

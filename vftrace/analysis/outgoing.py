@@ -65,7 +65,7 @@ class OutgoingMigration:
     paused_before: bool | None
     """Whether the guest was stopped when the attempt began; None if that was not seen."""
     uncertain: frozenset[int] | None = None
-    """Of the fds in `baseline` those that may have sent more before, where records are missing (else None)."""
+    """The fds in `baseline` that may have sent more before, where records are missing (else None)."""
     missed_beginning: bool = False
     switched_on: bool = True
     """Whether its thread switched logging on; else it was on already."""

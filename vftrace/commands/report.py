@@ -26,7 +26,7 @@ HELP = "say where the time of recorded migrations went"
 _FILE_WIDTH = 100
 
 _DRAWN_MESSAGES = 10_000
-"""Of each virtual function, in a trace: the latest."""
+"""How many of the latest messages of each virtual function a trace has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

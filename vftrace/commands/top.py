@@ -40,7 +40,7 @@ HELP = "watch VMs and their migrations live"
 
 REDRAW_SECONDS = 0.2
 DRAWING_SHARE = 0.1
-"""Of the time at most: a list of a thousand VMs is drawn less often."""
+"""Largest share of the time spent drawing: a list of a thousand VMs is drawn less often."""
 IDLE_SECONDS = 0.05
 ONCE_NS = 1_000_000_000
 ONCE_PATIENCE_NS = 30_000_000_000

@@ -2,7 +2,7 @@
 boot sector that draws.
 
 The firmware runs in 16-bit real mode with 4 GiB data segments ("unreal mode"), entered right at the
-reset vector: no paging, no tables in memory, so that apart from the pages it is told to write it
+reset vector: no paging, no tables in memory, so that apart from the configured pages it
 dirties one page only (`STACK_PAGE`: the interrupt frame and a counter). It sleeps in HLT between
 timer ticks; a busy loop would take a whole host CPU from the migration it is there for. What it
 writes is not code but data: a schedule of steps in the ROM, so that any pattern (fixed, growing,

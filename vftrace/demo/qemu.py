@@ -1,4 +1,4 @@
-"""Starts QEMU, talks to it, and keeps what it says about its own migrations.
+"""Starts QEMU, talks to it, and keeps its own account of its migrations.
 
 Every QEMU started here is killed by the kernel when its parent dies (PR_SET_PDEATHSIG) and by its
 context manager otherwise. QMP runs over a socket pair that QEMU inherits, so there is no socket

@@ -23,10 +23,10 @@ from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.words import WORD_PROTOCOL
 
 MAX_MESSAGES = 200
-"""Of all profiles of a driver: bpf/mailbox.h keeps two rules for each in a map of 1024."""
+"""Limit over all profiles of a driver: bpf/mailbox.h keeps two rules for each in a map of 1024."""
 
 MAX_WORDS = 15
-"""Of a mailbox's 16 words the first is the opcode's."""
+"""A mailbox has 16 words; the first holds the opcode."""
 
 _MESSAGE_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
 _WORD_NAME = re.compile(r"([a-z][a-z0-9_]{0,23})(:x)?")

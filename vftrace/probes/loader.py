@@ -41,9 +41,9 @@ RING_BYTES = 16 << 20
 """Size of the ring, more than a second of the busiest migration measured."""
 
 LEAST_PIECES = 16
-"""Of a bitmap in one program; see `pieces_per_call`."""
+"""The fewest pieces of a bitmap in one program; see `pieces_per_call`."""
 TOO_LONG = os.strerror(errno.E2BIG)
-"""What the verifier says of more than it follows, a million instructions (BPF_COMPLEXITY_LIMIT_INSNS)."""
+"""The verifier's error for more than it follows, a million instructions (BPF_COMPLEXITY_LIMIT_INSNS)."""
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 

@@ -294,7 +294,7 @@ class Devices:
                 yield device
 
     def transferring(self, since_ns: int, until_ns: int) -> list[PassedDevice]:
-        """Devices that the VMM asked for a transfer state in this interval, and devices that refused any state."""
+        """Devices of which the VMM requested a transfer state in this interval, and devices that refused any state."""
         return [
             device
             for device in self.present(since_ns, until_ns)

@@ -103,7 +103,7 @@ def plain_table(*columns: tuple[str, str]) -> Table:
 def blackout_table(migration: Migration, now_ns: int, width: int, g: Glyphs) -> Table:
     """The checkpoints, one below the other: each bar begins where the one before ended.
 
-    Of a blackout that lasts, only those that were passed, and what goes on now.
+    While a blackout lasts, only those that were passed, and what goes on now.
     """
     table = plain_table(
         ("checkpoint", "left"),

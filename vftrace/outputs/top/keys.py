@@ -59,7 +59,7 @@ def parse(data: bytes) -> tuple[list[str], bytes]:
 
 
 def _sequence_length(data: bytes) -> int | None:
-    """Of the escape sequence at the start (CSI of ECMA-48, or SS3); 1: Esc itself, None: cut."""
+    """The length of the escape sequence at the start (CSI of ECMA-48, or SS3); 1: Esc itself, None: cut."""
     if len(data) == 1:
         return None
     if data[1:2] == b"O":

@@ -81,7 +81,7 @@ class ViewState:
     opened: Row | None = None
     """The migration or virtual function that is shown in full."""
     scroll: int = 0
-    """Of the timeline and the help, in lines."""
+    """Scroll position of the timeline and the help, in lines."""
     sort: Sort = "newest"
     filter: str = ""
     typing: bool = False

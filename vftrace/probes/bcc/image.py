@@ -32,7 +32,7 @@ class Function:
 
     @classmethod
     def of(cls, code: bytes, names: dict[int, str]) -> Self:
-        """Of instructions with the fds of maps in them; `names`: of the map by its fd."""
+        """Make an image of instructions that hold fds of maps; `names` has each map's name by its fd."""
         zeroed = bytearray(code)
         maps = []
         at = 0
