@@ -4,7 +4,7 @@
  * is the migration channel: the one that the thread which reads the dirty log writes to.
  */
 struct channel_key {
-	u32 tgid;
+	u32 vm;
 	s32 fd;
 };
 
@@ -20,7 +20,8 @@ struct channel {
 	s32 error;
 	u32 sender_tid;
 	u32 op;
-	u32 changed;
+	u32 pad;
+	u64 changed; /* since it was last reported */
 };
 
 struct sending {
@@ -29,56 +30,110 @@ struct sending {
 	u32 op;
 };
 
-BPF_TABLE("hash", struct channel_key, struct channel, channels, 16384);
+BPF_TABLE("hash", struct channel_key, struct channel, channels, 65536);
+/* By VM: how many of its channels the collector deleted, because their fds were closed. */
+BPF_F_TABLE("hash", u32, u64, deleted_channels, 8192, 1 /* BPF_F_NO_PREALLOC */);
 BPF_TABLE("hash", u64, struct sending, sending, 16384);
 
+/* As many as one program reports; the walker runs again for the others. */
+#define REPORTS_PER_CALL 32
 #define REPORT_NS 100000000
 #define PAUSE_NS 2000000
 #define EAGAIN 11
 #define EINTR 4
 
-static __always_inline void report_channel(struct vm *vm, s32 fd, struct channel *c, u64 wake)
+/* The number of the lowest bit that is set; BPF has no instruction for it. */
+static __always_inline u32 lowest_bit(u64 bits)
 {
-	struct vft_channel e = {
-		.bytes = c->bytes,
-		.calls = c->calls,
-		.first_ns = c->first_ns,
-		.last_ns = c->last_ns,
-		.error_ns = c->error_ns,
-		.fd = fd,
-		.error = c->error,
-		.sender_tid = c->sender_tid,
-		.op = c->op,
-	};
+	u64 below = (bits & -bits) - 1;
 
-	c->changed = 0;
-	c->reported_ns = c->last_ns;
-	EMIT_WAKING(vm, VFT_CHANNEL, &e, wake);
-	if (c->burst_ns) {
-		struct vft_burst burst = { .bytes = c->burst_bytes, .ns = c->burst_ns, .fd = fd };
-
-		EMIT(vm, VFT_BURST, &burst);
-	}
+	/* LLVM 19 would replace all of this by a table in .rodata, which BCC does not load. */
+	asm volatile("" : "+r"(below));
+	below -= below >> 1 & 0x5555555555555555ULL;
+	below = (below & 0x3333333333333333ULL) + (below >> 2 & 0x3333333333333333ULL);
+	below = (below + (below >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	return below * 0x0101010101010101ULL >> 56;
 }
 
-static __always_inline void report_channels(struct vm *vm)
+/* Returns how many of its records were lost. `changed` is cleared before the totals are read: a
+ * sender that adds to them later marks the channel again. */
+static __always_inline u64 report_channel(struct vm *vm, s32 fd, struct channel *c, u64 wake)
 {
-	struct channel_key key = { .tgid = bpf_get_current_pid_tgid() >> 32 };
+	struct vft_burst burst = { .fd = fd };
+	struct vft_channel e = { .fd = fd };
+	u64 failed;
 
-	if (!vm->unreported)
+	__sync_lock_test_and_set(&c->changed, 0);
+	e.bytes = c->bytes;
+	e.calls = c->calls;
+	e.first_ns = c->first_ns;
+	e.last_ns = c->last_ns;
+	e.error_ns = c->error_ns;
+	e.error = c->error;
+	e.sender_tid = c->sender_tid;
+	e.op = c->op;
+	c->reported_ns = c->last_ns;
+	fill_header(&e.h, vm, VFT_CHANNEL, sizeof(e));
+	failed = try_send(&e, sizeof(e), wake);
+	burst.ns = c->burst_ns;
+	burst.bytes = c->burst_bytes;
+	if (burst.ns) {
+		fill_header(&burst.h, vm, VFT_BURST, sizeof(burst));
+		failed += try_send(&burst, sizeof(burst), NO_WAKE);
+	}
+	return failed;
+}
+
+static __always_inline void mark_changed(struct vm *vm, struct channel *c, u32 fd)
+{
+	u32 word = fd / 64 % FD_WORDS;
+
+	if (c->changed || __sync_lock_test_and_set(&c->changed, 1))
 		return;
-	vm->unreported = 0;
+	__sync_fetch_and_or(&vm->changed[word], 1ULL << (fd % 64));
+	__sync_fetch_and_or(&vm->changed_words, 1ULL << word);
+}
+
+/* Takes the lowest fd that is marked in vm->changed. A word's bit in vm->changed_words is cleared
+ * before the word is read, and set again if more bits are left, so no mark is lost. The state is in
+ * the map and there are no branches, so that the verifier explores one path through each turn. */
+static __always_inline u32 take_changed(struct vm *vm)
+{
+	u32 word = lowest_bit(vm->changed_words), bit;
+	u64 bits, more;
+
+	/* LLVM would prove the mask away; the verifier needs it. */
+	asm volatile("" : "+r"(word));
+	word %= FD_WORDS;
+	__sync_fetch_and_and(&vm->changed_words, ~(1ULL << word));
+	bits = vm->changed[word];
+	bit = lowest_bit(bits) % 64;
+	__sync_fetch_and_and(&vm->changed[word], ~(1ULL << bit));
+	more = bits & (bits - 1);
+	__sync_fetch_and_or(&vm->changed_words, (more | -more) >> 63 << word);
+	return word * 64 + bit;
+}
+
+/* Reports channels that sent since they were last reported. Returns true if there are more. */
+static __always_inline bool report_channels(struct vm *vm)
+{
+	struct channel_key key = { .vm = vm->id };
+	u64 failed = 0;
+
+	/* Losses are added up first: one branch less in each turn. */
 #pragma nounroll
-	for (u32 i = 0; i < MAX_CHANNELS; i++) {
+	for (u32 i = 0; i < REPORTS_PER_CALL; i++) {
 		struct channel *c;
 
-		if (i >= vm->nr_channels)
+		if (!vm->changed_words)
 			break;
-		key.fd = vm->channel_fd[i];
+		key.fd = take_changed(vm);
 		c = channels.lookup(&key);
 		if (c && c->changed)
-			report_channel(vm, key.fd, c, NO_WAKE);
+			failed += report_channel(vm, key.fd, c, NO_WAKE);
 	}
+	count_lost(failed);
+	return vm->changed_words;
 }
 
 static __always_inline int send_enter(s32 fd, u32 op)
@@ -89,20 +144,36 @@ static __always_inline int send_enter(s32 fd, u32 op)
 
 	if (vm && vm->logging) {
 		s.enter_ns = now_ns();
-		sending.update(&id, &s);
+		if (sending.update(&id, &s))
+			count_full(vm, TABLE_SENDING);
 	}
 	return 0;
+}
+
+/* Returns NULL if there is no room for the channel. A send on a negative fd fails, which is
+ * reported as any error. */
+static __always_inline struct channel *new_channel(struct vm *vm, struct channel_key *key, u64 now)
+{
+	struct channel fresh = { .first_ns = now };
+	u64 *deleted = deleted_channels.lookup(&key->vm);
+	u64 count = vm->nr_channels - (deleted ? *deleted : 0);
+
+	if (count >= MAX_CHANNELS || key->fd >= MAX_FD || channels.update(key, &fresh)) {
+		count_full(vm, TABLE_CHANNELS);
+		return NULL;
+	}
+	__sync_fetch_and_add(&vm->nr_channels, 1);
+	return channels.lookup(key);
 }
 
 static __always_inline int send_exit(long ret)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct sending *s = sending.lookup(&id);
-	struct channel_key key = { .tgid = id >> 32 };
+	struct channel_key key = {};
 	struct vm *vm;
 	struct channel *c;
 	u64 now;
-	u32 at;
 
 	if (!s)
 		return 0;
@@ -110,20 +181,11 @@ static __always_inline int send_exit(long ret)
 	vm = current_vm();
 	if (!vm || ret == 0 || ret == -EAGAIN || ret == -EINTR)
 		goto done;
+	key.vm = vm->id;
 	now = now_ns();
 	c = channels.lookup(&key);
 	if (!c) {
-		struct channel fresh = { .first_ns = now };
-
-		at = fetch_add(&vm->nr_channels, 1);
-		if (at >= MAX_CHANNELS) {
-			__sync_fetch_and_add(&vm->channels_overflow, 1);
-			goto done;
-		}
-		asm volatile("" : "+r"(at)); /* the verifier must see the mask that follows */
-		vm->channel_fd[at & (MAX_CHANNELS - 1)] = key.fd;
-		channels.update(&key, &fresh);
-		c = channels.lookup(&key);
+		c = new_channel(vm, &key, now);
 		if (!c)
 			goto done;
 	}
@@ -133,11 +195,9 @@ static __always_inline int send_exit(long ret)
 		c->burst_ns += now - s->enter_ns + (pause < PAUSE_NS ? pause : 0);
 		c->burst_bytes += ret;
 	}
-	c->changed = 1;
 	c->last_ns = now;
 	c->sender_tid = (u32)id;
 	c->op = s->op;
-	vm->unreported = 1;
 	if (ret > 0) {
 		__sync_fetch_and_add(&c->bytes, ret);
 		__sync_fetch_and_add(&c->calls, 1);
@@ -147,7 +207,9 @@ static __always_inline int send_exit(long ret)
 	}
 	/* The first report wakes the collector, which must look up the fd while it is open. */
 	if (ret < 0 || now - c->reported_ns > REPORT_NS)
-		report_channel(vm, key.fd, c, c->reported_ns ? NO_WAKE : WAKE);
+		count_lost(report_channel(vm, key.fd, c, c->reported_ns ? NO_WAKE : WAKE));
+	else
+		mark_changed(vm, c, key.fd);
 done:
 	sending.delete(&id);
 	return 0;

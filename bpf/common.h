@@ -6,22 +6,34 @@
 #include <uapi/linux/ptrace.h>
 #include "wire.h"
 
-#define MAX_CHANNELS 32
+/* Per VM, so that one VM cannot fill a table that all share. */
+#define MAX_SLOTS 4096
+#define MAX_CHANNELS 1024
+#define MAX_CHUNKS 16384
+#define FD_WORDS 64
+#define MAX_FD (64 * FD_WORDS)
 
 /* One per process that holds a KVM VM fd. KVM_CREATE_VM makes the entry; the collector makes it for
- * VMs that already run. */
+ * VMs that already run. `id` is never used again: keys of a VM's entries in other tables begin with
+ * it, so a process that gets the pid of an earlier one starts from zero. The collector deletes the
+ * entries of VMs that have gone. */
 struct vm {
 	u64 seq;
 	u64 last_exit_ns;
+	u32 id;
 	u32 logging;
-	u32 unreported; /* some channel sent since the channels were last reported */
+	u64 nr_slots;
 	u64 nr_channels;
-	u64 channels_overflow;
-	s32 channel_fd[MAX_CHANNELS];
+	u64 nr_chunks;
+	u64 not_counted; /* calls and sends for which a table had no room */
+	u64 changed_words; /* bit i: some bit of changed[i] is set */
+	u64 changed[FD_WORDS]; /* by fd: the channel sent since it was last reported */
 	u64 pushes;
 	u64 ring_full_exits;
 	u64 untracked;
 	u64 touched_count;
+	u64 touched_done;
+	u64 touched_missing;
 	u64 uffd_calls;
 	u64 uffd_bytes;
 	u64 uffd_reported_ns;
@@ -59,8 +71,20 @@ struct syscall_exit {
 };
 
 struct slot_key {
-	u32 tgid;
+	u32 vm;
 	u32 slot;
+};
+
+/* Tables that may be full. `full` counts by table the entries for which there was no room. */
+enum table {
+	TABLE_VMS,
+	TABLE_THREADS,
+	TABLE_SLOT_PAGES,
+	TABLE_CHANNELS,
+	TABLE_SENDING,
+	TABLE_CHUNKS,
+	TABLE_TOUCHED,
+	NR_TABLES
 };
 
 /* Probes of modules that may be loaded later are separate BPF objects. They define SHARES_RING and
@@ -70,13 +94,15 @@ struct slot_key {
 #define EVENT_PAGES 1
 #endif
 BPF_RINGBUF_OUTPUT(events, EVENT_PAGES);
-BPF_TABLE("hash", u32, struct vm, vms, 4096);
+BPF_TABLE("hash", u32, struct vm, vms, 8192);
 BPF_TABLE("array", u32, u64, lost, 1);
 BPF_TABLE("array", u32, u64, mailbox_seq, 1); /* next seq where tgid is 0 */
 #ifndef SHARES_RING
 BPF_TABLE("hash", u64, struct thread, threads, 65536);
 BPF_TABLE("hash", struct slot_key, u64, slot_pages, 65536);
 BPF_TABLE("array", u32, struct vm, new_vm, 1);
+BPF_TABLE("array", u32, u64, next_vm_id, 1);
+BPF_TABLE("array", u32, u64, full, NR_TABLES);
 #endif
 
 /* Called by helper number (include/uapi/linux/bpf.h). BCC reads all of /proc/kallsyms for each call
@@ -126,17 +152,41 @@ static __always_inline void fill_header(struct vft_header *h, struct vm *vm, u16
 #define WAKE 2 /* BPF_RB_FORCE_WAKEUP: the reader must look into /proc at once */
 #define NO_WAKE 1 /* BPF_RB_NO_WAKEUP: the reader polls */
 
-static __always_inline void send(void *record, u64 size, u64 wake)
+static __always_inline void count_lost(u64 records)
 {
 	u32 zero = 0;
 	u64 *count;
 
-	if (events.ringbuf_output(record, size, wake)) {
-		count = lost.lookup(&zero);
-		if (count)
-			__sync_fetch_and_add(count, 1);
-	}
+	if (!records)
+		return;
+	count = lost.lookup(&zero);
+	if (count)
+		__sync_fetch_and_add(count, records);
 }
+
+/* Returns 1 if the ring buffer has no room for the record, else 0. */
+static __always_inline u64 try_send(void *record, u64 size, u64 wake)
+{
+	return (u64)(s64)events.ringbuf_output(record, size, wake) >> 63;
+}
+
+static __always_inline void send(void *record, u64 size, u64 wake)
+{
+	count_lost(try_send(record, size, wake));
+}
+
+#ifndef SHARES_RING
+/* Counts an entry for which a table had no room; `vm` may be NULL. */
+static __always_inline void count_full(struct vm *vm, u32 table)
+{
+	u64 *count = full.lookup(&table);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	if (vm)
+		__sync_fetch_and_add(&vm->not_counted, 1);
+}
+#endif
 
 #define EMIT_WAKING(vm, number, record, wake) \
 	do { \

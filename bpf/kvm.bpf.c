@@ -53,7 +53,8 @@ static __always_inline int ioctl_exit(void *ctx, s32 ret)
 	return kvm_ioctl_exit(ctx, id, t, ret);
 }
 
-/* Continues the walk that ioctl_exit began, as often as the kernel allows tail calls. */
+/* Reports channels and walks a bitmap, then reports the call. It tail-calls itself as often as the
+ * kernel allows. */
 static __always_inline int walk_on(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -61,20 +62,27 @@ static __always_inline int walk_on(void *ctx)
 	struct walk *walk = walk_of(id);
 	struct vm *vm = current_vm();
 
-	if (!t || !walk || !vm)
+	if (!t || !vm || !ends_in_walker(t->cmd))
 		return 0;
-	switch (t->cmd) {
+	if (channels_due(t) && report_channels(vm))
+		walkers.call(ctx, 0);
+	switch (REREAD(t->cmd)) {
 	case KVM_GET_DIRTY_LOG:
 	case KVM_CLEAR_DIRTY_LOG:
-		if (walk_pieces(walk, vm, t))
+		if (walk && walk_pieces(walk, vm, t))
 			walkers.call(ctx, 0);
 		break;
 	case KVM_RESET_DIRTY_RINGS:
+		if (!walk)
+			break;
 		if (ship_chunks(walk, vm, t))
 			walkers.call(ctx, 0);
+		end_chunks(walk, vm);
 		break;
-	default:
-		return 0;
+	case KVM_SET_USER_MEMORY_REGION:
+	case KVM_SET_USER_MEMORY_REGION2:
+		if (walk && t->bitmap_bytes && free_chunks(walk, vm, t))
+			walkers.call(ctx, 0);
 	}
 	walk_done(vm, t);
 	call_done(id, t);

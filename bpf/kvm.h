@@ -57,6 +57,23 @@ static __always_inline bool is_kvm(u32 cmd)
 	return false;
 }
 
+static __always_inline bool is_region(u32 cmd)
+{
+	return cmd == KVM_SET_USER_MEMORY_REGION || cmd == KVM_SET_USER_MEMORY_REGION2;
+}
+
+static __always_inline bool has_bitmap(u32 cmd)
+{
+	return cmd == KVM_GET_DIRTY_LOG || cmd == KVM_CLEAR_DIRTY_LOG ||
+	       cmd == KVM_RESET_DIRTY_RINGS;
+}
+
+/* Calls that have a bitmap, and calls before which channels are reported. */
+static __always_inline bool ends_in_walker(u32 cmd)
+{
+	return has_bitmap(cmd) || is_region(cmd) || cmd == KVM_GET_CLOCK;
+}
+
 static __always_inline u64 bitmap_bytes(u64 pages)
 {
 	return (pages + 63) / 64 * 8;
@@ -74,7 +91,8 @@ static __always_inline void run_enter(u32 fd)
 	if (!t) {
 		struct thread fresh = { .cmd = KVM_RUN, .fd = fd };
 
-		threads.update(&id, &fresh);
+		if (threads.update(&id, &fresh))
+			count_full(vm, TABLE_THREADS);
 		t = threads.lookup(&id);
 		if (!t)
 			return;
@@ -102,15 +120,17 @@ static __always_inline void run_exit(struct thread *t)
 static __always_inline void kvm_enter(u64 id, u32 cmd, u64 arg)
 {
 	struct thread t = { .cmd = cmd, .arg = arg, .enter_ns = now_ns() };
+	struct vm *vm = current_vm();
 	struct thread *old;
 
-	if (cmd != KVM_CREATE_VM && !current_vm())
+	if (cmd != KVM_CREATE_VM && !vm)
 		return;
 	/* A vCPU thread keeps the time of its last exit across other calls. */
 	old = threads.lookup(&id);
 	if (old)
 		t.exit_ns = old->exit_ns;
-	threads.update(&id, &t);
+	if (threads.update(&id, &t))
+		count_full(vm, TABLE_THREADS);
 }
 
 /* The record of a call that returned. It is sent in one place: BCC inlines everything, and each
@@ -143,14 +163,66 @@ static __always_inline void emit_record(struct vm *vm, union kvm_record *r)
 	send(r, size, NO_WAKE);
 }
 
-static __always_inline void report_channels(struct vm *vm);
+static __always_inline void set_clock(struct vm *vm, struct thread *t, u32 op, struct vft_clock *e)
+{
+	e->enter_ns = t->enter_ns;
+	e->last_exit_ns = vm->last_exit_ns;
+	e->op = op;
+	e->ret = t->ret;
+	/* struct kvm_clock_data begins with the clock. */
+	if (op != VFT_CLOCK_CTRL)
+		read_user(&e->clock, sizeof(e->clock), (void *)t->arg);
+}
 
-/* Reports a dirty log or a dirty ring after its bitmap was walked. */
+/* Keeps the size of a slot, which GET_DIRTY_LOG does not give. */
+static __always_inline void keep_slot(struct vm *vm, u32 slot, u64 pages)
+{
+	struct slot_key key = { .vm = vm->id, .slot = slot };
+	bool known = slot_pages.lookup(&key);
+
+	if (!pages) {
+		if (!slot_pages.delete(&key))
+			__sync_fetch_and_add(&vm->nr_slots, -1);
+		return;
+	}
+	if ((!known && vm->nr_slots >= MAX_SLOTS) || slot_pages.update(&key, &pages))
+		count_full(vm, TABLE_SLOT_PAGES);
+	else if (!known)
+		__sync_fetch_and_add(&vm->nr_slots, 1);
+}
+
+static __always_inline void region_done(struct vm *vm, struct thread *t, struct vft_region *e)
+{
+	struct kvm_region_arg region = {};
+
+	read_user(&region, sizeof(region), (void *)t->arg);
+	e->slot = region.slot;
+	e->flags = region.flags;
+	e->gpa = region.gpa;
+	e->size = region.bytes;
+	e->uaddr = region.uaddr;
+	e->ret = t->ret;
+	if (t->ret)
+		return;
+	keep_slot(vm, region.slot, region.bytes >> PAGE_SHIFT);
+	if (region.flags & KVM_MEM_LOG_DIRTY_PAGES)
+		vm->logging = 1;
+}
+
+/* Reports a call that ends in the walker, after its channels were reported and its bitmap was
+ * walked. */
 static __always_inline void walk_done(struct vm *vm, struct thread *t)
 {
 	union kvm_record r = {};
+	u32 cmd = REREAD(t->cmd);
 
-	if (t->cmd == KVM_GET_DIRTY_LOG) {
+	if (is_region(cmd)) {
+		region_done(vm, t, &r.region);
+		SET_RECORD(&r, VFT_REGION, region);
+	} else if (cmd == KVM_GET_CLOCK) {
+		set_clock(vm, t, VFT_CLOCK_GET, &r.clock);
+		SET_RECORD(&r, VFT_CLOCK, clock);
+	} else if (cmd == KVM_GET_DIRTY_LOG) {
 		r.get.enter_ns = t->enter_ns;
 		r.get.last_exit_ns = vm->last_exit_ns;
 		r.get.bitmap_bytes = t->bitmap_bytes;
@@ -160,7 +232,7 @@ static __always_inline void walk_done(struct vm *vm, struct thread *t)
 		r.get.pieces = t->pieces;
 		r.get.read_errors = t->read_errors;
 		SET_RECORD(&r, VFT_GET_DIRTY_LOG, get);
-	} else if (t->cmd == KVM_CLEAR_DIRTY_LOG) {
+	} else if (cmd == KVM_CLEAR_DIRTY_LOG) {
 		r.clear.enter_ns = t->enter_ns;
 		r.clear.first_page = t->first_page;
 		r.clear.num_pages = t->num_pages;
@@ -184,54 +256,34 @@ static __always_inline void walk_done(struct vm *vm, struct thread *t)
 	emit_record(vm, &r);
 }
 
-static __always_inline void region_done(struct vm *vm, struct thread *t, struct vft_region *e)
-{
-	struct kvm_region_arg region = {};
-	struct slot_key key = {};
-	u64 pages;
-
-	read_user(&region, sizeof(region), (void *)t->arg);
-	e->slot = region.slot;
-	e->flags = region.flags;
-	e->gpa = region.gpa;
-	e->size = region.bytes;
-	e->uaddr = region.uaddr;
-	e->ret = t->ret;
-	if (t->ret)
-		return;
-	key.tgid = bpf_get_current_pid_tgid() >> 32;
-	key.slot = region.slot;
-	pages = region.bytes >> PAGE_SHIFT;
-	if (pages)
-		slot_pages.update(&key, &pages);
-	else
-		slot_pages.delete(&key);
-	if (region.flags & KVM_MEM_LOG_DIRTY_PAGES)
-		vm->logging = 1;
-}
-
 static __always_inline void vm_created(s32 fd)
 {
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct vft_vm_created e = { .fd = fd };
 	u32 zero = 0;
 	struct vm *vm = new_vm.lookup(&zero);
+	u64 *id = next_vm_id.lookup(&zero);
+	bool known = vms.lookup(&tgid);
 
-	if (fd < 0 || !vm)
+	if (fd < 0 || !vm || !id)
 		return;
-	vms.insert(&tgid, vm);
+	if (!known && vms.insert(&tgid, vm))
+		count_full(NULL, TABLE_VMS);
 	vm = vms.lookup(&tgid);
-	if (vm)
-		EMIT_WAKING(vm, VFT_VM_CREATED, &e, WAKE);
+	if (!vm)
+		return;
+	if (!known)
+		vm->id = fetch_add(id, 1);
+	EMIT_WAKING(vm, VFT_VM_CREATED, &e, WAKE);
 }
 
 /* Reads the arguments of a GET or CLEAR for the walker. Returns the address of the bitmap, 0 if
  * there is nothing to walk. */
-static __always_inline u64 describe_walk(u64 id, struct thread *t)
+static __always_inline u64 describe_walk(struct vm *vm, struct thread *t)
 {
 	struct kvm_get_dirty_log_arg get = {};
 	struct kvm_clear_dirty_log_arg clear = {};
-	struct slot_key key = { .tgid = id >> 32 };
+	struct slot_key key = { .vm = vm->id };
 	u64 *pages;
 
 	if (t->cmd == KVM_GET_DIRTY_LOG) {
@@ -252,46 +304,57 @@ static __always_inline u64 describe_walk(u64 id, struct thread *t)
 	return clear.bitmap;
 }
 
-/* Returns true if there is a bitmap to walk: the caller tail-calls the walker, which ends it. */
-static __always_inline bool begin_walk(u64 id, struct vm *vm, struct thread *t)
+/* Prepares the walk over a bitmap of the user, or over the VM's touched chunks. */
+static __always_inline void begin_walk(u64 id, struct vm *vm, struct thread *t)
 {
 	u64 bitmap = 0;
 	struct walk *walk;
 
-	if (t->cmd != KVM_RESET_DIRTY_RINGS) {
-		bitmap = describe_walk(id, t);
-		if (!bitmap)
-			return false;
-	}
+	t->pieces = t->read_errors = 0;
+	t->walked_bytes = t->first_page = 0;
+	if (t->cmd != KVM_RESET_DIRTY_RINGS)
+		bitmap = describe_walk(vm, t);
 	walk = walk_begin(id, t, bitmap);
-	if (walk && t->cmd == KVM_RESET_DIRTY_RINGS) {
-		walk->bytes = __sync_lock_test_and_set(&vm->touched_count, 0);
-		if (walk->bytes > MAX_TOUCHED)
-			walk->bytes = MAX_TOUCHED;
-	}
-	return walk;
+	if (!walk)
+		return;
+	if (t->cmd == KVM_RESET_DIRTY_RINGS)
+		begin_chunks(walk, vm);
+	else if (!bitmap)
+		walk->bytes = 0;
 }
 
-/* Whether the channels must be reported now: what was sent so far belongs to the round that ends,
- * or to the migration whose logging ends. The next migration may use the same fd number. */
-static __always_inline bool channels_due(struct thread *t)
+/* Prepares the end of a region call: the walker frees the chunks of a slot that is no longer
+ * logged. The walker finds the flags in t->num_pages and the number of chunks in t->bitmap_bytes.
+ */
+static __always_inline void begin_region(u64 id, struct vm *vm, struct thread *t)
 {
 	struct kvm_region_arg region = {};
+	struct slot_key key = { .vm = vm->id };
+	u64 *pages;
 
-	switch (t->cmd) {
-	case KVM_GET_DIRTY_LOG:
-	case KVM_RESET_DIRTY_RINGS:
-	case KVM_GET_CLOCK:
-		return true;
-	case KVM_SET_USER_MEMORY_REGION:
-	case KVM_SET_USER_MEMORY_REGION2:
-		read_user(&region, sizeof(region), (void *)t->arg);
-		return !(region.flags & KVM_MEM_LOG_DIRTY_PAGES);
-	}
-	return false;
+	read_user(&region, sizeof(region), (void *)t->arg);
+	t->slot = region.slot;
+	t->num_pages = region.flags;
+	if (region.flags & KVM_MEM_LOG_DIRTY_PAGES || t->ret || !vm->nr_chunks)
+		return;
+	key.slot = region.slot;
+	pages = slot_pages.lookup(&key);
+	t->bitmap_bytes = pages ? chunks_of(*pages) : 0;
+	walk_begin(id, t, 0);
 }
 
-/* Reports a call. Returns true if there is a bitmap to walk first. */
+/* Whether the channels must be reported before this call: what was sent so far belongs to the round
+ * that ends, or to the migration whose logging ends. The next one may use the same fd number. */
+static __always_inline bool channels_due(struct thread *t)
+{
+	u32 cmd = t->cmd;
+
+	if (is_region(cmd))
+		return !(t->num_pages & KVM_MEM_LOG_DIRTY_PAGES);
+	return cmd != KVM_CLEAR_DIRTY_LOG;
+}
+
+/* Reports a call. Returns true if the walker does so. */
 static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 {
 	struct vm *vm = current_vm();
@@ -306,28 +369,18 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 	if (!vm)
 		return false;
 	t->ret = ret;
-	if (channels_due(t))
-		report_channels(vm);
-	cmd = REREAD(t->cmd);
+	if (ends_in_walker(cmd)) {
+		if (has_bitmap(cmd))
+			begin_walk(id, vm, t);
+		else if (is_region(cmd))
+			begin_region(id, vm, t);
+		return true;
+	}
 	switch (cmd) {
-	case KVM_GET_DIRTY_LOG:
-	case KVM_CLEAR_DIRTY_LOG:
-	case KVM_RESET_DIRTY_RINGS:
-		t->pieces = t->read_errors = 0;
-		t->walked_bytes = t->first_page = 0;
-		if (begin_walk(id, vm, t))
-			return true;
-		walk_done(vm, t);
-		return false;
 	case KVM_CREATE_VCPU:
 		r.vcpu.fd = ret;
 		r.vcpu.vcpu_id = t->arg;
 		SET_RECORD(&r, VFT_VCPU_CREATED, vcpu);
-		break;
-	case KVM_SET_USER_MEMORY_REGION:
-	case KVM_SET_USER_MEMORY_REGION2:
-		region_done(vm, t, &r.region);
-		SET_RECORD(&r, VFT_REGION, region);
 		break;
 	case KVM_ENABLE_CAP:
 		read_user(&cap, sizeof(cap), (void *)t->arg);
@@ -341,15 +394,7 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 		SET_RECORD(&r, VFT_VCPU_STATE, state);
 		break;
 	default:
-		r.clock.enter_ns = t->enter_ns;
-		r.clock.last_exit_ns = vm->last_exit_ns;
-		r.clock.op = cmd == KVM_GET_CLOCK   ? VFT_CLOCK_GET
-			     : cmd == KVM_SET_CLOCK ? VFT_CLOCK_SET
-						    : VFT_CLOCK_CTRL;
-		r.clock.ret = ret;
-		/* struct kvm_clock_data begins with the clock. */
-		if (cmd != KVM_KVMCLOCK_CTRL)
-			read_user(&r.clock.clock, sizeof(r.clock.clock), (void *)t->arg);
+		set_clock(vm, t, cmd == KVM_SET_CLOCK ? VFT_CLOCK_SET : VFT_CLOCK_CTRL, &r.clock);
 		SET_RECORD(&r, VFT_CLOCK, clock);
 	}
 	emit_record(vm, &r);

@@ -94,15 +94,6 @@ static __always_inline struct call_in_flight call_key(u64 function)
 	return key;
 }
 
-static __always_inline void count_lost(void)
-{
-	u32 zero = 0;
-	u64 *count = lost.lookup(&zero);
-
-	if (count)
-		__sync_fetch_and_add(count, 1);
-}
-
 /* `hw` is the adapter itself if the driver's layout has no way back from its hw. */
 static __always_inline void read_pf(char *name, u32 driver, u64 hw)
 {
@@ -204,7 +195,7 @@ static __always_inline void emit_mailbox(u32 driver, u64 hw, u64 msg, u32 size, 
 	u64 now = now_ns();
 
 	if (!flow) {
-		count_lost();
+		count_lost(1);
 		return;
 	}
 	if (!ret) {
@@ -237,7 +228,7 @@ static __always_inline void function_reset(u32 driver, u64 hw, u32 vf)
 	u64 now = now_ns();
 
 	if (!flow) {
-		count_lost();
+		count_lost(1);
 		return;
 	}
 	if (!may_send(flow, now, &flow->unsent_resets, false) ||

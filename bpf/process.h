@@ -31,23 +31,28 @@ int tp_process_exit(void *ctx)
 	struct vft_exit e = {};
 	struct vm *vm = current_vm();
 	u32 tgid = id >> 32;
+	bool more;
 
 	if (!vm)
 		return 0;
 	threads.delete(&id);
 	sending.delete(&id);
 	walks.delete(&id);
+	/* Each thread reports as many channels as one program can: of hundreds of channels, which
+	 * have threads of their own (QEMU migration/multifd.c), none is left at the end. */
+	more = report_channels(vm);
 	if (!group_dead(ctx)) {
 		/* A migration thread ends with its migration (QEMU migration/migration.c,
-		 * migrate_fd_cleanup): its last bytes are reported now. */
-		if (vm->logging) {
-			report_channels(vm);
+		 * migrate_fd_cleanup): its last bytes have been reported now. */
+		if (vm->logging)
 			EMIT(vm, VFT_THREAD_EXIT, &thread);
-		}
 		return 0;
 	}
-	vm->unreported = vm->nr_channels;
-	report_channels(vm);
+	if (more || vm->not_counted) {
+		/* The gap in the sequence marks the VM as incomplete. */
+		fetch_add(&vm->seq, 1);
+		count_lost(1);
+	}
 	e.last_exit_ns = vm->last_exit_ns;
 	EMIT(vm, VFT_EXIT, &e);
 	vms.delete(&tgid);

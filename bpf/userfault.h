@@ -26,10 +26,16 @@ static __always_inline bool is_uffd(u32 cmd)
 
 static __always_inline void uffd_enter(u64 id, u32 cmd, u64 arg)
 {
-	if (is_uffd(cmd) && current_vm()) {
+	struct vm *vm;
+
+	if (!is_uffd(cmd))
+		return;
+	vm = current_vm();
+	if (vm) {
 		struct thread t = { .cmd = cmd, .arg = arg, .enter_ns = now_ns() };
 
-		threads.update(&id, &t);
+		if (threads.update(&id, &t))
+			count_full(vm, TABLE_THREADS);
 	}
 }
 

@@ -59,6 +59,7 @@ enum vft_kind {
 	VFT_PING_GAP = 121,
 	VFT_PING_SUMMARY = 122,
 	VFT_UNCOUNTED = 123,
+	VFT_TABLE_FULL = 124,
 };
 
 /* seq numbers the records of one process (tgid), or of no process (tgid 0). A record that did not

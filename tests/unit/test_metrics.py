@@ -789,3 +789,13 @@ def test_a_thousand_vms_are_scraped_in_100_ms_and_64_mib() -> None:
     print(f"scrape {min(times) * 1000:.0f} to {max(times) * 1000:.0f} ms, {peak / 2**20:.1f} MiB")
     assert peak < 64 * 2**20
     assert min(times) < 0.1
+
+
+def test_full_tables_are_named() -> None:
+    tracker = Tracker()
+    for seq, (table, count) in enumerate((("channels", 3), ("vms", 1), ("channels", 7))):
+        head = (seq * SECOND, seq, events.COLLECTOR, 1)
+        tracker.feed(events.TableFull(*head, table=table, count=count))
+    snapshot = tracker.snapshot()
+    scraped = Bench().scrape(snapshot, snapshot.at_ns)
+    assert scraped.all("kernel_table_full_total") == {("channels",): 7, ("vms",): 1}

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from vftrace.probes import kernel
 from vftrace.probes import module_watcher as follow
 from vftrace.probes.bcc import compiler
 from vftrace.probes.loader import KvmProbes, Probes, pieces_per_call, ring_bytes
-from vftrace.probes.registry import DIRTY_RING, IOCTL, KPROBE, NO_KVM, Hook, Way
+from vftrace.probes.registry import DIRTY_RING, IOCTL, KPROBE, KVM_FUNCTIONS, NO_KVM, Hook, Way
 
 GIB = 1 << 30
 
@@ -177,3 +178,18 @@ def test_root_again_after_compiling() -> None:
         during.append((os.geteuid(), capabilities()))
     assert during == [(65534, before)]
     assert (os.geteuid(), capabilities()) == (0, before)
+
+
+def test_fentry_on_a_site_that_the_kernel_has_disabled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list as kernel/trace/ftrace.c (t_show) writes it, on a kernel where two of three sites are disabled."""
+    monkeypatch.setattr(kernel, "tracefs", lambda: tmp_path)
+    assert kernel.never_runs(KVM_FUNCTIONS) is None
+    (tmp_path / "enabled_functions").write_text(
+        "kvm_dev_ioctl [kvm] (1) R   D   M \ttramp: 0xffffffffc0a31000 (call_direct_funcs+0x0/0x30)\n"
+        "\tdirect-->bpf_trampoline_6442+0x0/0xc5\n"
+    )
+    assert kernel.never_runs(KVM_FUNCTIONS[:1]) is None
+    reason = kernel.never_runs(KVM_FUNCTIONS)
+    assert reason == "attached, but ftrace has not enabled kvm_vm_ioctl, kvm_vcpu_ioctl"

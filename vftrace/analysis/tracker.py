@@ -81,6 +81,7 @@ class Tracker:
     _now_ns: int = 0
     _events: int = 0
     _lost: int = 0
+    _tables_full: dict[str, int] = field(default_factory=dict)
     _unknown: int = 0
     _clock: list[tuple[int, int, int]] = field(default_factory=list)
     _ended_at_ns: int | None = None
@@ -169,6 +170,9 @@ class Tracker:
 
     def _change_network(self, event: events.NetAddress | events.NetLink) -> None:
         self._network.append(event)
+
+    def _count_full(self, event: events.TableFull) -> None:
+        self._tables_full[event.table] = max(self._tables_full.get(event.table, 0), event.count)
 
     def _miss_network(self, event: events.NetMissed) -> None:
         self._network_missed = max(self._network_missed, event.count)
@@ -396,6 +400,7 @@ class Tracker:
             network=tuple(self._network),
             network_missed=self._network_missed,
             stalls=tuple(self._stalls),
+            tables_full=tuple(sorted(self._tables_full.items())),
         )
 
     def _vf_histories(self) -> VfHistories:
@@ -505,6 +510,7 @@ _TAKES: dict[type[Event], Callable[[Tracker, Any], None]] = {
     events.Gone: Tracker._gone,
     events.Uncounted: Tracker._uncounted,
     events.Lost: Tracker._count_lost,
+    events.TableFull: Tracker._count_full,
     events.NetAddress: Tracker._change_network,
     events.NetLink: Tracker._change_network,
     events.NetMissed: Tracker._miss_network,

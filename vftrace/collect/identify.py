@@ -77,14 +77,16 @@ class Identifier:
                 late=late,
             )
 
-    def report_gone(self) -> None:
-        """Write which processes ended without an Exit record."""
+    def report_gone(self) -> set[int]:
+        """Write which processes ended without an Exit record, and return them."""
         # At the second look only: the first may come before the ring buffer's own record of the end.
         ended = self._watch.ended()
-        for pid in ended & self._ended:
+        gone = ended & self._ended
+        for pid in gone:
             self._forget(pid)
             self._intake.write(events.Gone, pid=pid)
         self._ended = ended
+        return gone
 
     def retry_functions(self) -> None:
         """Forget that a virtual function had no address: it may be in /sys by the next message."""

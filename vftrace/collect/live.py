@@ -6,6 +6,7 @@ and who is who. Their `tgid` is `events.COLLECTOR`.
 
 import platform
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,7 @@ class LiveSource:
         self._network = NetworkWatch(self._intake, lambda: self._identifier.pids)
         self._lost = 0
         self._uncounted: dict[int, int] = {}
+        self._full: Counter[str] = Counter()
         self._next_tick_ns = 0
         self._next_second_ns = 0
         profiles = tuple(profiles)
@@ -126,7 +128,8 @@ class LiveSource:
             self._next_tick_ns = now + TICK_NS
             self._report_lost()
             self._network.report_missed()
-            self._identifier.report_gone()
+            for pid in self._identifier.report_gone():
+                self.probes.forget(pid)
             if self.probes.follow():
                 self._meet_running()
             self.host = replace(self.host, probes=self.probes.status)
@@ -139,6 +142,10 @@ class LiveSource:
             if self._uncounted.get(pid) != count:
                 self._intake.write(events.Uncounted, pid=pid, count=count)
         self._uncounted = uncounted
+        for table, count in self.probes.full().items():
+            if count > self._full[table]:
+                self._full[table] = count
+                self._intake.write(events.TableFull, table=table, count=count)
 
     def _report_lost(self) -> None:
         lost = self.probes.lost()

@@ -12,6 +12,7 @@ from vftrace.events.host import (
     NetLink,
     NetMissed,
     Process,
+    TableFull,
     Tick,
     Uncounted,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "Region",
     "ResetDirtyRings",
     "Run",
+    "TableFull",
     "ThreadExit",
     "Tick",
     "Uncounted",

@@ -44,11 +44,21 @@ class End(Event, frozen=True):
 
 
 class Uncounted(Event, frozen=True):
-    """A process sends on more fds than are counted (MAX_CHANNELS in bpf/common.h): how often it did on others."""
+    """The kernel side's tables had no room for calls or sends of a process (MAX_CHANNELS and others in
+    bpf/common.h): how many, in total."""
 
     KIND = Kind.UNCOUNTED
 
     pid: int
+    count: int
+
+
+class TableFull(Event, frozen=True):
+    """A table of the kernel side had no room for an entry: how often so far (enum table in bpf/common.h)."""
+
+    KIND = Kind.TABLE_FULL
+
+    table: str
     count: int
 
 

@@ -52,6 +52,7 @@ class Kind(IntEnum):
     PING_GAP = 121
     PING_SUMMARY = 122
     UNCOUNTED = 123
+    TABLE_FULL = 124
 
 
 HEADER = ("QQIHHII", ("at_ns", "seq", "size", "kind", "reserved", "tgid", "tid"))

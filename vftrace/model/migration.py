@@ -447,3 +447,5 @@ class Snapshot:
     network_missed: int = 0
     stalls: tuple[tuple[int, int], ...] = ()
     """From when to when the collector, which marks time every 100 ms, was not run: the host was too busy."""
+    tables_full: tuple[tuple[str, int], ...] = ()
+    """By table of the kernel side: how often it had no room for an entry."""

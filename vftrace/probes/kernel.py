@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 from vftrace.errors import MachineError
@@ -104,6 +105,23 @@ def refuses_fentry() -> str | None:
         if fd >= 0:
             os.close(fd)
     return None if attached >= 0 else f"the kernel refuses it ({reason})"
+
+
+def never_runs(functions: Iterable[str]) -> str | None:
+    """Why programs attached to these functions by fentry do not run, None if they do.
+
+    A kernel with X86_KERNEL_IBT and without prefix symbols (CALL_PADDING) attaches to a site that it has
+    disabled. ftrace then does not list the function; where there is no list, nothing can be said.
+    """
+    try:
+        listed = (tracefs() / "enabled_functions").read_text().splitlines()
+    except OSError:
+        return None
+    enabled = {line.split(maxsplit=1)[0] for line in listed if line}
+    missing = [function for function in functions if function not in enabled]
+    if not missing:
+        return None
+    return f"attached, but ftrace has not enabled {', '.join(missing)}"
 
 
 def functions_ending(end: str) -> list[str]:

@@ -25,6 +25,7 @@ from vftrace.probes.registry import (
     FENTRY,
     IOCTL,
     KPROBE,
+    KVM_FUNCTIONS,
     NO_KVM,
     PROBES,
     PROCESS,
@@ -34,6 +35,7 @@ from vftrace.probes.registry import (
     Way,
     status_of,
 )
+from vftrace.probes.tables import Tables
 from vftrace.probes.vfio import VfioProbes
 from vftrace.uapi import KVM_RUN, PAGE_SIZE
 
@@ -44,6 +46,9 @@ LEAST_PIECES = 16
 """The fewest pieces of a bitmap in one program; see `pieces_per_call`."""
 TOO_LONG = os.strerror(errno.E2BIG)
 """The verifier's error for more than it follows, a million instructions (BPF_COMPLEXITY_LIMIT_INSNS)."""
+
+FIRST_WATCHED = 1 << 31
+"""The collector counts the ids of the VMs that it watches from here, the kernel side (struct vm) from 0."""
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -87,6 +92,8 @@ class Probes:
                 )
         self.vfio = VfioProbes(self._bpf, way)
         self.mailbox = MailboxProbes(self._bpf, drivers)
+        self._tables = Tables(self._bpf)
+        self._watched = FIRST_WATCHED
         self._bpf["events"].open_ring_buffer(self._on_ring)
 
     def __enter__(self) -> Self:
@@ -110,6 +117,7 @@ class Probes:
 
         True if KVM came: VMs may run already.
         """
+        self._tables.clean()
         self.vfio.follow()
         self.mailbox.follow()
         return self._kvm.follow()
@@ -134,9 +142,16 @@ class Probes:
         return int(self._bpf["lost"][0].value)
 
     def uncounted(self) -> dict[int, int]:
-        """By process: how often it sent on an fd past those that are counted."""
-        vms = self._bpf["vms"].items()
-        return {int(k.value): int(vm.channels_overflow) for k, vm in vms if vm.channels_overflow}
+        """By process: calls and sends so far for which a table of the kernel side had no room."""
+        return self._tables.not_counted()
+
+    def full(self) -> dict[str, int]:
+        """By table of the kernel side: entries so far for which it had no room."""
+        return self._tables.full()
+
+    def forget(self, tgid: int) -> None:
+        """Stop watching a VMM that has gone without an Exit record."""
+        self._tables.forget(tgid)
 
     def watch(self, tgid: int, vcpu_tids: list[int]) -> None:
         """Watch a VMM that runs already; `vcpu_tids` are its threads inside KVM_RUN now."""
@@ -145,6 +160,8 @@ class Probes:
             vm = vms.Leaf()
             # Its logging may be on already; counting what it sends costs nothing that matters.
             vm.logging = 1
+            self._watched += 1
+            vm.id = self._watched
             vms[ctypes.c_uint32(tgid)] = vm
         for tid in vcpu_tids:
             thread = threads.Leaf()
@@ -165,7 +182,9 @@ class Probes:
     def _on_ring(self, _context: int, data: int, size: int) -> int:
         # ctypes swallows what a callback raises, KeyboardInterrupt too.
         try:
-            self._on_record(ctypes.string_at(data, size))
+            record = ctypes.string_at(data, size)
+            self._tables.see(record)
+            self._on_record(record)
         except BaseException as error:
             self._error = error
         self._more = time.monotonic() >= self._stop_at
@@ -216,7 +235,8 @@ class Probes:
                 return first_line(complaint(), error)
             try:
                 self._bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(self._walker(way))
-                reason = self._attach_ioctl(way)
+                never = kernel.never_runs(KVM_FUNCTIONS) if way.name == FENTRY else None
+                reason = never or self._attach_ioctl(way)
             except Exception as error:
                 reason = first_line(complaint(), error)
         if reason is not None:

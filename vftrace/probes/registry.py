@@ -81,6 +81,9 @@ SENDERS = {
     "pwritev": "do_pwritev",
 }
 
+KVM_FUNCTIONS = ("kvm_dev_ioctl", "kvm_vm_ioctl", "kvm_vcpu_ioctl")
+"""The ioctl functions of KVM's files (virt/kvm/kvm_main.c)."""
+
 PROBES = (
     Probe(
         "ioctl",

@@ -146,7 +146,8 @@ class VfioProbes(ModuleProbes):
                 kind = bpf.KPROBE if way.name == KPROBE else bpf.TRACEPOINT
                 walker = bpf.load_func("walk", kind)
                 bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(walker.fd)
-                reason = attach_all(bpf, way)
+                never = kernel.never_runs(("ksys_read", "ksys_write")) if data else None
+                reason = never or attach_all(bpf, way)
             except Exception as error:  # BCC raises Exception itself
                 reason = first_line(complaint(), error)
         if reason is None:

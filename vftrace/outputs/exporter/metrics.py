@@ -86,6 +86,11 @@ def _lost(view: View) -> Samples:
     yield (), view.reading.snapshot.lost
 
 
+def _tables_full(view: View) -> Samples:
+    for table, count in view.reading.snapshot.tables_full:
+        yield (table,), count
+
+
 def _incomplete(view: View) -> Samples:
     yield (), view.accounts.incomplete
 
@@ -338,6 +343,16 @@ METRICS = (
         "all",
         "any increase",
         _lost,
+    ),
+    Metric(
+        "kernel_table_full_total",
+        "counter",
+        "Entries for which a table of the kernel side had no room; a VM that needed one is marked incomplete.",
+        "entries",
+        ("table",),
+        "all",
+        "any increase: with `vms`, VMs are not traced at all",
+        _tables_full,
     ),
     Metric(
         "migrations_incomplete_total",

@@ -2,9 +2,10 @@
 
 import atexit
 import ctypes
+import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from vftrace.probes.bcc.image import Function, Image, Map
 
 SHARED = ("events", "vms", "lost", "mailbox_seq")
 """Maps of bpf/common.h that all objects have in common: the first one's."""
+
+BATCH = 1024
+"""Entries of a map that one system call reads."""
 
 # bcc's libbpf.h and bpf_common.h, the same in 0.26 and 0.37; what its own libbcc.py does not declare.
 lib.bcc_create_map.restype = ctypes.c_int
@@ -46,6 +50,52 @@ def image_of(text: str, flags: Sequence[str]) -> Image:
     finally:
         bpf.cleanup()
         atexit.unregister(bpf.cleanup)
+
+
+class RawMap:
+    """A hash map, by bytes. BCC's tables know their types, but make a system call for each entry, and
+    cannot describe values of bytes."""
+
+    def __init__(self, fd: int, key_size: int, value_size: int) -> None:
+        self._fd, self._key, self._value = fd, key_size, value_size
+
+    def __bool__(self) -> bool:
+        """Whether it has an entry."""
+        key = ctypes.create_string_buffer(self._key)
+        return bool(lib.bpf_get_first_key(self._fd, key, self._key) == 0)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """All entries, many in one system call (Linux 5.6)."""
+        keys = ctypes.create_string_buffer(BATCH * self._key)
+        values = ctypes.create_string_buffer(BATCH * self._value)
+        at, count = ctypes.c_uint32(), ctypes.c_uint32()
+        start = None
+        while True:
+            count.value = BATCH
+            places = (ctypes.byref(place) for place in (at, keys, values, count))
+            ended = lib.bpf_lookup_batch(self._fd, start, *places) != 0
+            if ended and ctypes.get_errno() != errno.ENOENT:
+                return
+            some_keys, some_values = keys.raw, values.raw
+            for i in range(count.value):
+                yield (
+                    some_keys[i * self._key : (i + 1) * self._key],
+                    some_values[i * self._value : (i + 1) * self._value],
+                )
+            if ended:
+                return
+            start = ctypes.byref(at)
+
+    def delete(self, keys: Iterable[bytes]) -> None:
+        """Delete the entries that are there."""
+        for key in keys:
+            lib.bpf_delete_elem(self._fd, key)
+
+    def take(self, key: bytes) -> bytes | None:
+        """Delete an entry and return its last value; None where the kernel cannot do that (before 5.14)."""
+        value = ctypes.create_string_buffer(self._value)
+        done = lib.bpf_lookup_and_delete(self._fd, key, value)
+        return value.raw if done == 0 else None
 
 
 class Object(BPF):  # type: ignore[misc]  # bcc has no types
@@ -86,6 +136,11 @@ class Object(BPF):  # type: ignore[misc]  # bcc has no types
     def get_table(self, name: str) -> "Table":
         """A map, by `self[name]`. KeyError if there is none."""
         return Table(self, self._maps[name], self._image.maps[name])
+
+    def raw(self, name: str) -> RawMap:
+        """A map whose keys and values are bytes. KeyError if there is none."""
+        made = self._image.maps[name]
+        return RawMap(self._maps[name], made.key_size, made.value_size)
 
     def load_func(self, func_name: str | bytes, prog_type: int) -> Any:
         """The function as the kernel has it, of that type. Raises Exception, as BCC does."""
