@@ -53,7 +53,7 @@ static __always_inline void emit_virtchnl(u64 pf, struct vft_virtchnl *e)
 	u64 now = now_ns();
 
 	if (!flow) {
-		count_lost();
+		count_lost(1);
 		return;
 	}
 	if (asked)

@@ -299,6 +299,10 @@ class Process:
         if getattr(attempt, what) is None:
             setattr(attempt, what, at_ns)
         self.open.pop(attempt.tid, None)
+        # A thread that migrates again sends its next stream's head after what it has sent by now.
+        for channel, (sender, _) in self.senders.items():
+            if sender == attempt.tid:
+                self.senders[channel] = sender, self.channels[channel].bytes
         for slot in self.slots.values():
             if slot.log is not None:
                 slot.log.unread.pop(attempt.tid, None)
@@ -566,6 +570,8 @@ class Process:
                 attempt.sent(channel, event)
                 if not was and attempt.is_migration:
                     self._became_migration(attempt)
+                if over is not None and event.sender_tid == attempt.tid:
+                    self.senders[channel] = event.sender_tid, event.bytes
 
     def _channel_of(self, event: events.Channel) -> int | None:
         """The channel that an fd is now. A number is used again: the kernel side then counts from zero, or the
