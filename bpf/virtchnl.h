@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * virtchnl, the mailbox of i40e and ice (include/linux/avf/virtchnl.h). A message is an opcode, a
  * status and up to 4 KiB of bytes. The PF driver handles it in a kworker, so neither task nor time
