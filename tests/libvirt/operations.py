@@ -135,7 +135,7 @@ def parallel(play: Play) -> None:
     play.migrate("--parallel", "--parallel-connections", "2", *SLOWLY)
 
 
-@operation("parallel-40", MOVED, known="the kernel side counts 32 channels of a process")
+@operation("parallel-40", MOVED)
 def parallel_40(play: Play) -> None:
     """Forty multifd channels."""
     _domain(play, STEADY)
