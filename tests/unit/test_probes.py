@@ -106,7 +106,7 @@ def test_kvm_that_refuses(modules: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "ring"), [(2 * GIB, 16 << 20), (256 * GIB, 32 << 20), (1024 * GIB, 128 << 20)]
+    ("memory", "ring"), [(2 * GIB, 32 << 20), (256 * GIB, 32 << 20), (1024 * GIB, 128 << 20)]
 )
 def test_ring_holds_two_sweeps_of_all_memory_and_their_clearing(memory: int, ring: int) -> None:
     """A sweep ships at most one bit for each page of 4 KiB."""

@@ -87,12 +87,15 @@ class LiveSource:
     def close(self) -> Batch:
         """Detach; returns the last records, the End record among them."""
         self.probes.poll(0)
+        streams = self.probes.streams()
+        # A process that ended in between has no stream any more: its last records have to come before End.
+        self.probes.poll(0)
         self._network.read()
         self._network.close()
         self._report_lost()
         self._report_uncounted()
         self._report_floods()
-        self._intake.write(events.End, streams=self.probes.streams())
+        self._intake.write(events.End, streams=streams)
         self._identifier.close()
         self.probes.close()
         return self._intake.drain()

@@ -39,8 +39,8 @@ from vftrace.probes.tables import Tables
 from vftrace.probes.vfio import VfioProbes
 from vftrace.uapi import KVM_RUN, PAGE_SIZE
 
-RING_BYTES = 16 << 20
-"""Size of the ring, more than a second of the busiest migration measured."""
+RING_BYTES = 32 << 20
+"""Size of the ring buffer: the first dirty syncs of 200 migrations of 4 GiB that begin within 3 s ship 26 MB."""
 
 LEAST_PIECES = 16
 """The fewest pieces of a bitmap in one program; see `pieces_per_call`."""
@@ -314,7 +314,7 @@ def pieces_per_call(memory: int) -> int:
 
 
 def ring_bytes(memory: int) -> int:
-    """Size of the ring, a power of two, 16 MiB or more, where guests have so much memory (bytes).
+    """Size of the ring buffer, a power of two, 32 MiB or more, where guests have so much memory (bytes).
 
     Four times what reading the dirty log of all of it ships, one bit for 4 KiB: as much goes when it is cleared,
     the reader comes every 20 ms, and two rounds may follow in less.
