@@ -37,7 +37,7 @@ RULES_TIMES = 15
 
 def lossy() -> Fault:
     """A guest that was held for a second; 200 records of its migration are gone, and the kernel counted them. A
-    kernel that takes no kprobes."""
+    kernel that takes no kprobes, and one of whose tables is full."""
     host, records = golden("pause-before-switchover")
     others = (probe for probe in host.probes if probe.name != "mailbox")
     refused = ProbeStatus("mailbox", None, "kprobe: not permitted")
@@ -46,10 +46,14 @@ def lossy() -> Fault:
     gone = set(kernels[400:600:3] + kernels[401:601:3] + kernels[402:602:3])
     kept = [record for record in records if record not in gone]
     ticks = [n for n, record in enumerate(kept) if isinstance(wire.decode(record), events.Tick)]
-    middle = ticks[len(ticks) // 2]
+    middle, after = ticks[len(ticks) // 2 :][:2]
     tick = wire.decode(kept[middle])
     kept[middle] = wire.encode(
         events.Lost(tick.at_ns, tick.seq, tick.tgid, tick.tid, count=len(gone))
+    )
+    tick = wire.decode(kept[after])
+    kept[after] = wire.encode(
+        events.TableFull(tick.at_ns, tick.seq, tick.tgid, tick.tid, table="threads", count=1)
     )
     return host, kept
 
