@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.golden_text import recording
 from vftrace import events
 from vftrace.collect.recording import MAGIC, Recording, RecordingWriter
 from vftrace.collect.replay import track
@@ -270,3 +271,9 @@ def test_how_probes_were_attached_is_a_string_in_the_file(tmp_path: Path) -> Non
         "mailbox": "not attached: kprobe: not permitted",
     }
     assert Recording(path).host.probes == probes
+
+
+def test_a_probe_that_waited_for_its_module_still_waits_in_an_old_recording() -> None:
+    """No kernel refused it: nobody is to be alarmed. The reason named the two drivers there were."""
+    opened = Recording(recording("completed-slow"))
+    assert {p.name for p in opened.host.probes if p.waits} == {"vfio", "vfio-data", "mailbox"}

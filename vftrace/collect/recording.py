@@ -25,6 +25,8 @@ from vftrace.probes.registry import WAITS
 
 MAGIC = b"VFTRACE1"
 VERSION = 1
+_EARLIER_WAITS = frozenset({"no module ixgbe or igb is loaded"})
+"""Reasons that earlier versions gave for a probe whose module is not loaded yet."""
 _U32 = struct.Struct("<I")
 _FRAME = struct.Struct("<I16xI12x")
 """A frame's checksum and, behind two fields of the header, its record's size."""
@@ -176,7 +178,7 @@ def _status_of(name: str, text: str) -> ProbeStatus:
     if not text.startswith(_NOT_ATTACHED):
         return ProbeStatus(name, text)
     reason = text.removeprefix(_NOT_ATTACHED)
-    return ProbeStatus(name, None, reason, waits=reason in WAITS)
+    return ProbeStatus(name, None, reason, waits=reason in WAITS | _EARLIER_WAITS)
 
 
 def _open(path: Path) -> BufferedReader:
