@@ -286,7 +286,7 @@ def test_the_missing_extra_is_one_line(
 def test_a_device_without_states_and_a_migration_that_fails_leave_the_others() -> None:
     found = boot_of(*golden("four-at-once"))
     first, second, *others = found.snapshot.migrations
-    # It refused the first state it was asked for: the kernel tells of none.
+    # The device refused the first state that was requested, so the kernel reports no state.
     refused = DeviceUse("0000:01:10.0", "vf0", Role.SOURCE, None, None, (), (), None)
     first = replace(first, devices=(refused,))
     broken = replace(second, phases=(None,))  # type: ignore[arg-type]

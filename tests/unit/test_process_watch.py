@@ -1,4 +1,4 @@
-"""Ends of processes are told by pidfds, and by /proc where these run out."""
+"""A pidfd reports the end of its process; where file descriptors run out, /proc does."""
 
 import os
 import subprocess

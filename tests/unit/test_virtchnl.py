@@ -134,7 +134,7 @@ def test_the_history_of_a_vf() -> None:
         "mode": "multicast",
     }
     assert history.vlans == (100,)
-    # Statistics are asked for every other second: counted, and not shown.
+    # The VF requests statistics every other second: vftrace counts these requests and does not show them.
     assert "GET_STATS" not in {m.name for m in history.recent}
     assert dict(history.counts)["GET_STATS", "to-vf", "ACK"] == 1
 

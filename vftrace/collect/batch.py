@@ -21,7 +21,7 @@ class Batch:
         self.records: list[bytes] = [] if records is None else records
         self._events: list[Event | None] = [] if events is None else list(events)
         self._later: list[int] = []
-        """Where in `_events` the pieces are that nobody has asked for yet."""
+        """Where in `_events` the pieces are that are not decoded yet."""
 
     @property
     def events(self) -> list[Event]:
