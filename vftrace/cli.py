@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 this machine cannot; 130 after Ctrl-C.
 """
 
 import argparse
+import difflib
 import importlib
 import importlib.util
 import os
@@ -13,7 +14,6 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn, Protocol, cast
 
-from vftrace import __version__
 from vftrace.errors import MachineError, UsageError, VftraceError
 
 COMMANDS = ("demo", "top", "serve", "record", "report", "ping", "mailbox", "doctor")
@@ -25,6 +25,11 @@ EXIT_INTERRUPTED = 130
 EXIT_READER_GONE = 141
 """128 + SIGPIPE, what other tools end with when `| head` has read enough."""
 
+HELP_COMMAND = "help"
+"""`vftrace help [COMMAND]`, for those who type it; it is `--help`."""
+
+EXAMPLES_HEADING = "examples:\n"
+
 DEBUG_VARIABLE = "VFTRACE_DEBUG"
 
 
@@ -32,6 +37,8 @@ class Command(Protocol):
     """What a module in `vftrace.commands` offers."""
 
     HELP: str
+    EXAMPLES: Sequence[tuple[str, str]]
+    """Command lines with what each does, for the end of the help."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the subcommand's own arguments."""
@@ -40,11 +47,30 @@ class Command(Protocol):
         """Do it; returns the exit code."""
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps texts, but keeps the lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(EXAMPLES_HEADING):
+            return text
+        return super()._fill_text(text, width, indent)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see: {self.prog} --help)")
+
+
+class _Version(argparse.Action):
+    """Prints the version; what takes a moment to find out is looked for only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from vftrace.version import version_line
+
+        print(version_line())
+        parser.exit()
 
 
 def available_commands() -> tuple[str, ...]:
@@ -65,31 +91,64 @@ def build_parser(argv: Sequence[str]) -> Parser:
     """The parser for this command line; only the subcommand that is named is imported."""
     # The options before the subcommand take no values, so the first bare word is the subcommand.
     named = next((word for word in argv if not word.startswith("-")), None)
-    parser = Parser(
-        prog="vftrace",
-        description="Show where the time of a live migration goes, seen from the host with BPF.",
-        epilog="`vftrace COMMAND --help` lists the options of a command.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"vftrace {__version__}")
+    names = available_commands()
+    if named is not None and named not in names:
+        raise UsageError(_no_command(named, names))
+    parser = bare_parser()
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for name in available_commands():
+    for name in names:
         if named is None or named == name:
-            command = load_command(name)
-            subparser = subparsers.add_parser(
-                name, help=command.HELP, description=command.HELP, allow_abbrev=False
-            )
-            command.add_arguments(subparser)
+            _add_command(subparsers, name)
         else:
             subparsers.add_parser(name)
     return parser
+
+
+def bare_parser() -> Parser:
+    """The parser of what stands before the command."""
+    parser = Parser(
+        prog="vftrace",
+        description="Show where the time of a live migration goes, seen from the host with BPF.",
+        epilog="`vftrace help COMMAND` lists the options of a command and shows examples.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        *("-V", "--version"), action=_Version, nargs=0, help="show versions of what runs and exit"
+    )
+    return parser
+
+
+def _add_command(subparsers: "argparse._SubParsersAction[Parser]", name: str) -> None:
+    command = load_command(name)
+    subparser = subparsers.add_parser(
+        name,
+        help=command.HELP,
+        description=f"{command.HELP[0].upper()}{command.HELP[1:]}.",
+        epilog=EXAMPLES_HEADING
+        + "\n".join(f"  {line}\n      {what}" for line, what in command.EXAMPLES),
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(subparser)
+
+
+def _no_command(word: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"there is no command {word!r}" + (
+        f"; did you mean {near[0]}?" if near else f"; commands are {', '.join(names)}"
+    )
+
+
+def _without_help_command(argv: list[str]) -> list[str]:
+    """`help` as a first word becomes `--help` behind the command that follows it."""
+    return [*argv[1:2], "--help"] if argv[:1] == [HELP_COMMAND] else argv
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run vftrace with these arguments (the process's own if None); returns the exit code."""
     try:
         try:
-            return _run(sys.argv[1:] if argv is None else argv)
+            return _run(_without_help_command(list(sys.argv[1:] if argv is None else argv)))
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -2,9 +2,12 @@
 
 import argparse
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +16,7 @@ import vftrace
 from vftrace import cli
 from vftrace.errors import MachineError, UsageError, VftraceError
 from vftrace.units import parse_duration
+from vftrace.version import bcc_version, commit_of
 
 
 def install_command(
@@ -23,7 +27,7 @@ def install_command(
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--duration", type=parse_duration)
 
-    command = SimpleNamespace(HELP="stands in", add_arguments=add_arguments, run=run)
+    command = SimpleNamespace(HELP="stands in", EXAMPLES=(), add_arguments=add_arguments, run=run)
     monkeypatch.setattr(cli, "available_commands", lambda: ("record",))
     monkeypatch.setattr(cli, "load_command", lambda name: command)
 
@@ -35,11 +39,72 @@ def raises(error: BaseException) -> Callable[[argparse.Namespace], int]:
     return run
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(capsys: pytest.CaptureFixture[str], option: str) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["--version"])
+        cli.main([option])
     assert ended.value.code == 0
-    assert capsys.readouterr().out == f"vftrace {vftrace.__version__}\n"
+    assert re.fullmatch(
+        rf"vftrace {re.escape(vftrace.__version__)} \((commit [0-9a-f]+\+?, )?Python 3\.\S+, BCC .+\)\n",
+        capsys.readouterr().out,
+    )
+
+
+def test_the_commit_of_a_checkout_and_of_a_built_package(tmp_path: Path) -> None:
+    package = tmp_path / "vftrace"
+    package.mkdir()
+    assert commit_of(package) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "begin"]):
+        subprocess.run([*git, *words], check=True)
+    made = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    commit = commit_of(package)
+    assert commit
+    assert made.stdout.startswith(commit)
+    (package / "_commit").write_text("0123abc\n")
+    assert commit_of(package) == "0123abc"
+
+
+def test_the_version_of_bcc_is_what_bcc_says() -> None:
+    says = [sys.executable, "-c", "import bcc; print(bcc.__version__)"]
+    said = subprocess.run(says, check=False, capture_output=True, text=True)
+    assert bcc_version() == (said.stdout.strip() or None)
+
+
+@pytest.mark.parametrize("name", cli.available_commands())
+def test_help_shows_examples_that_are_right(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["help", name])
+    shown = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    assert capsys.readouterr().out == shown
+    examples = cli.load_command(name).EXAMPLES
+    assert examples
+    for line, what in examples:
+        assert f"\n  {line}\n      {what}\n" in shown
+        program, *argv = shlex.split(line)
+        assert program == "vftrace"
+        assert cli.build_parser(argv).parse_args(argv).command == name
+
+
+def test_help_alone_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n    {name} " in shown for name in cli.available_commands())
+
+
+def test_a_mistyped_command_is_met_with_the_one_that_was_meant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["reprot", "x.vft"]) == 2
+    assert (
+        capsys.readouterr().err == "vftrace: there is no command 'reprot'; did you mean report?\n"
+    )
+    assert cli.main(["xyzzy"]) == 2
+    assert "commands are demo, " in capsys.readouterr().err
 
 
 def test_the_exit_code_is_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vftrace.cli import COMMANDS
+from vftrace.cli import COMMANDS, HELP_COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -52,7 +52,7 @@ def test_commands_exist(page: Path) -> None:
     """Each subcommand that a page runs or names as code is one of the command line's."""
     fenced = "\n".join(FENCE.findall(page.read_text()))
     inline = "\n".join(CODE.findall(FENCE.sub("", page.read_text())))
-    assert set(RUN.findall(f"{fenced}\n{inline}")) - set(COMMANDS) == set()
+    assert set(RUN.findall(f"{fenced}\n{inline}")) - {*COMMANDS, HELP_COMMAND} == set()
 
 
 def test_readme_names_commands() -> None:

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from vftrace.demo.scenarios import Truth
 
 HELP = "migrate a small VM on this machine, traced, and report it"
+EXAMPLES = (
+    ("vftrace demo", "migrate a small guest and report it"),
+    ("vftrace demo --list", "what else can be shown"),
+    ("vftrace demo --replay", "without root or KVM: a recording that ships with vftrace"),
+)
 
 SAMPLE = Path(__file__).resolve().parent.parent / "demo" / "sample.vft.gz"
 

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from vftrace.probes.checks import Finding
 
 HELP = "say what this machine can trace, and what to do where it cannot"
+EXAMPLES = (
+    ("vftrace doctor", "what this machine can trace; root sees more"),
+    ("vftrace doctor --way kprobe", "whether one way to attach works"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from vftrace.outputs.text.mailbox_log import Dump
 
 HELP = "print the messages between network cards and their virtual functions"
+EXAMPLES = (
+    ("vftrace mailbox", "the messages between PF and VF drivers, as they come"),
+    ("vftrace mailbox migration.vft", "those of a recording"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

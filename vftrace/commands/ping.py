@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from vftrace.ping.session import SenderProcess, Session
 
 HELP = "measure the longest time without replies from a guest"
+EXAMPLES = (
+    ("vftrace ping 192.0.2.7", "ask a guest for echoes while it migrates"),
+    ("vftrace ping 192.0.2.7 --record ping.vft", "keep it for `vftrace report`"),
+)
 
 DEFAULT_INTERVAL_NS = 1_000_000
 DEFAULT_TIMEOUT_NS = 1_000_000_000

@@ -14,6 +14,10 @@ from vftrace.commands.common import (
 )
 
 HELP = "record migrations on this host to a file"
+EXAMPLES = (
+    ("vftrace record -o migration.vft", "until Ctrl-C"),
+    ("vftrace record -o migration.vft --duration 10m", "ends by itself"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from vftrace.model.report import Report
 
 HELP = "say where the time of recorded migrations went"
+EXAMPLES = (
+    ("vftrace report migration.vft", "what took how long, as text"),
+    ("vftrace report source.vft destination.vft", "join the recordings of both hosts"),
+    (
+        "vftrace report migration.vft -o report.html",
+        "a page for a browser; also .json and .perfetto-trace",
+    ),
+)
 
 _FILE_WIDTH = 100
 

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from vftrace.outputs.traces.otlp import Sender
 
 HELP = "serve metrics of migrations on this host to Prometheus"
+EXAMPLES = (
+    ("vftrace serve", "metrics on 127.0.0.1:9843, for Prometheus"),
+    (
+        "vftrace serve --web.listen-address 0.0.0.0:9843 --web.config.file web.yml",
+        "for other hosts, with TLS and passwords",
+    ),
+)
 
 DEFAULT_ADDRESS = "127.0.0.1:9843"
 DEFAULT_PATH = "/metrics"

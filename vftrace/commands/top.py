@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from vftrace.outputs.top.state import ViewState
 
 HELP = "watch VMs and their migrations live"
+EXAMPLES = (
+    ("vftrace top", "all VMs of this host"),
+    ("vftrace top --vm web1", "one VM, by name, UUID or process id"),
+    ("vftrace top --replay FILE --speed 4", "watch a recording, four times as fast"),
+)
 
 REDRAW_SECONDS = 0.2
 DRAWING_SHARE = 0.1

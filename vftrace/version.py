@@ -1,0 +1,57 @@
+"""What exactly runs: vftrace's version and commit, Python, and the BCC that compiles its programs."""
+
+import ast
+import importlib.util
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+_COMMIT_FILE = "_commit"
+"""Beside this module in a wheel, written when it is built (tools/hatch_build.py)."""
+
+
+def version_line() -> str:
+    """The version, with the commit, Python's and BCC's versions where they are known."""
+    # here, so that tools/hatch_build.py can use this file before there is a package
+    from vftrace import __version__
+
+    commit = commit_of(Path(__file__).parent)
+    parts = [f"commit {commit}"] if commit else []
+    parts += [f"Python {platform.python_version()}", f"BCC {bcc_version() or 'not found'}"]
+    return f"vftrace {__version__} ({', '.join(parts)})"
+
+
+def commit_of(package: Path) -> str | None:
+    """The commit a package was built from, or that of the checkout it lies in; None if neither is known.
+
+    A checkout with changes has a `+` behind its commit.
+    """
+    try:
+        return (package / _COMMIT_FILE).read_text().strip()
+    except OSError:
+        return _checked_out(package.parent)
+
+
+def _checked_out(root: Path) -> str | None:
+    if not (root / ".git").exists():
+        return None
+    describe = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def bcc_version() -> str | None:
+    """The version of BCC's Python bindings, read from their source: importing them loads LLVM."""
+    found = importlib.util.find_spec("bcc")
+    if found is None or found.origin is None:
+        return None
+    try:
+        text = Path(found.origin).with_name("version.py").read_text()
+        written = re.search(r"^__version__\s*=\s*(.+)$", text, re.MULTILINE)
+        return str(ast.literal_eval(written[1])) if written else None
+    except (OSError, ValueError, SyntaxError):
+        return None
