@@ -233,3 +233,18 @@ def test_a_reader_who_leaves_ends_it_quietly() -> None:
     finally:
         os.close(writer)
     assert (ended.returncode, ended.stderr) == (cli.EXIT_READER_GONE, "")
+
+
+def test_the_demo_names_the_library_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [*sys.modules]:
+        if name.partition(".")[0] == "qemu" or name.startswith("vftrace.demo."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "qemu", None)
+    assert cli.main(["demo", "--list"]) == 3
+    assert "pip install 'vftrace[demo]'" in capsys.readouterr().err
+    assert cli.main(["demo"]) == 0
+    replayed = capsys.readouterr()
+    assert "replaying a recording of a real migration instead" in replayed.err
+    assert "completed" in replayed.out

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from vftrace.errors import MachineError, VftraceError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
     from vftrace.collect.pump import Pump
     from vftrace.demo.qemu_figures import Comparison
-    from vftrace.demo.scenarios import Truth
+    from vftrace.demo.scenarios import Scenario, Truth
 
 HELP = "migrate a small VM on this machine, traced, and report it"
 EXAMPLES = (
@@ -49,17 +51,16 @@ def run(args: argparse.Namespace) -> int:
     """Play, trace, report. Where the machine cannot, say why and replay a real recording."""
     from rich.console import Console
 
-    from vftrace.demo.scenarios import SCENARIOS
-
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     if args.list:
-        for scenario in SCENARIOS.values():
+        for scenario in _scenarios().values():
             console.print(f"{scenario.name:26} {scenario.title}")
         return 0
-    if args.scenario not in SCENARIOS:
-        raise VftraceError(f"no scenario {args.scenario!r}; see: vftrace demo --list")
     if not args.replay:
         try:
+            scenarios = _scenarios()
+            if args.scenario not in scenarios:
+                raise VftraceError(f"no scenario {args.scenario!r}; see: vftrace demo --list")
             _check_machine()
             return _play(console, args)
         except MachineError as error:
@@ -68,6 +69,19 @@ def run(args: argparse.Namespace) -> int:
                 print(f"  to fix: {error.fix}", file=sys.stderr)
             print("vftrace: replaying a recording of a real migration instead", file=sys.stderr)
     return _replay(console, args)
+
+
+def _scenarios() -> "Mapping[str, Scenario]":
+    """Everything that can be played. Raises MachineError where the library that drives QEMU is missing."""
+    try:
+        from vftrace.demo.scenarios import SCENARIOS
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "qemu":
+            raise
+        raise MachineError(
+            "Python's qemu.qmp, which drives QEMU, is not installed", "pip install 'vftrace[demo]'"
+        ) from error
+    return SCENARIOS
 
 
 def _check_machine() -> None:
