@@ -109,7 +109,7 @@ def run_of(name: str) -> Run:
     """Replay a recording."""
     recording = Recording(RECORDINGS / f"{name}.vft.gz")
     seen = tuple(events_of(recording))
-    assert recording.damage is None
+    assert recording.not_whole is None
     tracker = Tracker()
     for event in seen:
         tracker.feed(event)

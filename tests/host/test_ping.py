@@ -184,7 +184,7 @@ def results(process: subprocess.Popen[str]) -> dict[str, object]:
 def recorded(path: Path) -> list[events.Event]:
     recording = Recording(path)
     found = list(events_of(recording))
-    assert recording.damage is None
+    assert recording.not_whole is None
     return found
 
 

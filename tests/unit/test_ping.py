@@ -282,7 +282,7 @@ def test_udp_echo_on_loopback(tmp_path: Path) -> None:
     assert result["sent"] + result["missed_slots"] == 100
     recording = Recording(path)
     found = list(events_of(recording))
-    assert recording.damage is None
+    assert recording.not_whole is None
     assert isinstance(found[-1], events.End)
     assert [event.seq for event in found] == list(range(len(found)))
     assert any(isinstance(event, events.Tick) for event in found)

@@ -120,8 +120,8 @@ def test_damage_and_losses_are_said_before_any_figure() -> None:
     host, snapshot = load("libvirt")
     migration = dataclasses.replace(snapshot.migrations[0], incomplete=True, missed_beginning=True)
     poor = dataclasses.replace(snapshot, lost=17, unknown_records=2, migrations=(migration,))
-    lines = text_of(host, poor, ("cut in the middle of a record",), width=120).splitlines()
-    assert lines[1].startswith("! RECORDING DAMAGED: cut in the middle of a record")
+    lines = text_of(host, poor, ("f: not closed",), width=120).splitlines()
+    assert lines[1].startswith("! RECORDING NOT WHOLE: f: not closed")
     assert lines[2].startswith("! 17 EVENTS LOST")
     assert lines[3].startswith("! 2 records of kinds")
     assert any(line.startswith("! INCOMPLETE") for line in lines)
@@ -135,9 +135,9 @@ def test_a_cut_recording_is_reported_up_to_the_cut(tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) * 2 // 3])
     opened = Recording(path)
     snapshot = track(opened).snapshot()
-    lines = text_of(opened.host, snapshot, (opened.damage or "",)).splitlines()
+    lines = text_of(opened.host, snapshot, (opened.not_whole or "",)).splitlines()
     assert lines[0].startswith("downtime none so far")
-    assert "RECORDING DAMAGED" in lines[1]
+    assert "RECORDING NOT WHOLE: not closed" in lines[1]
     assert any("unknown: the trace ended first" in line for line in lines)
 
 

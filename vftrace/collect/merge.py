@@ -52,10 +52,10 @@ def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_
             for tid, found in reader.pings.items()
         ]
     damage = tuple(
-        f"{recording.path}: {recording.damage}"
+        f"{recording.path}: {why}"
         for recordings in by_boot.values()
         for recording in recordings
-        if recording.damage is not None
+        if (why := recording.not_whole) is not None
     )
     return Report.of_hosts(hosts, pings, damage)
 

@@ -3,13 +3,17 @@
 Layout: `MAGIC`, a u32 length and that many bytes of JSON (who recorded), then frames of a u32
 CRC-32 and one record (its header holds its size). A frame that is cut or damaged ends the file.
 gzip-compressed recordings are read as they are. The last record of a whole recording is `events.End`.
+
+Its writer holds a lock (flock(2)) on a recording as long as it writes it, which the kernel releases however the
+writer ends: so a reader knows a recording that is being written from one whose writer was killed.
 """
 
+import fcntl
 import gzip
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from io import BufferedReader
 from pathlib import Path
@@ -32,44 +36,85 @@ _FRAME = struct.Struct("<I16xI12x")
 """A frame's checksum and, behind two fields of the header, its record's size."""
 _BLOCK = 1 << 16
 _MAX_META = 1 << 20
+BEING_WRITTEN = "not closed: it is still being written"
+NOT_CLOSED = "not closed: its writer was killed, or the file is cut"
 
 
 class RecordingWriter:
     """Writes a recording; every `write` of a batch reaches the file at once."""
 
     def __init__(self, path: Path, host: HostInfo) -> None:
+        self.path = path
         try:
             self._file: BinaryIO = path.open("wb")
         except OSError as error:
             raise VftraceError(f"cannot write {path}: {error.strerror}") from error
-        meta = json.dumps({"version": VERSION, **meta_of(host)}).encode()
-        self._file.write(MAGIC + _U32.pack(len(meta)) + meta)
+        lock(self._file)
+        self._file.write(head_of(host))
 
     def write(self, records: list[bytes]) -> None:
         """Append records; raises VftraceError if the disk refuses them."""
         try:
-            parts: list[bytes] = []
-            for record in records:
-                parts += (_U32.pack(crc32(record)), record)
-            self._file.write(b"".join(parts))
+            self._file.write(frames_of(records))
             self._file.flush()
         except OSError as error:
-            raise VftraceError(f"cannot write the recording: {error.strerror}") from error
+            raise VftraceError(f"cannot write {self.path}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; raises VftraceError if the disk refuses what is left of it."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise VftraceError(f"cannot write {self.path}: {error.strerror}") from error
+
+
+def head_of(host: HostInfo) -> bytes:
+    """How a recording of this host begins."""
+    meta = json.dumps({"version": VERSION, **meta_of(host)}).encode()
+    return MAGIC + _U32.pack(len(meta)) + meta
+
+
+def frames_of(records: Iterable[bytes]) -> bytes:
+    """Records as a recording holds them."""
+    parts: list[bytes] = []
+    for record in records:
+        parts += (_U32.pack(crc32(record)), record)
+    return b"".join(parts)
+
+
+def lock(file: BinaryIO) -> bool:
+    """Mark a file as being written until it is closed; False if another writer has marked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
+
+
+def _is_being_written(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 class Recording:
     """An open recording: `host` says where it was made, iterating gives its records.
 
-    `damage` is None, or after iteration one line on where and why the file ended early.
+    After iteration `damage` is None, or one line on where and why the file cannot be read further. `has_end`: it
+    was closed in order; a recording without an end is not damaged. `not_whole` is one line on either.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damage: str | None = None
+        self.has_end = False
         self._file = _open(path)
         self.host = self._read_meta()
 
@@ -88,10 +133,14 @@ class Recording:
                 yield records
             if self.damage is not None:
                 return
-        if rest:
-            self.damage = "cut in the middle of a record"
-        elif self.damage is None and not (last and wire.kind_of(last) == Kind.END):
-            self.damage = "cut between two records, or its writer was killed: it has no end"
+        self.has_end = not rest and bool(last) and wire.kind_of(last) == Kind.END
+
+    @property
+    def not_whole(self) -> str | None:
+        """One line on why what was read is not all that there was; None of a whole recording."""
+        if self.damage is not None or self.has_end:
+            return self.damage
+        return BEING_WRITTEN if _is_being_written(self.path) else NOT_CLOSED
 
     def _records_of(self, data: bytes) -> tuple[list[bytes], int]:
         """The whole records at the beginning of `data`, and how many bytes they take."""
@@ -117,8 +166,10 @@ class Recording:
         """What one read gives; nothing at the end, and where a gzip stream is cut or damaged."""
         try:
             return self._file.read1(_BLOCK)
-        except (EOFError, OSError, zlib.error):
-            self.damage = "cut or damaged inside its compression"
+        except EOFError:
+            return b""  # it is compressed as it is written, and has no end yet
+        except (OSError, zlib.error):
+            self.damage = "damaged inside its compression"
             return b""
 
     def _read(self, count: int) -> bytes:
@@ -130,8 +181,10 @@ class Recording:
                 if not more:
                     break
                 data += more
-        except (EOFError, OSError, zlib.error):
-            self.damage = "cut or damaged inside its compression"
+        except EOFError:
+            pass
+        except (OSError, zlib.error):
+            self.damage = "damaged inside its compression"
         return data
 
     def _read_meta(self) -> HostInfo:

@@ -47,7 +47,7 @@ def _batches(records: Iterable[bytes]) -> Iterator[Batch]:
 class ReplaySource:
     """A recording whose records are released at the times of their events, `speed` times as fast.
 
-    `speed` 0 or infinity: all at once. `damage` is as `Recording.damage`.
+    `speed` 0 or infinity: all at once. `not_whole` is as that of `Recording`.
     """
 
     def __init__(self, path: Path, speed: float = 1.0) -> None:
@@ -67,9 +67,9 @@ class ReplaySource:
         self.ended = False
 
     @property
-    def damage(self) -> str | None:
-        """Where and why the recording ended early, or None."""
-        return self._recording.damage
+    def not_whole(self) -> str | None:
+        """Why the recording is not whole (`Recording.not_whole`), or None."""
+        return self._recording.not_whole
 
     def now_ns(self) -> int:
         """The time the replay has come to; it stands still at the end."""

@@ -71,8 +71,8 @@ def _replay(args: argparse.Namespace, profiles: Sequence[str]) -> None:
     for event in events_of(recording):
         _print(dump.feed(event))
     _print(dump.summary())
-    if recording.damage is not None:
-        print(f"vftrace: {args.file}: {recording.damage}", file=sys.stderr)
+    if recording.not_whole is not None:
+        print(f"vftrace: {args.file}: {recording.not_whole}", file=sys.stderr)
     elif not dump.heard:
         print(f"vftrace: {args.file} has no mailbox messages", file=sys.stderr)
 

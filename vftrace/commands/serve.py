@@ -286,8 +286,8 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySour
 
 
 def _say_end(replay: "ReplaySource") -> None:
-    if replay.damage is not None:
-        _say(f"the recording is not whole: {replay.damage}")
+    if replay.not_whole is not None:
+        _say(f"the recording is not whole: {replay.not_whole}")
     _say("the replay has ended; its last state stays served (Ctrl-C ends)")
 
 

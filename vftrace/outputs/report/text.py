@@ -68,7 +68,7 @@ class _Text:
         width, report = options.max_width, self.report
         yield Text(first_line(report, g), HEADLINE_STYLE)
         for damage in report.damage:
-            yield Text(f"! RECORDING DAMAGED: {clean(damage, g)}", WARNING)
+            yield Text(f"! RECORDING NOT WHOLE: {clean(damage, g)}", WARNING)
         for host in report.hosts:
             yield from self._host(host, g)
         if len(report.migrations) > 1:
