@@ -158,13 +158,18 @@ def main() -> None:
     parser.add_argument("--gib", type=int, default=4, help="memory of a migrating VM")
     parser.add_argument("--round-ms", type=int, default=3000)
     parser.add_argument("--seconds", type=int, default=30)
+    parser.add_argument(
+        "--keep", type=Path, help="directory for the recordings, which are deleted else"
+    )
     parser.add_argument("--tree", type=Path, default=HERE, help="another tree of vftrace")
     parser.add_argument("commands", nargs="*", default=["record", "serve"], metavar="COMMAND")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         args.program = build(Path(directory))
+        kept = args.keep or Path(directory)
+        kept.mkdir(parents=True, exist_ok=True)
         for command in args.commands:
-            print(json.dumps(run(args, command, Path(directory))), flush=True)
+            print(json.dumps(run(args, command, kept)), flush=True)
 
 
 if __name__ == "__main__":

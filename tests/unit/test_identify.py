@@ -4,7 +4,9 @@ import pytest
 
 from vftrace import events
 from vftrace.collect.batch import Intake
+from vftrace.collect.clock import boottime_ns
 from vftrace.collect.identify import Identifier
+from vftrace.events import wire
 from vftrace.host import descriptors, devices
 from vftrace.host.descriptors import Descriptor
 
@@ -79,3 +81,17 @@ def test_what_is_drained_has_each_record_beside_its_event() -> None:
     assert len(batch.records) == len(batch.events) == 2
     assert [event.seq for event in batch.events] == [0, 1]
     assert intake.drain().events == []
+
+
+def test_the_collectors_records_are_of_the_time_up_to_which_it_has_read() -> None:
+    """A late reader's own records do not overtake those of the kernel side that wait behind them."""
+    intake = Intake()
+    begun = boottime_ns()
+    late = begun + 5
+    intake.take_in(wire.encode(events.VmCreated(late, 0, 7, 7, 3)))
+    intake.write(events.Gone, pid=7)
+    intake.take_in(wire.encode(events.VmCreated(late - 2, 0, 8, 8, 3)))
+    intake.write(events.Gone, pid=8)
+    intake.reach(late + 10)
+    intake.write(events.Tick)
+    assert [e.at_ns - late for e in intake.drain().events] == [0, 0, -2, 0, 10]

@@ -477,9 +477,12 @@ class Tracker:
     def _peer_loss(self, process: Process) -> int | None:
         """When something went missing, latest, of a process that may be the other side of a migration of
         which only `process` is known."""
-        doubtful = (p for p in self._everyone() if p.last_loss_ns is not None)
-        doubts = (p.last_loss_ns for p in doubtful if p is not process and p.uuid == process.uuid)
-        return max((doubt for doubt in doubts if doubt is not None), default=None)
+        doubts = (
+            p.last_loss_ns
+            for p in self._everyone()
+            if p.last_loss_ns is not None and p is not process and _may_be_peer(p, process)
+        )
+        return max(doubts, default=None)
 
     def _peer_ended(self, source: Process, outgoing: OutgoingMigration) -> int | None:
         """When a destination of the same UUID, which never ran, ended during the attempt or because of its end."""
@@ -497,6 +500,17 @@ class Tracker:
             ):
                 return ended
         return None
+
+
+def _may_be_peer(other: Process, process: Process) -> bool:
+    """Whether another process may be the other side of a migration of this one: of the same VM, by its UUID. Where
+    neither has one, as with VMMs other than QEMU, a source's destination is a process that has not run before."""
+    if other.uuid != process.uuid:
+        return False
+    if process.uuid is not None or not process.outgoing:
+        return True
+    began = min(part.started_at_ns for part in process.outgoing)
+    return not other.has_run or (other.first_run_ns or 0) > began
 
 
 def _key(process: Process) -> str:

@@ -77,19 +77,29 @@ class Source(Protocol):
 
 
 class Intake:
-    """What a live source gathers between two reads: records of the kernel side and the collector's own."""
+    """What a live source gathers between two reads: records of the kernel side and the collector's own.
+
+    The collector's records are of the time up to which it has read, and not of now: where the reader is late, a
+    record of now among older ones of the kernel side would push these out of the window in which `Order` sorts.
+    """
 
     def __init__(self) -> None:
         self._batch = Batch()
         self._seq = 0
+        self._reached_ns = boottime_ns()
 
     def take_in(self, record: bytes) -> Event | None:
         """Append a record of the kernel side; returns its event, as `Batch.add`."""
+        self.reach(wire.time_of(record))
         return self._batch.add(wire.shortened(record))
 
+    def reach(self, at_ns: int) -> None:
+        """Everything up to this time has been read."""
+        self._reached_ns = max(self._reached_ns, at_ns)
+
     def write(self, event_type: type[Event], /, **fields: Any) -> None:
-        """Append a record of the collector's own, of now."""
-        event = event_type(boottime_ns(), self._seq, COLLECTOR, os.getpid(), **fields)
+        """Append a record of the collector's own, of the time up to which it has read."""
+        event = event_type(self._reached_ns, self._seq, COLLECTOR, os.getpid(), **fields)
         self._seq += 1
         self._batch.append(wire.encode(event), event)
 

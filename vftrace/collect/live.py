@@ -78,10 +78,13 @@ class LiveSource:
     def read(self) -> Batch:
         """Wait a moment, then return what came, in order of arrival."""
         emptied = self.probes.poll(POLL_MS, READ_S)
-        self._network.read()
         # A tick says that all before it is known: not while older records wait in the ring buffer.
         if emptied:
+            self._intake.reach(self.probes.known_ns)
             self._keep_time()
+            # Changes of the network have the time at which they were read.
+            self._intake.reach(boottime_ns())
+            self._network.read()
         return self._intake.drain()
 
     def close(self) -> Batch:

@@ -198,6 +198,11 @@ def kind_of(record: bytes) -> int:
     return kind
 
 
+def time_of(record: bytes) -> int:
+    """The time of a record, which has at least a header."""
+    return int.from_bytes(record[:8], "little")
+
+
 def shortened(record: bytes) -> bytes:
     """Return a piece's record without its words where these are all ones; other records as they are.
 

@@ -78,6 +78,8 @@ class Probes:
         self._error: BaseException | None = None
         self._stop_at = math.inf
         self._more = False
+        self.known_ns = 0
+        """Up to when all records were handed over (CLOCK_BOOTTIME)."""
         _require_bcc()
         self._ways: dict[str, tuple[str | None, str | None]] = {}
         self._load(way)
@@ -131,10 +133,13 @@ class Probes:
         self._more = False
         if timeout_ms:
             self._bpf.ring_buffer_poll(timeout_ms)
+        begun_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if not self._more:
             self._bpf.ring_buffer_consume()
         if self._error is not None:
             raise self._error
+        if not self._more:
+            self.known_ns = begun_ns
         return not self._more
 
     def lost(self) -> int:
