@@ -29,7 +29,7 @@ def board() -> models.Dashboard:
         "Whether vftrace sees everything on every host, what it lost, and what it costs.",
         [
             Row(None, _figures()),
-            Row("What it sees", [_probes(), _events(), _missing(), _lost()]),
+            Row("What it sees", [_probes(), _events(), _missing(), _lost(), _internal_errors()]),
             Row("What it costs", [_cpu(), _memory(), _scrape()]),
             Row("Hosts", [_up(), _versions(), _clock()]),
         ],
@@ -166,7 +166,28 @@ def _lost() -> style.PanelBuilder:
                 calcs=["max"],
             )
         )
-        .span(16)
+        .span(8)
+        .height(9)
+        .axis_soft_max(1)
+    )
+
+
+def _internal_errors() -> style.PanelBuilder:
+    return (
+        style.bars(
+            style.lines(
+                "Internal errors",
+                "Errors in vftrace itself that were contained, by what was being worked on. Please report them,"
+                " with the file that the log names.",
+                "short",
+                query(
+                    f"sum by (instance, where) ({rate('internal_errors_total')})",
+                    "{{instance}} {{where}}",
+                ),
+                calcs=["max"],
+            )
+        )
+        .span(8)
         .height(9)
         .axis_soft_max(1)
     )

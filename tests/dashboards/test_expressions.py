@@ -101,8 +101,11 @@ MAY = {
 }
 
 ELSEWHERE = {
-    "VftracePrecopyNotConverging": "tests/host/test_prometheus.py, where a guest is too fast"
+    "VftracePrecopyNotConverging": "tests/host/test_prometheus.py, where a guest is too fast",
+    "VftraceInternalError": "the rules' own test; no known event makes vftrace fail",
 }
+
+NO_EVENT = {"internal_errors_total": "tests/unit/test_contained.py injects the errors"}
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def test_every_metric_comes_from_real_events(metric: Metric, played: Played) -> 
     values = [
         value for series in played.stage.query_range(name) for _, value in series.points if value
     ]
-    assert values
+    assert bool(values) is (metric.name not in NO_EVENT)
 
 
 def test_alerts_fire_on_their_faults_and_nowhere_else(played: Played) -> None:

@@ -35,6 +35,7 @@ from vftrace.collect.session import Session
 from vftrace.commands.serve import parse_address, parse_path
 from vftrace.errors import UsageError, VftraceError
 from vftrace.events import wire
+from vftrace.faults import FAULTS, Where
 from vftrace.outputs.exporter.pages import make_app
 from vftrace.outputs.exporter.passwords import credentials
 from vftrace.outputs.exporter.server import (
@@ -171,7 +172,7 @@ def test_ready_only_once_there_is_something_to_serve() -> None:
     assert ask(app, "/-/ready") == "200 OK"
 
 
-def test_a_failing_collector_is_one_line_and_500(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_collector_is_reported_once_and_500(capsys: pytest.CaptureFixture[str]) -> None:
     class Broken:
         def collect(self) -> Any:
             raise ValueError("boom")
@@ -183,7 +184,10 @@ def test_a_failing_collector_is_one_line_and_500(capsys: pytest.CaptureFixture[s
     registry.register(Broken())
     app = make_app(registry, "/metrics", lambda: True)
     assert ask(app, "/metrics") == "500 Internal Server Error"
-    assert capsys.readouterr().err.count("\n") == 1
+    before = FAULTS.counts[Where.HTTP]
+    assert ask(app, "/metrics") == "500 Internal Server Error"
+    assert FAULTS.counts[Where.HTTP] == before + 1
+    assert capsys.readouterr().err.count("vftrace: internal error, contained (http)") == 1
 
 
 def ask(app: Any, path: str, **headers: str) -> str:

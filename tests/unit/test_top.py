@@ -157,6 +157,22 @@ def test_a_window_that_is_resized_while_it_is_drawn() -> None:
 
 
 def test_an_error_leaves_the_terminal_as_it_was() -> None:
+    broken = (
+        "from vftrace.outputs.top import keys\n"
+        "def fails(*a): raise ValueError('broken on purpose')\n"
+        "keys.KeyReader.read = fails\n"
+    )
+    running = OnTerminal("--replay", str(recording("libvirt")), before=broken)
+    try:
+        assert running.ended() == 1
+        running.assert_left_as_found()
+        said = running.output[running.output.rindex(LEAVE_SCREEN) :]
+        assert b"broken on purpose" in said
+    finally:
+        running.close()
+
+
+def test_a_picture_that_fails_leaves_top_running() -> None:
     # A failure in the middle of drawing: the view's own module is replaced by one that fails later.
     broken = (
         "from vftrace.outputs.top import view\n"
@@ -169,10 +185,12 @@ def test_an_error_leaves_the_terminal_as_it_was() -> None:
     )
     running = OnTerminal("--replay", str(recording("libvirt")), before=broken)
     try:
-        assert running.ended() == 1
+        running.wait_for(b"because of an error in vftrace: ValueError")
+        running.press(b"q")
+        assert running.ended() == 0
         running.assert_left_as_found()
         said = running.output[running.output.rindex(LEAVE_SCREEN) :]
-        assert b"broken on purpose" in said
+        assert said.count(b"broken on purpose") == 1
     finally:
         running.close()
 

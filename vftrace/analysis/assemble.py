@@ -56,6 +56,12 @@ class Sides:
     trace_ended_ns: int | None = None
     contested: bool = False
 
+    @property
+    def internal_error(self) -> tuple[int, str] | None:
+        """When vftrace failed on an event of one side, latest, and where."""
+        sides = [side[0].internal_error for side in (self.source, self.destination) if side]
+        return max((error for error in sides if error is not None), default=None)
+
 
 def build_migration(sides: Sides) -> Migration:
     """Build the migration that the two sides show."""
@@ -93,6 +99,9 @@ def build_migration(sides: Sides) -> Migration:
     if ended is not None:
         # Records that came out of order (so it is incomplete) must not make a time negative.
         ended = max(ended, started)
+    error = sides.internal_error
+    if error is not None and (error[0] < started or (ended is not None and error[0] > ended)):
+        error = None
     handover = times.get(Checkpoint.STATE_SAVED) or times.get(Checkpoint.VCPUS_RUNNING)
     failed = verdict.outcome in (Outcome.FAILED, Outcome.CANCELLED)
     judged = device_downtime.judge(devices, sides.context, times, handover, ended, failed=failed)
@@ -112,6 +121,7 @@ def build_migration(sides: Sides) -> Migration:
         was_paused=was_paused(outgoing),
         postcopy=postcopy,
         incomplete=sides.contested
+        or error is not None
         or _incomplete(process, peer, started, ended, sides)
         or (outgoing is not None and outgoing.miscounts(fds))
         or (
@@ -144,6 +154,7 @@ def build_migration(sides: Sides) -> Migration:
         save=save or load,
         throttled=outgoing.throttled if outgoing is not None else False,
         vcpu_pause_ns=outgoing.longest_pause_ns or None if outgoing is not None else None,
+        internal_error=None if error is None else error[1],
     )
 
 

@@ -82,6 +82,9 @@ class Process:
     """When something went missing or came out of order, latest."""
     pieces_held: int = 0
     ring_untracked: int = 0
+    internal_error: tuple[int, str] | None = None
+    """When vftrace failed on an event of it, latest, and where."""
+    internal_errors: int = 0
 
     @property
     def peers(self) -> dict[int, str | None]:
@@ -160,6 +163,12 @@ class Process:
         take = _TAKES.get(type(event))
         if take is not None:
             take(self, event)
+
+    def failed_on_event(self, at_ns: int, place: str) -> None:
+        """An event raised an error in vftrace: what it would have changed is not known, as if it were lost."""
+        self.internal_errors += 1
+        self.internal_error = at_ns, place
+        self.lost_something(at_ns)
 
     def lost_something(self, at_ns: int) -> None:
         """A record is missing: forget what it may have changed."""

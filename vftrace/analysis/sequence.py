@@ -35,6 +35,10 @@ class SequenceTracker:
         if next_seq > self.next:
             self._overflow = True
 
+    def overflow(self) -> None:
+        """A record that came could not be used: it counts as missing."""
+        self._overflow = True
+
     @property
     def holes(self) -> bool:
         """Whether a record is missing."""

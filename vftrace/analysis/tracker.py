@@ -17,7 +17,9 @@ from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.pairing import PAIRING_EVENTS, Pair, Pairing, is_impostor, local_source
 from vftrace.analysis.process import Process
 from vftrace.analysis.sequence import SequenceTracker
+from vftrace.analysis.unbuilt import unbuilt_migration
 from vftrace.events import COLLECTOR, NO_PROCESS, Event
+from vftrace.faults import FAULTS, Where
 from vftrace.model.migration import Migration, Snapshot, Vm
 
 MAX_PROCESSES = 32_768
@@ -59,6 +61,9 @@ MAX_CLOCK_SAMPLES = 1440
 other one is forgotten."""
 
 
+MAX_INTERNAL_ERRORS = 1000
+"""Of a process whose events fail in vftrace more often only the end is still taken: each failure costs much."""
+
 GIVES_UP_NS = 10_000_000_000
 """A destination ends when its source shuts the channel down; what ends later ended for another reason."""
 
@@ -95,7 +100,8 @@ class Tracker:
     _stalls: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=MAX_NETWORK))
 
     def feed(self, event: Event) -> None:
-        """Take one event. Never raises on content: what makes no sense is counted or ignored."""
+        """Take one event. Never raises: what makes no sense is counted or ignored, and an error in vftrace itself
+        costs the event, and the completeness of the migrations that it may belong to."""
         self._events += 1
         at_ns, tgid = event.at_ns, event.tgid
         if at_ns > self._now_ns:
@@ -103,11 +109,14 @@ class Tracker:
         kind = type(event)
         if kind is events.Unknown:
             self._unknown += 1
-        if tgid == COLLECTOR:
-            self._feed_own(event)
-            return
-        if tgid == NO_PROCESS:
-            self._feed_unowned(event)
+        if tgid in _UNOWNED:
+            try:
+                if tgid == COLLECTOR:
+                    self._feed_own(event)
+                else:
+                    self._feed_unowned(event)
+            except Exception as error:
+                self._failed_unowned(event, error)
             return
         process = self._processes.get(tgid)
         if process is None:
@@ -117,17 +126,45 @@ class Tracker:
             stream.next += 1
         elif not self._takes_out_of_sequence(process, event):
             return
-        process.feed(event)
-        if len(process.outgoing) > process.settle_above:
-            self._settle_oldest(process)
-        if kind in PAIRING_EVENTS:
-            self._pairing.feed(process, event, self._everyone)
-        elif kind is events.Exit:
+        if process.internal_errors > MAX_INTERNAL_ERRORS and kind is not events.Exit:
+            return
+        try:
+            process.feed(event)
+            if len(process.outgoing) > process.settle_above:
+                self._settle_oldest(process)
+            if kind in PAIRING_EVENTS:
+                self._pairing.feed(process, event, self._everyone)
+        except Exception as error:
+            self._failed_on(process, event, error)
+        if kind is events.Exit:
             self._end(process, at_ns)
 
     def finish(self) -> None:
         """There is nothing more: what has not ended is `unknown` from here on."""
         self._ended_at_ns = self._now_ns
+
+    def _failed_on(self, process: Process, event: Event, error: Exception) -> None:
+        what = (
+            f"an event of {_key(process)} (pid {process.pid}) is ignored, its migration incomplete"
+        )
+        place = FAULTS.contained(Where.EVENT, error, what, (process.pid,))
+        process.failed_on_event(event.at_ns, place)
+
+    def _failed_unowned(self, event: Event, error: Exception) -> None:
+        """An event of the collector's own or of a mailbox: it counts as lost."""
+        concerned = self._processes.get(getattr(event, "pid", 0))
+        if concerned is not None:
+            self._failed_on(concerned, event, error)
+        elif isinstance(event, _MAILBOX_EVENTS):
+            FAULTS.contained(Where.MAILBOX, error, "a mailbox event is ignored")
+            self._mailbox_gap(event.at_ns)
+            self._unowned.overflow()
+        else:
+            FAULTS.contained(
+                Where.EVENT, error, f"a record of kind {type(event).__name__} is ignored"
+            )
+            if self._collector_loss_ns is None:
+                self._collector_loss_ns = event.at_ns
 
     # -- the collector's own records ------------------------------------------------------------
 
@@ -261,7 +298,7 @@ class Tracker:
         done: set[int] = set()
         for owner, part, pair in self._unsettled([process]):
             if id(part) in oldest:
-                self._settled.append(self._build(owner, part, pair, context, final=True))
+                self._settled.append(self._contained(owner, part, pair, context, final=True))
                 done.update(id(each) for each in (part, pair and pair.incoming) if each)
         self._drop(done, everyone)
         process.settle_above = 2 * max(MAX_UNSETTLED, len(process.outgoing))
@@ -279,7 +316,7 @@ class Tracker:
         done: set[int] = set()
         context = self._context(self._vf_histories(), everyone)
         for process, part, pair in due:
-            migration = self._build(process, part, pair, context)
+            migration = self._contained(process, part, pair, context)
             ended = migration.ended_at_ns
             after = UNPLUG_WINDOW_NS if migration.awaits_device else SETTLE_AFTER_NS
             if not migration.outcome or not ended:
@@ -376,7 +413,7 @@ class Tracker:
         context = self._context(self._vf_histories(), everyone)
         for process, part, pair in list(self._unsettled(everyone)):
             if process is oldest:
-                self._settled.append(self._build(process, part, pair, context, final=True))
+                self._settled.append(self._contained(process, part, pair, context, final=True))
         self._bound_settled()
         self._ended.remove(oldest)
         self._pairing.forget(oldest)
@@ -408,7 +445,12 @@ class Tracker:
 
     def _vm(self, process: Process) -> Vm:
         identity = process.identity
-        paused = process.paused
+        try:
+            paused, devices = process.paused, process.devices.shown()
+        except Exception as error:
+            what = f"{_key(process)} (pid {process.pid}) is shown without state and devices"
+            FAULTS.contained(Where.VM, error, what, (process.pid,))
+            paused, devices = None, ()
         return Vm(
             key=_key(process),
             pid=process.pid,
@@ -417,13 +459,13 @@ class Tracker:
             vmm=identity.vmm if identity else None,
             started_at_ns=process.created_at_ns,
             running=None if paused is None else not paused,
-            devices=process.devices.shown(),
+            devices=devices,
         )
 
     def _migrations(self, histories: VfHistories) -> tuple[Migration, ...]:
         everyone = self._everyone()
         context = self._context(histories, everyone)
-        unsettled = (self._build(*part, context) for part in self._unsettled(everyone))
+        unsettled = (self._contained(*part, context) for part in self._unsettled(everyone))
         return tuple(sorted((*self._settled, *unsettled), key=lambda m: (m.started_at_ns, m.pid)))
 
     def _context(self, histories: VfHistories, everyone: list[Process]) -> HostContext:
@@ -440,6 +482,26 @@ class Tracker:
                     yield process, outgoing, by_outgoing.get(id(outgoing))
             if process.incoming is not None and id(process.incoming) not in paired:
                 yield process, process.incoming, None
+
+    def _contained(
+        self,
+        process: Process,
+        part: OutgoingMigration | IncomingMigration,
+        pair: Pair | None,
+        context: HostContext,
+        *,
+        final: bool = False,
+    ) -> Migration:
+        """`_build`; a migration that cannot be built is shown without figures, and the others as they are."""
+        try:
+            return self._build(process, part, pair, context, final=final)
+        except Exception as error:
+            peer = None if pair is None else pair.destination
+            pids = (process.pid,) if peer is None else (process.pid, peer.pid)
+            what = f"a migration of {_key(process)} (pid {process.pid}) is shown without figures"
+            place = FAULTS.contained(Where.MIGRATION, error, what, pids)
+            trace_ended = self._now_ns if final else self._ended_at_ns
+            return unbuilt_migration(_key(process), process, part, peer, trace_ended, place)
 
     def _build(
         self,
@@ -516,6 +578,16 @@ def _may_be_peer(other: Process, process: Process) -> bool:
 def _key(process: Process) -> str:
     return process.uuid or f"pid-{process.pid}"
 
+
+_UNOWNED = frozenset((COLLECTOR, NO_PROCESS))
+
+_MAILBOX_EVENTS = (
+    events.Mailbox,
+    events.Virtchnl,
+    events.VfReset,
+    events.VfAddress,
+    events.MailboxFlood,
+)
 
 _TAKES: dict[type[Event], Callable[[Tracker, Any], None]] = {
     events.Process: Tracker._identify,

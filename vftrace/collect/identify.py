@@ -6,6 +6,7 @@ from typing import Any
 from vftrace import events
 from vftrace.collect.batch import Intake
 from vftrace.events import Event
+from vftrace.faults import FAULTS, Where
 from vftrace.host import descriptors, devices, processes
 from vftrace.host.process_watch import ProcessWatch
 
@@ -35,7 +36,11 @@ class Identifier:
         """Look at an event of the kernel side."""
         look = _LOOKS.get(type(event))
         if look is not None:
-            look(self, event)
+            try:
+                look(self, event)
+            except Exception as error:
+                what = f"what an event of pid {event.tgid} names is not looked up"
+                FAULTS.contained(Where.IDENTIFY, error, what, (event.tgid,))
 
     def meet(self, pid: int, *, late: bool, running: bool = False) -> None:
         """Write who a process is; `late` and `running` as in `events.Process`."""

@@ -8,12 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.batch import Batch, Source
+from vftrace.collect.evidence import Evidence
 from vftrace.collect.order import Order
 from vftrace.events import Event
+from vftrace.faults import FAULTS, Where
 from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Snapshot
@@ -61,6 +64,7 @@ class Pump:
         self._tracker = Tracker(mailboxes=Mailboxes(drivers_of(source.host.profiles, profiles)))
         self._lock = threading.Lock()
         self._counts: Counter[type[Event]] = Counter()
+        self._evidence: Evidence | None = None
         self._built_ns = 0
         self._closed = False
         self._snapshot = self._tracker.snapshot()
@@ -93,9 +97,17 @@ class Pump:
         with self._lock:
             now = time.monotonic_ns()
             if now - self._built_ns >= SNAPSHOT_NS:
-                self._snapshot = self._tracker.snapshot()
+                try:
+                    self._snapshot = self._tracker.snapshot()
+                except Exception as error:
+                    FAULTS.contained(Where.VM, error, "what was known before is still shown")
                 self._built_ns = now
             return self._snapshot
+
+    def keep_evidence(self, directory: Path) -> None:
+        """From now on write the records of a migration on which vftrace fails into this directory."""
+        self._evidence = Evidence(directory, lambda: self.host)
+        FAULTS.keep = self._evidence.keep
 
     def event_counts(self) -> Mapping[type[Event], int]:
         """How many events of each type were read."""
@@ -110,6 +122,8 @@ class Pump:
 
     def _take(self, step: Step) -> int:
         with self._lock:
+            if self._evidence is not None:
+                self._evidence.take(step.came)
             self._counts.update(map(type, step.came.events))
             for event in step.due:
                 self._tracker.feed(event)

@@ -63,6 +63,13 @@ def profile_texts(args: argparse.Namespace) -> list[str]:
     return texts
 
 
+def keep_evidence(pump: "Pump") -> None:
+    """Keep the records that reproduce an internal error, where systemd gives a directory for it (systemd.exec(5))."""
+    directory = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if directory:
+        pump.keep_evidence(Path(directory))
+
+
 class Deadline:
     """A duration in nanoseconds from now, or None for ever."""
 

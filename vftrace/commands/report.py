@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vftrace.analysis.devices.vf_history import MAX_RECENT
 from vftrace.commands.common import add_profile_argument, profile_texts
 from vftrace.errors import UsageError, VftraceError
+from vftrace.faults import FAULTS, Where
 from vftrace.units import parse_duration
 
 if TYPE_CHECKING:
@@ -138,7 +139,13 @@ def _load(
         report = _replay(report, _assumptions(what_if))
     for damage in report.damage:
         _say(f"{damage}; what comes before it is reported")
-    return join_hosts(report, clock_error_ns)
+    try:
+        return join_hosts(report, clock_error_ns)
+    except VftraceError:
+        raise
+    except Exception as error:
+        FAULTS.contained(Where.JOIN, error, "migrations between hosts are reported in halves")
+        return report
 
 
 def _selected(report: "Report", wanted: Sequence[str]) -> "Report":

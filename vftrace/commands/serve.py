@@ -16,10 +16,12 @@ from vftrace.commands.common import (
     Selection,
     add_live_arguments,
     add_profile_argument,
+    keep_evidence,
     profile_texts,
     say_ready,
 )
 from vftrace.errors import UsageError
+from vftrace.faults import FAULTS, Where
 from vftrace.units import parse_duration
 
 if TYPE_CHECKING:
@@ -163,7 +165,6 @@ class Service:
         self._ready = False
         self._read: Callable[[], Reading] | None = None
         self._next_update = 0.0
-        self._said: set[str] = set()
         self.urls = tuple(url + args.web_path for url in self._servers.urls)
         self._servers.start()
 
@@ -177,8 +178,11 @@ class Service:
         """Count what has ended, at most once a second, so that scrapes may be rare."""
         begun = time.monotonic()
         if begun >= self._next_update:
-            self._exporter.update()
-            self._send_traces()
+            try:
+                self._exporter.update()
+                self._send_traces()
+            except Exception as error:
+                FAULTS.contained(Where.METRICS, error, "what has ended is counted later")
             ended = time.monotonic()
             self._next_update = ended + max(_UPDATE_SECONDS, (ended - begun) / _UPDATE_SHARE)
 
@@ -204,13 +208,9 @@ class Service:
             if settled(m, reading) and not self._sender.knows(trace_id(m, reading.host.boot_id))
         )
         report = live_report(reading.host, replace(reading.snapshot, migrations=ended))
-        traces, failed = traces_of(report.migrations)
+        traces, _ = traces_of(report.migrations)
         for trace in traces:
             self._sender.offer(trace)
-        for line in failed:
-            if line not in self._said:
-                self._said.add(line)
-                _say(line)
 
 
 def _sender(endpoint: str | None) -> "Sender | None":
@@ -281,6 +281,7 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySour
         replay = ReplaySource(args.replay, parse_speed(args.speed or "1"))
         return Pump(replay, profiles), replay
     pump = Pump(stack.enter_context(open_live(args.way, profiles, args.record)))
+    keep_evidence(pump)
     stack.callback(pump.close)
     return pump, None
 

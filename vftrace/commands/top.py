@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vftrace.model.migration import Snapshot
     from vftrace.outputs.top.keys import KeyReader
     from vftrace.outputs.top.state import ViewState
+    from vftrace.outputs.top.view import Frame
 
 HELP = "watch VMs and their migrations live"
 EXAMPLES = (
@@ -327,10 +328,23 @@ def watch(
             state = frame.settled(console) if pressed else state
             frozen = frame if state.paused else None
             began = time.monotonic()
-            console.update_screen(frame)
+            _draw(console, frame)
             # Not the size of now: a window that was resized meanwhile is drawn again at once.
             drawn_at, drawn_size = time.monotonic(), size
             cost = drawn_at - began
+
+
+def _draw(console: "Console", frame: "Frame") -> None:
+    """Draw a picture; where vftrace fails on it, it says so, and the next one is tried."""
+    from rich.text import Text
+
+    from vftrace.faults import FAULTS, Where
+
+    try:
+        console.update_screen(frame)
+    except Exception as error:
+        place = FAULTS.contained(Where.TOP, error, "the picture is not drawn")
+        console.update_screen(Text(f"not drawn, because of an error in vftrace: {place}"))
 
 
 @contextlib.contextmanager

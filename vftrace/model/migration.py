@@ -54,6 +54,7 @@ class Cause(StrEnum):
     DESTINATION_ENDED = "destination-ended"
     DEVICE_FAILED = "device-failed"
     DEVICE_REFUSED = "device-refused"
+    INTERNAL_ERROR = "internal-error"
     RESUMED_AFTER_STOP = "resumed-after-stop"
     SOURCE_ENDED = "source-ended"
     TRACE_ENDED = "trace-ended"
@@ -422,6 +423,74 @@ class Migration:
     """The longest time that a vCPU stayed out of the guest before the stop: a throttled one sleeps so long."""
     awaits_device: bool = False
     """A device left before it began, and none has come for it yet: whether this is an unplug is still open."""
+    internal_error: str | None = None
+    """Where vftrace itself failed on it (`faults.place_of`): figures are missing or may be wrong."""
+
+
+def bare_migration(
+    *,
+    key: str,
+    attempt: int,
+    pid: int,
+    peer_pid: int | None,
+    uuid: str | None,
+    name: str | None,
+    role: Role,
+    outcome: Outcome | None,
+    cause: Cause | None,
+    started_at_ns: int,
+    ended_at_ns: int | None,
+    page_size: int,
+    internal_error: str,
+) -> Migration:
+    """A migration on which vftrace failed: who and when, without any figure."""
+    return Migration(
+        key=key,
+        attempt=attempt,
+        pid=pid,
+        peer_pid=peer_pid,
+        uuid=uuid,
+        name=name,
+        role=role,
+        strategy=Strategy.PLAIN,
+        strategy_evidence=(),
+        outcome=outcome,
+        cause=cause,
+        was_paused=None,
+        postcopy=False,
+        incomplete=True,
+        missed_beginning=False,
+        started_at_ns=started_at_ns,
+        ended_at_ns=ended_at_ns,
+        phases=(),
+        rounds=(),
+        dirty=Dirty(None, None, page_size, None),
+        channel=ChannelUse("unknown", None, None, None),
+        downtime=Downtime(
+            None, None, tuple(CheckpointTime(name, None, None) for name in Checkpoint)
+        ),
+        stopped_at_ns=None,
+        internal_error=internal_error,
+    )
+
+
+def without_figures(migration: Migration, internal_error: str) -> Migration:
+    """The same migration for an output that failed on it."""
+    return bare_migration(
+        key=migration.key,
+        attempt=migration.attempt,
+        pid=migration.pid,
+        peer_pid=migration.peer_pid,
+        uuid=migration.uuid,
+        name=migration.name,
+        role=migration.role,
+        outcome=migration.outcome,
+        cause=migration.cause,
+        started_at_ns=migration.started_at_ns,
+        ended_at_ns=migration.ended_at_ns,
+        page_size=migration.dirty.page_size,
+        internal_error=internal_error,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from vftrace.events import Event, Mailbox, MailboxFlood, Tick, VfAddress, VfReset, Virtchnl
+from vftrace.faults import FAULTS, Where
 from vftrace.mailbox.driver import Direction, Driver, Drivers, Result, Stage
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.message import Message, Pairing, message_of
 from vftrace.mailbox.words import NOT_CLEAR, WORD_PROTOCOL
+from vftrace.model import figures
 from vftrace.model.vf import Agreement, Change, State, StateSpan, VfHistory
 
 SETTLED_NS = 500_000_000
@@ -295,4 +297,10 @@ class Mailboxes:
     def vf_histories(self) -> Iterator[VfHistory]:
         """Every VF's history, sorted by card and number."""
         for _, vf in sorted(self._vfs.items()):
-            yield vf.history(self._now_ns)
+            try:
+                history = vf.history(self._now_ns)
+            except Exception as error:
+                what = f"VF {vf.vf} of {figures.printable(vf.pf)} is not shown"
+                FAULTS.contained(Where.MAILBOX, error, what)
+            else:
+                yield history

@@ -14,6 +14,7 @@ from prometheus_client.samples import Exemplar
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.analysis.devices.vf_downtime import VfDowntime, VfDowntimes
 from vftrace.events import Event
+from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.host import HostInfo, ProbeStatus
 from vftrace.model.migration import (
@@ -215,7 +216,6 @@ class Accounts:
         self._kept: dict[str, _Kept] = {}
         self._second: set[tuple[str, int]] = set()
         self._vf_downtimes = VfDowntimes(UPDATE_NS)
-        self._warned: set[str] = set()
         self.migrations: Counter[tuple[str, str, str]] = Counter()
         self.saves: Counter[tuple[str, str]] = Counter()
         self.incomplete = 0
@@ -241,26 +241,30 @@ class Accounts:
                 self._add(migration, reading)
             except Exception as error:
                 # One migration that cannot be counted must not end the metrics of the others.
-                self.warn_once(f"a migration of {self._label(migration)} is not counted", error)
+                what = f"a migration of {self._label(migration)} is not counted"
+                FAULTS.contained(Where.METRICS, error, what, (migration.pid,))
         identities = {_identity(migration) for migration in snapshot.migrations}
         self._seen = {key: seen for key, seen in self._seen.items() if key in identities}
         processes: dict[str, list[Vm]] = {}
         for vm in snapshot.vms:
             processes.setdefault(self._label(vm), []).append(vm)
         self._keep(processes, by_label, reading.now_ns)
-        vms = tuple(
-            self._view(label, kept, processes.get(label, []), by_label.get(label, []), reading)
-            for label, kept in self._kept.items()
-        )
-        arrivals = dict(filter(None, map(_arrival, vms)))
-        vfs = self._vf_downtimes.update(snapshot, arrivals, reading.now_ns)
-        return View(reading, vms, vfs, self)
+        vms: list[VmView] = []
+        for label, kept in self._kept.items():
+            try:
+                mine = processes.get(label, []), by_label.get(label, [])
+                vms.append(self._view(label, kept, *mine, reading))
+            except Exception as error:
+                FAULTS.contained(Where.METRICS, error, f"{label} has no metrics", (kept.vm.pid,))
+        return View(reading, tuple(vms), self._vfs(vms, reading), self)
 
-    def warn_once(self, what: str, error: Exception) -> None:
-        """Tell the operator about an error in vftrace itself, once for each `what`."""
-        if what not in self._warned:
-            self._warned.add(what)
-            self._warn(f"{what}, because of an error in vftrace: {type(error).__name__}: {error}")
+    def _vfs(self, vms: Sequence[VmView], reading: Reading) -> tuple[VfDowntime, ...]:
+        try:
+            arrivals = dict(filter(None, map(_arrival, vms)))
+            return self._vf_downtimes.update(reading.snapshot, arrivals, reading.now_ns)
+        except Exception as error:
+            FAULTS.contained(Where.METRICS, error, "virtual functions have no downtime")
+            return ()
 
     # -- which process is which vm --------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from vftrace import __version__, events
 from vftrace.analysis.devices.vf_downtime import VfDowntime
 from vftrace.analysis.devices.vf_history import NOT_RECORDED
 from vftrace.events import wire
+from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.migration import Forecast, Kind, Outcome, Role, Strategy
 from vftrace.outputs.exporter.accounts import (
@@ -93,6 +94,11 @@ def _tables_full(view: View) -> Samples:
 
 def _incomplete(view: View) -> Samples:
     yield (), view.accounts.incomplete
+
+
+def _internal_errors(_view: View) -> Samples:
+    for where, count in FAULTS.counts.items():
+        yield (where,), count
 
 
 def _vm_info(view: View) -> Samples:
@@ -363,6 +369,17 @@ METRICS = (
         "all",
         "any increase: figures of these migrations have gaps",
         _incomplete,
+    ),
+    Metric(
+        "internal_errors_total",
+        "counter",
+        "Errors in vftrace itself that were contained, by what was being worked on; a migration that one concerns is"
+        " marked incomplete.",
+        "errors",
+        ("where",),
+        "all",
+        "any increase: please report it, with the file that the log names",
+        _internal_errors,
     ),
     Metric(
         "vm_info",
@@ -680,7 +697,7 @@ def families_of(view: View) -> Iterator[Family]:
             samples = list(metric.samples(view))
         except Exception as error:
             # The other metrics are served.
-            view.accounts.warn_once(f"no {family.name}", error)
+            FAULTS.contained(Where.METRICS, error, f"metric {family.name} has no samples")
             samples = []
         for labels, value in samples:
             _add(family, metric, labels, value)

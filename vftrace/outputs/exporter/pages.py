@@ -5,7 +5,6 @@ request gets here (server.py).
 """
 
 import html
-import sys
 from collections.abc import Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +13,7 @@ from prometheus_client import make_wsgi_app
 from prometheus_client.registry import CollectorRegistry
 
 from vftrace import __version__
+from vftrace.faults import FAULTS, Where
 
 HEALTHY, READY = "/-/healthy", "/-/ready"
 
@@ -53,11 +53,7 @@ def make_app(registry: CollectorRegistry, path: str, is_ready: Callable[[], bool
         try:
             return route({**environ, "REQUEST_METHOD": asked_as}, start)
         except Exception as error:
-            print(
-                f"vftrace: a request failed, please report it: {type(error).__name__}: {error}",
-                file=sys.stderr,
-                flush=True,
-            )
+            FAULTS.contained(Where.HTTP, error, "a request is answered with 500")
             return plain(start, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     return app

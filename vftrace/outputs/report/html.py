@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vftrace import __version__
+from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.migration import Checkpoint, Kind, Migration, Outcome, Phase, Role
 from vftrace.model.report import HostReport, MigrationReport, Report
@@ -68,10 +69,17 @@ def _overview(migrations: Sequence[MigrationReport]) -> str:
     rows = []
     for number, m in enumerate(found.migration for found in migrations):
         link = f'<a href="#m{number}">{escape(_title(m))}</a>'
-        cells = [_outcome(m), _duration(figures.total_ns(m)), _duration(m.downtime.vcpu_ns)]
-        cells += [m.downtime.set_by or "–", _size(m.channel.bytes)]
-        rows.append(_row([link, *map(escape, cells)]))
+        rows.append(_row([link, *map(escape, _overview_cells(m))]))
     return _table(("VM", "outcome", "total", "downtime", "set by", "sent"), rows)
+
+
+def _overview_cells(m: Migration) -> list[str]:
+    try:
+        cells = [_outcome(m), _duration(figures.total_ns(m)), _duration(m.downtime.vcpu_ns)]
+        return [*cells, m.downtime.set_by or "–", _size(m.channel.bytes)]
+    except Exception as error:
+        FAULTS.contained(Where.REPORT, error, f"{_title(m)} has no figures in the overview")
+        return [_outcome(m), "–", "–", "–", "–"]
 
 
 def _outcome(m: Migration) -> str:
@@ -83,6 +91,8 @@ def _section(number: int, found: MigrationReport) -> Sequence[str]:
     try:
         return tuple(_migration(number, found))
     except Exception as error:
+        what = f"migration {_title(found.migration)} is not in the page"
+        FAULTS.contained(Where.REPORT, error, what, (found.migration.pid,))
         said = f"not shown, because of an error in vftrace ({type(error).__name__}: {error})"
         title = escape(_title(found.migration))
         return (f'<section id="m{number}"><h2>{title}</h2>{_warning(said)}</section>',)

@@ -1,11 +1,12 @@
 """The report as JSON: the stable form that report.schema.json describes."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.host import HostInfo
-from vftrace.model.migration import Outcome, Snapshot
+from vftrace.model.migration import Migration, Outcome, Snapshot, without_figures
 from vftrace.model.report import HostReport, MigrationReport, Outage, Report, live_report
 from vftrace.model.vf import VfHistory
 
@@ -17,7 +18,7 @@ def report_json(report: Report) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "hosts": [host_json(host) for host in report.hosts],
-        "migrations": [migration_json(found) for found in report.migrations],
+        "migrations": [_contained_json(found) for found in report.migrations],
     }
 
 
@@ -47,14 +48,13 @@ def state_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
     report = report_json(live_report(host, snapshot))
     migrations = []
     for written, migration in zip(report["migrations"], snapshot.migrations, strict=True):
-        phase = figures.current_phase(migration) if migration.outcome is None else None
-        stop = figures.blackout(migration, snapshot.at_ns)
+        phase, blackout_ns = _now(migration, snapshot.at_ns)
         migrations.append(
             {
                 **written,
                 "outcome": migration.outcome,
-                "phase": phase.name if phase else None,
-                "blackout_ns": stop.ns if stop else None,
+                "phase": phase,
+                "blackout_ns": blackout_ns,
             }
         )
     return {
@@ -77,6 +77,20 @@ def state_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
         "vfs": report["hosts"][0]["vfs"],
         "migrations": migrations,
     }
+
+
+def _now(migration: Migration, at_ns: int) -> tuple[str | None, int | None]:
+    """The phase that a migration is in, and its blackout so far."""
+    try:
+        phase = figures.current_phase(migration) if migration.outcome is None else None
+        stop = figures.blackout(migration, at_ns)
+    except Exception as error:
+        what = (
+            f"migration {figures.title(migration.name, migration.uuid, migration.pid)} has no phase"
+        )
+        FAULTS.contained(Where.REPORT, error, what, (migration.pid,))
+        return None, None
+    return (phase.name if phase else None), (stop.ns if stop else None)
 
 
 def vf_json(life: VfHistory) -> dict[str, Any]:
@@ -118,6 +132,24 @@ def vf_json(life: VfHistory) -> dict[str, Any]:
     }
 
 
+def _contained_json(found: MigrationReport) -> dict[str, Any]:
+    """`migration_json`; one that cannot be written stands without its figures."""
+    try:
+        return migration_json(found)
+    except Exception as error:
+        m = found.migration
+        what = f"migration {figures.title(m.name, m.uuid, m.pid)} is written without figures"
+        place = FAULTS.contained(Where.REPORT, error, what, (m.pid,))
+        bare = replace(
+            found,
+            migration=without_figures(m, place),
+            outage=None,
+            service_ns=None,
+            uncertainty_ns=None,
+        )
+        return migration_json(bare)
+
+
 def migration_json(found: MigrationReport) -> dict[str, Any]:
     """One migration; its times are on the clock of `host`."""
     m = found.migration
@@ -140,6 +172,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
         "incomplete": m.incomplete,
         "contested": m.contested,
         "missed_beginning": m.missed_beginning,
+        "internal_error": m.internal_error,
         "guest_clock_ns": m.guest_clock_ns,
         "started_at_ns": m.started_at_ns,
         "ended_at_ns": m.ended_at_ns,

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from vftrace.errors import MachineError
+from vftrace.faults import FAULTS, Where
 from vftrace.mailbox.driver import Value
 from vftrace.mailbox.message import Message
 from vftrace.model import figures
@@ -52,7 +53,11 @@ def perfetto_trace(report: Report) -> PerfettoTrace:
         part = pb2.Trace()
         try:
             write(_Writer(pb2, part))
+        except ValueError as error:
+            # A time that no packet can hold: the recording is damaged, not vftrace.
+            left_out.append(f"{what}: {type(error).__name__}: {error}")
         except Exception as error:
+            FAULTS.contained(Where.REPORT, error, f"{what} is not in the trace")
             left_out.append(f"{what}: {type(error).__name__}: {error}")
         else:
             trace.MergeFrom(part)

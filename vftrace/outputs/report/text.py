@@ -66,14 +66,14 @@ class _Text:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         g = glyphs(ascii=self.ascii or options.ascii_only)
         width, report = options.max_width, self.report
-        yield Text(first_line(report, g), HEADLINE_STYLE)
+        yield from guarded("the first line", lambda: [Text(first_line(report, g), HEADLINE_STYLE)])
         for damage in report.damage:
             yield Text(f"! RECORDING NOT WHOLE: {clean(damage, g)}", WARNING)
         for host in report.hosts:
             yield from self._host(host, g)
         if len(report.migrations) > 1:
             yield Text()
-            yield _overview(report, g)
+            yield from guarded("the overview", lambda: [_overview(report, g)])
         for found in report.migrations:
             yield Text()
             yield from guarded(

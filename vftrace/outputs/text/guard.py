@@ -5,14 +5,19 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from vftrace.faults import FAULTS, Where
+
 STYLE = "bold yellow"
 
 
-def guarded(what: str, render: Callable[[], Iterable[RenderableType]]) -> Sequence[RenderableType]:
-    """The part, or one line that says why it could not be drawn."""
+def guarded(
+    what: str, render: Callable[[], Iterable[RenderableType]], where: Where = Where.REPORT
+) -> Sequence[RenderableType]:
+    """The part, or one line that says why it could not be drawn; the error is counted."""
     try:
         return tuple(render())
     except Exception as error:
+        FAULTS.contained(where, error, f"{what} is not drawn")
         said = (
             f"! {what}: not shown, because of an error in vftrace ({type(error).__name__}: {error})"
         )

@@ -243,7 +243,12 @@ _NOT_COUNTED = {
 def warnings(migration: Migration) -> tuple[str, ...]:
     """What makes the figures of this migration less than certain."""
     said = []
-    if migration.contested:
+    if migration.internal_error is not None:
+        said.append(
+            f"INCOMPLETE, INTERNAL ERROR: vftrace failed on this migration ({migration.internal_error});"
+            " figures are missing or may be wrong"
+        )
+    elif migration.contested:
         said.append("CONTESTED: several VMs with this UUID acted as its destination")
     elif migration.incomplete:
         said.append("INCOMPLETE: events of this migration were lost; figures may be too small")

@@ -8,6 +8,7 @@ from rich.cells import set_cell_size
 from rich.console import RenderableType
 from rich.text import Text
 
+from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.migration import Kind, Migration, Outcome, Role, Snapshot, Vm
 from vftrace.model.vf import VfHistory
@@ -101,9 +102,13 @@ def list_page(
         for m in view_state.finished(snapshot, state)
     ]
     vms = [
-        (row_of(vm), _vm_cells(vm, snapshot, now_ns, g)) for vm in view_state.vms(snapshot, state)
+        (row_of(vm), _cells(partial(_vm_cells, vm, snapshot, now_ns, g), label(vm, g), VMS))
+        for vm in view_state.vms(snapshot, state)
     ]
-    vfs = [(row_of(vf), _vf_cells(vf, snapshot, g)) for vf in view_state.vfs(snapshot, state)]
+    vfs = [
+        (row_of(vf), _cells(partial(_vf_cells, vf, snapshot, g), clean(name_of(vf), g), VFS))
+        for vf in view_state.vfs(snapshot, state)
+    ]
     troubled = {row_of(vf) for vf in snapshot.vfs if state_of(vf) != vf.state}
     page: list[RenderableType] = []
     focus = 0
@@ -173,6 +178,7 @@ def _cells(make: Callable[[], list[str]], name: str, columns: Sequence[Column]) 
     try:
         return make()
     except Exception as error:
+        FAULTS.contained(Where.TOP, error, f"the line of {name} is not drawn")
         return [name, *[type(error).__name__] * (len(columns) - 1)]
 
 

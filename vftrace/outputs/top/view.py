@@ -8,6 +8,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from vftrace.faults import Where
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Snapshot
 from vftrace.outputs.text.clock import clock_time
@@ -153,7 +154,11 @@ def _last_word(frame: Frame, width: int, g: Glyphs) -> list[Text]:
     if newest is None:
         return []
     name = label(newest, g)
-    said = guarded(name, lambda: [Text(f"{name}: {headline(newest, frame.snapshot.at_ns)}", TITLE)])
+    said = guarded(
+        name,
+        lambda: [Text(f"{name}: {headline(newest, frame.snapshot.at_ns)}", TITLE)],
+        Where.TOP,
+    )
     console = Console(width=width)
     return [line for text in said if isinstance(text, Text) for line in text.wrap(console, width)][
         :2
@@ -243,7 +248,7 @@ def _timeline_page(frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
 def _guarded_timeline(m: Migration, frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
     """Tracing, recording and serving go on where a migration cannot be drawn."""
     draw = partial(timeline, m, frame.snapshot.at_ns, width, g)
-    return list(guarded(label(m, g), draw))
+    return list(guarded(label(m, g), draw, Where.TOP))
 
 
 def _vf_page(frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
@@ -251,7 +256,7 @@ def _vf_page(frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
     if life is None:
         return [Text("This virtual function is no longer known (Esc goes back).")]
     draw = partial(vf_lines, life, frame.snapshot, width, g, len(life.recent))
-    return list(guarded(clean(name_of(life), g), draw))
+    return list(guarded(clean(name_of(life), g), draw, Where.TOP))
 
 
 def _list_page(

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from vftrace import __version__
 from vftrace.errors import MachineError, UsageError, VftraceError
+from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.migration import Outcome, Phase, PhaseSpan, Role
 from vftrace.model.report import MigrationReport
@@ -76,6 +77,7 @@ def traces_of(migrations: Iterable[MigrationReport]) -> tuple[list[Trace], list[
         except Exception as error:
             m = found.migration
             name = figures.title(m.name, m.uuid, m.pid)
+            FAULTS.contained(Where.TRACES, error, f"migration {name} has no trace", (m.pid,))
             failed.append(f"migration {name}: no trace: {type(error).__name__}: {error}")
         else:
             traces += [trace] if trace is not None else []
@@ -396,4 +398,4 @@ class Sender:
             except VftraceError as error:
                 self.warn(str(error))
             except Exception as error:
-                self.warn(f"a trace is not sent: {type(error).__name__}: {error}")
+                FAULTS.contained(Where.TRACES, error, f"trace {trace.id} is not sent")
