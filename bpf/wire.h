@@ -38,6 +38,8 @@ enum vft_kind {
 	VFT_MAILBOX = 40,
 	VFT_VF_RESET = 41,
 	VFT_VIRTCHNL = 42,
+	VFT_CALL = 50,
+	VFT_OFF_CPU = 51,
 
 	/* The collector writes these, never the kernel side. These have a struct below ... */
 	VFT_TICK = 100,
@@ -60,6 +62,10 @@ enum vft_kind {
 	VFT_PING_SUMMARY = 122,
 	VFT_UNCOUNTED = 123,
 	VFT_TABLE_FULL = 124,
+	VFT_CALLS_TRACED = 140,
+	VFT_CALL_THREAD = 141,
+	VFT_CALL_FD = 142,
+	VFT_CALLS_MISSED = 143,
 };
 
 /* seq numbers the records of one process (tgid), or of no process (tgid 0). A record that did not
@@ -452,6 +458,47 @@ struct vft_exit {
 /* A thread of a process that logs dirty pages ended. Its process goes on, or ends with it. */
 struct vft_thread_exit {
 	struct vft_header h;
+};
+
+/* System calls of one thread while its guest stood still: one of at least 100 us (count 1), or the
+ * shorter ones with the same nr, cmd and fd that ended within 10 ms. start_ns 0: it began before
+ * the calls were traced. cmd: the request of an ioctl, else 0. fd: the first argument if it can be
+ * an fd, else -1. ret: what the last one returned. sleep_ns, queue_ns: times in them that the
+ * thread slept, and that it waited for a CPU. The collector holds such records back until they
+ * belong to a blackout, and writes them as records of its own, so process and thread are fields. */
+struct vft_call {
+	struct vft_header h;
+	u64 start_ns;
+	u64 end_ns;
+	u64 ns;
+	u64 longest_ns;
+	u64 sleep_ns;
+	u64 queue_ns;
+	s64 ret;
+	u32 pid;
+	u32 thread;
+	u32 nr;
+	u32 cmd;
+	s32 fd;
+	u32 count;
+};
+
+enum vft_off_cpu_reason {
+	VFT_QUEUED = 0,
+	VFT_STOPPED = 1,
+	VFT_SLEPT = 2
+};
+
+/* A thread was off its CPU for at least 100 us: it waited for a CPU, was stopped by a signal, or
+ * slept outside of a system call, as a page fault does. `state` is the task's (TASK_*). */
+struct vft_off_cpu {
+	struct vft_header h;
+	u64 start_ns;
+	u64 end_ns;
+	u32 pid;
+	u32 thread;
+	u32 reason;
+	u32 state;
 };
 
 struct vft_tick {

@@ -623,7 +623,7 @@ def test_nothing_is_exposed_before_there_is_a_source() -> None:
 
 def test_every_event_names_a_probe_that_there_is() -> None:
     # dirty-ring's pushes come as totals in the records of the ioctl probe
-    others = (registry.VFIO, registry.VFIO_DATA, registry.MAILBOX)
+    others = (registry.VFIO, registry.VFIO_DATA, registry.MAILBOX, registry.CALLS)
     probes = {probe.name for probe in (*registry.PROBES, *others)} - {"dirty-ring"}
     kernel = {event.PROBE for kind, event in wire.CLASSES.items() if kind < Kind.TICK}
     assert kernel == probes

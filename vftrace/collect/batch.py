@@ -103,6 +103,12 @@ class Intake:
         self._seq += 1
         self._batch.append(wire.encode(event), event)
 
+    def write_record(self, record: bytes) -> None:
+        """Append a record of the kernel side as one of the collector's own, of now: what it tells is older."""
+        head = (boottime_ns(), self._seq, len(record), wire.kind_of(record), 0, COLLECTOR)
+        self._seq += 1
+        self._batch.add(wire.HEADER.pack(*head, os.getpid()) + record[wire.HEADER.size :])
+
     def drain(self) -> Batch:
         """Return what came since the last call."""
         batch, self._batch = self._batch, Batch()

@@ -12,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from vftrace import __version__, events
+from vftrace.collect import calls
 from vftrace.collect.batch import Batch, Intake
 from vftrace.collect.clock import boottime_ns, clock_sample
 from vftrace.collect.identify import Identifier
 from vftrace.collect.network import NetworkWatch
+from vftrace.events import wire
 from vftrace.host import devices, namespaces, processes
 from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo
@@ -67,6 +69,7 @@ class LiveSource:
         self._next_second_ns = 0
         profiles = tuple(profiles)
         self.probes = Probes(self._on_kernel_record, way, drivers_of(profiles), guest_memory)
+        self._calls = calls.CallWatch(self._intake, self.probes.calls)
         self.host = host_info(self.probes, profiles)
         # Probes first, then the VMs that run already: none can slip between.
         self._meet_running()
@@ -98,16 +101,21 @@ class LiveSource:
         self._report_lost()
         self._report_uncounted()
         self._report_floods()
+        self._calls.close()
         self._intake.write(events.End, streams=streams)
         self._identifier.close()
         self.probes.close()
         return self._intake.drain()
 
     def _on_kernel_record(self, record: bytes) -> None:
+        if wire.kind_of(record) in calls.KINDS:
+            self._calls.take(record)
+            return
         event = self._intake.take_in(record)
         if event is None:
             return
         self._identifier.take(event)
+        self._calls.see(event)
         if type(event) is events.VfioMigration:
             self.probes.vfio.met_migratable()
 
@@ -116,6 +124,8 @@ class LiveSource:
             in_kvm_run = list(processes.threads_in_kvm_run(pid))
             self.probes.watch(pid, in_kvm_run)
             self._identifier.meet(pid, late=True, running=bool(in_kvm_run))
+            if not in_kvm_run:
+                self._calls.meet(pid)
             held = devices.device_fds(pid)
             self.probes.vfio.watch(pid, list(held))
             for fd in held:
@@ -136,6 +146,8 @@ class LiveSource:
             self._network.report_missed()
             for pid in self._identifier.report_gone():
                 self.probes.forget(pid)
+                self._calls.forget(pid)
+            self._calls.tick()
             if self.probes.follow():
                 self._meet_running()
             self.host = replace(self.host, probes=self.probes.status)

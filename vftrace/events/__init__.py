@@ -1,6 +1,7 @@
 """What happened: one immutable class for each kind of record (bpf/wire.h), one file for each subject."""
 
 from vftrace.events.base import COLLECTOR, NO_PROCESS, Event, Unknown
+from vftrace.events.calls import Call, CallFd, CallsMissed, CallsTraced, CallThread, OffCpu
 from vftrace.events.host import (
     ClockSample,
     Device,
@@ -53,6 +54,11 @@ __all__ = [
     "COLLECTOR",
     "NO_PROCESS",
     "Burst",
+    "Call",
+    "CallFd",
+    "CallThread",
+    "CallsMissed",
+    "CallsTraced",
     "Capability",
     "Channel",
     "ClearDirtyLog",
@@ -71,6 +77,7 @@ __all__ = [
     "NetAddress",
     "NetLink",
     "NetMissed",
+    "OffCpu",
     "Piece",
     "PingGap",
     "PingSettings",

@@ -35,6 +35,8 @@ class Kind(IntEnum):
     MAILBOX = 40
     VF_RESET = 41
     VIRTCHNL = 42
+    CALL = 50
+    OFF_CPU = 51
     TICK = 100
     CLOCK_SAMPLE = 101
     LOST = 102
@@ -53,6 +55,10 @@ class Kind(IntEnum):
     PING_SUMMARY = 122
     UNCOUNTED = 123
     TABLE_FULL = 124
+    CALLS_TRACED = 140
+    CALL_THREAD = 141
+    CALL_FD = 142
+    CALLS_MISSED = 143
 
 
 HEADER = ("QQIHHII", ("at_ns", "seq", "size", "kind", "reserved", "tgid", "tid"))
@@ -158,6 +164,25 @@ BODIES: dict[Kind, tuple[str, tuple[str, ...]]] = {
         "16sIIIIiIIi10I",
         ("pf", "driver", "vf", "direction", "opcode", "status", "size", "bytes", "ret", "word"),
     ),
+    Kind.CALL: (
+        "QQQQQQqIIIIiI",
+        (
+            "start_ns",
+            "end_ns",
+            "ns",
+            "longest_ns",
+            "sleep_ns",
+            "queue_ns",
+            "ret",
+            "pid",
+            "thread",
+            "nr",
+            "cmd",
+            "fd",
+            "count",
+        ),
+    ),
+    Kind.OFF_CPU: ("QQIIII", ("start_ns", "end_ns", "pid", "thread", "reason", "state")),
     Kind.TICK: ("", ()),
     Kind.CLOCK_SAMPLE: ("qq", ("realtime_offset_ns", "error_ns")),
     Kind.LOST: ("Q", ("count",)),
@@ -208,3 +233,6 @@ I40E = 3
 ICE = 4
 FROM_VF = 0
 TO_VF = 1
+QUEUED = 0
+STOPPED = 1
+SLEPT = 2

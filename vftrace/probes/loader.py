@@ -16,6 +16,7 @@ from vftrace.model.host import ProbeStatus
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import attach_all, captured_stderr, detach_all, first_line
 from vftrace.probes.bcc.compiler import compiled
+from vftrace.probes.calls import CallProbes
 from vftrace.probes.mailbox import MailboxProbes
 from vftrace.probes.module_watcher import ModuleProbes, instance
 from vftrace.probes.registry import (
@@ -94,6 +95,7 @@ class Probes:
                 )
         self.vfio = VfioProbes(self._bpf, way)
         self.mailbox = MailboxProbes(self._bpf, drivers)
+        self.calls = CallProbes(self._bpf)
         self._tables = Tables(self._bpf)
         self._watched = FIRST_WATCHED
         self._bpf["events"].open_ring_buffer(self._on_ring)
@@ -107,12 +109,17 @@ class Probes:
     @property
     def status(self) -> tuple[ProbeStatus, ...]:
         """How each probe is attached now."""
-        return (*self._own_status(), *self.vfio.status, *self.mailbox.status)
+        return (*self._own_status(), *self.vfio.status, *self.mailbox.status, self.calls.status)
 
     @property
     def cached(self) -> tuple[bool, ...]:
         """For each BPF object that is loaded, whether it came from the cache."""
-        return (self._bpf.cached, *self.vfio.cached, *self.mailbox.cached)
+        return (
+            self._bpf.cached,
+            *self.vfio.cached,
+            *self.mailbox.cached,
+            *self.calls.cached,
+        )
 
     def follow(self) -> bool:
         """Attach what belongs to modules that were loaded since; cheap if there is no such module.
@@ -180,6 +187,7 @@ class Probes:
 
     def close(self) -> None:
         """Detach everything. What was watched does not notice."""
+        self.calls.close()
         self.mailbox.close()
         self.vfio.close()
         self._bpf.cleanup()

@@ -17,7 +17,8 @@ NO_KVM = "the kvm module is not loaded"
 NO_VFIO = "the vfio module is not loaded"
 NO_MIGRATABLE = "no device that can migrate has been met"
 NO_CARD = f"no module {' or '.join(driver.name for driver in DRIVERS.values())} is loaded"
-WAITS = frozenset({NO_KVM, NO_VFIO, NO_MIGRATABLE, NO_CARD})
+NO_MIGRATION = "no VM migrates"
+WAITS = frozenset({NO_KVM, NO_VFIO, NO_MIGRATABLE, NO_CARD, NO_MIGRATION})
 """Why a probe may be not attached without anything being wrong: it will be when its time comes."""
 
 
@@ -208,4 +209,22 @@ MAILBOX = Probe(
 """Each driver's file in vftrace/mailbox/ has its hooks."""
 
 
-BY_NAME = {probe.name: probe for probe in (*PROBES, VFIO, VFIO_DATA, MAILBOX)}
+CALLS = Probe(
+    "calls",
+    "system calls of a migrating VMM while its guest stands still",
+    (
+        Way(
+            TRACEPOINT,
+            (
+                Hook("raw_syscalls:sys_enter", "tp_call_enter"),
+                Hook("raw_syscalls:sys_exit", "tp_call_exit"),
+                Hook("sched:sched_switch", "tp_switch"),
+                Hook("sched:sched_wakeup", "tp_wakeup"),
+            ),
+        ),
+    ),
+)
+"""Attached only while a VM migrates: it costs every system call and every switch of the host."""
+
+
+BY_NAME = {probe.name: probe for probe in (*PROBES, VFIO, VFIO_DATA, MAILBOX, CALLS)}

@@ -1,0 +1,299 @@
+"""Decides whose system calls are traced and when, and which of them are written.
+
+A source is traced from when a thread other than the main one logs dirty pages, a destination from when it starts to
+receive. Records are held back until the clock is read (the source has stopped) or set (the destination begins to
+run): what came before that belongs to no blackout and is forgotten.
+"""
+
+import platform
+import struct
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vftrace import events
+from vftrace.collect.batch import Intake
+from vftrace.collect.clock import boottime_ns
+from vftrace.events import Event, wire
+from vftrace.events.layout import Kind
+from vftrace.host import processes
+from vftrace.host.processes import printable
+from vftrace.probes.calls import CallProbes
+from vftrace.syscalls import FD_FIRST, name_of
+from vftrace.uapi import KVM_MEM_LOG_DIRTY_PAGES
+
+KINDS = frozenset({int(Kind.CALL), int(Kind.OFF_CPU)})
+"""Kinds of the records that `CallWatch.take` wants."""
+
+MAX_HELD = 16_384
+"""Records of one process that are held back; of more, the oldest are forgotten."""
+
+QUIET_NS = 30_000_000_000
+"""A process without any sign of a migration for so long is traced no longer."""
+AFTER_RUN_NS = 500_000_000
+"""So long after its vCPUs ran again: calls that began in the blackout have ended."""
+BUSY_NS = 1_000_000
+"""A waiting destination whose main thread ran for so long between two looks is receiving."""
+FD_FRESH_NS = 200_000_000
+"""After this time an fd is looked at again: its number may stand for another file."""
+
+_SIGNS = (events.GetDirtyLog, events.ResetDirtyRings)
+_MACHINE = platform.machine()
+_TAKES_FD = frozenset(nr for nr in range(1024) if name_of(_MACHINE, nr) in FD_FIRST)
+
+_HEAD = struct.Struct("<QQ8xII")
+"""at_ns, seq, tgid and tid of a record (struct vft_header in bpf/wire.h)."""
+_CALL = struct.Struct("<96xI4xi")
+"""nr and fd of struct vft_call."""
+_END = struct.Struct("<40xQ")
+"""end_ns of struct vft_call and struct vft_off_cpu."""
+
+
+@dataclass
+class _Traced:
+    """A process whose calls are traced."""
+
+    destination: bool
+    since_ns: int
+    sign_ns: int
+    next_seq: int = 0
+    held: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_HELD))
+    passing: bool = False
+    """Whether records are written at once: the guest stands still."""
+    ends_ns: int | None = None
+    """When to stop."""
+    lost: int = 0
+    missed: int = 0
+    fds: dict[int, tuple[int, str]] = field(default_factory=dict)
+    threads: set[int] = field(default_factory=set)
+
+
+class CallWatch:
+    """Traces the calls of VMMs that migrate."""
+
+    def __init__(self, intake: Intake, probes: CallProbes) -> None:
+        self._intake = intake
+        self._probes = probes
+        self._traced: dict[int, _Traced] = {}
+        self._waiting: dict[int, int] = {}
+        """By pid of a destination that has not run: how long its main thread had run when it was last looked at."""
+        self._vcpus: dict[int, set[int]] = {}
+
+    # -- who is traced --------------------------------------------------------------------------
+
+    def see(self, event: Event) -> None:
+        """Look at an event of the kernel side."""
+        kind = type(event)
+        pid = event.tgid
+        traced = self._traced.get(pid)
+        if traced is not None:
+            traced.sign_ns = event.at_ns
+        if kind is events.VcpuCreated:
+            self._vcpus.setdefault(pid, set()).add(event.tid)
+        elif kind is events.VmCreated:
+            self.meet(pid)
+        elif isinstance(event, events.Region):
+            self._region(event, traced)
+        elif isinstance(event, _SIGNS):
+            if traced is None and self._may_migrate(event):
+                self._trace(pid, destination=False)
+        elif isinstance(event, events.Clock):
+            self._clock(event, traced)
+        elif kind is events.Run:
+            self._run(event, traced)
+        elif kind is events.Exit:
+            self.forget(pid)
+
+    def meet(self, pid: int) -> None:
+        """A VM is there: a destination may begin to receive at any time."""
+        if processes.identity_of(processes.command_line(pid)).incoming:
+            self._waiting[pid] = 0
+
+    def forget(self, pid: int) -> None:
+        """A process has ended."""
+        self._waiting.pop(pid, None)
+        self._vcpus.pop(pid, None)
+        self._untrace(pid)
+
+    def tick(self) -> None:
+        """Look who receives, and end what is over."""
+        now = boottime_ns()
+        for pid, before in list(self._waiting.items()):
+            ran = _main_thread_ns(pid)
+            self._waiting[pid] = ran
+            if ran - before >= BUSY_NS:
+                self._trace(pid, destination=True)
+                if pid in self._traced:
+                    self._traced[pid].sign_ns = now
+        self._take_all(self._probes.settled())
+        self._report_missed()
+        for pid, traced in list(self._traced.items()):
+            due = traced.ends_ns is not None and traced.ends_ns <= now
+            if due or now - traced.sign_ns > QUIET_NS:
+                self._untrace(pid)
+
+    def close(self) -> None:
+        """Trace nobody any more."""
+        for pid in list(self._traced):
+            self._untrace(pid)
+
+    def _may_migrate(self, event: Event) -> bool:
+        """A migration has a thread of its own, which is no vCPU's (`Process._may_migrate` in vftrace/analysis)."""
+        return event.tid != event.tgid and event.tid not in self._vcpus.get(event.tgid, ())
+
+    def _region(self, event: events.Region, traced: _Traced | None) -> None:
+        if event.ret or not self._may_migrate(event):
+            return
+        if event.flags & KVM_MEM_LOG_DIRTY_PAGES:
+            if traced is None:
+                self._trace(event.tgid, destination=False)
+            else:
+                traced.ends_ns = None
+        elif traced is not None and not traced.destination and not traced.passing:
+            traced.ends_ns = event.at_ns + AFTER_RUN_NS
+
+    def _clock(self, event: events.Clock, traced: _Traced | None) -> None:
+        if traced is None:
+            return
+        if event.op == events.Clock.GET and event.last_exit_ns and not traced.destination:
+            traced.ends_ns = None
+            self._pass(event.tgid, traced, event.last_exit_ns)
+        elif event.op == events.Clock.SET and traced.destination:
+            self._pass(event.tgid, traced, 0)
+
+    def _run(self, event: Event, traced: _Traced | None) -> None:
+        arrived = self._waiting.pop(event.tgid, None) is not None
+        if traced is None or not (arrived or traced.passing):
+            return
+        self._pass(event.tgid, traced, 0)
+        traced.ends_ns = event.at_ns + AFTER_RUN_NS
+
+    def _trace(self, pid: int, *, destination: bool) -> None:
+        if pid in self._traced:
+            return
+        attach_ns = self._probes.trace(pid, always=destination)
+        if attach_ns is None:
+            return
+        now = boottime_ns()
+        self._traced[pid] = _Traced(destination, now, now)
+        if not destination:
+            self._probes.mark_running(pid, processes.threads_in_kvm_run(pid))
+        self._write_traced(pid, on=True, since_ns=now, attach_ns=attach_ns)
+
+    def _untrace(self, pid: int) -> None:
+        traced = self._traced.get(pid)
+        if traced is None:
+            return
+        self._take_all(self._probes.settled(pid))
+        self._report_missed()
+        self._probes.untrace(pid)
+        del self._traced[pid]
+        self._write_traced(pid, on=False, since_ns=boottime_ns(), attach_ns=0)
+
+    def _write_traced(self, pid: int, *, on: bool, since_ns: int, attach_ns: int) -> None:
+        self._intake.write(
+            events.CallsTraced,
+            pid=pid,
+            on=on,
+            since_ns=since_ns,
+            machine=_MACHINE,
+            attach_ns=attach_ns,
+        )
+
+    # -- what is written ------------------------------------------------------------------------
+
+    def take(self, record: bytes) -> None:
+        """Take a record of the kernel side whose kind is one of `KINDS`."""
+        _, seq, pid, _ = _HEAD.unpack_from(record)
+        traced = self._traced.get(pid)
+        if traced is None:
+            return
+        traced.lost += max(0, seq - traced.next_seq)
+        traced.next_seq = max(traced.next_seq, seq + 1)
+        self._take(pid, traced, record)
+
+    def _take_all(self, records: Iterable[bytes]) -> None:
+        """Take sums, which have no number."""
+        for record in records:
+            pid = _HEAD.unpack_from(record)[2]
+            traced = self._traced.get(pid)
+            if traced is not None:
+                self._take(pid, traced, record)
+
+    def _take(self, pid: int, traced: _Traced, record: bytes) -> None:
+        # At once: when it is written, the fd may be closed and the thread be gone.
+        if wire.kind_of(record) == Kind.CALL:
+            nr, fd = _CALL.unpack_from(record)
+            if nr in _TAKES_FD and fd >= 0:
+                self._name_fd(pid, traced, fd)
+        thread = _HEAD.unpack_from(record)[3]
+        if thread not in traced.threads:
+            self._name_thread(pid, traced, thread)
+        if traced.passing:
+            self._intake.write_record(record)
+            return
+        if len(traced.held) == MAX_HELD:
+            traced.since_ns = _end_ns(traced.held[0])
+        traced.held.append(record)
+
+    def _pass(self, pid: int, traced: _Traced, from_ns: int) -> None:
+        """Write what was held back and ended after `from_ns`, and from now on everything."""
+        if not traced.passing:
+            traced.passing = True
+            self._take_all(self._probes.settled(pid))
+            held = [record for record in traced.held if _end_ns(record) >= from_ns]
+            self._write_traced(pid, on=True, since_ns=traced.since_ns, attach_ns=0)
+            for record in held:
+                self._intake.write_record(record)
+        traced.held.clear()
+
+    def _name_fd(self, pid: int, traced: _Traced, fd: int) -> None:
+        now = boottime_ns()
+        seen_ns, before = traced.fds.get(fd, (0, ""))
+        if before and now - seen_ns < FD_FRESH_NS:
+            return
+        target = target_of(pid, fd) or before
+        traced.fds[fd] = now, target
+        if target != before:
+            self._intake.write(events.CallFd, pid=pid, fd=fd, target=target)
+
+    def _name_thread(self, pid: int, traced: _Traced, thread: int) -> None:
+        traced.threads.add(thread)
+        try:
+            name = Path(f"/proc/{pid}/task/{thread}/comm").read_text().rstrip("\n")
+        except OSError:
+            return
+        self._intake.write(events.CallThread, pid=pid, thread=thread, name=printable(name))
+
+    def _report_missed(self) -> None:
+        for pid, count in self._probes.missed().items():
+            traced = self._traced.get(pid)
+            if traced is not None and count + traced.lost > traced.missed:
+                traced.missed = count + traced.lost
+                self._intake.write(events.CallsMissed, pid=pid, count=traced.missed)
+
+
+def target_of(pid: int, fd: int) -> str | None:
+    """What an fd is: a file's path, `socket`, `pipe`, or an anonymous inode's name; None if it has gone."""
+    try:
+        target = str(Path(f"/proc/{pid}/fd/{fd}").readlink())
+    except OSError:
+        return None
+    if target.startswith("/"):
+        return printable(target)
+    kind, _, rest = target.partition(":")
+    return printable(rest.strip("[]")) if kind == "anon_inode" else kind
+
+
+def _end_ns(record: bytes) -> int:
+    end: int = _END.unpack_from(record)[0]
+    return end
+
+
+def _main_thread_ns(pid: int) -> int:
+    """How long a process's main thread has run (/proc/PID/schedstat); 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -1,0 +1,213 @@
+"""The probes of system calls: a BPF object of their own, attached only while a VM migrates, for that VMM only."""
+
+import ctypes
+import platform
+import struct
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from vftrace.events import layout
+from vftrace.events.layout import Kind
+from vftrace.model.host import ProbeStatus
+from vftrace.probes.attach import attach_all, captured_stderr, detach_all, first_line
+from vftrace.probes.bcc.compiler import compiled
+from vftrace.probes.registry import CALLS, NO_MIGRATION, TRACEPOINT, status_of
+from vftrace.uapi import KVM_RUN
+
+# asm/unistd_64.h, asm-generic/unistd.h
+_SYS_IOCTL = {"x86_64": 16, "aarch64": 29}
+
+_SUM_KEY = struct.Struct("=IIIIi4x")
+_SUM = struct.Struct("=QQQQQQqQ")
+_RECORD = struct.Struct("=" + layout.HEADER[0] + layout.BODIES[Kind.CALL][0])
+"""struct sum_key and struct sum of bpf/calls.h; struct vft_call of bpf/wire.h."""
+
+_SETTLED_NS = 20_000_000
+"""A sum whose last call is so old gets no other in its 10 ms."""
+
+
+class CallProbes:
+    """Traces the calls of the processes that were named, and of no other. Nothing here is needed: what cannot be
+    attached is noted in `status`."""
+
+    def __init__(self, first: Any) -> None:
+        """Load the programs. `first`: the BPF object whose ring buffer is used."""
+        self._bpf: Any = None
+        self._attached = False
+        self._reason: str | None = NO_MIGRATION
+        self._traced: set[int] = set()
+        self._deleted: dict[int, int] = {}
+        self._detaching: threading.Thread | None = None
+        if platform.machine() not in _SYS_IOCTL:
+            self._reason = f"the system calls of {platform.machine()} are not known"
+            return
+        with captured_stderr() as complaint:
+            try:
+                self._bpf = compiled("calls.bpf.c", flags(), first)
+                for hook in CALLS.ways[0].hooks:
+                    self._bpf.load_func(hook.function, self._bpf.TRACEPOINT)
+            except Exception as error:  # BCC raises Exception itself
+                self._reason = first_line(complaint(), error)
+                self.close()
+
+    @property
+    def status(self) -> ProbeStatus:
+        """How the probes are attached now."""
+        return status_of(
+            CALLS, TRACEPOINT if self._attached else None, None if self._attached else self._reason
+        )
+
+    @property
+    def cached(self) -> tuple[bool, ...]:
+        """Whether the programs came from the cache; empty without programs."""
+        return () if self._bpf is None else (self._bpf.cached,)
+
+    @property
+    def traced(self) -> frozenset[int]:
+        """The processes whose calls are traced."""
+        return frozenset(self._traced)
+
+    def trace(self, pid: int, *, always: bool) -> int | None:
+        """Trace a process from now on, `always` or only while no thread of it is in KVM_RUN.
+
+        Returns how long attaching took, ns, 0 if the probes were attached; None if the process cannot be traced. The
+        threads that are in KVM_RUN already are named by `mark_running`, afterwards.
+        """
+        if self._bpf is None:
+            return None
+        if pid in self._traced:
+            return 0
+        table = self._bpf["traced"]
+        entry = table.Leaf()
+        entry.always = always
+        try:
+            table[ctypes.c_uint32(pid)] = entry
+        except Exception:  # the table is full; BCC raises Exception itself
+            return None
+        self._traced.add(pid)
+        took = 0 if self._attached else self._attach()
+        if took is None:
+            self.untrace(pid)
+        return took
+
+    def mark_running(self, pid: int, tids: Iterable[int]) -> None:
+        """Say which threads are inside KVM_RUN since before they were traced."""
+        callers, traced = self._bpf["callers"], self._bpf["traced"]
+        marked = 0
+        for tid in tids:
+            key = ctypes.c_uint32(tid)
+            if key in callers:
+                continue
+            caller = callers.Leaf()
+            caller.tgid, caller.in_run = pid, 1
+            caller.nr, caller.cmd = _SYS_IOCTL[platform.machine()], KVM_RUN
+            callers[key] = caller
+            marked += 1
+        key = ctypes.c_uint32(pid)
+        if marked and key in traced:
+            entry = traced[key]
+            entry.running += marked
+            traced[key] = entry
+
+    def untrace(self, pid: int) -> None:
+        """Trace a process no longer. With the last process the probes are detached."""
+        if pid not in self._traced:
+            return
+        self._take_sums(pid)
+        self._traced.discard(pid)
+        for name in ("traced", "deleted_sums"):
+            self._bpf.raw(name).delete([struct.pack("=I", pid)])
+        self._deleted.pop(pid, None)
+        at = self._bpf["callers"].Leaf.tgid.offset
+        callers = self._bpf.raw("callers")
+        callers.delete([key for key, value in callers.items() if _u32(value, at) == pid])
+        if not self._traced:
+            self._detach()
+
+    def settled(self, pid: int | None = None) -> list[bytes]:
+        """The sums of short calls to which nothing is added any more, as records; all sums of `pid` if it is given."""
+        return self._take_sums(pid) if self._traced else []
+
+    def missed(self) -> dict[int, int]:
+        """By process: calls that were not recorded so far, because there were too many."""
+        if not self._traced:
+            return {}
+        at = self._bpf["traced"].Leaf.missed.offset
+        return {
+            _u32(key, 0): int.from_bytes(value[at : at + 8], "little")
+            for key, value in self._bpf.raw("traced").items()
+        }
+
+    def close(self) -> None:
+        """Detach everything."""
+        self._await_detached()
+        if self._bpf is not None:
+            self._bpf.cleanup()
+        self._bpf = None
+        self._attached = False
+        self._traced.clear()
+
+    def _attach(self) -> int | None:
+        """How long it took, ns; None if the kernel refuses."""
+        begun = time.monotonic_ns()
+        self._await_detached()
+        with captured_stderr():
+            self._reason = attach_all(self._bpf, CALLS.ways[0])
+        self._attached = self._reason is None
+        return time.monotonic_ns() - begun if self._attached else None
+
+    def _detach(self) -> None:
+        """In a thread: for each tracepoint the kernel waits until no CPU runs it (tracepoint_synchronize_unregister),
+        0.2 to 0.4 s for all of them, and the reader has to go on."""
+        if not self._attached:
+            return
+        self._attached = False
+        self._reason = NO_MIGRATION
+        arguments = (self._bpf, CALLS.ways[0])
+        self._detaching = threading.Thread(target=detach_all, args=arguments, daemon=True)
+        self._detaching.start()
+
+    def _await_detached(self) -> None:
+        if self._detaching is not None:
+            self._detaching.join()
+            self._detaching = None
+
+    def _take_sums(self, pid: int | None) -> list[bytes]:
+        """Delete sums and return them as records: all of one process, or those of all that are settled."""
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        table = self._bpf.raw("sums")
+        found = []
+        for key, value in list(table.items()):
+            tgid = _u32(key, 0)
+            ended = int.from_bytes(value[8:16], "little")
+            if tgid != pid and (pid is not None or now - ended < _SETTLED_NS):
+                continue
+            last = table.take(key)
+            value = value if last is None else last
+            if last is None:
+                table.delete([key])
+            found.append(_record(key, value))
+            self._deleted[tgid] = self._deleted.get(tgid, 0) + 1
+        for tgid, count in self._deleted.items():
+            self._bpf["deleted_sums"][ctypes.c_uint32(tgid)] = ctypes.c_uint64(count)
+        return found
+
+
+def flags() -> list[str]:
+    """The compiler's flags for this machine. Raises KeyError where its system calls are not known."""
+    return [f"-DSYS_IOCTL={_SYS_IOCTL[platform.machine()]}"]
+
+
+def _u32(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 4], "little")
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    """A record as bpf/calls.h sends it, without a number of its own."""
+    tgid, thread, nr, cmd, fd = _SUM_KEY.unpack(key)
+    start, end, ns, longest, sleep, queue, ret, count = _SUM.unpack(value)
+    head = (end, 0, _RECORD.size, Kind.CALL, 0, tgid, thread)
+    body = (start, end, ns, longest, sleep, queue, ret, tgid, thread, nr, cmd, fd, count)
+    return _RECORD.pack(*head, *body)
