@@ -30,6 +30,7 @@ class Where(StrEnum):
     HTTP = "http"
     REPORT = "report"
     TOP = "top"
+    LOG = "log"
 
 
 Keep = Callable[[Where, Collection[int], str], Path | None]
@@ -43,12 +44,12 @@ def _say(text: str) -> None:
 class Faults:
     """Counts contained errors, and reports the first of each line of code. May be used by several threads.
 
-    `keep` is set by whoever has the events and a directory for them.
+    `keep` is set by whoever has the events and a directory for them, `say` by whoever has another way to report.
     """
 
     def __init__(self, say: Callable[[str], None] = _say) -> None:
         self.keep: Keep | None = None
-        self._say = say
+        self.say = say
         self._counts: Counter[Where] = Counter()
         self._reported: set[tuple[Where, str]] = set()
         self._lock = threading.Lock()
@@ -85,9 +86,9 @@ class Faults:
                 said += f" (its events are not kept: {type(second).__name__}: {second})"
         line = f"internal error, contained ({where}), {said}"
         if kept is not None:
-            self._say(f"{line}; please report it with {kept}")
+            self.say(f"{line}; please report it with {kept}")
         else:
-            self._say(f"{line}; please report it with what follows\n{trace.rstrip()}")
+            self.say(f"{line}; please report it with what follows\n{trace.rstrip()}")
 
 
 def place_of(error: BaseException) -> str:

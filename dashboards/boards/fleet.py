@@ -24,6 +24,13 @@ MIGRATION_LINK = (
 )
 
 
+# `instance` is the address that Prometheus scrapes, unless it was relabelled.
+HOST_PAGES = (
+    {"title": "This host's page", "url": "http://${__data.fields.Host}/", "targetBlank": True},
+    {"title": "... over TLS", "url": "https://${__data.fields.Host}/", "targetBlank": True},
+)
+
+
 def board() -> models.Dashboard:
     """The board."""
     under_way = _under_way()
@@ -33,7 +40,7 @@ def board() -> models.Dashboard:
         "Migrations of all hosts: how many, how they ended, how long guests stood still, and whose were worst.",
         [
             Row(None, _figures()),
-            Row("Migrations", [_outcomes(), _strategies(), _phases(), under_way]),
+            Row("Migrations", [_outcomes(), _strategies(), _phases(), under_way, _last_outcomes()]),
             Row("Downtime", [_quantiles(), _distribution(), _checkpoints(), _worst()]),
         ],
         annotations=style.blackout_annotations(),
@@ -156,6 +163,49 @@ def _under_way() -> style.PanelBuilder:
         query(f"max by (name, instance) ({style.named(who)})", "{{name}} on {{instance}}"),
         style.numbered_mapping(style.PHASE_COLOURS, SOURCE_PHASES),
     ).height(12)
+
+
+def _last_outcomes() -> style.PanelBuilder:
+    by = "instance, job, vm"
+    ended = f"1000 * max by ({by}) ({of('migration_last_ended_timestamp_seconds')})"
+    outcome = f"max by ({by}, outcome, cause) ({of('migration_last_outcome')})"
+    last = f"({ended} * on ({by}) group_left (outcome, cause) {outcome})"
+    colours = {
+        outcome: {"color": colour, "index": index}
+        for index, (outcome, colour) in enumerate(style.OUTCOME_COLOURS.items())
+    }
+    columns = [
+        Column("A", "Ended", {"unit": "dateTimeAsIso", "custom.width": 180}),
+        Column("name", "Name"),
+        Column(
+            "vm",
+            "VM",
+            {
+                "custom.width": 320,
+                "links": [{"title": "This VM's migration", "url": MIGRATION_LINK}],
+            },
+        ),
+        Column(
+            "outcome",
+            "Outcome",
+            {
+                "custom.width": 110,
+                "custom.cellOptions": {"type": "color-text"},
+                "mappings": [{"type": "value", "options": colours}],
+            },
+        ),
+        Column("cause", "Cause", {"custom.width": 170}),
+        Column("instance", "Host", {"custom.width": 200, "links": list(HOST_PAGES)}),
+    ]
+    return style.listing(
+        "Last migrations",
+        "How the latest migration of each VM ended, as each host saw it. The host leads to the page of its vftrace,"
+        " with the report of the migration; the VM's UUID leads to its figures.",
+        [style.rows_of(f"topk(100, {style.named(last)})", "A")],
+        None,
+        columns,
+        sort="Ended",
+    ).height(10)
 
 
 def _quantiles() -> style.PanelBuilder:

@@ -29,7 +29,10 @@ def board() -> models.Dashboard:
         "Whether vftrace sees everything on every host, what it lost, and what it costs.",
         [
             Row(None, _figures()),
-            Row("What it sees", [_probes(), _events(), _missing(), _lost(), _internal_errors()]),
+            Row(
+                "What it sees",
+                [_probes(), _events(), _missing(), _lost(), _internal_errors(), _tables()],
+            ),
             Row("What it costs", [_cpu(), _memory(), _scrape()]),
             Row("Hosts", [_up(), _versions(), _clock()]),
         ],
@@ -190,6 +193,25 @@ def _internal_errors() -> style.PanelBuilder:
         .span(8)
         .height(9)
         .axis_soft_max(1)
+    )
+
+
+def _tables() -> style.PanelBuilder:
+    full = f"sum by (instance, table) ({of('kernel_table_full_total')})"
+    return (
+        style.lines(
+            "Kernel tables full",
+            "Entries for which a table of the kernel side had no room, since vftrace started there: the VMs that needed"
+            " them are marked incomplete, and with `vms` they are not traced at all.",
+            "none",
+            # A host without a full table has a line too, at 0.
+            query(
+                f"{full} or 0 * sum by (instance) ({of('build_info')})", "{{instance}} {{table}}"
+            ),
+        )
+        .span(24)
+        .height(6)
+        .fill_opacity(0)
     )
 
 

@@ -247,6 +247,8 @@ def _channel(
         state_bytes=None if postcopy else outgoing.state_bytes(fds),
         error=errno.errorcode.get(-error[1], str(-error[1])) if error else None,
         error_at_ns=error[0] if error else None,
+        # all fds of one channel have the same peer; the lowest of them, so that it does not depend on a set's order
+        peer=next((peer for fd in sorted(fds) if (peer := process.peers.get(fd))), None),
     )
 
 

@@ -1,6 +1,7 @@
 """What the live subcommands share: ending cleanly, durations, the ready line."""
 
 import argparse
+import logging
 import os
 import signal
 import socket
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
     from vftrace.collect.pump import Pump
     from vftrace.model.migration import Snapshot
+    from vftrace.outputs.log.entries import FileOf
+    from vftrace.outputs.log.migrations import MigrationLog
+
+_LOG_SECONDS = 1.0
+_LOG_SHARE = 0.02
+"""Hundreds of migrations are looked through more rarely, to take no more of the time."""
 
 
 def add_live_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +50,71 @@ def add_profile_argument(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="TOML file that describes the mailbox messages of a vendor's driver (repeatable; see docs/mailbox.md)",
     )
+
+
+def add_log_arguments(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+    """`--log.format` and `--log.level`, exporter-toolkit's names; no level means that migrations are not logged."""
+    group = parser.add_argument_group("log")
+    group.add_argument(
+        "--log.format",
+        dest="log_format",
+        choices=("text", "json"),
+        default="text",
+        help="format of the lines on standard error (default %(default)s)",
+    )
+    group.add_argument(
+        "--log.level",
+        dest="log_level",
+        choices=("debug", "info", "warning", "error"),
+        default=default,
+        help="also log a line for each migration that began or ended; warning: only those that failed"
+        f" (default {default or 'none'})",
+    )
+
+
+class LogLines:
+    """The log of a subcommand: lines on standard error, one for each migration that began and each that ended.
+
+    `tick` belongs into the loop that steps the pump. `close` logs what has ended since.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        pump: "Pump",
+        wanted: "Sequence[str]" = (),
+        file_of: "FileOf" = lambda _: None,
+    ) -> None:
+        """`args` as `add_log_arguments` made them; without a level nothing is logged."""
+        from vftrace.outputs.log.migrations import MigrationLog
+
+        self._log = None if args.log_level is None else MigrationLog(file_of)
+        self._pump = pump
+        self._wanted = tuple(wanted)
+        self._next = 0.0
+
+    def tick(self) -> None:
+        """Log what has happened, at most once a second."""
+        begun = time.monotonic()
+        if self._log is not None and begun >= self._next:
+            self._update(self._log)
+            ended = time.monotonic()
+            self._next = ended + max(_LOG_SECONDS, (ended - begun) / _LOG_SHARE)
+
+    def close(self) -> None:
+        """Log what the pump knows at its end."""
+        if self._log is not None:
+            self._update(self._log)
+
+    def _update(self, log: "MigrationLog") -> None:
+        from vftrace.model.select import select
+        from vftrace.outputs.log.handler import log as write
+
+        # `ended` first: what is settled by the end must be in the snapshot that says so.
+        trace_ended = self._pump.ended
+        snapshot = select(self._pump.snapshot(), self._wanted)
+        for entry in log.update(snapshot, self._pump.now_ns(), trace_ended=trace_ended):
+            write(entry)
 
 
 def profile_texts(args: argparse.Namespace) -> list[str]:
@@ -142,9 +214,12 @@ def has_looked(pump: "Pump") -> bool:
     return pump.event_counts().get(events.Tick, 0) > 1
 
 
-def say_ready() -> None:
+def say_ready(*, json: bool = False) -> None:
     """Print `ready` on a line of its own on standard error and tell systemd, if it asked (sd_notify(3))."""
-    print("ready", file=sys.stderr, flush=True)
+    if json:
+        logging.getLogger("vftrace").info("ready")
+    else:
+        print("ready", file=sys.stderr, flush=True)
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
         path = "\0" + address[1:] if address.startswith("@") else address

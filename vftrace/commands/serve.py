@@ -1,8 +1,8 @@
 """`vftrace serve`: metrics of this host's migrations for Prometheus."""
 
 import argparse
+import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from vftrace.commands.common import (
     Deadline,
     Interrupt,
+    LogLines,
     Selection,
     add_live_arguments,
+    add_log_arguments,
     add_profile_argument,
     keep_evidence,
     profile_texts,
@@ -67,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="playback speed of --replay: 1 is real time, 0 is as fast as possible",
     )
     add_profile_argument(parser)
+    add_log_arguments(parser, default="info")
     add_web_arguments(parser)
 
 
@@ -150,7 +153,7 @@ class Service:
         config = (
             webconfig.WebConfig
             if args.web_config is None
-            else webconfig.WebConfigFile(args.web_config, _say).current
+            else webconfig.WebConfigFile(args.web_config, _warn).current
         )
         sockets = http.activated_sockets(os.environ)
         if args.web_addresses or not sockets:
@@ -158,7 +161,7 @@ class Service:
             sockets += [http.listen(host, port) for host, port in addresses]
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self._exporter = Exporter(args.keep, _say)
+        self._exporter = Exporter(args.keep, _warn)
         registry.register(self._exporter)
         app = pages.make_app(registry, args.web_path, lambda: self._ready)
         self._servers = http.Servers(sockets, app, config)
@@ -220,7 +223,7 @@ def _sender(endpoint: str | None) -> "Sender | None":
 
     otlp.check_available()
     otlp.traces_url(endpoint)
-    return otlp.Sender(endpoint, _say)
+    return otlp.Sender(endpoint, _warn)
 
 
 def reading_of(pump: "Pump", wanted: list[str], *, traced: bool = False) -> "Reading":
@@ -247,21 +250,30 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--record and --way are for tracing, not with --replay")
     if args.speed is not None and args.replay is None:
         raise UsageError("--speed is for --replay")
+    from vftrace.outputs.log.handler import configure
+
+    configure(args.log_format, args.log_level)
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         deadline = Deadline(args.duration)
         service = Service(args)
         stack.callback(service.close)
+        # What was traced is logged after the pump is closed, which takes the last records.
+        logs = ExitStack()
+        stack.enter_context(logs)
         pump, replay = _open(args, stack)
+        log = LogLines(args, pump, args.vm)
+        logs.callback(log.close)
         service.attach(pump, args.vm)
         for url in service.urls:
             _say(f"serving {url}")
-        say_ready()
+        say_ready(json=args.log_format == "json")
         selection = Selection(args.vm, live=args.replay is None)
         while not interrupt.set and not deadline.passed():
             pump.step()
             selection.check(pump)
             service.tick()
+            log.tick()
             if replay is not None and pump.ended:
                 _say_end(replay)
                 replay = None
@@ -288,9 +300,13 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySour
 
 def _say_end(replay: "ReplaySource") -> None:
     if replay.not_whole is not None:
-        _say(f"the recording is not whole: {replay.not_whole}")
+        _warn(f"the recording is not whole: {replay.not_whole}")
     _say("the replay has ended; its last state stays served (Ctrl-C ends)")
 
 
 def _say(line: str) -> None:
-    print(f"vftrace: {line}", file=sys.stderr, flush=True)
+    logging.getLogger("vftrace").info("%s", line)
+
+
+def _warn(line: str) -> None:
+    logging.getLogger("vftrace").warning("%s", line)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import math
 import os
 import sys
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, TextIO
 from vftrace.commands.common import (
     Deadline,
     Interrupt,
+    LogLines,
     Selection,
     add_live_arguments,
+    add_log_arguments,
     add_profile_argument,
     has_looked,
     profile_texts,
@@ -81,15 +84,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--serve", action="store_true", help="serve metrics as well")
     add_profile_argument(parser)
     add_live_arguments(parser)
+    add_log_arguments(parser, default=None)
     add_web_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Show what happens until q, Ctrl-C, SIGTERM or the duration's end."""
+    from vftrace.outputs.log.handler import configure
+
     _check(args)
+    configure(args.log_format, args.log_level or "info")
     with Interrupt() as interrupt, ExitStack() as stack:
         service = _serve(args, stack)
+        # What was traced is logged after the pump is closed, which takes the last records.
+        logs = ExitStack()
+        stack.enter_context(logs)
         pump = _open(args, stack)
+        log = LogLines(args, pump, args.vm)
+        logs.callback(log.close)
         if service is not None:
             service.attach(pump, args.vm)
         if args.duration is None and args.once:
@@ -100,13 +112,14 @@ def run(args: argparse.Namespace) -> int:
             # Asked in every turn of the loops below: what has ended is counted on the way.
             if service is not None:
                 service.tick()
+            log.tick()
             return interrupt.set or deadline.passed()
 
         if args.once:
             _once(pump, args, until, lambda: interrupt.set)
         elif args.json or not _can_draw():
             if args.replay is None:
-                say_ready()
+                say_ready(json=args.log_format == "json")
             _lines(pump, args, until)
         else:
             watch(
@@ -155,7 +168,7 @@ def _serve(args: argparse.Namespace, stack: ExitStack) -> "Service | None":
     stack.callback(service.close)
     if args.json or args.once or not _can_draw():
         for url in service.urls:
-            print(f"vftrace: serving {url}", file=sys.stderr, flush=True)
+            logging.getLogger("vftrace").info("serving %s", url)
     return service
 
 

@@ -210,6 +210,8 @@ class ChannelUse:
     state_bytes: int | None
     error: str | None
     error_at_ns: int | None = None
+    peer: str | None = None
+    """The address of the other end of a TCP channel, as the source's kernel has it: `192.0.2.7:49152`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 
 from prometheus_client.samples import Exemplar
 
-from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.analysis.devices.vf_downtime import VfDowntime, VfDowntimes
+from vftrace.analysis.settled import settled as settled_at
 from vftrace.events import Event
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.host import HostInfo, ProbeStatus
 from vftrace.model.migration import (
+    Cause,
     Kind,
     Migration,
     Outcome,
@@ -30,15 +31,15 @@ from vftrace.model.migration import (
 )
 from vftrace.model.trace_id import trace_id
 
-SETTLE_NS = 1_000_000_000
-"""A migration is counted this long after its end: a role or an outcome can still change when the other
-side's last events come in."""
-
 UPDATE_NS = 1_000_000_000
 """`Accounts.update` is called so often at least: what it has noticed may be older by that."""
 
 MAX_ENDED_VMS = 1000
 """Ended VMs that are kept; a host that starts and ends VMs in a loop must not fill the memory."""
+
+OUTCOME_KEEP_NS = 3600 * 1_000_000_000
+"""How long the name and the last outcome of a VM that has ended stay, where `keep_ns` is less: an alert that fires
+minutes after a failure, and the board that is opened then, still name the VM."""
 
 _LONGEST_LABEL = 80
 
@@ -151,6 +152,15 @@ class _Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class LastOutcome:
+    """How the latest migration of a `vm` ended; `cause` None if it completed."""
+
+    outcome: Outcome
+    cause: Cause | None
+    ended_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class VmView:
     """One `vm` at one scrape.
 
@@ -166,6 +176,8 @@ class VmView:
     source: Migration | None
     destination: Migration | None
     totals: VmTotals
+    last_outcome: LastOutcome | None = None
+    """None until a migration of it has settled."""
 
     @property
     def sides(self) -> Iterator[tuple[str, Migration]]:
@@ -214,6 +226,7 @@ class Accounts:
         self._seen: dict[tuple[str, int, int], _Seen] = {}
         self._totals: dict[str, VmTotals] = {}
         self._kept: dict[str, _Kept] = {}
+        self._last_outcomes: dict[str, LastOutcome] = {}
         self._second: set[tuple[str, int]] = set()
         self._vf_downtimes = VfDowntimes(UPDATE_NS)
         self.migrations: Counter[tuple[str, str, str]] = Counter()
@@ -303,7 +316,7 @@ class Accounts:
         self._kept = {
             label: kept
             for label, kept in self._kept.items()
-            if now_ns - kept.seen_ns <= self._keep_ns
+            if now_ns - kept.seen_ns <= self._keep_ns_of(label)
             # A process that has got its UUID now is not also an ended VM called pid-N.
             and labels.get(kept.vm.pid, label) == label
         }
@@ -313,6 +326,12 @@ class Accounts:
         for _, label in ended[: max(0, len(ended) - MAX_ENDED_VMS)]:
             del self._kept[label]
         self._totals = {label: self._totals.get(label, VmTotals()) for label in self._kept}
+        self._last_outcomes = {
+            label: last for label, last in self._last_outcomes.items() if label in self._kept
+        }
+
+    def _keep_ns_of(self, label: str) -> int:
+        return max(self._keep_ns, OUTCOME_KEEP_NS if label in self._last_outcomes else 0)
 
     def _view(
         self,
@@ -331,6 +350,7 @@ class Accounts:
             source=_latest(shown, (Role.SOURCE, Role.STITCHED)),
             destination=_latest(shown, (Role.DESTINATION, Role.STITCHED)),
             totals=self._totals[label],
+            last_outcome=self._last_outcomes.get(label),
         )
 
     def _is_recent(self, migration: Migration, now_ns: int) -> bool:
@@ -372,11 +392,19 @@ class Accounts:
             outcome = migration.outcome or Outcome.UNKNOWN
             self.migrations[migration.role, migration.strategy, outcome] += 1
             self.incomplete += migration.incomplete
+            self._remember(migration, outcome, reading.now_ns)
             trace = trace_id(migration, reading.host.boot_id) if reading.traced else None
             for kind, ns in downtimes(migration).items():
                 self.downtime[kind].observe(ns / 1e9, trace)
         for phase in migration.phases:
             self._count_phase(phase, seen)
+
+    def _remember(self, migration: Migration, outcome: Outcome, now_ns: int) -> None:
+        last = LastOutcome(outcome, migration.cause, migration.ended_at_ns or now_ns)
+        label = self._label(migration)
+        before = self._last_outcomes.get(label)
+        if before is None or before.ended_at_ns <= last.ended_at_ns:
+            self._last_outcomes[label] = last
 
     def _count_save(self, migration: Migration, seen: _Seen) -> None:
         """Count a VM that was saved or loaded: it has not moved."""
@@ -410,11 +438,7 @@ def _identity(migration: Migration) -> tuple[str, int, int]:
 
 def settled(migration: Migration, reading: Reading) -> bool:
     """Whether it has ended, long enough ago that nothing more of it is expected."""
-    if migration.outcome is None:
-        return False
-    ended = migration.ended_at_ns
-    after = UNPLUG_WINDOW_NS if migration.awaits_device else SETTLE_NS
-    return reading.ended or ended is None or reading.now_ns - ended >= after
+    return settled_at(migration, reading.now_ns, trace_ended=reading.ended)
 
 
 def _belong_together(vm: Vm, other: Vm, snapshot: Snapshot) -> bool:

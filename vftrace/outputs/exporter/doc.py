@@ -17,8 +17,9 @@ What `vftrace serve` exposes. Made from the table in `vftrace/outputs/exporter/m
   source. When two VMs that have nothing to do with each other run under one UUID, the second is
   `UUID#PID`, and a line on standard error says so.
 - There is no host label: that is `instance`, which Prometheus adds.
-- VMs and migrations that ended stay for `--keep` (5 minutes), at most {MAX_ENDED_VMS:,} ended VMs. A VM that
-  does not migrate has at most 3 series, one that migrates at most 40.
+- VMs and migrations that ended stay for `--keep` (5 minutes), at most {MAX_ENDED_VMS:,} ended VMs. The name
+  and the last outcome of a VM whose migration ended stay for an hour. A VM that has never migrated has at most 3
+  series, one that has at most 5, one that migrates at most 42.
 - Counters without a `vm` begin at 0 with every combination of labels, so that `increase()` sees the first
   migration too. Those with a `vm` begin with its first migration.
 - A blackout is shorter than a scrape interval: use the `last_` gauges and the histograms, not `vm_paused`.

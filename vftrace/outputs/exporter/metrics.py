@@ -62,6 +62,9 @@ class Metric:
 WAITING = "waiting"
 """The method of a probe that is not attached because what it watches is not there."""
 
+NO_CAUSE = "none"
+"""The cause of a migration that completed."""
+
 _EVENTS: tuple[type[events.Event], ...] = (*wire.CLASSES.values(), events.Unknown)
 
 
@@ -153,6 +156,18 @@ def _last_downtime(view: View) -> Samples:
                 for kind, ns in known.items():
                     yield (vm.label, kind), ns / 1e9
                 break
+
+
+def _last_outcome(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.last_outcome is not None:
+            yield (vm.label, vm.last_outcome.outcome, vm.last_outcome.cause or NO_CAUSE), 1
+
+
+def _last_ended(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.last_outcome is not None:
+            yield from _timestamp(view, vm.label, vm.last_outcome.ended_at_ns)
 
 
 def _last_checkpoint(view: View) -> Samples:
@@ -431,6 +446,27 @@ METRICS = (
         "ioctl, channel, process",
         "an increase with outcome failed",
         _migrations,
+    ),
+    Metric(
+        "migration_last_outcome",
+        "gauge",
+        "1, with how the VM's latest migration ended and why (cause `none` if it completed); saves and loads are not "
+        "among them. One series a VM, which stays as long as the VM is here, and an hour after it.",
+        "",
+        ("vm", "outcome", "cause"),
+        "ioctl, channel, process",
+        "outcome failed whose migration_last_ended_timestamp_seconds has changed",
+        _last_outcome,
+    ),
+    Metric(
+        "migration_last_ended_timestamp_seconds",
+        "gauge",
+        "Unix time at which the migration of migration_last_outcome ended.",
+        "seconds",
+        ("vm",),
+        "ioctl, channel, process",
+        "nothing; a change of it says that another migration ended",
+        _last_ended,
     ),
     Metric(
         "saves_total",

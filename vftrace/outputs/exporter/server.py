@@ -7,10 +7,10 @@ TLS are asyncio's; what is answered is in pages.py.
 """
 
 import asyncio
+import logging
 import os
 import socket
 import ssl
-import sys
 import threading
 import time
 import urllib.parse
@@ -297,7 +297,7 @@ class Servers:
         now = time.monotonic()
         if now - self._complained >= _COMPLAIN_SECONDS:
             self._complained = now
-            print(f"vftrace: client {address}: {reason}", file=sys.stderr, flush=True)
+            logging.getLogger("vftrace").warning("client %s: %s", address, reason)
 
 
 async def _request(http: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:

@@ -1,0 +1,89 @@
+"""Follows snapshots and gives a log entry for each migration that began and each that ended. No I/O."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vftrace.analysis.settled import settled
+from vftrace.faults import FAULTS, Where
+from vftrace.model import figures
+from vftrace.model.figures import ClockSamples
+from vftrace.model.migration import Migration, Role, Snapshot
+from vftrace.outputs.log import entries
+from vftrace.outputs.log.entries import Entry, FileOf
+from vftrace.outputs.log.limit import Limit, Window
+
+_Identity = tuple[str, int, int]
+_Make = Callable[[Migration, ClockSamples, Path | None], Entry]
+
+
+@dataclass(slots=True)
+class _Logged:
+    """Whether the end of a migration whose beginning was logged is logged too."""
+
+    ended: bool = False
+
+
+class MigrationLog:
+    """The entries of what happened between two calls of `update`.
+
+    A migration's end is logged once it has settled (a second after it), so that its outcome is final.
+    """
+
+    def __init__(self, file_of: FileOf = lambda _: None) -> None:
+        self._file_of = file_of
+        self._logged: dict[_Identity, _Logged] = {}
+        self._limit = Limit()
+
+    def update(
+        self, snapshot: Snapshot, now_ns: int, *, trace_ended: bool = False
+    ) -> Iterator[Entry]:
+        """Compare with what was logged; `trace_ended` as of `settled`."""
+        before = self._logged
+        # What began as a destination is not begun again when the source is found on this host too.
+        destinations = {pid for side, pid, _ in before if side == Role.DESTINATION}
+        self._logged = {}
+        for m in sorted(snapshot.migrations, key=lambda m: m.started_at_ns):
+            identity = _identity(m)
+            logged = before.get(identity)
+            if logged is None:
+                logged = _Logged()
+                known = m.role == Role.STITCHED and m.peer_pid in destinations
+                if not known and self._admits(m, now_ns, "began"):
+                    yield from self._made(entries.began, m, snapshot)
+            self._logged[identity] = logged
+            if not logged.ended and settled(m, now_ns, trace_ended=trace_ended):
+                logged.ended = True
+                if self._admits(m, now_ns, f"{m.outcome}"):
+                    yield from self._made(entries.ended, m, snapshot)
+        for window in self._limit.over(now_ns, finish=trace_ended):
+            yield _more(window)
+
+    def _admits(self, m: Migration, now_ns: int, what: str) -> bool:
+        return self._limit.admits(
+            m.pid, figures.title(m.name, m.uuid, m.pid)[: entries.LONGEST_TEXT], now_ns, what
+        )
+
+    def _made(self, make: _Make, m: Migration, snapshot: Snapshot) -> Iterator[Entry]:
+        try:
+            yield make(m, snapshot.clock, self._file_of(m))
+        except Exception as error:
+            # One line that cannot be made leaves the others.
+            pids = [pid for pid in (m.pid, m.peer_pid) if pid is not None]
+            FAULTS.contained(Where.LOG, error, f"a migration of pid {m.pid} is not logged", pids)
+
+
+def _identity(m: Migration) -> _Identity:
+    side = Role.DESTINATION if m.role == Role.DESTINATION else Role.SOURCE
+    return side, m.pid, m.started_at_ns
+
+
+def _more(window: Window) -> Entry:
+    counts = dict(window.more)
+    began = counts.pop("began", 0)
+    return Entry(
+        logging.WARNING,
+        entries.NOT_LOGGED,
+        {"vm": window.who, "began": began, "ended": sum(counts.values()), **counts},
+    )
