@@ -80,7 +80,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         tracers: dict[str, Callable[[], AbstractContextManager[None]]] = {
             "bare": lambda: nullcontext(),
-            "vftrace": lambda: tracer([vftrace, "record", "-o", f"{directory}/r.vft"], "ready"),
+            "vftrace": lambda: tracer(
+                [vftrace, "record", "-o", f"{directory}/r.vft", "--force"], "ready"
+            ),
         }
         if shutil.which("bpftrace"):
             tracers["bpftrace"] = lambda: tracer(["bpftrace", "-e", BPFTRACE], "Attaching")

@@ -71,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         binary = Path(directory) / "loops"
         subprocess.run(["gcc", "-O2", "-o", str(binary), str(HERE / "loops.c")], check=True)
-        record = [sys.executable, "-m", "vftrace", "record", "-o", f"{directory}/x.vft"]
+        record = [sys.executable, "-m", "vftrace", "record", "-o", f"{directory}/x.vft", "--force"]
         ways = {
             "bare": (nothing, [], LOOPS),
             "vftrace": (lambda: tracer(record, "ready"), [], LOOPS),

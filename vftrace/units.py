@@ -12,10 +12,14 @@ _NS_PER_UNIT = {
     "s": 1_000_000_000,
     "m": 60 * 1_000_000_000,
     "h": 3600 * 1_000_000_000,
+    "d": 24 * 3600 * 1_000_000_000,
 }
 _BITS_PER_UNIT = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ns|us|µs|μs|ms|s|m|h)?", re.ASCII)
+_PART = r"(\d+(?:\.\d*)?|\.\d+)\s*(ns|us|µs|μs|ms|s|m|h|d)"
+_DURATION = re.compile(rf"{_PART}?", re.ASCII)
+_DURATION_PART = re.compile(_PART, re.ASCII)
+_DURATIONS = re.compile(rf"(?:{_PART}\s*)+", re.ASCII)
 _BIT_RATE = re.compile(
     r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(?:bits?|bps)?(?:/s)?", re.ASCII | re.IGNORECASE
 )
@@ -25,19 +29,22 @@ _LONGEST_NS = 10 * 365 * 24 * _NS_PER_UNIT["h"]
 
 
 def parse_duration(text: str) -> int:
-    """Read a duration such as `250ms`, `6s`, `2m` or `1.5` as integer nanoseconds.
+    """Read a duration such as `250ms`, `6s`, `2m`, `1h30m`, `7d` or `1.5` as integer nanoseconds.
 
-    Units: ns, us, ms, s, m, h; a bare number is seconds. Raises `UsageError` for anything else,
+    Units: ns, us, ms, s, m, h, d; a bare number is seconds. Raises `UsageError` for anything else,
     negative values and more than ten years.
     """
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
+    stripped = text.strip()
+    match = _DURATION.fullmatch(stripped)
+    if match is None and _DURATIONS.fullmatch(stripped) is None:
         raise UsageError(
-            f"not a duration: {text!r} (such as 250ms, 6s, 2m; a bare number is seconds)"
+            f"not a duration: {text!r} (such as 250ms, 6s, 2m, 1h30m; a bare number is seconds)"
         )
-    number, unit = match.groups()
-    unit = "s" if unit is None else unit.replace("µ", "u").replace("μ", "u")
-    exact = Decimal(number) * _NS_PER_UNIT[unit]
+    parts = [match.groups()] if match else _DURATION_PART.findall(stripped)
+    exact = Decimal(0)
+    for number, unit in parts:
+        plain = (unit or "s").replace("µ", "u").replace("μ", "u")
+        exact += Decimal(number) * _NS_PER_UNIT[plain]
     if exact > _LONGEST_NS:
         raise UsageError(f"duration too long: {text!r} (at most ten years)")
     return int(exact.to_integral_value(ROUND_HALF_EVEN))

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import struct
+import threading
 import zlib
 from dataclasses import asdict, replace
 from functools import cache
@@ -23,7 +25,7 @@ from vftrace.collect.recording import (
     RecordingWriter,
 )
 from vftrace.collect.replay import track
-from vftrace.errors import VftraceError
+from vftrace.errors import UsageError, VftraceError
 from vftrace.events import wire
 from vftrace.model.host import HostInfo, ProbeStatus
 from vftrace.probes.registry import NO_VFIO
@@ -196,7 +198,14 @@ def test_any_first_line(tmp_path: Path, meta: bytes) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"name": 5}, {"probes": []}, {"probes": {"kvm": None}}, {"started_at_ns": "1"}, {"more": 1}],
+    [
+        {"name": 5},
+        {"probes": []},
+        {"probes": {"kvm": None}},
+        {"started_at_ns": "1"},
+        {"waits": 5},
+        {"waits": [5]},
+    ],
 )
 def test_a_first_line_of_other_types(change: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "file"
@@ -271,6 +280,57 @@ def test_a_full_disk(tmp_path: Path) -> None:
         writer.write([wire.encode(events.Tick(5, 0, events.COLLECTOR, 1))])
 
 
+def test_a_key_of_a_later_version_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    meta = json.dumps({**META, "more": {"than": ["this", "version"]}, "waits": []}).encode()
+    path.write_bytes(MAGIC + struct.pack("<I", len(meta)) + meta)
+    assert Recording(path).host == HOST
+
+
+def test_an_existing_file_is_overwritten_by_request_only(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    path.write_bytes(b"the only recording of last night")
+    with pytest.raises(UsageError, match="--force"):
+        RecordingWriter(path, HOST)
+    assert path.read_bytes() == b"the only recording of last night"
+    RecordingWriter(path, HOST, force=True).close()
+    assert Recording(path).host == HOST
+    assert b"last night" not in path.read_bytes()
+
+
+def test_a_file_that_another_writes_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    writer = RecordingWriter(path, HOST)
+    before = path.read_bytes()
+    with pytest.raises(VftraceError, match="is being written by another vftrace"):
+        RecordingWriter(path, HOST, force=True)
+    assert path.read_bytes() == before
+    writer.close()
+
+
+def test_a_record_that_no_reader_takes_is_not_written(tmp_path: Path) -> None:
+    """Everything behind it would be lost."""
+    path = tmp_path / "long"
+    writer = RecordingWriter(path, HOST)
+    tick = wire.encode(events.Tick(5, 0, events.COLLECTOR, 1))
+    end = wire.encode(events.End(6, 1, events.COLLECTOR, 1, {}))
+    writer.write([tick, bytes(wire.MAX_RECORD + 1), end])
+    writer.close()
+    assert _records(path.read_bytes(), path) == ([tick, end], None)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_pipe_is_read_as_a_file(compressed: bool, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=fifo.write_bytes, args=(_packed() if compressed else _raw(),))
+    writer.start()
+    recording = Recording(fifo)
+    assert list(recording) == _before(len(_raw()))
+    assert recording.not_whole is None
+    writer.join()
+
+
 def test_how_probes_were_attached_is_a_string_in_the_file(tmp_path: Path) -> None:
     """Recordings of earlier versions have the same form (tests/golden/recordings)."""
     probes = (
@@ -281,7 +341,9 @@ def test_how_probes_were_attached_is_a_string_in_the_file(tmp_path: Path) -> Non
     path = tmp_path / "r.vft"
     RecordingWriter(path, replace(HOST, probes=probes)).close()
     size = struct.unpack_from("<I", path.read_bytes(), 8)[0]
-    assert json.loads(path.read_bytes()[12 : 12 + size])["probes"] == {
+    meta = json.loads(path.read_bytes()[12 : 12 + size])
+    assert meta["waits"] == ["vfio"]
+    assert meta["probes"] == {
         "ioctl": "fentry",
         "vfio": f"not attached: {NO_VFIO}",
         "mailbox": "not attached: kprobe: not permitted",

@@ -33,6 +33,9 @@ from vftrace.units import (
         ("0", 0),
         ("0.1s", 100_000_000),
         ("1.000000001s", 1_000_000_001),
+        ("1d", 86_400_000_000_000),
+        ("1h30m", 5_400_000_000_000),
+        ("2m 5s", 125_000_000_000),
     ],
 )
 def test_durations(text: str, ns: int) -> None:
@@ -52,7 +55,8 @@ def test_durations(text: str, ns: int) -> None:
         "1 2",
         "1e3",
         "nan",
-        "1d",
+        "1w",
+        "1h30",
         "1sec",
         "5M",
         "٣s",

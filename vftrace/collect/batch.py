@@ -99,7 +99,8 @@ class Intake:
 
     def write(self, event_type: type[Event], /, **fields: Any) -> None:
         """Append a record of the collector's own, of the time up to which it has read."""
-        event = event_type(self._reached_ns, self._seq, COLLECTOR, os.getpid(), **fields)
+        cut = {name: wire.cut_text(value) for name, value in fields.items()}
+        event = event_type(self._reached_ns, self._seq, COLLECTOR, os.getpid(), **cut)
         self._seq += 1
         self._batch.append(wire.encode(event), event)
 

@@ -6,12 +6,18 @@ gzip-compressed recordings are read as they are. The last record of a whole reco
 
 Its writer holds a lock (flock(2)) on a recording as long as it writes it, which the kernel releases however the
 writer ends: so a reader knows a recording that is being written from one whose writer was killed.
+
+The compatibility promise (docs/reference/recordings.md): keys of the first line and kinds of records that a version
+does not know are left out, and `VERSION` changes only where that would make what is read wrong.
 """
 
 import fcntl
 import gzip
 import json
+import os
+import stat
 import struct
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -20,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from zlib import crc32
 
-from vftrace.errors import VftraceError
+from vftrace.errors import UsageError, VftraceError
 from vftrace.events import wire
 from vftrace.events.layout import Kind
 from vftrace.mailbox.profile import drivers_of
@@ -29,8 +35,10 @@ from vftrace.probes.registry import WAITS
 
 MAGIC = b"VFTRACE1"
 VERSION = 1
+STANDARD = Path("-")
+"""Standard output for a writer, standard input for a reader."""
 _EARLIER_WAITS = frozenset({"no module ixgbe or igb is loaded"})
-"""Reasons that earlier versions gave for a probe whose module is not loaded yet."""
+"""Recordings of 0.1 do not name the probes that wait: their reasons tell. This one is no longer given."""
 _U32 = struct.Struct("<I")
 _FRAME = struct.Struct("<I16xI12x")
 """A frame's checksum and, behind two fields of the header, its record's size."""
@@ -40,32 +48,71 @@ BEING_WRITTEN = "not closed: it is still being written"
 NOT_CLOSED = "not closed: its writer was killed, or the file is cut"
 
 
+def check_output(path: Path, *, force: bool = False) -> None:
+    """Refuse, before anything is traced, a place where `RecordingWriter` would not write.
+
+    Raises UsageError: the file exists (unless `force`), or standard output is a terminal.
+    """
+    if path == STANDARD:
+        if sys.stdout.isatty():
+            raise UsageError("a recording is binary: give -o FILE, or send it to a file or a pipe")
+    elif not force and path.is_file():
+        raise UsageError(
+            f"{path} exists and may be the only recording of what it holds: name another file,"
+            " or give --force to overwrite it"
+        )
+
+
 class RecordingWriter:
     """Writes a recording; every `write` of a batch reaches the file at once."""
 
-    def __init__(self, path: Path, host: HostInfo) -> None:
+    def __init__(self, path: Path, host: HostInfo, *, force: bool = False) -> None:
+        """Raises VftraceError where `path` cannot be written, exists (unless `force`), or is being written."""
+        check_output(path, force=force)
         self.path = path
-        try:
-            self._file: BinaryIO = path.open("wb")
-        except OSError as error:
-            raise VftraceError(f"cannot write {path}: {error.strerror}") from error
-        lock(self._file)
+        self._file: BinaryIO = sys.stdout.buffer if path == STANDARD else _create(path, force)
         self._file.write(head_of(host))
 
     def write(self, records: list[bytes]) -> None:
-        """Append records; raises VftraceError if the disk refuses them."""
+        """Append records; raises VftraceError if the disk refuses them, BrokenPipeError if a pipe's reader left."""
         try:
             self._file.write(frames_of(records))
             self._file.flush()
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise VftraceError(f"cannot write {self.path}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close the file; raises VftraceError if the disk refuses what is left of it."""
+        """Close the file; raises VftraceError if the disk refuses what is left of it. Standard output stays open."""
         try:
-            self._file.close()
+            if self.path == STANDARD:
+                self._file.flush()
+            else:
+                self._file.close()
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise VftraceError(f"cannot write {self.path}: {error.strerror}") from error
+
+
+def _create(path: Path, force: bool) -> BinaryIO:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+    if not force and not path.exists():
+        flags |= os.O_EXCL
+    try:
+        file = open(os.open(path, flags, 0o666), "wb")  # noqa: PTH123, SIM115
+    except FileExistsError:
+        raise UsageError(f"{path} was just made by another program: name another file") from None
+    except OSError as error:
+        raise VftraceError(f"cannot write {path}: {error.strerror}") from error
+    if not lock(file):
+        file.close()
+        raise VftraceError(f"{path} is being written by another vftrace")
+    # Not before it is known that nobody else writes it.
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.truncate(0)
+    return file
 
 
 def head_of(host: HostInfo) -> bytes:
@@ -75,10 +122,11 @@ def head_of(host: HostInfo) -> bytes:
 
 
 def frames_of(records: Iterable[bytes]) -> bytes:
-    """Records as a recording holds them."""
+    """Records as a recording holds them. One that is longer than a reader takes would end the file: it is left out."""
     parts: list[bytes] = []
     for record in records:
-        parts += (_U32.pack(crc32(record)), record)
+        if len(record) <= wire.MAX_RECORD:
+            parts += (_U32.pack(crc32(record)), record)
     return b"".join(parts)
 
 
@@ -93,29 +141,20 @@ def lock(file: BinaryIO) -> bool:
     return True
 
 
-def _is_being_written(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
-
-
 class Recording:
     """An open recording: `host` says where it was made, iterating gives its records.
 
     After iteration `damage` is None, or one line on where and why the file cannot be read further. `has_end`: it
-    was closed in order; a recording without an end is not damaged. `not_whole` is one line on either.
+    was closed in order; a recording without an end is not damaged. `not_whole` is one line on either. The path `-` is
+    standard input; pipes are read as files are.
     """
 
     def __init__(self, path: Path) -> None:
+        """Raises VftraceError where `path` cannot be read or is no recording of a version that this one reads."""
         self.path = path
         self.damage: str | None = None
         self.has_end = False
-        self._file = _open(path)
+        self._file, self._fd = _open(path)
         self.host = self._read_meta()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -140,7 +179,17 @@ class Recording:
         """One line on why what was read is not all that there was; None of a whole recording."""
         if self.damage is not None or self.has_end:
             return self.damage
-        return BEING_WRITTEN if _is_being_written(self.path) else NOT_CLOSED
+        return BEING_WRITTEN if self._is_being_written() else NOT_CLOSED
+
+    def _is_being_written(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass  # nothing that can be locked
+        return False
 
     def _records_of(self, data: bytes) -> tuple[list[bytes], int]:
         """The whole records at the beginning of `data`, and how many bytes they take."""
@@ -200,20 +249,7 @@ class Recording:
                 raise VftraceError(
                     f"{self.path} has version {version}, this vftrace reads version {VERSION}"
                 )
-            probes: dict[str, str] = meta.pop("probes")
-            profiles = tuple(meta.pop("profiles", ()))
-            words = [*probes, *probes.values(), *profiles]
-            words += [meta[name] for name in ("name", "boot_id", "kernel", "vftrace")]
-            if not all(isinstance(word, str) for word in words) or not isinstance(
-                meta["started_at_ns"], int
-            ):
-                raise ValueError("a field of another type")
-            drivers_of(profiles)
-            return HostInfo(
-                **meta,
-                probes=tuple(_status_of(*item) for item in probes.items()),
-                profiles=profiles,
-            )
+            return _host_of(meta)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise VftraceError(f"{self.path} is damaged or cut at its beginning") from error
 
@@ -222,24 +258,58 @@ _NOT_ATTACHED = "not attached: "
 
 
 def meta_of(host: HostInfo) -> dict[str, Any]:
-    """The first line of a recording, where a probe's status is a string: its method, or why it has none."""
+    """The first line of a recording, where a probe's status is a string: its method, or why it has none.
+
+    `waits` names the probes that have none only because what they watch is not there yet.
+    """
     probes = {p.name: p.method or f"{_NOT_ATTACHED}{p.reason}" for p in host.probes}
-    return {**asdict(host), "probes": probes}
+    return {**asdict(host), "probes": probes, "waits": [p.name for p in host.probes if p.waits]}
 
 
-def _status_of(name: str, text: str) -> ProbeStatus:
+def _host_of(meta: dict[str, Any]) -> HostInfo:
+    """The host of a first line. Keys that this version does not know are left out: a later one wrote them."""
+    probes: dict[str, str] = meta["probes"]
+    profiles = tuple(meta.get("profiles", ()))
+    waits: list[str] | None = meta.get("waits")
+    words = [meta[name] for name in ("name", "boot_id", "kernel", "vftrace")]
+    words += [*probes, *probes.values(), *profiles, *(waits or ())]
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError("a field of another type")
+    if not isinstance(meta["started_at_ns"], int):
+        raise ValueError("a time of another type")
+    drivers_of(profiles)
+    return HostInfo(
+        name=meta["name"],
+        boot_id=meta["boot_id"],
+        kernel=meta["kernel"],
+        vftrace=meta["vftrace"],
+        started_at_ns=meta["started_at_ns"],
+        probes=tuple(_status_of(name, text, waits) for name, text in probes.items()),
+        profiles=profiles,
+    )
+
+
+def _status_of(name: str, text: str, waits: list[str] | None) -> ProbeStatus:
     if not text.startswith(_NOT_ATTACHED):
         return ProbeStatus(name, text)
     reason = text.removeprefix(_NOT_ATTACHED)
-    return ProbeStatus(name, None, reason, waits=reason in WAITS | _EARLIER_WAITS)
+    waiting = reason in WAITS | _EARLIER_WAITS if waits is None else name in waits
+    return ProbeStatus(name, None, reason, waits=waiting)
 
 
-def _open(path: Path) -> BufferedReader:
+def _open(path: Path) -> tuple[BufferedReader, int]:
+    """A stream of the recording's own bytes, and the fd of the file."""
+    if path == STANDARD:
+        if sys.stdin.isatty():
+            raise UsageError("standard input is a terminal: name a file, or send a recording")
+        file = cast(BufferedReader, sys.stdin.buffer)
     try:
-        file = path.open("rb")
-        compressed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
+        if path != STANDARD:
+            file = path.open("rb")
+        # One byte tells: MAGIC does not begin with it. A pipe cannot be wound back.
+        compressed = file.peek(1)[:1] == b"\x1f"
     except OSError as error:
         raise VftraceError(f"cannot read {path}: {error.strerror}") from error
     # it has read1 too, which gives all that can be read before the place of a damage
-    return cast(BufferedReader, gzip.GzipFile(fileobj=file)) if compressed else file
+    stream = cast(BufferedReader, gzip.GzipFile(fileobj=file)) if compressed else file
+    return stream, file.fileno()

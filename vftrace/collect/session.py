@@ -7,7 +7,8 @@ from typing import Generic, Self, TypeVar
 
 from vftrace.collect.batch import Batch, Source
 from vftrace.collect.live import LiveSource
-from vftrace.collect.recording import RecordingWriter
+from vftrace.collect.only import OnlyVms
+from vftrace.collect.recording import RecordingWriter, check_output
 from vftrace.model.host import HostInfo
 
 S = TypeVar("S", bound=Source)
@@ -19,14 +20,23 @@ class Session(Generic[S]):
     Use it as a context manager, or call `close`, which may be called again.
     """
 
-    def __init__(self, source: S, output: Path | None = None) -> None:
-        """Raises VftraceError where `output` cannot be written; the source is closed then."""
+    def __init__(
+        self,
+        source: S,
+        output: Path | None = None,
+        *,
+        force: bool = False,
+        only: OnlyVms | None = None,
+    ) -> None:
+        """Raises VftraceError where `output` cannot be written, or exists (unless `force`); the source is closed
+        then. `only`: which VMs' records are written; all are returned."""
         self.source = source
+        self._only = only
         self._closed = False
         self._writer: RecordingWriter | None = None
         if output is not None:
             try:
-                self._writer = RecordingWriter(output, source.host)
+                self._writer = RecordingWriter(output, source.host, force=force)
             except BaseException:
                 source.close()
                 raise
@@ -73,12 +83,21 @@ class Session(Generic[S]):
 
     def _write(self, batch: Batch) -> Batch:
         if self._writer is not None and batch.records:
-            self._writer.write(batch.records)
+            kept = batch if self._only is None else self._only.keep(batch)
+            self._writer.write(kept.records)
         return batch
 
 
 def open_live(
-    way: str | None = None, profiles: Sequence[str] = (), output: Path | None = None
+    way: str | None = None,
+    profiles: Sequence[str] = (),
+    output: Path | None = None,
+    *,
+    force: bool = False,
+    only: OnlyVms | None = None,
 ) -> Session[LiveSource]:
-    """Trace this host, and record to `output` if it is given. Errors as of `LiveSource` and `Session`."""
-    return Session(LiveSource(way, profiles), output)
+    """Trace this host, and record to `output` if it is given. Arguments and errors as of `LiveSource` and `Session`."""
+    if output is not None:
+        # Before the probes are attached, which takes seconds.
+        check_output(output, force=force)
+    return Session(LiveSource(way, profiles), output, force=force, only=only)

@@ -40,6 +40,13 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_force_argument(parser: argparse.ArgumentParser) -> None:
+    """`--force`, for whoever writes a recording."""
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite the recording FILE if it exists"
+    )
+
+
 def add_profile_argument(parser: argparse.ArgumentParser) -> None:
     """`--profile`, for whoever decodes mailboxes or records them."""
     parser.add_argument(

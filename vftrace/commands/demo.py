@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vftrace.commands.common import add_force_argument
 from vftrace.errors import MachineError, VftraceError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--list", action="store_true", help="list the scenarios and end")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep the recording")
+    add_force_argument(parser)
     parser.add_argument(
         "--replay", action="store_true", help="replay the recording that ships with vftrace"
     )
@@ -113,7 +115,8 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="vftrace-demo-") as directory:
         player = Player(args.scenario, Path(directory))
-        with open_live(output=args.keep or Path(directory) / "demo.vft") as session:
+        output = args.keep or Path(directory) / "demo.vft"
+        with open_live(output=output, force=args.force) as session:
             pump = Pump(session)
             try:
                 player.start()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vftrace import __version__
-from vftrace.commands.common import Interrupt, say_ready
+from vftrace.commands.common import Interrupt, add_force_argument, say_ready
 from vftrace.errors import UsageError
 from vftrace.units import format_ns, parse_duration
 
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="also write a recording for `vftrace report`"
     )
+    add_force_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     port = 0 if args.protocol == ICMP else args.port or ECHO_PORT
     target = resolve(args.address, args.protocol, port, args.version)
     pinger = open_pinger(target, args.protocol, args.interval, args.timeout)
-    with Interrupt() as interrupt, _recorder(args.record) as recorder:
+    with Interrupt() as interrupt, _recorder(args.record, force=args.force) as recorder:
         schedule = schedule_from_now(args.interval, args.duration)
         session = Session(target, args.protocol, port, schedule, args.timeout)
         with SenderProcess(pinger, schedule) as process:
@@ -184,7 +185,7 @@ class _LiveLine:
 class _Recorder:
     """Writes the recording: gaps as they are settled, ticks, clocks and totals as time passes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, force: bool) -> None:
         from vftrace.collect.recording import RecordingWriter
         from vftrace.model.host import HostInfo
         from vftrace.ping.journal import Journal
@@ -202,6 +203,7 @@ class _Recorder:
                 started_at_ns=_boottime_ns(),
                 probes=(),
             ),
+            force=force,
         )
 
     def gap(self, gap: "Gap") -> None:
@@ -240,11 +242,11 @@ class _Recorder:
 
 
 @contextlib.contextmanager
-def _recorder(path: Path | None) -> Iterator[_Recorder | None]:
+def _recorder(path: Path | None, *, force: bool) -> Iterator[_Recorder | None]:
     if path is None:
         yield None
         return
-    recorder = _Recorder(path)
+    recorder = _Recorder(path, force=force)
     try:
         yield recorder
     finally:

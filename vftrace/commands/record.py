@@ -7,6 +7,7 @@ from pathlib import Path
 from vftrace.commands.common import (
     Deadline,
     Interrupt,
+    add_force_argument,
     add_live_arguments,
     add_profile_argument,
     profile_texts,
@@ -17,33 +18,63 @@ HELP = "record migrations on this host to a file"
 EXAMPLES = (
     ("vftrace record -o migration.vft", "until Ctrl-C"),
     ("vftrace record -o migration.vft --duration 10m", "ends by itself"),
+    ("vftrace record --vm web-1 -o web-1.vft", "one VM, whenever it starts"),
+    ("vftrace record -o - --duration 60s", "to a pipe, such as one to ssh"),
 )
+
+_PATIENCE_NS = 2_000_000_000
+"""After this time a VM of `--vm` that does not run yet is named."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`-o FILE`, `--profile`, `--duration`, `--way`."""
+    """`-o FILE`, `--vm`, `--profile`, `--duration`, `--way`."""
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
         metavar="FILE",
-        help="recording to write, for `vftrace report`",
+        help="recording to write, for `vftrace report` (`-`: to standard output, a file or a pipe)",
+    )
+    add_force_argument(parser)
+    parser.add_argument(
+        "--vm",
+        action="append",
+        default=[],
+        metavar="UUID|NAME|PID",
+        help="record only this VM, now or when it starts (repeatable; the first 8 digits of a UUID are enough)",
     )
     add_profile_argument(parser)
     add_live_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record until Ctrl-C, SIGTERM or the duration's end."""
+    """Record until Ctrl-C, SIGTERM, SIGHUP or the duration's end."""
+    from vftrace.collect.only import OnlyVms
+    from vftrace.collect.recording import STANDARD
     from vftrace.collect.session import open_live
 
+    only = OnlyVms(args.vm) if args.vm else None
     profiles = profile_texts(args)
-    with Interrupt() as interrupt, open_live(args.way, profiles, args.output) as session:
+    with (
+        Interrupt() as interrupt,
+        open_live(args.way, profiles, args.output, force=args.force, only=only) as session,
+    ):
         deadline = Deadline(args.duration)
         say_ready()
+        patience = Deadline(_PATIENCE_NS if only is not None else None)
         while not interrupt.set and not deadline.passed():
             session.read()
-    size = args.output.stat().st_size
-    print(f"vftrace: wrote {args.output} ({size} bytes)", file=sys.stderr)
+            if only is not None and patience.passed():
+                patience = Deadline(None)
+                for word in only.missing:
+                    _say(f"no VM matches {word!r} yet; it is recorded when it starts")
+    for word in () if only is None else only.missing:
+        _say(f"no VM matched {word!r}")
+    if args.output != STANDARD:
+        _say(f"wrote {args.output} ({args.output.stat().st_size} bytes)")
     return 0
+
+
+def _say(line: str) -> None:
+    print(f"vftrace: {line}", file=sys.stderr, flush=True)

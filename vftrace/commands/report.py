@@ -133,12 +133,14 @@ def _load(
 ) -> "Report":
     from vftrace.analysis.hosts.join import join_hosts
     from vftrace.collect.merge import load
+    from vftrace.collect.recording import BEING_WRITTEN
 
     report = load(paths, profiles, recent)
     if what_if is not None:
         report = _replay(report, _assumptions(what_if))
     for damage in report.damage:
-        _say(f"{damage}; what comes before it is reported")
+        growing = damage.endswith(BEING_WRITTEN)
+        _say(f"{damage}; what {'it has so far' if growing else 'comes before it'} is reported")
     try:
         return join_hosts(report, clock_error_ns)
     except VftraceError:

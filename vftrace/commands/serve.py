@@ -15,6 +15,7 @@ from vftrace.commands.common import (
     Interrupt,
     LogLines,
     Selection,
+    add_force_argument,
     add_live_arguments,
     add_log_arguments,
     add_profile_argument,
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="also record what is seen to a file"
     )
+    add_force_argument(parser)
     parser.add_argument("--replay", type=Path, metavar="FILE", help="serve a recording instead")
     parser.add_argument(
         "--speed",
@@ -292,7 +294,7 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySour
     if args.replay is not None:
         replay = ReplaySource(args.replay, parse_speed(args.speed or "1"))
         return Pump(replay, profiles), replay
-    pump = Pump(stack.enter_context(open_live(args.way, profiles, args.record)))
+    pump = Pump(stack.enter_context(open_live(args.way, profiles, args.record, force=args.force)))
     keep_evidence(pump)
     stack.callback(pump.close)
     return pump, None

@@ -20,6 +20,7 @@ from vftrace.commands.common import (
     Interrupt,
     LogLines,
     Selection,
+    add_force_argument,
     add_live_arguments,
     add_log_arguments,
     add_profile_argument,
@@ -81,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="playback speed: 1 is real time (default), 0 is as fast as possible",
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="write a recording as well")
+    add_force_argument(parser)
     parser.add_argument("--serve", action="store_true", help="serve metrics as well")
     add_profile_argument(parser)
     add_live_arguments(parser)
@@ -151,7 +153,7 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "Pump":
     profiles = profile_texts(args)
     if args.replay is not None:
         return Pump(ReplaySource(args.replay, parse_speed(args.speed or "1")), profiles)
-    pump = Pump(stack.enter_context(open_live(args.way, profiles, args.record)))
+    pump = Pump(stack.enter_context(open_live(args.way, profiles, args.record, force=args.force)))
     stack.callback(pump.close)
     return pump
 

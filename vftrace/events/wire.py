@@ -26,6 +26,12 @@ _HEADER_SIZE = HEADER.size
 MAX_RECORD = 1 << 20
 """Bytes; nothing that is written is longer, so a larger size means a damaged file."""
 
+MAX_TEXT = 4096
+"""Characters of a name or a path that are written: six such texts are shorter than a record even where each
+character takes twelve bytes of JSON. Anyone who may start a VM chooses its name."""
+CUT = " [cut]"
+"""What ends a text that was longer."""
+
 _HEAD = "<QQ8xII"
 """The header without what only the codec needs: an event's first four fields."""
 _OWN = len(Event.__struct_fields__)
@@ -219,6 +225,13 @@ def shortened(record: bytes) -> bytes:
     return HEADER.pack(at_ns, seq, _PIECE_HEAD.size, kind, reserved, tgid, tid) + _PIECE.pack(
         call_ns, first_page, slot, count, layout.FILL_ONES
     )
+
+
+def cut_text(value: Any) -> Any:
+    """A field's value; a text that is longer than `MAX_TEXT` is cut and marked."""
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        return value[: MAX_TEXT - len(CUT)] + CUT
+    return value
 
 
 def encode(event: Event) -> bytes:

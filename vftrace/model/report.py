@@ -161,7 +161,7 @@ class MigrationReport:
 class Report:
     """What several recordings hold, or what is known live, by host.
 
-    `damage` has one line for each file that is not whole.
+    `damage` has one line for each file that is not whole: its path, and where or why it ends early.
     """
 
     hosts: tuple[HostReport, ...]

@@ -71,10 +71,17 @@ def _things(snapshot: Snapshot) -> list[Vm | Migration]:
 
 
 def _matches(thing: Vm | Migration, wanted: Iterable[str]) -> bool:
-    exact = {thing.name, *_pids(thing)}
-    uuid = (thing.uuid or "").lower()
+    return names_vm(wanted, thing.name, thing.uuid, _pids(thing))
+
+
+def names_vm(
+    wanted: Iterable[str], name: str | None, uuid: str | None, pids: Iterable[str]
+) -> bool:
+    """Whether one of `wanted` is this VM's name, UUID (or its first eight digits) or one of its pids."""
+    exact = {name, *pids}
+    lowered = (uuid or "").lower()
     return any(
-        word in exact or (uuid and word.lower() in (uuid, figures.uuid_short(uuid)))
+        word in exact or (lowered and word.lower() in (lowered, figures.uuid_short(lowered)))
         for word in wanted
     )
 

@@ -226,6 +226,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
             "state_bytes": m.channel.state_bytes,
             "error": m.channel.error,
             "error_at_ns": m.channel.error_at_ns,
+            "peer": m.channel.peer,
         },
         "downtime": {
             "vcpu_ns": m.downtime.vcpu_ns,

@@ -1,0 +1,106 @@
+"""Keeps of a live trace what concerns some VMs, for a recording of these only."""
+
+import struct
+from collections.abc import Sequence
+
+from msgspec import structs
+
+from vftrace import events
+from vftrace.collect.batch import Batch
+from vftrace.events import COLLECTOR, NO_PROCESS, Event, wire
+from vftrace.model.select import names_vm
+
+_SEQ = struct.Struct("<Q")
+_SEQ_AT = 8
+_MAX_WAITING = 65_536
+"""Records that wait at once for who sent them; a host that has told of no process has fewer."""
+
+_ABOUT = (
+    events.Process,
+    events.FileDescriptor,
+    events.Device,
+    events.Gone,
+    events.Uncounted,
+    events.NetAddress,
+)
+"""Records of the collector that are about the process `pid`."""
+
+
+class OnlyVms:
+    """Drops the records of all processes but those of the wanted VMs.
+
+    What belongs to the host is kept: time, clocks, losses, interfaces, mailboxes. A VM that starts later is taken
+    as soon as the collector has named its process; what the kernel side sent before waits for that. The
+    collector's own records are numbered anew, so that what is left out does not read as lost.
+    """
+
+    def __init__(self, wanted: Sequence[str]) -> None:
+        self._wanted = tuple(wanted)
+        self._is_wanted: dict[int, bool] = {}
+        self._waiting: dict[int, list[tuple[bytes, Event]]] = {}
+        self._number_waiting = 0
+        self._seq = 0
+        self.found: set[str] = set()
+        """Those of the wanted words that a process has had."""
+
+    def keep(self, batch: Batch) -> Batch:
+        """The records of a batch that are kept, in their order."""
+        kept: list[tuple[bytes, Event]] = []
+        for record, event in zip(batch.records, batch.events, strict=True):
+            if event.tgid == COLLECTOR:
+                if isinstance(event, events.Process):
+                    self._meet(event)
+                    kept += self._release(event.pid)
+                if self._concerns(event):
+                    kept.append(self._numbered(record, event))
+                continue
+            if isinstance(event, events.VmCreated):
+                # Its pid may be another process's now. The collector names it each time that it makes a VM.
+                self._is_wanted.pop(event.tgid, None)
+            if event.tgid == NO_PROCESS or self._is_wanted.get(event.tgid):
+                kept.append((record, event))
+            elif event.tgid not in self._is_wanted:
+                self._wait(record, event)
+        return Batch([record for record, _ in kept], [event for _, event in kept])
+
+    def _meet(self, event: events.Process) -> None:
+        mine = [w for w in self._wanted if names_vm([w], event.name, event.uuid, [str(event.pid)])]
+        self.found.update(mine)
+        self._is_wanted[event.pid] = bool(mine)
+
+    def _wait(self, record: bytes, event: Event) -> None:
+        if self._number_waiting >= _MAX_WAITING:
+            # The oldest: nobody has named them, and nobody will.
+            self._number_waiting -= len(self._waiting.pop(next(iter(self._waiting))))
+        self._waiting.setdefault(event.tgid, []).append((record, event))
+        self._number_waiting += 1
+
+    def _release(self, pid: int) -> list[tuple[bytes, Event]]:
+        waiting = self._waiting.pop(pid, [])
+        self._number_waiting -= len(waiting)
+        return waiting if self._is_wanted[pid] else []
+
+    def _concerns(self, event: Event) -> bool:
+        """Whether a record of the collector is about a wanted process, or about no process."""
+        if not isinstance(event, _ABOUT) or event.pid is None:
+            return True
+        return self._is_wanted.get(event.pid, False)
+
+    def _numbered(self, record: bytes, event: Event) -> tuple[bytes, Event]:
+        seq, self._seq = self._seq, self._seq + 1
+        if isinstance(event, events.End):
+            # A process that is not here at all would read as one whose records were lost.
+            streams = {
+                pid: number
+                for pid, number in event.streams.items()
+                if pid == NO_PROCESS or self._is_wanted.get(pid)
+            }
+            event = structs.replace(event, seq=seq, streams=streams)
+            return wire.encode(event), event
+        changed = record[:_SEQ_AT] + _SEQ.pack(seq) + record[_SEQ_AT + _SEQ.size :]
+        return changed, structs.replace(event, seq=seq)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Those of the wanted words that no process has had so far."""
+        return tuple(word for word in self._wanted if word not in self.found)
