@@ -83,6 +83,7 @@ FIRES = {
     "VftraceMailboxNacks": {"flooded"},
     "VftraceMailboxFlood": {"flooded"},
     "VftraceEventsLost": {"lossy"},
+    "VftraceKernelTableFull": {"lossy"},
     "VftraceProbeMissing": {"lossy"},
     "VftraceDown": {"charlie"},
     "VftraceReaderStuck": {"bravo", "delta"},
