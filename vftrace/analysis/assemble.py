@@ -2,8 +2,10 @@
 
 import errno
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from vftrace.analysis.calls.blackout import Side, calls_of
 from vftrace.analysis.devices import downtime as device_downtime
 from vftrace.analysis.devices.downtime import MigrationDevices
 from vftrace.analysis.devices.mailbox_evidence import HostContext
@@ -13,7 +15,7 @@ from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.kinds import kind_of, loaded_from, saved_to
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.phases import checkpoint_times, downtime_of, phases_of
-from vftrace.analysis.process import BURST_NS, Process
+from vftrace.analysis.process import BURST_NS, NEXT_LIFE, Process
 from vftrace.analysis.verdict import Verdict, decide, device_verdict, facts_of, was_paused
 from vftrace.model.migration import (
     Cause,
@@ -145,6 +147,11 @@ def build_migration(sides: Sides) -> Migration:
             device_state_bytes=devices.stop_copy_bytes(),
         ),
         cause_detail=verdict.detail,
+        calls=calls_of(
+            {name: times[name] for name in Checkpoint if name in times},
+            _call_sides(process, outgoing, peer, fds),
+            on_source=incoming is None or Checkpoint.CLOCK_SET not in times,
+        ),
         devices=judged.devices,
         vfs=judged.vfs,
         awaits_device=judged.awaits_device,
@@ -156,6 +163,29 @@ def build_migration(sides: Sides) -> Migration:
         vcpu_pause_ns=outgoing.longest_pause_ns or None if outgoing is not None else None,
         internal_error=None if error is None else error[1],
     )
+
+
+def _call_sides(
+    process: Process | None,
+    outgoing: OutgoingMigration | None,
+    peer: Process | None,
+    fds: set[int],
+) -> Iterator[Side]:
+    """Both sides' calls, with the parts of their threads (QEMU migration/migration.c: the incoming coroutine runs
+    in the main thread)."""
+    if process is not None and outgoing is not None:
+        parts = dict.fromkeys(process.vcpu_threads, _VCPU_THREAD) | {process.pid: _MAIN_THREAD}
+        parts[outgoing.tid] = parts.get(outgoing.tid, "migration thread")
+        stopped = {outgoing.stop.tid} if outgoing.stop is not None else set()
+        critical = frozenset({outgoing.tid} | stopped)
+        channel_fds = frozenset(channel % NEXT_LIFE for channel in fds)
+        yield Side("source", process.calls, parts, critical, channel_fds)
+    if peer is not None:
+        parts = dict.fromkeys(peer.vcpu_threads, _VCPU_THREAD) | {peer.pid: _MAIN_THREAD}
+        yield Side("destination", peer.calls, parts, frozenset({peer.pid}))
+
+
+_MAIN_THREAD, _VCPU_THREAD = "main thread", "vCPU thread"
 
 
 def _stopped_before(outgoing: OutgoingMigration | None) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from vftrace import events
 from vftrace.analysis import dirty
+from vftrace.analysis.calls.log import CallLog
 from vftrace.analysis.devices.device import Devices, PassedDevice, VfioEvent
 from vftrace.analysis.dirty import SlotLog, Unread, bitmap_of
 from vftrace.analysis.incoming import IncomingMigration
@@ -63,6 +64,7 @@ class Process:
     ended_threads: dict[int, int] = field(default_factory=dict)
     """By thread: when it ended, until something shows whether its process did too."""
     devices: Devices = field(default_factory=Devices)
+    calls: CallLog = field(default_factory=CallLog)
     outgoing: list[OutgoingMigration] = field(default_factory=list)
     settle_above: int = 0
     """How many of `outgoing` are too many (`Tracker`)."""

@@ -3,10 +3,11 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 from vftrace import events
 from vftrace.analysis.assemble import Sides, build_migration
+from vftrace.analysis.calls.log import CallEvent
 from vftrace.analysis.devices.device import Transition
 from vftrace.analysis.devices.mailbox_evidence import HostContext
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
@@ -189,6 +190,14 @@ class Tracker:
         process = self._processes.get(event.pid)
         if process is not None:
             process.devices.identify(event)
+
+    def _log_call(self, event: CallEvent) -> None:
+        process = self._processes.get(event.pid)
+        if process is None:
+            # Its last calls are written when it has ended.
+            process = next((p for p in reversed(self._ended) if p.pid == event.pid), None)
+        if process is not None:
+            process.calls.feed(event)
 
     def _gone(self, event: events.Gone) -> None:
         process = self._processes.get(event.pid)
@@ -602,6 +611,7 @@ _TAKES: dict[type[Event], Callable[[Tracker, Any], None]] = {
     events.NetMissed: Tracker._miss_network,
     events.ClockSample: Tracker._sample_clock,
     events.Tick: Tracker._tick,
+    **dict.fromkeys(get_args(CallEvent), Tracker._log_call),
     events.MailboxFlood: Tracker._hear,
     events.VfAddress: Tracker._hear,
     events.End: Tracker._compare_streams,

@@ -163,5 +163,21 @@ def threads_in_kvm_run(pid: int) -> Iterator[int]:
         except OSError:
             continue
         in_ioctl = len(words) > 2 and words[0] != "-1" and int(words[2], 16) == KVM_RUN
-        if in_ioctl or (words[0] == "running" and name.startswith("CPU ")):
+        in_guest = in_ioctl or (words[0] == "running" and name.startswith("CPU "))
+        if in_guest and not _is_user_worker(task):
             yield int(task.name)
+
+
+_PF_USER_WORKER = 0x4000
+"""include/linux/sched.h"""
+
+
+def _is_user_worker(task: Path) -> bool:
+    """Whether a thread is the kernel's own, such as KVM's for huge pages: it shows the registers of the vCPU thread
+    that made it, inside KVM_RUN (arch/x86/kvm/mmu/mmu.c, kvm_mmu_start_lpage_recovery)."""
+    try:
+        stat = (task / "stat").read_text()
+    except OSError:
+        return False
+    flags = int(stat[stat.rindex(")") + 2 :].split()[6])
+    return bool(flags & _PF_USER_WORKER)

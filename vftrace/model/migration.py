@@ -6,6 +6,8 @@ from enum import StrEnum
 from typing import Literal
 
 from vftrace.events import NetAddress, NetLink
+from vftrace.model.calls import BlackoutCalls
+from vftrace.model.checkpoint import Checkpoint as Checkpoint
 from vftrace.model.vf import VfHistory
 
 
@@ -75,24 +77,6 @@ class Phase(StrEnum):
     DEVICE_LOAD = "device-load"
     RESUME = "resume"
     RUNNING = "running"
-
-
-class Checkpoint(StrEnum):
-    """The steps of the blackout in the order in which QEMU passes them.
-
-    `held` ends when somebody said `cont`: kvmclock is set only then (QEMU hw/i386/kvm/clock.c,
-    kvmclock_vm_state_change), so it stands before `clock-set`.
-    """
-
-    VCPUS_STOPPED = "vcpus-stopped"
-    DEVICES_STOPPED = "devices-stopped"
-    CLOCK_READ = "clock-read"
-    FINAL_SYNC_DONE = "final-sync-done"
-    STATE_SAVED = "state-saved"
-    DEVICES_LOADED = "devices-loaded"
-    HELD = "held"
-    CLOCK_SET = "clock-set"
-    VCPUS_RUNNING = "vcpus-running"
 
 
 CHANNEL_KINDS = frozenset(("tcp", "unix", "socket", "pipe", "file", "unknown"))
@@ -423,6 +407,8 @@ class Migration:
     """The VMM kept the vCPUs out of the guest for a good part of the time when it stopped them (auto-converge)."""
     vcpu_pause_ns: int | None = None
     """The longest time that a vCPU stayed out of the guest before the stop: a throttled one sleeps so long."""
+    calls: BlackoutCalls | None = None
+    """What the VMMs' threads did in the blackout; None where that was not traced at all."""
     awaits_device: bool = False
     """A device left before it began, and none has come for it yet: whether this is an unplug is still open."""
     internal_error: str | None = None

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from vftrace.analysis.calls.blackout import joined
 from vftrace.analysis.hosts.causality import Pair
 from vftrace.analysis.hosts.devices import (
     join_device_downtimes,
@@ -62,6 +63,7 @@ def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
         ),
         devices=join_devices(source, destination),
         vfs=join_vfs(source, destination),
+        calls=joined(source.calls, destination.calls, times, on_source=failed),
     )
     return MigrationReport(
         migration, pair.source.host, pair.destination.host, offset.uncertainty_ns, offset

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TypeVar
 
+from vftrace.model.calls import BlackoutCalls
 from vftrace.model.migration import DeviceUse, Migration, PhaseSpan, VfPhase, VfUse
 
 _Interval = TypeVar("_Interval", PhaseSpan, VfPhase)
@@ -24,11 +25,23 @@ def shifted(m: Migration, ns: int) -> Migration:
         downtime=replace(m.downtime, checkpoints=checkpoints),
         devices=tuple(_device(use, ns) for use in m.devices),
         vfs=tuple(_vf(vf, ns) for vf in m.vfs),
+        calls=None if m.calls is None else _calls(m.calls, ns),
     )
 
 
 def _device(use: DeviceUse, ns: int) -> DeviceUse:
     return replace(use, states=tuple(replace(s, at_ns=s.at_ns + ns) for s in use.states))
+
+
+def _calls(calls: BlackoutCalls, ns: int) -> BlackoutCalls:
+    return replace(
+        calls,
+        spans=tuple(
+            replace(span, start_ns=span.start_ns + ns, end_ns=span.end_ns + ns)
+            for span in calls.spans
+        ),
+        traced=tuple((side, since + ns, _later(until, ns)) for side, since, until in calls.traced),
+    )
 
 
 def _vf(vf: VfUse, ns: int) -> VfUse:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from vftrace import __version__
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
+from vftrace.model.calls import CallTotal
 from vftrace.model.migration import Checkpoint, Kind, Migration, Outcome, Phase, Role
 from vftrace.model.report import HostReport, MigrationReport, Report
 from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, timeline_of
+from vftrace.outputs.text.calls import LEAST_PART, cause_words, caveats, told_steps
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.glyphs import UNICODE
 from vftrace.outputs.text.words import (
@@ -112,6 +114,7 @@ def _migration(number: int, found: MigrationReport) -> Iterator[str]:
         yield "<h3>The blackout</h3>"
         yield _blackout_drawing(lane)
         yield _blackout_table(m)
+        yield from _calls(m)
     yield "<h3>The whole migration</h3>"
     yield _drawing(line)
     if m.rounds:
@@ -338,6 +341,42 @@ def _blackout_table(m: Migration) -> str:
         name = f"<b>{escape(c.name)}</b>" if c.name == m.downtime.set_by else escape(c.name)
         rows.append(_row([swatch + name, _duration(c.ns), share, escape(happens(m, c.name))]))
     return _table(("checkpoint", "took", "share", "what happens until it"), rows)
+
+
+def _calls(m: Migration) -> Iterator[str]:
+    """What took each step, and all calls of the blackout."""
+    calls = m.calls
+    if calls is None or not calls.steps:
+        return
+    yield from (_warning(caveat) for caveat in caveats(calls))
+    rows = [
+        _row(
+            [
+                escape(step.checkpoint) if number == 0 else "",
+                escape(cause_words(cause)),
+                _duration(cause.ns),
+                f"{100 * cause.ns / step.ns:.0f}%",
+                escape(cause.side),
+                _duration(cause.longest_ns),
+            ]
+        )
+        for step in told_steps(calls)
+        for number, cause in enumerate(c for c in step.causes if c.ns >= LEAST_PART * step.ns)
+    ]
+    heads = ("until", "what took it", "took", "share of the step", "side", "longest single")
+    yield f"<h3>What took it</h3>{_table(heads, rows)}"
+    if calls.totals:
+        table = _table(
+            ("call", "side", "count", "in all", "longest", "slept", "waited for a CPU"),
+            [_row([escape(cell) for cell in _total(total)]) for total in calls.totals],
+        )
+        yield f"<details><summary>All calls of the blackout</summary>{table}</details>"
+
+
+def _total(total: CallTotal) -> tuple[str, ...]:
+    call = total.call if total.target is None else f"{total.call}({total.target})"
+    times = (total.ns, total.longest_ns, total.sleep_ns, total.queue_ns)
+    return (call, total.side, str(total.count), *map(_duration, times))
 
 
 def _rounds_table(m: Migration) -> str:

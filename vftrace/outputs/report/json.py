@@ -5,6 +5,7 @@ from typing import Any
 
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
+from vftrace.model.calls import BlackoutCalls
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Outcome, Snapshot, without_figures
 from vftrace.model.report import HostReport, MigrationReport, Outage, Report, live_report
@@ -244,6 +245,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
                 for d in m.downtime.devices
             ],
             "slowest_device": m.downtime.slowest_device,
+            "calls": None if m.calls is None else _calls(m.calls),
         },
         "devices": [
             {
@@ -272,6 +274,28 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
             for v in m.vfs
         ],
         "forecast": None if m.forecast is None else asdict(m.forecast),
+    }
+
+
+def _calls(calls: BlackoutCalls) -> dict[str, Any]:
+    """What took each step: causes of a step add up to it. `totals` are the calls that took longest."""
+    return {
+        "named_ns": calls.named_ns,
+        "missed": calls.missed,
+        "attach_ns": calls.attach_ns,
+        "traced": [
+            {"side": side, "since_at_ns": since, "until_at_ns": until}
+            for side, since, until in calls.traced
+        ],
+        "steps": [
+            {
+                "checkpoint": step.checkpoint,
+                "ns": step.ns,
+                "causes": [asdict(cause) for cause in step.causes],
+            }
+            for step in calls.steps
+        ],
+        "totals": [asdict(total) for total in calls.totals],
     }
 
 

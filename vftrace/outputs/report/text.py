@@ -12,6 +12,7 @@ from rich.text import Text
 from vftrace.model import figures
 from vftrace.model.migration import Kind, Migration, Outcome, Role, Snapshot
 from vftrace.model.report import HostReport, MigrationReport, Report
+from vftrace.outputs.text.calls import calls_part
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.devices import devices_part
 from vftrace.outputs.text.forecast import forecast_of
@@ -190,6 +191,7 @@ def render_migration(
         yield Text()
         yield Text(f"Blackout: {lasted} (last vCPU exit to first vCPU entry)", "bold")
         yield blackout_table(m, now, width, g)
+        yield from calls_part(m, g)
     yield Text()
     yield Text("Phases", "bold")
     yield phases_table(m, now, width, g)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vftrace.model import figures
+from vftrace.model.calls import CallSpan
 from vftrace.model.migration import Checkpoint, DeviceUse, Migration, Phase, Role, VfUse
 from vftrace.model.report import MigrationReport
 
@@ -19,7 +20,8 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Intervals of one kind in order: `source`, `destination`, `vcpus`, `blackout`, `gap`, `rounds`, `device`, `vf`"""
+    """Intervals of one kind in order: `source`, `destination`, `vcpus`, `blackout`, `gap`, `rounds`, `device`, `vf`,
+    `calls` of one thread in the blackout"""
 
     kind: str
     title: str
@@ -65,6 +67,7 @@ def timeline_of(found: MigrationReport) -> Timeline:
         Lane("rounds", "rounds", tuple(_rounds(m))),
         *(Lane("device", _device(d), tuple(_states(d, start, end))) for d in m.devices),
         *(Lane("vf", _vf_title(v), tuple(_vf(v, end))) for v in m.vfs),
+        *_threads(m),
     ]
     drawn = tuple(lane for lane in lanes if lane.slices)
     starts = [start, *(s.start_ns for lane in drawn for s in lane.slices)]
@@ -135,6 +138,34 @@ def _states(device: DeviceUse, begin: int, end: int) -> Iterator[Slice]:
             slices.append(Slice(state.state, start, max(start, until)))
         until = state.at_ns
     yield from reversed(slices)
+
+
+MAX_THREADS = 32
+"""Threads that are drawn: those that did most."""
+
+
+def _threads(m: Migration) -> Iterator[Lane]:
+    """A lane for each thread with calls in the blackout. Several short calls are drawn from the first to the last."""
+    threads: dict[tuple[str, int, str], list[CallSpan]] = {}
+    for span in m.calls.spans if m.calls is not None else ():
+        threads.setdefault((span.side, span.tid, span.thread), []).append(span)
+    most = sorted(threads.items(), key=lambda item: -sum(span.ns for span in item[1]))[:MAX_THREADS]
+    for (side, tid, thread), spans in sorted(most):
+        title = figures.printable(f"{side} {thread} {tid}")
+        yield Lane("calls", title, tuple(_calls(spans)))
+
+
+def _calls(spans: list[CallSpan]) -> Iterator[Slice]:
+    """Slices that follow each other: a wait for a CPU inside a call is cut out of it."""
+    at = 0
+    for span in sorted(spans, key=lambda span: (span.start_ns, span.end_ns)):
+        start = max(at, span.start_ns)
+        if start < span.end_ns:
+            call = span.call or span.kind
+            count = f"{span.count} " if span.count > 1 else ""
+            target = f"({span.target})" if span.target else ""
+            yield Slice(f"{count}{call}{target}", start, span.end_ns)
+            at = span.end_ns
 
 
 def _vf_title(vf: VfUse) -> str:

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from vftrace.model import figures
 from vftrace.model.migration import Migration
+from vftrace.outputs.text.calls import top_line
 from vftrace.outputs.text.devices import devices_part
 from vftrace.outputs.text.forecast import forecast_of
 from vftrace.outputs.text.glyphs import Glyphs, shorten, sparkline
@@ -48,6 +49,9 @@ def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[R
             g,
         ),
     ]
+    took = top_line(m, width, g)
+    if took:
+        page.append(Text(took))
     forecast = forecast_of(m)
     if forecast is not None:
         page.append(Text(f"forecast {forecast}"))

@@ -1,0 +1,1 @@
+"""From records of system calls to what took each step of a blackout."""

@@ -1,0 +1,156 @@
+"""What the threads of a migrating VMM did while its guest stood still: calls, waits, and what took each step.
+
+Times are CLOCK_BOOTTIME nanoseconds on the clock of the migration.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from vftrace.model.checkpoint import Checkpoint
+
+CallSide = Literal["source", "destination"]
+
+
+class CauseKind(StrEnum):
+    """What a thread was doing.
+
+    `call`: a system call that does something itself, `channel`: one that waits for the other end of a socket or a pipe,
+    `wait`: one that does nothing until somebody else does something. `on-cpu`: the VMM's own code. `run-queue`: it
+    waited for a CPU. `stopped`: by a signal. `page-fault`: it slept outside of system calls. `not-traced`: not seen.
+    """
+
+    CALL = "call"
+    CHANNEL = "channel"
+    WAIT = "wait"
+    ON_CPU = "on-cpu"
+    RUN_QUEUE = "run-queue"
+    STOPPED = "stopped"
+    PAGE_FAULT = "page-fault"
+    NOT_TRACED = "not-traced"
+
+
+IDLE = frozenset({CauseKind.WAIT, CauseKind.NOT_TRACED})
+"""Kinds with which nobody did anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallSpan:
+    """A call of one thread, several short ones, or a time in which a thread did not run.
+
+    `tid` and `thread` (its part or its name) say who, `call` is a system call's or an ioctl request's name, `target`
+    what it was on. `ns` is the time of all `count` calls: less than `end_ns - start_ns` where they are several.
+    """
+
+    side: CallSide
+    tid: int
+    thread: str
+    kind: CauseKind
+    call: str | None
+    target: str | None
+    start_ns: int
+    end_ns: int
+    ns: int
+    longest_ns: int
+    count: int
+    sleep_ns: int = 0
+    queue_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What took a part of a step: `ns` of it. Causes of a step do not overlap: their sum is the step.
+
+    `thread` is None where several threads did it. `longest_ns` is the longest single call or wait, which may have begun
+    before the step.
+    """
+
+    kind: CauseKind
+    side: CallSide
+    call: str | None
+    target: str | None
+    thread: str | None
+    ns: int
+    count: int
+    longest_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepCauses:
+    """What took the time until a checkpoint, longest first."""
+
+    checkpoint: Checkpoint
+    ns: int
+    causes: tuple[Cause, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallTotal:
+    """All calls of one kind on one target by one side in the blackout, whether they delayed it or not."""
+
+    side: CallSide
+    call: str
+    target: str | None
+    count: int
+    ns: int
+    longest_ns: int
+    sleep_ns: int
+    queue_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlackoutCalls:
+    """The calls of one blackout. `missed` counts those that were not recorded.
+
+    `spans` are all of them, or if not `whole` the longest; `critical` the threads that drive the migration.
+    `traced` has for each side from when to when it was traced; `attach_ns` is how long attaching the probes took.
+    """
+
+    steps: tuple[StepCauses, ...]
+    totals: tuple[CallTotal, ...]
+    spans: tuple[CallSpan, ...]
+    whole: bool
+    critical: frozenset[tuple[CallSide, int]]
+    traced: tuple[tuple[CallSide, int, int | None], ...]
+    missed: int
+    attach_ns: int | None
+
+    @property
+    def ns(self) -> int:
+        """The length of all steps."""
+        return sum(step.ns for step in self.steps)
+
+    @property
+    def named_ns(self) -> int:
+        """The part of the steps that a call, a wait or the VMM's own code took."""
+        return sum(
+            cause.ns
+            for step in self.steps
+            for cause in step.causes
+            if cause.kind != CauseKind.NOT_TRACED
+        )
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """What took the whole blackout, longest first."""
+        return merged(cause for step in self.steps for cause in step.causes)
+
+
+def merged(causes: Iterable[Cause]) -> tuple[Cause, ...]:
+    """Add up causes that are the same, longest first."""
+    by_key: dict[tuple[object, ...], Cause] = {}
+    for one in causes:
+        key = (one.kind, one.side, one.call, one.target, one.thread)
+        before = by_key.get(key)
+        by_key[key] = (
+            one
+            if before is None
+            else Cause(
+                *key[:5],
+                before.ns + one.ns,
+                before.count + one.count,
+                max(before.longest_ns, one.longest_ns),
+            )
+        )
+    return tuple(sorted(by_key.values(), key=lambda cause: -cause.ns))
