@@ -16,7 +16,10 @@ from typing import NoReturn, Protocol, cast
 
 from vftrace.errors import MachineError, UsageError, VftraceError
 
-COMMANDS = ("demo", "top", "serve", "record", "report", "ping", "mailbox", "doctor")
+COMMANDS = (
+    *("demo", "top", "serve", "record", "list", "report", "dump", "anonymize"),
+    *("ping", "mailbox", "doctor"),
+)
 """Subcommands in the order of the help; one whose module is missing is not offered."""
 
 EXIT_FAILED = 1

@@ -171,6 +171,25 @@ def read(directory: Path) -> Contents:
     return Contents(tuple(entries), tuple(notes))
 
 
+def entries(paths: Iterable[Path]) -> dict[Path, Entry]:
+    """What recordings hold that are named one by one, by path; what an index beside them knows is not read again."""
+    indexes: dict[Path, dict[str, Entry]] = {}
+    found: dict[Path, Entry] = {}
+    for path in paths:
+        try:
+            # `-` and pipes have no index, and can be read only once.
+            status = path.stat() if path.is_file() else os.stat_result((0,) * 10)
+        except OSError as error:
+            found[path] = Entry(path.name, 0, 0, error=error.strerror)
+            continue
+        if path.parent not in indexes:
+            indexes[path.parent] = _read_index(path.parent / NAME)[0]
+        known = indexes[path.parent].get(path.name) if path.is_file() else None
+        fits = known is not None and _fits(known, status)
+        found[path] = known if known is not None and fits else _look(path, status)[0]
+    return found
+
+
 def add(path: Path, report: Report | None = None) -> str | None:
     """Note a recording that was closed; returns one line if the index cannot be written, which harms nothing.
 
@@ -253,7 +272,8 @@ def _look(path: Path, status: os.stat_result) -> tuple[Entry, bool]:
     try:
         report = load([path])
     except VftraceError as error:
-        return _entry(path.name, status, error=str(error).removeprefix(f"{path} ")), False
+        said = str(error).removeprefix(f"cannot read {path}: ").removeprefix(f"{path} ")
+        return _entry(path.name, status, error=said), False
     (damage,) = report.damage or (None,)
     damage = None if damage is None else damage.removeprefix(f"{path}: ")
     named = FileName.parse(path.name)

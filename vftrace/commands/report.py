@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vftrace.analysis.devices.vf_history import MAX_RECENT
+from vftrace.commands import pager
 from vftrace.commands.common import add_profile_argument, profile_texts
+from vftrace.commands.select import add_select_arguments, selectors_of
 from vftrace.errors import UsageError, VftraceError
 from vftrace.faults import FAULTS, Where
 from vftrace.units import parse_duration
@@ -26,6 +28,8 @@ HELP = "say where the time of recorded migrations went"
 EXAMPLES = (
     ("vftrace report migration.vft", "what took how long, as text"),
     ("vftrace report source.vft destination.vft", "join the recordings of both hosts"),
+    ("vftrace report --last 1", "the latest migration that the flight recorder has kept"),
+    ("vftrace report /var/lib/vftrace --vm web-1 --since 2h", "of one VM, in the last two hours"),
     (
         "vftrace report migration.vft -o report.html",
         "a page for a browser; also .json and .perfetto-trace",
@@ -43,17 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
         type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="a recording of `vftrace record` or `vftrace ping`; recordings of several hosts are joined",
+        nargs="*",
+        metavar="FILE|DIR",
+        help="a recording of `vftrace record` or `vftrace ping` (`-`: standard input), or a directory of recordings;"
+        " those of several hosts are joined (default: $STATE_DIRECTORY, else /var/lib/vftrace)",
     )
-    parser.add_argument(
-        "--vm",
-        action="append",
-        default=[],
-        metavar="UUID|NAME|PID",
-        help="report only this VM (repeatable; the first 8 digits of a UUID are enough)",
-    )
+    add_select_arguments(parser)
     parser.add_argument(
         "--format",
         choices=("text", "json", "html", "perfetto"),
@@ -109,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--heatmap draws text, or an image with -o FILE.png")
     profiles = profile_texts(args)
     recent = _DRAWN_MESSAGES if args.format == "perfetto" else MAX_RECENT
-    report = _selected(_load(args.files, profiles, recent, args.what_if, args.clock_error), args.vm)
+    report = _asked_for(args, profiles, recent)
     if args.compare:
         _compare(args, report)
     elif args.heatmap and args.output is not None and args.output.suffix == ".png":
@@ -124,18 +123,54 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(
-    paths: Sequence[Path],
-    profiles: Sequence[str],
-    recent: int = MAX_RECENT,
-    what_if: str | None = None,
-    clock_error_ns: int | None = None,
-) -> "Report":
-    from vftrace.analysis.hosts.join import join_hosts
+def _asked_for(args: argparse.Namespace, profiles: Sequence[str], recent: int) -> "Report":
+    """The migrations that the arguments name. VftraceError where a directory has none of them."""
+    from vftrace.archive.past import (
+        default_directory,
+        files_of,
+        gather,
+        keep,
+        load_files,
+        narrow,
+        select,
+    )
     from vftrace.collect.merge import load
+
+    selectors = selectors_of(args)
+    paths = args.files or [default_directory()]
+    directories = [path for path in paths if path.is_dir()]
+    if not directories:
+        report = _join(load(paths, profiles, recent), args.what_if, args.clock_error)
+        report = _selected(report, args.vm)
+        return narrow(report, selectors) if selectors.some else report
+    listed = gather(directories)
+    wanted = select(listed, selectors)
+    report = load_files(files_of(wanted, listed), profiles, recent)
+    files = [path for path in paths if path not in directories]
+    if files:
+        report = _both(report, load(files, profiles, recent))
+    report = _join(report, args.what_if, args.clock_error)
+    report = narrow(report, selectors) if files else keep(report, wanted)
+    if not report.migrations:
+        matching = " that matches" if selectors.some else ""
+        raise VftraceError(f"no migration{matching} in {', '.join(map(str, paths))}")
+    return report
+
+
+def _both(first: "Report", second: "Report") -> "Report":
+    from vftrace.model.report import Report
+
+    return Report.of_hosts(
+        (*first.hosts, *second.hosts),
+        (*first.pings, *second.pings),
+        (*first.damage, *second.damage),
+    )
+
+
+def _join(report: "Report", what_if: str | None, clock_error_ns: int | None) -> "Report":
+    from vftrace.analysis.hosts.join import join_hosts
     from vftrace.collect.recording import BEING_WRITTEN
 
-    report = load(paths, profiles, recent)
     if what_if is not None:
         report = _replay(report, _assumptions(what_if))
     for damage in report.damage:
@@ -238,10 +273,11 @@ _FORMATS = {"json": _json, "html": _html, "perfetto": _perfetto}
 
 
 def _compare(args: argparse.Namespace, report: "Report") -> None:
+    from vftrace.collect.merge import load
     from vftrace.outputs.report.compare import compare, compare_json, pairs_of, render_comparisons
     from vftrace.outputs.text.glyphs import glyphs
 
-    other = _load(args.compare, profile_texts(args), clock_error_ns=args.clock_error)
+    other = _join(load(args.compare, profile_texts(args)), None, args.clock_error)
     a, b = report.migrations, other.migrations
     if not a or not b:
         empty = args.files if not a else args.compare
@@ -258,6 +294,12 @@ def _compare(args: argparse.Namespace, report: "Report") -> None:
 def _print_text(args: argparse.Namespace, what: "RenderableType") -> None:
     from rich.console import Console
 
+    if args.output is None and pager.is_wanted(no_pager=args.no_pager):
+        console = Console(highlight=False)
+        with console.capture() as captured:
+            console.print(what)
+        pager.page(captured.get())
+        return
     if args.output is None:
         Console(highlight=False).print(what)
         return

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from difflib import get_close_matches
+from typing import Protocol
 
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Snapshot, Vm
@@ -40,10 +41,30 @@ def unmatched(snapshot: Snapshot, wanted: Collection[str]) -> tuple[str, ...]:
     return tuple(word for word in wanted if not any(_matches(each, (word,)) for each in things))
 
 
+class Named(Protocol):
+    """What has a VM's name: a VM, a migration, a row of a list. It may have a `peer_pid`."""
+
+    @property
+    def name(self) -> str | None:
+        """The VM's name."""
+
+    @property
+    def uuid(self) -> str | None:
+        """The VM's UUID."""
+
+    @property
+    def pid(self) -> int:
+        """The pid of its process."""
+
+
 def near(snapshot: Snapshot, word: str) -> tuple[str, ...]:
     """The titles of VMs whose name, UUID or pid is much like a word that matches none."""
+    return _near(_things(snapshot), word)
+
+
+def _near(things: Iterable[Named], word: str) -> tuple[str, ...]:
     titles: dict[str, str] = {}
-    for each in _things(snapshot):
+    for each in things:
         title = figures.title(each.name, each.uuid, each.pid)
         titles |= {name.casefold(): title for name in _names(each)}
     text = word.casefold()
@@ -55,11 +76,16 @@ def near(snapshot: Snapshot, word: str) -> tuple[str, ...]:
 
 def no_match(snapshot: Snapshot, word: str) -> str:
     """Why a word selects nothing, with the VMs that may have been meant."""
+    return no_match_among(_things(snapshot), word)
+
+
+def no_match_among(things: Collection[Named], word: str) -> str:
+    """The same for VMs that are not in a snapshot."""
     said = f"no VM matches {word!r}"
-    found = near(snapshot, word)
+    found = _near(things, word)
     if found:
         return f"{said}; did you mean {' or '.join(found)}?"
-    every = list(dict.fromkeys(figures.title(t.name, t.uuid, t.pid) for t in _things(snapshot)))
+    every = list(dict.fromkeys(figures.title(t.name, t.uuid, t.pid) for t in things))
     if not every:
         return f"{said}: no VM is seen"
     more = f" and {len(every) - MAX_NAMED} more" if len(every) > MAX_NAMED else ""
@@ -86,11 +112,11 @@ def names_vm(
     )
 
 
-def _pids(thing: Vm | Migration) -> list[str]:
-    peer = thing.peer_pid if isinstance(thing, Migration) else None
+def _pids(thing: Named) -> list[str]:
+    peer: int | None = getattr(thing, "peer_pid", None)
     return [str(pid) for pid in (thing.pid, peer) if pid is not None]
 
 
-def _names(thing: Vm | Migration) -> list[str]:
+def _names(thing: Named) -> list[str]:
     known = (thing.name, thing.uuid, figures.uuid_short(thing.uuid), *_pids(thing))
     return [name for name in known if name]

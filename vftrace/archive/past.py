@@ -1,0 +1,294 @@
+"""The migrations of recordings and of directories of recordings, and those of them that somebody asks for."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vftrace.analysis.devices.vf_history import MAX_RECENT
+from vftrace.analysis.hosts.join import join_hosts
+from vftrace.archive import index
+from vftrace.archive.index import Entry, Row
+from vftrace.collect.merge import load
+from vftrace.errors import UsageError, VftraceError
+from vftrace.model.migration import Migration, Outcome, Role, Snapshot
+from vftrace.model.report import HostReport, MigrationReport, PingRecording, Report
+from vftrace.model.select import names_vm, no_match_among
+
+DEFAULT = Path("/var/lib/vftrace")
+_APART_NS = 600 * 10**9
+"""The halves of one migration do not begin further apart than this by their hosts' clocks."""
+
+
+def default_directory() -> Path:
+    """Where a flight recorder keeps its files if it is not told: systemd's StateDirectory.
+
+    Raises VftraceError where there is no such directory.
+    """
+    directory = Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or DEFAULT)
+    if not directory.is_dir():
+        raise VftraceError(
+            f"{directory} is not there: no flight recorder has kept recordings on this host;"
+            " name a directory or a recording"
+        )
+    return directory
+
+
+@dataclass(frozen=True, slots=True)
+class Selectors:
+    """Which migrations are wanted: all that each given selector takes; `last` so many of them, the latest.
+
+    `since_ns` and `until_ns` bound when they began (Unix time); `longer_ns` is exceeded by the vCPUs' downtime.
+    """
+
+    vms: tuple[str, ...] = ()
+    since_ns: int | None = None
+    until_ns: int | None = None
+    failed: bool = False
+    longer_ns: int | None = None
+    last: int | None = None
+
+    @property
+    def some(self) -> bool:
+        """Whether anything is selected at all."""
+        return self != Selectors()
+
+    def take(self, row: Row) -> bool:
+        """Whether a migration is wanted, `last` aside."""
+        if self.vms and not names_vm(self.vms, row.name, row.uuid, _pids(row)):
+            return False
+        if self.failed and row.outcome != Outcome.FAILED:
+            return False
+        if self.longer_ns is not None and (row.downtime_ns or 0) <= self.longer_ns:
+            return False
+        began = row.started_ns
+        if self.since_ns is not None and (began is None or began < self.since_ns):
+            return False
+        return self.until_ns is None or (began is not None and began <= self.until_ns)
+
+
+def _pids(row: Row) -> list[str]:
+    return [str(pid) for pid in (row.pid, row.peer_pid) if pid is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A migration in a list: its number among all, and the recording that it is in."""
+
+    number: int
+    path: Path
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What was found; `notes` has a line for each file that is not as it should be, `unreadable` counts those of the
+    files that were named and could not be read."""
+
+    found: tuple[Found, ...]
+    notes: tuple[str, ...] = ()
+    unreadable: int = 0
+
+
+def gather(paths: Iterable[Path]) -> Listed:
+    """All migrations of directories and recordings, oldest first and numbered from 1.
+
+    Recordings of several hosts that are named one by one are joined, as in a report. Raises VftraceError where a
+    directory cannot be read.
+    """
+    rows: list[tuple[Path, Row]] = []
+    notes: list[str] = []
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            contents = index.read(path)
+            rows += [(path / row.file, row) for row in index.rows(contents)]
+            notes += [*contents.notes, *(_note(path, entry) for entry in contents.entries)]
+        else:
+            files.append(path)
+    entries = index.entries(files)
+    notes += [f"{path}: {entry.error}" for path, entry in entries.items() if entry.error]
+    notes += [_note(path.parent, entry) for path, entry in entries.items()]
+    rows += _rows(entries)
+    found = tuple(Found(n, *row) for n, row in enumerate(sorted(rows, key=_time), 1))
+    unreadable = sum(entry.error is not None for entry in entries.values())
+    return Listed(found, tuple(note for note in notes if note), unreadable)
+
+
+def _note(directory: Path, entry: Entry) -> str:
+    return f"{directory / entry.file}: {entry.damage}" if entry.damage else ""
+
+
+def _time(item: tuple[Path, Row]) -> tuple[int, int]:
+    return item[1].started_ns or 0, item[1].started_at_ns
+
+
+def _rows(entries: Mapping[Path, Entry]) -> list[tuple[Path, Row]]:
+    """The migrations of recordings; those of several hosts joined, so that both halves are one."""
+    boots = {row.boot_id for entry in entries.values() for row in entry.rows}
+    if len(boots) < 2 or not all(path.is_file() for path in entries):
+        contents = index.Contents(tuple(entries.values()))
+        by_name = {entry.file: path for path, entry in entries.items()}
+        if len(by_name) == len(entries):
+            return [(by_name[row.file], row) for row in index.rows(contents)]
+        return [(path, row) for path, entry in entries.items() for row in entry.rows]
+    readable = [path for path, entry in entries.items() if entry.error is None]
+    report = join_hosts(load(readable))
+    where = {
+        (row.boot_id, row.pid, row.started_at_ns): path
+        for path, entry in entries.items()
+        for row in entry.rows
+    }
+    joined = []
+    for number, found in enumerate(report.migrations, 1):
+        m = found.migration
+        path = where.get((found.host.boot_id, m.pid, m.started_at_ns), readable[0])
+        joined.append((path, index.row_of(found, path.name, number)))
+    return joined
+
+
+def select(listed: Listed, selectors: Selectors) -> tuple[Found, ...]:
+    """Those that are wanted, oldest first. UsageError for a word of `--vm` that no VM has."""
+    for word in selectors.vms:
+        if not any(names_vm([word], f.row.name, f.row.uuid, _pids(f.row)) for f in listed.found):
+            raise UsageError(no_match_among([f.row for f in listed.found], word))
+    taken = [found for found in listed.found if selectors.take(found.row)]
+    return tuple(taken if selectors.last is None else taken[len(taken) - selectors.last :])
+
+
+def files_of(wanted: Iterable[Found], listed: Listed) -> tuple[Path, ...]:
+    """The recordings of migrations, and those in which another host's half of one may be.
+
+    That half is of a VM with the same UUID in the other role; wall clocks of hosts are seldom minutes apart.
+    """
+    halves: dict[str | None, list[Found]] = {}
+    for each in listed.found:
+        if each.row.uuid is not None and each.row.role != Role.STITCHED:
+            halves.setdefault(each.row.uuid, []).append(each)
+    paths: list[Path] = []
+    for each in wanted:
+        paths.append(each.path)
+        if each.row.role != Role.STITCHED:
+            paths += [h.path for h in halves.get(each.row.uuid, ()) if _may_be_one(each.row, h.row)]
+    return tuple(dict.fromkeys(paths))
+
+
+def _may_be_one(row: Row, other: Row) -> bool:
+    apart = abs((row.started_ns or 0) - (other.started_ns or 0))
+    return row.boot_id != other.boot_id and row.role != other.role and apart <= _APART_NS
+
+
+# -- reports ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Host:
+    """What the files of one boot hold; each migration once, by its pid and its beginning."""
+
+    parts: list[HostReport] = field(default_factory=list)
+    migrations: dict[tuple[int, int], Migration] = field(default_factory=dict)
+
+
+def load_files(
+    paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_RECENT
+) -> Report:
+    """Recordings of a directory, as `collect.merge.load` gives them: not joined yet.
+
+    Each file is read by itself, as the index did, so that the figures are those of the list; the files of one boot
+    become one host. `damage` also has a line for each file that is gone or cannot be read.
+    """
+    hosts: dict[str, _Host] = {}
+    pings: list[PingRecording] = []
+    damage: list[str] = []
+    for path in dict.fromkeys(paths):
+        try:
+            report = load([path], profiles, recent)
+        except VftraceError as error:
+            # The recorder may have removed it since it was listed.
+            damage.append(str(error))
+            continue
+        pings += report.pings
+        damage += report.damage
+        for part in report.hosts:
+            host = hosts.setdefault(part.boot_id, _Host())
+            host.parts.append(part)
+            host.migrations |= {(m.pid, m.started_at_ns): m for m in part.snapshot.migrations}
+    return Report.of_hosts([_one(host) for host in hosts.values()], pings, damage)
+
+
+def keep(report: Report, wanted: Iterable[Found]) -> Report:
+    """Of a joined report the migrations that were found, one of the halves being enough."""
+    keys = {(f.row.boot_id, f.row.pid, f.row.started_at_ns) for f in wanted}
+    pids = {(f.row.boot_id, f.row.pid) for f in wanted}
+    return only(
+        report,
+        [
+            found
+            for found in report.migrations
+            if (found.host.boot_id, found.migration.pid, found.migration.started_at_ns) in keys
+            or (
+                found.peer is not None
+                and found.peer is not found.host
+                and (found.peer.boot_id, found.migration.peer_pid) in pids
+            )
+        ],
+    )
+
+
+def _one(host: _Host) -> HostReport:
+    parts = host.parts
+    if len(parts) == 1:
+        return parts[0]
+    shots = [part.snapshot for part in parts]
+    latest = max(shots, key=lambda shot: shot.at_ns)
+    whole = Snapshot(
+        at_ns=latest.at_ns,
+        vms=latest.vms,
+        migrations=tuple(sorted(host.migrations.values(), key=lambda m: (m.started_at_ns, m.pid))),
+        events=sum(shot.events for shot in shots),
+        # Each counts from the recorder's start.
+        lost=max(shot.lost for shot in shots),
+        unknown_records=sum(shot.unknown_records for shot in shots),
+        clock=tuple(sorted({sample for shot in shots for sample in shot.clock})),
+        vfs=tuple({(vf.pf, vf.vf): vf for shot in shots for vf in shot.vfs}.values()),
+        transitions=latest.transitions,
+        vfs_incomplete=any(shot.vfs_incomplete for shot in shots),
+        network=tuple(change for shot in shots for change in shot.network),
+        network_missed=max(shot.network_missed for shot in shots),
+        stalls=tuple(sorted({stall for shot in shots for stall in shot.stalls})),
+        tables_full=latest.tables_full,
+    )
+    return HostReport(
+        max((part.info for part in parts), key=lambda info: len(info.probes)),
+        whole,
+        {pid: at for part in parts for pid, at in part.ready_at_ns.items()},
+        tuple(waiting for part in parts for waiting in part.waiting),
+    )
+
+
+def narrow(report: Report, selectors: Selectors) -> Report:
+    """Only the migrations of a report that are wanted."""
+    rows = [(found, index.row_of(found, "", 0)) for found in report.migrations]
+    taken = sorted(
+        ((found, row) for found, row in rows if selectors.take(row)),
+        key=lambda item: (item[1].started_ns or 0, item[1].started_at_ns),
+    )
+    if selectors.last is not None:
+        taken = taken[len(taken) - selectors.last :]
+    kept = {id(found) for found, _ in taken}
+    return only(report, [found for found in report.migrations if id(found) in kept])
+
+
+def only(report: Report, wanted: Sequence[MigrationReport]) -> Report:
+    """A report with these migrations, and of each host those halves that are theirs."""
+    starts = {(f.host.boot_id, f.migration.pid, f.migration.started_at_ns) for f in wanted}
+    others = {(f.peer.boot_id, f.migration.peer_pid) for f in wanted if f.peer is not None}
+    hosts = []
+    for host in report.hosts:
+        migrations = tuple(
+            m
+            for m in host.snapshot.migrations
+            if (host.boot_id, m.pid, m.started_at_ns) in starts or (host.boot_id, m.pid) in others
+        )
+        hosts.append(replace(host, snapshot=replace(host.snapshot, migrations=migrations)))
+    return replace(report, hosts=tuple(hosts), migrations=tuple(wanted))

@@ -1,0 +1,69 @@
+"""The options that select migrations of the past, the same for `list` and `report`."""
+
+import argparse
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from vftrace.errors import UsageError
+from vftrace.units import parse_duration
+
+if TYPE_CHECKING:
+    from vftrace.archive.past import Selectors
+
+
+def add_select_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--vm`, `--since`, `--until`, `--failed`, `--longer-than`, `--last`."""
+    group = parser.add_argument_group("which migrations")
+    group.add_argument(
+        "--vm",
+        action="append",
+        default=[],
+        metavar="UUID|NAME|PID",
+        help="only those of this VM (repeatable; the first 8 digits of a UUID are enough)",
+    )
+    group.add_argument(
+        "--since",
+        metavar="TIME",
+        help="only those that began since: 2h (ago), 1h30m, 7d, yesterday, 02:10, '2026-11-29 02:10'",
+    )
+    group.add_argument("--until", metavar="TIME", help="only those that began until then")
+    group.add_argument("--failed", action="store_true", help="only those that failed")
+    group.add_argument(
+        "--longer-than",
+        type=parse_duration,
+        metavar="TIME",
+        help="only those whose downtime was longer, for example 500ms",
+    )
+    group.add_argument(
+        "--last", type=_count, metavar="N", help="of these the last N (with no other: of all)"
+    )
+    parser.add_argument(
+        "--no-pager", action="store_true", help="do not use a pager on a terminal (less, $PAGER)"
+    )
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise UsageError(f"not a number of migrations: {text!r}")
+    return int(text)
+
+
+def selectors_of(args: argparse.Namespace, *, utc: bool = False) -> "Selectors":
+    """What the options ask for. UsageError for a time that is none; times are local, or with `utc` UTC."""
+    from vftrace.archive.past import Selectors
+    from vftrace.archive.when import parse_when
+
+    now = datetime.now(UTC) if utc else datetime.now().astimezone()
+    selectors = Selectors(
+        vms=tuple(args.vm),
+        since_ns=None if args.since is None else parse_when(args.since, now),
+        until_ns=None if args.until is None else parse_when(args.until, now),
+        failed=args.failed,
+        longer_ns=args.longer_than,
+        last=args.last,
+    )
+    if None not in (selectors.since_ns, selectors.until_ns) and (
+        (selectors.since_ns or 0) > (selectors.until_ns or 0)
+    ):
+        raise UsageError(f"--since {args.since} is later than --until {args.until}")
+    return selectors
