@@ -89,7 +89,7 @@ enum table {
 
 /* Probes of modules that may be loaded later are separate BPF objects. They define SHARES_RING and
  * use the maps of the first object that are declared here outside #ifndef (SHARED in
- * vftrace/probes/bcc/object.py): ring buffer, VMs and sequence numbers. */
+ * vftrace/probes/bpf/object.py): ring buffer, VMs and sequence numbers. */
 #ifdef SHARES_RING
 #define EVENT_PAGES 1
 #endif
@@ -116,6 +116,11 @@ static long (*const read_kernel)(void *to, u32 size, const void *from) = (void *
 	struct type##_bytes { \
 		u8 byte[sizeof(struct type)]; \
 	} __attribute__((aligned(8)))
+
+/* Programs on the entry and the return of a kernel function. The loader finds the function by its
+ * name in the BTF of the kernel or of a module (vftrace/probes/bpf/object.py). */
+#define FENTRY(function, args...) BPF_PROG(fentry__##function, ##args)
+#define FEXIT(function, args...) BPF_PROG(fexit__##function, ##args)
 
 #define now_ns() bpf_ktime_get_boot_ns()
 

@@ -178,17 +178,9 @@ int tp_userspace_exit(void *ctx)
 #endif
 
 #ifdef WAY_FENTRY
-/* KVM_MODULE is defined where kvm is a module. The walker is attached to kvm_device_ioctl, which
- * has the prototype of kvm_vm_ioctl, because the kernel allows tail calls only between programs of
- * one prototype (bpf_prog_map_compatible). When kvm_device_ioctl itself runs it, it finds no walk
- * and returns. */
-#ifdef KVM_MODULE
-#define KVM_FENTRY(name, args...) MODULE_KFUNC_PROBE(kvm, name, ##args)
-#define KVM_FEXIT(name, args...) MODULE_KRETFUNC_PROBE(kvm, name, ##args)
-#else
-#define KVM_FENTRY(name, args...) KFUNC_PROBE(name, ##args)
-#define KVM_FEXIT(name, args...) KRETFUNC_PROBE(name, ##args)
-#endif
+/* The walker is attached to kvm_device_ioctl, which has the prototype of kvm_vm_ioctl, because the
+ * kernel allows tail calls only between programs of one prototype (bpf_prog_map_compatible). When
+ * kvm_device_ioctl itself runs it, it finds no walk and returns. */
 #define IOCTL_ARGS void *file, unsigned int cmd, unsigned long arg
 
 /* Each function receives only its own requests, so each program handles only those. */
@@ -199,14 +191,14 @@ static __always_inline struct thread *own_thread(u64 id)
 	return t && t->cmd ? t : NULL;
 }
 
-KVM_FENTRY(kvm_dev_ioctl, IOCTL_ARGS)
+FENTRY(kvm_dev_ioctl, IOCTL_ARGS)
 {
 	if (cmd == KVM_CREATE_VM)
 		kvm_enter(bpf_get_current_pid_tgid(), cmd, arg);
 	return 0;
 }
 
-KVM_FEXIT(kvm_dev_ioctl, IOCTL_ARGS, long ret)
+FEXIT(kvm_dev_ioctl, IOCTL_ARGS, long ret)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct thread *t = own_thread(id);
@@ -218,14 +210,14 @@ KVM_FEXIT(kvm_dev_ioctl, IOCTL_ARGS, long ret)
 	return 0;
 }
 
-KVM_FENTRY(kvm_vm_ioctl, IOCTL_ARGS)
+FENTRY(kvm_vm_ioctl, IOCTL_ARGS)
 {
 	if (is_kvm(cmd))
 		kvm_enter(bpf_get_current_pid_tgid(), cmd, arg);
 	return 0;
 }
 
-KVM_FEXIT(kvm_vm_ioctl, IOCTL_ARGS, long ret)
+FEXIT(kvm_vm_ioctl, IOCTL_ARGS, long ret)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct thread *t = own_thread(id);
@@ -233,7 +225,7 @@ KVM_FEXIT(kvm_vm_ioctl, IOCTL_ARGS, long ret)
 	return t ? kvm_ioctl_exit(ctx, id, t, ret) : 0;
 }
 
-KVM_FENTRY(kvm_vcpu_ioctl, IOCTL_ARGS)
+FENTRY(kvm_vcpu_ioctl, IOCTL_ARGS)
 {
 	if (cmd == KVM_RUN)
 		run_enter(0);
@@ -242,7 +234,7 @@ KVM_FENTRY(kvm_vcpu_ioctl, IOCTL_ARGS)
 	return 0;
 }
 
-KVM_FEXIT(kvm_vcpu_ioctl, IOCTL_ARGS, long ret)
+FEXIT(kvm_vcpu_ioctl, IOCTL_ARGS, long ret)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct thread *t = own_thread(id);
@@ -258,18 +250,18 @@ KVM_FEXIT(kvm_vcpu_ioctl, IOCTL_ARGS, long ret)
 	return 0;
 }
 
-KVM_FEXIT(kvm_device_ioctl, IOCTL_ARGS, long ret)
+FEXIT(kvm_device_ioctl, IOCTL_ARGS, long ret)
 {
 	return walk_on(ctx);
 }
 
-KFUNC_PROBE(userfaultfd_ioctl, IOCTL_ARGS)
+FENTRY(userfaultfd_ioctl, IOCTL_ARGS)
 {
 	uffd_enter(bpf_get_current_pid_tgid(), cmd, arg);
 	return 0;
 }
 
-KRETFUNC_PROBE(userfaultfd_ioctl, IOCTL_ARGS, long ret)
+FEXIT(userfaultfd_ioctl, IOCTL_ARGS, long ret)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct thread *t = own_thread(id);

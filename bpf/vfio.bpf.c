@@ -146,12 +146,12 @@ int tp_close(struct syscall_enter *ctx)
 
 #ifdef DATA_FENTRY
 /* Not a kretprobe: many reads of a host sleep, and each would hold an instance of it. */
-KRETFUNC_PROBE(ksys_read, unsigned int fd, void *buffer, unsigned long count, long ret)
+FEXIT(ksys_read, unsigned int fd, void *buffer, unsigned long count, long ret)
 {
 	return data_moved(fd, ret);
 }
 
-KRETFUNC_PROBE(ksys_write, unsigned int fd, void *buffer, unsigned long count, long ret)
+FEXIT(ksys_write, unsigned int fd, void *buffer, unsigned long count, long ret)
 {
 	return data_moved(fd, ret);
 }

@@ -3,7 +3,6 @@ call here, 100,000 times a second and more, since this machine has neither kprob
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,10 @@ from tests.host.pumping import until
 from vftrace.collect.live import LiveSource
 from vftrace.collect.pump import Pump
 from vftrace.mailbox.drivers import DRIVERS
-from vftrace.probes.bcc.object import Object, image_of
+from vftrace.probes.bcc.process import compile_text
+from vftrace.probes.bpf.object import Object
 from vftrace.probes.mailbox import export
-from vftrace.probes.text import program_text, shim_directory
+from vftrace.probes.text import program_text
 
 SECONDS = 10
 VFS = (0, 1, 63)
@@ -45,17 +45,16 @@ def _rss() -> int:
 
 def _attach_flood(source: LiveSource, pid: int) -> Any:
     """The mailbox's programs with flood.bpf.c behind them, as if a card's driver had come."""
-    os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
     text = program_text("mailbox.bpf.c") + (Path(__file__).parent / "flood.bpf.c").read_text()
-    image = image_of(text, ["-Wno-everything"])
-    bpf = Object(image, source.probes._bpf, cached=False)
+    image = compile_text(text, ["-Wno-everything"])
+    bpf = Object(image, source.probes._bpf)
     export(bpf, DRIVERS[1])
     for index, word in enumerate((GET_QUEUES, CONFIRMED)):
         said = bpf["said"].Leaf()
         said.word[0] = word
-        bpf["said"][ctypes.c_int(index)] = said
-    bpf["flooder"][ctypes.c_int(0)] = ctypes.c_uint64(pid)
-    bpf.attach_tracepoint(tp="syscalls:sys_enter_getpgid", fn_name="flood")
+        bpf["said"][index] = said
+    bpf["flooder"][0] = ctypes.c_uint64(pid)
+    bpf.attach_tracepoint("syscalls:sys_enter_getpgid", "flood")
     source.probes.mailbox._bpf = bpf
     return bpf
 

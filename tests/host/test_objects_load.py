@@ -9,7 +9,8 @@ import pytest
 
 from vftrace.probes import calls, loader, vfio
 from vftrace.probes.bcc import cache
-from vftrace.probes.bcc.compiler import compiled
+from vftrace.probes.bpf.object import Object
+from vftrace.probes.programs import compiled
 from vftrace.probes.registry import KPROBE, TRACEPOINT, Way
 
 GUEST_MEMORY = 1 << 30
@@ -32,10 +33,10 @@ def load(program: str, way: str) -> tuple[bool, dict[str, bytes]]:
         # Its maps are the first object's.
         first = compiled("kvm.bpf.c", _flags("kvm.bpf.c", TRACEPOINT))
     bpf = compiled(program, _flags(program, way), first)
-    functions = bpf._image.functions
+    functions = bpf.image.functions
     for name in functions:
         on_tracepoint = name.startswith("tp_") or way == TRACEPOINT
-        bpf.load_func(name, bpf.TRACEPOINT if on_tracepoint else bpf.KPROBE)
+        bpf.load(name, Object.TRACEPOINT if on_tracepoint else Object.KPROBE)
     bpf.cleanup()
     if first is not None:
         first.cleanup()

@@ -3,12 +3,13 @@
 import os
 import stat
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vftrace.probes.bcc import cache
-from vftrace.probes.bcc.image import Function, Image, Map
+from vftrace.probes.bpf.image import File, Function, Image, Map
 from vftrace.probes.checks import programs
 
 # struct bpf_insn (include/uapi/linux/bpf.h): code, source and target register, offset, immediate.
@@ -40,6 +41,7 @@ IMAGE = Image(
         "vms": Map(1, 4, 8, 4096, 1, '"unsigned int"', '["vm", [["seq", "unsigned long"]]]'),
     },
     {"walk": Function.of(program(7, 12), {7: "events", 12: "vms"}), "tp_exit": Function(b"", ())},
+    (File.of(__file__),),
 )
 
 
@@ -181,10 +183,31 @@ def test_only_root_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     assert programs((False,)).text == "0 of 1 objects from the cache; none is kept: not root"
 
 
-def test_a_key_is_of_text_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = cache.key("text", ["-DA"])
-    assert cache.key("text", ["-DA"]) == key
-    others = {cache.key("texT", ["-DA"]), cache.key("text", []), cache.key("text", ["-D", "A"])}
+def test_what_another_compiler_made_is_not_used(place: Path, tmp_path: Path) -> None:
+    library = tmp_path / "libbcc.so.0"
+    library.write_bytes(b"1")
+    image = replace(IMAGE, compiler=(File.of(library),))
+    cache.write("key", image)
+    assert cache.read("key") == image
+    library.write_bytes(b"12")
+    assert cache.read("key") is None
+    library.unlink()
+    assert cache.read("key") is None
+
+
+def test_a_key_is_of_text_flags_and_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bcc = tmp_path / "bcc"
+    bcc.mkdir()
+    (bcc / "libbcc.py").write_text("1")
+    key = cache.key("text", ["-DA"], bcc)
+    assert cache.key("text", ["-DA"], bcc) == key
+    flags: tuple[list[str], ...] = ([], ["-D", "A"])
+    others = {cache.key("texT", ["-DA"], bcc), *(cache.key("text", f, bcc) for f in flags)}
+    (bcc / "libbcc.py").write_text("12")
+    others.add(cache.key("text", ["-DA"], bcc))
+    (bcc / "libbcc.py").write_text("1")
     monkeypatch.setenv("ARCH", "arm64")
-    others.add(cache.key("text", ["-DA"]))
-    assert len(others | {key}) == 5
+    others.add(cache.key("text", ["-DA"], bcc))
+    assert len(others | {key}) == 6

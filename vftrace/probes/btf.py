@@ -3,6 +3,7 @@
 import functools
 import struct
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,32 @@ def function_id(name: str, btf: Path = VMLINUX) -> int | None:
         read = _read(btf)
     except (OSError, struct.error, ValueError):
         return None
-    wanted = _name_offsets(read.strings, name)
+    return _function_id(read, read.strings, name)
+
+
+def function(name: str, modules: Sequence[str] = ()) -> tuple[int, str | None]:
+    """The BTF type id of a function, and which of these modules it is in, None if it is in the kernel itself.
+
+    LookupError if it is in none of them. A module's types continue those of the kernel.
+    """
+    try:
+        for module in modules:
+            place = of_module(module)
+            if place.exists():
+                base, read = _read(VMLINUX), _module(place)
+                number = _function_id(read, base.strings + read.strings, name)
+                if number is not None:
+                    return base.count + number, module
+    except (OSError, struct.error, ValueError) as error:
+        raise LookupError(f"the BTF of the kernel cannot be read: {error}") from error
+    number = function_id(name)
+    if number is None:
+        raise LookupError(f"the BTF of the kernel does not have {name}")
+    return number, None
+
+
+def _function_id(read: _Btf, strings: bytes, name: str) -> int | None:
+    wanted = _name_offsets(strings, name)
     places = (i for i, offset in enumerate(read.functions) if offset in wanted)
     first = next(places, None)
     return None if first is None else read.ids[first]
@@ -118,6 +144,7 @@ def _parameters(words: "array[int]", strings: bytes, at: int) -> tuple[str, ...]
 def forget() -> None:
     """Give back the memory of what was read (some 20 MB for the kernel's own)."""
     _read.cache_clear()
+    _read_module.cache_clear()
 
 
 @functools.cache

@@ -11,8 +11,8 @@ from typing import Any
 from vftrace.events import layout
 from vftrace.events.layout import Kind
 from vftrace.model.host import ProbeStatus
-from vftrace.probes.attach import attach_all, captured_stderr, detach_all, first_line
-from vftrace.probes.bcc.compiler import compiled
+from vftrace.probes.attach import attach_all, detach_all, first_line, programs
+from vftrace.probes.programs import compiled
 from vftrace.probes.registry import CALLS, NO_MIGRATION, TRACEPOINT, status_of
 from vftrace.uapi import KVM_RUN
 
@@ -43,14 +43,13 @@ class CallProbes:
         if platform.machine() not in _SYS_IOCTL:
             self._reason = f"the system calls of {platform.machine()} are not known"
             return
-        with captured_stderr() as complaint:
-            try:
-                self._bpf = compiled("calls.bpf.c", flags(), first)
-                for hook in CALLS.ways[0].hooks:
-                    self._bpf.load_func(hook.function, self._bpf.TRACEPOINT)
-            except Exception as error:  # BCC raises Exception itself
-                self._reason = first_line(complaint(), error)
-                self.close()
+        try:
+            self._bpf = compiled("calls.bpf.c", flags(), first)
+            for name, kind in programs(CALLS.ways[0]).items():
+                self._bpf.load(name, kind)
+        except Exception as error:
+            self._reason = first_line(error)
+            self.close()
 
     @property
     def status(self) -> ProbeStatus:
@@ -84,7 +83,7 @@ class CallProbes:
         entry.always = always
         try:
             table[ctypes.c_uint32(pid)] = entry
-        except Exception:  # the table is full; BCC raises Exception itself
+        except OSError:  # the table is full
             return None
         self._traced.add(pid)
         took = 0 if self._attached else self._attach()
@@ -153,8 +152,7 @@ class CallProbes:
         """How long it took, ns; None if the kernel refuses."""
         begun = time.monotonic_ns()
         self._await_detached()
-        with captured_stderr():
-            self._reason = attach_all(self._bpf, CALLS.ways[0])
+        self._reason = attach_all(self._bpf, CALLS.ways[0])
         self._attached = self._reason is None
         return time.monotonic_ns() - begun if self._attached else None
 

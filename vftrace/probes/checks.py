@@ -8,7 +8,7 @@ from pathlib import Path
 from vftrace.errors import MachineError
 from vftrace.host import namespaces
 from vftrace.probes import kernel
-from vftrace.probes.bcc import cache
+from vftrace.probes.bcc import cache, process
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,10 @@ def _btf() -> Finding:
 
 
 def _bcc() -> Finding:
-    fix = "apt-get install python3-bpfcc   (Fedora: dnf install python3-bcc)"
     try:
-        import bcc
-    except ImportError:
-        return Finding("BCC", "bad", "Python's bindings are not installed", fix)
-    if not hasattr(bcc, "BPF"):
-        return Finding("BCC", "bad", "PyPI's package of that name hides it", "pip uninstall bcc")
-    return Finding("BCC", "ok", str(getattr(bcc, "__version__", "unknown version")))
+        return Finding("BCC", "ok", process.version())
+    except MachineError as error:
+        return Finding("BCC", "bad", str(error), error.fix)
 
 
 def _kvm() -> Finding:

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import platform
 import re
 import struct
 from collections.abc import Iterable
@@ -10,8 +9,10 @@ from pathlib import Path
 
 from vftrace.errors import MachineError
 from vftrace.probes import btf
+from vftrace.probes.bpf import syscall
 
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}
+# r0 = 0; exit (struct bpf_insn, include/uapi/linux/bpf.h)
+_RETURN_ZERO = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
 
 TRACEFS_PLACES = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 
@@ -75,36 +76,22 @@ def require_bpf() -> None:
 
 
 def refuses_fentry() -> str | None:
-    """Why this kernel does not take fentry programs, None if it does: found by loading an empty one.
-
-    BPF_PROG_LOAD with BPF_PROG_TYPE_TRACING, BPF_TRACE_FENTRY on a function of vmlinux
-    (include/uapi/linux/bpf.h).
-    """
+    """Why this kernel does not take fentry programs, None if it does: found by attaching an empty one."""
     function = btf.function_id("ksys_write")
     if function is None:
         return "no BTF of the kernel"
-    exit_program = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
-    instructions = ctypes.create_string_buffer(exit_program)
-    gpl = ctypes.create_string_buffer(b"GPL")
-    attributes = bytearray(144)
-    struct.pack_into(
-        "<IIQQ", attributes, 0, 26, 2, ctypes.addressof(instructions), ctypes.addressof(gpl)
-    )
-    struct.pack_into("<I", attributes, 68, 24)  # expected_attach_type
-    struct.pack_into("<I", attributes, 108, function)  # attach_btf_id
-    buffer = ctypes.create_string_buffer(bytes(attributes))
-    libc = ctypes.CDLL(None, use_errno=True)
-    program = libc.syscall(_SYS_BPF[platform.machine()], 5, buffer, len(attributes))
-    if program < 0:
-        return f"the kernel refuses it ({os.strerror(ctypes.get_errno())})"
-    # BPF_RAW_TRACEPOINT_OPEN attaches it; an empty program for a moment changes nothing.
-    link = ctypes.create_string_buffer(struct.pack("<QI4x", 0, program))
-    attached = libc.syscall(_SYS_BPF[platform.machine()], 17, link, 16)
-    reason = os.strerror(ctypes.get_errno())
-    for fd in (attached, program):
-        if fd >= 0:
+    fds = []
+    try:
+        attach = (syscall.TRACE_FENTRY, function, 0)
+        fds.append(syscall.load_program(syscall.TRACING, _RETURN_ZERO, "GPL", attach=attach))
+        # An empty program for a moment changes nothing.
+        fds.append(syscall.attach_tracing(fds[0]))
+    except OSError as error:
+        return f"the kernel refuses it ({error.strerror})"
+    finally:
+        for fd in reversed(fds):
             os.close(fd)
-    return None if attached >= 0 else f"the kernel refuses it ({reason})"
+    return None
 
 
 def never_runs(functions: Iterable[str]) -> str | None:

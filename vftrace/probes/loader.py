@@ -1,4 +1,4 @@
-"""Compiles, loads and attaches the probes with BCC, and reads the ring."""
+"""Loads and attaches the probes, and reads what they send."""
 
 import ctypes
 import errno
@@ -14,11 +14,15 @@ from vftrace.mailbox.driver import Drivers
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.model.host import ProbeStatus
 from vftrace.probes import btf, kernel
-from vftrace.probes.attach import attach_all, captured_stderr, detach_all, first_line
-from vftrace.probes.bcc.compiler import compiled
+from vftrace.probes.attach import attach_all, detach_all, first_line
+from vftrace.probes.bcc.process import package
+from vftrace.probes.bpf.events import remove_left_over
+from vftrace.probes.bpf.object import Object
+from vftrace.probes.bpf.ring import RingBuffer, RingReader
 from vftrace.probes.calls import CallProbes
 from vftrace.probes.mailbox import MailboxProbes
 from vftrace.probes.module_watcher import ModuleProbes, instance
+from vftrace.probes.programs import compiled
 from vftrace.probes.registry import (
     BY_NAME,
     CHANNEL,
@@ -51,9 +55,10 @@ TOO_LONG = os.strerror(errno.E2BIG)
 FIRST_WATCHED = 1 << 31
 """The collector counts the ids of the VMs that it watches from here, the kernel side (struct vm) from 0."""
 
-_PAGE = os.sysconf("SC_PAGESIZE")
+RINGS = ("events",)
+"""The ring buffers of the first object, in the order in which they are read."""
 
-INSTALL_BCC = "apt-get install python3-bpfcc   (Fedora: dnf install python3-bcc)"
+_PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Probes:
@@ -76,12 +81,10 @@ class Probes:
         kernel.tracefs()
         self._on_record = on_record
         self._guest_memory = _memory() if guest_memory is None else guest_memory
-        self._error: BaseException | None = None
-        self._stop_at = math.inf
-        self._more = False
         self.known_ns = 0
         """Up to when all records were handed over (CLOCK_BOOTTIME)."""
-        _require_bcc()
+        package()
+        remove_left_over()
         self._ways: dict[str, tuple[str | None, str | None]] = {}
         self._load(way)
         for probe in (CHANNEL, PROCESS):
@@ -98,7 +101,9 @@ class Probes:
         self.calls = CallProbes(self._bpf)
         self._tables = Tables(self._bpf)
         self._watched = FIRST_WATCHED
-        self._bpf["events"].open_ring_buffer(self._on_ring)
+        rings = [RingBuffer(self._bpf.raw(name).fd, self._bpf.size(name)) for name in RINGS]
+        self._reader = RingReader(rings, self._on_ring)
+        btf.forget()
 
     def __enter__(self) -> Self:
         return self
@@ -127,27 +132,22 @@ class Probes:
         True if KVM came: VMs may run already.
         """
         self._tables.clean()
-        self.vfio.follow()
-        self.mailbox.follow()
-        return self._kvm.follow()
+        come = [probes.follow() for probes in (self.vfio, self.mailbox, self._kvm)]
+        if any(come):
+            btf.forget()
+        return come[-1]
 
     def poll(self, timeout_ms: int, most_s: float = math.inf) -> bool:
         """Wait for a record that wakes, at most `timeout_ms`, then hand over what is in the ring.
 
         False if there is more: where records come faster than they are read, it ends after `most_s` all the same.
         """
-        self._stop_at = time.monotonic() + timeout_ms / 1000 + most_s
-        self._more = False
-        if timeout_ms:
-            self._bpf.ring_buffer_poll(timeout_ms)
+        self._reader.wait(timeout_ms)
         begun_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        if not self._more:
-            self._bpf.ring_buffer_consume()
-        if self._error is not None:
-            raise self._error
-        if not self._more:
+        emptied = self._reader.read(most_s)
+        if emptied:
             self.known_ns = begun_ns
-        return not self._more
+        return emptied
 
     def lost(self) -> int:
         """Records that did not fit into the ring so far."""
@@ -190,19 +190,12 @@ class Probes:
         self.calls.close()
         self.mailbox.close()
         self.vfio.close()
+        self._reader.close()
         self._bpf.cleanup()
 
-    def _on_ring(self, _context: int, data: int, size: int) -> int:
-        # ctypes swallows what a callback raises, KeyboardInterrupt too.
-        try:
-            record = ctypes.string_at(data, size)
-            self._tables.see(record)
-            self._on_record(record)
-        except BaseException as error:
-            self._error = error
-        self._more = time.monotonic() >= self._stop_at
-        # After a negative value libbpf leaves the rest in the ring (ringbuf_process_ring).
-        return -1 if self._more else 0
+    def _on_ring(self, record: bytes) -> None:
+        self._tables.see(record)
+        self._on_record(record)
 
     def _own_status(self) -> tuple[ProbeStatus, ...]:
         return tuple(
@@ -239,19 +232,18 @@ class Probes:
 
     def _try_pieces(self, way: Way, pieces: int) -> str | None:
         """Compile for this way, load the walker, attach. Returns why not, with nothing left behind."""
-        with captured_stderr() as complaint:
-            try:
-                # fentry programs are attached in here
-                flags = _cflags(way, self._guest_memory, pieces)
-                self._bpf = compiled("kvm.bpf.c", flags)
-            except Exception as error:
-                return first_line(complaint(), error)
-            try:
-                self._bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(self._walker(way))
-                never = kernel.never_runs(KVM_FUNCTIONS) if way.name == FENTRY else None
-                reason = never or self._attach_ioctl(way)
-            except Exception as error:
-                reason = first_line(complaint(), error)
+        try:
+            # fentry programs are attached in here
+            flags = _cflags(way, self._guest_memory, pieces)
+            self._bpf = compiled("kvm.bpf.c", flags, modules=("kvm",))
+        except Exception as error:
+            return first_line(error)
+        try:
+            self._bpf["walkers"][0] = ctypes.c_int(self._walker(way))
+            never = kernel.never_runs(KVM_FUNCTIONS) if way.name == FENTRY else None
+            reason = never or self._attach_ioctl(way)
+        except Exception as error:
+            reason = first_line(error)
         if reason is not None:
             self._bpf.cleanup()
         return reason
@@ -269,18 +261,15 @@ class Probes:
     def _walker(self, way: Way) -> int:
         """The program that is tail-called, of the type it must have to be called from this way."""
         if way.name == FENTRY:
-            loaded = self._bpf.funcs.items()
-            return int(next(f.fd for name, f in loaded if name.endswith(b"kvm_device_ioctl")))
-        kind = self._bpf.KPROBE if way.name == KPROBE else self._bpf.TRACEPOINT
-        return int(self._bpf.load_func("walk", kind).fd)
+            return self._bpf.program("fexit__kvm_device_ioctl")
+        return self._bpf.load("walk", Object.KPROBE if way.name == KPROBE else Object.TRACEPOINT)
 
     def _attach(self, probe: Probe, forced: str | None) -> tuple[str | None, str | None]:
         """Which way, and why not in those before."""
         reasons: list[str] = []
         ways = [way for way in probe.ways if forced == way.name] or probe.ways
         for way in ways:
-            with captured_stderr():
-                reason = _refused(way) or attach_all(self._bpf, way)
+            reason = _refused(way) or attach_all(self._bpf, way)
             if reason is None:
                 return way.name, "; ".join(reasons) or None
             reasons.append(f"{way.name}: {reason}")
@@ -304,9 +293,8 @@ class KvmProbes(ModuleProbes):
         self.follow()
 
     def _come(self, _module: str) -> None:
-        with captured_stderr():
-            for name, way in self._ways.items():
-                self.reasons[name] = attach_all(self._bpf, way)
+        for name, way in self._ways.items():
+            self.reasons[name] = attach_all(self._bpf, way)
 
     def _gone(self, _module: str) -> None:
         for name, way in self._ways.items():
@@ -351,28 +339,12 @@ def _refused(way: Way) -> str | None:
     return kernel.refuses_kprobes() if way.name == KPROBE else None
 
 
-def _require_bcc() -> None:
-    try:
-        import bcc
-    except ImportError as error:
-        raise MachineError(
-            "BCC's Python bindings are not installed for this Python", fix=INSTALL_BCC
-        ) from error
-    if not hasattr(bcc, "BPF"):
-        raise MachineError(
-            "the bcc that Python finds is PyPI's package of that name, not the BPF compiler",
-            fix=f"pip uninstall bcc; {INSTALL_BCC}",
-        )
-
-
 def _cflags(way: Way, guest_memory: int, pieces: int) -> list[str]:
     flags = [
         f"-DEVENT_PAGES={ring_bytes(guest_memory) // _PAGE}",
         f"-DPIECES_PER_CALL={pieces}",
         f"-DWAY_{way.name.upper()}",
     ]
-    if way.name == FENTRY and btf.of_module("kvm").exists():
-        flags.append("-DKVM_MODULE")
     dead = kernel.tracepoint_field_offset("sched:sched_process_exit", "group_dead")
     if dead is not None:
         return [*flags, f"-DGROUP_DEAD_OFFSET={dead}"]

@@ -8,9 +8,9 @@ from vftrace.mailbox.driver import Driver, Drivers, HookedFunction
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.model.host import ProbeStatus
 from vftrace.probes import btf, kernel
-from vftrace.probes.attach import attach_all, captured_stderr, detach_all, first_line
-from vftrace.probes.bcc.compiler import compiled
+from vftrace.probes.attach import attach_all, detach_all, first_line
 from vftrace.probes.module_watcher import ModuleProbes
+from vftrace.probes.programs import compiled
 from vftrace.probes.registry import KPROBE, MAILBOX, NO_CARD, Hook, Way, status_of
 
 
@@ -97,16 +97,15 @@ class MailboxProbes(ModuleProbes):
 
     def _attach(self, driver: Driver) -> str | None:
         """Compile the object if needed, and attach to this driver. Returns the reason if that fails."""
-        with captured_stderr() as complaint:
-            try:
-                for hook in driver.hooks:
-                    require_parameters(hook, driver.name)
-                if self._bpf is None:
-                    self._bpf = compiled("mailbox.bpf.c", first=self._first)
-                self._describe(driver)
-                return attach_all(self._bpf, _way(driver))
-            except Exception as error:  # BCC raises Exception itself
-                return first_line(complaint(), error)
+        try:
+            for hook in driver.hooks:
+                require_parameters(hook, driver.name)
+            if self._bpf is None:
+                self._bpf = compiled("mailbox.bpf.c", first=self._first)
+            self._describe(driver)
+            return attach_all(self._bpf, _way(driver))
+        except Exception as error:
+            return first_line(error)
 
     def _describe(self, driver: Driver) -> None:
         """Give the kernel side the offsets in the driver's structures and its rules for messages."""

@@ -7,9 +7,10 @@ from typing import Any
 
 from vftrace.model.host import ProbeStatus
 from vftrace.probes import btf, kernel
-from vftrace.probes.attach import attach_all, captured_stderr, first_line
-from vftrace.probes.bcc.compiler import compiled
+from vftrace.probes.attach import attach_all, first_line
+from vftrace.probes.bpf.object import Object
 from vftrace.probes.module_watcher import ModuleProbes
+from vftrace.probes.programs import compiled
 from vftrace.probes.registry import (
     FENTRY,
     KPROBE,
@@ -72,8 +73,7 @@ class VfioProbes(ModuleProbes):
         if self._bpf is None:
             return
         if self._status[1].method is None:
-            with captured_stderr():
-                reason = attach_all(self._bpf, VFIO_DATA.ways[1])
+            reason = attach_all(self._bpf, VFIO_DATA.ways[1])
             self._status[1] = status_of(VFIO_DATA, None if reason else TRACEPOINT, reason)
         if self._way == KPROBE and self._search is None:
             self._search = threading.Thread(target=self._find_precopy_ioctls, daemon=True)
@@ -111,8 +111,7 @@ class VfioProbes(ModuleProbes):
         new = set(self._found) - self._precopy
         self._precopy |= new
         if self._bpf is not None:
-            with captured_stderr():
-                attach_all(self._bpf, precopy_info(sorted(new)))
+            attach_all(self._bpf, precopy_info(sorted(new)))
 
     def _load(self) -> None:
         reasons: list[str] = []
@@ -139,17 +138,15 @@ class VfioProbes(ModuleProbes):
     def _try(self, way: Way, data: str | None) -> str | None:
         """Compile for this way, load the walker, attach. Returns why not, with nothing left behind."""
         bpf = None
-        with captured_stderr() as complaint:
-            try:
-                # fexit programs are attached in here
-                bpf = compiled("vfio.bpf.c", _cflags(way, data), self._first)
-                kind = bpf.KPROBE if way.name == KPROBE else bpf.TRACEPOINT
-                walker = bpf.load_func("walk", kind)
-                bpf["walkers"][ctypes.c_int(0)] = ctypes.c_int(walker.fd)
-                never = kernel.never_runs(("ksys_read", "ksys_write")) if data else None
-                reason = never or attach_all(bpf, way)
-            except Exception as error:  # BCC raises Exception itself
-                reason = first_line(complaint(), error)
+        try:
+            # fexit programs are attached in here
+            bpf = compiled("vfio.bpf.c", _cflags(way, data), self._first)
+            kind = Object.KPROBE if way.name == KPROBE else Object.TRACEPOINT
+            bpf["walkers"][0] = ctypes.c_int(bpf.load("walk", kind))
+            never = kernel.never_runs(("ksys_read", "ksys_write")) if data else None
+            reason = never or attach_all(bpf, way)
+        except Exception as error:
+            reason = first_line(error)
         if reason is None:
             self._bpf = bpf
         elif bpf is not None:

@@ -12,13 +12,13 @@ import errno
 import hashlib
 import json
 import os
-import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from vftrace.probes.bcc.image import Image
+from vftrace.probes.bpf.image import File, Image
 from vftrace.probes.text import shim_directory
 
 OFF_VARIABLE = "VFTRACE_NO_CACHE"
@@ -26,11 +26,10 @@ PLACE = Path("/var/cache/vftrace")
 KEPT = 32
 """Files that stay, the last used: up to three for each kernel and way to attach, some 40 kB each."""
 
-_FORMAT = 1
+_FORMAT = 2
 _SUFFIX = ".bpf"
 # What BCC's result depends on beside its arguments (src/cc/frontends/clang: loader.cc, arch_helper.h).
 _VARIABLES = ("ARCH", "BCC_LINUX_VERSION_CODE", "BCC_KERNEL_MODULES_SUFFIX")
-_COMPILER = re.compile(r"(/\S*/lib(?:bcc|clang|LLVM)\S*)$", re.MULTILINE)
 
 
 def directory() -> Path | None:
@@ -55,14 +54,10 @@ def refuses() -> str | None:
     return None if writable else "not writable"
 
 
-def key(text: str, flags: Sequence[str]) -> str:
-    """What a program is kept under. BCC must be imported: the libraries it has brought are part of it.
-
-    Raises OSError if one of them is gone.
-    """
+def key(text: str, flags: Sequence[str], bcc: Path) -> str:
+    """What a program is kept under. `bcc`: BCC's Python package. The libraries that compiled it are in the image."""
     shim = shim_directory()
     system = os.uname()
-    libraries = [(path, Path(path).stat()) for path in sorted(_compiler_libraries())]
     parts = [
         _FORMAT,
         text,
@@ -70,13 +65,13 @@ def key(text: str, flags: Sequence[str]) -> str:
         [(str(p.relative_to(shim)), p.read_text()) for p in sorted(shim.rglob("*.h"))],
         [system.machine, system.release, system.version, os.sysconf("SC_NPROCESSORS_CONF")],
         [os.environ.get(name) for name in _VARIABLES],
-        [(path, found.st_size, found.st_mtime_ns) for path, found in libraries],
+        asdict(File.of(bcc / "libbcc.py")),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def read(name: str) -> Image | None:
-    """The image kept under this key; None if there is none that may be used."""
+    """The image kept under this key; None if there is none that may be used, or its compiler is another now."""
     try:
         with _opened() as place:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -88,7 +83,8 @@ def read(name: str) -> Image | None:
                     os.utime(file.fileno())
         if hashlib.sha256(packed).hexdigest().encode() != checksum:
             return None
-        return Image.unpacked(packed)
+        image = Image.unpacked(packed)
+        return image if all(file.unchanged() for file in image.compiler) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -137,7 +133,3 @@ def _forget_old(place: int) -> None:
     names.sort(key=lambda name: os.stat(name, dir_fd=place).st_mtime_ns)
     for name in names[:-KEPT]:
         os.unlink(name, dir_fd=place)
-
-
-def _compiler_libraries() -> set[str]:
-    return set(_COMPILER.findall(Path("/proc/self/maps").read_text()))

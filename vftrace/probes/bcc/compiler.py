@@ -1,26 +1,32 @@
-"""Compiling with BCC where the cache has nothing, and no slower than it has to be."""
+"""Compiles one program text with BCC; the only module that imports it.
+
+This is a program of its own (`python -m vftrace.probes.bcc.compiler`): BCC brings clang and LLVM, more than 100 MB that
+the long-running process does not need. It reads a request from standard input and writes the image to standard output
+(`process.py`). What clang says goes to standard error.
+"""
 
 import contextlib
 import ctypes
+import json
 import os
 import platform
+import re
+import signal
+import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-from vftrace.probes.bcc import cache
-from vftrace.probes.text import program_text, shim_directory
+from bcc import BPF, lib
 
-if TYPE_CHECKING:
-    from vftrace.probes.bcc.object import Object
+from vftrace.probes.bpf.image import File, Function, Image, Map
+from vftrace.probes.text import shim_directory
 
-_FLAGS = (
-    "-Wno-everything",
-    # BCC optimizes what clang hands over (its BPFModule::run_pass_manager): once is enough.
-    "-Xclang",
-    "-disable-llvm-passes",
-    # BTF of our own, which nothing here needs: maps and fentry take the kernel's.
-    "-g0",
-)
+# bcc's bpf_common.h, the same in 0.26 and 0.37; what its own libbcc.py does not declare.
+lib.bpf_num_tables.restype = ctypes.c_size_t
+lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
+lib.bpf_table_name.restype = ctypes.c_char_p
+lib.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 # asm/unistd_64.h, asm-generic/unistd.h; linux/prctl.h, linux/securebits.h
 _SYS_SETRESUID = {"x86_64": 117, "aarch64": 147}
@@ -28,32 +34,55 @@ _PR_SET_DUMPABLE, _PR_GET_SECUREBITS, _PR_SET_SECUREBITS = 4, 27, 28
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
 _NOBODY = 65534
 
-
-def compiled(name: str, flags: Sequence[str] = (), first: "Object | None" = None) -> "Object":
-    """The BPF object of one program text in bpf/. `first`: the object whose ring and VMs it uses, if it is not
-    that itself. Raises what BCC raises: Exception itself.
-    """
-    # imports BCC
-    from vftrace.probes.bcc import object as bpf_object
-
-    text, flags = program_text(name), [*_FLAGS, *flags]
-    key = _key(text, flags)
-    image = cache.read(key) if key else None
-    cached = image is not None
-    if image is None:
-        os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
-        with _not_root():
-            image = bpf_object.image_of(text, flags)
-        if key:
-            cache.write(key, image)
-    return bpf_object.Object(image, first, cached=cached)
+_LIBRARY = re.compile(r"(/\S*/lib(?:bcc|clang|LLVM)\S*)$", re.MULTILINE)
 
 
-def _key(text: str, flags: Sequence[str]) -> str | None:
+class _Compiler(BPF):  # type: ignore[misc]  # bcc has no types
+    """BCC, but nothing is loaded or attached."""
+
+    def _trace_autoload(self) -> None:
+        """What bcc.BPF's constructor does last."""
+
+
+def image_of(text: str, flags: Sequence[str]) -> Image:
+    """What BCC makes of a text. Raises what it raises: Exception itself."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
+    with _not_root():
+        bpf = _Compiler(text=text.encode(), cflags=list(flags))
+    module = bpf.module
     try:
-        return cache.key(text, flags) if cache.directory() else None
-    except OSError:
-        return None
+        tables = [lib.bpf_table_name(module, i) for i in range(lib.bpf_num_tables(module))]
+        functions = [lib.bpf_function_name(module, i) for i in range(lib.bpf_num_functions(module))]
+        names = {lib.bpf_table_fd(module, name): name.decode() for name in tables}
+        return Image(
+            lib.bpf_module_license(module).decode(),
+            {name.decode(): _made(module, name) for name in tables},
+            {name.decode(): Function.of(bpf.dump_func(name), names) for name in functions},
+            _libraries(),
+        )
+    finally:
+        bpf.cleanup()
+
+
+def _made(module: Any, name: bytes) -> Map:
+    """A map as the kernel has it (fs/proc/fd.c, kernel/bpf/syscall.c: bpf_map_show_fdinfo)."""
+    text = Path(f"/proc/self/fdinfo/{lib.bpf_table_fd(module, name)}").read_text()
+    shown = dict(line.split(":\t", 1) for line in text.splitlines())
+    return Map(
+        int(shown["map_type"]),
+        int(shown["key_size"]),
+        int(shown["value_size"]),
+        int(shown["max_entries"]),
+        int(shown["map_flags"], 16),
+        lib.bpf_table_key_desc(module, name).decode(),
+        lib.bpf_table_leaf_desc(module, name).decode(),
+    )
+
+
+def _libraries() -> tuple[File, ...]:
+    """The libraries that compile, which this process has mapped."""
+    paths = _LIBRARY.findall(Path("/proc/self/maps").read_text())
+    return tuple(File.of(path) for path in sorted(set(paths)))
 
 
 @contextlib.contextmanager
@@ -83,3 +112,22 @@ def _not_root() -> Iterator[None]:
         libc.prctl(_PR_SET_SECUREBITS, securebits, 0, 0, 0)
         # cleared by the change of user (kernel/cred.c, commit_creds)
         libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+def main() -> None:
+    """Compile what standard input asks for."""
+    # Ending belongs to the process that waits for this one, which a service manager ends at the same time.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    request = json.load(sys.stdin)
+    try:
+        image = image_of(request["text"], request["flags"])
+    except Exception as error:  # BCC raises Exception itself
+        sys.exit(f"error: {error}")
+    with os.fdopen(answer, "wb") as pipe:
+        pipe.write(image.packed())
+
+
+if __name__ == "__main__":
+    main()

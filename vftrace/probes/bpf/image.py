@@ -3,6 +3,7 @@
 import json
 from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 _INSTRUCTION = 8
@@ -55,12 +56,35 @@ class Function:
 
 
 @dataclass(frozen=True)
+class File:
+    """A file as it was when a program was compiled."""
+
+    path: str
+    size: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path | str) -> Self:
+        """The file as it is now. Raises OSError."""
+        found = Path(path).stat()
+        return cls(str(path), found.st_size, found.st_mtime_ns)
+
+    def unchanged(self) -> bool:
+        """Whether the file is still the same."""
+        try:
+            return self.of(self.path) == self
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
 class Image:
-    """All of one program text."""
+    """All of one program text. `compiler`: the libraries that compiled it."""
 
     license: str
     maps: dict[str, Map]
     functions: dict[str, Function]
+    compiler: tuple[File, ...] = ()
 
     def packed(self) -> bytes:
         """As JSON."""
@@ -69,7 +93,12 @@ class Image:
             for name, f in self.functions.items()
         }
         maps = {name: asdict(m) for name, m in self.maps.items()}
-        whole = {"license": self.license, "maps": maps, "functions": functions}
+        whole = {
+            "license": self.license,
+            "maps": maps,
+            "functions": functions,
+            "compiler": [asdict(file) for file in self.compiler],
+        }
         return json.dumps(whole, separators=(",", ":")).encode()
 
     @classmethod
@@ -83,4 +112,5 @@ class Image:
                 name: Function(b64decode(f["code"]), tuple((at, m) for at, m in f["maps"]))
                 for name, f in whole["functions"].items()
             },
+            tuple(File(**file) for file in whole["compiler"]),
         )

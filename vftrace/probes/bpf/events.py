@@ -1,0 +1,106 @@
+"""Attaches programs to tracepoints and kernel functions by perf_event_open(2)."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import itertools
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vftrace.probes import kernel
+from vftrace.probes.bpf import syscall
+
+_KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
+_GROUP = "vftrace"
+"""Of the probes in tracefs."""
+_OURS = re.compile(rf"^r\d*:({_GROUP}/\w+_(\d+)_\d+) ", re.MULTILINE)
+_serial = itertools.count()
+
+
+@dataclass(frozen=True)
+class Attached:
+    """`fd`: the event that runs the program; `probe`: its name in tracefs if it was made there."""
+
+    fd: int
+    probe: str | None = None
+
+    def close(self) -> None:
+        """Detach the program."""
+        os.close(self.fd)
+        if self.probe is not None:
+            _order(f"-:{self.probe}")
+
+
+def tracepoint(program: int, name: str) -> Attached:
+    """Attach to `category:event`. Raises OSError."""
+    place = kernel.tracefs() / "events" / name.replace(":", "/")
+    return Attached(_running(program, _event_in(place)))
+
+
+def kprobe(program: int, function: str) -> Attached:
+    """Attach to the entry of a kernel function. Raises OSError."""
+    text = ctypes.create_string_buffer(function.encode())
+    event = syscall.PerfEvent(
+        type=int((_KPROBE_PMU / "type").read_text()), config1=ctypes.addressof(text)
+    )
+    return Attached(_running(program, event))
+
+
+def kretprobe(program: int, function: str, instances: int) -> Attached:
+    """Attach to the return of a kernel function, of which so many calls may be under way. Raises OSError.
+
+    Only a probe made in tracefs can have that number (Documentation/trace/kprobetrace.rst).
+    """
+    name = re.sub(r"\W", "_", function)
+    probe = f"{_GROUP}/{name}_{os.getpid()}_{next(_serial)}"
+    _order(f"r{instances}:{probe} {function}")
+    try:
+        return Attached(_running(program, _event_in(kernel.tracefs() / "events" / probe)), probe)
+    except BaseException:
+        _order(f"-:{probe}")
+        raise
+
+
+def remove_left_over() -> None:
+    """Remove the probes in tracefs of processes that were killed before they could do it."""
+    with contextlib.suppress(OSError):
+        text = (kernel.tracefs() / "kprobe_events").read_text()
+        for probe, pid in _OURS.findall(text):
+            if not Path(f"/proc/{pid}").exists():
+                _order(f"-:{probe}")
+
+
+def _event_in(place: Path) -> syscall.PerfEvent:
+    return syscall.PerfEvent(
+        type=syscall.PERF_TYPE_TRACEPOINT,
+        config=int((place / "id").read_text()),
+        sample_period=1,
+        wakeup_events=1,
+    )
+
+
+def _running(program: int, event: syscall.PerfEvent) -> int:
+    fd = syscall.perf_event_open(event)
+    try:
+        fcntl.ioctl(fd, syscall.PERF_EVENT_IOC_SET_BPF, program)
+        fcntl.ioctl(fd, syscall.PERF_EVENT_IOC_ENABLE, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _order(line: str) -> None:
+    """Make or remove a probe in tracefs. Raises OSError; that it is gone already is none."""
+    try:
+        fd = os.open(kernel.tracefs() / "kprobe_events", os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(fd, line.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if not (line.startswith("-") and error.errno == errno.ENOENT):
+            raise

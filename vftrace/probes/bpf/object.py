@@ -1,0 +1,216 @@
+"""A BPF object: the maps and programs of one image in the kernel, and what they are attached to."""
+
+import atexit
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vftrace.probes import btf
+from vftrace.probes.bpf import events, maps, syscall
+from vftrace.probes.bpf.image import Function, Image
+from vftrace.probes.bpf.image import Map as MapImage
+
+SHARED = ("events", "vms", "lost", "mailbox_seq")
+"""Maps of bpf/common.h that all objects have in common: the first one's."""
+
+TRACING_PREFIXES = {"fentry__": syscall.TRACE_FENTRY, "fexit__": syscall.TRACE_FEXIT}
+"""What the names of programs begin with that are tied to a kernel function, whose name follows (bpf/common.h)."""
+
+_LOG_BYTES = 1 << 20
+_LOCKDOWN = Path("/sys/kernel/security/lockdown")
+
+
+class BpfError(Exception):
+    """The kernel refused a map, a program or an attachment. The message is one line."""
+
+
+class Object:
+    """An image in the kernel. `cleanup` ends it."""
+
+    KPROBE, TRACEPOINT = syscall.KPROBE, syscall.TRACEPOINT
+
+    def __init__(
+        self,
+        image: Image,
+        first: "Object | None" = None,
+        *,
+        cached: bool = False,
+        modules: Sequence[str] = (),
+    ) -> None:
+        """Make the maps, load and attach the programs that are tied to a kernel function.
+
+        `first`: whose shared maps are used. `cached`: whether the image was kept from an earlier start.
+        `modules`: where functions may be that are not in the kernel itself. Raises BpfError, with nothing left
+        behind.
+        """
+        self.cached = cached
+        self.image = image
+        self._own: dict[str, int] = {}
+        self._fds: dict[str, int] = {name: first._fds[name] for name in SHARED} if first else {}
+        self._maps: dict[str, maps.Map] = {}
+        self._programs: dict[str, int] = {}
+        self._links: dict[str, int] = {}
+        self._attached: dict[tuple[str, str], events.Attached] = {}
+        self._modules = modules
+        atexit.register(self.cleanup)
+        try:
+            for name in image.maps.keys() - self._fds.keys():
+                self._own[name] = self._fds[name] = _make(name, image.maps[name])
+            self._attach_tracing()
+        except BaseException:
+            self.cleanup()
+            raise
+
+    def __getitem__(self, name: str) -> maps.Map:
+        """A map. KeyError if there is none."""
+        if name not in self._maps:
+            self._maps[name] = maps.Map(self._fds[name], self.image.maps[name])
+        return self._maps[name]
+
+    def raw(self, name: str) -> maps.RawMap:
+        """A map whose keys and values are bytes. KeyError if there is none."""
+        made = self.image.maps[name]
+        return maps.RawMap(self._fds[name], made.key_size, made.value_size)
+
+    def size(self, name: str) -> int:
+        """The number of entries of a map, or the bytes of a ring buffer. KeyError if there is none."""
+        return self.image.maps[name].max_entries
+
+    def load(self, name: str, kind: int) -> int:
+        """Load a program as that type if it is not loaded yet; returns its fd. Raises BpfError."""
+        return self._load(name, kind, (0, 0, 0))
+
+    def program(self, name: str) -> int:
+        """The fd of a program that is loaded. KeyError if it is not."""
+        return self._programs[name]
+
+    def attach_tracepoint(self, place: str, name: str) -> None:
+        """Run a program at `category:event`. Raises BpfError."""
+        program = self.load(name, self.TRACEPOINT)
+        try:
+            self._attached[place, name] = events.tracepoint(program, place)
+        except OSError as error:
+            raise _refused(f"cannot attach {name}", error) from error
+
+    def attach_kprobe(self, function: str, name: str) -> None:
+        """Run a program at the entry of a kernel function. Raises BpfError."""
+        program = self.load(name, self.KPROBE)
+        try:
+            self._attached[function, name] = events.kprobe(program, function)
+        except OSError as error:
+            raise _refused(
+                f"cannot attach {name}: not a function that can be traced", error
+            ) from error
+
+    def attach_kretprobe(self, function: str, name: str, instances: int) -> None:
+        """Run a program at the return of a kernel function. Raises BpfError."""
+        program = self.load(name, self.KPROBE)
+        try:
+            self._attached[function, name] = events.kretprobe(program, function, instances)
+        except OSError as error:
+            raise _refused(
+                f"cannot attach {name}: not a function that can be traced", error
+            ) from error
+
+    def detach(self, place: str, name: str) -> None:
+        """Detach a program from a tracepoint or a function, if it is attached there. Raises OSError."""
+        attached = self._attached.pop((place, name), None)
+        if attached is not None:
+            attached.close()
+
+    def cleanup(self) -> None:
+        """Detach and close everything; may be called again."""
+        atexit.unregister(self.cleanup)
+        for place, name in list(self._attached):
+            try:
+                self.detach(place, name)
+            except OSError:
+                continue  # the module has gone with its functions
+        for fds in (self._links, self._programs, self._own):
+            for fd in fds.values():
+                os.close(fd)
+            fds.clear()
+
+    def _attach_tracing(self) -> None:
+        for name in self.image.functions:
+            for prefix, kind in TRACING_PREFIXES.items():
+                if name.startswith(prefix):
+                    self._attach_to_function(name, name.removeprefix(prefix), kind)
+
+    def _attach_to_function(self, name: str, function: str, kind: int) -> None:
+        number, module = btf.function(function, self._modules)
+        try:
+            place = syscall.module_btf(module) if module is not None else 0
+        except (OSError, LookupError) as error:
+            raise BpfError(f"{function}: {error}") from error
+        try:
+            program = self._load(name, syscall.TRACING, (kind, number, place))
+            self._links[name] = syscall.attach_tracing(program)
+        except OSError as error:
+            raise _refused(f"cannot attach {name}", error) from error
+        finally:
+            if place:
+                os.close(place)
+
+    def _load(self, name: str, kind: int, attach: tuple[int, int, int]) -> int:
+        if name in self._programs:
+            return self._programs[name]
+        function = self.image.functions.get(name)
+        if function is None:
+            raise BpfError(f"there is no program {name}")
+        code = function.with_maps(self._fds)
+        try:
+            label = name.removeprefix("fentry__").removeprefix("fexit__")
+            fd = syscall.load_program(kind, code, self.image.license, label, attach)
+        except OSError as error:
+            said = self._verifier_says(function, kind, attach) if error.errno in _VERIFIER else ""
+            raise _refused(f"the kernel refuses {name}", error, said) from error
+        self._programs[name] = fd
+        return fd
+
+    def _verifier_says(self, function: Function, kind: int, attach: tuple[int, int, int]) -> str:
+        """The verifier's last words about a program that it refused, which it says when it is asked for them."""
+        log = ctypes.create_string_buffer(_LOG_BYTES)
+        try:
+            code = function.with_maps(self._fds)
+            os.close(syscall.load_program(kind, code, self.image.license, "", attach, log))
+        except OSError:
+            return reason_in(log.value.decode(errors="replace"))
+        return ""
+
+
+_VERIFIER = (errno.EACCES, errno.EINVAL)
+"""What the verifier ends with where a program does something it may not. E2BIG says enough by itself."""
+
+
+def reason_in(log: str) -> str:
+    """The last line of a verifier's log that is not about its own work; empty if there is none."""
+    lines = [line.strip() for line in log.splitlines()]
+    told = [line for line in lines if line and not line.startswith(("processed ", "verification "))]
+    return told[-1] if told else ""
+
+
+def _make(name: str, image: MapImage) -> int:
+    try:
+        return maps.create(name, image)
+    except OSError as error:
+        raise _refused(f"the kernel refuses the map {name}", error) from error
+
+
+def _refused(what: str, error: OSError, more: str = "") -> BpfError:
+    """An error of a line: what was tried, errno's text, and why if that is known."""
+    words = [f"{what} ({os.strerror(error.errno or 0)})"]
+    if more:
+        words.append(more)
+    if error.errno in (errno.EPERM, errno.EINVAL, errno.EACCES) and _locked_down():
+        words.append("the kernel is locked down (confidentiality): BPF may not read its memory")
+    return BpfError(": ".join(words))
+
+
+def _locked_down() -> bool:
+    try:
+        return "[confidentiality]" in _LOCKDOWN.read_text()
+    except OSError:
+        return False

@@ -1,0 +1,162 @@
+"""Reads BPF ring buffers (Documentation/bpf/ringbuf.rst, kernel/bpf/ringbuf.c).
+
+A ring buffer is mapped as a page with the consumer's position, a page with the producer's, and the data, twice in a
+row. Positions only grow. A record is a header of eight bytes, its length with two flags first, and its data.
+"""
+
+import math
+import mmap
+import os
+import platform
+import select
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+PAGE = os.sysconf("SC_PAGESIZE")
+
+WINDOW_BYTES = 512 << 10
+"""How much of the data is mapped at a time. A mapping counts as resident memory, and a ring buffer may have 128 MiB,
+which would count twice."""
+LOOK_EVERY = 64
+"""Records between two looks at the clock."""
+
+_BUSY, _DISCARDED = 1 << 31, 1 << 30
+_HEADER = struct.Struct("=I")
+_HEADER_BYTES = 8
+
+
+REORDERS_LOADS = platform.machine() != "x86_64"
+
+_lock = threading.Lock()
+_lock.acquire()
+
+
+def fence() -> None:
+    """Keep earlier loads before later accesses, on processors that would reorder them.
+
+    A release of a lock and then its acquisition do that: neither passes the other, no earlier access passes the
+    release, and no later one the acquisition (Arm ARM, B2.3). x86 keeps this order by itself.
+    """
+    if REORDERS_LOADS:
+        _lock.release()
+        _lock.acquire()
+
+
+class RingBuffer:
+    """The consumer's end of one ring buffer."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        """`size`: of its data in bytes, a power of two. Raises OSError."""
+        self.fd = fd
+        self._size = size
+        self._consumer_page = mmap.mmap(fd, PAGE)
+        self._producer_page = mmap.mmap(fd, PAGE, prot=mmap.PROT_READ, offset=PAGE)
+        # One access of eight bytes each, which no other processor sees half done.
+        self._consumer = memoryview(self._consumer_page).cast("Q")
+        self._producer = memoryview(self._producer_page).cast("Q")
+        self._position = self._consumer[0]
+        self._window_bytes = min(WINDOW_BYTES, size)
+        self._window: mmap.mmap | None = None
+        self._window_at = 0
+
+    def read(self, on_record: Callable[[bytes], object], stop_at: float) -> bool:
+        """Hand over the records that are there, until time.monotonic() is `stop_at`; False if there are more.
+
+        What `on_record` raises goes through; the record it got counts as read.
+        """
+        while True:
+            try:
+                found = self._read_some(on_record)
+            finally:
+                fence()
+                self._consumer[0] = self._position
+            if not found:
+                return True
+            if time.monotonic() >= stop_at:
+                return bool(self._producer[0] == self._position)
+
+    def _read_some(self, on_record: Callable[[bytes], object]) -> bool:
+        """Hand over some records that lie within one window; False if none is ready."""
+        produced = self._producer[0]
+        fence()
+        position = self._position
+        if position >= produced:
+            return False
+        window, at = self._mapped(position & self._size - 1, _HEADER_BYTES)
+        for _ in range(LOOK_EVERY):
+            (header,) = _HEADER.unpack_from(window, at)
+            if header & _BUSY:
+                return position != self._position
+            length = header & ~_DISCARDED
+            whole = _HEADER_BYTES + length + 7 & ~7
+            if at + whole > self._window_bytes:
+                window, at = self._mapped(position & self._size - 1, whole)
+            if REORDERS_LOADS:
+                fence()
+            position += whole
+            self._position = position
+            if not header & _DISCARDED:
+                on_record(window[at + _HEADER_BYTES : at + _HEADER_BYTES + length])
+            at += whole
+            if position >= produced or at + _HEADER_BYTES > self._window_bytes:
+                break
+        return True
+
+    def _mapped(self, offset: int, size: int) -> tuple[mmap.mmap, int]:
+        """A window with `size` bytes from this offset of the data, and where in it they begin."""
+        at = offset - self._window_at
+        if self._window is None or at < 0 or at + size > self._window_bytes:
+            if self._window is not None:
+                self._window.close()
+            self._window_at = offset & -PAGE
+            at = offset - self._window_at
+            if at + size > self._window_bytes:
+                raise ValueError(f"a record of {size} bytes in the ring buffer")
+            self._window = mmap.mmap(
+                self.fd,
+                self._window_bytes,
+                prot=mmap.PROT_READ,
+                offset=2 * PAGE + self._window_at,
+            )
+        return self._window, at
+
+    def close(self) -> None:
+        """Unmap it. The fd stays open."""
+        self._consumer.release()
+        self._producer.release()
+        for mapped in (self._consumer_page, self._producer_page, self._window):
+            if mapped is not None:
+                mapped.close()
+
+
+class RingReader:
+    """Waits for several ring buffers and reads them, the first one first."""
+
+    def __init__(self, rings: Sequence[RingBuffer], on_record: Callable[[bytes], object]) -> None:
+        self._rings = tuple(rings)
+        self._on_record = on_record
+        self._more = False
+        self._epoll = select.epoll()
+        for ring in self._rings:
+            # Edge-triggered: only a record that wakes ends the waiting, not those that lie there.
+            self._epoll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
+
+    def wait(self, timeout_ms: int) -> None:
+        """Wait for a record that wakes, at most `timeout_ms`, and not at all if records were left."""
+        if timeout_ms and not self._more:
+            self._epoll.poll(timeout_ms / 1000)
+
+    def read(self, most_s: float = math.inf) -> bool:
+        """Hand over what is there. False if there is more: it ends after `most_s` all the same."""
+        stop_at = time.monotonic() + most_s
+        emptied = [ring.read(self._on_record, stop_at) for ring in self._rings]
+        self._more = not all(emptied)
+        return not self._more
+
+    def close(self) -> None:
+        """Unmap the ring buffers."""
+        self._epoll.close()
+        for ring in self._rings:
+            ring.close()

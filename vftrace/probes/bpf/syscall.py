@@ -1,0 +1,270 @@
+"""The system calls bpf(2) and perf_event_open(2), and the structures that they take.
+
+The numbers and layouts are those of include/uapi/linux/bpf.h and perf_event.h, which the kernel never changes; it
+only appends members, and takes a shorter structure than its own.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+from collections.abc import Iterator
+
+_BPF = {"x86_64": 321, "aarch64": 280}
+_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+
+MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE = 0, 1, 2, 3
+PROG_LOAD, OBJ_GET_INFO, RAW_TRACEPOINT_OPEN = 5, 15, 17
+BTF_GET_FD_BY_ID, MAP_LOOKUP_AND_DELETE, BTF_GET_NEXT_ID, MAP_LOOKUP_BATCH = 19, 21, 23, 24
+
+RINGBUF = 27
+"""BPF_MAP_TYPE_RINGBUF."""
+KPROBE, TRACEPOINT, TRACING = 2, 5, 26
+"""Types of programs (BPF_PROG_TYPE_*)."""
+TRACE_FENTRY, TRACE_FEXIT = 24, 25
+"""Attach types of a TRACING program."""
+
+PERF_TYPE_TRACEPOINT = 2
+PERF_EVENT_IOC_ENABLE, PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
+_PERF_FLAG_FD_CLOEXEC = 8
+
+NAME_BYTES = 16
+"""BPF_OBJ_NAME_LEN; the last byte is zero."""
+
+_u32, _s32, _u64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint64
+_Name = ctypes.c_char * NAME_BYTES
+
+
+class MapCreate(ctypes.Structure):
+    """BPF_MAP_CREATE."""
+
+    _fields_ = (
+        ("map_type", _u32),
+        ("key_size", _u32),
+        ("value_size", _u32),
+        ("max_entries", _u32),
+        ("map_flags", _u32),
+        ("inner_map_fd", _u32),
+        ("numa_node", _u32),
+        ("map_name", _Name),
+    )
+
+
+class MapElement(ctypes.Structure):
+    """BPF_MAP_*_ELEM; `value` is `next_key` in BPF_MAP_GET_NEXT_KEY."""
+
+    _fields_ = (
+        ("map_fd", _u32),
+        ("key", _u64),
+        ("value", _u64),
+        ("flags", _u64),
+    )
+
+
+class MapBatch(ctypes.Structure):
+    """BPF_MAP_*_BATCH."""
+
+    _fields_ = (
+        ("in_batch", _u64),
+        ("out_batch", _u64),
+        ("keys", _u64),
+        ("values", _u64),
+        ("count", _u32),
+        ("map_fd", _u32),
+        ("elem_flags", _u64),
+        ("flags", _u64),
+    )
+
+
+class ProgramLoad(ctypes.Structure):
+    """BPF_PROG_LOAD."""
+
+    _fields_ = (
+        ("prog_type", _u32),
+        ("insn_cnt", _u32),
+        ("insns", _u64),
+        ("license", _u64),
+        ("log_level", _u32),
+        ("log_size", _u32),
+        ("log_buf", _u64),
+        ("kern_version", _u32),
+        ("prog_flags", _u32),
+        ("prog_name", _Name),
+        ("prog_ifindex", _u32),
+        ("expected_attach_type", _u32),
+        ("prog_btf_fd", _u32),
+        ("func_info_rec_size", _u32),
+        ("func_info", _u64),
+        ("func_info_cnt", _u32),
+        ("line_info_rec_size", _u32),
+        ("line_info", _u64),
+        ("line_info_cnt", _u32),
+        ("attach_btf_id", _u32),
+        ("attach_btf_obj_fd", _u32),
+        ("core_relo_cnt", _u32),
+    )
+
+
+class ObjectInfo(ctypes.Structure):
+    """BPF_OBJ_GET_INFO_BY_FD."""
+
+    _fields_ = (("bpf_fd", _u32), ("info_len", _u32), ("info", _u64))
+
+
+class RawTracepoint(ctypes.Structure):
+    """BPF_RAW_TRACEPOINT_OPEN; without a name it attaches a TRACING program where it was loaded for."""
+
+    _fields_ = (("name", _u64), ("prog_fd", _u32), ("pad", _u32))
+
+
+class ById(ctypes.Structure):
+    """BPF_*_GET_FD_BY_ID and BPF_*_GET_NEXT_ID."""
+
+    _fields_ = (("start_id", _u32), ("next_id", _u32), ("open_flags", _u32))
+
+
+class BtfInfo(ctypes.Structure):
+    """struct bpf_btf_info."""
+
+    _fields_ = (
+        ("btf", _u64),
+        ("btf_size", _u32),
+        ("id", _u32),
+        ("name", _u64),
+        ("name_len", _u32),
+        ("kernel_btf", _u32),
+    )
+
+
+class PerfEvent(ctypes.Structure):
+    """struct perf_event_attr as far as PERF_ATTR_SIZE_VER1; `config1` and `config2` of a kprobe are the address
+    of the function's name and the offset in it."""
+
+    _fields_ = (
+        ("type", _u32),
+        ("size", _u32),
+        ("config", _u64),
+        ("sample_period", _u64),
+        ("sample_type", _u64),
+        ("read_format", _u64),
+        ("flags", _u64),
+        ("wakeup_events", _u32),
+        ("bp_type", _u32),
+        ("config1", _u64),
+        ("config2", _u64),
+    )
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _number(numbers: dict[str, int]) -> int:
+    machine = platform.machine()
+    if machine not in numbers:
+        raise OSError(errno.ENOSYS, f"vftrace does not know the system calls of {machine}")
+    return numbers[machine]
+
+
+def bpf(command: int, attributes: ctypes.Structure) -> int:
+    """Make the system call; returns what it returns. Raises OSError."""
+    number = ctypes.c_long(_number(_BPF))
+    size = ctypes.c_uint(ctypes.sizeof(attributes))
+    return _checked(_libc.syscall(number, ctypes.c_int(command), ctypes.byref(attributes), size))
+
+
+def perf_event_open(event: PerfEvent) -> int:
+    """Open an event of all processes; returns its fd. Raises OSError.
+
+    Tracepoints and kprobes run on every CPU: CPU 0 stands for all.
+    """
+    event.size = ctypes.sizeof(event)
+    number = ctypes.c_long(_number(_PERF_EVENT_OPEN))
+    where = [ctypes.c_int(x) for x in (-1, 0, -1)]
+    flags = ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC)
+    return _checked(_libc.syscall(number, ctypes.byref(event), *where, flags))
+
+
+def address(buffer: "ctypes.Array[ctypes.c_char] | None") -> int:
+    """The address of a buffer, 0 for none. The caller keeps the buffer until the call is made."""
+    return 0 if buffer is None else ctypes.addressof(buffer)
+
+
+def object_name(name: str) -> bytes:
+    """A name as the kernel takes it for maps and programs: cut where it is too long."""
+    return name.encode()[: NAME_BYTES - 1]
+
+
+def load_program(
+    kind: int,
+    code: bytes,
+    terms: str,
+    name: str = "",
+    attach: tuple[int, int, int] = (0, 0, 0),
+    log: "ctypes.Array[ctypes.c_char] | None" = None,
+) -> int:
+    """Load a program; returns its fd. Raises OSError.
+
+    `terms`: its license. `attach`: for a TRACING program the attach type, the function's BTF id and the fd of the
+    module's BTF (0: the kernel's own). `log`: where the verifier writes what it finds.
+    """
+    instructions = ctypes.create_string_buffer(code, len(code))
+    license_text = ctypes.create_string_buffer(terms.encode())
+    attributes = ProgramLoad(
+        prog_type=kind,
+        insn_cnt=len(code) // 8,
+        insns=address(instructions),
+        license=address(license_text),
+        prog_name=object_name(name),
+        expected_attach_type=attach[0],
+        attach_btf_id=attach[1],
+        attach_btf_obj_fd=attach[2],
+    )
+    if log is not None:
+        attributes.log_level, attributes.log_size = 1, len(log)
+        attributes.log_buf = address(log)
+    return bpf(PROG_LOAD, attributes)
+
+
+def attach_tracing(program: int) -> int:
+    """Attach a TRACING program; returns the fd that holds it. Raises OSError."""
+    return bpf(RAW_TRACEPOINT_OPEN, RawTracepoint(prog_fd=program))
+
+
+def module_btf(module: str) -> int:
+    """A new fd of the BTF of a loaded module. Raises OSError, LookupError if it has none."""
+    for number in _btf_ids():
+        try:
+            fd = bpf(BTF_GET_FD_BY_ID, ById(start_id=number))
+        except FileNotFoundError:
+            continue  # unloaded in between
+        name = ctypes.create_string_buffer(64)
+        info = BtfInfo(name=address(name), name_len=len(name))
+        size = ctypes.sizeof(info)
+        try:
+            bpf(OBJ_GET_INFO, ObjectInfo(bpf_fd=fd, info_len=size, info=ctypes.addressof(info)))
+        except OSError:
+            os.close(fd)
+            raise
+        if info.kernel_btf and name.value.decode() == module:
+            return fd
+        os.close(fd)
+    raise LookupError(f"the module {module} has no BTF")
+
+
+def _btf_ids() -> Iterator[int]:
+    at = ById()
+    while True:
+        try:
+            bpf(BTF_GET_NEXT_ID, at)
+        except FileNotFoundError:
+            return
+        yield at.next_id
+        at.start_id = at.next_id
