@@ -10,7 +10,6 @@ import importlib.util
 import os
 import select
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import NoReturn, Protocol, cast
 
@@ -173,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
+            import traceback
+
             traceback.print_exc()
         what = f"{type(error).__name__}: {error}"
         _complain(f"internal error, please report it: {what} ({DEBUG_VARIABLE}=1 shows where)")

@@ -4,6 +4,7 @@ import mmap
 import os
 import random
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -114,7 +115,7 @@ def test_the_time_is_kept_and_room_is_made(
     while kernel.send(bytes(8)):
         pass
     clock = iter(range(1000))
-    monkeypatch.setattr(ring.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     read: list[bytes] = []
     assert not reader.read(read.append, 2)
     assert len(read) == 3 * ring.LOOK_EVERY

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from vftrace.probes import kernel
 from vftrace.probes import module_watcher as follow
-from vftrace.probes.bpf.object import BpfError
+from vftrace.probes.bpf.object import BpfError, Object
 from vftrace.probes.loader import KvmProbes, Probes, pieces_per_call, ring_bytes
 from vftrace.probes.registry import DIRTY_RING, IOCTL, KPROBE, KVM_FUNCTIONS, NO_KVM, Hook, Way
 
@@ -67,6 +68,9 @@ class Bpf:
     def __init__(self, refused: frozenset[str] = frozenset()) -> None:
         self.attached: set[str] = set()
         self._refused = refused
+
+    def load_together(self, kinds: Mapping[str, int]) -> None:
+        assert set(kinds.values()) == {Object.KPROBE}
 
     def attach_kprobe(self, function: str, name: str) -> None:
         if function in self._refused:
@@ -173,6 +177,7 @@ def test_root_again_after_compiling() -> None:
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from vftrace.probes.bcc import compiler
 

@@ -13,7 +13,6 @@ could leave the kernel with them.
 """
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -49,6 +48,8 @@ class Profile:
 
 def parse_profile(text: str) -> Profile:
     """Read a profile. Raises ProfileError, which says what is wrong and where."""
+    import tomllib
+
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

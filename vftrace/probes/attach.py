@@ -4,14 +4,24 @@ import contextlib
 from typing import Any
 
 from vftrace.probes import kernel
+from vftrace.probes.bpf.object import Object
 from vftrace.probes.registry import Hook, Way
 
 KRETPROBE_INSTANCES = 1024
 
 
+def programs(*ways: Way) -> dict[str, int]:
+    """The programs that these ways attach, and the type of each."""
+    hooks = [hook for way in ways for hook in (*way.hooks, *way.optional)]
+    return {
+        hook.function: Object.TRACEPOINT if ":" in hook.where else Object.KPROBE for hook in hooks
+    }
+
+
 def attach_all(bpf: Any, way: Way) -> str | None:
     """Attach all hooks of one way. Returns the reason if that fails; then no hook stays attached."""
     attached: list[Hook] = []
+    bpf.load_together(programs(way))
     for hook in (*way.hooks, *way.optional):
         try:
             _attach(bpf, hook)

@@ -1,6 +1,7 @@
 """What the running kernel offers, found by looking and trying, never by its version."""
 
 import ctypes
+import errno
 import os
 import re
 import struct
@@ -10,6 +11,10 @@ from pathlib import Path
 from vftrace.errors import MachineError
 from vftrace.probes import btf
 from vftrace.probes.bpf import syscall
+
+_NO_FUNCTION = 1
+"""The BTF id of a number type: a kernel that takes fentry says that it is no function, another one says so without
+its BTF being read."""
 
 # r0 = 0; exit (struct bpf_insn, include/uapi/linux/bpf.h)
 _RETURN_ZERO = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
@@ -77,9 +82,16 @@ def require_bpf() -> None:
 
 def refuses_fentry() -> str | None:
     """Why this kernel does not take fentry programs, None if it does: found by attaching an empty one."""
+    reason = _refuses_tracing(_NO_FUNCTION)
+    if reason is not None:
+        return reason
     function = btf.function_id("ksys_write")
-    if function is None:
-        return "no BTF of the kernel"
+    return "no BTF of the kernel" if function is None else _refuses_tracing(function)
+
+
+def _refuses_tracing(function: int) -> str | None:
+    """Why an empty program cannot be attached to a function, by its BTF id; None if it can, or there is no function
+    of this id."""
     fds = []
     try:
         attach = (syscall.TRACE_FENTRY, function, 0)
@@ -87,6 +99,8 @@ def refuses_fentry() -> str | None:
         # An empty program for a moment changes nothing.
         fds.append(syscall.attach_tracing(fds[0]))
     except OSError as error:
+        if function == _NO_FUNCTION and error.errno == errno.EINVAL:
+            return None
         return f"the kernel refuses it ({error.strerror})"
     finally:
         for fd in reversed(fds):

@@ -14,7 +14,7 @@ from vftrace.mailbox.driver import Drivers
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.model.host import ProbeStatus
 from vftrace.probes import btf, kernel
-from vftrace.probes.attach import attach_all, detach_all, first_line
+from vftrace.probes.attach import attach_all, detach_all, first_line, programs
 from vftrace.probes.bcc.process import package
 from vftrace.probes.bpf.events import remove_left_over
 from vftrace.probes.bpf.object import Object
@@ -57,6 +57,13 @@ FIRST_WATCHED = 1 << 31
 
 RINGS = ("events",)
 """The ring buffers of the first object, in the order in which they are read."""
+
+_WALKERS = {
+    FENTRY: ("fexit__kvm_device_ioctl", Object.TRACING),
+    KPROBE: ("walk", Object.KPROBE),
+    TRACEPOINT: ("walk", Object.TRACEPOINT),
+}
+"""By way: the program that is tail-called, and its type, which must be that of the programs that call it."""
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -239,7 +246,10 @@ class Probes:
         except Exception as error:
             return first_line(error)
         try:
-            self._bpf["walkers"][0] = ctypes.c_int(self._walker(way))
+            walker, kind = _WALKERS[way.name]
+            # The walker first: it takes the verifier longest. Tracing programs are loaded already.
+            self._bpf.load_together({walker: kind} | programs(way, *PROCESS.ways))
+            self._bpf["walkers"][0] = ctypes.c_int(self._bpf.load(walker, kind))
             never = kernel.never_runs(KVM_FUNCTIONS) if way.name == FENTRY else None
             reason = never or self._attach_ioctl(way)
         except Exception as error:
@@ -257,12 +267,6 @@ class Probes:
         self._kvm = KvmProbes(self._bpf, {IOCTL.name: way, **rings})
         reason = self._kvm.reasons[IOCTL.name]
         return None if reason in WAITS else reason
-
-    def _walker(self, way: Way) -> int:
-        """The program that is tail-called, of the type it must have to be called from this way."""
-        if way.name == FENTRY:
-            return self._bpf.program("fexit__kvm_device_ioctl")
-        return self._bpf.load("walk", Object.KPROBE if way.name == KPROBE else Object.TRACEPOINT)
 
     def _attach(self, probe: Probe, forced: str | None) -> tuple[str | None, str | None]:
         """Which way, and why not in those before."""

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,8 @@ class CompileError(Exception):
 
 def compile_text(text: str, flags: Sequence[str]) -> Image:
     """Compile a text. Raises CompileError."""
+    import subprocess
+
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([str(_ROOT), *([inherited] if inherited else [])])
     try:

@@ -1,11 +1,14 @@
 """A BPF object: the maps and programs of one image in the kernel, and what they are attached to."""
 
 import atexit
+import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from vftrace.probes import btf
 from vftrace.probes.bpf import events, maps, syscall
@@ -18,6 +21,8 @@ SHARED = ("events", "vms", "lost", "mailbox_seq")
 TRACING_PREFIXES = {"fentry__": syscall.TRACE_FENTRY, "fexit__": syscall.TRACE_FEXIT}
 """What the names of programs begin with that are tied to a kernel function, whose name follows (bpf/common.h)."""
 
+T = TypeVar("T")
+
 _LOG_BYTES = 1 << 20
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
@@ -29,7 +34,7 @@ class BpfError(Exception):
 class Object:
     """An image in the kernel. `cleanup` ends it."""
 
-    KPROBE, TRACEPOINT = syscall.KPROBE, syscall.TRACEPOINT
+    KPROBE, TRACEPOINT, TRACING = syscall.KPROBE, syscall.TRACEPOINT, syscall.TRACING
 
     def __init__(
         self,
@@ -56,8 +61,7 @@ class Object:
         self._modules = modules
         atexit.register(self.cleanup)
         try:
-            for name in image.maps.keys() - self._fds.keys():
-                self._own[name] = self._fds[name] = _make(name, image.maps[name])
+            self._make_maps()
             self._attach_tracing()
         except BaseException:
             self.cleanup()
@@ -82,9 +86,11 @@ class Object:
         """Load a program as that type if it is not loaded yet; returns its fd. Raises BpfError."""
         return self._load(name, kind, (0, 0, 0))
 
-    def program(self, name: str) -> int:
-        """The fd of a program that is loaded. KeyError if it is not."""
-        return self._programs[name]
+    def load_together(self, kinds: Mapping[str, int]) -> None:
+        """Load programs by name as these types, on all CPUs: the verifier takes its time for each. What the kernel
+        refuses is not loaded; `load` gives the reason."""
+        wanted = [(name, kind, (0, 0, 0)) for name, kind in kinds.items()]
+        self._load_all([load for load in wanted if load[0] not in self._programs])
 
     def attach_tracepoint(self, place: str, name: str) -> None:
         """Run a program at `category:event`. Raises BpfError."""
@@ -133,28 +139,65 @@ class Object:
                 os.close(fd)
             fds.clear()
 
-    def _attach_tracing(self) -> None:
-        for name in self.image.functions:
-            for prefix, kind in TRACING_PREFIXES.items():
-                if name.startswith(prefix):
-                    self._attach_to_function(name, name.removeprefix(prefix), kind)
+    def _make_maps(self) -> None:
+        missing = [name for name in self.image.maps if name not in self._fds]
+        refused: list[BpfError] = []
 
-    def _attach_to_function(self, name: str, function: str, kind: int) -> None:
-        number, module = btf.function(function, self._modules)
+        def make(name: str) -> None:
+            try:
+                self._own[name] = _make(name, self.image.maps[name])
+            except BpfError as error:
+                refused.append(error)
+
+        _on_all_cpus(make, missing)
+        if refused:
+            raise refused[0]
+        self._fds.update(self._own)
+
+    def _attach_tracing(self) -> None:
+        wanted = {
+            name: (name.removeprefix(prefix), kind)
+            for name in self.image.functions
+            for prefix, kind in TRACING_PREFIXES.items()
+            if name.startswith(prefix)
+        }
+        fds: dict[str | None, int] = {None: 0}
         try:
-            place = syscall.module_btf(module) if module is not None else 0
+            places = {name: self._place(function, fds) for name, (function, _) in wanted.items()}
+            attach = {name: (kind, *places[name]) for name, (_, kind) in wanted.items()}
+            self._load_all([(name, syscall.TRACING, attach[name]) for name in wanted])
+            for name in wanted:
+                # Gives the reason where it is not loaded.
+                program = self._load(name, syscall.TRACING, attach[name])
+                try:
+                    self._links[name] = syscall.attach_tracing(program)
+                except OSError as error:
+                    raise _refused(f"cannot attach {name}", error) from error
+        finally:
+            for fd in fds.values():
+                if fd:
+                    os.close(fd)
+
+    def _place(self, function: str, fds: dict[str | None, int]) -> tuple[int, int]:
+        """A function's BTF id, and the fd of the BTF that has it, which is kept in `fds` by module."""
+        try:
+            number, module = btf.function(function, self._modules)
+            if module is not None and module not in fds:
+                fds[module] = syscall.module_btf(module)
         except (OSError, LookupError) as error:
             raise BpfError(f"{function}: {error}") from error
-        try:
-            program = self._load(name, syscall.TRACING, (kind, number, place))
-            self._links[name] = syscall.attach_tracing(program)
-        except OSError as error:
-            raise _refused(f"cannot attach {name}", error) from error
-        finally:
-            if place:
-                os.close(place)
+        return number, fds[module]
 
-    def _load(self, name: str, kind: int, attach: tuple[int, int, int]) -> int:
+    def _load_all(self, wanted: Sequence[tuple[str, int, tuple[int, int, int]]]) -> None:
+        def load(each: tuple[str, int, tuple[int, int, int]]) -> None:
+            with contextlib.suppress(BpfError):
+                self._load(*each, explain=False)
+
+        _on_all_cpus(load, wanted)
+
+    def _load(
+        self, name: str, kind: int, attach: tuple[int, int, int], *, explain: bool = True
+    ) -> int:
         if name in self._programs:
             return self._programs[name]
         function = self.image.functions.get(name)
@@ -165,7 +208,8 @@ class Object:
             label = name.removeprefix("fentry__").removeprefix("fexit__")
             fd = syscall.load_program(kind, code, self.image.license, label, attach)
         except OSError as error:
-            said = self._verifier_says(function, kind, attach) if error.errno in _VERIFIER else ""
+            asks = explain and error.errno in _VERIFIER
+            said = self._verifier_says(function, kind, attach) if asks else ""
             raise _refused(f"the kernel refuses {name}", error, said) from error
         self._programs[name] = fd
         return fd
@@ -183,6 +227,24 @@ class Object:
 
 _VERIFIER = (errno.EACCES, errno.EINVAL)
 """What the verifier ends with where a program does something it may not. E2BIG says enough by itself."""
+
+
+def _on_all_cpus(work: Callable[[T], object], items: Sequence[T]) -> None:
+    """Work on all items, in threads: the kernel takes its time for each, and Python waits for none of it."""
+    left = iter(items)
+
+    def run() -> None:
+        for item in left:
+            work(item)
+
+    threads = [
+        threading.Thread(target=run) for _ in range(min(os.cpu_count() or 1, len(items)) - 1)
+    ]
+    for thread in threads:
+        thread.start()
+    run()
+    for thread in threads:
+        thread.join()
 
 
 def reason_in(log: str) -> str:
