@@ -5,6 +5,7 @@ request gets here (server.py).
 """
 
 import html
+import re
 from collections.abc import Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +15,9 @@ from prometheus_client.registry import CollectorRegistry
 
 from vftrace import __version__
 from vftrace.faults import FAULTS, Where
+
+_VERSION = re.compile(r"version\s*=\s*([^;,]*)", re.IGNORECASE)
+_NUMBERS = re.compile(r"\d{1,4}(\.\d{1,4}){0,3}\s*", re.ASCII)
 
 HEALTHY, READY = "/-/healthy", "/-/ready"
 
@@ -35,7 +39,7 @@ def make_app(registry: CollectorRegistry, path: str, is_ready: Callable[[], bool
         if environ["REQUEST_METHOD"] != "GET":
             return plain(start, HTTPStatus.METHOD_NOT_ALLOWED, extra=[("Allow", "GET, HEAD")])
         if asked == path:
-            return metrics(environ, start)
+            return metrics(_readable(environ), start)
         if asked == HEALTHY:
             return plain(start, HTTPStatus.OK, "vftrace is healthy.\n")
         if asked == READY:
@@ -57,6 +61,14 @@ def make_app(registry: CollectorRegistry, path: str, is_ready: Callable[[], bool
             return plain(start, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     return app
+
+
+def _readable(environ: Environ) -> Environ:
+    """Drop an Accept header whose version is no version: prometheus_client compares it with one, and fails."""
+    versions = _VERSION.findall(environ.get("HTTP_ACCEPT", ""))
+    if all(_NUMBERS.fullmatch(version) for version in versions):
+        return environ
+    return {name: value for name, value in environ.items() if name != "HTTP_ACCEPT"}
 
 
 def plain(
