@@ -51,13 +51,18 @@ class Faults:
         self.keep: Keep | None = None
         self.say = say
         self._counts: Counter[Where] = Counter()
+        self._elsewhere: dict[Where, int] = {}
         self._reported: set[tuple[Where, str]] = set()
         self._lock = threading.Lock()
 
     @property
     def counts(self) -> Mapping[Where, int]:
         """How many errors were contained, by place; places without one have 0."""
-        return {where: self._counts[where] for where in Where}
+        return {where: self._counts[where] + self._elsewhere.get(where, 0) for where in Where}
+
+    def count_elsewhere(self, counts: Mapping[Where, int]) -> None:
+        """Count what another process of this command has contained, so much so far."""
+        self._elsewhere = dict(counts)
 
     def contained(
         self, where: Where, error: Exception, what: str, pids: Collection[int] = ()

@@ -6,12 +6,11 @@ from typing import Any, Protocol, Self, cast
 
 from vftrace.collect.clock import boottime_ns
 from vftrace.events import COLLECTOR, Event, wire
-from vftrace.events.layout import Kind
 from vftrace.model.host import HostInfo
 
 
 class Batch:
-    """Records in their order of arrival, and the event of each."""
+    """Records in their order of arrival, and the event of each, decoded when it is asked for."""
 
     __slots__ = ("_events", "_later", "records")
 
@@ -21,11 +20,13 @@ class Batch:
         self.records: list[bytes] = [] if records is None else records
         self._events: list[Event | None] = [] if events is None else list(events)
         self._later: list[int] = []
-        """Where in `_events` the pieces are that are not decoded yet."""
+        """Where in `_events` the records are that are not decoded yet."""
 
     @property
     def events(self) -> list[Event]:
         """The event of each record."""
+        if len(self._events) < len(self.records):
+            self._events += wire.decode_all(self.records[len(self._events) :])
         for at in self._later:
             self._events[at] = wire.decode(self.records[at])
         self._later.clear()
@@ -33,21 +34,15 @@ class Batch:
 
     @classmethod
     def of(cls, records: Iterable[bytes]) -> Self:
-        """Decode records."""
-        kept = list(records)
-        return cls(kept, wire.decode_all(kept))
+        """A batch of these records."""
+        return cls(list(records))
 
-    def add(self, record: bytes) -> Event | None:
-        """Append one record; returns its event, but for a piece: to make a number of its 4 KiB costs as much as all
-        else, and `record` only writes it."""
-        if wire.kind_of(record) == Kind.PIECE:
-            self._later.append(len(self.records))
-            self.records.append(record)
-            self._events.append(None)
-            return None
-        event = wire.decode(record)
-        self.append(record, event)
-        return event
+    def add(self, record: bytes) -> None:
+        """Append one record, which is decoded when the events are asked for: whoever only writes or sends records
+        pays nothing for that."""
+        self._later.append(len(self.records))
+        self.records.append(record)
+        self._events.append(None)
 
     def append(self, record: bytes, event: Event) -> None:
         """Append one record with its event."""
@@ -88,10 +83,16 @@ class Intake:
         self._seq = 0
         self._reached_ns = boottime_ns()
 
-    def take_in(self, record: bytes) -> Event | None:
-        """Append a record of the kernel side; returns its event, as `Batch.add`."""
+    def take_in(self, record: bytes, *, decode: bool) -> Event | None:
+        """Append a record of the kernel side; returns its event if it is to be decoded now."""
         self.reach(wire.time_of(record))
-        return self._batch.add(wire.shortened(record))
+        record = wire.shortened(record)
+        if not decode:
+            self._batch.add(record)
+            return None
+        event = wire.decode(record)
+        self._batch.append(record, event)
+        return event
 
     def reach(self, at_ns: int) -> None:
         """Everything up to this time has been read."""

@@ -38,6 +38,20 @@ BUSY_NS = 1_000_000
 FD_FRESH_NS = 200_000_000
 """After this time an fd is looked at again: its number may stand for another file."""
 
+LOOKED_AT = frozenset(
+    {
+        Kind.VCPU_CREATED,
+        Kind.VM_CREATED,
+        Kind.REGION,
+        Kind.GET_DIRTY_LOG,
+        Kind.RESET_DIRTY_RINGS,
+        Kind.CLOCK,
+        Kind.RUN,
+        Kind.EXIT,
+    }
+)
+"""Kinds of the records whose events `CallWatch.see` has a use for; of others the time is enough (`sign`)."""
+
 _SIGNS = (events.GetDirtyLog, events.ResetDirtyRings)
 _MACHINE = platform.machine()
 _TAKES_FD = frozenset(nr for nr in range(1024) if name_of(_MACHINE, nr) in FD_FIRST)
@@ -86,9 +100,8 @@ class CallWatch:
         """Look at an event of the kernel side."""
         kind = type(event)
         pid = event.tgid
+        self.sign(pid, event.at_ns)
         traced = self._traced.get(pid)
-        if traced is not None:
-            traced.sign_ns = event.at_ns
         if kind is events.VcpuCreated:
             self._vcpus.setdefault(pid, set()).add(event.tid)
         elif kind is events.VmCreated:
@@ -104,6 +117,12 @@ class CallWatch:
             self._run(event, traced)
         elif kind is events.Exit:
             self.forget(pid)
+
+    def sign(self, pid: int, at_ns: int) -> None:
+        """A record of a process has come: if it is traced, it migrates still."""
+        traced = self._traced.get(pid)
+        if traced is not None:
+            traced.sign_ns = at_ns
 
     def meet(self, pid: int) -> None:
         """A VM is there: a destination may begin to receive at any time."""

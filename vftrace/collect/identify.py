@@ -176,3 +176,6 @@ _LOOKS: dict[type[Event], Callable[[Identifier, Any], None]] = {
     events.Virtchnl: Identifier._mailbox,
     events.VfReset: Identifier._vf_reset,
 }
+
+LOOKED_AT = frozenset(event.KIND for event in _LOOKS if event.KIND is not None)
+"""The kinds of records that `Identifier.take` has a use for."""

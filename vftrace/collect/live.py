@@ -15,9 +15,10 @@ from vftrace import __version__, events
 from vftrace.collect import calls
 from vftrace.collect.batch import Batch, Intake
 from vftrace.collect.clock import boottime_ns, clock_sample
-from vftrace.collect.identify import Identifier
+from vftrace.collect.identify import LOOKED_AT, Identifier
 from vftrace.collect.network import NetworkWatch
 from vftrace.events import wire
+from vftrace.events.layout import Kind
 from vftrace.host import devices, namespaces, processes
 from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo
@@ -26,6 +27,8 @@ from vftrace.probes.loader import Probes
 TICK_NS = 100_000_000
 SECOND_NS = 1_000_000_000
 POLL_MS = 20
+_LOOKED_AT = LOOKED_AT | calls.LOOKED_AT | {Kind.VFIO_MIGRATION}
+"""Kinds of records that are decoded as they come, as somebody has to be found or watched then."""
 READ_S = 0.2
 """How long one `read` goes on where records come faster than it takes them."""
 
@@ -63,6 +66,7 @@ class LiveSource:
         self._identifier = Identifier(self._intake)
         self._network = NetworkWatch(self._intake, lambda: self._identifier.pids)
         self._lost = 0
+        self._dropped = 0
         self._uncounted: dict[int, int] = {}
         self._full: Counter[str] = Counter()
         self._next_tick_ns = 0
@@ -78,9 +82,13 @@ class LiveSource:
         """CLOCK_BOOTTIME."""
         return boottime_ns()
 
-    def read(self) -> Batch:
+    def count_dropped(self, dropped: int) -> None:
+        """Count records as lost that were dropped behind this source: so many so far."""
+        self._dropped = dropped
+
+    def read(self, timeout_ms: int = POLL_MS) -> Batch:
         """Wait a moment, then return what came, in order of arrival."""
-        emptied = self.probes.poll(POLL_MS, READ_S)
+        emptied = self.probes.poll(timeout_ms, READ_S)
         # A tick says that all before it is known: not while older records wait in the ring buffer.
         if emptied:
             self._intake.reach(self.probes.known_ns)
@@ -111,8 +119,9 @@ class LiveSource:
         if wire.kind_of(record) in calls.KINDS:
             self._calls.take(record)
             return
-        event = self._intake.take_in(record)
+        event = self._intake.take_in(record, decode=wire.kind_of(record) in _LOOKED_AT)
         if event is None:
+            self._calls.sign(wire.tgid_of(record), wire.time_of(record))
             return
         self._identifier.take(event)
         self._calls.see(event)
@@ -166,7 +175,7 @@ class LiveSource:
                 self._intake.write(events.TableFull, table=table, count=count)
 
     def _report_lost(self) -> None:
-        lost = self.probes.lost()
+        lost = self.probes.lost() + self._dropped
         if lost > self._lost:
             self._lost = lost
             self._intake.write(events.Lost, count=lost)

@@ -6,9 +6,10 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from vftrace.collect.batch import Batch, Source
-from vftrace.collect.live import LiveSource
 from vftrace.collect.only import OnlyVms
 from vftrace.collect.recording import RecordingWriter, check_output
+from vftrace.collect.remote import ReaderProcess, RemoteSource
+from vftrace.host import privileges
 from vftrace.model.host import HostInfo
 
 S = TypeVar("S", bound=Source)
@@ -88,6 +89,18 @@ class Session(Generic[S]):
         return batch
 
 
+class LiveSession(Session[RemoteSource]):
+    """This host, traced by a reader process."""
+
+    def close(self) -> Batch:
+        """As `Session.close`; raises VftraceError if the reader has not sent all: what came is written by then."""
+        batch = super().close()
+        failure, self.source.failure = self.source.failure, None
+        if failure is not None:
+            raise failure
+        return batch
+
+
 def open_live(
     way: str | None = None,
     profiles: Sequence[str] = (),
@@ -95,9 +108,23 @@ def open_live(
     *,
     force: bool = False,
     only: OnlyVms | None = None,
-) -> Session[LiveSource]:
-    """Trace this host, and record to `output` if it is given. Arguments and errors as of `LiveSource` and `Session`."""
+    user: str | None = None,
+    keep_privileges: bool = False,
+) -> LiveSession:
+    """Trace this host, and record to `output` if it is given. Arguments and errors as of `LiveSource` and `Session`.
+
+    A reader process traces. This thread gives up all capabilities when the recording is open, and becomes `user` if
+    one is named, unless it is to `keep_privileges`; threads that run already have to do so themselves.
+    """
     if output is not None:
         # Before the probes are attached, which takes seconds.
         check_output(output, force=force)
-    return Session(LiveSource(way, profiles), output, force=force, only=only)
+    reader = ReaderProcess(way, profiles, user=user)
+    session = LiveSession(reader.wait(), output, force=force, only=only)
+    try:
+        if not keep_privileges:
+            privileges.keep_only((), user)
+    except BaseException:
+        session.close()
+        raise
+    return session

@@ -38,6 +38,11 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("fentry", "kprobe", "tracepoint"),
         help="attach in this way only (default: the cheapest this kernel takes)",
     )
+    parser.add_argument(
+        "--user",
+        metavar="NAME",
+        help="started as root: become this user once the probes are attached and the files are open",
+    )
 
 
 def add_force_argument(parser: argparse.ArgumentParser) -> None:

@@ -116,7 +116,8 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="vftrace-demo-") as directory:
         player = Player(args.scenario, Path(directory))
         output = args.keep or Path(directory) / "demo.vft"
-        with open_live(output=output, force=args.force) as session:
+        # The VMs that it starts have the rights of whoever called it.
+        with open_live(output=output, force=args.force, keep_privileges=True) as session:
             pump = Pump(session)
             try:
                 player.start()

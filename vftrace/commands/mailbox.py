@@ -80,13 +80,14 @@ def _replay(args: argparse.Namespace, profiles: Sequence[str]) -> None:
 def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:
     from vftrace.collect.pump import batches_of, steps
     from vftrace.collect.session import open_live
+    from vftrace.probes.registry import MAILBOX
 
     dump = _dump(args, (), profiles)
-    with Interrupt() as interrupt, open_live(args.way, profiles) as session:
-        mailbox = session.source.probes.mailbox
-        status = mailbox.status[0]
-        if status.method is None and mailbox.refused:
-            raise MachineError(f"mailboxes cannot be traced here: {mailbox.refused}")
+    with Interrupt() as interrupt, open_live(args.way, profiles, user=args.user) as session:
+        status = next(probe for probe in session.host.probes if probe.name == MAILBOX.name)
+        refused = session.source.mailbox_refused
+        if status.method is None and refused:
+            raise MachineError(f"mailboxes cannot be traced here: {refused}")
         if status.reason is not None:
             # Its module may be loaded later, and is then traced.
             print(f"vftrace: mailbox: {status.reason}", file=sys.stderr)

@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     profiles = profile_texts(args)
     with (
         Interrupt() as interrupt,
-        open_live(args.way, profiles, args.output, force=args.force, only=only) as session,
+        open_live(
+            args.way, profiles, args.output, force=args.force, only=only, user=args.user
+        ) as session,
     ):
         deadline = Deadline(args.duration)
         say_ready()

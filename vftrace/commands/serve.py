@@ -25,6 +25,7 @@ from vftrace.commands.common import (
 )
 from vftrace.errors import UsageError
 from vftrace.faults import FAULTS, Where
+from vftrace.host import privileges
 from vftrace.units import parse_duration
 
 if TYPE_CHECKING:
@@ -152,11 +153,13 @@ class Service:
         from vftrace.outputs.exporter.metrics import Exporter
 
         self._sender = _sender(args.otlp_endpoint)
-        config = (
-            webconfig.WebConfig
-            if args.web_config is None
-            else webconfig.WebConfigFile(args.web_config, _warn).current
-        )
+        # What is read again later, without privileges, must be readable so from the start.
+        with privileges.suspended():
+            config = (
+                webconfig.WebConfig
+                if args.web_config is None
+                else webconfig.WebConfigFile(args.web_config, _warn).current
+            )
         sockets = http.activated_sockets(os.environ)
         if args.web_addresses or not sockets:
             addresses = args.web_addresses or [parse_address(DEFAULT_ADDRESS)]
@@ -293,8 +296,10 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySour
     profiles = profile_texts(args)
     if args.replay is not None:
         replay = ReplaySource(args.replay, parse_speed(args.speed or "1"))
+        privileges.keep_only((), args.user)
         return Pump(replay, profiles), replay
-    pump = Pump(stack.enter_context(open_live(args.way, profiles, args.record, force=args.force)))
+    session = open_live(args.way, profiles, args.record, force=args.force, user=args.user)
+    pump = Pump(stack.enter_context(session))
     keep_evidence(pump)
     stack.callback(pump.close)
     return pump, None

@@ -29,7 +29,7 @@ from vftrace.commands.common import (
     say_ready,
 )
 from vftrace.errors import UsageError
-from vftrace.host.processes import qemu_pids_without_kvm
+from vftrace.host import processes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
                 selection=Selection(args.vm, live=args.replay is None),
                 note=_note(args),
                 ascii=args.ascii,
-                no_kvm=_NoKvm(args).count,
+                no_kvm=_NoKvm(args, pump).count,
             )
     return 0
 
@@ -153,7 +153,8 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "Pump":
     profiles = profile_texts(args)
     if args.replay is not None:
         return Pump(ReplaySource(args.replay, parse_speed(args.speed or "1")), profiles)
-    pump = Pump(stack.enter_context(open_live(args.way, profiles, args.record, force=args.force)))
+    session = open_live(args.way, profiles, args.record, force=args.force, user=args.user)
+    pump = Pump(stack.enter_context(session))
     stack.callback(pump.close)
     return pump
 
@@ -200,20 +201,21 @@ def _step(pump: "Pump") -> None:
 class _NoKvm:
     """Counts QEMU processes without KVM on this host, for when there is nothing else to show."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, pump: "Pump") -> None:
         self._live = args.replay is None
+        self._pump = pump
         self._count = 0
         self._counted_at = -math.inf
 
     def count(self, snapshot: "Snapshot") -> int:
         """How many there are; 0 where VMs are shown, and of a replay."""
-        if not self._live or snapshot.vms or snapshot.migrations:
+        if not self._live or snapshot.vms or snapshot.migrations or not has_looked(self._pump):
             return 0
         if time.monotonic() - self._counted_at > NO_KVM_SECONDS:
-            self._count, self._counted_at = (
-                sum(1 for _ in qemu_pids_without_kvm()),
-                time.monotonic(),
-            )
+            # All VMs, whatever is selected: this process may not look into others' open files.
+            known = {vm.pid for vm in self._pump.snapshot().vms}
+            self._count = sum(pid not in known for pid in processes.qemu_pids())
+            self._counted_at = time.monotonic()
         return self._count
 
 
@@ -242,15 +244,15 @@ def _once(
         print(json.dumps(state_json(pump.host, snapshot)), flush=True)
         return
     frame = Frame(
-        pump.host, snapshot, pump.now_ns(), _state(args, snapshot), _note(args), args.ascii
+        pump.host, snapshot, pump.now_ns(), _state(args, pump, snapshot), _note(args), args.ascii
     )
     Console(highlight=False).print(Once(frame))
 
 
-def _state(args: argparse.Namespace, snapshot: "Snapshot") -> "ViewState":
+def _state(args: argparse.Namespace, pump: "Pump", snapshot: "Snapshot") -> "ViewState":
     from vftrace.outputs.top.state import ViewState
 
-    return ViewState(wanted=tuple(args.vm), without_kvm=_NoKvm(args).count(snapshot))
+    return ViewState(wanted=tuple(args.vm), without_kvm=_NoKvm(args, pump).count(snapshot))
 
 
 def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:

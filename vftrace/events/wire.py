@@ -39,6 +39,11 @@ _OWN = len(Event.__struct_fields__)
 
 _SIZE_AND_KIND_AT = 16
 _size_and_kind = struct.Struct("<IH").unpack_from
+_tgid = struct.Struct("<24xI").unpack_from
+
+BULK = frozenset({Kind.PIECE})
+"""Kinds of records of which there are most, and which are missed least: a dirty log whose bitmap is not whole is
+known not to be."""
 
 _PIECE_HEAD = struct.Struct(_HEAD + "QQIHH")
 _PIECE = struct.Struct("<QQIHH")
@@ -208,6 +213,30 @@ def kind_of(record: bytes) -> int:
 def time_of(record: bytes) -> int:
     """The time of a record, which has at least a header."""
     return int.from_bytes(record[:8], "little")
+
+
+def tgid_of(record: bytes) -> int:
+    """The process of a record, which has at least a header."""
+    tgid: int = _tgid(record)[0]
+    return tgid
+
+
+def split(records: bytes) -> list[bytes]:
+    """Take apart records that follow one another, each as long as its header says.
+
+    Raises ValueError where that cannot be.
+    """
+    found = []
+    at, end = 0, len(records)
+    while at < end:
+        if end - at < _HEADER_SIZE:
+            raise ValueError(f"{end - at} bytes are shorter than a record's header")
+        size = _size_and_kind(records, at + _SIZE_AND_KIND_AT)[0]
+        if not _HEADER_SIZE <= size <= end - at:
+            raise ValueError(f"a record of {end - at} bytes says it has {size}")
+        found.append(records[at : at + size])
+        at += size
+    return found
 
 
 def shortened(record: bytes) -> bytes:

@@ -134,10 +134,10 @@ def vmm_pids() -> Iterator[int]:
             yield int(entry.name)
 
 
-def qemu_pids_without_kvm() -> Iterator[int]:
-    """Find QEMU processes that hold no KVM VM: they emulate (TCG), and no probe of vftrace sees them."""
+def qemu_pids() -> Iterator[int]:
+    """Find QEMU processes. Those that hold no KVM VM emulate (TCG), and no probe of vftrace sees them."""
     for entry in PROC.iterdir():
-        if entry.name.isdigit() and _is_qemu(int(entry.name)) and not _holds_vm(entry):
+        if entry.name.isdigit() and _is_qemu(int(entry.name)):
             yield int(entry.name)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import h11
 
 from vftrace.errors import VftraceError
+from vftrace.host import privileges
 from vftrace.outputs.exporter.pages import App, Environ
 from vftrace.outputs.exporter.passwords import PasswordChecks, credentials
 from vftrace.outputs.exporter.webconfig import WebConfig
@@ -173,6 +174,8 @@ class Servers:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
+        # Clients are answered in this thread and in those that it starts.
+        privileges.keep_only(())
         asyncio.set_event_loop(self._loop)
         for listening in self._sockets:
             listening.setblocking(False)

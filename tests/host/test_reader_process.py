@@ -1,0 +1,179 @@
+"""The reader process and the main process: rights, ends, and a main process that is late."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from vftrace.collect.reader import CAPABILITIES
+from vftrace.collect.recording import Recording
+
+END_S = 20
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child)
+        for thread in Path(f"/proc/{pid}/task").iterdir()
+        for child in (thread / "children").read_text().split()
+    ]
+
+
+def status(thread: Path) -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in (thread / "status").read_text().splitlines())
+
+
+def gone(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+def until(condition: object, seconds: float = END_S) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@contextmanager
+def traced(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """A vftrace that is ready, and its reader; both must have gone in the end."""
+    command = [sys.executable, "-m", "vftrace", *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        said = ""
+        while (line := process.stderr.readline()) != "ready\n":
+            assert line, said
+            said += line
+        (reader,) = children(process.pid)
+        try:
+            yield process, reader
+            until(lambda: gone(reader))
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    return tmp_path / "trace.vft"
+
+
+COMMANDS = ("record", "serve", "top")
+
+
+def arguments(command: str, recording: Path) -> list[str]:
+    more = {"record": ["-o", str(recording)], "serve": ["--web.listen-address", "127.0.0.1:0"]}
+    return [command, *more.get(command, [])]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_thread_keeps_more_than_it_needs(command: str, recording: Path) -> None:
+    with traced(*arguments(command, recording)) as (process, reader):
+        kept = sum(1 << capability for capability in CAPABILITIES)
+        for pid, allowed, filtered in ((process.pid, 0, "0"), (reader, kept, "2")):
+            threads = list(Path(f"/proc/{pid}/task").iterdir())
+            assert threads
+            for found in map(status, threads):
+                for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"):
+                    assert int(found[name], 16) == allowed, (pid, name)
+                assert found["NoNewPrivs"] == "1"
+                assert found["Seccomp"] == filtered
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(END_S) == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_ends_both(command: str, number: signal.Signals, recording: Path) -> None:
+    """As a terminal sends Ctrl-C to its process group, and systemd SIGTERM to all processes of a unit."""
+    with traced(*arguments(command, recording)) as (process, reader):
+        os.kill(reader, number)
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=END_S)
+        assert process.returncode == 0, said
+        assert "Traceback" not in said
+    if command == "record":
+        found = Recording(recording)
+        assert list(found)
+        assert found.damage is None
+
+
+def test_the_reader_ends_at_once_with_the_main_process(recording: Path) -> None:
+    with traced(*arguments("record", recording)) as (process, reader):
+        process.kill()
+        until(lambda: gone(reader), 1)
+
+
+def test_a_reader_whose_main_process_stands_still_ends_with_it(recording: Path) -> None:
+    with traced(*arguments("record", recording)) as (process, reader):
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.3)
+        assert not gone(reader)
+        process.kill()
+        until(lambda: gone(reader), 1)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dead_reader_is_one_clear_line(command: str, recording: Path) -> None:
+    with traced(*arguments(command, recording)) as (process, reader):
+        time.sleep(0.5)
+        os.kill(reader, signal.SIGKILL)
+        _, said = process.communicate(timeout=END_S)
+        assert process.returncode == 1
+        wanted = "vftrace: the reader process ended (signal SIGKILL): nothing is traced any more"
+        assert said.splitlines()[-1] == wanted
+        assert len(said.splitlines()) == 1
+    if command == "record":
+        found = Recording(recording)
+        assert len(list(found)) > 3
+        assert found.damage is not None
+
+
+def test_an_error_of_the_reader_is_the_commands_own(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            sys.executable,
+            "-m",
+            "vftrace",
+            "record",
+            "-o",
+            tmp_path / "x",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=END_S,
+    )
+    assert done.returncode == 3
+    said = done.stderr.splitlines()
+    assert said[0].startswith("vftrace: this pid namespace is not the host's")
+    assert said[1].startswith("  to fix: ")
+
+
+def test_modules_are_not_looked_for_where_it_was_started(tmp_path: Path) -> None:
+    """The working directory may be anybody's."""
+    for name in ("json", "bcc", "msgspec", "vftrace"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the working directory')")
+    done = subprocess.run(
+        [Path(sys.executable).parent / "vftrace", "record", "-o", "x.vft", "--duration", "0.3s"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=END_S,
+    )
+    assert (done.returncode, done.stderr.splitlines()[0]) == (0, "ready")

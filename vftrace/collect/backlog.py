@@ -1,0 +1,104 @@
+"""What the reader holds for the main process: bounded, and where it is full the loudest VM's bitmaps go first."""
+
+from collections import Counter, deque
+from dataclasses import dataclass
+
+from vftrace.events import wire
+
+LIMIT = 64 << 20
+"""Bytes of memory. 200 migrations of 4 GiB that begin at once make half of it."""
+
+OBJECT_BYTES = 64
+"""Memory of a record beside its bytes: a bytes object's head and its place in a list."""
+
+
+@dataclass(slots=True)
+class Parcel:
+    """Records that came together; `taken_ns`: when the reader took them (CLOCK_BOOTTIME)."""
+
+    taken_ns: int
+    records: list[bytes]
+    size: int
+    first: int = 0
+    """Where in `records` the oldest is that was not taken."""
+
+
+class Backlog:
+    """Parcels in their order of arrival. Pieces of bitmaps are dropped where there is no room, nothing else.
+
+    A dropped piece leaves a hole in its process's numbers, as one that did not fit into the ring buffer does, so what
+    it would have said is known to be missing.
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._parcels: deque[Parcel] = deque()
+        self._size = 0
+        self.dropped: Counter[int] = Counter()
+        """By process: records dropped so far."""
+
+    def __bool__(self) -> bool:
+        return bool(self._parcels)
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more can be taken in, as what is held may not be dropped."""
+        return self._size > self._limit
+
+    def add(self, taken_ns: int, records: list[bytes]) -> None:
+        """Append what the reader took."""
+        if not records:
+            return
+        size = sum(map(len, records)) + OBJECT_BYTES * len(records)
+        self._parcels.append(Parcel(taken_ns, records, size))
+        self._size += size
+        if self.full:
+            self._drop()
+
+    def take(self, most: int) -> tuple[int, list[bytes]]:
+        """Remove the oldest records, about `most` bytes of one parcel, one record at least: when they were taken, and
+        they. IndexError if there are none."""
+        parcel = self._parcels[0]
+        last, size = parcel.first, 0
+        while last < len(parcel.records):
+            length = len(parcel.records[last])
+            if size and size + length > most:
+                break
+            size += length
+            last += 1
+        taken = parcel.records[parcel.first : last]
+        memory = size + OBJECT_BYTES * len(taken)
+        parcel.size -= memory
+        self._size -= memory
+        parcel.first = last
+        if last == len(parcel.records):
+            self._parcels.popleft()
+        return parcel.taken_ns, taken
+
+    def _drop(self) -> None:
+        """Drop all pieces of the loudest VMs until half is free, so that the next full is not at once."""
+        bulk: Counter[int] = Counter()
+        for parcel in self._parcels:
+            for record in parcel.records[parcel.first :]:
+                if wire.kind_of(record) in wire.BULK:
+                    bulk[wire.tgid_of(record)] += len(record) + OBJECT_BYTES
+        victims = set()
+        wanted = self._size - self._limit // 2
+        for tgid, size in bulk.most_common():
+            if wanted <= 0:
+                break
+            victims.add(tgid)
+            wanted -= size
+        for parcel in self._parcels if victims else ():
+            self._drop_of(victims, parcel)
+
+    def _drop_of(self, victims: set[int], parcel: Parcel) -> None:
+        kept = []
+        for record in parcel.records[parcel.first :]:
+            if wire.kind_of(record) in wire.BULK and wire.tgid_of(record) in victims:
+                self.dropped[wire.tgid_of(record)] += 1
+                parcel.size -= len(record) + OBJECT_BYTES
+                self._size -= len(record) + OBJECT_BYTES
+            else:
+                kept.append(record)
+        parcel.records, parcel.first = kept, 0

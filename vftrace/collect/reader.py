@@ -1,0 +1,160 @@
+"""The reader process: empties the ring buffers, finds who is who, and sends the records to the main process.
+
+It alone is privileged, and it opens no socket of the internet. It decodes only what it needs to find processes and
+devices. The main process may be late: what it has not taken yet waits here, in bounded memory (backlog.py). The reader
+ends when the main process tells it to, and at once when that has gone.
+
+`python -P -m vftrace.collect.reader FD` runs it; FD is its end of the socket pair (messages.py).
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+
+from vftrace import errors
+from vftrace.collect.backlog import Backlog
+from vftrace.collect.batch import Batch
+from vftrace.collect.clock import boottime_ns
+from vftrace.collect.live import POLL_MS, LiveSource
+from vftrace.collect.messages import LONGEST, Failed, Faults, Kind, Link, Message, Ready, Start
+from vftrace.faults import FAULTS
+from vftrace.host import privileges
+
+NICENESS = -10
+"""Better than what it reads about, where that is allowed: a ring buffer that is not emptied loses records."""
+CAPABILITIES = (
+    privileges.CAP_BPF,
+    privileges.CAP_PERFMON,
+    privileges.CAP_SYS_PTRACE,
+    privileges.CAP_DAC_READ_SEARCH,
+)
+"""What stays after attaching: BPF maps, perf events of modules that come later, and /proc/PID/fd of others."""
+
+_DEBUG_VARIABLE = "VFTRACE_DEBUG"
+
+
+class Reader:
+    """A live source, and what of it the main process has not taken yet."""
+
+    def __init__(self, source: LiveSource, link: Link) -> None:
+        self._source = source
+        self._link = link
+        self._backlog = Backlog()
+        self._host = source.host
+        self._faults = sum(FAULTS.counts.values())
+        self._said: list[str] = []
+        # The main process knows where such lines go.
+        FAULTS.say = self._said.append
+
+    def run(self) -> None:
+        """Read and send until the main process says CLOSE, then send the rest. EOFError or OSError if it has gone."""
+        while not self._closing():
+            if self._backlog:
+                # The ring buffer must not wait for the main process; only a full backlog may.
+                _wait(self._link, select.POLLOUT, POLL_MS)
+            if not self._backlog.full:
+                self._take(self._source.read(0 if self._backlog else POLL_MS))
+            else:
+                _wait(self._link, select.POLLOUT, POLL_MS)
+            self._send()
+        self._take(self._source.close())
+        while self._backlog or self._link.busy:
+            _wait(self._link, select.POLLOUT, None)
+            self._send()
+        self._link.send(Kind.END)
+
+    def _closing(self) -> bool:
+        message = self._link.receive()
+        return message is not None and message.kind is Kind.CLOSE
+
+    def _take(self, batch: Batch) -> None:
+        self._backlog.add(boottime_ns(), batch.records)
+        self._source.count_dropped(self._backlog.dropped.total())
+        if self._source.host != self._host:
+            self._host = self._source.host
+            self._link.send_content(Kind.HOST, self._host)
+        counts = FAULTS.counts
+        if sum(counts.values()) != self._faults:
+            self._faults = sum(counts.values())
+            self._link.send_content(Kind.FAULTS, Faults(dict(counts), tuple(self._said)))
+            self._said.clear()
+
+    def _send(self) -> None:
+        while self._backlog and self._link.flush():
+            at_ns, records = self._backlog.take(LONGEST)
+            if records:
+                self._link.send(Kind.RECORDS, b"".join(records), at_ns)
+
+
+def main(fd: int) -> int:
+    """Do what the main process at the other end says; returns the exit code."""
+    privileges.end_with_parent(signal.SIGKILL)
+    link = Link(socket.socket(fileno=fd))
+    try:
+        try:
+            _trace(link)
+        except errors.VftraceError as error:
+            fix = error.fix if isinstance(error, errors.MachineError) else None
+            _fail(link, Failed(type(error).__name__, str(error), fix))
+            return error.exit_code
+        except (EOFError, BrokenPipeError, ConnectionError):
+            raise
+        except Exception as error:
+            if os.environ.get(_DEBUG_VARIABLE):
+                traceback.print_exc()
+            said = (
+                f"internal error in the reader, please report it: {type(error).__name__}: {error}"
+            )
+            _fail(link, Failed(errors.VftraceError.__name__, said, None))
+            return errors.VftraceError.exit_code
+    except (EOFError, BrokenPipeError, ConnectionError):
+        return 0  # the main process has gone, and with it whoever would read a message
+    return 0
+
+
+def _trace(link: Link) -> None:
+    start = _start(link)
+    source = LiveSource(start.way, start.profiles, start.guest_memory)
+    _confine(start.user)
+    link.send_content(Kind.READY, Ready(source.host, source.probes.mailbox.refused))
+    Reader(source, link).run()
+
+
+def _start(link: Link) -> Start:
+    message: Message | None = None
+    while message is None:
+        _wait(link, select.POLLIN, None)
+        message = link.receive()
+    content = message.content()
+    assert isinstance(content, Start)
+    return content
+
+
+def _wait(link: Link, event: int, timeout_ms: int | None) -> None:
+    poll = select.poll()
+    poll.register(link, event)
+    poll.poll(timeout_ms)
+
+
+def _confine(user: str | None) -> None:
+    """Give up everything that is needed to attach only."""
+    if os.getpriority(os.PRIO_PROCESS, 0) > NICENESS:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    privileges.keep_only(CAPABILITIES, user)
+    privileges.deny_internet()
+    privileges.end_with_parent(signal.SIGKILL)
+
+
+def _fail(link: Link, failed: Failed) -> None:
+    link.send_content(Kind.FAILED, failed)
+    while not link.flush():
+        _wait(link, select.POLLOUT, None)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,231 @@
+"""The reader process as the main process has it: a source whose records come over a socket pair."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from vftrace import errors
+from vftrace.collect.batch import Batch
+from vftrace.collect.clock import boottime_ns
+from vftrace.collect.messages import Failed, Faults, Kind, Link, Message, Ready, Start
+from vftrace.events import wire
+from vftrace.faults import FAULTS
+from vftrace.model.host import HostInfo
+
+READER = "vftrace.collect.reader"
+POLL_MS = 50
+"""The reader writes ten ticks a second, so waiting is seldom that long."""
+READ_BYTES = 512 << 10
+READ_S = 0.2
+"""What one read takes at most, so that whoever reads has its turn where records come faster than they are decoded."""
+END_S = 20.0
+"""How long a reader may take to detach, send what is left, and end."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class ReaderProcess:
+    """A reader that has been started: `wait` for it, or `close` it."""
+
+    def __init__(
+        self,
+        way: str | None = None,
+        profiles: Sequence[str] = (),
+        guest_memory: int | None = None,
+        user: str | None = None,
+    ) -> None:
+        """Start it; arguments as for `LiveSource`. `user`: whom it becomes when it has attached, if this is root."""
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            self._process = _run_reader(its)
+        self.link = Link(ours)
+        self._failure: errors.VftraceError | None = None
+        with contextlib.suppress(OSError):  # it has gone: receiving says why
+            self.link.send_content(Kind.START, Start(way, tuple(profiles), guest_memory, user))
+            while not self.link.flush():
+                self._wait(select.POLLOUT, None)
+
+    def wait(self) -> "RemoteSource":
+        """Return the source as soon as it has attached. Raises what `LiveSource` raises; the reader has ended then."""
+        try:
+            ready = self.receive(None)
+            assert ready is not None
+            content = ready.content()
+            assert isinstance(content, Ready)
+        except BaseException:
+            self.end(kill=True)
+            raise
+        return RemoteSource(self, content)
+
+    def receive(self, timeout_ms: int | None) -> Message | None:
+        """The next message; None if there is none in this time.
+
+        Raises the reader's error, or VftraceError if it ended without one.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            message = self.link.receive()
+            if message is None and timeout_ms != 0:
+                self._wait(select.POLLIN, timeout_ms)
+                message = self.link.receive()
+        except EOFError:
+            self._failure = errors.VftraceError(self._how_it_ended())
+            raise self._failure from None
+        if message is not None and message.kind is Kind.FAILED:
+            failed = message.content()
+            assert isinstance(failed, Failed)
+            self._failure = _error_of(failed)
+            raise self._failure
+        return message
+
+    def end(self, *, kill: bool = False) -> None:
+        """Close the socket, at which the reader ends; wait for that."""
+        self.link.close()
+        if kill:
+            self._process.kill()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def _wait(self, event: int, timeout_ms: int | None) -> None:
+        poll = select.poll()
+        poll.register(self.link, event)
+        poll.poll(timeout_ms)
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            return "the reader process has closed its connection: nothing is traced any more"
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"the reader process ended ({how}): nothing is traced any more"
+
+
+class RemoteSource:
+    """What the reader process sends, as a source."""
+
+    def __init__(self, reader: ReaderProcess, ready: Ready) -> None:
+        self.host: HostInfo = ready.host
+        self.mailbox_refused = ready.mailbox_refused
+        """Why mailboxes cannot be traced here; None if they can."""
+        self.failure: errors.VftraceError | None = None
+        """Why the last records are missing, once this is closed; None if they are not."""
+        self._reader = reader
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was closed: a live source never ends by itself."""
+        return self._ended
+
+    @property
+    def reader_pid(self) -> int:
+        """The process id of the reader."""
+        return self._reader.pid
+
+    def now_ns(self) -> int:
+        """CLOCK_BOOTTIME."""
+        return boottime_ns()
+
+    def lateness_ns(self) -> int:
+        """The age of the oldest record that the reader took and that was not read here yet; any thread may ask."""
+        waits_since_ns = None if self._ended else self._reader.link.next_at_ns()
+        return max(0, boottime_ns() - waits_since_ns) if waits_since_ns else 0
+
+    def read(self) -> Batch:
+        """Wait a moment, then return what came, in order of arrival. Raises VftraceError if the reader has ended."""
+        records: list[bytes] = []
+        size, stop_at = 0, time.monotonic() + READ_S
+        message = self._reader.receive(POLL_MS)
+        while message is not None:
+            records += self._take(message)
+            size += len(message.data)
+            if size >= READ_BYTES or time.monotonic() >= stop_at:
+                break
+            try:
+                message = self._reader.receive(0)
+            except errors.VftraceError:
+                break  # what came before it counts: the next read raises it again
+        return Batch(records)
+
+    def close(self) -> Batch:
+        """Let the reader detach and end; returns the last records, the End record among them.
+
+        Whether it got to its end, `failure` says.
+        """
+        if self._ended:
+            return Batch()
+        self._ended = True
+        records: list[bytes] = []
+        try:
+            with contextlib.suppress(OSError):  # it has gone: receiving says why
+                self._reader.link.send(Kind.CLOSE)
+            while (message := self._reader.receive(int(END_S * 1000))) is not None:
+                if message.kind is Kind.END:
+                    return Batch(records)
+                records += self._take(message)
+            self.failure = errors.VftraceError(
+                "the reader process does not end: its last records are missing"
+            )
+        except errors.VftraceError as error:
+            self.failure = error
+        finally:
+            self._reader.end()
+        return Batch(records)
+
+    def _take(self, message: Message) -> list[bytes]:
+        if message.kind is Kind.RECORDS:
+            return wire.split(message.data)
+        if message.kind is Kind.HOST:
+            host = message.content()
+            assert isinstance(host, HostInfo)
+            self.host = host
+        elif message.kind is Kind.FAULTS:
+            faults = message.content()
+            assert isinstance(faults, Faults)
+            FAULTS.count_elsewhere(faults.counts)
+            for text in faults.said:
+                FAULTS.say(text)
+        return []
+
+
+def _run_reader(end: socket.socket) -> "subprocess.Popen[bytes]":
+    """A program of its own, not a fork: it has none of this process's threads, files and memory.
+
+    It looks for modules where this process does, and with -P nowhere else: the working directory may be anybody's. It
+    is in a process group of its own and has the signals blocked that end this process: it has to outlive them until
+    it has sent its last records, and ends with the socket.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", READER, str(end.fileno())],
+            pass_fds=[end.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            process_group=0,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _error_of(failed: Failed) -> errors.VftraceError:
+    if failed.error == errors.MachineError.__name__:
+        return errors.MachineError(failed.message, failed.fix)
+    kind = {errors.UsageError.__name__: errors.UsageError}.get(failed.error, errors.VftraceError)
+    return kind(failed.message)
