@@ -15,6 +15,8 @@ from vftrace.collect.reader import CAPABILITIES
 from vftrace.collect.recording import Recording
 
 END_S = 20
+DETACH_S = 5
+"""The kernel takes a second to detach what a killed process had attached."""
 
 
 def children(pid: int) -> list[int]:
@@ -111,7 +113,7 @@ def test_a_signal_to_all_ends_both(command: str, number: signal.Signals, recordi
 def test_the_reader_ends_at_once_with_the_main_process(recording: Path) -> None:
     with traced(*arguments("record", recording)) as (process, reader):
         process.kill()
-        until(lambda: gone(reader), 1)
+        until(lambda: gone(reader), DETACH_S)
 
 
 def test_a_reader_whose_main_process_stands_still_ends_with_it(recording: Path) -> None:
@@ -120,7 +122,7 @@ def test_a_reader_whose_main_process_stands_still_ends_with_it(recording: Path) 
         time.sleep(0.3)
         assert not gone(reader)
         process.kill()
-        until(lambda: gone(reader), 1)
+        until(lambda: gone(reader), DETACH_S)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
