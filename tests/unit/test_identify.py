@@ -88,9 +88,9 @@ def test_the_collectors_records_are_of_the_time_up_to_which_it_has_read() -> Non
     intake = Intake()
     begun = boottime_ns()
     late = begun + 5
-    intake.take_in(wire.encode(events.VmCreated(late, 0, 7, 7, 3)))
+    intake.take_in(wire.encode(events.VmCreated(late, 0, 7, 7, 3)), decode=True)
     intake.write(events.Gone, pid=7)
-    intake.take_in(wire.encode(events.VmCreated(late - 2, 0, 8, 8, 3)))
+    intake.take_in(wire.encode(events.VmCreated(late - 2, 0, 8, 8, 3)), decode=True)
     intake.write(events.Gone, pid=8)
     intake.reach(late + 10)
     intake.write(events.Tick)
