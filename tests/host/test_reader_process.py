@@ -138,7 +138,7 @@ def test_a_dead_reader_is_one_clear_line(command: str, recording: Path) -> None:
     if command == "record":
         found = Recording(recording)
         assert len(list(found)) > 3
-        assert found.damage is not None
+        assert found.not_whole is not None
 
 
 def test_an_error_of_the_reader_is_the_commands_own(tmp_path: Path) -> None:
