@@ -239,7 +239,7 @@ def test_a_reader_and_a_writer_at_once(tmp_path: Path) -> None:
 
 
 def test_a_thousand_migrations_are_listed_in_a_second(tmp_path: Path) -> None:
-    """The goal for a directory that a recorder has filled; a busy machine gets five times as long here."""
+    """The goal for a directory that a recorder has filled, in CPU time."""
     source = recording("completed-fast")
     for number in range(1000):
         os.link(source, tmp_path / f"{number:04}.vft.gz")
@@ -248,9 +248,9 @@ def test_a_thousand_migrations_are_listed_in_a_second(tmp_path: Path) -> None:
     head, line = (tmp_path / index.NAME).read_bytes().splitlines(keepends=True)
     lines = (line.replace(b"0000.vft.gz", f"{n:04}.vft.gz".encode()) for n in range(1000))
     (tmp_path / index.NAME).write_bytes(head + b"".join(lines))
-    began = time.monotonic()
+    began = time.process_time()
     entries = index.read(tmp_path).entries
-    assert time.monotonic() - began < 1.0
+    assert time.process_time() - began < 1.0
     assert len(entries) == 1000
 
 

@@ -15,16 +15,6 @@ _SEQ_AT = 8
 _MAX_WAITING = 65_536
 """Records that wait at once for who sent them; a host that has told of no process has fewer."""
 
-_ABOUT = (
-    events.Process,
-    events.FileDescriptor,
-    events.Device,
-    events.Gone,
-    events.Uncounted,
-    events.NetAddress,
-)
-"""Records of the collector that are about the process `pid`."""
-
 
 class OnlyVms:
     """Drops the records of all processes but those of the wanted VMs.
@@ -81,10 +71,9 @@ class OnlyVms:
         return waiting if self._is_wanted[pid] else []
 
     def _concerns(self, event: Event) -> bool:
-        """Whether a record of the collector is about a wanted process, or about no process."""
-        if not isinstance(event, _ABOUT) or event.pid is None:
-            return True
-        return self._is_wanted.get(event.pid, False)
+        """Whether a record of the collector is about a wanted process, by its `pid`, or about no process."""
+        pid: int | None = getattr(event, "pid", None)
+        return True if pid is None else self._is_wanted.get(pid, False)
 
     def _numbered(self, record: bytes, event: Event) -> tuple[bytes, Event]:
         seq, self._seq = self._seq, self._seq + 1

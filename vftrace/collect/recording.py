@@ -70,7 +70,7 @@ class RecordingWriter:
         """Raises VftraceError where `path` cannot be written, exists (unless `force`), or is being written."""
         check_output(path, force=force)
         self.path = path
-        self._file: BinaryIO = sys.stdout.buffer if path == STANDARD else _create(path, force)
+        self._file: BinaryIO = sys.stdout.buffer if path == STANDARD else create(path, force=force)
         self._file.write(head_of(host))
 
     def write(self, records: list[bytes]) -> None:
@@ -96,12 +96,13 @@ class RecordingWriter:
             raise VftraceError(f"cannot write {self.path}: {error.strerror}") from error
 
 
-def _create(path: Path, force: bool) -> BinaryIO:
+def create(path: Path, *, force: bool = False, mode: int = 0o666) -> BinaryIO:
+    """Make a file and lock it; it is empty. Raises VftraceError where it exists (unless `force`) or is locked."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
     if not force and not path.exists():
         flags |= os.O_EXCL
     try:
-        file = open(os.open(path, flags, 0o666), "wb")  # noqa: PTH123, SIM115
+        file = open(os.open(path, flags, mode), "wb")  # noqa: PTH123, SIM115
     except FileExistsError:
         raise UsageError(f"{path} was just made by another program: name another file") from None
     except OSError as error:

@@ -1,0 +1,58 @@
+"""`vftrace anonymize`: a recording without names and addresses, to attach to a bug report."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from vftrace.commands.common import add_force_argument
+
+HELP = "write a recording anew without names and addresses"
+EXAMPLES = (
+    ("vftrace anonymize migration.vft -o report-42.vft.gz", "for a bug report"),
+    (
+        "vftrace anonymize source.vft -o s.vft --key K",
+        "with one key two hosts' recordings still join",
+    ),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """FILE, `-o OUT`, `--key`, `--force`."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="a recording")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="where to write it (compressed if it ends with .gz)",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="TEXT",
+        help="what decides the new names: the same key gives the same names in several files"
+        " (default: a random one). Who knows the key can test whether a name was in the recording",
+    )
+    add_force_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write it, and say what is left in it."""
+    from vftrace.archive.anonymize import anonymize
+    from vftrace.collect.recording import Recording, check_output
+
+    check_output(args.output, force=args.force)
+    not_whole = anonymize(args.file, args.output, args.key, force=args.force)
+    if not_whole is not None:
+        _say(f"{args.file}: {not_whole}; what comes before it is in {args.output}")
+    if Recording(args.output).host.profiles:
+        _say("the mailbox profiles it was recorded with are still in it")
+    _say(
+        f"wrote {args.output}: times, sizes, PCI addresses and the kernel's release are as they were"
+        " (docs/reference/recordings.md)"
+    )
+    return 0
+
+
+def _say(line: str) -> None:
+    print(f"vftrace: {line}", file=sys.stderr)

@@ -1,0 +1,38 @@
+"""`vftrace dump`: every event of a recording, one line each."""
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "print every event of a recording, one line each"
+EXAMPLES = (
+    ("vftrace dump migration.vft", "time (CLOCK_BOOTTIME), process/thread, event, fields"),
+    ("vftrace dump --json migration.vft", "the same as JSON, one document a line"),
+    ("vftrace dump --clock utc migration.vft", "with times of day"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """FILE and in which form."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="a recording (`-`: standard input)")
+    parser.add_argument("--json", action="store_true", help="print JSON, one document per line")
+    parser.add_argument(
+        "--clock",
+        choices=("boot", "local", "utc"),
+        default="boot",
+        help="clock of the times in text: since boot, or the time of day (default: boot, as in JSON)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the events, and at the end why there are no more, if the recording is not whole."""
+    from vftrace.archive.dump import lines
+    from vftrace.collect.recording import Recording
+
+    recording = Recording(args.file)
+    for line in lines(recording, as_json=args.json, clock=args.clock):
+        print(line)
+    if recording.not_whole is not None:
+        sys.stdout.flush()
+        print(f"vftrace: {args.file}: {recording.not_whole}", file=sys.stderr)
+    return 0
