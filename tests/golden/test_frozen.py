@@ -1,7 +1,7 @@
 """Recordings of version 0.1 stay as they are, and every later version reads them (docs/reference/recordings.md).
 
 Never make these recordings again, and never leave one out. The promise is that no later version refuses them, or shows
-other figures than those that QEMU gave when they were made. Most are of the first day on which there were recordings: the
+other figures than those that QEMU gave when they were made. Most are of the first day on which there were recordings:
 records of some kinds are shorter than today's (`wire._LENGTHENED`), and no first line has `waits`.
 """
 
