@@ -410,6 +410,7 @@ def test_top_logs_if_asked() -> None:
 
 
 def test_configured_once_however_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FAULTS, "say", FAULTS.say)
     monkeypatch.setattr(handler, "LOGGER", logging.getLogger("a test of configure"))
     monkeypatch.setattr(FAULTS, "say", FAULTS.say)  # is put back, too
     for _ in range(3):
