@@ -113,6 +113,8 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
     live = sys.stdout.isatty() and not args.no_live
     # A polite kill is Ctrl-C: the VMs are ended first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1)
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="vftrace-demo-") as directory:
         player = Player(args.scenario, Path(directory))
         output = args.keep or Path(directory) / "demo.vft"

@@ -81,6 +81,7 @@ def _send_and_exit(pinger: Pinger, schedule: Schedule, out_fd: int, control_fd: 
         # Both reach the whole process group; this process ends when its control pipe is closed.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         Sender(pinger, schedule, out_fd, control_fd).run()
     except BrokenPipeError:
         status = 1
