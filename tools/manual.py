@@ -70,6 +70,8 @@ def _page(parser: argparse.ArgumentParser, name: str, see_also: list[str], more:
     text = re.sub(r"^\.TH .*$", title, text, count=1, flags=re.MULTILINE)
     # whatis(1) finds a page by the first word of its NAME
     text = re.sub(r"^(\.SH NAME\n)\S.*? \\- ", rf"\1{_roff(name)} \\- ", text, flags=re.MULTILINE)
+    # a line that begins so would be a request to roff
+    text = re.sub(r"^'", r"\\&'", text, flags=re.MULTILINE)
     return text.rstrip("\n") + "\n" + more + _see_also(see_also)
 
 

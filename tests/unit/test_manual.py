@@ -27,6 +27,7 @@ def test_every_command_has_a_page_with_all_its_options(made: Path) -> None:
         # whatis(1) and apropos(1) read this form
         assert re.search(rf"^\.SH NAME\nvftrace\\-{name} \\- \S", page, re.MULTILINE)
         assert ".SH EXAMPLES" in page
+        assert "\n'" not in page, "roff takes such a line for a request"
         parser = argparse.ArgumentParser(add_help=False)
         cli.load_command(name).add_arguments(parser)
         for action in parser._actions:

@@ -31,7 +31,7 @@ from vftrace.collect.replay import ReplaySource, events_of
 from vftrace.events import COLLECTOR, wire
 from vftrace.events.layout import Kind
 from vftrace.model.host import HostInfo, ProbeStatus
-from vftrace.model.migration import Cause, Migration, Outcome, Snapshot, Vm, VmDevice
+from vftrace.model.migration import Cause, Migration, Outcome, Placement, Snapshot, Vm, VmDevice
 from vftrace.model.migration import Kind as MigrationKind
 from vftrace.model.select import select
 from vftrace.model.vf import State, StateSpan, VfHistory
@@ -461,6 +461,7 @@ def a_snapshot(vms: Iterable[Vm], migrations: tuple[Migration, ...] = ()) -> Sna
 
 
 UUID = "6cb68611-2608-578c-81ec-be66e7cf0a8d"
+NO_ORCHESTRATOR = dict.fromkeys(("namespace", "vmi", "pod_uid", "vmid"), "")
 
 
 def a_migration() -> Migration:
@@ -536,7 +537,10 @@ def test_both_ends_of_a_migration_are_one_vm() -> None:
         scraped = bench.scrape(a_snapshot(ends, (migration,)), SECOND)
         assert scraped.get("vm_paused", vm=UUID) == (0 if any(running) else 1)
         name = "new" if running == (False, True) else "old"
-        assert scraped.get("vm_info", vm=UUID, name=name, vmm="qemu-system-x86_64") == 1
+        assert (
+            scraped.get("vm_info", vm=UUID, name=name, vmm="qemu-system-x86_64", **NO_ORCHESTRATOR)
+            == 1
+        )
         assert set(scraped.per_vm()) == {UUID}
     assert bench.warnings == []
 
@@ -550,11 +554,26 @@ def test_a_waiting_destination_is_no_second_vm() -> None:
     assert bench.warnings == []
 
 
+def test_a_vm_is_named_as_its_orchestrator_names_it() -> None:
+    vm = replace(a_vm(10, UUID, "prod_db"), placement=Placement("prod", "db", "uid", "104"))
+    scraped = Bench().scrape(a_snapshot([vm]), SECOND)
+    (labels,) = [dict(found) for found, _ in _labels_of(scraped, "vm_info")]
+    assert {name: labels[name] for name in NO_ORCHESTRATOR} == {
+        "namespace": "prod",
+        "vmi": "db",
+        "pod_uid": "uid",
+        "vmid": "104",
+    }
+
+
 def test_ended_vms_leave_after_a_while() -> None:
     bench = Bench(keep_ns=60 * SECOND)
     bench.scrape(a_snapshot([a_vm(10, UUID), a_vm(11)]), SECOND)
     scraped = bench.scrape(a_snapshot([a_vm(11)]), 30 * SECOND)
-    assert scraped.get("vm_info", vm=UUID, name="web", vmm="qemu-system-x86_64") == 1
+    assert (
+        scraped.get("vm_info", vm=UUID, name="web", vmm="qemu-system-x86_64", **NO_ORCHESTRATOR)
+        == 1
+    )
     assert scraped.get("vm_paused", vm=UUID) is None
     scraped = bench.scrape(a_snapshot([a_vm(11)]), 62 * SECOND)
     assert set(scraped.per_vm()) == {"pid-11"}
@@ -605,7 +624,10 @@ def test_the_last_outcome_is_that_of_the_latest_migration_and_outlives_its_vm() 
     gone = a_snapshot([])
     scraped = bench.scrape(gone, end + 3500 * SECOND)
     assert scraped.per_vm() == {UUID: 3}
-    assert scraped.get("vm_info", vm=UUID, name="web", vmm="qemu-system-x86_64") == 1
+    assert (
+        scraped.get("vm_info", vm=UUID, name="web", vmm="qemu-system-x86_64", **NO_ORCHESTRATOR)
+        == 1
+    )
     assert bench.scrape(gone, end + 3604 * SECOND).per_vm() == {}
 
 

@@ -21,7 +21,7 @@ from vftrace.analysis.sequence import SequenceTracker
 from vftrace.analysis.unbuilt import unbuilt_migration
 from vftrace.events import COLLECTOR, NO_PROCESS, Event
 from vftrace.faults import FAULTS, Where
-from vftrace.model.migration import Migration, Snapshot, Vm
+from vftrace.model.migration import Migration, Placement, Snapshot, Vm
 
 MAX_PROCESSES = 32_768
 """Processes that live at once. Of more, as a damaged recording may have, the oldest counts as gone."""
@@ -469,6 +469,9 @@ class Tracker:
             started_at_ns=process.created_at_ns,
             running=None if paused is None else not paused,
             devices=devices,
+            placement=Placement(identity.namespace, identity.vmi, identity.pod_uid, identity.vmid)
+            if identity
+            else Placement(),
         )
 
     def _migrations(self, histories: VfHistories) -> tuple[Migration, ...]:

@@ -159,6 +159,10 @@ FIELDS: Mapping[type[Event], Mapping[str, Replace]] = {
         "load_channel": _same,
         "load_path": Words.path,
         "load_program": Words.program,
+        "namespace": _word("namespace"),
+        "vmi": _word("vmi"),
+        "pod_uid": Words.uuid,
+        "vmid": _word("vmid"),
     },
     events.FileDescriptor: {
         "kind": _same,

@@ -68,7 +68,7 @@ class Process(Event, frozen=True):
     `late`: it was there before vftrace started, `running`: with a vCPU inside KVM_RUN. `incoming` and
     `started_paused` are QEMU's `-incoming` and `-S`. `start_time` is field 22 of /proc/PID/stat, in clock
     ticks since boot. `load_channel` (file, pipe, snapshot), `load_path` and `load_program` tell what it loads
-    its state from, if not from another VMM.
+    its state from, if not from another VMM. `namespace`, `vmi` and `pod_uid` are KubeVirt's, `vmid` is Proxmox VE's.
     """
 
     KIND = Kind.PROCESS
@@ -85,6 +85,10 @@ class Process(Event, frozen=True):
     load_channel: str | None = None
     load_path: str | None = None
     load_program: str | None = None
+    namespace: str | None = None
+    vmi: str | None = None
+    pod_uid: str | None = None
+    vmid: str | None = None
 
 
 class FileDescriptor(Event, frozen=True):

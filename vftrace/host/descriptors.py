@@ -4,7 +4,6 @@ file. And what a VMM's command line and inherited fds tell of where it loads its
 import ipaddress
 import json
 import os
-import re
 import socket
 import struct
 import time
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vftrace.host import processes
-from vftrace.host.processes import MAX_PATH, printable
+from vftrace.host.processes import printable
 
 PROC = Path("/proc")
 
@@ -41,8 +40,6 @@ class Load:
     program: str | None = None
 
 
-_TCP_ADDRESS = re.compile(r"(?:[0-9A-F]{8}|[0-9A-F]{32}):[0-9A-F]{4}")
-
 _NAMESPACES = 64
 _REST = 20
 
@@ -61,7 +58,7 @@ def describe(pid: int, fd: int) -> Descriptor:
     if target.startswith("pipe:["):
         return Descriptor("pipe", None, program=_other_end(process, fd, target))
     if target.startswith("/"):
-        return Descriptor("file", None, path=printable(target, MAX_PATH))
+        return Descriptor("file", None, path=printable(target))
     return UNKNOWN
 
 
@@ -79,7 +76,7 @@ def load_of(pid: int, argv: list[str]) -> Load | None:
         return None
     scheme, value = _transport(incoming)
     if scheme == "file":
-        return Load("file", printable(value, MAX_PATH))
+        return Load("file", printable(value))
     if scheme == "exec":
         return Load("pipe", None, printable(Path(value.split()[0]).name) if value.split() else None)
     if scheme == "fd" and value.isdigit():
@@ -97,7 +94,7 @@ def _transport(incoming: str) -> tuple[str, str]:
         scheme = address["transport"]
         values = {"file": address.get("filename"), "exec": " ".join(address.get("args", ()))}
         fd = address.get("str") if address.get("type") == "fd" else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "", ""
     return ("fd", str(fd)) if fd is not None else (str(scheme), str(values.get(scheme) or ""))
 
@@ -133,11 +130,8 @@ def _flags(process: Path, fd: int) -> int | None:
         lines = (process / "fdinfo" / str(fd)).read_text().splitlines()
     except OSError:
         return None
-    text = next((line.removeprefix("flags:") for line in lines if line.startswith("flags:")), "")
-    try:
-        return int(text, 8)
-    except ValueError:
-        return None
+    flags = next((line.split()[1] for line in lines if line.startswith("flags:")), None)
+    return None if flags is None else int(flags, 8)
 
 
 def _other_end(process: Path, fd: int, target: str) -> str | None:
@@ -220,10 +214,8 @@ def _rows(table: Path) -> list[list[str]]:
         return []
 
 
-def _address(field: str) -> str | None:
-    """`0100007F:1172` of /proc/net/tcp: 32-bit words in host byte order, the port in hex. None for anything else."""
-    if _TCP_ADDRESS.fullmatch(field) is None:
-        return None
+def _address(field: str) -> str:
+    """`0100007F:1172` of /proc/net/tcp: 32-bit words in host byte order, the port in hex."""
     address, _, port = field.partition(":")
     words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]
     packed = b"".join(struct.pack("=I", word) for word in words)

@@ -1,7 +1,7 @@
 """What the tracker says: immutable, ready for any output. Times are CLOCK_BOOTTIME nanoseconds,
 None where they are not known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
@@ -104,6 +104,18 @@ class Vm:
     running: bool | None
     """Whether its vCPUs run; None if not known."""
     devices: tuple["VmDevice", ...] = ()
+    placement: "Placement" = field(default_factory=lambda: Placement())
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A VM in the words of its orchestrator: KubeVirt's namespace, VirtualMachineInstance and pod, Proxmox VE's number;
+    None where not known."""
+
+    namespace: str | None = None
+    vmi: str | None = None
+    pod_uid: str | None = None
+    vmid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,9 @@ def _internal_errors(_view: View) -> Samples:
 
 def _vm_info(view: View) -> Samples:
     for vm in view.vms:
-        yield (vm.label, clean(vm.vm.name), clean(vm.vm.vmm)), 1
+        where = vm.vm.placement
+        orchestrated = (where.namespace, where.vmi, where.pod_uid, where.vmid)
+        yield (vm.label, clean(vm.vm.name), clean(vm.vm.vmm), *map(clean, orchestrated)), 1
 
 
 def _vm_paused(view: View) -> Samples:
@@ -399,9 +401,10 @@ METRICS = (
     Metric(
         "vm_info",
         "info",
-        "1 for each VM on this host, with its name and the name of the VMM's executable.",
+        "1 for each VM on this host, with its name, the name of the VMM's executable, and what its orchestrator calls "
+        "it: KubeVirt's namespace, VMI and pod, Proxmox VE's VMID.",
         "",
-        ("vm", "name", "vmm"),
+        ("vm", "name", "vmm", "namespace", "vmi", "pod_uid", "vmid"),
         "ioctl",
         "nothing; joins a name to the other metrics",
         _vm_info,
