@@ -301,7 +301,7 @@ def test_a_pipe_gets_none(kept: Path, fake_pager: Path) -> None:
     assert "\x1b" not in said
 
 
-def test_a_narrow_terminal_shortens_names_not_figures(kept: Path) -> None:
+def test_a_narrow_terminal_shortens_names_and_not_figures(kept: Path) -> None:
     code, said = on_a_terminal(["list", kept, "--no-pager"], columns=120, NO_COLOR="1")
     assert code == 0
     wide = on_a_terminal(["list", kept, "--no-pager"], columns=200, NO_COLOR="1")[1].splitlines()
@@ -310,6 +310,10 @@ def test_a_narrow_terminal_shortens_names_not_figures(kept: Path) -> None:
     assert "demo-dest-killed-blackout" in wide[1]
     assert "…" in lines[1]
     assert [line.split()[-2:] for line in lines] == [line.split()[-2:] for line in wide]
+    small = on_a_terminal(["list", kept, "--no-pager"], columns=80, NO_COLOR="1")[1].splitlines()
+    assert max(map(len, small)) <= 80
+    assert small[0].split() == ["#", "start", "VM", "outcome", "downtime", "set", "by"]
+    assert [line.split()[-2:] for line in small] == [line.split()[-2:] for line in wide]
     colored = on_a_terminal(["list", kept, "--no-pager"], columns=120)[1].splitlines()
     assert "\x1b[1;31m" in colored[1]
     assert "\x1b" not in colored[2]

@@ -19,8 +19,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HEADINGS = ("#", "start", "VM", "from", "to", "strategy", "outcome", "total", "downtime", "set by")
 _RIGHT = frozenset({"#", "total", "downtime"})
 _GAP = "  "
-_LEAST = {"VM": 12, "from": 8, "to": 8, "outcome": 9}
-"""The columns that are shortened where a terminal is too narrow, and how far."""
+_NAMES = {"VM": 12, "from": 8, "to": 8}
+"""What is shortened first where a terminal is too narrow, and how far."""
+_LEFT_OUT = ("strategy", "from", "to", "total")
+"""The columns that are left out next, one after the other."""
+_TEXTS = {"outcome": 9, "VM": 6}
+"""What is shortened last."""
 _FAILED = "\x1b[1;31m"
 _DIM = "\x1b[2m"
 _PLAIN = "\x1b[0m"
@@ -36,7 +40,8 @@ def lines(
 ) -> list[str]:
     """A heading and a line for each migration, without blanks at the ends of lines.
 
-    `width` shortens names where a line would be longer than a terminal is wide; None leaves them whole.
+    Where a line would be longer than a terminal of `width` is wide, names are shortened and columns are left out;
+    None leaves all whole.
     """
     rows = [_cells(each, g, utc=utc) for each in found]
     table = [dict(zip(_HEADINGS, cells, strict=True)) for cells in [list(_HEADINGS), *rows]]
@@ -45,7 +50,7 @@ def lines(
         _fit(widths, width)
     drawn = []
     for number, row in enumerate(table):
-        cells = [_cell(row[h], widths[h], h, g) for h in _HEADINGS]
+        cells = [_cell(row[h], width_of, h, g) for h, width_of in widths.items()]
         line = _GAP.join(cells).rstrip()
         if color and number == 0:
             line = f"{_DIM}{line}{_PLAIN}"
@@ -56,15 +61,25 @@ def lines(
 
 
 def _fit(widths: dict[str, int], width: int) -> None:
-    """Make the widest of the columns that can be shortened narrower, until all fit."""
-    excess = sum(widths.values()) + len(_GAP) * (len(widths) - 1) - width
-    while excess > 0:
-        spare = {h: widths[h] - least for h, least in _LEAST.items() if widths[h] > least}
+    """Shorten names, then leave out columns, then shorten more, until a line is no longer than the terminal is wide."""
+    _shorten(widths, _NAMES, width)
+    for heading in _LEFT_OUT:
+        if _excess(widths, width) > 0:
+            del widths[heading]
+    _shorten(widths, _TEXTS, width)
+
+
+def _excess(widths: dict[str, int], width: int) -> int:
+    return sum(widths.values()) + len(_GAP) * (len(widths) - 1) - width
+
+
+def _shorten(widths: dict[str, int], least: dict[str, int], width: int) -> None:
+    """Take from the column that has most to give, one cell at a time."""
+    for _ in range(_excess(widths, width)):
+        spare = {h: widths[h] - n for h, n in least.items() if widths.get(h, 0) > n}
         if not spare:
             return
-        widest = max(spare, key=lambda h: spare[h])
-        widths[widest] -= 1
-        excess -= 1
+        widths[max(spare, key=lambda heading: spare[heading])] -= 1
 
 
 def _cell(text: str, width: int, heading: str, g: Glyphs) -> str:
