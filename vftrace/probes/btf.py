@@ -3,6 +3,7 @@
 import functools
 import struct
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +24,28 @@ _WORDS_BEHIND = [_EXTRA.get(kind, (0, 0)) for kind in range(32)]
 @dataclass(frozen=True)
 class _Btf:
     """`words`: the types; `structures`: where in them a structure or union begins; `functions`: the offset of
-    each function's name, `ids` its type id, `types` the type id of its prototype; `prototypes`: where in the words a
-    prototype begins, by type id; `count`: how many types there are."""
+    each function's name, `ids` its type id, `types` the type id of its prototype; `prototypes`: the type id of each
+    prototype, ascending, and `prototypes_at` where in the words it begins; `count`: how many types there are.
+
+    Arrays, because the memory of a hundred thousand Python numbers is not all given back.
+    """
 
     words: "array[int]"
     strings: bytes
-    structures: list[int]
-    functions: list[int]
-    ids: list[int]
-    types: list[int]
-    prototypes: dict[int, int]
+    structures: "array[int]"
+    functions: "array[int]"
+    ids: "array[int]"
+    types: "array[int]"
+    prototypes: "array[int]"
+    prototypes_at: "array[int]"
     count: int
+
+    def prototype(self, number: int) -> int | None:
+        """Where in the words the prototype of this type id begins; None if it is none."""
+        at = bisect_left(self.prototypes, number)
+        if at == len(self.prototypes) or self.prototypes[at] != number:
+            return None
+        return self.prototypes_at[at]
 
 
 def of_module(module: str) -> Path:
@@ -128,9 +140,9 @@ def parameters(name: str, module: str) -> tuple[str, ...] | None:
     wanted = _name_offsets(strings, name)
     for offset, number in zip(read.functions, read.types, strict=True):
         if offset in wanted:
-            btf, at = base, base.prototypes.get(number)
+            btf, at = base, base.prototype(number)
             if number > own:
-                btf, at = read, read.prototypes.get(number - own)
+                btf, at = read, read.prototype(number - own)
             return None if at is None else _parameters(btf.words, strings, at)
     return None
 
@@ -142,7 +154,7 @@ def _parameters(words: "array[int]", strings: bytes, at: int) -> tuple[str, ...]
 
 
 def forget() -> None:
-    """Give back the memory of what was read (some 20 MB for the kernel's own)."""
+    """Give back the memory of what was read (some 10 MB for the kernel's own)."""
     _read.cache_clear()
     _read_module.cache_clear()
 
@@ -169,12 +181,8 @@ def _parse(data: bytes) -> _Btf:
     magic, _, _, header, type_off, type_len, str_off, str_len = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise ValueError("not BTF")
-    words = array("I", data[header + type_off :][:type_len])
-    structures: list[int] = []
-    functions: list[int] = []
-    ids: list[int] = []
-    types: list[int] = []
-    prototypes: dict[int, int] = {}
+    words = array("I", data[header + type_off : header + type_off + type_len])
+    structures, functions, ids, types, prototypes, prototypes_at = (array("I") for _ in range(6))
     at, end, number, behind = 0, len(words), 0, _WORDS_BEHIND
     while at < end:
         number += 1
@@ -187,11 +195,13 @@ def _parse(data: bytes) -> _Btf:
             ids.append(number)
             types.append(words[at + 2])
         elif kind == _FUNC_PROTO:
-            prototypes[number] = at
+            prototypes.append(number)
+            prototypes_at.append(at)
         fixed, each = behind[kind]
         at += 3 + fixed + each * (info & 0xFFFF)
-    strings = data[header + str_off :][:str_len]
-    return _Btf(words, strings, structures, functions, ids, types, prototypes, number)
+    strings = data[header + str_off : header + str_off + str_len]
+    lists = (structures, functions, ids, types, prototypes, prototypes_at)
+    return _Btf(words, strings, *lists, number)
 
 
 def _member_offset(btf: _Btf, strings: bytes, structure: str, member: str) -> int | None:

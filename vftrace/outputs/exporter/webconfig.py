@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import bcrypt
-import yaml
-
 from vftrace.errors import VftraceError
 
 LOOK_SECONDS = 1.0
@@ -78,6 +75,8 @@ class Users:
 
     def accepts(self, user: str, password: str) -> bool:
         """Whether the password is the user's; slow on purpose, unless it is known."""
+        import bcrypt
+
         mark = self._mark(user, password)
         if mark in self._right:
             return True
@@ -104,6 +103,8 @@ class Users:
 
 
 def _nobody(cost: int) -> bytes:
+    import bcrypt
+
     return bcrypt.hashpw(secrets.token_hex().encode(), bcrypt.gensalt(cost))
 
 
@@ -121,6 +122,7 @@ class WebConfig:
 
 def read_web_config(path: Path) -> WebConfig:
     """Read the file; VftraceError, one line, for whatever is wrong with it."""
+    import yaml
 
     def complain(what: str) -> VftraceError:
         return VftraceError(f"{path}: {what}")

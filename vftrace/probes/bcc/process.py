@@ -60,7 +60,7 @@ def compile_text(text: str, flags: Sequence[str]) -> Image:
 def complaint(said: str, code: int) -> str:
     """The line of a compiler's output that says why it failed."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if "error:" in line]
+    errors = [line for line in lines if "error:" in line or "LLVM ERROR" in line]
     if errors:
         return errors[0]
     if code < 0:
