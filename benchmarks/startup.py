@@ -1,14 +1,16 @@
-"""How long `vftrace record` takes until it is ready: time by the clock, and CPU time of the process.
+"""How long vftrace takes until it is ready, and how much memory it then holds.
 
-    sudo .venv/bin/python benchmarks/startup.py [--runs 10] [TREE...]
+    sudo .venv/bin/python benchmarks/startup.py [--runs 10] [--command record] [TREE...]
 
 Each tree (this one, if none is given) is started in turn, so that a busy machine is busy for all alike: without the
-cache of compiled programs, and with what the start before left there. Prints the median and the least of both,
-in seconds.
+cache of compiled programs, and with what the start before left there. Prints medians: time by the clock and its least,
+CPU time of the process and of those that it waited for, and a second later its resident memory, its share of it
+(PSS), and the most that was resident. Python's bytecode is kept, as that of an installed package is.
 """
 
 import argparse
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -16,27 +18,53 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
+COMMANDS = {
+    "record": ("record", "-o", "{}/x.vft"),
+    "serve": ("serve", "--web.listen-address", "127.0.0.1:0"),
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds until ready, and MiB after that."""
+
+    clock: float
+    cpu: float
+    rss: float
+    pss: float
+    peak: float
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far (proc_pid_stat(5), fields 14 and 15)."""
+    """User and system time so far of a process and of children that it waited for (proc_pid_stat(5), fields 14 to
+    17)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return sum(int(field) for field in fields[11:15]) / TICKS
 
 
-def start(tree: Path, environment: dict[str, str]) -> tuple[float, float]:
-    """Seconds by the clock and of CPU until the ready line. RuntimeError if none comes."""
+def mib(pid: int, file: str, name: str) -> float:
+    """A line of a file of /proc/PID that has kB."""
+    text = Path(f"/proc/{pid}/{file}").read_text()
+    found = re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def start(tree: Path, command: str, environment: dict[str, str]) -> Start:
+    """Start it once. RuntimeError if it does not get ready."""
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "vftrace", "record", "-o", f"{directory}/x.vft", "--force"]
+        arguments = [word.format(directory) for word in COMMANDS[command]]
         begun = time.monotonic()
         with subprocess.Popen(
-            command,
+            [sys.executable, "-m", "vftrace", *arguments],
             cwd=tree,
-            env=os.environ | environment,
+            env=inherited | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -45,34 +73,53 @@ def start(tree: Path, environment: dict[str, str]) -> tuple[float, float]:
             said = ""
             while (line := child.stdout.readline()) and line.strip() != "ready":
                 said += line
-            taken = time.monotonic() - begun, cpu_seconds(child.pid)
+            if not line:
+                raise RuntimeError(f"{tree}: {said}")
+            clock, cpu = time.monotonic() - begun, cpu_seconds(child.pid)
+            time.sleep(1)
+            found = Start(
+                clock,
+                cpu,
+                mib(child.pid, "status", "VmRSS"),
+                mib(child.pid, "smaps_rollup", "Pss"),
+                mib(child.pid, "status", "VmHWM"),
+            )
             child.send_signal(signal.SIGINT)
             child.stdout.read()
-        if not line:
-            raise RuntimeError(f"{tree}: {said}")
-    return taken
+    return found
 
 
 def main() -> None:
-    """Print one line for each tree."""
+    """Print one line for each tree and kind of start."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--command", choices=("record", "serve"), default="record")
     parser.add_argument("trees", nargs="*", type=Path, default=[HERE])
     args = parser.parse_args()
-    taken: dict[tuple[Path, str], list[tuple[float, float]]] = defaultdict(list)
+    taken: dict[tuple[Path, str], list[Start]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as programs:
         ways = {"compiled": {"VFTRACE_NO_CACHE": "1"}, "kept": {"CACHE_DIRECTORY": programs}}
         for tree in args.trees:
-            start(tree, ways["kept"])
+            start(tree, args.command, ways["kept"])
         for _ in range(args.runs):
             for tree in args.trees:
                 for way, environment in ways.items():
-                    taken[tree, way].append(start(tree, environment))
-    print(f"{'tree':40} {'programs':8} {'clock':>14} {'CPU':>14}   (median, least of {args.runs})")
+                    taken[tree, way].append(start(tree, args.command, environment))
+    columns = ("clock s", "least", "CPU s", "RSS MiB", "PSS MiB", "peak MiB")
+    print(
+        f"{f'{args.command}, {args.runs} runs each':36} {'programs':8} {' '.join(f'{c:>8}' for c in columns)}"
+    )
     for (tree, way), runs in taken.items():
-        clock, cpu = zip(*runs, strict=True)
-        columns = (f"{statistics.median(x):6.2f} {min(x):6.2f}" for x in (clock, cpu))
-        print(f"{tree!s:40} {way:8} {'  '.join(columns)}")
+        clock = [run.clock for run in runs]
+        figures = [statistics.median(clock), min(clock)]
+        figures += [
+            statistics.median(getattr(r, name) for r in runs)
+            for name in ("cpu", "rss", "pss", "peak")
+        ]
+        shown = (
+            f"{figure:8.2f}" if i < 3 else f"{figure:8.1f}" for i, figure in enumerate(figures)
+        )
+        print(f"{tree!s:36} {way:8} {' '.join(shown)}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
 """What exactly runs: vftrace's version and commit, Python, and the BCC that compiles its programs."""
 
-import ast
-import importlib.util
 import platform
-import re
 import subprocess
 from pathlib import Path
 
@@ -45,13 +42,11 @@ def _checked_out(root: Path) -> str | None:
 
 
 def bcc_version() -> str | None:
-    """The version of BCC's Python bindings, read from their source: importing them loads LLVM."""
-    found = importlib.util.find_spec("bcc")
-    if found is None or found.origin is None:
-        return None
+    """The version of BCC's Python bindings; None where there are none."""
+    from vftrace.errors import MachineError
+    from vftrace.probes.bcc import process
+
     try:
-        text = Path(found.origin).with_name("version.py").read_text()
-        written = re.search(r"^__version__\s*=\s*(.+)$", text, re.MULTILINE)
-        return str(ast.literal_eval(written[1])) if written else None
-    except (OSError, ValueError, SyntaxError):
+        return process.version()
+    except MachineError:
         return None

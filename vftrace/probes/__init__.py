@@ -1,1 +1,2 @@
-"""What this kernel can carry, how each probe is attached, and the loader: the only place that imports bcc."""
+"""What this kernel can carry, how each probe is attached, and the loader. `bcc` compiles, in a process of its own; `bpf` is
+bpf(2)."""
