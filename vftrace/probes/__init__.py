@@ -1,2 +1,4 @@
-"""What this kernel can carry, how each probe is attached, and the loader. `bcc` compiles, in a process of its own; `bpf` is
-bpf(2)."""
+"""What this kernel can carry, how each probe is attached, and the loader.
+
+`bcc` compiles, in a process of its own; `bpf` is bpf(2).
+"""
