@@ -4,8 +4,8 @@
 
 Each tree (this one, if none is given) is started in turn, so that a busy machine is busy for all alike: without the
 cache of compiled programs, and with what the start before left there. Prints medians: time by the clock and its least,
-CPU time of the process and of those that it waited for, and a second later its resident memory, its share of it
-(PSS), and the most that was resident. Python's bytecode is kept, as that of an installed package is.
+CPU time of all processes, the compiler's too, and a second later the sums of their resident memory, of their shares of
+it (PSS), and of the most that was resident. Python's bytecode is kept, as that of an installed package is.
 """
 
 import argparse
@@ -40,6 +40,15 @@ class Start:
     peak: float
 
 
+def tree_of(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += tree_of(int(child))
+    return found
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time so far of a process and of children that it waited for (proc_pid_stat(5), fields 14 to
     17)."""
@@ -47,12 +56,15 @@ def cpu_seconds(pid: int) -> float:
     return sum(int(field) for field in fields[11:15]) / TICKS
 
 
-def mib(pid: int, file: str, name: str) -> float:
-    """A line of a file of /proc/PID that has kB."""
-    text = Path(f"/proc/{pid}/{file}").read_text()
-    found = re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE)
-    assert found is not None
-    return int(found[1]) / 1024
+def mib(pids: list[int], file: str, name: str) -> float:
+    """The sum of a line of a file of /proc/PID that has kB."""
+    total = 0
+    for pid in pids:
+        text = Path(f"/proc/{pid}/{file}").read_text()
+        found = re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE)
+        assert found is not None
+        total += int(found[1])
+    return total / 1024
 
 
 def start(tree: Path, command: str, environment: dict[str, str]) -> Start:
@@ -75,14 +87,16 @@ def start(tree: Path, command: str, environment: dict[str, str]) -> Start:
                 said += line
             if not line:
                 raise RuntimeError(f"{tree}: {said}")
-            clock, cpu = time.monotonic() - begun, cpu_seconds(child.pid)
+            clock = time.monotonic() - begun
+            pids = tree_of(child.pid)
+            cpu = sum(cpu_seconds(pid) for pid in pids)
             time.sleep(1)
             found = Start(
                 clock,
                 cpu,
-                mib(child.pid, "status", "VmRSS"),
-                mib(child.pid, "smaps_rollup", "Pss"),
-                mib(child.pid, "status", "VmHWM"),
+                mib(pids, "status", "VmRSS"),
+                mib(pids, "smaps_rollup", "Pss"),
+                mib(pids, "status", "VmHWM"),
             )
             child.send_signal(signal.SIGINT)
             child.stdout.read()

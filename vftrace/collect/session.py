@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from vftrace.collect.batch import Batch, Source
-from vftrace.collect.only import OnlyVms
 from vftrace.collect.recording import RecordingWriter, check_output
 from vftrace.collect.remote import ReaderProcess, RemoteSource
 from vftrace.host import privileges
 from vftrace.model.host import HostInfo
+
+if TYPE_CHECKING:
+    from vftrace.collect.only import OnlyVms
 
 S = TypeVar("S", bound=Source)
 
@@ -27,7 +29,7 @@ class Session(Generic[S]):
         output: Path | None = None,
         *,
         force: bool = False,
-        only: OnlyVms | None = None,
+        only: "OnlyVms | None" = None,
     ) -> None:
         """Raises VftraceError where `output` cannot be written, or exists (unless `force`); the source is closed
         then. `only`: which VMs' records are written; all are returned."""
@@ -101,13 +103,54 @@ class LiveSession(Session[RemoteSource]):
         return batch
 
 
+class Opening:
+    """A reader process that attaches while this process does other things: `finish` or `cancel` it."""
+
+    def __init__(
+        self,
+        way: str | None = None,
+        profiles: Sequence[str] = (),
+        output: Path | None = None,
+        *,
+        force: bool = False,
+        only: "OnlyVms | None" = None,
+        user: str | None = None,
+        keep_privileges: bool = False,
+    ) -> None:
+        """Start it. Arguments and errors as of `open_live`."""
+        if output is not None:
+            # Before the probes are attached, which takes seconds.
+            check_output(output, force=force)
+        self._output, self._force, self._only = output, force, only
+        self._user, self._keep_privileges = user, keep_privileges
+        self._reader: ReaderProcess | None = ReaderProcess(way, profiles, user=user)
+
+    def finish(self) -> LiveSession:
+        """Return the session as soon as the reader has attached."""
+        assert self._reader is not None
+        reader, self._reader = self._reader, None
+        session = LiveSession(reader.wait(), self._output, force=self._force, only=self._only)
+        try:
+            if not self._keep_privileges:
+                privileges.keep_only((), self._user)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def cancel(self) -> None:
+        """End the reader if nobody has waited for it."""
+        if self._reader is not None:
+            self._reader.end()
+
+
 def open_live(
     way: str | None = None,
     profiles: Sequence[str] = (),
     output: Path | None = None,
     *,
     force: bool = False,
-    only: OnlyVms | None = None,
+    only: "OnlyVms | None" = None,
     user: str | None = None,
     keep_privileges: bool = False,
 ) -> LiveSession:
@@ -116,15 +159,12 @@ def open_live(
     A reader process traces. This thread gives up all capabilities when the recording is open, and becomes `user` if
     one is named, unless it is to `keep_privileges`; threads that run already have to do so themselves.
     """
-    if output is not None:
-        # Before the probes are attached, which takes seconds.
-        check_output(output, force=force)
-    reader = ReaderProcess(way, profiles, user=user)
-    session = LiveSession(reader.wait(), output, force=force, only=only)
-    try:
-        if not keep_privileges:
-            privileges.keep_only((), user)
-    except BaseException:
-        session.close()
-        raise
-    return session
+    return Opening(
+        way,
+        profiles,
+        output,
+        force=force,
+        only=only,
+        user=user,
+        keep_privileges=keep_privileges,
+    ).finish()

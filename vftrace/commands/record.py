@@ -50,11 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record until Ctrl-C, SIGTERM, SIGHUP or the duration's end."""
-    from vftrace.collect.only import OnlyVms
     from vftrace.collect.recording import STANDARD
     from vftrace.collect.session import open_live
 
-    only = OnlyVms(args.vm) if args.vm else None
+    only = None
+    if args.vm:
+        from vftrace.collect.only import OnlyVms
+
+        only = OnlyVms(args.vm)
     profiles = profile_texts(args)
     with (
         Interrupt() as interrupt,

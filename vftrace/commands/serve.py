@@ -31,6 +31,7 @@ from vftrace.units import parse_duration
 if TYPE_CHECKING:
     from vftrace.collect.pump import Pump
     from vftrace.collect.replay import ReplaySource
+    from vftrace.collect.session import Opening
     from vftrace.outputs.exporter.accounts import Reading
     from vftrace.outputs.traces.otlp import Sender
 
@@ -261,12 +262,14 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         deadline = Deadline(args.duration)
+        opening = _begin(args, stack)
+        # While the reader process attaches its probes.
         service = Service(args)
         stack.callback(service.close)
         # What was traced is logged after the pump is closed, which takes the last records.
         logs = ExitStack()
         stack.enter_context(logs)
-        pump, replay = _open(args, stack)
+        pump, replay = _open(args, opening, stack)
         log = LogLines(args, pump, args.vm)
         logs.callback(log.close)
         service.attach(pump, args.vm)
@@ -287,19 +290,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, ReplaySource | None]":
-    """The pump, closed by `stack`; the replay if it is one."""
-    from vftrace.collect.pump import Pump
-    from vftrace.collect.replay import ReplaySource, parse_speed
-    from vftrace.collect.session import open_live
+def _begin(args: argparse.Namespace, stack: ExitStack) -> "Opening | None":
+    """Start tracing this host; None for a replay."""
+    if args.replay is not None:
+        return None
+    from vftrace.collect.session import Opening
 
     profiles = profile_texts(args)
-    if args.replay is not None:
+    opening = Opening(args.way, profiles, args.record, force=args.force, user=args.user)
+    stack.callback(opening.cancel)
+    return opening
+
+
+def _open(
+    args: argparse.Namespace, opening: "Opening | None", stack: ExitStack
+) -> "tuple[Pump, ReplaySource | None]":
+    """The pump, closed by `stack`; the replay if it is one."""
+    from vftrace.collect.pump import Pump
+
+    if opening is None:
+        from vftrace.collect.replay import ReplaySource, parse_speed
+
+        profiles = profile_texts(args)
         replay = ReplaySource(args.replay, parse_speed(args.speed or "1"))
         privileges.keep_only((), args.user)
         return Pump(replay, profiles), replay
-    session = open_live(args.way, profiles, args.record, force=args.force, user=args.user)
-    pump = Pump(stack.enter_context(session))
+    pump = Pump(stack.enter_context(opening.finish()))
     keep_evidence(pump)
     stack.callback(pump.close)
     return pump, None
