@@ -48,7 +48,7 @@ def _attach(bpf: Any, hook: Hook) -> None:
         bpf.attach_tracepoint(hook.where, hook.function)
     elif hook.at_return:
         # Each call that sleeps holds an instance; the default is too few for blocking sends.
-        bpf.attach_kretprobe(hook.where, hook.function, KRETPROBE_INSTANCES)
+        bpf.attach_kretprobe(hook.where, hook.function, KRETPROBE_INSTANCES, must=hook.sleeps)
     else:
         bpf.attach_kprobe(hook.where, hook.function)
 

@@ -24,11 +24,13 @@ WAITS = frozenset({NO_KVM, NO_VFIO, NO_MIGRATABLE, NO_CARD, NO_MIGRATION})
 
 @dataclass(frozen=True)
 class Hook:
-    """One place (a tracepoint has a colon, a kernel function none) and the BPF function that runs there."""
+    """One place (a tracepoint has a colon, a kernel function none) and the BPF function that runs there. `sleeps`: many
+    calls of the function may be under way at a time."""
 
     where: str
     function: str
     at_return: bool = False
+    sleeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,13 @@ def _syscalls(call: str, enter: str, leave: str) -> tuple[Hook, ...]:
     )
 
 
-def _kprobes(function: str, enter: str, leave: str | None) -> tuple[Hook, ...]:
+def _kprobes(
+    function: str, enter: str, leave: str | None, *, sleeps: bool = False
+) -> tuple[Hook, ...]:
     entry = (Hook(function, enter),)
-    return entry if leave is None else (*entry, Hook(function, leave, at_return=True))
+    return (
+        entry if leave is None else (*entry, Hook(function, leave, at_return=True, sleeps=sleeps))
+    )
 
 
 # The calls a migration channel is written with: sockets by sendmsg, fd: and file: targets by the rest
@@ -111,12 +117,12 @@ PROBES = (
         (
             Way(
                 KPROBE,
-                _kprobes(SENDERS["sendmsg"], "kp_sendmsg", "kr_send"),
+                _kprobes(SENDERS["sendmsg"], "kp_sendmsg", "kr_send", sleeps=True),
                 optional=tuple(
                     hook
                     for call, function in SENDERS.items()
                     if call != "sendmsg"
-                    for hook in _kprobes(function, f"kp_{call}", "kr_send")
+                    for hook in _kprobes(function, f"kp_{call}", "kr_send", sleeps=True)
                 ),
             ),
             Way(

@@ -42,26 +42,36 @@ def tracepoint(program: int, name: str) -> Attached:
 
 def kprobe(program: int, function: str) -> Attached:
     """Attach to the entry of a kernel function. Raises OSError."""
-    text = ctypes.create_string_buffer(function.encode())
-    event = syscall.PerfEvent(
-        type=int((_KPROBE_PMU / "type").read_text()), config1=ctypes.addressof(text)
-    )
-    return Attached(_running(program, event))
+    return _by_name(program, function, 0)
 
 
-def kretprobe(program: int, function: str, instances: int) -> Attached:
+def kretprobe(program: int, function: str, instances: int, *, must: bool = True) -> Attached:
     """Attach to the return of a kernel function, of which so many calls may be under way. Raises OSError.
 
-    Only a probe made in tracefs can have that number (Documentation/trace/kprobetrace.rst).
+    Only a probe made in tracefs can have that number (Documentation/trace/kprobetrace.rst). Where this process may not
+    make one and it is no `must`, the kernel's own number has to do: twice the number of CPUs, at least ten.
     """
     name = re.sub(r"\W", "_", function)
     probe = f"{_GROUP}/{name}_{os.getpid()}_{next(_serial)}"
-    _order(f"r{instances}:{probe} {function}")
+    try:
+        _order(f"r{instances}:{probe} {function}")
+    except PermissionError:
+        if must:
+            raise
+        (bit,) = re.findall(r"config:(\d+)", (_KPROBE_PMU / "format/retprobe").read_text())
+        return _by_name(program, function, 1 << int(bit))
     try:
         return Attached(_running(program, _event_in(kernel.tracefs() / "events" / probe)), probe)
     except BaseException:
         _order(f"-:{probe}")
         raise
+
+
+def _by_name(program: int, function: str, config: int) -> Attached:
+    text = ctypes.create_string_buffer(function.encode())
+    kind = int((_KPROBE_PMU / "type").read_text())
+    event = syscall.PerfEvent(type=kind, config=config, config1=ctypes.addressof(text))
+    return Attached(_running(program, event))
 
 
 def remove_left_over() -> None:

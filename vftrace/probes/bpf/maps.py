@@ -1,5 +1,6 @@
 """BPF maps: as bytes, or with the types of their keys and values as the compiler described them."""
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -196,5 +197,7 @@ def create(name: str, image: MapImage) -> int:
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         if resource.getrlimit(resource.RLIMIT_MEMLOCK) == unlimited:
             raise
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
+        # What it raises where this process may not: ValueError, or OSError.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
         return syscall.bpf(syscall.MAP_CREATE, call)

@@ -110,15 +110,20 @@ class Object:
                 f"cannot attach {name}: not a function that can be traced", error
             ) from error
 
-    def attach_kretprobe(self, function: str, name: str, instances: int) -> None:
-        """Run a program at the return of a kernel function. Raises BpfError."""
+    def attach_kretprobe(
+        self, function: str, name: str, instances: int, *, must: bool = True
+    ) -> None:
+        """Run a program at the return of a kernel function. Raises BpfError. Arguments as of `events.kretprobe`."""
         program = self.load(name, self.KPROBE)
         try:
-            self._attached[function, name] = events.kretprobe(program, function, instances)
+            attached = events.kretprobe(program, function, instances, must=must)
+        except PermissionError as error:
+            raise _refused(f"cannot attach {name}: tracefs is not writable", error) from error
         except OSError as error:
             raise _refused(
                 f"cannot attach {name}: not a function that can be traced", error
             ) from error
+        self._attached[function, name] = attached
 
     def detach(self, place: str, name: str) -> None:
         """Detach a program from a tracepoint or a function, if it is attached there. Raises OSError."""
