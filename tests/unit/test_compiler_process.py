@@ -1,5 +1,6 @@
 """The compiler as a process: what is said where it is missing, hidden, another one, or does not compile."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from vftrace.errors import MachineError
+from vftrace.probes import checks
 from vftrace.probes.bcc import process
 from vftrace.probes.bcc.process import CompileError, compile_text, complaint
+from vftrace.probes.bpf import object as bpf_object
 from vftrace.probes.bpf.image import Function, Image, Map
 
 IMAGE = Image("GPL", {"vms": Map(1, 4, 8, 16, 0, '"int"', '"long"')}, {"walk": Function(b"", ())})
@@ -135,3 +138,38 @@ def test_a_compiler_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(CompileError, match="timed out"):
         compile_text("", [])
+
+
+def test_doctor_says_that_bcc_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a library of it is missing: its version is known all the same, and what is kept is loaded."""
+
+    def fails(_text: str, _flags: Sequence[str]) -> Image:
+        raise CompileError(NO_LIBRARY)
+
+    monkeypatch.setattr(process, "version", lambda: "0.31.0")
+    monkeypatch.setattr(process, "compile_text", fails)
+    found = checks._bcc()
+    assert (found.state, found.text) == ("warn", f"0.31.0 does not compile: {NO_LIBRARY}")
+
+
+@pytest.mark.parametrize(
+    ("lockdown", "more"),
+    [
+        (
+            "none integrity [confidentiality]\n",
+            ": the kernel is locked down (confidentiality): BPF may not read its memory",
+        ),
+        ("none [integrity] confidentiality\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_locked_down_kernel_is_named(
+    lockdown: str, more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/sys/kernel/security/lockdown as security/lockdown/lockdown.c (lockdown_read) writes it."""
+    monkeypatch.setattr(bpf_object, "_LOCKDOWN", tmp_path / "lockdown")
+    if lockdown:
+        (tmp_path / "lockdown").write_text(lockdown)
+    error = OSError(errno.EINVAL, "Invalid argument")
+    said = str(bpf_object._refused("the kernel refuses walk", error))
+    assert said == f"the kernel refuses walk (Invalid argument){more}"

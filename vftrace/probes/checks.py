@@ -10,6 +10,8 @@ from vftrace.host import namespaces
 from vftrace.probes import kernel
 from vftrace.probes.bcc import cache, process
 
+_SMALLEST = "int nothing(void *ctx) { return 0; }"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -85,9 +87,20 @@ def _btf() -> Finding:
 
 def _bcc() -> Finding:
     try:
-        return Finding("BCC", "ok", process.version())
+        version = process.version()
     except MachineError as error:
         return Finding("BCC", "bad", str(error), error.fix)
+    try:
+        process.compile_text(_SMALLEST, ())
+    except process.CompileError as error:
+        # Programs that are kept are loaded all the same.
+        return Finding(
+            "BCC",
+            "warn",
+            f"{version} does not compile: {error}",
+            f"reinstall: {process.INSTALL_BCC}",
+        )
+    return Finding("BCC", "ok", f"{version}, compiles")
 
 
 def _kvm() -> Finding:

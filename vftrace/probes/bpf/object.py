@@ -268,7 +268,7 @@ def _make(name: str, image: MapImage) -> int:
 
 def _refused(what: str, error: OSError, more: str = "") -> BpfError:
     """An error of a line: what was tried, errno's text, and why if that is known."""
-    words = [f"{what} ({os.strerror(error.errno or 0)})"]
+    words = [f"{what} ({error.strerror})"]
     if more:
         words.append(more)
     if error.errno in (errno.EPERM, errno.EINVAL, errno.EACCES) and _locked_down():
