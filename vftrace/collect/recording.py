@@ -11,6 +11,7 @@ The compatibility promise (docs/reference/recordings.md): keys of the first line
 does not know are left out, and `VERSION` changes only where that would make what is read wrong.
 """
 
+import contextlib
 import fcntl
 import gzip
 import json
@@ -70,17 +71,35 @@ class RecordingWriter:
         """Raises VftraceError where `path` cannot be written, exists (unless `force`), or is being written."""
         check_output(path, force=force)
         self.path = path
-        self._file: BinaryIO = sys.stdout.buffer if path == STANDARD else create(path, force=force)
-        self._file.write(head_of(host))
+        # Without a buffer, which would keep what a full disk refused.
+        self._file: BinaryIO = (
+            sys.stdout.buffer if path == STANDARD else create(path, force=force, buffering=0)
+        )
+        self._whole = 0
+        """Up to where the file has whole records."""
+        self._write(head_of(host))
 
     def write(self, records: list[bytes]) -> None:
-        """Append records; raises VftraceError if the disk refuses them, BrokenPipeError if a pipe's reader left."""
+        """Append records; raises VftraceError if the disk refuses them, BrokenPipeError if a pipe's reader left.
+
+        Refused records are left out: others may be written when there is room again.
+        """
+        self._write(frames_of(records))
+
+    def _write(self, data: bytes) -> None:
         try:
-            self._file.write(frames_of(records))
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
             self._file.flush()
+            self._whole += len(data)
         except BrokenPipeError:
             raise
         except OSError as error:
+            if self.path != STANDARD:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(self._whole)
+                    self._file.seek(self._whole)
             raise VftraceError(f"cannot write {self.path}: {error.strerror}") from error
 
     def close(self) -> None:
@@ -96,13 +115,14 @@ class RecordingWriter:
             raise VftraceError(f"cannot write {self.path}: {error.strerror}") from error
 
 
-def create(path: Path, *, force: bool = False, mode: int = 0o666) -> BinaryIO:
-    """Make a file and lock it; it is empty. Raises VftraceError where it exists (unless `force`) or is locked."""
+def create(path: Path, *, force: bool = False, mode: int = 0o666, buffering: int = -1) -> BinaryIO:
+    """Make a file and lock it; it is empty. Raises VftraceError where it exists (unless `force`) or is locked.
+    `buffering` is that of open()."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
     if not force and not path.exists():
         flags |= os.O_EXCL
     try:
-        file = open(os.open(path, flags, mode), "wb")  # noqa: PTH123, SIM115
+        file = open(os.open(path, flags, mode), "wb", buffering)  # noqa: PTH123, SIM115
     except FileExistsError:
         raise UsageError(f"{path} was just made by another program: name another file") from None
     except OSError as error:

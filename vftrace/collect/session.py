@@ -1,6 +1,6 @@
 """The one place that opens a source, with the recording it is written to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 from vftrace.collect.batch import Batch, Source
 from vftrace.collect.recording import RecordingWriter, check_output
 from vftrace.collect.remote import ReaderProcess, RemoteSource
+from vftrace.errors import VftraceError
 from vftrace.host import privileges
 from vftrace.model.host import HostInfo
 
@@ -30,10 +31,16 @@ class Session(Generic[S]):
         *,
         force: bool = False,
         only: "OnlyVms | None" = None,
+        lose: Callable[[str], None] | None = None,
     ) -> None:
         """Raises VftraceError where `output` cannot be written, or exists (unless `force`); the source is closed
-        then. `only`: which VMs' records are written; all are returned."""
+        then. `only`: which VMs' records are written; all are returned. `lose` gets one line when the disk no longer
+        takes records, and tracing goes on without them; without it, `read` and `close` raise VftraceError then.
+        """
         self.source = source
+        self.not_recorded = 0
+        """Records that the disk did not take."""
+        self._lose = lose
         self._only = only
         self._closed = False
         self._writer: RecordingWriter | None = None
@@ -82,13 +89,30 @@ class Session(Generic[S]):
             return self._write(self.source.close())
         finally:
             if self._writer is not None:
-                self._writer.close()
+                self._close(self._writer)
+
+    def _close(self, writer: RecordingWriter) -> None:
+        try:
+            writer.close()
+        except VftraceError as error:
+            self._refused(error, 0)
 
     def _write(self, batch: Batch) -> Batch:
         if self._writer is not None and batch.records:
             kept = batch if self._only is None else self._only.keep(batch)
-            self._writer.write(kept.records)
+            try:
+                self._writer.write(kept.records)
+            except VftraceError as error:
+                self._refused(error, len(kept.records))
         return batch
+
+    def _refused(self, error: VftraceError, records: int) -> None:
+        """The disk is full, or gone."""
+        if self._lose is None:
+            raise error
+        if self.not_recorded == 0:
+            self._lose(f"{error}; tracing goes on, records are left out of the recording")
+        self.not_recorded += max(records, 1)
 
 
 class LiveSession(Session[RemoteSource]):
@@ -114,6 +138,7 @@ class Opening:
         *,
         force: bool = False,
         only: "OnlyVms | None" = None,
+        lose: Callable[[str], None] | None = None,
         user: str | None = None,
         keep_privileges: bool = False,
     ) -> None:
@@ -121,7 +146,7 @@ class Opening:
         if output is not None:
             # Before the probes are attached, which takes seconds.
             check_output(output, force=force)
-        self._output, self._force, self._only = output, force, only
+        self._output, self._force, self._only, self._lose = output, force, only, lose
         self._user, self._keep_privileges = user, keep_privileges
         self._reader: ReaderProcess | None = ReaderProcess(way, profiles, user=user)
 
@@ -129,7 +154,9 @@ class Opening:
         """Return the session as soon as the reader has attached."""
         assert self._reader is not None
         reader, self._reader = self._reader, None
-        session = LiveSession(reader.wait(), self._output, force=self._force, only=self._only)
+        session = LiveSession(
+            reader.wait(), self._output, force=self._force, only=self._only, lose=self._lose
+        )
         try:
             if not self._keep_privileges:
                 privileges.keep_only((), self._user)
@@ -151,6 +178,7 @@ def open_live(
     *,
     force: bool = False,
     only: "OnlyVms | None" = None,
+    lose: Callable[[str], None] | None = None,
     user: str | None = None,
     keep_privileges: bool = False,
 ) -> LiveSession:
@@ -165,6 +193,7 @@ def open_live(
         output,
         force=force,
         only=only,
+        lose=lose,
         user=user,
         keep_privileges=keep_privileges,
     ).finish()
