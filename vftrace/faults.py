@@ -31,6 +31,7 @@ class Where(StrEnum):
     REPORT = "report"
     TOP = "top"
     LOG = "log"
+    RECORDER = "recorder"
 
 
 Keep = Callable[[Where, Collection[int], str], Path | None]

@@ -20,6 +20,7 @@ _PART = r"(\d+(?:\.\d*)?|\.\d+)\s*(ns|us|µs|μs|ms|s|m|h|d)"
 _DURATION = re.compile(rf"{_PART}?", re.ASCII)
 _DURATION_PART = re.compile(_PART, re.ASCII)
 _DURATIONS = re.compile(rf"(?:{_PART}\s*)+", re.ASCII)
+_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
 _BIT_RATE = re.compile(
     r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(?:bits?|bps)?(?:/s)?", re.ASCII | re.IGNORECASE
 )
@@ -48,6 +49,21 @@ def parse_duration(text: str) -> int:
     if exact > _LONGEST_NS:
         raise UsageError(f"duration too long: {text!r} (at most ten years)")
     return int(exact.to_integral_value(ROUND_HALF_EVEN))
+
+
+def parse_size(text: str) -> int:
+    """Read a size such as `512M`, `1G`, `1.5GiB` or `4096` as bytes; prefixes are binary, as systemd's.
+
+    Raises `UsageError` for anything else and for zero.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"not a size: {text!r} (such as 512M, 1G; a bare number is bytes)")
+    number, prefix = match.groups()
+    size = int(Decimal(number) * 1024 ** " kmgt".index(prefix.lower() or " "))
+    if size == 0:
+        raise UsageError(f"a size must be more than zero: {text!r}")
+    return size
 
 
 def parse_bits_per_second(text: str) -> int:

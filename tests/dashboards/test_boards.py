@@ -108,6 +108,11 @@ def test_every_metric_has_a_place() -> None:
 NOT_SHOWN = {
     "vm_paused": "an alert's business: at most scrapes it is 0",
     "dirty_sync_seconds": "a part of final-sync, which is shown",
+    "recording_lost_records_total": "an alert's business: 0 unless a disk is full",
+    "flight_recorder_files": "an operator looks at it by `vftrace list`",
+    "flight_recorder_bytes": "bounded by --max-size",
+    "flight_recorder_lost_files_total": "an alert's business: 0 unless a disk fails",
+    "flight_recorder_write_errors_total": "beside flight_recorder_lost_files_total",
 }
 
 

@@ -106,7 +106,15 @@ ELSEWHERE = {
     "VftraceInternalError": "the rules' own test; no known event makes vftrace fail",
 }
 
-NO_EVENT = {"internal_errors_total": "tests/unit/test_contained.py injects the errors"}
+_RECORDER = "needs a host that is traced: tests/host/test_flight_recorder.py"
+NO_EVENT = {
+    "internal_errors_total": "tests/unit/test_contained.py injects the errors",
+    "recording_lost_records_total": _RECORDER,
+    "flight_recorder_files": _RECORDER,
+    "flight_recorder_bytes": _RECORDER,
+    "flight_recorder_lost_files_total": _RECORDER,
+    "flight_recorder_write_errors_total": _RECORDER,
+}
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,14 @@ def test_once_says_that_it_could_not_look(
 
 def _once_arguments() -> argparse.Namespace:
     return argparse.Namespace(
-        vm=[], json=False, ascii=True, replay=Path("r"), speed="0", record=None, serve=False
+        vm=[],
+        json=False,
+        ascii=True,
+        replay=Path("r"),
+        speed="0",
+        record=None,
+        record_dir=None,
+        serve=False,
     )
 
 

@@ -99,6 +99,7 @@ class Tracker:
     _network_missed: int = 0
     _tick_ns: int | None = None
     _stalls: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=MAX_NETWORK))
+    _recorded: events.RecordedMigration | None = None
 
     def feed(self, event: Event) -> None:
         """Take one event. Never raises: what makes no sense is counted or ignored, and an error in vftrace itself
@@ -167,6 +168,25 @@ class Tracker:
             if self._collector_loss_ns is None:
                 self._collector_loss_ns = event.at_ns
 
+    # -- what goes on, for a recorder -----------------------------------------------------------
+
+    def unsettled(self) -> list[Unsettled]:
+        """What migrations that may still change are made of; they are not built."""
+        return list(self._unsettled(self._everyone()))
+
+    def build(self, part: Unsettled) -> Migration:
+        """Build one of `unsettled`."""
+        return self._build(*part, self._context(self._vf_histories(), self._everyone()))
+
+    def waits_since_ns(self, pid: int) -> int | None:
+        """Since when threads of a process have read dirty logs, or switched them on, of which it is not known yet
+        whether they migrate it; None if there are none."""
+        process = self._processes.get(pid)
+        if process is None or not process.open:
+            return None
+        began = [a.started_at_ns for a in process.open.values() if not a.is_migration]
+        return min(began, default=None)
+
     # -- the collector's own records ------------------------------------------------------------
 
     def _feed_own(self, event: Event) -> None:
@@ -216,6 +236,9 @@ class Tracker:
 
     def _change_network(self, event: events.NetAddress | events.NetLink) -> None:
         self._network.append(event)
+
+    def _record_only(self, event: events.RecordedMigration) -> None:
+        self._recorded = event
 
     def _count_full(self, event: events.TableFull) -> None:
         self._tables_full[event.table] = max(self._tables_full.get(event.table, 0), event.count)
@@ -478,7 +501,8 @@ class Tracker:
         everyone = self._everyone()
         context = self._context(histories, everyone)
         unsettled = (self._contained(*part, context) for part in self._unsettled(everyone))
-        return tuple(sorted((*self._settled, *unsettled), key=lambda m: (m.started_at_ns, m.pid)))
+        found = sorted((*self._settled, *unsettled), key=lambda m: (m.started_at_ns, m.pid))
+        return _only(self._recorded, found) if self._recorded is not None else tuple(found)
 
     def _context(self, histories: VfHistories, everyone: list[Process]) -> HostContext:
         loss = self._mailbox_loss if self._unowned.holes else None
@@ -587,6 +611,15 @@ def _may_be_peer(other: Process, process: Process) -> bool:
     return not other.has_run or (other.first_run_ns or 0) > began
 
 
+def _only(recorded: events.RecordedMigration, found: list[Migration]) -> tuple[Migration, ...]:
+    """The migration that a recording was kept for, which says the others' beginnings or ends only."""
+    mine = [m for m in found if recorded.pid in (m.pid, m.peer_pid)]
+    if not mine:
+        return ()
+    m = min(mine, key=lambda m: abs(m.started_at_ns - recorded.started_at_ns))
+    return (replace(m, attempt=recorded.attempt),)
+
+
 def _key(process: Process) -> str:
     return process.uuid or f"pid-{process.pid}"
 
@@ -609,6 +642,7 @@ _TAKES: dict[type[Event], Callable[[Tracker, Any], None]] = {
     events.Uncounted: Tracker._uncounted,
     events.Lost: Tracker._count_lost,
     events.TableFull: Tracker._count_full,
+    events.RecordedMigration: Tracker._record_only,
     events.NetAddress: Tracker._change_network,
     events.NetLink: Tracker._change_network,
     events.NetMissed: Tracker._miss_network,

@@ -187,8 +187,9 @@ def _of_chosen(task: _Task, chosen: dict[int, list[_Task]]) -> Iterator[Event]:
         elif isinstance(event, (events.Process, events.FileDescriptor, events.Gone)):
             if event.pid not in chosen or task in chosen[event.pid]:
                 yield event
-        elif isinstance(event, events.End):
-            # What another recording saw is not in this one's list, which would read as a loss.
+        elif isinstance(event, (events.End, events.RecordedMigration)):
+            # What another recording saw is not in this one's list, which would read as a loss; nor was all of it kept
+            # for one migration.
             continue
         else:
             yield event

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.tracker import Tracker
@@ -51,14 +52,27 @@ def batches_of(source: Source, stop: Callable[[], bool] = lambda: False) -> Iter
     yield source.close()
 
 
+class Recorder(Protocol):
+    """What gets every batch beside the tracker (vftrace/archive/flight.py)."""
+
+    def take(self, batch: Batch, tracker: Tracker, host: HostInfo) -> None:
+        """Take what came, while the tracker may be some milliseconds behind."""
+
+    def finish(self, tracker: Tracker, host: HostInfo) -> None:
+        """There is nothing more."""
+
+
 class Pump:
     """Reads a source and keeps what is known.
 
-    `profiles`: texts of mailbox profiles, beside those that the source brings.
+    `profiles`: texts of mailbox profiles, beside those that the source brings. `recorder` gets what comes, too.
     """
 
-    def __init__(self, source: Source, profiles: Sequence[str] = ()) -> None:
+    def __init__(
+        self, source: Source, profiles: Sequence[str] = (), recorder: Recorder | None = None
+    ) -> None:
         self._source = source
+        self._recorder = recorder
         self._closing = False
         self._steps = steps(batches_of(source, lambda: self._closing))
         self._tracker = Tracker(mailboxes=Mailboxes(drivers_of(source.host.profiles, profiles)))
@@ -73,6 +87,11 @@ class Pump:
     def host(self) -> HostInfo:
         """The traced host; probes come and go with what they watch."""
         return self._source.host
+
+    @property
+    def not_recorded(self) -> int:
+        """How many records the disk of a recording did not take."""
+        return getattr(self._source, "not_recorded", 0)
 
     @property
     def ended(self) -> bool:
@@ -127,12 +146,28 @@ class Pump:
             self._counts.update(map(type, step.came.events))
             for event in step.due:
                 self._tracker.feed(event)
+        # Without the lock: only this thread changes the tracker.
+        if self._recorder is not None:
+            try:
+                self._recorder.take(step.came, self._tracker, self.host)
+            except Exception as error:
+                FAULTS.contained(Where.RECORDER, error, "recordings of migrations may miss records")
         return len(step.came.events)
 
     def _finish(self) -> None:
-        for step in self._steps:
-            self._take(step)
-        with self._lock:
-            self._tracker.finish()
-            self._built_ns = 0
-            self._closed = True
+        try:
+            for step in self._steps:
+                self._take(step)
+        finally:
+            with self._lock:
+                self._tracker.finish()
+                self._built_ns = 0
+                self._closed = True
+            self._finish_recorder()
+
+    def _finish_recorder(self) -> None:
+        if self._recorder is not None:
+            try:
+                self._recorder.finish(self._tracker, self.host)
+            except Exception as error:
+                FAULTS.contained(Where.RECORDER, error, "recordings of migrations have no end")

@@ -1,6 +1,7 @@
 """What the live subcommands share: ending cleanly, durations, the ready line."""
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Self
 
 from vftrace import events
 from vftrace.errors import UsageError, VftraceError
-from vftrace.units import parse_duration
+from vftrace.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from vftrace.archive.flight import FlightRecorder
     from vftrace.collect.pump import Pump
     from vftrace.model.migration import Snapshot
     from vftrace.outputs.log.entries import FileOf
@@ -82,6 +84,61 @@ def add_log_arguments(parser: argparse.ArgumentParser, *, default: str | None) -
         help="also log a line for each migration that began or ended; warning: only those that failed"
         f" (default {default or 'none'})",
     )
+
+
+def add_recorder_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--record-dir`, `--retain` and `--max-size`."""
+    group = parser.add_argument_group("flight recorder")
+    group.add_argument(
+        "--record-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep a recording of each migration, with the seconds before and after it, in this directory",
+    )
+    group.add_argument(
+        "--retain",
+        type=parse_duration,
+        default="7d",
+        metavar="TIME",
+        help="delete recordings that are older than this (default %(default)s)",
+    )
+    group.add_argument(
+        "--max-size",
+        type=parse_size,
+        default="1G",
+        metavar="SIZE",
+        help="delete the oldest recordings where all of them are larger than this (default %(default)s)",
+    )
+
+
+def make_record_dir(args: argparse.Namespace) -> None:
+    """Make the directory of `--record-dir` while this process still may; what goes wrong, the recorder reports."""
+    from vftrace.host import privileges
+
+    if args.record_dir is not None and not args.record_dir.exists():
+        with contextlib.suppress(OSError):
+            args.record_dir.mkdir(mode=0o700, parents=True)
+            privileges.give(args.record_dir, args.user)
+
+
+def open_recorder(
+    args: argparse.Namespace, wanted: "Sequence[str]", say: "Callable[[str], None]"
+) -> "FlightRecorder | None":
+    """The flight recorder that `add_recorder_arguments` asks for, which the pump closes.
+
+    Its thread has the privileges that this one has now.
+    """
+    if args.record_dir is None:
+        return None
+    from vftrace.archive.flight import FlightRecorder
+    from vftrace.archive.retention import Limits
+
+    return FlightRecorder(args.record_dir, Limits(args.retain, args.max_size), say, wanted)
+
+
+def file_of(recorder: "FlightRecorder | None") -> "FileOf":
+    """What gives the recording of a migration, if there is a flight recorder."""
+    return (lambda _: None) if recorder is None else recorder.file_of
 
 
 class LogLines:

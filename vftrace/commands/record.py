@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from vftrace.commands.common import (
@@ -10,14 +12,19 @@ from vftrace.commands.common import (
     add_force_argument,
     add_live_arguments,
     add_profile_argument,
+    add_recorder_arguments,
+    make_record_dir,
+    open_recorder,
     profile_texts,
     say_ready,
 )
+from vftrace.errors import UsageError
 
 HELP = "record migrations on this host to a file"
 EXAMPLES = (
     ("vftrace record -o migration.vft", "until Ctrl-C"),
     ("vftrace record -o migration.vft --duration 10m", "ends by itself"),
+    ("vftrace record --record-dir DIR", "a recording of each migration, from its seconds before"),
     ("vftrace record --vm web-1 -o web-1.vft", "one VM, whenever it starts"),
     ("vftrace record -o - --duration 60s", "to a pipe, such as one to ssh"),
 )
@@ -27,16 +34,16 @@ _PATIENCE_NS = 2_000_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`-o FILE`, `--vm`, `--profile`, `--duration`, `--way`."""
+    """`-o FILE`, `--record-dir`, `--vm`, `--profile`, `--duration`, `--way`."""
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
-        required=True,
         metavar="FILE",
         help="recording to write, for `vftrace report` (`-`: to standard output, a file or a pipe)",
     )
     add_force_argument(parser)
+    add_recorder_arguments(parser)
     parser.add_argument(
         "--vm",
         action="append",
@@ -53,30 +60,41 @@ def run(args: argparse.Namespace) -> int:
     from vftrace.collect.recording import STANDARD
     from vftrace.collect.session import open_live
 
+    if args.output is None and args.record_dir is None:
+        raise UsageError("name a file with -o FILE, or a directory with --record-dir DIR")
     only = None
-    if args.vm:
+    if args.vm and args.output is not None:
         from vftrace.collect.only import OnlyVms
 
         only = OnlyVms(args.vm)
     profiles = profile_texts(args)
-    with (
-        Interrupt() as interrupt,
-        open_live(
+    with ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
+        make_record_dir(args)
+        session = open_live(
             args.way, profiles, args.output, force=args.force, only=only, user=args.user
-        ) as session,
-    ):
+        )
+        stack.enter_context(session)
+        read: Callable[[], object] = session.read
+        recorder = open_recorder(args, args.vm, _say)
+        if recorder is not None:
+            from vftrace.collect.pump import Pump
+
+            pump = Pump(session, recorder=recorder)
+            stack.callback(pump.close)
+            read = pump.step
         deadline = Deadline(args.duration)
         say_ready()
         patience = Deadline(_PATIENCE_NS if only is not None else None)
         while not interrupt.set and not deadline.passed():
-            session.read()
+            read()
             if only is not None and patience.passed():
                 patience = Deadline(None)
                 for word in only.missing:
                     _say(f"no VM matches {word!r} yet; it is recorded when it starts")
     for word in () if only is None else only.missing:
         _say(f"no VM matched {word!r}")
-    if args.output != STANDARD:
+    if args.output is not None and args.output != STANDARD:
         _say(f"wrote {args.output} ({args.output.stat().st_size} bytes)")
     return 0
 

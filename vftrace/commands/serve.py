@@ -19,7 +19,11 @@ from vftrace.commands.common import (
     add_live_arguments,
     add_log_arguments,
     add_profile_argument,
+    add_recorder_arguments,
+    file_of,
     keep_evidence,
+    make_record_dir,
+    open_recorder,
     profile_texts,
     say_ready,
 )
@@ -29,6 +33,7 @@ from vftrace.host import privileges
 from vftrace.units import parse_duration
 
 if TYPE_CHECKING:
+    from vftrace.archive.flight import FlightRecorder
     from vftrace.collect.pump import Pump
     from vftrace.collect.replay import ReplaySource
     from vftrace.collect.session import Opening
@@ -38,6 +43,10 @@ if TYPE_CHECKING:
 HELP = "serve metrics of migrations on this host to Prometheus"
 EXAMPLES = (
     ("vftrace serve", "metrics on 127.0.0.1:9843, for Prometheus"),
+    (
+        "vftrace serve --record-dir /var/lib/vftrace",
+        "and keep a recording of each migration",
+    ),
     (
         "vftrace serve --web.listen-address 0.0.0.0:9843 --web.config.file web.yml",
         "for other hosts, with TLS and passwords",
@@ -66,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--record", type=Path, metavar="FILE", help="also record what is seen to a file"
     )
     add_force_argument(parser)
+    add_recorder_arguments(parser)
     parser.add_argument("--replay", type=Path, metavar="FILE", help="serve a recording instead")
     parser.add_argument(
         "--speed",
@@ -177,10 +187,14 @@ class Service:
         self.urls = tuple(url + args.web_path for url in self._servers.urls)
         self._servers.start()
 
-    def attach(self, pump: "Pump", wanted: list[str]) -> None:
-        """Serve what this pump knows, of the `wanted` VMs (all if none is named)."""
+    def attach(
+        self, pump: "Pump", wanted: list[str], recorder: "FlightRecorder | None" = None
+    ) -> None:
+        """Serve what this pump knows, of the `wanted` VMs (all if none is named), and how its recorder does."""
         traced = self._sender is not None
-        self._read = self._exporter.read = lambda: reading_of(pump, wanted, traced=traced)
+        self._read = self._exporter.read = lambda: reading_of(
+            pump, wanted, traced=traced, recorder=recorder
+        )
         self._ready = True
 
     def tick(self) -> None:
@@ -232,7 +246,13 @@ def _sender(endpoint: str | None) -> "Sender | None":
     return otlp.Sender(endpoint, _warn)
 
 
-def reading_of(pump: "Pump", wanted: list[str], *, traced: bool = False) -> "Reading":
+def reading_of(
+    pump: "Pump",
+    wanted: list[str],
+    *,
+    traced: bool = False,
+    recorder: "FlightRecorder | None" = None,
+) -> "Reading":
     """What the metrics are made of, now."""
     from vftrace.model.select import select
     from vftrace.outputs.exporter.accounts import Reading
@@ -247,13 +267,16 @@ def reading_of(pump: "Pump", wanted: list[str], *, traced: bool = False) -> "Rea
         event_counts=pump.event_counts(),
         ended=ended,
         traced=traced,
+        not_recorded=pump.not_recorded,
+        recorder=None if recorder is None else recorder.state,
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C, SIGTERM or the duration's end."""
-    if args.replay is not None and (args.record is not None or args.way is not None):
-        raise UsageError("--record and --way are for tracing, not with --replay")
+    tracing_only = (args.record, args.record_dir, args.way)
+    if args.replay is not None and any(option is not None for option in tracing_only):
+        raise UsageError("--record, --record-dir and --way are for tracing, not with --replay")
     if args.speed is not None and args.replay is None:
         raise UsageError("--speed is for --replay")
     from vftrace.outputs.log.handler import configure
@@ -269,10 +292,10 @@ def run(args: argparse.Namespace) -> int:
         # What was traced is logged after the pump is closed, which takes the last records.
         logs = ExitStack()
         stack.enter_context(logs)
-        pump, replay = _open(args, opening, stack)
-        log = LogLines(args, pump, args.vm)
+        pump, replay, recorder = _open(args, opening, stack)
+        log = LogLines(args, pump, args.vm, file_of(recorder))
         logs.callback(log.close)
-        service.attach(pump, args.vm)
+        service.attach(pump, args.vm, recorder)
         for url in service.urls:
             _say(f"serving {url}")
         say_ready(json=args.log_format == "json")
@@ -297,15 +320,16 @@ def _begin(args: argparse.Namespace, stack: ExitStack) -> "Opening | None":
     from vftrace.collect.session import Opening
 
     profiles = profile_texts(args)
-    opening = Opening(args.way, profiles, args.record, force=args.force, user=args.user)
+    make_record_dir(args)
+    opening = Opening(args.way, profiles, args.record, force=args.force, lose=_warn, user=args.user)
     stack.callback(opening.cancel)
     return opening
 
 
 def _open(
     args: argparse.Namespace, opening: "Opening | None", stack: ExitStack
-) -> "tuple[Pump, ReplaySource | None]":
-    """The pump, closed by `stack`; the replay if it is one."""
+) -> "tuple[Pump, ReplaySource | None, FlightRecorder | None]":
+    """The pump, closed by `stack`; the replay if it is one; the flight recorder if there is one."""
     from vftrace.collect.pump import Pump
 
     if opening is None:
@@ -314,11 +338,13 @@ def _open(
         profiles = profile_texts(args)
         replay = ReplaySource(args.replay, parse_speed(args.speed or "1"))
         privileges.keep_only((), args.user)
-        return Pump(replay, profiles), replay
-    pump = Pump(stack.enter_context(opening.finish()))
+        return Pump(replay, profiles), replay, None
+    session = stack.enter_context(opening.finish())
+    recorder = open_recorder(args, args.vm, _warn)
+    pump = Pump(session, recorder=recorder)
     keep_evidence(pump)
     stack.callback(pump.close)
-    return pump, None
+    return pump, None, recorder
 
 
 def _say_end(replay: "ReplaySource") -> None:

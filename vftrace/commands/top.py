@@ -24,7 +24,11 @@ from vftrace.commands.common import (
     add_live_arguments,
     add_log_arguments,
     add_profile_argument,
+    add_recorder_arguments,
+    file_of,
     has_looked,
+    make_record_dir,
+    open_recorder,
     profile_texts,
     say_ready,
 )
@@ -34,6 +38,7 @@ from vftrace.host import processes
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vftrace.archive.flight import FlightRecorder
     from vftrace.collect.pump import Pump
     from vftrace.commands.serve import Service
     from vftrace.model.migration import Snapshot
@@ -83,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="write a recording as well")
     add_force_argument(parser)
+    add_recorder_arguments(parser)
     parser.add_argument("--serve", action="store_true", help="serve metrics as well")
     add_profile_argument(parser)
     add_live_arguments(parser)
@@ -101,11 +107,11 @@ def run(args: argparse.Namespace) -> int:
         # What was traced is logged after the pump is closed, which takes the last records.
         logs = ExitStack()
         stack.enter_context(logs)
-        pump = _open(args, stack)
-        log = LogLines(args, pump, args.vm)
+        pump, recorder = _open(args, stack)
+        log = LogLines(args, pump, args.vm, file_of(recorder))
         logs.callback(log.close)
         if service is not None:
-            service.attach(pump, args.vm)
+            service.attach(pump, args.vm, recorder)
         if args.duration is None and args.once:
             args.duration = ONCE_NS
         deadline = Deadline(args.duration)
@@ -140,23 +146,34 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--speed is for --replay")
     if args.replay is not None and args.record is not None:
         raise UsageError("--record of a --replay would be the same recording again")
+    if args.replay is not None and args.record_dir is not None:
+        raise UsageError("--record-dir is for tracing this host, not for --replay")
     if args.replay is not None and args.way is not None:
         raise UsageError("--way is for tracing this host, not for --replay")
 
 
-def _open(args: argparse.Namespace, stack: ExitStack) -> "Pump":
-    """What is to be watched; `stack` closes it in order."""
+def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, FlightRecorder | None]":
+    """What is to be watched, which `stack` closes in order, and the flight recorder if there is one."""
     from vftrace.collect.pump import Pump
     from vftrace.collect.replay import ReplaySource, parse_speed
     from vftrace.collect.session import open_live
 
     profiles = profile_texts(args)
     if args.replay is not None:
-        return Pump(ReplaySource(args.replay, parse_speed(args.speed or "1")), profiles)
-    session = open_live(args.way, profiles, args.record, force=args.force, user=args.user)
-    pump = Pump(stack.enter_context(session))
+        return Pump(ReplaySource(args.replay, parse_speed(args.speed or "1")), profiles), None
+    make_record_dir(args)
+    session = open_live(
+        args.way, profiles, args.record, force=args.force, lose=_warn, user=args.user
+    )
+    stack.enter_context(session)
+    recorder = open_recorder(args, args.vm, _warn)
+    pump = Pump(session, recorder=recorder)
     stack.callback(pump.close)
-    return pump
+    return pump, recorder
+
+
+def _warn(line: str) -> None:
+    logging.getLogger("vftrace").warning("%s", line)
 
 
 def _serve(args: argparse.Namespace, stack: ExitStack) -> "Service | None":
@@ -181,6 +198,8 @@ def _note(args: argparse.Namespace) -> str:
         said.append(f"replay {args.replay.name} x{args.speed or 1}")
     if args.record is not None:
         said.append(f"recording to {args.record.name}")
+    if args.record_dir is not None:
+        said.append(f"recording into {args.record_dir.name}")
     if args.serve:
         said.append("serving metrics")
     return ", ".join(said)

@@ -126,6 +126,19 @@ class Device(Event, frozen=True):
     late: bool
 
 
+class RecordedMigration(Event, frozen=True):
+    """The migration that a recording was kept for: it began at `started_at_ns` and is the `attempt`th of process `pid`.
+
+    Other migrations of which such a recording has records are not whole in it.
+    """
+
+    KIND = Kind.RECORDED_MIGRATION
+
+    pid: int
+    started_at_ns: int
+    attempt: int
+
+
 class NetLink(Event, frozen=True):
     """A network interface is another: `up` as somebody set it, `carrier` whether there is a link, `master` the
     bridge or bond it is in, `gone` if it was removed. `at_ns` is when the collector read it."""

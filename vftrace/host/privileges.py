@@ -75,6 +75,14 @@ def keep_only(capabilities: Iterable[int], user: str | None = None) -> None:
         _prctl(_PR_SET_DUMPABLE, 1)
 
 
+def give(path: str | os.PathLike[str], user: str | None) -> None:
+    """Make a file or directory a user's, if one is named. Raises UsageError where there is no such user, OSError
+    where that is not allowed."""
+    ids = _ids_of(user)
+    if ids is not None:
+        os.chown(path, ids[0], ids[1])
+
+
 @contextlib.contextmanager
 def suspended() -> Iterator[None]:
     """Use no capabilities in here: what is done must be possible after `keep_only` too."""

@@ -226,6 +226,8 @@ class Mailboxes:
         self._drivers = drivers
         self._recent = recent
         self._vfs: dict[tuple[str, int], _Vf] = {}
+        self._addresses: dict[tuple[str, int], str] = {}
+        """Of VFs whose messages are still to come: a flight recorder keeps the latest ones only."""
         self._now_ns = 0
         self._next_look_ns = 0
         self.ignored = 0
@@ -263,6 +265,8 @@ class Mailboxes:
                 known = self._vfs.get((event.pf, event.vf))
                 if known is not None:
                     known.address = event.address
+                elif len(self._addresses) < MAX_VFS:
+                    self._addresses[event.pf, event.vf] = event.address
             case _:
                 pass
         return None
@@ -287,6 +291,7 @@ class Mailboxes:
         if vf is None and len(self._vfs) < MAX_VFS:
             known = self._drivers.get(driver, Driver(str(driver), driver, WORD_PROTOCOL))
             vf = self._vfs[pf, number] = _Vf(pf, number, known, self._recent)
+            vf.address = self._addresses.pop((pf, number), None)
         return vf
 
     def state(self, pf: str, number: int) -> StateSpan | None:

@@ -29,6 +29,7 @@ from vftrace.model.migration import (
     Vm,
     VmDevice,
 )
+from vftrace.model.recorder import RecorderState
 from vftrace.model.trace_id import trace_id
 
 UPDATE_NS = 1_000_000_000
@@ -91,6 +92,9 @@ class Reading:
     ended: bool = False
     traced: bool = False
     """Whether traces are sent too, which the downtime's exemplars name."""
+    not_recorded: int = 0
+    """Records that the disk of `--record` did not take."""
+    recorder: RecorderState | None = None
 
 
 class Histogram:

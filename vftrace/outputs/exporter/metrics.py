@@ -26,6 +26,7 @@ from vftrace.events import wire
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.migration import Forecast, Kind, Outcome, Role, Strategy
+from vftrace.model.recorder import RecorderState
 from vftrace.outputs.exporter.accounts import (
     Accounts,
     Histogram,
@@ -93,6 +94,20 @@ def _lost(view: View) -> Samples:
 def _tables_full(view: View) -> Samples:
     for table, count in view.reading.snapshot.tables_full:
         yield (table,), count
+
+
+def _not_recorded(view: View) -> Samples:
+    yield (), view.reading.not_recorded
+
+
+def _recorder(value: Callable[[RecorderState], int]) -> Callable[[View], Samples]:
+    """A figure of the flight recorder; none without one."""
+
+    def samples(view: View) -> Samples:
+        if view.reading.recorder is not None:
+            yield (), value(view.reading.recorder)
+
+    return samples
 
 
 def _incomplete(view: View) -> Samples:
@@ -366,6 +381,57 @@ METRICS = (
         "all",
         "any increase",
         _lost,
+    ),
+    Metric(
+        "recording_lost_records_total",
+        "counter",
+        "Records that the disk of `--record` did not take.",
+        "records",
+        (),
+        "none",
+        "any increase: the disk is full; tracing goes on",
+        _not_recorded,
+    ),
+    Metric(
+        "flight_recorder_files",
+        "gauge",
+        "Recordings in the directory of `--record-dir`.",
+        "files",
+        (),
+        "none",
+        "",
+        _recorder(lambda state: state.files),
+    ),
+    Metric(
+        "flight_recorder_bytes",
+        "gauge",
+        "What the recordings in the directory of `--record-dir` take on the disk.",
+        "bytes",
+        (),
+        "none",
+        "",
+        _recorder(lambda state: state.bytes),
+    ),
+    Metric(
+        "flight_recorder_lost_files_total",
+        "counter",
+        "Migrations whose recording is missing or not whole, because the disk was full, slow, read-only or gone, or "
+        "because there were too many at once.",
+        "files",
+        (),
+        "none",
+        "any increase",
+        _recorder(lambda state: state.lost_files),
+    ),
+    Metric(
+        "flight_recorder_write_errors_total",
+        "counter",
+        "Errors of the disk of `--record-dir`.",
+        "errors",
+        (),
+        "none",
+        "any increase",
+        _recorder(lambda state: state.write_errors),
     ),
     Metric(
         "kernel_table_full_total",

@@ -1,0 +1,114 @@
+"""Finishes recordings that a killed recorder, or a full disk, left without an end."""
+
+import os
+import zlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from vftrace.archive.names import FileName
+from vftrace.collect.recording import Recording, frames_of, head_of, lock
+from vftrace.collect.replay import track
+from vftrace.errors import VftraceError
+from vftrace.events import COLLECTOR, End, wire
+from vftrace.events.layout import Kind
+from vftrace.model.migration import Outcome
+
+CLOSED = bytes.fromhex("1f8b080000000000000303000000000000000000")
+"""An empty gzip member, which is behind every recording that was closed in order."""
+_PART = ".part"
+_LEVEL = 6
+
+
+def finish_all(directory: Path, writing: Collection[str], closed: Callable[[Path], None]) -> bool:
+    """Give every recording of a directory an end that has none, and its name; False if one could not be given.
+
+    Those that are being written, by name or by another vftrace, are left alone. `closed` gets the path of each that
+    was finished. Raises OSError where the directory cannot be read.
+    """
+    whole = True
+    for path in sorted(directory.iterdir()):
+        name = path.name
+        if name.endswith(_PART) and FileName.parse(name.removesuffix(_PART)) is not None:
+            path.unlink(missing_ok=True)  # left in the middle of this
+        if FileName.parse(name) is None or name in writing or is_closed(path):
+            continue
+        try:
+            finished = _finish(path)
+        except OSError:
+            whole = False
+            continue
+        if finished is not None:
+            closed(finished)
+    return whole
+
+
+def is_closed(path: Path) -> bool:
+    """Whether a recording was closed in order, by its last bytes."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(CLOSED), os.SEEK_END)
+            return file.read() == CLOSED
+    except OSError:
+        return False
+
+
+def _finish(path: Path) -> Path | None:
+    """Write a recording anew with an end, under the name of its outcome; None if it is being written, empty or
+    damaged."""
+    with path.open("rb") as file:
+        if not lock(file):
+            return None
+        name = FileName.parse(path.name)
+        assert name is not None
+        try:
+            outcome = _outcome(path)
+        except VftraceError:
+            path.unlink()  # not even its first line was written
+            return None
+        part = path.with_name(path.name + _PART)
+        try:
+            whole = _copy(path, part)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        if not whole:
+            part.unlink()
+            return None
+        status = os.fstat(file.fileno())
+        os.utime(part, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        ended = path.with_name(str(name.ended(outcome) if name.running else name))
+        part.rename(ended)
+        if ended != path:
+            path.unlink()
+    return ended
+
+
+def _outcome(path: Path) -> Outcome:
+    """What is known of the migration's outcome where its recording ends."""
+    migrations = track(Recording(path)).snapshot().migrations
+    return (migrations[-1].outcome if migrations else None) or Outcome.UNKNOWN
+
+
+def _copy(path: Path, into: Path) -> bool:
+    """Write what can be read of a recording, and an end; False if something in it is damaged."""
+    recording = Recording(path)
+    compressor = zlib.compressobj(_LEVEL, wbits=31)
+    at_ns = own = pid = 0
+    streams: dict[int, int] = {}
+    with open(os.open(into, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
+        file.write(compressor.compress(head_of(recording.host)))
+        for batch in recording.batches():
+            file.write(compressor.compress(frames_of(batch)))
+            for record in batch:
+                at_ns, seq, _, kind, _, tgid, tid = wire.HEADER.unpack_from(record)
+                if tgid == COLLECTOR:
+                    own, pid = seq + 1, tid
+                elif kind == Kind.EXIT:
+                    streams.pop(tgid, None)
+                else:
+                    streams[tgid] = max(seq + 1, streams.get(tgid, 0))
+        if not recording.has_end:
+            end = End(at_ns, own, COLLECTOR, pid, streams)
+            file.write(compressor.compress(frames_of([wire.encode(end)])))
+        file.write(compressor.flush() + CLOSED)
+    return recording.damage is None

@@ -1,0 +1,81 @@
+"""What is kept how long: the oldest recordings go first, when they are too old or all together too large."""
+
+import os
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from vftrace.archive.names import FileName
+from vftrace.collect.recording import lock
+
+MAX_FILES = 20_000
+"""Recordings of one directory, whatever their size: to list more takes longer than anybody waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long recordings are kept after their end (ns), and how many bytes they may take on the disk together."""
+
+    retain_ns: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a directory holds: the number of its recordings and the bytes that they take on the disk."""
+
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    bytes: int
+    ended_ns: int
+
+
+def enforce(directory: Path, limits: Limits, writing: Collection[str]) -> Kept:
+    """Delete the oldest recordings until what is left is within the limits; returns what is left.
+
+    Files that are being written, by name or by another vftrace, are never deleted, and other files never touched.
+    Raises OSError where the directory cannot be read.
+    """
+    files = _files(directory)
+    count, total = len(files), sum(file.bytes for file in files)
+    oldest_ns = time.time_ns() - limits.retain_ns
+    for file in files:
+        over = total > limits.max_bytes or count > MAX_FILES
+        due = over or file.ended_ns < oldest_ns
+        if due and file.name not in writing and _delete(directory / file.name):
+            count, total = count - 1, total - file.bytes
+    return Kept(count, total)
+
+
+def _files(directory: Path) -> list[_File]:
+    """The recordings of a directory, the oldest first."""
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if FileName.parse(entry.name) is None or not entry.is_file(follow_symlinks=False):
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue  # deleted meanwhile
+            found.append(_File(entry.name, status.st_blocks * 512, status.st_mtime_ns))
+    return sorted(found, key=lambda file: file.name)
+
+
+def _delete(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            if not lock(file):
+                return False
+            path.unlink()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,288 @@
+"""Writes recordings in a thread of its own: a disk that is slow, full, read-only or gone costs files, never tracing.
+
+Each `append` becomes a part of a gzip stream that ends on a whole byte (Z_SYNC_FLUSH), so what was written can be read
+however vftrace ends. Behind a recording that was closed in order is an empty gzip member, as in BGZF files: one look at
+its last bytes tells it from one whose writer was killed.
+"""
+
+import errno
+import os
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
+from pathlib import Path
+
+from vftrace.archive.finish import CLOSED, finish_all
+from vftrace.archive.names import FileName
+from vftrace.archive.retention import Limits, enforce
+from vftrace.collect.recording import lock
+from vftrace.model.recorder import RecorderState
+
+LEVEL = 3
+"""gzip's: at 9 a recording is 9 % smaller and costs 16 times the CPU (docs/results/flight.md)."""
+MAX_WAITING_BYTES = 32 << 20
+"""Bytes that wait for a slow disk; what comes on top of them is left out of its file."""
+MAX_WAITING = 4096
+LOOK_S = 10.0
+"""How often the limits are enforced while nothing is closed."""
+RETRY_S = 60.0
+"""How often recordings that a full disk left without an end are tried again."""
+
+
+class Handle:
+    """One recording that is being written. Only its writer touches what has an underscore."""
+
+    def __init__(self, name: FileName) -> None:
+        self.name = name
+        self.lost = False
+        """Whether it is missing, or something of it."""
+        self._file: FileIO | None = None
+        self._path: Path | None = None
+        self._compressor = zlib.compressobj(LEVEL, wbits=31)
+        self._good = 0
+        """Up to where the file can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    run: Callable[[], None]
+    handle: Handle
+    size: int
+
+
+class Writer:
+    """The recordings of one directory. Every method returns at once; one thread may call them."""
+
+    def __init__(
+        self,
+        directory: Path,
+        limits: Limits,
+        say: Callable[[str], None],
+        closed: Callable[[Path], None],
+    ) -> None:
+        """`say` gets one line about each kind of trouble, `closed` the path of each recording that was closed; the
+        writer's thread calls both.
+        """
+        self.directory = directory
+        self._limits = limits
+        self._say = say
+        self._closed = closed
+        self._tasks: deque[_Task] = deque()
+        self._waiting = 0
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._writing: set[str] = set()
+        self._said: set[str] = set()
+        self._files = self._bytes = self._lost = self._errors = 0
+        self._unfinished = True
+        self._next_look = self._next_finish = 0.0
+        self._thread = threading.Thread(target=self._run, name="flight-recorder", daemon=True)
+
+    def start(self) -> None:
+        """Begin; recordings that a killed recorder left are finished first."""
+        self._thread.start()
+
+    @property
+    def state(self) -> RecorderState:
+        """How much was kept and lost."""
+        return RecorderState(self._files, self._bytes, self._lost, self._errors)
+
+    # -- called by the recorder -----------------------------------------------------------------
+
+    def create(self, name: FileName, head: bytes) -> Handle:
+        """Begin a recording with these bytes."""
+        handle = Handle(name)
+        self._put(handle, partial(self._create, handle, name, head), len(head))
+        return handle
+
+    def append(self, handle: Handle, data: bytes) -> None:
+        """Write more of it; left out, and counted, if too much waits for the disk."""
+        self._put(handle, partial(self._append, handle, data), len(data))
+
+    def rename(self, handle: Handle, name: FileName) -> None:
+        """Give it the name of its outcome; more may be written to it."""
+        if str(name) != str(handle.name):
+            handle.name = name
+            self._put(handle, partial(self._rename, handle, name))
+
+    def close(self, handle: Handle, name: FileName, tail: bytes) -> None:
+        """Write the last of it, and close it under its last name."""
+        handle.name = name
+        self._put(handle, partial(self._close, handle, name, tail), len(tail))
+
+    def discard(self, handle: Handle) -> None:
+        """Delete it: what it holds is in another recording."""
+        self._put(handle, partial(self._discard, handle))
+
+    def lose(self, why: str) -> None:
+        """Count a recording that was not begun."""
+        with self._wake:
+            self._lost += 1
+        self.say_once(why)
+
+    def stop(self, timeout_s: float) -> None:
+        """Write what waits, for so long at most, and end. What is left then is lost."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            with self._wake:
+                for task in self._tasks:
+                    self._count_lost(task.handle)
+            self.say_once(f"{self.directory} is too slow: what still had to be written is lost")
+
+    def _put(self, handle: Handle, run: Callable[[], None], size: int = 0) -> None:
+        with self._wake:
+            fits = size == 0 or self._waiting + size <= MAX_WAITING_BYTES
+            if fits and len(self._tasks) < MAX_WAITING:
+                self._tasks.append(_Task(run, handle, size))
+                self._waiting += size
+                self._wake.notify()
+                return
+            self._count_lost(handle)
+        self.say_once(f"{self.directory} is too slow: records are left out of recordings")
+
+    # -- the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._guard(self._make_directory)
+        while True:
+            with self._wake:
+                if not self._tasks and not self._stopping:
+                    self._wake.wait(max(0.0, self._next_look - time.monotonic()))
+                task = self._tasks.popleft() if self._tasks else None
+                stopped = task is None and self._stopping
+            if stopped:
+                self._guard(self._look)
+                return
+            if task is not None:
+                if not self._guard(task.run):
+                    self._give_up(task.handle)
+                with self._wake:
+                    self._waiting -= task.size
+            if time.monotonic() >= self._next_look and not self._stopping:
+                self._guard(self._look)
+
+    def _guard(self, run: Callable[[], object]) -> bool:
+        """Do something with the disk; False, counted and reported if the disk refuses."""
+        try:
+            run()
+        except OSError as error:
+            with self._wake:
+                self._errors += 1
+            self.say_once(f"cannot write to {self.directory}: {error.strerror}")
+            return False
+        return True
+
+    def _make_directory(self) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _create(self, handle: Handle, name: FileName, head: bytes) -> None:
+        path = self.directory / str(name)
+        try:
+            handle._file = _open_new(path)
+        except FileNotFoundError:
+            self._make_directory()
+            handle._file = _open_new(path)
+        handle._path = path
+        self._writing.add(path.name)
+        self._append(handle, head)
+
+    def _append(self, handle: Handle, data: bytes) -> None:
+        if handle._file is None:
+            return
+        packed = handle._compressor.compress(data)
+        packed += handle._compressor.flush(zlib.Z_SYNC_FLUSH)
+        if handle._good + len(packed) > self._limits.max_bytes:
+            raise OSError(errno.EFBIG, "one recording is larger than all of them may be")
+        self._write(handle._file, packed)
+        handle._good += len(packed)
+
+    def _write(self, file: FileIO, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+    def _rename(self, handle: Handle, name: FileName) -> None:
+        if handle._path is None:
+            return
+        path = self.directory / str(name)
+        handle._path.rename(path)
+        self._writing.discard(handle._path.name)
+        self._writing.add(path.name)
+        handle._path = path
+
+    def _close(self, handle: Handle, name: FileName, tail: bytes) -> None:
+        file = handle._file
+        if file is not None:
+            packed = handle._compressor.compress(tail) + handle._compressor.flush()
+            self._write(file, packed + CLOSED)
+            if os.fstat(file.fileno()).st_nlink == 0:
+                raise OSError(errno.ENOENT, "a recording was deleted while it was written")
+        self._rename(handle, name)
+        if file is not None:
+            file.close()
+            handle._file = None
+        if handle._path is not None:
+            self._writing.discard(handle._path.name)
+            if not handle.lost:
+                self._closed(handle._path)
+        self._next_look = 0.0
+
+    def _discard(self, handle: Handle) -> None:
+        if handle._file is not None:
+            handle._file.close()
+            handle._file = None
+        if handle._path is not None:
+            self._writing.discard(handle._path.name)
+            handle._path.unlink(missing_ok=True)
+
+    def _give_up(self, handle: Handle) -> None:
+        """Leave a recording as far as it can be read; it gets its end when there is room again."""
+        with self._wake:
+            self._count_lost(handle)
+        file, handle._file = handle._file, None
+        if file is None:
+            return
+        self._unfinished = True
+        self._guard(partial(file.truncate, handle._good))
+        self._guard(file.close)
+        if handle._path is not None:
+            self._writing.discard(handle._path.name)
+            if handle._good == 0:
+                self._guard(partial(handle._path.unlink, missing_ok=True))
+                handle._path = None
+
+    def _look(self) -> None:
+        """Finish what was left without an end, and delete what is too old or too much."""
+        now = time.monotonic()
+        self._next_look = now + LOOK_S
+        if self._unfinished and now >= self._next_finish:
+            self._next_finish = now + RETRY_S
+            self._unfinished = not finish_all(self.directory, self._writing, self._closed)
+        kept = enforce(self.directory, self._limits, self._writing)
+        self._files, self._bytes = kept.files, kept.bytes
+
+    def _count_lost(self, handle: Handle) -> None:
+        if not handle.lost:
+            handle.lost = True
+            self._lost += 1
+
+    def say_once(self, line: str) -> None:
+        """Report a kind of trouble, once."""
+        if line not in self._said:
+            self._said.add(line)
+            self._say(line)
+
+
+def _open_new(path: Path) -> FileIO:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    file = FileIO(os.open(path, flags, 0o600), "wb")
+    lock(file)
+    return file
