@@ -40,6 +40,17 @@ def test_links_of_panels_lead_to_boards(uid: str) -> None:
         assert "vftrace-migration" in found
 
 
+def test_a_host_leads_to_its_page() -> None:
+    panels = {panel["title"]: panel for panel in panels_of(board_named("vftrace-fleet"))}
+    overrides = panels["Last migrations"]["fieldConfig"]["overrides"]
+    (host,) = (o for o in overrides if o["matcher"]["options"] == "Host")
+    (links,) = (p["value"] for p in host["properties"] if p["id"] == "links")
+    assert [link["url"] for link in links] == [
+        "http://${__data.fields.Host}/",
+        "https://${__data.fields.Host}/",
+    ]
+
+
 @pytest.mark.parametrize("uid", ["vftrace-fleet", "vftrace-migration", "vftrace-vf"])
 def test_stops_and_resumes_are_marked(uid: str) -> None:
     expressions = [a["expr"] for a in board_named(uid)["annotations"]["list"]]

@@ -49,6 +49,7 @@ SHOWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "Ended, by outcome": ("completed", "failed"),
         "Migrations under way": ("precopy",),
         "What sets the downtime": ("devices-loaded", "ms"),
+        "Last migrations": ("demo-dest-killed-precopy", "failed", "destination-ended", "delta"),
         "Worst VMs": ("demo-four-at-once-3", "source", LAB_VM, "Latest set by", "Device downtime"),
     },
     "vftrace-migration": {
@@ -61,6 +62,7 @@ SHOWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "Probes": ("ioctl", "fentry", "tracepoint"),
         "Events by probe": ("ioctl", "mailbox", "/s"),
         "Answers": ("up",),
+        "Kernel tables full": ("alpha",),
         "Versions": ("6.12",),
     },
     "vftrace-vf": {
