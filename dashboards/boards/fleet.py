@@ -169,7 +169,9 @@ def _last_outcomes() -> style.PanelBuilder:
     by = "instance, job, vm"
     ended = f"1000 * max by ({by}) ({of('migration_last_ended_timestamp_seconds')})"
     outcome = f"max by ({by}, outcome, cause) ({of('migration_last_outcome')})"
-    last = f"({ended} * on ({by}) group_left (outcome, cause) {outcome})"
+    last = f"{ended} * on ({by}) group_left (outcome, cause) {outcome}"
+    # A VM that failed and completed later has a row for each.
+    seen = f"max_over_time(({style.named(last)})[$__range:$__rate_interval])"
     colours = {
         outcome: {"color": colour, "index": index}
         for index, (outcome, colour) in enumerate(style.OUTCOME_COLOURS.items())
@@ -199,9 +201,9 @@ def _last_outcomes() -> style.PanelBuilder:
     ]
     return style.listing(
         "Last migrations",
-        "How the latest migration of each VM ended, as each host saw it. The host leads to the page of its vftrace,"
-        " with the report of the migration; the VM's UUID leads to its figures.",
-        [style.rows_of(f"topk(100, {style.named(last)})", "A")],
+        "How migrations ended in the time shown, as each host saw it: of each VM the latest of each kind."
+        " The host leads to the page of its vftrace, with the report; the VM's UUID leads to its figures.",
+        [style.rows_of(f"topk(100, {seen})", "A")],
         None,
         columns,
         sort="Ended",
