@@ -9,6 +9,7 @@
  */
 #define LONG_NS 100000
 #define SUM_NS 10000000
+#define WAKE_NS 10000000 /* the reader has to look at once what its fd is */
 #define BUDGET_NS 100000000
 #define MAX_RECORDS 2000
 #define MAX_SUMS 2048
@@ -280,7 +281,7 @@ static __always_inline int call_exit(u32 nr, s64 ret)
 			r.ns = r.longest_ns = now - start;
 		r.sleep_ns = c->sleep_ns;
 		r.queue_ns = c->queue_ns;
-		send(&r, sizeof(r), NO_WAKE);
+		send(&r, sizeof(r), r.ns >= WAKE_NS ? WAKE : NO_WAKE);
 	}
 	return 0;
 }

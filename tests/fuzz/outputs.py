@@ -13,6 +13,7 @@ from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+from unittest import mock
 
 import jsonschema
 from prometheus_client import CollectorRegistry, generate_latest
@@ -26,6 +27,7 @@ from vftrace.collect.pump import Pump
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import ReplaySource, events_of
 from vftrace.errors import VftraceError
+from vftrace.faults import FAULTS, Faults
 from vftrace.mailbox.profile import drivers_of
 from vftrace.model.report import Report
 from vftrace.outputs.exporter.accounts import Reading
@@ -90,22 +92,31 @@ def faults_of(path: Path, *others: Path) -> list[Fault]:
 
 
 def _attempt(found: list[Fault], name: str, run: Callable[[], None]) -> None:
+    contained: list[str] = []
     try:
-        with _limited(SECONDS):
+        with limited(SECONDS), mock.patch.dict(vars(FAULTS), vars(Faults(contained.append))):
             run()
     except VftraceError:
         pass
     except _FoundError as error:
         found.append(Fault(name, re.sub(r"[\d'\"]+", "", str(error))[:120], str(error)))
     except (Exception, TooLongError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if "/vftrace/" in f.filename] or list(frames)
-        place = f"{type(error).__name__} {Path(own[-1].filename).name}:{own[-1].name}"
-        found.append(Fault(name, place, "".join(traceback.format_exception(error))))
+        found.append(fault_of(name, error))
+    for text in contained:
+        place = re.search(r"\w+ at \S+:\d+", text)
+        found.append(Fault(name, f"contained: {place[0] if place else text[:80]}", text))
+
+
+def fault_of(name: str, error: BaseException) -> Fault:
+    """What raised, and where; `name` is the output's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/vftrace/" in f.filename] or list(frames)
+    place = f"{type(error).__name__} {Path(own[-1].filename).name}:{own[-1].name}"
+    return Fault(name, place, "".join(traceback.format_exception(error)))
 
 
 @contextmanager
-def _limited(seconds: float) -> Iterator[None]:
+def limited(seconds: float) -> Iterator[None]:
     """Raise TooLongError in what takes more CPU."""
 
     def too_long(_number: int, _frame: FrameType | None) -> NoReturn:

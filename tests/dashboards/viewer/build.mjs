@@ -1,4 +1,4 @@
-// node build.mjs NODE_MODULES OUT: bundles the page into OUT/site and the driver into OUT/drive.mjs.
+// node build.mjs NODE_MODULES OUT: bundles the page into OUT/site and the drivers into OUT/drive.mjs and OUT/pages.mjs.
 // The packages are not beside the sources but in the cache, hence nodePaths and createRequire.
 import fs from 'node:fs';
 import { createRequire } from 'node:module';
@@ -27,8 +27,9 @@ await build({
 });
 await build({
   ...common,
-  entryPoints: ['src/drive.mjs'],
-  outfile: path.join(out, 'drive.mjs'),
+  entryPoints: ['src/drive.mjs', 'src/pages.mjs'],
+  outdir: out,
+  outExtension: { '.js': '.mjs' },
   platform: 'node',
   banner: { js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);" },
 });

@@ -1,0 +1,110 @@
+"""What fuzzing has found, each input as small as it can be, and what is right for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from vftrace.errors import VftraceError
+from vftrace.host import descriptors, devices, netlink, processes
+from vftrace.outputs.exporter.pages import make_app
+from vftrace.outputs.exporter.webconfig import read_web_config
+
+DEEP = '{"a":' * 3000
+
+
+def test_a_device_option_of_a_neighbour_is_nested_too_deeply() -> None:
+    assert devices.named_devices(["qemu", "-device", DEEP]) == ()
+    assert descriptors.load_of(1, ["qemu", "-incoming", DEEP]) is None
+
+
+@pytest.mark.parametrize("flags", ["", "8", "zz", "020\x7f"])
+def test_flags_of_an_fd_are_no_number(flags: str, tmp_path: Path) -> None:
+    (tmp_path / "fdinfo").mkdir()
+    (tmp_path / "fdinfo" / "7").write_text(f"pos:\t0\nflags:\t{flags}\n")
+    assert descriptors._flags(tmp_path, 7) is None
+
+
+@pytest.mark.parametrize("stat", ["", "4711", "4711 (x) S 1 1", "4711 (x) S" + " x" * 50])
+def test_a_process_whose_stat_is_cut(
+    stat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text(stat)
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    assert processes.start_time(7) is None
+
+
+@pytest.mark.parametrize("syscall", ["", "16 0xb zz 0x0", "-1 0x0 0x0"])
+def test_a_thread_that_ends_while_it_is_looked_at(
+    syscall: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tmp_path / "7" / "task" / "7"
+    task.mkdir(parents=True)
+    (task / "syscall").write_text(syscall)
+    (task / "comm").write_text("CPU 0/KVM\n")
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    assert list(processes.threads_in_kvm_run(7)) == []
+
+
+@pytest.mark.parametrize("field", ["", ":", "0100007F", "0100:07F:8A3C", "\x020100007:8A3C", "0:0"])
+def test_an_address_that_is_none(field: str) -> None:
+    assert descriptors._address(field) is None
+
+
+def test_an_interface_whose_number_is_negative() -> None:
+    assert netlink.name_of(-7) == "-7"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tls_server_config:\n" + "- " * 2000,
+        "basic_auth_users: " + "[" * 3000,
+        "tls_server_config: 2026-99-99",
+        "http_server_config:\n  headers:\n    X-XSS-Protection: \u2192",
+    ],
+)
+def test_a_web_configuration_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "web.yml"
+    path.write_text(text)
+    with pytest.raises(VftraceError, match=r"web\.yml: ") as caught:
+        read_web_config(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["1.0.0x", "", "1.-1", "\xe9", "9" * 5000, "1.0.0"])
+def test_a_scraper_asks_for_a_version_that_is_none(version: str) -> None:
+    registry = CollectorRegistry()
+    Gauge("there", "x", registry=registry).set(1)
+    app = make_app(registry, "/metrics", lambda: True)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/metrics",
+        "QUERY_STRING": "",
+        "HTTP_ACCEPT": f"application/openmetrics-text; version={version}",
+    }
+    said: list[str] = []
+    body = b"".join(app(environ, lambda status, headers: said.append(status)))
+    assert said == ["200 OK"]
+    assert b"there 1.0" in body
+
+
+def test_two_long_names_fit_into_one_record() -> None:
+    """Each character that is no UTF-8 becomes six bytes of JSON."""
+    argv = [
+        "\ufffd" * 130_000,
+        "-name",
+        "\ufffd" * 130_000,
+        "-incoming",
+        "file:" + "\ufffd" * 130_000,
+    ]
+    identity, load = processes.identity_of(argv), descriptors.load_of(1, argv)
+    assert load is not None
+    words = [identity.name, identity.vmm, load.path, load.program]
+    assert len(json.dumps(words)) < 64 << 10
+    device = "vfio-pci,id=" + "\ufffd" * 130_000 + ",host=" + "\ufffd" * 130_000
+    (named,) = devices.named_devices(["qemu", "-device", device])
+    assert len(json.dumps([named.address, named.id])) < 64 << 10

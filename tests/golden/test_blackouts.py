@@ -1,0 +1,64 @@
+"""Recordings of blackouts whose cause was injected, beside what somebody else measured of it.
+
+The truth is the disk's own clock, the driver's times of signals and commands, the hog's clock, or QEMU's own trace of
+its requests (tests/host/blackouts.py).
+"""
+
+import json
+
+import pytest
+
+from tests.host.blackouts import BLACKOUTS, KEPT, Truth, judge, migration_of
+from vftrace.model.migration import Migration
+from vftrace.outputs.text.calls import top_calls
+
+TIMED = tuple(name for name in BLACKOUTS if not name.startswith("many"))
+
+
+def _kept(name: str) -> tuple[Migration, Truth]:
+    truth = Truth(**json.loads((KEPT / f"{name}.truth.json").read_text()))
+    return migration_of(KEPT / f"{name}.vft.gz", name), truth
+
+
+@pytest.mark.parametrize("name", BLACKOUTS)
+def test_nearly_all_of_the_blackout_has_a_name(name: str) -> None:
+    migration, _ = _kept(name)
+    assert migration.calls is not None
+    assert migration.calls.missed == 0
+    assert migration.calls.named_ns >= 0.95 * migration.calls.ns
+    assert migration.calls.ns == migration.downtime.vcpu_ns
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_the_injected_cause_is_first_and_as_long(name: str) -> None:
+    migration, truth = _kept(name)
+    judged = judge(migration, truth)
+    assert truth.fits(judged.first)
+    assert judged.error == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(set(BLACKOUTS) - set(TIMED)))
+def test_all_injected_calls_are_counted(name: str) -> None:
+    migration, truth = _kept(name)
+    assert judge(migration, truth).error == 0
+
+
+@pytest.mark.parametrize("name", BLACKOUTS)
+def test_causes_add_up_to_their_step(name: str) -> None:
+    migration, _ = _kept(name)
+    assert migration.calls is not None
+    checkpoints = {c.name: c.ns for c in migration.downtime.checkpoints}
+    for step in migration.calls.steps:
+        assert sum(cause.ns for cause in step.causes) == step.ns == checkpoints[step.checkpoint]
+
+
+def test_a_flush_is_named_with_its_file() -> None:
+    migration, _ = _kept("slow-flush")
+    said = top_calls(migration)
+    assert said.startswith("fdatasync(")
+    assert "/slow/disk.img) 90" in said.split(";")[0]
+
+
+def test_who_did_nothing_did_nothing() -> None:
+    migration, _ = _kept("pre-switchover")
+    assert top_calls(migration).startswith("nothing: waited 1.0")
