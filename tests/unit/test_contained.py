@@ -1,6 +1,7 @@
 """Errors in vftrace itself: what raises on one VM, migration or output costs that, and no figure of the others."""
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -389,3 +390,28 @@ def test_serve_goes_on(served: str, whole: Snapshot) -> None:
         assert float(line.split()[-1]) == pytest.approx(m.downtime.vcpu_ns / 1e9)
     (errors,) = [s for s in text.splitlines() if 'errors_total{where="migration"}' in s]
     assert float(errors.split()[-1]) > 0
+
+
+def test_a_process_that_cannot_be_looked_up_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    from vftrace.collect import identify
+    from vftrace.collect.batch import Intake
+    from vftrace.host import processes
+
+    command_line = processes.command_line
+
+    def fails(pid: int) -> list[str]:
+        if pid == 1:
+            raise RecursionError("injected")
+        return command_line(pid)
+
+    monkeypatch.setattr("vftrace.host.processes.command_line", fails)
+    intake = Intake()
+    found = identify.Identifier(intake)
+    for pid in (1, os.getpid()):
+        found.meet(pid, late=True)
+    written = [e.pid for e in intake.drain().events if isinstance(e, events.Process)]
+    assert written == [os.getpid()]
+    assert counted() == {"identify": 1}
+    found.close()

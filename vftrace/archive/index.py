@@ -190,6 +190,18 @@ def entries(paths: Iterable[Path]) -> dict[Path, Entry]:
     return found
 
 
+def known(directory: Path) -> Contents:
+    """What the index knows of the recordings that are there; no recording is read.
+
+    Raises VftraceError where the directory cannot be read.
+    """
+    files = _files(directory)
+    found, _ = _read_index(directory / NAME)
+    return Contents(
+        tuple(e for name, e in found.items() if name in files and _fits(e, files[name]))
+    )
+
+
 def add(path: Path, report: Report | None = None) -> str | None:
     """Note a recording that was closed; returns one line if the index cannot be written, which harms nothing.
 

@@ -8,8 +8,9 @@ run): what came before that belongs to no blackout and is forgotten.
 import platform
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from vftrace import events
@@ -35,6 +36,7 @@ AFTER_RUN_NS = 500_000_000
 """So long after its vCPUs ran again: calls that began in the blackout have ended."""
 BUSY_NS = 1_000_000
 """A waiting destination whose main thread ran for so long between two looks is receiving."""
+MAX_FDS = 1024
 FD_FRESH_NS = 200_000_000
 """After this time an fd is looked at again: its number may stand for another file."""
 
@@ -80,6 +82,9 @@ class _Traced:
     lost: int = 0
     missed: int = 0
     fds: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """When each fd was looked at last, and what it was."""
+    written: dict[int, str] = field(default_factory=dict)
+    """What was written of each fd."""
     threads: set[int] = field(default_factory=set)
 
 
@@ -195,7 +200,9 @@ class CallWatch:
         if attach_ns is None:
             return
         now = boottime_ns()
-        self._traced[pid] = _Traced(destination, now, now)
+        # QEMU closes an image right after its last flush, before anybody could look.
+        fds = {fd: (0, target) for fd, target in _targets(pid)}
+        self._traced[pid] = _Traced(destination, now, now, fds=fds)
         if not destination:
             self._probes.mark_running(pid, processes.threads_in_kvm_run(pid))
         self._write_traced(pid, on=True, since_ns=now, attach_ns=attach_ns)
@@ -269,12 +276,12 @@ class CallWatch:
 
     def _name_fd(self, pid: int, traced: _Traced, fd: int) -> None:
         now = boottime_ns()
-        seen_ns, before = traced.fds.get(fd, (0, ""))
-        if before and now - seen_ns < FD_FRESH_NS:
-            return
-        target = target_of(pid, fd) or before
-        traced.fds[fd] = now, target
-        if target != before:
+        seen_ns, target = traced.fds.get(fd, (0, ""))
+        if not target or now - seen_ns >= FD_FRESH_NS:
+            target = target_of(pid, fd) or target
+            traced.fds[fd] = now, target
+        if target and traced.written.get(fd) != target:
+            traced.written[fd] = target
             self._intake.write(events.CallFd, pid=pid, fd=fd, target=target)
 
     def _name_thread(self, pid: int, traced: _Traced, thread: int) -> None:
@@ -303,6 +310,18 @@ def target_of(pid: int, fd: int) -> str | None:
         return printable(target)
     kind, _, rest = target.partition(":")
     return printable(rest.strip("[]")) if kind == "anon_inode" else kind
+
+
+def _targets(pid: int) -> Iterator[tuple[int, str]]:
+    """What the open fds of a process are, of very many only some."""
+    try:
+        entries = list(islice(Path(f"/proc/{pid}/fd").iterdir(), MAX_FDS))
+    except OSError:
+        return
+    for entry in entries:
+        target = target_of(pid, int(entry.name))
+        if target:
+            yield int(entry.name), target
 
 
 def _end_ns(record: bytes) -> int:

@@ -1,6 +1,7 @@
 """Finds who is who from the events of the kernel side: processes, fds, devices and virtual functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vftrace import events
@@ -36,14 +37,15 @@ class Identifier:
         """Look at an event of the kernel side."""
         look = _LOOKS.get(type(event))
         if look is not None:
-            try:
+            with _contained(event.tgid):
                 look(self, event)
-            except Exception as error:
-                what = f"what an event of pid {event.tgid} names is not looked up"
-                FAULTS.contained(Where.IDENTIFY, error, what, (event.tgid,))
 
     def meet(self, pid: int, *, late: bool, running: bool = False) -> None:
         """Write who a process is; `late` and `running` as in `events.Process`."""
+        with _contained(pid):
+            self._meet(pid, late=late, running=running)
+
+    def _meet(self, pid: int, *, late: bool, running: bool) -> None:
         argv = processes.command_line(pid)
         identity = processes.identity_of(argv)
         load = descriptors.load_of(pid, argv)
@@ -71,6 +73,10 @@ class Identifier:
 
     def find_device(self, pid: int, fd: int, name: str, *, late: bool) -> None:
         """Write which device a VFIO device fd is."""
+        with _contained(pid):
+            self._find_device(pid, fd, name, late=late)
+
+    def _find_device(self, pid: int, fd: int, name: str, *, late: bool) -> None:
         found = devices.find(pid, fd, name, processes.command_line(pid))
         known = self._devices.setdefault(pid, {})
         if found is not None and known.get(fd) != found:
@@ -154,6 +160,15 @@ class Identifier:
         if address is not None and self._vfs.get((pf, vf)) != address:
             self._intake.write(events.VfAddress, pf=pf, vf=vf, address=address)
         self._vfs[pf, vf] = address
+
+
+@contextmanager
+def _contained(pid: int) -> Iterator[None]:
+    """What a process says of itself may make vftrace fail; the other processes are looked up all the same."""
+    try:
+        yield
+    except Exception as error:
+        FAULTS.contained(Where.IDENTIFY, error, f"something of pid {pid} is not looked up", (pid,))
 
 
 _LOOKS: dict[type[Event], Callable[[Identifier, Any], None]] = {

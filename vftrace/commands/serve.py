@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vftrace.collect.pump import Pump
     from vftrace.collect.replay import ReplaySource
     from vftrace.collect.session import Opening
+    from vftrace.commands.host_page import Archive
     from vftrace.outputs.exporter.accounts import Reading
     from vftrace.outputs.traces.otlp import Sender
 
@@ -114,6 +115,14 @@ def add_web_arguments(parser: argparse.ArgumentParser) -> None:
         help="TLS and basic auth, in exporter-toolkit's format",
     )
     web.add_argument(
+        "--web.reports",
+        dest="web_reports",
+        choices=("on", "off"),
+        default="on",
+        help="whether / shows this host's VMs and migrations, reports and recordings to whoever may read the"
+        " metrics (default %(default)s)",
+    )
+    web.add_argument(
         "--keep",
         type=parse_duration,
         default="5m",
@@ -154,11 +163,15 @@ class Service:
     `tick` belongs into the loop that steps the pump; `close` ends it.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        """`args` as `add_web_arguments` made them. VftraceError where the address or the file is no good."""
+    def __init__(self, args: argparse.Namespace, archive: "Archive | None" = None) -> None:
+        """`args` as `add_web_arguments` made them; `archive` has the recordings that the host's page offers.
+
+        Raises VftraceError where the address or the file is no good.
+        """
         from prometheus_client import ProcessCollector
         from prometheus_client.registry import CollectorRegistry
 
+        from vftrace.commands.host_page import HostSite
         from vftrace.outputs.exporter import pages, webconfig
         from vftrace.outputs.exporter import server as http
         from vftrace.outputs.exporter.metrics import Exporter
@@ -179,7 +192,8 @@ class Service:
         ProcessCollector(registry=registry)
         self._exporter = Exporter(args.keep, _warn)
         registry.register(self._exporter)
-        app = pages.make_app(registry, args.web_path, lambda: self._ready)
+        self._site = HostSite(self._reading, archive) if args.web_reports == "on" else None
+        app = pages.make_app(registry, args.web_path, lambda: self._ready, self._site)
         self._servers = http.Servers(sockets, app, config)
         self._ready = False
         self._read: Callable[[], Reading] | None = None
@@ -212,9 +226,14 @@ class Service:
     def close(self) -> None:
         """Stop listening; traces that are not sent yet have some seconds left."""
         self._servers.stop()
+        if self._site is not None:
+            self._site.close()
         if self._sender is not None:
             self._send_traces()
             self._sender.close()
+
+    def _reading(self) -> "Reading | None":
+        return None if self._read is None else self._read()
 
     def _send_traces(self) -> None:
         if self._sender is None or self._read is None:

@@ -23,8 +23,9 @@ HEADER = struct.Struct("<" + layout.HEADER[0])
 
 _HEADER_SIZE = HEADER.size
 
-MAX_RECORD = 1 << 20
-"""Bytes; nothing that is written is longer, so a larger size means a damaged file."""
+MAX_RECORD = 4 << 20
+"""Bytes; nothing that is written is longer, so a larger size means a damaged file. Command lines once made records of
+2.4 MB."""
 
 MAX_TEXT = 4096
 """Characters of a name or a path that are written: six such texts are shorter than a record even where each

@@ -4,6 +4,7 @@ file. And what a VMM's command line and inherited fds tell of where it loads its
 import ipaddress
 import json
 import os
+import re
 import socket
 import struct
 import time
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vftrace.host import processes
-from vftrace.host.processes import printable
+from vftrace.host.processes import MAX_PATH, printable
 
 PROC = Path("/proc")
 
@@ -40,6 +41,8 @@ class Load:
     program: str | None = None
 
 
+_TCP_ADDRESS = re.compile(r"(?:[0-9A-F]{8}|[0-9A-F]{32}):[0-9A-F]{4}")
+
 _NAMESPACES = 64
 _REST = 20
 
@@ -58,7 +61,7 @@ def describe(pid: int, fd: int) -> Descriptor:
     if target.startswith("pipe:["):
         return Descriptor("pipe", None, program=_other_end(process, fd, target))
     if target.startswith("/"):
-        return Descriptor("file", None, path=printable(target))
+        return Descriptor("file", None, path=printable(target, MAX_PATH))
     return UNKNOWN
 
 
@@ -76,7 +79,7 @@ def load_of(pid: int, argv: list[str]) -> Load | None:
         return None
     scheme, value = _transport(incoming)
     if scheme == "file":
-        return Load("file", printable(value))
+        return Load("file", printable(value, MAX_PATH))
     if scheme == "exec":
         return Load("pipe", None, printable(Path(value.split()[0]).name) if value.split() else None)
     if scheme == "fd" and value.isdigit():
@@ -94,7 +97,7 @@ def _transport(incoming: str) -> tuple[str, str]:
         scheme = address["transport"]
         values = {"file": address.get("filename"), "exec": " ".join(address.get("args", ()))}
         fd = address.get("str") if address.get("type") == "fd" else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "", ""
     return ("fd", str(fd)) if fd is not None else (str(scheme), str(values.get(scheme) or ""))
 
@@ -130,8 +133,11 @@ def _flags(process: Path, fd: int) -> int | None:
         lines = (process / "fdinfo" / str(fd)).read_text().splitlines()
     except OSError:
         return None
-    flags = next((line.split()[1] for line in lines if line.startswith("flags:")), None)
-    return None if flags is None else int(flags, 8)
+    text = next((line.removeprefix("flags:") for line in lines if line.startswith("flags:")), "")
+    try:
+        return int(text, 8)
+    except ValueError:
+        return None
 
 
 def _other_end(process: Path, fd: int, target: str) -> str | None:
@@ -214,8 +220,10 @@ def _rows(table: Path) -> list[list[str]]:
         return []
 
 
-def _address(field: str) -> str:
-    """`0100007F:1172` of /proc/net/tcp: 32-bit words in host byte order, the port in hex."""
+def _address(field: str) -> str | None:
+    """`0100007F:1172` of /proc/net/tcp: 32-bit words in host byte order, the port in hex. None for anything else."""
+    if _TCP_ADDRESS.fullmatch(field) is None:
+        return None
     address, _, port = field.partition(":")
     words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]
     packed = b"".join(struct.pack("=I", word) for word in words)

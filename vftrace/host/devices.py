@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from vftrace.host.processes import printable
+
 PROC = Path("/proc")
 SYS = Path("/sys")
 
@@ -63,7 +65,7 @@ def _properties(value: str) -> dict[str, object]:
     if value.startswith("{"):
         try:
             found = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
     driver, *fields = value.replace(",,", "\0").split(",")
@@ -78,7 +80,9 @@ def _named(properties: dict[str, object]) -> Named | None:
     address = Path(path).name if isinstance(path, str) else host
     if not isinstance(address, str) or not address:
         return None
-    return Named(full_address(address), name if isinstance(name, str) else None)
+    return Named(
+        printable(full_address(address)), printable(name) if isinstance(name, str) else None
+    )
 
 
 def full_address(name: str) -> str:
@@ -146,7 +150,7 @@ def find(pid: int, fd: int, name: str, argv: list[str]) -> Device | None:
         if fd not in fds or len(fds) != len(named):
             return None
         found = named[fds.index(fd)].address
-    address = full_address(found)
+    address = printable(full_address(found))
     ids = [device.id for device in named if device.address == address]
     return Device(address, ids[0] if ids else None, _driver(address), *_function(address))
 

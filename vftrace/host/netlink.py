@@ -156,7 +156,7 @@ def name_of(index: int) -> str:
     """An interface's name; its number if it has gone."""
     try:
         return socket.if_indextoname(index)
-    except OSError:
+    except (OSError, OverflowError):
         return str(index)
 
 

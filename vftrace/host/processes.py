@@ -15,6 +15,15 @@ from vftrace.uapi import KVM_RUN
 PROC = Path("/proc")
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
+_KVM_RUN_WORD = f"{KVM_RUN:#x}"
+"""As /proc/PID/task/TID/syscall writes a number (fs/proc/base.c, proc_pid_syscall)."""
+
+MAX_NAME = 256
+"""Characters of a name: with a file's name of 255 bytes libvirt's names are shorter."""
+
+MAX_PATH = 4096
+"""PATH_MAX of Linux."""
+
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -51,10 +60,11 @@ def _uuid_of(argv: list[str]) -> str | None:
     return None
 
 
-def printable(name: str) -> str:
-    """Replace what no terminal should print: anybody who may open /dev/kvm chooses names, which must not move a
-    terminal's cursor."""
-    return "".join(c if c.isprintable() else "�" for c in name)
+def printable(name: str, longest: int = MAX_NAME) -> str:
+    """Replace what no terminal should print, and cut what is longer than a name: anybody who may open /dev/kvm chooses
+    names, which must neither move a terminal's cursor nor fill a recording."""
+    shown = name if len(name) <= longest else f"{name[: longest - 1]}…"
+    return "".join(c if c.isprintable() else "�" for c in shown)
 
 
 def _options(argv: list[str], option: str) -> list[str]:
@@ -103,7 +113,9 @@ def start_time(pid: int) -> int | None:
     except OSError:
         return None
     # The command's name (field 2) may hold blanks and brackets: count from its last one.
-    fields = stat[stat.rindex(")") + 2 :].split()
+    fields = stat[stat.rfind(")") + 2 :].split()
+    if len(fields) < 20 or not (fields[19].isascii() and fields[19].isdigit()):
+        return None
     dead = fields[0] in ("Z", "X") and not _other_threads(pid)
     return None if dead else int(fields[19])
 
@@ -162,8 +174,8 @@ def threads_in_kvm_run(pid: int) -> Iterator[int]:
             name = (task / "comm").read_text().strip()
         except OSError:
             continue
-        in_ioctl = len(words) > 2 and words[0] != "-1" and int(words[2], 16) == KVM_RUN
-        in_guest = in_ioctl or (words[0] == "running" and name.startswith("CPU "))
+        in_ioctl = len(words) > 2 and words[0] != "-1" and words[2] == _KVM_RUN_WORD
+        in_guest = in_ioctl or (words[:1] == ["running"] and name.startswith("CPU "))
         if in_guest and not _is_user_worker(task):
             yield int(task.name)
 
@@ -179,5 +191,5 @@ def _is_user_worker(task: Path) -> bool:
         stat = (task / "stat").read_text()
     except OSError:
         return False
-    flags = int(stat[stat.rindex(")") + 2 :].split()[6])
-    return bool(flags & _PF_USER_WORKER)
+    fields = stat[stat.rfind(")") + 2 :].split()
+    return len(fields) > 6 and fields[6].isdecimal() and bool(int(fields[6]) & _PF_USER_WORKER)

@@ -27,6 +27,8 @@ MAX_MESSAGES = 200
 MAX_WORDS = 15
 """A mailbox has 16 words; the first holds the opcode."""
 
+MAX_TEXT = 100_000
+
 _MESSAGE_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
 _WORD_NAME = re.compile(r"([a-z][a-z0-9_]{0,23})(:x)?")
 _PROFILE_KEYS = {"driver", "about", "message"}
@@ -50,6 +52,9 @@ def parse_profile(text: str) -> Profile:
     """Read a profile. Raises ProfileError, which says what is wrong and where."""
     import tomllib
 
+    if len(text) > MAX_TEXT:
+        # Recordings carry the text, and their readers are bounded.
+        raise ProfileError(f"longer than {MAX_TEXT} characters")
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

@@ -50,7 +50,7 @@ def calls_of(
         traced,
         critical,
         on_source=on_source,
-        missed=sum(side.log.missed for side in known),
+        missed=sum(side.log.missed + side.log.forgotten for side in known),
         attach_ns=max((s.log.attach_ns for s in known if s.log.attach_ns), default=None),
     )
     cache.made = key, made

@@ -7,8 +7,10 @@ At each instant one thing is charged, so the causes of a step add up to it:
 2. while these wait: what that side's other threads do, then what the other side does;
 3. while nobody does anything: the wait, of the channel first.
 
-What others do while a driving thread waits for a millisecond or more counts only if all of its kind fills a tenth of
-that wait: a monitor's questions are no cause. Of the same rank the longest is charged.
+While a driving thread waits for a millisecond and a hundredth of the step, what others do counts only if all of its
+kind fills a tenth of that wait: a monitor's questions are no cause. If it is no system call it has to fill a half, and
+be done by a thread that drives the other side, or while the wait is for a lock: a busy host's queues are no cause. Of
+the same rank the longest is charged.
 """
 
 import heapq
@@ -59,7 +61,8 @@ _WAITS = {CauseKind.CHANNEL: 20, CauseKind.WAIT: 21}
 _OTHER_SIDE = 10
 
 LONG_WAIT_NS = 1_000_000
-LEAST_PART = 0.1
+LEAST_PART = {CauseKind.CALL: 0.1, CauseKind.STOPPED: 0.1}
+LEAST_PART_OF_REST, _NEVER = 0.5, 2.0
 """What others do while a driving thread waits for so long has to fill this part of the wait."""
 
 MAX_CAUSES = 40
@@ -86,6 +89,7 @@ def steps_of(
     `on_source`: the source's vCPUs ran again, so the last step is the source's too.
     """
     ordered = [(name, times[name]) for name in Checkpoint if name in times]
+    spans = list(spans)
     placed = [*_placed(spans, critical, ordered[0][1])] if ordered else []
     placed.sort(key=lambda span: span.start_ns)
     found = []
@@ -94,8 +98,29 @@ def steps_of(
         inside = _relevant(_between(placed, start, end), start, end, side, critical)
         causes = _charged(inside, start, end, side, traced.get(side, ()), critical)
         if end > start:
-            found.append(StepCauses(name, end - start, _limited(merged(causes))))
+            counted = _counted(merged(causes), spans, start, end)
+            found.append(StepCauses(name, end - start, _limited(counted)))
     return tuple(found)
+
+
+def _counted(
+    causes: Iterable[Cause], spans: Iterable[CallSpan], start: int, end: int
+) -> list[Cause]:
+    """Causes with the number of all their calls in the step, charged or not: those whose middle is in it, because a
+    checkpoint is often the end of a call, seen a little earlier. A call that goes on is one."""
+    made: dict[object, int] = defaultdict(int)
+    for span in spans:
+        if span.call is not None and start < (span.start_ns + span.end_ns) // 2 <= end:
+            made[_key(span)] += span.count
+    return [
+        replace(cause, count=max(1, made[_key(cause)])) if cause.call is not None else cause
+        for cause in causes
+    ]
+
+
+def _key(of: CallSpan | Cause) -> object:
+    thread = of.thread if of.kind == CauseKind.WAIT else None
+    return of.side, of.kind, of.call, of.target, thread
 
 
 def totals_of(spans: Iterable[CallSpan], start_ns: int, end_ns: int) -> tuple[CallTotal, ...]:
@@ -141,7 +166,6 @@ def _charged(
     waiting = sorted(range(len(spans)), key=lambda i: spans[i].start_ns)
     ranks = [_rank(span, side, critical) for span in spans]
     active: list[tuple[_Rank, int]] = []
-    counted: set[int] = set()
     following = 0
     for at, until in pairwise(changes):
         while following < len(waiting) and spans[waiting[following]].start_ns <= at:
@@ -163,10 +187,9 @@ def _charged(
             span.target,
             span.thread if shows_thread else None,
             until - at,
-            0 if index in counted else span.count,
+            span.count if span.call is None else 0,
             span.longest_ns,
         )
-        counted.add(index)
 
 
 def _rank(span: CallSpan, side: CallSide, critical: frozenset[Who]) -> _Rank:
@@ -184,29 +207,41 @@ def _relevant(
 ) -> list[CallSpan]:
     """The spans of a step without what others did besides, while a driving thread waited."""
     waits = [
-        (max(start, span.start_ns), min(end, span.end_ns))
+        (max(start, span.start_ns), min(end, span.end_ns), span.call == "futex")
         for span in spans
         if span.kind in _WAITS and span.side == side and (span.side, span.tid) in critical
     ]
-    for begin, until in waits:
-        if until - begin >= LONG_WAIT_NS:
-            spans = _without_others(spans, begin, until, side, critical)
+    # So there are at most a hundred of each thread.
+    least = max(LONG_WAIT_NS, (end - start) // 100)
+    for begin, until, on_lock in waits:
+        if until - begin >= least:
+            spans = _without_others(spans, (begin, until), side, critical, on_lock=on_lock)
     return list(spans)
 
 
 def _without_others(
-    spans: Sequence[CallSpan], begin: int, until: int, side: CallSide, critical: frozenset[Who]
+    spans: Sequence[CallSpan],
+    wait: tuple[int, int],
+    side: CallSide,
+    critical: frozenset[Who],
+    *,
+    on_lock: bool,
 ) -> list[CallSpan]:
+    begin, until = wait
     filled: dict[object, int] = defaultdict(int)
     for span in spans:
         if span.start_ns < until and span.end_ns > begin:
             filled[_group(span)] += min(until, span.end_ns) - max(begin, span.start_ns)
-    least = LEAST_PART * (until - begin)
     kept = []
     for span in spans:
         inside = span.start_ns < until and span.end_ns > begin
-        drives = (span.side, span.tid) in critical and span.side == side
-        if not inside or drives or span.kind in _WAITS or filled[_group(span)] >= least:
+        drives = (span.side, span.tid) in critical
+        part = LEAST_PART.get(span.kind)
+        if part is None:
+            part = LEAST_PART_OF_REST if drives or on_lock else _NEVER
+        own = drives and span.side == side
+        filling = filled[_group(span)] >= part * (until - begin)
+        if not inside or own or span.kind in _WAITS or filling:
             kept.append(span)
             continue
         for first, last in ((span.start_ns, begin), (until, span.end_ns)):
@@ -289,19 +324,11 @@ def _filled(span: CallSpan, gaps: list[list[int]]) -> Iterator[CallSpan]:
     """Pieces of the gaps that short calls took, which are cut off the gaps."""
     left = span.ns
     index = bisect_left(gaps, span.start_ns, key=lambda gap: gap[1])
-    first = True
     while left > 0 and index < len(gaps) and gaps[index][0] < span.end_ns:
         start = max(gaps[index][0], span.start_ns)
         taken = min(left, min(gaps[index][1], span.end_ns) - start)
         if taken > 0:
-            yield replace(
-                span,
-                start_ns=start,
-                end_ns=start + taken,
-                ns=taken,
-                count=span.count if first else 0,
-            )
-            first = False
+            yield replace(span, start_ns=start, end_ns=start + taken, ns=taken)
             left -= taken
             before = gaps[index][0]
             gaps[index][0] = start + taken

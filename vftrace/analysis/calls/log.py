@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from vftrace import events, syscalls
 from vftrace.model.calls import BlackoutCalls, CallSide, CallSpan, CauseKind
 
-MAX_RECORDS = 32_768
-"""Records that are kept of one process; of more the oldest are forgotten."""
+MAX_RECORDS = 8192
+"""Calls that are kept of one process, and times off the CPU; of more the oldest are forgotten, and count as missed."""
 MAX_NAMES = 4096
 
 _NOT_BEGUN = frozenset({"clone", "clone3", "fork", "vfork", "execve", "execveat", "ioctl"})
@@ -43,6 +43,7 @@ class CallLog:
     machine: str = ""
     attach_ns: int | None = None
     missed: int = 0
+    forgotten: int = 0
     made: tuple[object, BlackoutCalls] | None = None
     """What was made of this state of the logs last, with what that was."""
 
@@ -51,6 +52,7 @@ class CallLog:
         self.version += 1
         match event:
             case events.Call():
+                self.forgotten += self._first_count() if len(self.calls) == MAX_RECORDS else 0
                 self.calls.append((event, self.fds.get(event.fd)))
             case events.OffCpu():
                 self.off_cpu.append(event)
@@ -64,6 +66,9 @@ class CallLog:
                     self.fds[event.fd] = event.target
             case events.CallsMissed():
                 self.missed = max(self.missed, event.count)
+
+    def _first_count(self) -> int:
+        return self.calls[0][0].count
 
     def _traced(self, event: events.CallsTraced) -> None:
         self.machine = event.machine
@@ -100,7 +105,7 @@ class CallLog:
             if call.end_ns <= start_ns or began > end_ns + _AFTER_NS:
                 continue
             on = target if name in syscalls.FD_FIRST else None
-            if on is not None and call.fd in channel_fds:
+            if name in syscalls.FD_FIRST and call.fd in channel_fds:
                 on = CHANNEL
             kind = _kind(name, on, call)
             if name == "ioctl":

@@ -1,11 +1,11 @@
 """The pages of `vftrace serve` as one WSGI application.
 
 The exposition itself (text, OpenMetrics, gzip, `name[]`) is prometheus_client's. Who may read them is decided before a
-request gets here (server.py).
+request gets here (server.py). `/` is the host's page and `/migrations/ID` a report (site.py), if there is a `Site`.
 """
 
-import html
-from collections.abc import Callable, Iterable, MutableMapping
+import re
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
@@ -13,29 +13,75 @@ from prometheus_client import make_wsgi_app
 from prometheus_client.registry import CollectorRegistry
 
 from vftrace import __version__
+from vftrace.errors import VftraceError
 from vftrace.faults import FAULTS, Where
+from vftrace.outputs.exporter import site as site_pages
+from vftrace.outputs.exporter.site import ID, STYLE_HASH, Download, Site, escape
+
+_VERSION = re.compile(r"version\s*=\s*([^;,]*)", re.IGNORECASE)
+_NUMBERS = re.compile(r"\d{1,4}(\.\d{1,4}){0,3}\s*", re.ASCII)
 
 HEALTHY, READY = "/-/healthy", "/-/ready"
+MIGRATIONS = "/migrations/"
+RECORDING = "/recording"
+
+_CHUNK = 128 * 1024
+_NOTHING_ELSE = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_CAREFUL = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-cache"),
+)
 
 Environ = MutableMapping[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
-def make_app(registry: CollectorRegistry, path: str, is_ready: Callable[[], bool]) -> App:
-    """Make the pages: metrics at `path`, a landing page, healthy and ready.
+class FileBody:
+    """The body of an answer that is read while it is sent: `size` bytes of a file."""
+
+    def __init__(self, download: Download) -> None:
+        self.size = download.size
+        self._file = download.file
+        self._left = download.size
+
+    def read(self) -> bytes:
+        """The next part; nothing at the end, and where the file has become shorter."""
+        part = self._file.read(min(_CHUNK, self._left))
+        self._left -= len(part)
+        return part
+
+    def __iter__(self) -> Iterator[bytes]:
+        while part := self.read():
+            yield part
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def takes_long(path: str) -> bool:
+    """Whether the page is one that scrapes do not wait for."""
+    return path == "/" or path.startswith(MIGRATIONS)
+
+
+def make_app(
+    registry: CollectorRegistry, path: str, is_ready: Callable[[], bool], site: Site | None = None
+) -> App:
+    """Make the pages: metrics at `path`, a landing page, healthy and ready; with a `site` the host's page and reports.
 
     HEAD is answered as GET; the server leaves out the body (prometheus_client knows no HEAD).
     """
     metrics: App = make_wsgi_app(registry)
-    landing = _landing_page(path).encode()
+    links = ((path, "metrics"), (HEALTHY, "healthy"), (READY, "ready"))
 
     def route(environ: Environ, start: StartResponse) -> Iterable[bytes]:
         asked = environ.get("PATH_INFO", "")
         if environ["REQUEST_METHOD"] != "GET":
             return plain(start, HTTPStatus.METHOD_NOT_ALLOWED, extra=[("Allow", "GET, HEAD")])
         if asked == path:
-            return metrics(environ, start)
+            return metrics(_readable(environ), start)
         if asked == HEALTHY:
             return plain(start, HTTPStatus.OK, "vftrace is healthy.\n")
         if asked == READY:
@@ -45,7 +91,10 @@ def make_app(registry: CollectorRegistry, path: str, is_ready: Callable[[], bool
                 start, HTTPStatus.SERVICE_UNAVAILABLE, "The probes are not attached yet.\n"
             )
         if asked == "/":
-            return _answer(start, HTTPStatus.OK, "text/html; charset=utf-8", landing)
+            page = _landing_page(path) if site is None else site_pages.host_page(site.view(), links)
+            return _html(start, page.encode(), f"style-src 'sha256-{STYLE_HASH}'")
+        if asked.startswith(MIGRATIONS) and site is not None:
+            return _migration(site, asked.removeprefix(MIGRATIONS), start)
         return plain(start, HTTPStatus.NOT_FOUND)
 
     def app(environ: Environ, start: StartResponse) -> Iterable[bytes]:
@@ -57,6 +106,55 @@ def make_app(registry: CollectorRegistry, path: str, is_ready: Callable[[], bool
             return plain(start, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     return app
+
+
+def _readable(environ: Environ) -> Environ:
+    """Drop an Accept header whose version is no version: prometheus_client compares it with one, and fails."""
+    versions = _VERSION.findall(environ.get("HTTP_ACCEPT", ""))
+    if all(_NUMBERS.fullmatch(version) for version in versions):
+        return environ
+    return {name: value for name, value in environ.items() if name != "HTTP_ACCEPT"}
+
+
+def _migration(site: Site, asked: str, start: StartResponse) -> Iterable[bytes]:
+    """A report, or with `/recording` behind the id the recording itself."""
+    migration = asked.removesuffix(RECORDING)
+    if not ID.fullmatch(migration):
+        return plain(start, HTTPStatus.NOT_FOUND)
+    if migration != asked:
+        download = site.recording(migration)
+        return _gone(start) if download is None else _file(start, download)
+    try:
+        report = site.report(migration)
+    except VftraceError as error:
+        said = f"There is no report of this migration: {error}\n"
+        return plain(start, HTTPStatus.INTERNAL_SERVER_ERROR, said, _CAREFUL)
+    # The report's style sheet is in the page.
+    return _gone(start) if report is None else _html(start, report, "style-src 'unsafe-inline'")
+
+
+def _gone(start: StartResponse) -> Iterable[bytes]:
+    said = "This migration is not known (any more).\n"
+    return plain(start, HTTPStatus.NOT_FOUND, said, _CAREFUL)
+
+
+def _html(start: StartResponse, page: bytes, style: str) -> Iterable[bytes]:
+    policy = ("Content-Security-Policy", f"{_NOTHING_ELSE}; {style}")
+    return _answer(start, HTTPStatus.OK, "text/html; charset=utf-8", page, (policy, *_CAREFUL))
+
+
+def _file(start: StartResponse, download: Download) -> Iterable[bytes]:
+    # Names of recordings are made of safe characters; a file that somebody else put there is renamed.
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in download.name)
+    headers = [
+        ("Content-Type", "application/octet-stream"),
+        ("Content-Length", str(download.size)),
+        ("Content-Disposition", f'attachment; filename="{name}"'),
+        ("Content-Security-Policy", f"{_NOTHING_ELSE}; sandbox"),
+        *_CAREFUL,
+    ]
+    start("200 OK", headers)
+    return FileBody(download)
 
 
 def plain(
@@ -85,14 +183,14 @@ def _answer(
 def _landing_page(path: str) -> str:
     pages = ((path, "metrics"), (HEALTHY, "whether it lives"), (READY, "whether it traces"))
     links = "\n".join(
-        f'<li><a href="{html.escape(page)}">{html.escape(page)}</a>: {what}</li>'
-        for page, what in pages
+        f'<li><a href="{escape(page)}">{escape(page)}</a>: {what}</li>' for page, what in pages
     )
     return f"""<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>vftrace</title></head>
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>vftrace</title></head>
 <body>
-<h1>vftrace {html.escape(__version__)}</h1>
+<h1>vftrace {escape(__version__)}</h1>
 <p>Where the time of a live migration goes, seen from this host with BPF.</p>
 <ul>
 {links}

@@ -24,7 +24,7 @@ import h11
 
 from vftrace.errors import VftraceError
 from vftrace.host import privileges
-from vftrace.outputs.exporter.pages import App, Environ
+from vftrace.outputs.exporter.pages import App, Environ, FileBody, takes_long
 from vftrace.outputs.exporter.passwords import PasswordChecks, credentials
 from vftrace.outputs.exporter.webconfig import WebConfig
 
@@ -37,6 +37,10 @@ IDLE_SECONDS = 75
 MAX_CONNECTIONS = 512
 WORKERS = 4
 """Requests that are answered at the same time; others wait."""
+SLOW_WORKERS = 2
+"""The same of pages that may take long, which scrapes never wait for."""
+MAX_SLOW = 16
+"""Such requests that wait or are worked on; more are turned away."""
 
 _MAX_REQUEST = 16 * 1024
 _MAX_BODY = 64 * 1024
@@ -52,6 +56,8 @@ class Answer:
     status: HTTPStatus
     headers: list[tuple[str, str]]
     body: bytes
+    file: FileBody | None = None
+    """Sent instead of `body`, and closed by whoever sends it."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -148,6 +154,8 @@ class Servers:
         self._places = Places()
         self._passwords = PasswordChecks()
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="http")
+        self._slow_pool = ThreadPoolExecutor(SLOW_WORKERS, thread_name_prefix="http-slow")
+        self._slow = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -171,7 +179,8 @@ class Servers:
             self._thread.join()
         for listening in self._sockets:
             listening.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._slow_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
         # Clients are answered in this thread and in those that it starts.
@@ -272,8 +281,14 @@ class Servers:
             connection.answering = True
             answer = await self._answer(connection.address, request, config)
             connection.answering = False
-            async with asyncio.timeout(CLIENT_SECONDS):
-                await _send(http, writer, answer, head=request.method == b"HEAD")
+            try:
+                async with asyncio.timeout(CLIENT_SECONDS):
+                    await _send(http, writer, answer, head=request.method == b"HEAD")
+                if answer.file is not None and request.method != b"HEAD":
+                    await self._send_file(http, writer, answer.file)
+            finally:
+                if answer.file is not None:
+                    answer.file.close()
             if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 return
             http.start_next_cycle()
@@ -292,8 +307,38 @@ class Servers:
             if not right:
                 challenge = ("WWW-Authenticate", 'Basic realm="vftrace"')
                 return _with(config, _line(HTTPStatus.UNAUTHORIZED, challenge))
-        answer = await self._loop.run_in_executor(self._pool, _call, self._app, environ)
+        if not takes_long(environ["PATH_INFO"]):
+            answer = await self._loop.run_in_executor(self._pool, _call, self._app, environ)
+            return _with(config, answer)
+        if self._slow >= MAX_SLOW:
+            return _with(config, _line(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", "5")))
+        self._slow += 1
+        future = self._loop.run_in_executor(self._slow_pool, _call, self._app, environ)
+        future.add_done_callback(self._slow_is_done)
+        try:
+            # A client that goes meanwhile ends its wait, not the work.
+            answer = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_drop)
+            raise
         return _with(config, answer)
+
+    def _slow_is_done(self, _future: "asyncio.Future[Answer]") -> None:
+        self._slow -= 1
+
+    async def _send_file(
+        self, http: h11.Connection, writer: asyncio.StreamWriter, file: FileBody
+    ) -> None:
+        """Send a file part by part; a client that does not take one within `CLIENT_SECONDS` is left."""
+        while part := await self._loop.run_in_executor(self._slow_pool, file.read):
+            data = http.send(h11.Data(data=part))
+            if data:
+                writer.write(data)
+            async with asyncio.timeout(CLIENT_SECONDS):
+                await writer.drain()
+        end = http.send(h11.EndOfMessage())
+        if end:
+            writer.write(end)
 
     def _complain(self, address: str, reason: str) -> None:
         # Anybody can cause these: never more than one line in ten seconds.
@@ -301,6 +346,14 @@ class Servers:
         if now - self._complained >= _COMPLAIN_SECONDS:
             self._complained = now
             logging.getLogger("vftrace").warning("client %s: %s", address, reason)
+
+
+def _drop(future: "asyncio.Future[Answer]") -> None:
+    """Close the file of an answer that nobody waits for any more."""
+    if not future.cancelled() and future.exception() is None:
+        file = future.result().file
+        if file is not None:
+            file.close()
 
 
 async def _request(http: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
@@ -340,9 +393,10 @@ async def _send(
         reason=answer.status.phrase.encode(),
     )
     sent = [http.send(response)]
-    if not head:
+    if not head and answer.file is None:
         sent.append(http.send(h11.Data(data=answer.body)))
-    sent.append(http.send(h11.EndOfMessage()))
+    if head or answer.file is None:
+        sent.append(http.send(h11.EndOfMessage()))
     writer.write(b"".join(part for part in sent if part))
     await writer.drain()
 
@@ -350,8 +404,11 @@ async def _send(
 def _call(app: App, environ: Environ) -> Answer:
     """Run the WSGI application to its end."""
     started: list[tuple[str, list[tuple[str, str]]]] = []
-    body = b"".join(app(environ, lambda status, headers: started.append((status, headers))))
+    result = app(environ, lambda status, headers: started.append((status, headers)))
     status, headers = started[-1]
+    if isinstance(result, FileBody):
+        return Answer(HTTPStatus(int(status.split()[0])), headers, b"", result)
+    body = b"".join(result)
     named = [(name, value) for name, value in headers if name.lower() != "content-length"]
     length = next((v for n, v in headers if n.lower() == "content-length"), str(len(body)))
     return Answer(HTTPStatus(int(status.split()[0])), [*named, ("Content-Length", length)], body)
@@ -374,7 +431,7 @@ def _environ(request: h11.Request, address: str) -> Environ:
 
 def _with(config: WebConfig, answer: Answer) -> Answer:
     """Add the headers that the web configuration sets."""
-    return Answer(answer.status, [*answer.headers, *config.headers], answer.body)
+    return Answer(answer.status, [*answer.headers, *config.headers], answer.body, answer.file)
 
 
 def _line(status: HTTPStatus, *headers: tuple[str, str]) -> Answer:

@@ -135,6 +135,9 @@ def read_web_config(path: Path) -> WebConfig:
         raise complain("not a text file") from error
     except yaml.YAMLError as error:
         raise complain(f"not YAML: {' '.join(str(error).split())}") from error
+    except (RecursionError, ValueError) as error:
+        # Too deep for the parser; a time stamp that is no date.
+        raise complain(f"not YAML that can be read: {error}") from error
     sections = _section("the file", {} if content is None else content, complain)
     _only(
         "the file",
@@ -295,8 +298,8 @@ def _headers(section: dict[str, Any], complain: Complain) -> tuple[tuple[str, st
     headers = _section("headers", section.get("headers") or {}, complain)
     _only("http_server_config: headers", headers, _HEADERS, complain)
     for name, value in headers.items():
-        if not isinstance(value, str) or not value.isprintable():
-            raise complain(f"http_server_config: headers: {name} is no line of text")
+        if not isinstance(value, str) or not (value.isprintable() and value.isascii()):
+            raise complain(f"http_server_config: headers: {name} is no line of ASCII text")
     return tuple(headers.items())
 
 

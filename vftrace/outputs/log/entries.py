@@ -13,6 +13,7 @@ from pathlib import Path
 from vftrace.model import figures
 from vftrace.model.figures import ClockSamples
 from vftrace.model.migration import Migration, Outcome
+from vftrace.outputs.text.calls import top_calls
 
 Value = str | int | bool | None
 FileOf = Callable[[Migration], Path | None]
@@ -53,6 +54,7 @@ def ended(m: Migration, clock: ClockSamples, file: Path | None) -> Entry:
         "total_ns": figures.total_ns(m),
         "downtime_ns": m.downtime.vcpu_ns,
         "set_by": m.downtime.set_by,
+        "calls": _text(top_calls(m) or None),
         "strategy": m.strategy,
         "incomplete": m.incomplete,
         "file": _text(file),

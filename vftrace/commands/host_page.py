@@ -1,0 +1,327 @@
+"""What the host's page of `vftrace serve` is made of: what the tracker knows, and the recordings that are kept."""
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from vftrace.errors import VftraceError
+from vftrace.model import figures
+from vftrace.model.host import HostInfo
+from vftrace.model.migration import Migration, Outcome, Role, Snapshot
+from vftrace.model.report import HostReport, MigrationReport, Report
+from vftrace.outputs.exporter.accounts import Reading
+from vftrace.outputs.exporter.site import PAST_SHOWN, Download, HostView, Past, id_of
+
+if TYPE_CHECKING:
+    from vftrace.archive.index import Row
+
+REPORT_SECONDS = 60
+"""How long the report of a recording may take."""
+REPORT_BYTES = 64 << 20
+REPORT_MEMORY = 4 << 30
+"""Address space, of which a report uses a part; a recording made to fill the memory ends there."""
+CACHED_BYTES = 32 << 20
+CACHED_REPORTS = 32
+
+_ERROR_BYTES = 64 << 10
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A migration in a recording: `file` is the recording's path."""
+
+    past: Past
+    file: Path
+
+
+class Archive(Protocol):
+    """The recordings that a flight recorder keeps. Its methods may be called by several threads."""
+
+    @property
+    def directory(self) -> Path:
+        """Where they are."""
+
+    def kept(self) -> Sequence[Kept]:
+        """Every migration that is kept, newest first. Raises VftraceError where the directory cannot be read."""
+
+
+class HostSite:
+    """A `Site`: the migrations in memory and in the archive, each once."""
+
+    def __init__(self, read: Callable[[], Reading | None], archive: Archive | None = None) -> None:
+        """`read` gives None until there is something to read."""
+        self._read = read
+        self._archive = archive
+        self._reports = Reports()
+
+    def close(self) -> None:
+        """End what is being made."""
+        self._reports.close()
+
+    def view(self) -> HostView | None:
+        """The host now."""
+        reading = self._read()
+        if reading is None:
+            return None
+        snapshot, host = reading.snapshot, reading.host
+        now = figures.wall_time(snapshot.clock, reading.now_ns) or datetime.now(UTC)
+        notes: tuple[str, ...] = ()
+        try:
+            kept = self._kept()
+        except VftraceError as error:
+            kept, notes = (), (str(error),)
+        past = {p.id: p for p in _in_memory(host, snapshot)}
+        # What is kept knows as much, and has a recording.
+        past |= {k.past.id: k.past for k in kept}
+        newest = sorted(past.values(), key=lambda p: p.started or _EPOCH, reverse=True)
+        return HostView(
+            host=host.name,
+            now=now,
+            now_ns=reading.now_ns,
+            snapshot=snapshot,
+            boot_id=host.boot_id,
+            past=tuple(newest[:PAST_SHOWN]),
+            past_count=len(newest),
+            recordings=None if self._archive is None else str(self._archive.directory),
+            notes=notes,
+        )
+
+    def report(self, migration: str) -> bytes | None:
+        """The report: of the recording if there is one, else of what is in memory."""
+        path = self._file(migration)
+        if path is not None:
+            found = self._reports.of(path)
+            if found is not None:
+                return found
+        return self._from_memory(migration)
+
+    def recording(self, migration: str) -> Download | None:
+        """The recording that it is kept in."""
+        path = self._file(migration)
+        if path is None:
+            return None
+        try:
+            # Only what is in the directory itself, whatever its name has become.
+            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+            return Download(path.name, file, os.fstat(file.fileno()).st_size)
+        except OSError:
+            return None
+
+    def _kept(self) -> Sequence[Kept]:
+        return () if self._archive is None else self._archive.kept()
+
+    def _file(self, migration: str) -> Path | None:
+        try:
+            return next((k.file for k in self._kept() if k.past.id == migration), None)
+        except VftraceError:
+            return None
+
+    def _from_memory(self, migration: str) -> bytes | None:
+        from vftrace.outputs.report.html import render_html
+
+        reading = self._read()
+        if reading is None:
+            return None
+        host = HostReport(reading.host, reading.snapshot)
+        found = [
+            MigrationReport.of_one_host(host, m)
+            for m in reading.snapshot.migrations
+            if id_of(reading.host.boot_id, m.pid, m.started_at_ns) == migration
+        ]
+        return render_html(Report((host,), tuple(found))).encode() if found else None
+
+
+def _in_memory(host: HostInfo, snapshot: Snapshot) -> Iterable[Past]:
+    return (_past_of(host, snapshot, m) for m in snapshot.migrations if m.outcome is not None)
+
+
+def _past_of(host: HostInfo, snapshot: Snapshot, m: Migration) -> Past:
+    other = host.name if m.peer_pid is not None else m.channel.peer
+    ends = (None, host.name) if m.role == Role.DESTINATION else (host.name, other)
+    return Past(
+        id=id_of(host.boot_id, m.pid, m.started_at_ns),
+        started=figures.wall_time(snapshot.clock, m.started_at_ns),
+        vm=figures.label(m.name, m.uuid, m.pid),
+        uuid=m.uuid,
+        source=ends[0],
+        destination=ends[1],
+        strategy=m.strategy,
+        outcome=m.outcome or Outcome.UNKNOWN,
+        cause=m.cause,
+        total_ns=figures.total_ns(m),
+        downtime_ns=m.downtime.vcpu_ns,
+        set_by=m.downtime.set_by,
+    )
+
+
+def time_of(unix_ns: int | None) -> datetime | None:
+    """Nanoseconds since the epoch as a time; None too where a damaged recording's is no date."""
+    if unix_ns is None:
+        return None
+    try:
+        return _EPOCH + timedelta(milliseconds=unix_ns // 1_000_000)
+    except OverflowError:
+        return None
+
+
+class IndexedArchive:
+    """The archive as the index beside the recordings knows it; no recording is read.
+
+    What is still written is not in the index: it is in memory. Looked at again when the directory or its index has
+    changed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock = threading.Lock()
+        self._state: object = None
+        self._kept: tuple[Kept, ...] = ()
+
+    def kept(self) -> tuple[Kept, ...]:
+        """Every migration that is kept, newest first. Raises VftraceError where the directory cannot be read."""
+        from vftrace.archive import index
+
+        with self._lock:
+            state = self._look()
+            if state is None or state != self._state:
+                rows = index.rows(index.known(self.directory))
+                self._kept = tuple(self._kept_of(row) for row in reversed(rows))
+                self._state = state
+            return self._kept
+
+    def _look(self) -> object:
+        from vftrace.archive import index
+
+        try:
+            own, beside = self.directory.stat(), (self.directory / index.NAME).stat()
+        except OSError:
+            return None
+        return own.st_mtime_ns, beside.st_mtime_ns, beside.st_size
+
+    def _kept_of(self, row: "Row") -> Kept:
+        past = Past(
+            id=id_of(row.boot_id, row.pid, row.started_at_ns),
+            started=time_of(row.started_ns),
+            vm=figures.label(row.name, row.uuid, row.pid),
+            uuid=row.uuid,
+            source=row.source,
+            destination=row.destination,
+            strategy=row.strategy,
+            outcome=row.outcome or Outcome.UNKNOWN,
+            cause=row.cause,
+            total_ns=row.total_ns,
+            downtime_ns=row.downtime_ns,
+            set_by=row.set_by,
+            kept=True,
+        )
+        return Kept(past, self.directory / row.file)
+
+
+class Reports:
+    """HTML reports of recordings, made by a process of their own, so that a large or hostile recording costs neither
+    the tracing nor the scrapes; the latest are kept."""
+
+    def __init__(self) -> None:
+        self._cache: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+        self._building: dict[tuple[str, int, int], threading.Lock] = {}
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """End the reports that are being made."""
+        with self._lock:
+            self._closed = True
+            for process in self._processes:
+                process.kill()
+
+    def of(self, path: Path) -> bytes | None:
+        """The report of a recording; None if the file is gone. Raises VftraceError where there is none."""
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        key = (str(path), status.st_size, status.st_mtime_ns)
+        with self._lock:
+            building = self._building.setdefault(key, threading.Lock())
+        # Whoever asks for the same report meanwhile waits for it.
+        with building:
+            found = self._cached(key)
+            if found is None:
+                try:
+                    found = self._build(path)
+                finally:
+                    with self._lock:
+                        self._building.pop(key, None)
+                self._keep(key, found)
+        return found
+
+    def _cached(self, key: tuple[str, int, int]) -> bytes | None:
+        with self._lock:
+            found = self._cache.get(key)
+            if found is not None:
+                self._cache.move_to_end(key)
+                self._building.pop(key, None)
+            return found
+
+    def _keep(self, key: tuple[str, int, int], report: bytes) -> None:
+        with self._lock:
+            self._cache[key] = report
+            while len(self._cache) > CACHED_REPORTS or (
+                sum(map(len, self._cache.values())) > CACHED_BYTES and len(self._cache) > 1
+            ):
+                self._cache.popitem(last=False)
+
+    def _build(self, path: Path) -> bytes:
+        """Run `vftrace report`, at low priority and with little of the memory. Raises VftraceError, one line."""
+        module = ["-P", "-m", "vftrace", "report", "--format", "html", "--", str(path)]
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            with self._lock:
+                if self._closed:
+                    raise VftraceError("vftrace is ending")
+                try:
+                    process = subprocess.Popen(
+                        [sys.executable, *module],
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=errors,
+                        cwd="/",
+                    )
+                except OSError as error:
+                    said = f"cannot run vftrace report: {error.strerror}"
+                    raise VftraceError(said) from error
+                self._processes.add(process)
+            try:
+                _restrain(process.pid)
+                code = process.wait(REPORT_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                raise VftraceError(f"it takes longer than {REPORT_SECONDS} s") from error
+            finally:
+                process.kill()
+                process.wait()
+                with self._lock:
+                    self._processes.discard(process)
+            output.seek(0)
+            errors.seek(0)
+            if code == 0:
+                return output.read()
+            lines = errors.read(_ERROR_BYTES).decode(errors="replace").strip().splitlines()
+            raise VftraceError(lines[-1] if lines else f"vftrace report ended with {code}")
+
+
+def _restrain(pid: int) -> None:
+    with contextlib.suppress(OSError):  # it has ended already
+        os.setpriority(os.PRIO_PROCESS, pid, 15)
+        resource.prlimit(pid, resource.RLIMIT_AS, (REPORT_MEMORY, REPORT_MEMORY))
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (REPORT_BYTES, REPORT_BYTES))
