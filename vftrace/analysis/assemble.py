@@ -127,7 +127,12 @@ def build_migration(sides: Sides) -> Migration:
         or _incomplete(process, peer, started, ended, sides)
         or (outgoing is not None and outgoing.miscounts(fds))
         or (
-            (bool(judged.vfs) or sides.context.has_roles)
+            (
+                bool(judged.vfs)
+                or sides.context.has_roles
+                # With all messages of a function lost nothing else says that it had a part.
+                or any(_had_function(p, started) for p in (process, peer) if p is not None)
+            )
             and sides.context.mailbox_lost(started, ended)
         ),
         missed_beginning=outgoing.missed_beginning if outgoing else False,
@@ -186,6 +191,15 @@ def _call_sides(
 
 
 _MAIN_THREAD, _VCPU_THREAD = "main thread", "vCPU thread"
+
+
+def _had_function(process: Process, started_ns: int) -> bool:
+    """Whether a VM has a virtual function, or had one so shortly before that it was unplugged for the migration."""
+    since = started_ns - UNPLUG_WINDOW_NS
+    return any(
+        device.vf is not None and (device.closed_at_ns is None or device.closed_at_ns >= since)
+        for device in process.devices.all
+    )
 
 
 def _stopped_before(outgoing: OutgoingMigration | None) -> tuple[int, int] | None:

@@ -112,26 +112,30 @@ class SlotLog:
     """The log of one memslot since logging went on for it.
 
     `manual` is KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (None: not known), `initially_set` its second bit.
-    Every thread that makes dirty syncs is a reader with its own `unread` pages: a dirty-rate measurement that
-    reads the log in the middle of a migration takes nothing from it. `shadow_known` is False from the moment a
-    part of a bitmap is missing until the next whole GET.
+    Every attempt of the process is a reader with its own `unread` pages: a dirty-rate measurement that reads the log
+    in the middle of a migration takes nothing from it. A reader has an entry only once there is something for it to
+    take, so that a process with many slots and many threads costs no more than its requests. `shadow_known` is False
+    from the moment a part of a bitmap is missing until the next whole GET.
     """
 
     pages: int
     manual: bool | None
     initially_set: bool | None
-    unread: dict[int, Unread] = field(default_factory=lambda: {0: Unread()})
+    unread: dict[int, Unread] = field(default_factory=dict)
     shadow: Bitmap = field(default_factory=dict)
     shadow_known: bool = True
     first: bool = True
+    losses: int = 0
+    """How many losses of its process have been applied to it (`Process.lost_something`)."""
 
-    def got(self, bitmap: Bitmap) -> None:
-        """A GET_DIRTY_LOG returned this."""
+    def got(self, bitmap: Bitmap, readers: Iterable[int] = (0,)) -> None:
+        """A GET_DIRTY_LOG returned this, while there were these readers."""
         initial = self.first and self.initially_set is not False and covers(bitmap, self.pages)
         self.first = False
         fresh = minus(bitmap, self.shadow)
         # What it returns may have been dirty long before: the missing part would have shown it.
         known = self.manual is False or self.shadow_known
+        self.unread = {reader: self.unread.get(reader) or Unread() for reader in readers}
         for reader in self.unread.values():
             if fresh:
                 reader.fresh = union(reader.fresh, fresh)
@@ -146,15 +150,14 @@ class SlotLog:
         if bitmap:
             self.shadow = minus(self.shadow, bitmap)
 
-    def damaged(self) -> None:
-        """A part of a bitmap is missing: nothing is known until the next whole GET."""
+    def damaged(self, readers: Iterable[int] = (0,)) -> None:
+        """A part of a bitmap is missing: nothing is known until the next whole GET, by none of the readers."""
         self.shadow_known = False
-        for reader in self.unread.values():
-            reader.known = False
+        for reader in readers:
+            self.unread.setdefault(reader, Unread()).known = False
 
     def take(self, reader: int = 0) -> tuple[Bitmap | None, bool]:
         """What became dirty since this reader took last (None: not known), and whether that was the initial
         all-ones."""
-        unread = self.unread.get(reader, Unread())
-        self.unread[reader] = Unread()
+        unread = self.unread.pop(reader, None) or Unread()
         return unread.fresh if unread.known else None, unread.initial

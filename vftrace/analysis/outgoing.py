@@ -22,6 +22,11 @@ _MAX_OTHER_SYNCS = 64
 MAX_SYNCS = 512
 """Dirty syncs kept one by one, beside the first two; older ones are merged into one, whose counts stay exact."""
 
+_FEWEST_SYNCS = 16
+
+MAX_SLOT_ROUNDS = 16_384
+"""Slots in all kept dirty syncs together: a VM with thousands of memslots keeps fewer of them. QEMU has some ten."""
+
 STOPPED_FOR_IT_NS = 1_000_000_000
 """A guest that a monitor stops so shortly before its migration may be stopped for it: libvirt's migration without
 --live stops the CPUs first (src/qemu/qemu_migration.c, qemuMigrationSrcRun)."""
@@ -115,7 +120,13 @@ class OutgoingMigration:
     was reported (bpf/channel.h, REPORT_NS)."""
     sent_much_ns: int | None = None
     """When it was first reported that more had been sent than a migration's head has."""
+    slot_rounds: int = 0
+    """Slots in all dirty syncs but the latest."""
     ring: bool = False
+    reader: int = 0
+    """Under which number it reads the slots' logs."""
+    losses: int = 0
+    """How often its process had lost something before (`Process.losses`)."""
     look_again_ns: int = 0
     """When to see whether it has settled (`Tracker`)."""
     unsynced: dict[int, Bitmap] = field(default_factory=dict)
@@ -166,7 +177,7 @@ class OutgoingMigration:
         sync = self.open_sync
         if sync is None or event.slot in sync.slots:
             sync = self._begin_sync(event.enter_ns, event.at_ns)
-        fresh, initial = (None, False) if log is None else log.take(self.tid)
+        fresh, initial = (None, False) if log is None else log.take(self.reader)
         # Under INITIALLY_SET the first sync is all ones: logged, but nobody knows what is new.
         if initial and len(self.dirty_syncs) == 1:
             fresh = None
@@ -233,15 +244,25 @@ class OutgoingMigration:
 
     def _begin_sync(self, start_ns: int, end_ns: int) -> DirtySync:
         sent = {fd: channel.bytes for fd, channel in self.channels.items()}
+        if self.open_sync is not None:
+            self.slot_rounds += len(self.open_sync.slots)
         self.open_sync = DirtySync(start_ns, end_ns, sent, dict(self.bursts))
         self.dirty_syncs.append(self.open_sync)
-        if not self.is_migration and len(self.dirty_syncs) > _MAX_OTHER_SYNCS:
-            del self.dirty_syncs[0]
-        elif len(self.dirty_syncs) > 2 + 2 * MAX_SYNCS:
-            older = self.dirty_syncs[2:-MAX_SYNCS]
-            self.dirty_syncs[2:-MAX_SYNCS] = [_merged(older)]
-            self._rounds = None
+        kept = len(self.dirty_syncs)
+        many_slots = self.slot_rounds > MAX_SLOT_ROUNDS
+        if not self.is_migration and (kept > _MAX_OTHER_SYNCS or (many_slots and kept > 2)):
+            self.slot_rounds -= len(self.dirty_syncs.pop(0).slots)
+        elif kept > 2 + 2 * MAX_SYNCS:
+            self._merge_older(MAX_SYNCS)
+        elif many_slots and kept > _FEWEST_SYNCS:
+            self._merge_older(kept // 4)
         return self.open_sync
+
+    def _merge_older(self, latest: int) -> None:
+        """Make one of all dirty syncs but the first two and the latest."""
+        self.dirty_syncs[2:-latest] = [_merged(self.dirty_syncs[2:-latest])]
+        self.slot_rounds = sum(len(sync.slots) for sync in self.dirty_syncs[:-1])
+        self._rounds = None
 
     def _count_again(self, sync: DirtySync, slot: int, fresh: Bitmap | None) -> None:
         # A first sync's pages are what there was before, except with rings, which begin empty.

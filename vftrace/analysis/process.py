@@ -8,8 +8,9 @@ from vftrace import events
 from vftrace.analysis import dirty
 from vftrace.analysis.calls.log import CallLog
 from vftrace.analysis.devices.device import Devices, PassedDevice, VfioEvent
-from vftrace.analysis.dirty import SlotLog, Unread, bitmap_of
+from vftrace.analysis.dirty import SlotLog, bitmap_of
 from vftrace.analysis.incoming import IncomingMigration
+from vftrace.analysis.largest import Largest
 from vftrace.analysis.outgoing import STOPPED_FOR_IT_NS, OutgoingMigration
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import Event
@@ -19,6 +20,9 @@ from vftrace.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MEM_LOG_DIRTY_PA
 # A burst is one thread switching logging on slot by slot (QEMU memory_global_dirty_log_start).
 BURST_NS = 1_000_000_000
 _MAX_PENDING_PIECES = 65536
+MAX_OPEN = 64
+"""Attempts of one process that go on at once; of more, the oldest that is no migration ends."""
+
 MAX_ATTEMPTS = 64
 """Attempts of one process that are kept beside migrations."""
 
@@ -49,6 +53,12 @@ class Process:
     stream: SequenceTracker = field(default_factory=SequenceTracker)
     identity: events.Process | None = None
     created_at_ns: int | None = None
+    losses: int = 0
+    """How often something was lost, for logs that have not been looked at since (`SlotLog.losses`)."""
+    readers: int = 0
+    """How many attempts there were so far: each reads the logs under its own number."""
+    logged_sizes: Largest = field(default_factory=Largest)
+    """The sizes of the slots that are logged."""
     slots: dict[int, MemorySlot] = field(default_factory=dict)
     manual_protect: int | None = None
     channels: dict[int, events.Channel] = field(default_factory=dict)
@@ -178,11 +188,11 @@ class Process:
         if not self.vcpu_threads:
             # QEMU asks for it before it makes vCPUs (accel/kvm/kvm-all.c, kvm_init), and once.
             self.manual_protect = None
-        for slot in self.slots.values():
-            if slot.log is not None:
-                slot.log.damaged()
+        # Every log is damaged; which is applied when it is looked at next, for there may be many.
+        self.losses += 1
         if not self.open:
             self.slots.clear()
+            self.logged_sizes.clear()
 
     def _vm_created(self, event: events.VmCreated) -> None:
         self.created_at_ns = event.at_ns
@@ -216,6 +226,8 @@ class Process:
         if was_on and is_on and self.last_loss_ns is not None:
             # Nobody asks for what is there (kvm_slot_update_flags): that it went off is lost.
             was_on = False
+        if before is not None and before.log is not None:
+            self.logged_sizes.remove(before.size)
         if event.size == 0:
             self.slots.pop(event.slot, None)
             return
@@ -223,13 +235,18 @@ class Process:
         if is_on and log is None:
             log = self._new_log(event.size)
         self.slots[event.slot] = MemorySlot(event.size, event.flags, log if is_on else None)
+        if is_on:
+            self.logged_sizes.add(event.size)
         if is_on and not was_on:
             self._switched_on(event)
-        elif was_on and not is_on and (self.open or self.switched_on):
-            logged = (s.size for s in self.slots.values() if s.flags & KVM_MEM_LOG_DIRTY_PAGES)
+        elif (
+            was_on
+            and not is_on
+            and (self.open or self.switched_on)
             # Smaller ones go off for a display or firmware, the largest that is logged with all of them.
-            if event.size >= max(logged, default=0):
-                self._switched_off(event)
+            and event.size >= self.logged_sizes.largest
+        ):
+            self._switched_off(event)
 
     def _new_log(self, size: int) -> SlotLog:
         flags = self.manual_protect
@@ -237,8 +254,20 @@ class Process:
             pages=size // PAGE_SIZE,
             manual=None if flags is None else bool(flags & 1),
             initially_set=None if flags is None else bool(flags & 2),
-            unread={tid: Unread() for tid in self.open},
+            losses=self.losses,
         )
+
+    def _readers(self) -> list[int]:
+        return [attempt.reader for attempt in self.open.values()]
+
+    def _current(self, log: SlotLog) -> SlotLog:
+        """The log, with what was lost since it was looked at last applied to it."""
+        if log.losses != self.losses:
+            log.losses = self.losses
+            opened = self.open.values()
+            # Who came after the loss has lost nothing.
+            log.damaged([attempt.reader for attempt in opened if attempt.losses < self.losses])
+        return log
 
     def _switched_on(self, event: events.Region) -> None:
         if not self._may_migrate(event.tid):
@@ -284,20 +313,29 @@ class Process:
             missed_beginning=missed_beginning,
             switched_on=switched_on,
             reads_clock_twice=self.identity is None or self.identity.vmm.startswith("qemu"),
+            reader=self.readers,
+            losses=self.losses,
         )
+        self.readers += 1
         for fd, channel in self.channels.items():
             if channel.bytes > attempt.baseline[fd]:
                 attempt.sent(fd, channel)
         stop = self.last_stop if attempt.paused_before else None
         if stop is not None and at_ns - STOPPED_FOR_IT_NS <= stop.at_ns <= at_ns:
             attempt.stopped_before = stop
-        for slot in self.slots.values():
-            if slot.log is not None:
-                slot.log.unread.setdefault(tid, Unread())
         self.open[tid] = attempt
         self.outgoing.append(attempt)
+        if len(self.open) > MAX_OPEN:
+            self._close_oldest(at_ns)
         if len(self.outgoing) > MAX_ATTEMPTS:
             self.outgoing = [a for a in self.outgoing if a.is_migration or not a.ended]
+
+    def _close_oldest(self, at_ns: int) -> None:
+        """End the oldest open attempt that is no migration: every request of the process looks at all open ones."""
+        for attempt in self.open.values():
+            if not attempt.is_migration:
+                self._close(attempt, "replaced_at_ns", at_ns)
+                return
 
     def _sent_before(self, fd: int, tid: int) -> int:
         """What had been sent on a channel before a thread began its migration: the stream's head is sent before
@@ -314,9 +352,6 @@ class Process:
         for channel, (sender, _) in self.senders.items():
             if sender == attempt.tid:
                 self.senders[channel] = sender, self.channels[channel].bytes
-        for slot in self.slots.values():
-            if slot.log is not None:
-                slot.log.unread.pop(attempt.tid, None)
 
     def _became_migration(self, attempt: OutgoingMigration) -> None:
         """A thread that makes dirty syncs has sent: one migration of a process goes on at a time, so the one
@@ -391,10 +426,11 @@ class Process:
         )
         bitmap = bitmap_of(pieces) if whole else None
         if log is not None:
+            self._current(log)
             if bitmap is None:
-                log.damaged()
+                log.damaged(self._readers())
             else:
-                log.got(bitmap)
+                log.got(bitmap, self._readers())
         attempt = self.open.get(event.tid)
         if attempt is not None:
             attempt.got_dirty_log(event, log, bitmap)
@@ -424,11 +460,12 @@ class Process:
             and event.read_errors == 0
             and len(pieces) == event.pieces
         )
+        log = self._current(slot.log)
         if whole:
-            slot.log.cleared(bitmap_of(pieces))
+            log.cleared(bitmap_of(pieces))
         else:
-            slot.log.damaged()
-            slot.log.shadow = {}
+            log.damaged(self._readers())
+            log.shadow = {}
 
     def _reset_rings(self, event: events.ResetDirtyRings) -> None:
         pieces = self._take_pieces(event.tid, event.enter_ns)

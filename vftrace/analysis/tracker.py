@@ -506,7 +506,7 @@ class Tracker:
 
     def _context(self, histories: VfHistories, everyone: list[Process]) -> HostContext:
         loss = self._mailbox_loss if self._unowned.holes else None
-        return HostContext(histories, everyone, self._now_ns, loss)
+        return HostContext(histories, everyone, self._now_ns, loss, self.mailboxes.names_roles)
 
     def _unsettled(self, everyone: list[Process]) -> Iterator[Unsettled]:
         """What migrations that may still change are made of."""

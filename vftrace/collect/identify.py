@@ -125,12 +125,11 @@ class Identifier:
 
     def _channel(self, event: events.Channel) -> None:
         # An fd number that is used again is another channel, which sent first at another time.
-        described = self._described.setdefault(event.tgid, {})
-        if described.get(event.fd) == event.first_ns:
+        if self._described.get(event.tgid, {}).get(event.fd) == event.first_ns:
             return
         found = descriptors.describe(event.tgid, event.fd)
         if found is not descriptors.UNKNOWN:
-            described[event.fd] = event.first_ns
+            self._described.setdefault(event.tgid, {})[event.fd] = event.first_ns
             self._intake.write(
                 events.FileDescriptor,
                 pid=event.tgid,

@@ -26,6 +26,8 @@ class HostContext:
     now_ns: int = 0
     mailbox_loss: tuple[int, int] | None = None
     """The interval in which records of mailboxes were lost; None if none was."""
+    has_roles: bool = False
+    """Whether a profile gives messages a role, so that a card whose VFs no VM holds may have a part."""
 
     def mailbox_lost(self, since_ns: int, until_ns: int | None) -> bool:
         """Whether records of mailboxes were lost that may belong to a migration from `since_ns` to `until_ns`."""
@@ -33,12 +35,6 @@ class HostContext:
             return False
         first, last = self.mailbox_loss
         return last >= since_ns and (until_ns is None or first <= until_ns + RESUMES_WITHIN_NS)
-
-    @property
-    def has_roles(self) -> bool:
-        """Whether any VF agreed on a message that a profile gives a role."""
-        agreements = (a for history in self.histories.values() for a in history.agreements)
-        return any(agreement.role is not None for agreement in agreements)
 
     @cached_property
     def by_function(self) -> dict[tuple[str | None, int | None], list[Process]]:

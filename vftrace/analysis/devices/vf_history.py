@@ -6,6 +6,7 @@ Times are those of the events; nothing here reads a clock.
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from vftrace.events import Event, Mailbox, MailboxFlood, Tick, VfAddress, VfReset, Virtchnl
 from vftrace.faults import FAULTS, Where
@@ -232,6 +233,12 @@ class Mailboxes:
         self._next_look_ns = 0
         self.ignored = 0
         """Messages of VFs beyond the 4096th."""
+
+    @cached_property
+    def names_roles(self) -> bool:
+        """Whether a message of any driver has a part in mailbox-assisted migrations, as profiles say."""
+        opcodes = (o for driver in self._drivers.values() for o in driver.opcodes.values())
+        return any(opcode.role is not None for opcode in opcodes)
 
     def feed(self, event: Event) -> Message | None:
         """Take one event of any kind. A message is returned decoded and paired."""
