@@ -33,7 +33,7 @@ def board() -> models.Dashboard:
                 "What it sees",
                 [_probes(), _events(), _missing(), _lost(), _internal_errors(), _tables()],
             ),
-            Row("What it costs", [_cpu(), _memory(), _scrape()]),
+            Row("What it costs", [_cpu(), _memory(), _scrape(), _lateness()]),
             Row("Hosts", [_up(), _versions(), _clock()]),
         ],
     )
@@ -219,11 +219,13 @@ def _cpu() -> style.PanelBuilder:
     return (
         style.lines(
             "CPU",
-            "Of one CPU, for the collector; what probes cost the guests and QEMU is not in it (docs/overhead.md).",
+            "Of one CPU, for each of the two processes; what probes cost the guests and QEMU is not in it"
+            " (docs/overhead.md).",
             "percentunit",
             query(f"rate(process_cpu_seconds_total{SCRAPED}[$__rate_interval])", "{{instance}}"),
+            query(rate("reader_cpu_seconds_total"), "{{instance}} reader"),
         )
-        .span(8)
+        .span(6)
         .fill_opacity(0)
     )
 
@@ -232,11 +234,12 @@ def _memory() -> style.PanelBuilder:
     return (
         style.lines(
             "Memory",
-            "Resident memory of the collector.",
+            "Resident memory of each of the two processes.",
             "bytes",
             query(f"process_resident_memory_bytes{SCRAPED}", "{{instance}}"),
+            query(of("reader_resident_memory_bytes"), "{{instance}} reader"),
         )
-        .span(8)
+        .span(6)
         .fill_opacity(0)
     )
 
@@ -249,7 +252,21 @@ def _scrape() -> style.PanelBuilder:
             "s",
             query(f"scrape_duration_seconds{SCRAPED}", "{{instance}}"),
         )
-        .span(8)
+        .span(6)
+        .fill_opacity(0)
+    )
+
+
+def _lateness() -> style.PanelBuilder:
+    return (
+        style.lines(
+            "Lateness",
+            "How old the oldest record is that the reader process has taken and that is not decoded yet. Late is not"
+            " lossy: records wait in the reader.",
+            "s",
+            query(of("reader_lateness_seconds"), "{{instance}}"),
+        )
+        .span(6)
         .fill_opacity(0)
     )
 

@@ -25,7 +25,10 @@ pytestmark = pytest.mark.needs("prometheus")
 
 Fault = tuple[HostInfo, Iterable[bytes]]
 
-EMPTY: Mapping[tuple[str, str], str] = {}
+EMPTY: Mapping[tuple[str, str], str] = {
+    ("vftrace-self", title): "a replay has no reader process"
+    for title in ("CPU", "Memory", "Lateness")
+}
 """Why an expression may have nothing to show, by board and place."""
 
 TRACED = ("--otlp-endpoint", "http://127.0.0.1:1")
@@ -114,6 +117,10 @@ NO_EVENT = {
     "flight_recorder_bytes": _RECORDER,
     "flight_recorder_lost_files_total": _RECORDER,
     "flight_recorder_write_errors_total": _RECORDER,
+    **dict.fromkeys(
+        ("reader_lateness_seconds", "reader_cpu_seconds_total", "reader_resident_memory_bytes"),
+        "a replay has no reader process; tests/host/test_reader_process.py has one",
+    ),
 }
 
 

@@ -1,10 +1,12 @@
 """The reader process and the main process: rights, ends, and a main process that is late."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,8 +15,12 @@ import pytest
 
 from vftrace.collect.reader import CAPABILITIES
 from vftrace.collect.recording import Recording
+from vftrace.collect.remote import ReaderProcess
+from vftrace.events import Clock, End, Lost
 
 END_S = 20
+URLS: list[str] = []
+"""Where the last `traced` serves."""
 DETACH_S = 5
 """The kernel takes a second to detach what a killed process had attached."""
 
@@ -56,6 +62,7 @@ def traced(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
         while (line := process.stderr.readline()) != "ready\n":
             assert line, said
             said += line
+        URLS.extend(re.findall(r"serving (\S+)", said))
         (reader,) = children(process.pid)
         try:
             yield process, reader
@@ -179,3 +186,65 @@ def test_modules_are_not_looked_for_where_it_was_started(tmp_path: Path) -> None
         timeout=END_S,
     )
     assert (done.returncode, done.stderr.splitlines()[0]) == (0, "ready")
+
+
+CALLS = 20_000
+
+# A VM fd and KVM_GET_CLOCK, a record each, as fast as it goes.
+PRODUCER = f"""
+import fcntl, os
+vm = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE01, 0)
+for _ in range({CALLS}):
+    fcntl.ioctl(vm, 0x8030AE7C, bytes(48))
+"""
+
+
+def test_a_late_main_process_loses_nothing_and_says_how_late_it_is() -> None:
+    """For two seconds nobody reads what is sent, ten times what the sockets hold."""
+    source = ReaderProcess().wait()
+    try:
+        found = list(source.read().events)
+        begun = time.monotonic()
+        subprocess.run([sys.executable, "-c", PRODUCER], check=True)
+        time.sleep(2)
+        late = source.reader
+        assert late.lateness_ns >= 2e9
+        assert late.lateness_ns / 1e9 <= time.monotonic() - begun + 1
+        assert late.resident_bytes is not None
+        assert late.resident_bytes > 1 << 20
+        while sum(isinstance(event, Clock) for event in found) < CALLS:
+            assert time.monotonic() - begun < END_S
+            found += source.read().events
+        until(lambda: (source.read(), source.reader.lateness_ns < 200_000_000)[1])
+        after = source.reader
+        assert late.cpu_ns is not None
+        assert after.cpu_ns is not None
+        assert after.cpu_ns >= late.cpu_ns > 0
+    finally:
+        found += source.close().events
+    assert source.failure is None
+    assert isinstance(found[-1], End)
+    assert not [event for event in found if isinstance(event, Lost)]
+    numbers = [event.seq for event in found if isinstance(event, Clock)]
+    assert len(numbers) == CALLS
+
+
+def test_what_a_scrape_says_of_the_reader(recording: Path) -> None:
+    with traced(*arguments("serve", recording)) as (process, reader):
+        url = URLS.pop()
+        deadline = time.monotonic() + END_S
+        text = ""
+        while "vftrace_reader_cpu_seconds_total" not in text:
+            assert time.monotonic() < deadline
+            text = urllib.request.urlopen(url, timeout=10).read().decode()
+        figures = dict(re.findall(r"^vftrace_reader_(\w+) (\S+)$", text, re.MULTILINE))
+        assert 0 <= float(figures["lateness_seconds"]) < 5
+        assert float(figures["cpu_seconds_total"]) > 0
+        status = Path(f"/proc/{reader}/status").read_text()
+        resident = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert resident is not None
+        assert float(figures["resident_memory_bytes"]) == pytest.approx(
+            int(resident[1]) * 1024, rel=0.2
+        )
+        process.terminate()
+        assert process.wait(END_S) == 0

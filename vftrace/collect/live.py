@@ -51,6 +51,7 @@ class LiveSource:
 
     ended = False
     """A live source never ends by itself."""
+    reader = None
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from vftrace.collect.order import Order
 from vftrace.events import Event
 from vftrace.faults import FAULTS, Where
 from vftrace.mailbox.profile import drivers_of
-from vftrace.model.host import HostInfo
+from vftrace.model.host import HostInfo, ReaderUse
 from vftrace.model.migration import Snapshot
 
 SNAPSHOT_NS = 150_000_000
@@ -92,6 +92,11 @@ class Pump:
     def not_recorded(self) -> int:
         """How many records the disk of a recording did not take."""
         return getattr(self._source, "not_recorded", 0)
+
+    @property
+    def reader(self) -> ReaderUse | None:
+        """The reader process; None in a replay."""
+        return self._source.reader
 
     @property
     def ended(self) -> bool:

@@ -16,7 +16,8 @@ from vftrace.collect.clock import boottime_ns
 from vftrace.collect.messages import Failed, Faults, Kind, Link, Message, Ready, Start
 from vftrace.events import wire
 from vftrace.faults import FAULTS
-from vftrace.model.host import HostInfo
+from vftrace.host import processes
+from vftrace.model.host import HostInfo, ReaderUse
 
 READER = "vftrace.collect.reader"
 POLL_MS = 50
@@ -132,19 +133,20 @@ class RemoteSource:
         """Whether it was closed: a live source never ends by itself."""
         return self._ended
 
-    @property
-    def reader_pid(self) -> int:
-        """The process id of the reader."""
-        return self._reader.pid
-
     def now_ns(self) -> int:
         """CLOCK_BOOTTIME."""
         return boottime_ns()
 
-    def lateness_ns(self) -> int:
-        """The age of the oldest record that the reader took and that was not read here yet; any thread may ask."""
+    @property
+    def reader(self) -> ReaderUse:
+        """What the reader process has used; any thread may ask.
+
+        The age of what waits is that of the next message: of what this process has not read, the oldest.
+        """
         waits_since_ns = None if self._ended else self._reader.link.next_at_ns()
-        return max(0, boottime_ns() - waits_since_ns) if waits_since_ns else 0
+        lateness = max(0, boottime_ns() - waits_since_ns) if waits_since_ns else 0
+        use = processes.use_of(self._reader.pid)
+        return ReaderUse(lateness) if use is None else ReaderUse(lateness, *use)
 
     def read(self) -> Batch:
         """Wait a moment, then return what came, in order of arrival. Raises VftraceError if the reader has ended."""

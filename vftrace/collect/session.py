@@ -10,7 +10,7 @@ from vftrace.collect.recording import RecordingWriter, check_output
 from vftrace.collect.remote import ReaderProcess, RemoteSource
 from vftrace.errors import VftraceError
 from vftrace.host import privileges
-from vftrace.model.host import HostInfo
+from vftrace.model.host import HostInfo, ReaderUse
 
 if TYPE_CHECKING:
     from vftrace.collect.only import OnlyVms
@@ -71,6 +71,11 @@ class Session(Generic[S]):
     def ended(self) -> bool:
         """Whether nothing more will come."""
         return self._closed or self.source.ended
+
+    @property
+    def reader(self) -> ReaderUse | None:
+        """The reader process; None if there is none."""
+        return self.source.reader
 
     def now_ns(self) -> int:
         """The time on the clock of the events."""

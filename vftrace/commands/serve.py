@@ -288,6 +288,7 @@ def reading_of(
         traced=traced,
         not_recorded=pump.not_recorded,
         recorder=None if recorder is None else recorder.state,
+        reader=pump.reader,
     )
 
 

@@ -4,6 +4,7 @@ QEMU takes its identity on the command line: `-uuid U` (or `-smbios type=1,uuid=
 `-name guest=N,...`; libvirt writes the latter (qemu-options.hx).
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,6 +119,17 @@ def start_time(pid: int) -> int | None:
         return None
     dead = fields[0] in ("Z", "X") and not _other_threads(pid)
     return None if dead else int(fields[19])
+
+
+def use_of(pid: int) -> tuple[int, int] | None:
+    """CPU time in ns and resident memory in bytes of a process (/proc/PID/stat); None if they cannot be read."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+        fields = stat[stat.rindex(")") + 2 :].split()
+        ticks, pages = int(fields[11]) + int(fields[12]), int(fields[21])
+    except (OSError, ValueError, IndexError):
+        return None
+    return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGESIZE")
 
 
 def _other_threads(pid: int) -> bool:

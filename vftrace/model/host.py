@@ -28,3 +28,13 @@ class HostInfo:
     started_at_ns: int
     probes: tuple[ProbeStatus, ...]
     profiles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderUse:
+    """The reader process: its CPU time and memory so far, None where they cannot be read; `lateness_ns` is the age of
+    the oldest record that it took and that was not decoded yet."""
+
+    lateness_ns: int
+    cpu_ns: int | None = None
+    resident_bytes: int | None = None

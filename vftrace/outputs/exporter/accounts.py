@@ -16,7 +16,7 @@ from vftrace.analysis.settled import settled as settled_at
 from vftrace.events import Event
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
-from vftrace.model.host import HostInfo, ProbeStatus
+from vftrace.model.host import HostInfo, ProbeStatus, ReaderUse
 from vftrace.model.migration import (
     Cause,
     Kind,
@@ -95,6 +95,8 @@ class Reading:
     not_recorded: int = 0
     """Records that the disk of `--record` did not take."""
     recorder: RecorderState | None = None
+    reader: ReaderUse | None = None
+    """The reader process; None in a replay."""
 
 
 class Histogram:

@@ -91,6 +91,23 @@ def _lost(view: View) -> Samples:
     yield (), view.reading.snapshot.lost
 
 
+def _reader_lateness(view: View) -> Samples:
+    if view.reading.reader is not None:
+        yield (), view.reading.reader.lateness_ns / 1e9
+
+
+def _reader_cpu(view: View) -> Samples:
+    reader = view.reading.reader
+    if reader is not None and reader.cpu_ns is not None:
+        yield (), reader.cpu_ns / 1e9
+
+
+def _reader_memory(view: View) -> Samples:
+    reader = view.reading.reader
+    if reader is not None and reader.resident_bytes is not None:
+        yield (), reader.resident_bytes
+
+
 def _tables_full(view: View) -> Samples:
     for table, count in view.reading.snapshot.tables_full:
         yield (table,), count
@@ -432,6 +449,36 @@ METRICS = (
         "none",
         "any increase",
         _recorder(lambda state: state.write_errors),
+    ),
+    Metric(
+        "reader_lateness_seconds",
+        "gauge",
+        "Age of the oldest record that the reader process has taken and that is not decoded yet.",
+        "seconds",
+        (),
+        "all",
+        "more than some seconds for minutes: what is shown is old",
+        _reader_lateness,
+    ),
+    Metric(
+        "reader_cpu_seconds_total",
+        "counter",
+        "CPU time of the reader process; process_cpu_seconds_total is the main process's.",
+        "seconds",
+        (),
+        "all",
+        "",
+        _reader_cpu,
+    ),
+    Metric(
+        "reader_resident_memory_bytes",
+        "gauge",
+        "Resident memory of the reader process; process_resident_memory_bytes is the main process's.",
+        "bytes",
+        (),
+        "all",
+        "",
+        _reader_memory,
     ),
     Metric(
         "kernel_table_full_total",
