@@ -769,7 +769,6 @@ class ManySource:
 
     def __init__(self) -> None:
         self.host = HOST
-        self.reader = None
         self.ended = False
         self._records = list(self._all())
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, Self, cast
 
 from vftrace.collect.clock import boottime_ns
 from vftrace.events import COLLECTOR, Event, wire
-from vftrace.model.host import HostInfo, ReaderUse
+from vftrace.model.host import HostInfo
 
 
 class Batch:
@@ -60,10 +60,6 @@ class Source(Protocol):
     @property
     def ended(self) -> bool:
         """Whether nothing more will come."""
-
-    @property
-    def reader(self) -> ReaderUse | None:
-        """The reader process; None if there is none. Any thread may ask."""
 
     def now_ns(self) -> int:
         """The time on the clock of the events."""

@@ -51,7 +51,6 @@ class LiveSource:
 
     ended = False
     """A live source never ends by itself."""
-    reader = None
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ class Pump:
     @property
     def reader(self) -> ReaderUse | None:
         """The reader process; None in a replay."""
-        return self._source.reader
+        return getattr(self._source, "reader", None)
 
     @property
     def ended(self) -> bool:

@@ -50,9 +50,6 @@ class ReplaySource:
     `speed` 0 or infinity: all at once. `not_whole` is as that of `Recording`.
     """
 
-    reader = None
-    """A replay has no reader process."""
-
     def __init__(self, path: Path, speed: float = 1.0) -> None:
         """Raises VftraceError where `path` is no recording."""
         self._recording = Recording(path)

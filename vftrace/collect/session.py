@@ -72,11 +72,6 @@ class Session(Generic[S]):
         """Whether nothing more will come."""
         return self._closed or self.source.ended
 
-    @property
-    def reader(self) -> ReaderUse | None:
-        """The reader process; None if there is none."""
-        return self.source.reader
-
     def now_ns(self) -> int:
         """The time on the clock of the events."""
         return self.source.now_ns()
@@ -122,6 +117,11 @@ class Session(Generic[S]):
 
 class LiveSession(Session[RemoteSource]):
     """This host, traced by a reader process."""
+
+    @property
+    def reader(self) -> ReaderUse:
+        """What the reader process has used, and how late this one is; any thread may ask."""
+        return self.source.reader
 
     def close(self) -> Batch:
         """As `Session.close`; raises VftraceError if the reader has not sent all: what came is written by then."""
