@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from vftrace.collect.pump import Pump
     from vftrace.collect.replay import ReplaySource
     from vftrace.collect.session import Opening
-    from vftrace.commands.host_page import Archive
     from vftrace.outputs.exporter.accounts import Reading
     from vftrace.outputs.traces.otlp import Sender
 
@@ -163,15 +162,15 @@ class Service:
     `tick` belongs into the loop that steps the pump; `close` ends it.
     """
 
-    def __init__(self, args: argparse.Namespace, archive: "Archive | None" = None) -> None:
-        """`args` as `add_web_arguments` made them; `archive` has the recordings that the host's page offers.
+    def __init__(self, args: argparse.Namespace) -> None:
+        """`args` as `add_web_arguments` made them, with `record_dir`, whose recordings the host's page offers.
 
         Raises VftraceError where the address or the file is no good.
         """
         from prometheus_client import ProcessCollector
         from prometheus_client.registry import CollectorRegistry
 
-        from vftrace.commands.host_page import HostSite
+        from vftrace.commands.host_page import HostSite, IndexedArchive
         from vftrace.outputs.exporter import pages, webconfig
         from vftrace.outputs.exporter import server as http
         from vftrace.outputs.exporter.metrics import Exporter
@@ -192,6 +191,7 @@ class Service:
         ProcessCollector(registry=registry)
         self._exporter = Exporter(args.keep, _warn)
         registry.register(self._exporter)
+        archive = None if args.record_dir is None else IndexedArchive(args.record_dir)
         self._site = HostSite(self._reading, archive) if args.web_reports == "on" else None
         app = pages.make_app(registry, args.web_path, lambda: self._ready, self._site)
         self._servers = http.Servers(sockets, app, config)

@@ -36,10 +36,9 @@ class Entry:
     fields: Mapping[str, Value]
 
 
-def began(m: Migration, clock: ClockSamples, file: Path | None) -> Entry:
-    """The line of a migration that began."""
-    fields = {"time": _time(clock, m.started_at_ns), **_who(m), "file": _text(file)}
-    return Entry(logging.INFO, BEGAN, fields)
+def began(m: Migration, clock: ClockSamples) -> Entry:
+    """The line of a migration that began. Its recording is not named: at the end it gets another name."""
+    return Entry(logging.INFO, BEGAN, {"time": _time(clock, m.started_at_ns), **_who(m)})
 
 
 def ended(m: Migration, clock: ClockSamples, file: Path | None) -> Entry:

@@ -3,19 +3,16 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from vftrace.analysis.settled import settled
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
-from vftrace.model.figures import ClockSamples
 from vftrace.model.migration import Migration, Role, Snapshot
 from vftrace.outputs.log import entries
 from vftrace.outputs.log.entries import Entry, FileOf
 from vftrace.outputs.log.limit import Limit, Window
 
 _Identity = tuple[str, int, int]
-_Make = Callable[[Migration, ClockSamples, Path | None], Entry]
 
 
 @dataclass(slots=True)
@@ -51,12 +48,12 @@ class MigrationLog:
                 logged = _Logged()
                 known = m.role == Role.STITCHED and m.peer_pid in destinations
                 if not known and self._admits(m, now_ns, "began"):
-                    yield from self._made(entries.began, m, snapshot)
+                    yield from self._began(m, snapshot)
             self._logged[identity] = logged
             if not logged.ended and settled(m, now_ns, trace_ended=trace_ended):
                 logged.ended = True
                 if self._admits(m, now_ns, f"{m.outcome}"):
-                    yield from self._made(entries.ended, m, snapshot)
+                    yield from self._ended(m, snapshot)
         for window in self._limit.over(now_ns, finish=trace_ended):
             yield _more(window)
 
@@ -65,13 +62,20 @@ class MigrationLog:
             m.pid, figures.title(m.name, m.uuid, m.pid)[: entries.LONGEST_TEXT], now_ns, what
         )
 
-    def _made(self, make: _Make, m: Migration, snapshot: Snapshot) -> Iterator[Entry]:
-        try:
-            yield make(m, snapshot.clock, self._file_of(m))
-        except Exception as error:
-            # One line that cannot be made leaves the others.
-            pids = [pid for pid in (m.pid, m.peer_pid) if pid is not None]
-            FAULTS.contained(Where.LOG, error, f"a migration of pid {m.pid} is not logged", pids)
+    def _began(self, m: Migration, snapshot: Snapshot) -> Iterator[Entry]:
+        return _made(m, lambda: entries.began(m, snapshot.clock))
+
+    def _ended(self, m: Migration, snapshot: Snapshot) -> Iterator[Entry]:
+        return _made(m, lambda: entries.ended(m, snapshot.clock, self._file_of(m)))
+
+
+def _made(m: Migration, make: Callable[[], Entry]) -> Iterator[Entry]:
+    try:
+        yield make()
+    except Exception as error:
+        # One line that cannot be made leaves the others.
+        pids = [pid for pid in (m.pid, m.peer_pid) if pid is not None]
+        FAULTS.contained(Where.LOG, error, f"a migration of pid {m.pid} is not logged", pids)
 
 
 def _identity(m: Migration) -> _Identity:
