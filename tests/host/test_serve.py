@@ -1,5 +1,6 @@
 """`vftrace serve` scraped while a real migration goes on, held against QEMU's figures."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from vftrace.collect.recording import Recording
 from vftrace.collect.replay import track
 from vftrace.demo.scenarios import Truth, run_scenario
 from vftrace.model.migration import Migration
+from vftrace.units import format_ns
 
 DEVICE_STATE = 64 * 1024
 Scrape = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -130,3 +132,41 @@ def check_recording(migrations: list[Migration], final: Scrape, vm: str) -> None
     assert downtime is not None
     assert value(final, "migration_last_downtime_seconds", vm=vm, kind="vcpu") == downtime / 1e9
     assert value(final, "dirty_rounds_total", vm=vm) == len(migrations[0].rounds)
+
+
+def test_a_migration_is_on_the_hosts_page_with_its_recording(tmp_path: Path) -> None:
+    """The line in the log, the page, the report and the download are about the same migration."""
+    kept = tmp_path / "kept"
+    command = [sys.executable, "-m", "vftrace", "serve", "--web.listen-address", "127.0.0.1:0"]
+    command += ["--record-dir", str(kept), "--log.format=json"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        url = ""
+        while (line := json.loads(process.stderr.readline()))["msg"] != "ready":
+            url = line["msg"].split()[-1].removesuffix("/metrics")
+        truth = run_scenario("completed-slow", tmp_path, lambda line: None)
+        name = truth.processes[0].name
+        while line.get("name") != name or line["msg"] != "migration ended":
+            line = json.loads(process.stderr.readline())
+        row = ""
+        deadline = time.monotonic() + 60
+        # It is closed ten seconds after the migration's end.
+        while "/recording" not in row:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+            page = urllib.request.urlopen(url, timeout=20).read().decode()
+            row = next((r for r in page.split("<tr>") if f">{name}</a>" in r), "")
+        address = url + row.split('href="')[1].split('"')[0]
+        report = urllib.request.urlopen(address, timeout=60).read().decode()
+        recording = urllib.request.urlopen(f"{address}/recording", timeout=20)
+        process.terminate()
+        process.communicate(timeout=20)
+    assert line["outcome"] == "completed"
+    assert Path(line["file"]).parent == kept
+    assert recording.headers.get_filename() == Path(line["file"]).name
+    assert recording.read() == Path(line["file"]).read_bytes()
+    found = track(Recording(Path(line["file"]))).snapshot().migrations
+    (mine,) = (m for m in found if m.name == name)
+    assert mine.downtime.vcpu_ns == line["downtime_ns"]
+    assert format_ns(line["downtime_ns"]) in row
+    assert format_ns(line["downtime_ns"]) in report
