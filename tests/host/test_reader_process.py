@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vftrace.collect.reader import CAPABILITIES
+from vftrace.collect.reader import capabilities
 from vftrace.collect.recording import Recording
 from vftrace.collect.remote import ReaderProcess
 from vftrace.events import Clock, End, Lost
@@ -88,7 +88,7 @@ def arguments(command: str, recording: Path) -> list[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_thread_keeps_more_than_it_needs(command: str, recording: Path) -> None:
     with traced(*arguments(command, recording)) as (process, reader):
-        kept = sum(1 << capability for capability in CAPABILITIES)
+        kept = sum(1 << capability for capability in capabilities())
         for pid, allowed, filtered in ((process.pid, 0, "0"), (reader, kept, "2")):
             threads = list(Path(f"/proc/{pid}/task").iterdir())
             assert threads

@@ -23,6 +23,7 @@ from vftrace.collect.live import POLL_MS, LiveSource
 from vftrace.collect.messages import LONGEST, Failed, Faults, Kind, Link, Message, Ready, Start
 from vftrace.faults import FAULTS
 from vftrace.host import privileges
+from vftrace.probes import kernel
 
 NICENESS = -10
 """Better than what it reads about, where that is allowed: a ring buffer that is not emptied loses records."""
@@ -35,6 +36,14 @@ CAPABILITIES = (
 """What stays after attaching: BPF maps, perf events of modules that come later, and /proc/PID/fd of others."""
 
 _DEBUG_VARIABLE = "VFTRACE_DEBUG"
+
+
+def capabilities() -> tuple[int, ...]:
+    """What stays on this kernel. Probes of modules that come later, of devices that can migrate and of a migration's
+    system calls are attached by perf events."""
+    if kernel.perf_events_need_admin():
+        return (*CAPABILITIES, privileges.CAP_SYS_ADMIN)
+    return CAPABILITIES
 
 
 class Reader:
@@ -145,7 +154,7 @@ def _confine(user: str | None) -> None:
     if os.getpriority(os.PRIO_PROCESS, 0) > NICENESS:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
-    privileges.keep_only(CAPABILITIES, user)
+    privileges.keep_only(capabilities(), user)
     privileges.deny_internet()
     privileges.end_with_parent(signal.SIGKILL)
 

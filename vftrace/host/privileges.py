@@ -19,6 +19,7 @@ from vftrace.errors import UsageError, VftraceError
 # include/uapi/linux/capability.h
 CAP_DAC_READ_SEARCH = 2
 CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
 CAP_PERFMON = 38
 CAP_BPF = 39
 _CAPABILITY_VERSION_3 = 0x20080522

@@ -12,6 +12,8 @@ from vftrace.errors import MachineError
 from vftrace.probes import btf
 from vftrace.probes.bpf import syscall
 
+_PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
+
 _NO_FUNCTION = 1
 """The BTF id of a number type: a kernel that takes fentry says that it is no function, another one says so without
 its BTF being read."""
@@ -78,6 +80,15 @@ def require_bpf() -> None:
     wanted = cap_bpf | cap_perfmon | cap_sys_ptrace
     if capabilities & wanted != wanted:
         raise MachineError("loading BPF programs needs root", fix="run it with sudo")
+
+
+def perf_events_need_admin() -> bool:
+    """Whether this kernel lets only CAP_SYS_ADMIN open perf events: with a perf_event_paranoid above 2, which Debian's
+    kernels have by default and others do not know."""
+    try:
+        return int(_PARANOID.read_text()) > 2
+    except (OSError, ValueError):
+        return False
 
 
 def refuses_fentry() -> str | None:
