@@ -217,6 +217,57 @@ def test_a_directory_that_cannot_be_written(kept: Path, monkeypatch: pytest.Monk
     assert "Permission denied" in note
 
 
+def test_a_recorder_renames_a_file_meanwhile(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the directory and the look into the file its migration ends; another is removed."""
+    before = rows(kept)
+    (kept / index.NAME).unlink()
+    look = index._look
+
+    def rename_first(path: Path, status: os.stat_result) -> tuple[index.Entry, bool]:
+        if path.name == "completed-fast.vft.gz":
+            path.rename(kept / "renamed.vft.gz")
+        if path.name == "there-and-back.vft.gz":
+            path.unlink()
+        return look(path, status)
+
+    monkeypatch.setattr(index, "_look", rename_first)
+    contents = index.read(kept)
+    assert contents.notes == ()
+    found = {(r.file, r.number, r.name, r.outcome) for r in index.rows(contents)}
+    assert found == {
+        ("renamed.vft.gz" if file.startswith("completed") else file, *rest)
+        for file, *rest in before
+        if not file.startswith("there")
+    }
+    monkeypatch.undo()
+    assert index.read(kept) == contents
+
+
+@pytest.mark.needs("root")
+def test_the_recorders_user_can_go_on_with_an_index_that_root_made(kept: Path) -> None:
+    """`sudo vftrace list` in the directory of a service that has a user of its own."""
+    nobody = 65534
+    os.chown(kept, nobody, nobody)
+    index.read(kept)
+    status = (kept / index.NAME).stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (nobody, nobody, 0o600)
+
+
+def test_an_index_of_another_user_is_replaced(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rows(kept)
+    real = Path.open
+
+    def refuse(self: Path, mode: str = "r", *args: object, **more: object) -> object:
+        if self.name == index.NAME and mode == "ab":
+            raise PermissionError(13, "Permission denied")
+        return real(self, mode, *args, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert index.add(kept / "boot.vft.gz") is None
+    assert (kept / index.NAME).read_bytes().count(b"\n") == 2
+    assert rows(kept) == before
+
+
 def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(VftraceError, match="No such file"):
         index.read(tmp_path / "absent")

@@ -17,6 +17,7 @@ import pytest
 from tests.unit.golden_text import GOLDEN, recording
 from vftrace import cli
 from vftrace.archive import index
+from vftrace.collect.recording import Recording, RecordingWriter
 
 NAMES = ("completed-fast", "libvirt", "retry", "dest-killed-blackout", "file", "there-and-back")
 EXPERIMENT = GOLDEN / "experiment" / "all"
@@ -214,6 +215,24 @@ def test_files_that_cannot_be_read(
     code, out, err = run(capsys, "list", tmp_path)
     assert (code, out) == (0, [])
     assert len(err) == 2
+
+
+def test_a_file_that_is_written_is_no_news_in_a_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its migration runs; of a file that was named it is said."""
+    source = Recording(recording("completed-fast"))
+    records = list(source)
+    writer = RecordingWriter(tmp_path / "now.vft", source.host)
+    writer.write(records[: len(records) * 2 // 3])
+    code, out, err = run(capsys, "list", tmp_path)
+    assert (code, err, len(out)) == (0, [], 2)
+    assert "running" in out[1]
+    assert documents(capsys, tmp_path)[0]["outcome"] is None
+    code, out, err = run(capsys, "list", tmp_path / "now.vft")
+    assert (code, len(out)) == (0, 2)
+    assert err == [f"vftrace: {tmp_path / 'now.vft'}: not closed: it is still being written"]
+    writer.close()
 
 
 def test_names_cannot_steer_the_terminal(

@@ -28,6 +28,8 @@ _HEAD = f'{{"vftrace_index":1,"by":"{__version__}"}}\n'.encode()
 _MAX_BYTES = 256 << 20
 """A larger index is not one of ours: some 400 bytes for each migration."""
 _SLACK = 64 << 10
+_LOOKS = 3
+"""How often a directory is read whose files are renamed meanwhile."""
 _LINE = 2048
 """A recorder cleans an index that has more than so many bytes for each file."""
 
@@ -148,19 +150,9 @@ def read(directory: Path) -> Contents:
 
     Raises VftraceError where the directory cannot be read.
     """
-    files = _files(directory)
     known, clean = _read_index(directory / NAME)
-    entries: list[Entry] = []
-    growing: set[str] = set()
-    learned = False
-    for name, status in files.items():
-        entry = known.get(name)
-        if entry is None or not _fits(entry, status):
-            entry, lasting = _look(directory / name, status)
-            learned |= not lasting
-            if lasting:
-                growing.add(name)
-        entries.append(entry)
+    files, entries, growing = _entries(directory, known)
+    learned = any(known.get(e.file) is not e and e.file not in growing for e in entries)
     notes: list[str] = []
     if learned or not clean or set(known) - set(files):
         # What still grows would be wrong at once.
@@ -169,6 +161,29 @@ def read(directory: Path) -> Contents:
         notes += [] if problem is None else [problem]
     notes += [f"{directory / e.file}: {e.error}" for e in entries if e.error is not None]
     return Contents(tuple(entries), tuple(notes))
+
+
+def _entries(
+    directory: Path, known: Mapping[str, Entry]
+) -> tuple[Iterable[str], list[Entry], set[str]]:
+    """The names of the recordings, an entry for each, and which of them are still being written.
+
+    A recorder renames a file when its migration ends, and removes old ones: then the directory is read again.
+    """
+    looked: dict[str, tuple[Entry, bool]] = {}
+    for _ in range(_LOOKS):
+        files = _files(directory)
+        for name, status in files.items():
+            entry = known.get(name)
+            if entry is not None and _fits(entry, status):
+                looked[name] = entry, False
+            elif name not in looked:
+                looked[name] = _look(directory / name, status)
+        if all((directory / name).exists() for name in files if looked[name][0].error):
+            break
+    gone = {n for n in files if looked[n][0].error and not (directory / n).exists()}
+    names = [name for name in files if name not in gone]
+    return names, [looked[n][0] for n in names], {n for n in names if looked[n][1]}
 
 
 def entries(paths: Iterable[Path]) -> dict[Path, Entry]:
@@ -222,6 +237,9 @@ def add(path: Path, report: Report | None = None) -> str | None:
         with index.open("ab", buffering=0) as file:
             file.write(msgspec.json.encode(entry) + b"\n")
             size = file.tell()
+    except PermissionError:
+        # Somebody else's file in a directory of ours can be replaced.
+        return _write_index(index, [entry])
     except OSError as error:
         return f"cannot write {index}: {error.strerror}"
     return _clean(path.parent, size)
@@ -331,6 +349,10 @@ def _write_index(path: Path, entries: Iterable[Entry]) -> str | None:
         fd, temporary = tempfile.mkstemp(prefix=f"{NAME}.", dir=path.parent)
         with os.fdopen(fd, "wb") as file:
             file.write(content)
+            owner = path.parent.stat()
+            if os.geteuid() == 0 and owner.st_uid != 0:
+                # The recorder has a user of its own, and goes on with this file.
+                os.fchown(fd, owner.st_uid, owner.st_gid)
         Path(temporary).replace(path)
     except OSError as error:
         if temporary is not None:

@@ -10,6 +10,7 @@ from vftrace.analysis.hosts.join import join_hosts
 from vftrace.archive import index
 from vftrace.archive.index import Entry, Row
 from vftrace.collect.merge import load
+from vftrace.collect.recording import BEING_WRITTEN
 from vftrace.errors import UsageError, VftraceError
 from vftrace.model.migration import Migration, Outcome, Role, Snapshot
 from vftrace.model.report import HostReport, MigrationReport, PingRecording, Report
@@ -103,7 +104,9 @@ def gather(paths: Iterable[Path]) -> Listed:
         if path.is_dir():
             contents = index.read(path)
             rows += [(path / row.file, row) for row in index.rows(contents)]
-            notes += [*contents.notes, *(_note(path, entry) for entry in contents.entries)]
+            notes += contents.notes
+            # What a recorder is writing is no news there: its outcome says `running`.
+            notes += [_note(path, e) for e in contents.entries if e.damage != BEING_WRITTEN]
         else:
             files.append(path)
     entries = index.entries(files)
