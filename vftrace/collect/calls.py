@@ -267,7 +267,7 @@ class CallWatch:
         """Write what was held back and ended after `from_ns`, and from now on everything."""
         if not traced.passing:
             traced.passing = True
-            self._take_all(self._probes.settled(pid))
+            self._take_all(self._probes.settled())
             held = [record for record in traced.held if _end_ns(record) >= from_ns]
             self._write_traced(pid, on=True, since_ns=traced.since_ns, attach_ns=0)
             for record in held:

@@ -126,7 +126,10 @@ class CallProbes:
             self._detach()
 
     def settled(self, pid: int | None = None) -> list[bytes]:
-        """The sums of short calls to which nothing is added any more, as records; all sums of `pid` if it is given."""
+        """The sums of short calls to which nothing is added any more, as records; all sums of `pid` if it is given.
+
+        A sum that its thread is adding to loses what is added in that moment.
+        """
         return self._take_sums(pid) if self._traced else []
 
     def missed(self) -> dict[int, int]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from vftrace.model.calls import BlackoutCalls, Cause, CauseKind, StepCauses, merged
@@ -51,15 +52,17 @@ def cause_words(cause: Cause) -> str:
     return f"nothing: waited {took} in {_call(cause)} ({_of_side(cause, who)})"
 
 
-def step_words(step: StepCauses, most: int = TOP) -> str:
-    """The causes of one step in one line, and how much is left."""
+def step_words(step: StepCauses, most: int = TOP) -> tuple[str, ...]:
+    """The causes of one step, longest first, and how much is left."""
     shown = [cause for cause in step.causes[:most] if cause.ns >= LEAST_PART * step.ns]
     said = [cause_words(cause) for cause in shown]
+    held = _held(step)
+    if held:
+        said[0] += f": {held}"
     rest = step.ns - sum(cause.ns for cause in shown)
     if rest >= LEAST_PART * step.ns:
         said.append(f"the rest {format_ns(rest)}")
-    held = _held(step)
-    return "; ".join(said) + (f" ({held})" if held else "")
+    return tuple(said)
 
 
 def told_steps(calls: BlackoutCalls) -> list[StepCauses]:
@@ -83,9 +86,12 @@ def calls_part(m: Migration, g: Glyphs) -> Iterator[RenderableType]:
         return
     yield Text()
     yield Text("What took it", "bold")
+    table = Table.grid(padding=(0, 2, 0, 0))
     for step in told_steps(calls):
-        said = f"{step.checkpoint} {format_ns(step.ns)}: {clean(step_words(step), g)}"
-        yield Text(said)
+        said = "\n".join(clean(words, g) for words in step_words(step))
+        took = Text(format_ns(step.ns), justify="right")
+        table.add_row(Text(step.checkpoint), took, Text(said, overflow="fold"))
+    yield table
     for caveat in caveats(calls):
         yield Text(f"! {caveat}", "bold yellow")
 
@@ -100,7 +106,7 @@ def _held(step: StepCauses) -> str:
     """Who lets a guest stand still, where nobody did anything."""
     waits: Sequence[Cause] = merged(c for c in step.causes if c.kind == CauseKind.WAIT)
     waited = sum(cause.ns for cause in waits)
-    if waited * 2 < step.ns or not waits:
+    if waited * 2 < step.ns or not waits or step.causes[0].kind != CauseKind.WAIT:
         return ""
     if step.checkpoint == Checkpoint.FINAL_SYNC_DONE and waits[0].call == "futex":
         return "held before its last sync, as pause-before-switchover does"

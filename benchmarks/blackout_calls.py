@@ -1,0 +1,164 @@
+"""What tracing the calls of a migrating VMM costs: the migrations themselves, and each system call of the host.
+
+    .venv/bin/python benchmarks/blackout_calls.py [--pairs N]
+
+Migrations are traced with and without the calls in turn, in one run; both have all other probes.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from vftrace.collect.live import LiveSource
+from vftrace.demo import guest, qemu
+from vftrace.demo.scenarios import MIB, Run, _begin
+from vftrace.probes.loader import Probes
+
+CALLS = 300_000
+
+
+def trace(*, calls: bool) -> None:
+    """Trace until SIGTERM, with or without the calls of migrating VMMs."""
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
+    source = LiveSource()
+    if not calls:
+        source.probes.calls.trace = lambda *_, **__: None  # type: ignore[method-assign]
+    print("ready", flush=True)
+    while not ended:
+        source.read()
+    source.close()
+
+
+@contextlib.contextmanager
+def tracer(*, calls: bool) -> Iterator[None]:
+    command = [sys.executable, __file__, "--trace", "calls" if calls else "plain"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def migrate() -> tuple[float, float]:
+    """Milliseconds of one migration, by QEMU: in all, and its downtime."""
+    with tempfile.TemporaryDirectory() as directory:
+        async with AsyncExitStack() as stack:
+            run = Run("benchmark", qemu.find_qemu(), Path(directory), stack, lambda _: None)
+            dirty = guest.fixed(0x1000, 8192, 16000)
+            source, destination, migration = await _begin(
+                run, dirty=dirty, bandwidth=256 * MIB, downtime_ms=100
+            )
+            await run.arrived(migration)
+            figures = migration.last
+            for vm in (source, destination):
+                await run.send_signal(signal.SIGKILL, vm)
+    assert figures is not None
+    return float(figures.total_time_ms or 0), float(figures.downtime_ms or 0)
+
+
+def migrations(pairs: int) -> None:
+    found: dict[str, list[tuple[float, float]]] = {"plain": [], "calls": []}
+    for _ in range(pairs):
+        for how, times in found.items():
+            with tracer(calls=how == "calls"):
+                times.append(asyncio.run(migrate()))
+    print("| tracing | total ms, median (quartiles) | QEMU's downtime ms, median (quartiles) |")
+    print("|---|---|---|")
+    for how, times in found.items():
+        cells = [_spread([each[i] for each in times]) for i in range(2)]
+        print(f"| {how} | {cells[0]} | {cells[1]} |", flush=True)
+
+
+def _spread(values: list[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
+
+
+_LOOP = f"""
+import os, sys, time
+call = os.getppid
+for line in sys.stdin:
+    began = time.process_time_ns()
+    for _ in range({CALLS}):
+        call()
+    print((time.process_time_ns() - began) / {CALLS}, flush=True)
+"""
+
+
+def each_call(rounds: int = 9) -> None:
+    """Nanoseconds of CPU that getppid takes, a Python loop around it included."""
+    loop = subprocess.Popen(
+        [sys.executable, "-c", _LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    other = subprocess.Popen(["sleep", "1000"])
+    assert loop.stdin is not None
+    assert loop.stdout is not None
+    found: dict[str, list[float]] = {}
+    with Probes(lambda _: None) as probes:
+        ways: dict[str, Any] = {
+            "no VM migrates": lambda: None,
+            "another VMM migrates": lambda: probes.calls.trace(other.pid, always=False),
+            "this VMM migrates, its guest runs": lambda: _running(probes, loop.pid),
+            "this VMM migrates, its guest stands still": lambda: probes.calls.trace(
+                loop.pid, always=True
+            ),
+        }
+        for _ in range(rounds):
+            for name, begin in ways.items():
+                begin()
+                loop.stdin.write("\n")
+                loop.stdin.flush()
+                found.setdefault(name, []).append(float(loop.stdout.readline()))
+                probes.poll(0)
+                for pid in list(probes.calls.traced):
+                    probes.calls.untrace(pid)
+                time.sleep(0.5)
+    loop.kill()
+    other.kill()
+    print("| while | ns a call, least | more than with none |")
+    print("|---|---|---|")
+    least = {name: min(times) for name, times in found.items()}
+    none = least["no VM migrates"]
+    for name, ns in least.items():
+        print(f"| {name} | {ns:.0f} | {ns - none:+.0f} |", flush=True)
+
+
+def _running(probes: Probes, pid: int) -> None:
+    probes.calls.trace(pid, always=False)
+    # As if its main thread's first child were inside KVM_RUN.
+    probes.calls.mark_running(pid, [1 << 21])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--trace", choices=("calls", "plain"))
+    parser.add_argument("--only", choices=("calls", "migrations"))
+    arguments = parser.parse_args()
+    if arguments.trace:
+        trace(calls=arguments.trace == "calls")
+        return
+    print(f"{os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
+    if arguments.only != "migrations":
+        each_call()
+    if arguments.only != "calls":
+        migrations(arguments.pairs)
+
+
+if __name__ == "__main__":
+    main()
