@@ -7,6 +7,7 @@
 import argparse
 import asyncio
 import dataclasses
+import gzip
 import json
 import os
 import re
@@ -24,8 +25,10 @@ from typing import Any
 from tests.golden.record import traced
 from tests.host.slowdisk import flushes, slow_disk
 from vftrace.analysis.tracker import Tracker
+from vftrace.collect.batch import Batch
+from vftrace.collect.only import OnlyVms
 from vftrace.collect.order import Order
-from vftrace.collect.recording import Recording
+from vftrace.collect.recording import Recording, frames_of, head_of
 from vftrace.demo import guest, qemu
 from vftrace.demo.qemu import boottime_ns
 from vftrace.demo.scenarios import MIB, SLOW, Run, Vm, _begin
@@ -300,8 +303,13 @@ async def _play(blackout: Blackout, workdir: Path) -> Truth:
 
 
 def play(name: str, target: Path) -> Truth:
-    """Play one traced; its recording becomes `target`."""
-    return traced(target, lambda directory: asyncio.run(_play(BLACKOUTS[name], directory)))
+    """Play one traced; its recording becomes `target`, without whatever else ran on this machine."""
+    truth = traced(target, lambda directory: asyncio.run(_play(BLACKOUTS[name], directory)))
+    recording = Recording(target)
+    kept = OnlyVms([f"demo-{name}"]).keep(Batch.of(recording))
+    with target.open("wb") as out, gzip.GzipFile("", "wb", fileobj=out, mtime=0) as packed:
+        packed.write(head_of(recording.host) + frames_of(kept.records))
+    return truth
 
 
 def migration_of(recording: Path, name: str) -> Migration:
