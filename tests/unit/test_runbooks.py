@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vftrace.cli import build_parser
+
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "dashboards/prometheus/vftrace.rules.yml"
 RUNBOOKS = ROOT / "docs/runbooks"
@@ -61,3 +63,19 @@ def test_alerts_about_migrations_lead_to_the_recordings(alert: str) -> None:
     text = (RUNBOOKS / f"{alert}.md").read_text()
     assert "vftrace list " in text
     assert "vftrace report /var/lib/vftrace --last 1" in text
+
+
+COMMAND = re.compile(r"(?:`|^ {4,})vftrace ([^`\n|]+)", re.MULTILINE)
+
+
+def test_commands_of_the_runbooks_have_such_options() -> None:
+    found = {
+        command
+        for page in RUNBOOKS.glob("*.md")
+        for command in COMMAND.findall(page.read_text())
+        if not command.startswith("cannot")
+    }
+    assert len(found) > 8
+    for command in found:
+        words = command.replace("...", "1Gbit").replace(" N", " 1").split()
+        build_parser(words).parse_args(words)
