@@ -287,6 +287,17 @@ def test_a_report_that_takes_too_long_ends(archive: Path, monkeypatch: pytest.Mo
         Reports().of(path)
 
 
+@pytest.mark.parametrize("limit", ["REPORT_BYTES", "REPORT_MEMORY"])
+def test_a_report_that_is_too_large_is_a_line(
+    limit: str, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_page_module, limit, 4096)
+    path = next(archive.glob("*.vft.gz"))
+    with pytest.raises(VftraceError) as error:
+        Reports().of(path)
+    assert "\n" not in str(error.value)
+
+
 def test_the_cache_is_bounded(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_page_module, "CACHED_REPORTS", 2)
     reports = Reports()

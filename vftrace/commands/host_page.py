@@ -5,14 +5,13 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from vftrace.errors import VftraceError
 from vftrace.model import figures
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 REPORT_SECONDS = 60
 """How long the report of a recording may take."""
 REPORT_BYTES = 64 << 20
-REPORT_MEMORY = 4 << 30
+REPORT_MEMORY = 2 << 30
 """Address space, of which a report uses a part; a recording made to fill the memory ends there."""
 CACHED_BYTES = 32 << 20
 CACHED_REPORTS = 32
@@ -286,7 +285,7 @@ class Reports:
     def _build(self, path: Path) -> bytes:
         """Run `vftrace report`, at low priority and with little of the memory. Raises VftraceError, one line."""
         module = ["-P", "-m", "vftrace", "report", "--format", "html", "--", str(path)]
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        with _memory("report") as output, _memory("errors") as errors:
             with self._lock:
                 if self._closed:
                     raise VftraceError("vftrace is ending")
@@ -312,6 +311,9 @@ class Reports:
                 process.wait()
                 with self._lock:
                     self._processes.discard(process)
+            # A write that meets the limit is cut, and the writer may not notice.
+            if output.seek(0, os.SEEK_END) >= REPORT_BYTES:
+                raise VftraceError(f"it is larger than {REPORT_BYTES >> 20} MiB")
             output.seek(0)
             errors.seek(0)
             if code == 0:
@@ -320,8 +322,14 @@ class Reports:
             raise VftraceError(lines[-1] if lines else f"vftrace report ended with {code}")
 
 
+def _memory(name: str) -> BinaryIO:
+    """A file without a file system, which a container may have read-only."""
+    return os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC), "w+b")
+
+
 def _restrain(pid: int) -> None:
     with contextlib.suppress(OSError):  # it has ended already
         os.setpriority(os.PRIO_PROCESS, pid, 15)
-        resource.prlimit(pid, resource.RLIMIT_AS, (REPORT_MEMORY, REPORT_MEMORY))
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (REPORT_BYTES, REPORT_BYTES))
+    for limit, most in ((resource.RLIMIT_AS, REPORT_MEMORY), (resource.RLIMIT_FSIZE, REPORT_BYTES)):
+        with contextlib.suppress(OSError):
+            resource.prlimit(pid, limit, (most, most))
