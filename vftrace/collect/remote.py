@@ -20,8 +20,8 @@ from vftrace.host import processes
 from vftrace.model.host import HostInfo, ReaderUse
 
 READER = "vftrace.collect.reader"
-POLL_MS = 50
-"""The reader writes ten ticks a second, so waiting is seldom that long."""
+POLL_MS = 100
+"""The reader writes ten ticks a second, so waiting is seldom that long, and seldom for nothing."""
 READ_BYTES = 512 << 10
 READ_S = 0.2
 """What one read takes at most, so that whoever reads has its turn where records come faster than they are decoded."""

@@ -16,6 +16,7 @@ from vftrace import __version__
 from vftrace.errors import VftraceError
 from vftrace.faults import FAULTS, Where
 from vftrace.outputs.exporter import site as site_pages
+from vftrace.outputs.exporter.scrapes import Scrapes
 from vftrace.outputs.exporter.site import ID, STYLE_HASH, Download, Site, escape
 
 _VERSION = re.compile(r"version\s*=\s*([^;,]*)", re.IGNORECASE)
@@ -73,7 +74,7 @@ def make_app(
 
     HEAD is answered as GET; the server leaves out the body (prometheus_client knows no HEAD).
     """
-    metrics: App = make_wsgi_app(registry)
+    metrics: App = Scrapes(make_wsgi_app(registry))
     links = ((path, "metrics"), (HEALTHY, "healthy"), (READY, "ready"))
 
     def route(environ: Environ, start: StartResponse) -> Iterable[bytes]:
