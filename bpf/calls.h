@@ -343,7 +343,7 @@ static __always_inline int woken(u32 tid)
 {
 	struct caller *c = callers.lookup(&tid);
 
-	if (c && c->off_ns)
+	if (c && c->off_ns && !c->wake_ns)
 		c->wake_ns = now_ns();
 	return 0;
 }

@@ -9,7 +9,12 @@ import json
 import pytest
 
 from tests.host.blackouts import BLACKOUTS, KEPT, Truth, judge, migration_of
+from vftrace.collect.merge import load
 from vftrace.model.migration import Migration
+from vftrace.outputs.report.html import render_html
+from vftrace.outputs.report.json import report_json
+from vftrace.outputs.report.perfetto import perfetto_trace
+from vftrace.outputs.report.timeline import timeline_of
 from vftrace.outputs.text.calls import top_calls
 
 TIMED = tuple(name for name in BLACKOUTS if not name.startswith("many"))
@@ -62,3 +67,22 @@ def test_a_flush_is_named_with_its_file() -> None:
 def test_who_did_nothing_did_nothing() -> None:
     migration, _ = _kept("pre-switchover")
     assert top_calls(migration).startswith("nothing: waited 1.0")
+
+
+def test_every_output_names_the_flush() -> None:
+    """The page as a table and a track, Perfetto as a slice of the worker's track, JSON as the first cause."""
+    migration, _ = _kept("slow-flush")
+    report = load([KEPT / "slow-flush.vft.gz"])
+    page = render_html(report)
+    assert "fdatasync(/tmp/" in page
+    assert "All calls of the blackout" in page
+    lanes = timeline_of(report.migrations[0]).lanes
+    slices = [part for lane in lanes if lane.kind == "calls" for part in lane.slices]
+    (flush,) = (part for part in slices if "fdatasync" in part.name)
+    assert migration.calls is not None
+    assert flush.end_ns - flush.start_ns == migration.calls.causes[0].longest_ns
+    (found,) = report_json(report)["migrations"]
+    causes = [c for s in found["downtime"]["calls"]["steps"] for c in s["causes"]]
+    assert max(causes, key=lambda c: c["ns"])["call"] == "fdatasync"
+    packets = perfetto_trace(report).data
+    assert b"fdatasync(/tmp/" in packets
