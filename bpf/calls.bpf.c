@@ -7,24 +7,30 @@
 #include "common.h"
 #include "calls.h"
 
-int tp_call_enter(struct syscall_enter *ctx)
+/* TP_PROTO(struct pt_regs *regs, long id), and (regs, long ret) (include/trace/events/syscalls.h).
+ */
+int raw_call_enter(struct raw_syscall *ctx)
 {
-	return call_enter(ctx);
+	return call_enter((void *)ctx->regs, ctx->value);
 }
 
-int tp_call_exit(struct syscall_exit *ctx)
+int raw_call_exit(struct raw_syscall *ctx)
 {
-	return call_exit(ctx->nr, ctx->ret);
+	return call_exit((void *)ctx->regs, ctx->value);
 }
 
-int tp_switch(struct sched_switch *ctx)
+/* TP_PROTO(bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int
+ * prev_state), and (struct task_struct *p) (include/trace/events/sched.h). prev_state is there
+ * since 5.18.
+ */
+int raw_switch(struct raw_switch *ctx)
 {
-	switch_out(ctx->prev_pid, ctx->prev_state);
-	switch_in(ctx->next_pid);
+	switch_out(pid_of((void *)ctx->prev), ctx->preempt ? 0 : ctx->prev_state);
+	switch_in(pid_of((void *)ctx->next));
 	return 0;
 }
 
-int tp_wakeup(struct sched_wakeup *ctx)
+int raw_wakeup(struct raw_wakeup *ctx)
 {
-	return woken(ctx->pid);
+	return woken(pid_of((void *)ctx->task));
 }

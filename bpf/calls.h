@@ -65,23 +65,39 @@ struct sum {
 	u64 count;
 };
 
-/* Records of sched:sched_switch and sched:sched_wakeup, the same since 2.6.35. */
-struct sched_switch {
-	u64 common;
-	char prev_comm[16];
-	u32 prev_pid;
-	s32 prev_prio;
-	long prev_state;
-	char next_comm[16];
-	u32 next_pid;
-	s32 next_prio;
+/* Arguments of raw tracepoints. Those are not skipped while another program runs on the CPU, as
+ * records of tracepoints are (trace_call_bpf): a wake-up often comes by an interrupt of one. */
+struct raw_syscall {
+	u64 regs;
+	u64 value;
 };
 
-struct sched_wakeup {
-	u64 common;
-	char comm[16];
-	u32 pid;
+struct raw_switch {
+	u64 preempt;
+	u64 prev;
+	u64 next;
+	u64 prev_state;
 };
+
+struct raw_wakeup {
+	u64 task;
+};
+
+static __always_inline u32 pid_of(void *task)
+{
+	u32 pid = 0;
+
+	read_kernel(&pid, sizeof(pid), task + TASK_PID_OFFSET);
+	return pid;
+}
+
+static __always_inline u64 register_at(void *regs, u32 offset)
+{
+	u64 value = 0;
+
+	read_kernel(&value, sizeof(value), regs + offset);
+	return value;
+}
 
 #define TASK_STATES 0xff /* prev_state without TASK_REPORT_MAX: preempted */
 #define TASK_STOPPED_OR_TRACED 0xc
@@ -198,9 +214,9 @@ static __always_inline struct caller *caller_of(u32 tid, u32 tgid)
 	return callers.lookup(&tid);
 }
 
-static __always_inline int call_enter(struct syscall_enter *ctx)
+static __always_inline int call_enter(void *regs, u32 nr)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	u64 id = bpf_get_current_pid_tgid(), first;
 	u32 tgid = id >> 32, tid = (u32)id;
 	struct traced *p = traced.lookup(&tgid);
 	struct caller *c;
@@ -216,9 +232,10 @@ static __always_inline int call_enter(struct syscall_enter *ctx)
 	c->seen = 1;
 	c->start_ns = now_ns();
 	c->sleep_ns = c->queue_ns = 0;
-	c->nr = ctx->nr;
-	c->cmd = ctx->nr == SYS_IOCTL ? ctx->args[1] : 0;
-	c->fd = ctx->args[0] < MAX_FD_ARGUMENT ? ctx->args[0] : -1;
+	first = register_at(regs, FIRST_ARGUMENT_OFFSET);
+	c->nr = nr;
+	c->cmd = nr == SYS_IOCTL ? register_at(regs, SECOND_ARGUMENT_OFFSET) : 0;
+	c->fd = first < MAX_FD_ARGUMENT ? first : -1;
 	c->stopped = stands_still(p);
 	if (c->nr == SYS_IOCTL && c->cmd == KVM_RUN && !c->in_run) {
 		c->in_run = 1;
@@ -227,7 +244,7 @@ static __always_inline int call_enter(struct syscall_enter *ctx)
 	return 0;
 }
 
-static __always_inline int call_exit(u32 nr, s64 ret)
+static __always_inline int call_exit(void *regs, s64 ret)
 {
 	u64 id = bpf_get_current_pid_tgid(), now, start;
 	u32 tgid = id >> 32, tid = (u32)id;
@@ -274,7 +291,7 @@ static __always_inline int call_exit(u32 nr, s64 ret)
 		head(&r.h, p, tgid, tid, now, VFT_CALL, sizeof(r));
 		r.pid = tgid;
 		r.thread = tid;
-		r.nr = start ? c->nr : nr;
+		r.nr = start ? c->nr : (u32)register_at(regs, NUMBER_OFFSET);
 		r.cmd = start ? c->cmd : 0;
 		r.fd = start ? c->fd : -1;
 		if (start)

@@ -36,7 +36,8 @@ def load(program: str, way: str) -> tuple[bool, dict[str, bytes]]:
     functions = bpf.image.functions
     for name in functions:
         on_tracepoint = name.startswith("tp_") or way == TRACEPOINT
-        bpf.load(name, Object.TRACEPOINT if on_tracepoint else Object.KPROBE)
+        kind = Object.TRACEPOINT if on_tracepoint else Object.KPROBE
+        bpf.load(name, Object.RAW_TRACEPOINT if name.startswith("raw_") else kind)
     bpf.cleanup()
     if first is not None:
         first.cleanup()

@@ -13,9 +13,13 @@ KRETPROBE_INSTANCES = 1024
 def programs(*ways: Way) -> dict[str, int]:
     """The programs that these ways attach, and the type of each."""
     hooks = [hook for way in ways for hook in (*way.hooks, *way.optional)]
-    return {
-        hook.function: Object.TRACEPOINT if ":" in hook.where else Object.KPROBE for hook in hooks
-    }
+    return {hook.function: _kind(hook) for hook in hooks}
+
+
+def _kind(hook: Hook) -> int:
+    if ":" not in hook.where:
+        return Object.KPROBE
+    return Object.RAW_TRACEPOINT if hook.raw else Object.TRACEPOINT
 
 
 def attach_all(bpf: Any, way: Way) -> str | None:
@@ -45,7 +49,8 @@ def _attach(bpf: Any, hook: Hook) -> None:
     if ":" in hook.where:
         if not kernel.has_tracepoint(hook.where):
             raise LookupError("no such tracepoint")
-        bpf.attach_tracepoint(hook.where, hook.function)
+        attach = bpf.attach_raw_tracepoint if hook.raw else bpf.attach_tracepoint
+        attach(hook.where, hook.function)
     elif hook.at_return:
         # Each call that sleeps holds an instance; the default is too few for blocking sends.
         bpf.attach_kretprobe(hook.where, hook.function, KRETPROBE_INSTANCES, must=hook.sleeps)

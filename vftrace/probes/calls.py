@@ -11,6 +11,7 @@ from typing import Any
 from vftrace.events import layout
 from vftrace.events.layout import Kind
 from vftrace.model.host import ProbeStatus
+from vftrace.probes import btf
 from vftrace.probes.attach import attach_all, detach_all, first_line, programs
 from vftrace.probes.programs import compiled
 from vftrace.probes.registry import CALLS, NO_MIGRATION, TRACEPOINT, status_of
@@ -18,6 +19,9 @@ from vftrace.uapi import KVM_RUN
 
 # asm/unistd_64.h, asm-generic/unistd.h
 _SYS_IOCTL = {"x86_64": 16, "aarch64": 29}
+# struct pt_regs (arch/*/include/asm/ptrace.h): di, si, orig_ax; regs[0], regs[1], syscallno.
+_OFFSETS = {"x86_64": (112, 104, 120), "aarch64": (0, 8, 280)}
+_OFFSET_NAMES = ("FIRST_ARGUMENT_OFFSET", "SECOND_ARGUMENT_OFFSET", "NUMBER_OFFSET")
 
 _SUM_KEY = struct.Struct("=IIIIi4x")
 _SUM = struct.Struct("=QQQQQQqQ")
@@ -197,8 +201,18 @@ class CallProbes:
 
 
 def flags() -> list[str]:
-    """The compiler's flags for this machine. Raises KeyError where its system calls are not known."""
-    return [f"-DSYS_IOCTL={_SYS_IOCTL[platform.machine()]}"]
+    """The compiler's flags for this machine. Raises LookupError where its system calls or its structures are not
+    known."""
+    machine = platform.machine()
+    offsets = zip(_OFFSET_NAMES, _OFFSETS[machine], strict=True)
+    pid = btf.member_offset("task_struct", "pid")
+    if pid is None:
+        raise LookupError("the kernel's BTF does not say task_struct.pid")
+    return [
+        f"-DSYS_IOCTL={_SYS_IOCTL[machine]}",
+        f"-DTASK_PID_OFFSET={pid}",
+        *(f"-D{name}={offset}" for name, offset in offsets),
+    ]
 
 
 def _u32(data: bytes, at: int) -> int:

@@ -25,12 +25,13 @@ WAITS = frozenset({NO_KVM, NO_VFIO, NO_MIGRATABLE, NO_CARD, NO_MIGRATION})
 @dataclass(frozen=True)
 class Hook:
     """One place (a tracepoint has a colon, a kernel function none) and the BPF function that runs there. `sleeps`: many
-    calls of the function may be under way at a time."""
+    calls of the function may be under way at a time. `raw`: the tracepoint's own arguments are read, not its record."""
 
     where: str
     function: str
     at_return: bool = False
     sleeps: bool = False
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,10 +223,10 @@ CALLS = Probe(
         Way(
             TRACEPOINT,
             (
-                Hook("raw_syscalls:sys_enter", "tp_call_enter"),
-                Hook("raw_syscalls:sys_exit", "tp_call_exit"),
-                Hook("sched:sched_switch", "tp_switch"),
-                Hook("sched:sched_wakeup", "tp_wakeup"),
+                Hook("raw_syscalls:sys_enter", "raw_call_enter", raw=True),
+                Hook("raw_syscalls:sys_exit", "raw_call_exit", raw=True),
+                Hook("sched:sched_switch", "raw_switch", raw=True),
+                Hook("sched:sched_wakeup", "raw_wakeup", raw=True),
             ),
         ),
     ),

@@ -40,6 +40,13 @@ def tracepoint(program: int, name: str) -> Attached:
     return Attached(_running(program, _event_in(place)))
 
 
+def raw_tracepoint(program: int, name: str) -> Attached:
+    """Attach to an event, named without its category. Raises OSError."""
+    text = ctypes.create_string_buffer(name.encode())
+    opened = syscall.RawTracepoint(name=syscall.address(text), prog_fd=program)
+    return Attached(syscall.bpf(syscall.RAW_TRACEPOINT_OPEN, opened))
+
+
 def kprobe(program: int, function: str) -> Attached:
     """Attach to the entry of a kernel function. Raises OSError."""
     return _by_name(program, function, 0)
