@@ -209,6 +209,18 @@ def test_alerts_fire_on_their_faults_and_nowhere_else(played: Played) -> None:
     assert known == {*FIRES, *ELSEWHERE}
 
 
+def test_an_alert_names_the_vm_and_leads_to_its_page(played: Played) -> None:
+    (rule,) = (r for r in played.stage.rules() if r["name"] == "VftraceMigrationFailed")
+    (alert,) = (a for a in rule["alerts"] if a["labels"]["instance"] == "delta")
+    truth = json.loads((GOLDEN / "recordings" / "dest-killed-precopy.truth.json").read_text())
+    source = truth["processes"][0]
+    assert alert["labels"]["vm"] == source["uuid"]
+    assert alert["annotations"]["summary"] == (
+        f"The migration of VM {source['name']} ({source['uuid']}) failed on delta: destination-ended"
+    )
+    assert alert["annotations"]["runbook_url"].endswith("/runbooks/VftraceMigrationFailed.md")
+
+
 def test_what_prometheus_has_is_what_was_recorded(played: Played) -> None:
     """The downtimes of QEMU's own events, by way of serve, scrape and query."""
     truth = json.loads((GOLDEN / "recordings" / "completed-slow.truth.json").read_text())
