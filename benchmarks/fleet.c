@@ -1,7 +1,8 @@
 /* VMs that make the requests of a migrating VMM, and idle ones, for fleet.py:
  *
- *     fleet MIGRATING IDLE GIB ROUND_MS SECONDS
+ *     fleet MIGRATING IDLE GIB ROUND_MS SECONDS [truth]
  *
+ * With `truth` each dirty sync is printed: pid and CLOCK_BOOTTIME in ns when it had returned (tests/crash.py).
  * Prints "ready" when all VMs run, and begins all migrations when a byte comes on standard input, spread over the
  * first round: the dirty syncs of real ones do not fall into the same millisecond. Each is one thread that does what
  * QEMU's migration thread does: logging on, GET_DIRTY_LOG, CLEAR_DIRTY_LOG by 1 GiB, bytes on a socket; after
@@ -41,6 +42,7 @@
 static const unsigned char halts[] = { 0xf4, 0xeb, 0xfd };	/* hlt; jmp to it */
 static unsigned long long slot_bytes;
 static long round_ms, seconds;
+static int truth;
 
 struct vm {
 	int kvm, fd, vcpu, out;
@@ -169,6 +171,12 @@ static void sync_log(struct vm *vm, void *bitmap)
 
 	if (ioctl(vm->fd, KVM_GET_DIRTY_LOG, &get) < 0)
 		fail("KVM_GET_DIRTY_LOG");
+	if (truth) {
+		struct timespec now;
+
+		clock_gettime(CLOCK_BOOTTIME, &now);
+		dprintf(1, "sync %d %lld\n", getpid(), now.tv_sec * 1000000000LL + now.tv_nsec);
+	}
 	for (unsigned long long first = 0; first < slot_bytes / PAGE; first += GIB / PAGE) {
 		struct kvm_clear_dirty_log clear = { .slot = 1, .first_page = first, .num_pages = GIB / PAGE,
 						     .dirty_bitmap = (char *)bitmap + first / 8 };
@@ -263,8 +271,9 @@ int main(int argc, char **argv)
 	pid_t *pids;
 	char byte;
 
-	if (argc != 6)
+	if (argc != 6 && argc != 7)
 		return 2;
+	truth = argc == 7;
 	count = atoi(argv[1]);
 	rest = atoi(argv[2]);
 	slot_bytes = strtoull(argv[3], NULL, 10) * GIB;

@@ -25,6 +25,7 @@ class Where(StrEnum):
     MAILBOX = "mailbox"
     JOIN = "join"
     IDENTIFY = "identify"
+    READER = "reader"
     METRICS = "metrics"
     TRACES = "traces"
     HTTP = "http"

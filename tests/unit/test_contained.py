@@ -415,3 +415,26 @@ def test_a_process_that_cannot_be_looked_up_leaves_the_others(
     assert written == [os.getpid()]
     assert counted() == {"identify": 1}
     found.close()
+
+
+def test_a_record_and_a_tick_that_fail_leave_the_reader_running(said: list[str]) -> None:
+    from unittest import mock
+
+    from vftrace.collect.batch import Intake
+    from vftrace.collect.live import LiveSource
+    from vftrace.events import wire
+
+    source = LiveSource.__new__(LiveSource)
+    source._intake = Intake()
+    source._calls = mock.Mock()
+    source._identifier = mock.Mock()
+    source._calls.see.side_effect = KeyError("injected")
+    source._calls.tick.side_effect = KeyError("injected")
+    source.probes = mock.Mock(poll=mock.Mock(return_value=True))
+    created = wire.encode(events.VmCreated(1, 0, 77, 77, 3))
+    source._on_kernel_record(created)
+    assert counted() == {"reader": 1}
+    assert "pid 77" in said[0]
+    # Its record is kept all the same.
+    assert source.read(0).records == [created]
+    assert counted() == {"reader": 2}

@@ -17,8 +17,10 @@ from vftrace.collect.batch import Batch, Intake
 from vftrace.collect.clock import boottime_ns, clock_sample
 from vftrace.collect.identify import LOOKED_AT, Identifier
 from vftrace.collect.network import NetworkWatch
+from vftrace.errors import VftraceError
 from vftrace.events import wire
 from vftrace.events.layout import Kind
+from vftrace.faults import FAULTS, Where
 from vftrace.host import devices, namespaces, processes
 from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo
@@ -91,11 +93,12 @@ class LiveSource:
         emptied = self.probes.poll(timeout_ms, READ_S)
         # A tick says that all before it is known: not while older records wait in the ring buffer.
         if emptied:
-            self._intake.reach(self.probes.known_ns)
-            self._keep_time()
-            # Changes of the network have the time at which they were read.
-            self._intake.reach(boottime_ns())
-            self._network.read()
+            try:
+                self._look_around()
+            except VftraceError:
+                raise
+            except Exception as error:
+                FAULTS.contained(Where.READER, error, "what a tick reports is cut short")
         return self._intake.drain()
 
     def close(self) -> Batch:
@@ -115,7 +118,25 @@ class LiveSource:
         self.probes.close()
         return self._intake.drain()
 
+    def _look_around(self) -> None:
+        """What the collector itself reports, as of now."""
+        self._intake.reach(self.probes.known_ns)
+        self._keep_time()
+        # Changes of the network have the time at which they were read.
+        self._intake.reach(boottime_ns())
+        self._network.read()
+
     def _on_kernel_record(self, record: bytes) -> None:
+        try:
+            self._take(record)
+        except VftraceError:
+            raise
+        except Exception as error:
+            pid = wire.tgid_of(record)
+            what = f"what a record of pid {pid} leads to is not looked at"
+            FAULTS.contained(Where.READER, error, what, (pid,))
+
+    def _take(self, record: bytes) -> None:
         if wire.kind_of(record) in calls.KINDS:
             self._calls.take(record)
             return

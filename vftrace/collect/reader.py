@@ -8,6 +8,7 @@ ends when the main process tells it to, and at once when that has gone.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -112,6 +113,12 @@ def main(fd: int) -> int:
             return error.exit_code
         except (EOFError, BrokenPipeError, ConnectionError):
             raise
+        except OSError as error:
+            few = error.errno in (errno.EMFILE, errno.ENFILE)
+            fix = "ulimit -n 1024" if few else None
+            said = f"the reader cannot go on: {error.strerror or error}"
+            _fail(link, Failed(errors.MachineError.__name__, said, fix))
+            return errors.MachineError.exit_code
         except Exception as error:
             if os.environ.get(_DEBUG_VARIABLE):
                 traceback.print_exc()
