@@ -1,6 +1,7 @@
 """The reader process and the main process: rights, ends, and a main process that is late."""
 
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -99,6 +100,32 @@ def test_no_thread_keeps_more_than_it_needs(command: str, recording: Path) -> No
                 assert found["Seccomp"] == filtered
         process.send_signal(signal.SIGTERM)
         assert process.wait(END_S) == 0
+
+
+@pytest.mark.needs("root")
+def test_started_as_root_both_become_the_user_and_files_are_written(tmp_path: Path) -> None:
+    """The recording is opened before, so it is root's; the flight recorder's directory is made for the user."""
+    nobody = pwd.getpwnam("nobody").pw_uid
+    recording, kept = tmp_path / "trace.vft", tmp_path / "kept"
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    words = ["serve", "--web.listen-address", "127.0.0.1:0", "--user", "nobody"]
+    words += ["--record", str(recording), "--record-dir", str(kept)]
+    with traced(*words) as (process, reader):
+        allowed = {process.pid: 0, reader: sum(1 << capability for capability in capabilities())}
+        for pid, kept_by in allowed.items():
+            for thread in map(status, Path(f"/proc/{pid}/task").iterdir()):
+                assert set(thread["Uid"].split()) == {str(nobody)}
+                assert int(thread["CapEff"], 16) == int(thread["CapPrm"], 16) == kept_by
+        text = urllib.request.urlopen(URLS.pop(), timeout=10).read().decode()
+        assert "vftrace_flight_recorder_write_errors_total 0.0" in text
+        process.terminate()
+        assert process.wait(END_S) == 0
+    assert recording.stat().st_uid == 0
+    found = Recording(recording)
+    assert list(found)
+    assert found.not_whole is None
+    assert kept.stat().st_uid == nobody
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -148,6 +148,7 @@ class Opening:
         keep_privileges: bool = False,
     ) -> None:
         """Start it. Arguments and errors as of `open_live`."""
+        privileges.require_user(user)
         if output is not None:
             # Before the probes are attached, which takes seconds.
             check_output(output, force=force)

@@ -194,7 +194,7 @@ class Service:
         archive = None if args.record_dir is None else IndexedArchive(args.record_dir)
         self._site = HostSite(self._reading, archive) if args.web_reports == "on" else None
         app = pages.make_app(registry, args.web_path, lambda: self._ready, self._site)
-        self._servers = http.Servers(sockets, app, config)
+        self._servers = http.Servers(sockets, app, config, args.user)
         self._ready = False
         self._read: Callable[[], Reading] | None = None
         self._next_update = 0.0

@@ -12,7 +12,7 @@ import pwd
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from vftrace.errors import UsageError, VftraceError
 
@@ -46,8 +46,23 @@ _RETURN = 0x06
 _NR_AT, _ARCH_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
 _X32_BIT = 0x40000000
 
-_SYSTEM_CALLS = {"x86_64": (0xC000003E, 41, 425), "aarch64": (0xC00000B7, 198, 425)}
-"""By machine: AUDIT_ARCH, the numbers of socket(2) and of io_uring_setup(2), which could open sockets too."""
+
+class _Numbers(NamedTuple):
+    """Of a machine: AUDIT_ARCH (linux/audit.h), and numbers of system calls (asm/unistd_64.h, asm-generic/unistd.h).
+    io_uring_setup(2) could open sockets too."""
+
+    architecture: int
+    socket: int
+    io_uring_setup: int
+    setgroups: int
+    setresgid: int
+    setresuid: int
+
+
+_SYSTEM_CALLS = {
+    "x86_64": _Numbers(0xC000003E, 41, 425, 116, 119, 117),
+    "aarch64": _Numbers(0xC00000B7, 198, 425, 159, 149, 147),
+}
 
 FAMILIES = (socket.AF_UNIX, socket.AF_NETLINK)
 """Socket families that remain after `deny_internet`."""
@@ -56,7 +71,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def keep_only(capabilities: Iterable[int], user: str | None = None) -> None:
-    """Keep at most these capabilities, for programs that this one starts too, and gain none ever again.
+    """Let this thread, and whatever it starts, keep at most these capabilities and gain none again.
 
     Change to `user` as well, if it is named and this is root. Raises UsageError where there is no such user.
     """
@@ -74,6 +89,11 @@ def keep_only(capabilities: Iterable[int], user: str | None = None) -> None:
         # Changed ids make a process undumpable, and /proc/self/fd root's (kernel/cred.c, commit_creds). There is
         # nothing left to protect from its own user.
         _prctl(_PR_SET_DUMPABLE, 1)
+
+
+def require_user(user: str | None) -> None:
+    """Raise UsageError where this process cannot become that user."""
+    _ids_of(user)
 
 
 def give(path: str | os.PathLike[str], user: str | None) -> None:
@@ -103,7 +123,7 @@ def deny_internet() -> bool:
     known = _SYSTEM_CALLS.get(platform.machine())
     if known is None:
         return False
-    code = b"".join(_filter(*known))
+    code = b"".join(_filter(known.architecture, known.socket, known.io_uring_setup))
     instructions = ctypes.create_string_buffer(code)
     program = ctypes.create_string_buffer(
         struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))
@@ -163,9 +183,22 @@ def _ids_of(user: str | None) -> tuple[int, int, str] | None:
 
 
 def _become(uid: int, gid: int, user: str) -> None:
-    os.initgroups(user, gid)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
+    """Change this thread's user and groups by system calls: libc's functions change every thread, and abort the
+    process where one of them has given up the right to (nptl/nptl_setxid.c)."""
+    numbers = _SYSTEM_CALLS.get(platform.machine())
+    if numbers is None:
+        raise VftraceError(f"cannot change the user on {platform.machine()}")
+    groups = os.getgrouplist(user, gid)
+    packed = (ctypes.c_uint32 * len(groups))(*groups)
+    calls: tuple[tuple[int, tuple[Any, ...]], ...] = (
+        (numbers.setgroups, (len(groups), packed)),
+        (numbers.setresgid, (gid, gid, gid)),
+        (numbers.setresuid, (uid, uid, uid)),
+    )
+    for number, words in calls:
+        if _libc.syscall(number, *words) != 0:
+            reason = os.strerror(ctypes.get_errno())
+            raise VftraceError(f"cannot change to the user {user!r}: {reason}")
 
 
 def _mask(capabilities: Iterable[int]) -> int:

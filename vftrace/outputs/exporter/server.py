@@ -146,8 +146,15 @@ class Servers:
     """The application on every socket. `config` is asked anew for each connection, so that it may change."""
 
     def __init__(
-        self, sockets: Iterable[socket.socket], app: App, config: Callable[[], WebConfig]
+        self,
+        sockets: Iterable[socket.socket],
+        app: App,
+        config: Callable[[], WebConfig],
+        user: str | None = None,
     ) -> None:
+        """`user`: whose rights the threads that answer have, if this is root; UsageError where there is none."""
+        privileges.require_user(user)
+        self._user = user
         self._sockets = list(sockets)
         self._app = app
         self._config = config
@@ -184,7 +191,7 @@ class Servers:
 
     def _run(self) -> None:
         # Clients are answered in this thread and in those that it starts.
-        privileges.keep_only(())
+        privileges.keep_only((), self._user)
         asyncio.set_event_loop(self._loop)
         for listening in self._sockets:
             listening.setblocking(False)
