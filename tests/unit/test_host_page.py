@@ -256,6 +256,23 @@ def test_a_recording_that_vanished_is_404_and_memory_still_has_its_report(
     assert Asked(app, f"/migrations/{other}/recording").status == 404
 
 
+def test_the_page_reads_no_recording(
+    slow: Reading, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is still written, or was put there by somebody, is not in the index: a page must not wait for it."""
+    shutil.copy(RECORDINGS / "multifd.vft.gz", archive / "other.vft.gz")
+    os.mkfifo(archive / "pipe.vft")
+    monkeypatch.setattr(index, "_look", lambda *_: pytest.fail("a recording was read"))
+    view = HostSite(lambda: slow, IndexedArchive(archive)).view()
+    assert view is not None
+    assert {p.vm for p in view.past} == {"demo-completed-slow", "demo-retry"}
+    # A line that is damaged, or of another version, costs the list and nothing else.
+    (archive / index.NAME).write_bytes(b"no index\n")
+    view = HostSite(lambda: slow, IndexedArchive(archive)).view()
+    assert view is not None
+    assert [(p.vm, p.kept) for p in view.past] == [("demo-completed-slow", False)]
+
+
 def test_a_directory_that_vanished_is_a_note(slow: Reading, tmp_path: Path) -> None:
     app = app_of(HostSite(lambda: slow, IndexedArchive(tmp_path / "gone")))
     answer = Asked(app, "/")
