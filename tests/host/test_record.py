@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from vftrace.collect.recording import Recording
 from vftrace.demo import guest
 from vftrace.demo.scenarios import FIRST_PAGE, MIB, Run, Scenario, play_scenario, run_scenario
 
@@ -99,3 +100,79 @@ def test_started_in_the_middle(tmp_path: Path) -> None:
     # sizes of slots were told before vftrace came: pages are not guessed
     assert all(r["new_pages"] is None for r in migration["rounds"])
     assert migration["downtime"]["vcpu_ns"] > 0
+
+
+def test_only_one_vm_of_two(tmp_path: Path) -> None:
+    """Both migrate while `record --vm` runs; the one that was named starts after it, and its figures are QEMU's."""
+    path = tmp_path / "one.vft"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vftrace", "record", "-o", str(path), "--vm", "demo-mine"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "ready\n"
+
+    async def migrate(run: Run) -> None:
+        source = await run.source(run.firmware(guest.fixed(FIRST_PAGE, 512, 400)))
+        destination = await run.destination(source)
+        migration = await run.migrate(source, destination, bandwidth=64 * MIB, downtime_ms=300)
+        await run.arrived(migration)
+        await run.send_signal(signal.SIGTERM, source)
+        await run.send_signal(signal.SIGTERM, destination)
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(
+            *(
+                play_scenario(
+                    Scenario(name, "one of two", migrate), tmp_path / name, lambda _: None
+                )
+                for name in ("mine", "another")
+            )
+        )
+
+    for name in ("mine", "another"):
+        (tmp_path / name).mkdir()
+    mine, another = asyncio.run(both())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    said = process.stderr.read()
+    assert "no VM matches 'demo-mine' yet" in said or "no VM" not in said
+    report = json.loads(
+        subprocess.check_output(
+            [sys.executable, "-m", "vftrace", "report", "--format", "json", str(path)]
+        )
+    )
+    (migration,) = report["migrations"]
+    assert migration["vm"]["pid"] == mine.attempts[0].source_pid
+    assert migration["peer_pid"] == mine.attempts[0].destination_pid
+    assert migration["outcome"] == "completed"
+    assert not migration["incomplete"]
+    assert len(migration["rounds"]) == mine.attempts[0].source.dirty_sync_count
+    others = {another.attempts[0].source_pid, another.attempts[0].destination_pid}
+    dumped = subprocess.check_output(
+        [sys.executable, "-m", "vftrace", "dump", "--json", str(path)], text=True
+    )
+    for line in map(json.loads, dumped.splitlines()):
+        assert line["tgid"] not in others
+        assert line.get("pid") not in others
+    assert "demo-another" not in dumped
+
+
+def test_to_a_pipe_and_ended_by_a_hangup(tmp_path: Path) -> None:
+    """What a reader of the pipe has is a whole recording; the terminal that went away ended it in order."""
+    path = tmp_path / "piped.vft"
+    with path.open("wb") as pipe:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vftrace", "record", "-o", "-"],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 0
+    recording = Recording(path)
+    assert list(recording)
+    assert recording.not_whole is None
