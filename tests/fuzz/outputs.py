@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import NoReturn
 from unittest import mock
@@ -22,6 +23,9 @@ from rich.console import Console, RenderableType
 
 from vftrace.analysis.forecast.replay import Recorded, of_replay
 from vftrace.analysis.hosts.join import join_hosts
+from vftrace.archive import dump, listing
+from vftrace.archive.anonymize import anonymize
+from vftrace.archive.past import gather
 from vftrace.collect.merge import load
 from vftrace.collect.pump import Pump
 from vftrace.collect.recording import Recording
@@ -88,6 +92,9 @@ def faults_of(path: Path, *others: Path) -> list[Fault]:
                 _attempt(found, name, partial(output, report))
         _attempt(found, "pump", lambda: _pumped(path))
         _attempt(found, "mailbox", lambda: _mailbox(path))
+        _attempt(found, "dump", lambda: _dumped(path))
+        _attempt(found, "list", lambda: _listed(path))
+        _attempt(found, "anonymize", lambda: _anonymized(path))
     return found
 
 
@@ -239,12 +246,37 @@ def _mailbox(path: Path) -> None:
     for as_json in (False, True):
         recording = Recording(path)
         drivers = drivers_of(recording.host.profiles, ())
-        dump = Dump(pfs=(), vfs=(), as_json=as_json, drivers=drivers)
+        said = Dump(pfs=(), vfs=(), as_json=as_json, drivers=drivers)
         for event in events_of(recording):
-            for line in dump.feed(event):
+            for line in said.feed(event):
                 _whole(line)
-        for line in dump.summary():
+        for line in said.summary():
             _whole(line)
+
+
+def _dumped(path: Path) -> None:
+    for line in dump.lines(Recording(path), clock="utc"):
+        _whole(line)
+        if not line.isprintable():
+            raise _FoundError("a line of dump steers the terminal")
+    for line in dump.lines(Recording(path), as_json=True):
+        json.loads(line)
+
+
+def _listed(path: Path) -> None:
+    found = gather([path]).found
+    for line in listing.lines(found, glyphs(ascii=False), utc=False, width=100):
+        _whole(line)
+    for each in found:
+        json.loads(listing.document(each))
+
+
+def _anonymized(path: Path) -> None:
+    with TemporaryDirectory() as directory:
+        made = Path(directory) / "anonymous.vft"
+        anonymize(path, made)
+        for _ in events_of(Recording(made)):
+            pass
 
 
 def timed(*paths: Path) -> tuple[list[Fault], float]:
