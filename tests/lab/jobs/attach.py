@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 from vftlab.job import Job, JobError, modprobe, say
 
@@ -134,4 +136,58 @@ def attach(job: Job) -> None:
         raise JobError(f"not both ways: {', '.join(lacking)}")
 
 
-JOBS: dict[str, Callable[[Job], None]] = {"attach": attach}
+# Each program counts its runs in its place. (BCC takes no map function inside a macro.)
+COUNTING = 'BPF_TABLE("array", u32, u64, runs, 3);\n' + "".join(
+    f"""
+int {name}(void *ctx)
+{{
+	u32 at = {place};
+	u64 *count = runs.lookup(&at);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	return 0;
+}}
+"""
+    for place, name in enumerate(("entered", "returned", "returned_too"))
+)
+CALLS = 100
+FUNCTION = "__x64_sys_getpgid"
+
+
+def return_probes(job: Job) -> None:
+    """vftrace's own kprobes run at each call, return probes also where tracefs is not writable, and leave nothing."""
+    from vftrace.probes.bcc.process import compile_text
+    from vftrace.probes.bpf import events
+    from vftrace.probes.bpf.object import Object
+
+    probes = Path("/sys/kernel/tracing/kprobe_events")
+    bpf = Object(compile_text(COUNTING, ["-Wno-everything"]))
+    bpf.attach_kprobe(FUNCTION, "entered")
+    bpf.attach_kretprobe(FUNCTION, "returned", 1024)
+    before = probes.read_text()
+
+    def refuse(_line: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with mock.patch.object(events, "_order", refuse):
+        bpf.attach_kretprobe(FUNCTION, "returned_too", 1024, must=False)
+    for _ in range(CALLS):
+        os.getpgid(0)
+    runs = [bpf["runs"][place].value for place in range(3)]
+    # A tracer that is killed leaves its probe in tracefs.
+    killed = os.fork()
+    if killed == 0:
+        events.kretprobe(bpf.load("returned", Object.KPROBE), FUNCTION, 10)
+        os._exit(0)
+    os.waitpid(killed, 0)
+    left = probes.read_text()
+    events.remove_left_over()
+    cleaned = probes.read_text()
+    bpf.cleanup()
+    job.write_truth({"runs": runs, "left": left, "cleaned": cleaned, "end": probes.read_text()})
+    if runs != [CALLS] * 3 or str(killed) not in left or cleaned != before or probes.read_text():
+        raise JobError(f"runs {runs}, left {left!r}, cleaned {cleaned!r}")
+
+
+JOBS: dict[str, Callable[[Job], None]] = {"attach": attach, "return-probes": return_probes}
