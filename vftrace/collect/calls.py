@@ -27,8 +27,9 @@ from vftrace.uapi import KVM_MEM_LOG_DIRTY_PAGES
 KINDS = frozenset({int(Kind.CALL), int(Kind.OFF_CPU)})
 """Kinds of the records that `CallWatch.take` wants."""
 
-MAX_HELD = 16_384
-"""Records of one process that are held back; of more, the oldest are forgotten."""
+MAX_HELD, MAX_HELD_IN_ALL, LEAST_HELD = 8192, 65_536, 512
+"""Records that are held back: of one process, of all together, and what each may have in any case. Of more the oldest
+are forgotten: a destination receives for hours, and its blackout is the end of that."""
 
 QUIET_NS = 30_000_000_000
 """A process without any sign of a migration for so long is traced no longer."""
@@ -74,7 +75,7 @@ class _Traced:
     since_ns: int
     sign_ns: int
     next_seq: int = 0
-    held: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_HELD))
+    held: deque[bytes] = field(default_factory=deque)
     passing: bool = False
     """Whether records are written at once: the guest stands still."""
     ends_ns: int | None = None
@@ -259,9 +260,10 @@ class CallWatch:
         if traced.passing:
             self._intake.write_record(record)
             return
-        if len(traced.held) == MAX_HELD:
-            traced.since_ns = _end_ns(traced.held[0])
         traced.held.append(record)
+        most = min(MAX_HELD, max(LEAST_HELD, MAX_HELD_IN_ALL // len(self._traced)))
+        while len(traced.held) > most:
+            traced.since_ns = _end_ns(traced.held.popleft())
 
     def _pass(self, pid: int, traced: _Traced, from_ns: int) -> None:
         """Write what was held back and ended after `from_ns`, and from now on everything."""
