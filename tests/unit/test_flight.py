@@ -1,5 +1,6 @@
 """Which migrations and which records a flight recorder keeps, by real recordings that are changed in one respect."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,9 +13,10 @@ from vftrace import events
 from vftrace.archive import flight
 from vftrace.archive.flight import FlightRecorder
 from vftrace.archive.names import FileName
+from vftrace.collect.merge import load
 from vftrace.collect.pump import Pump
 from vftrace.collect.recording import Recording
-from vftrace.collect.replay import track
+from vftrace.collect.replay import ReplaySource, track
 from vftrace.events import COLLECTOR, NO_PROCESS, wire
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration
@@ -206,3 +208,23 @@ def test_counts_of_losses_begin_with_the_recording(tmp_path: Path) -> None:
     ((path, _),) = kept(tmp_path)
     counts = [e.count for r in Recording(path) if isinstance(e := wire.decode(r), events.Lost)]
     assert counts == [5]
+
+
+def test_recordings_of_one_boot_are_each_read_by_themselves(tmp_path: Path) -> None:
+    """They share processes, and each has parts of the other's migration."""
+    records = records_of("retry")
+    fly(HOST, records, tmp_path)
+    report = load(sorted(tmp_path.glob("*.vft.gz")))
+    found = tuple(found.migration for found in report.migrations)
+    assert found == track(iter(records)).snapshot().migrations
+
+
+def test_a_replay_does_not_wait_for_the_hours_before(tmp_path: Path) -> None:
+    fly(HOST, long_lived("completed-slow"), tmp_path)
+    ((path, whole),) = kept(tmp_path)
+    began = time.monotonic()
+    pump = Pump(ReplaySource(path, speed=20))
+    while not pump.ended:
+        pump.step()
+    assert time.monotonic() - began < 20
+    assert pump.snapshot().migrations == (whole,)

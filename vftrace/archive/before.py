@@ -295,7 +295,7 @@ def _own_key(event: Event) -> Hashable:
         case events.Process() | events.Uncounted() | events.CallsMissed():
             return type(event)
         case events.CallsTraced():
-            return type(event), event.on
+            return type(event), event.on, event.attach_ns > 0
         case events.CallThread():
             return type(event), event.thread
         case events.FileDescriptor() | events.CallFd():

@@ -34,23 +34,17 @@ def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_
         by_boot.setdefault(recording.host.boot_id, []).append(recording)
     hosts, pings = [], []
     for boot_id, recordings in by_boot.items():
-        reader = Reader(Mailboxes(_drivers(recordings, profiles), recent))
-        if len(recordings) == 1:
-            reader.read(events_of(recordings[0]))
-        else:
-            streams = [list(events_of(recording)) for recording in recordings]
-            reader.read(merge([s for s in streams if not _is_ping(s)]))
-            for stream in streams:
-                if _is_ping(stream):
-                    reader.note(stream)
+        drivers = _drivers(recordings, profiles)
         # The one that traced names the probes; a ping has none.
         host = max((r.host for r in recordings), key=lambda host: len(host.probes))
-        snapshot = reader.tracker.snapshot()
-        hosts.append(HostReport(host, snapshot, reader.waiting.ready_at_ns, reader.waiting.found()))
-        pings += [
-            PingRecording(boot_id, tuple(reader.clocks[tid]), tuple(found))
-            for tid, found in reader.pings.items()
-        ]
+        for reader in _readers(recordings, drivers, recent):
+            waiting = reader.waiting
+            snapshot = reader.tracker.snapshot()
+            hosts.append(HostReport(host, snapshot, waiting.ready_at_ns, waiting.found()))
+            pings += [
+                PingRecording(boot_id, tuple(reader.clocks[tid]), tuple(found))
+                for tid, found in reader.pings.items()
+            ]
     damage = tuple(
         f"{recording.path}: {why}"
         for recordings in by_boot.values()
@@ -58,6 +52,34 @@ def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_
         if (why := recording.not_whole) is not None
     )
     return Report.of_hosts(hosts, pings, damage)
+
+
+def _readers(recordings: list[Recording], drivers: Drivers, recent: int) -> "Iterator[Reader]":
+    """Read the recordings of one boot: those of the whole host as one, each that was kept for one migration by
+    itself, since it has parts of others."""
+
+    def new() -> Reader:
+        return Reader(Mailboxes(drivers, recent))
+
+    if len(recordings) == 1:
+        reader = new()
+        reader.read(events_of(recordings[0]))
+        yield reader
+        return
+    streams = [list(events_of(recording)) for recording in recordings]
+    kept = [stream for stream in streams if _is_kept(stream)]
+    for stream in kept:
+        reader = new()
+        reader.read(stream)
+        yield reader
+    others = [stream for stream in streams if not _is_kept(stream)]
+    if others:
+        reader = new()
+        reader.read(merge([stream for stream in others if not _is_ping(stream)]))
+        for stream in others:
+            if _is_ping(stream):
+                reader.note(stream)
+        yield reader
 
 
 def _drivers(recordings: Iterable[Recording], profiles: Sequence[str]) -> Drivers:
@@ -187,12 +209,15 @@ def _of_chosen(task: _Task, chosen: dict[int, list[_Task]]) -> Iterator[Event]:
         elif isinstance(event, (events.Process, events.FileDescriptor, events.Gone)):
             if event.pid not in chosen or task in chosen[event.pid]:
                 yield event
-        elif isinstance(event, (events.End, events.RecordedMigration)):
-            # What another recording saw is not in this one's list, which would read as a loss; nor was all of it kept
-            # for one migration.
+        elif isinstance(event, events.End):
+            # What another recording saw is not in this one's list, which would read as a loss.
             continue
         else:
             yield event
+
+
+def _is_kept(stream: list[Event]) -> bool:
+    return any(isinstance(event, events.RecordedMigration) for event in stream[:16])
 
 
 def _is_ping(stream: list[Event]) -> bool:

@@ -14,6 +14,8 @@ from vftrace.collect.recording import Recording
 from vftrace.errors import UsageError
 from vftrace.events import Event
 
+LONGEST_GAP_NS = 2_000_000_000
+"""A time without records is no longer in a replay: a recording has a tick every 100 ms."""
 _BATCH = 1024
 _READ = 4096
 _WAIT_SECONDS = 0.02
@@ -63,6 +65,8 @@ class ReplaySource:
         self._first_ns: int | None = None
         self._started_ns = 0
         self._newest_ns = self.host.started_at_ns
+        self._latest_ns = 0
+        """The time of the record that was released last."""
         self._read_all = False
         self.ended = False
 
@@ -77,9 +81,13 @@ class ReplaySource:
             return self._newest_ns
         if self._taken == len(self._pending.events):
             return self._newest_ns
-        passed = time.monotonic_ns() - self._started_ns
         # Never past the next record, so that time does not jump back where the recording ends.
         next_ns = self._pending.events[self._taken].at_ns
+        if next_ns - self._latest_ns > LONGEST_GAP_NS:
+            # Of a VM that has run for days a flight recorder keeps what it did then.
+            self._first_ns, self._started_ns = next_ns, time.monotonic_ns()
+            self._latest_ns = next_ns
+        passed = time.monotonic_ns() - self._started_ns
         return max(self._newest_ns, min(next_ns, self._first_ns + round(passed * self._speed)))
 
     def read(self) -> Batch:
@@ -114,10 +122,12 @@ class ReplaySource:
         pending, first = self._pending, self._taken
         if self._first_ns is None and pending.events:
             self._first_ns, self._started_ns = pending.events[0].at_ns, time.monotonic_ns()
+            self._latest_ns = self._first_ns
         while self._taken < len(pending.events):
             at_ns = pending.events[self._taken].at_ns
             if not self._at_once and at_ns > self.now_ns():
                 break
+            self._latest_ns = at_ns
             self._newest_ns = max(self._newest_ns, at_ns)
             self._taken += 1
         last = self._taken
