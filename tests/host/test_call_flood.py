@@ -84,3 +84,12 @@ def test_who_is_not_traced_sends_nothing(children: tuple[int, int]) -> None:
         assert probes.calls.status.method is None
         assert probes.calls.status.waits
     assert found == {quiet}
+
+
+def test_doctor_takes_a_quiet_host_for_no_fault() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "vftrace", "doctor"], capture_output=True, text=True, check=False
+    )
+    (line,) = [line for line in said.stdout.splitlines() if "probe calls" in line]
+    # Another VM of this machine may migrate, but this process does not trace it.
+    assert line.split()[:3] == ["ok", "probe", "calls"]

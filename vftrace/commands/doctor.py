@@ -47,14 +47,16 @@ def run(args: argparse.Namespace) -> int:
 def _probe_findings(way: str | None) -> "list[Finding]":
     from vftrace.probes.checks import Finding, programs
     from vftrace.probes.loader import Probes
-    from vftrace.probes.registry import BY_NAME, MAILBOX
+    from vftrace.probes.registry import BY_NAME, MAILBOX, NO_MIGRATION
 
     try:
         with Probes(lambda _: None, way) as probes:
             found = []
             for status in probes.status:
                 name, probe = f"probe {status.name}", BY_NAME[status.name]
-                if status.method is None:
+                if status.reason == NO_MIGRATION:
+                    found.append(Finding(name, "ok", f"attached while a VM migrates: {probe.what}"))
+                elif status.method is None:
                     bad = probe.needed and not status.waits
                     state = "bad" if bad else "warn"
                     refused = probes.mailbox.refused if status.name == MAILBOX.name else None
