@@ -28,10 +28,22 @@ TICKS = os.sysconf("SC_CLK_TCK")
 IDLE_S, BEGIN_S, SCRAPE_S = 10, 3, 15
 
 
+def tree_of(pid: int) -> list[int]:
+    """A process and all that descend from it: the reader is a process of its own."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += tree_of(int(child))
+    return found
+
+
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far (proc_pid_stat(5), fields 14 and 15)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    """User and system time so far of a process and all that descend from it (proc_pid_stat(5), fields 14 and 15)."""
+    total = 0
+    for process in tree_of(pid):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / TICKS
 
 
 def percent(pid: int, seconds: float) -> float:
