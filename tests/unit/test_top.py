@@ -347,3 +347,30 @@ def test_metrics_are_served_beside_it() -> None:
     finally:
         process.terminate()
         assert process.wait(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", [("top", "--json"), ("serve", "--web.listen-address", ":0")])
+def test_a_replay_that_waits_for_a_pipe_can_be_ended(
+    command: tuple[str, ...], number: signal.Signals, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vftrace", *command, "--replay", str(tmp_path / "pipe")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        # It opens the pipe, for which somebody would have to write.
+        wchan = Path(f"/proc/{process.pid}/wchan")
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while "wait_for_partner" not in wchan.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert "Traceback" not in said

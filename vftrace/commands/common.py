@@ -225,8 +225,10 @@ class Deadline:
 class Interrupt:
     """SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process in the middle of something."""
 
-    def __init__(self) -> None:
+    def __init__(self, replay: Path | None = None) -> None:
+        """`replay` that is a pipe may keep vftrace waiting for ever: there the signals end it at once."""
         self.set = False
+        self._at_once = replay is not None and not replay.is_file()
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -242,6 +244,8 @@ class Interrupt:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.set = True
+        if self._at_once:
+            raise KeyboardInterrupt
 
 
 class Selection:

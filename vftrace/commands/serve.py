@@ -303,7 +303,7 @@ def run(args: argparse.Namespace) -> int:
 
     configure(args.log_format, args.log_level)
     with ExitStack() as stack:
-        interrupt = stack.enter_context(Interrupt())
+        interrupt = stack.enter_context(Interrupt(args.replay))
         deadline = Deadline(args.duration)
         opening = _begin(args, stack)
         # While the reader process attaches its probes.

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
     _check(args)
     configure(args.log_format, args.log_level or "info")
-    with Interrupt() as interrupt, ExitStack() as stack:
+    with Interrupt(args.replay) as interrupt, ExitStack() as stack:
         service = _serve(args, stack)
         # What was traced is logged after the pump is closed, which takes the last records.
         logs = ExitStack()
