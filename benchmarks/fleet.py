@@ -3,7 +3,7 @@
     sudo .venv/bin/python benchmarks/fleet.py [--migrating 200] [--idle 1000] [--seconds 30] [COMMAND...]
 
 The VMs are processes that make KVM's requests (fleet.c), so a small machine can hold them. For each COMMAND
-(`record`, `serve`) prints the tracer's CPU time in percent of one core while all VMs are idle, in the three seconds in
+(`record`, `serve`, `flight`: serve with a flight recorder) prints the tracer's CPU time in percent of one core while all VMs are idle, in the three seconds in
 which all begin, and from then to the end (/proc/PID/stat), and what it has seen: migrations, those whose downtime is
 known, records lost. `serve` is scraped every 15 s.
 """
@@ -93,8 +93,11 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
     """One fleet under one command."""
     recording = directory / f"{command}.vft"
     arguments = [command, "-o", str(recording)]
-    if command == "serve":
-        arguments = [command, "--web.listen-address", "127.0.0.1:0"]
+    kept = directory / "kept"
+    if command in ("serve", "flight"):
+        arguments = ["serve", "--web.listen-address", "127.0.0.1:0"]
+    if command == "flight":
+        arguments += ["--record-dir", str(kept)]
     fleet = [str(args.program), str(args.migrating), str(args.idle), str(args.gib)]
     fleet += [str(args.round_ms), str(args.seconds)]
     took: list[float] = []
@@ -137,6 +140,11 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
         )
     else:
         result |= seen(args.tree, recording)
+    if command == "flight":
+        files = list(kept.glob("*.vft.gz"))
+        result["files"] = len(files)
+        result["bytes"] = sum(file.stat().st_size for file in files)
+        result["recorder"] = re.findall(r"^vftrace_(flight_recorder\S+ \S+)", metrics, re.M)
     return result
 
 
