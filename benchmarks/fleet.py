@@ -2,10 +2,10 @@
 
     sudo .venv/bin/python benchmarks/fleet.py [--migrating 200] [--idle 1000] [--seconds 30] [COMMAND...]
 
-The VMs are processes that make KVM's requests (fleet.c), so a small machine can hold them. For each COMMAND
-(`record`, `serve`, `flight`: serve with a flight recorder) prints the tracer's CPU time in percent of one core while all VMs are idle, in the three seconds in
-which all begin, and from then to the end (/proc/PID/stat), and what it has seen: migrations, those whose downtime is
-known, records lost. `serve` is scraped every 15 s.
+The VMs are processes that make KVM's requests (fleet.c), so a small machine can hold them. For each COMMAND (`record`,
+`serve`, `flight`: serve with a flight recorder) prints the tracer's CPU time in percent of one core while all VMs are
+idle, in the three seconds in which all begin, and from then to the end (/proc/PID/stat), and what it has seen:
+migrations, those whose downtime is known, records lost. `serve` is scraped every 15 s.
 """
 
 import argparse

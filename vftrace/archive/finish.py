@@ -15,7 +15,8 @@ from vftrace.model.migration import Outcome
 
 CLOSED = bytes.fromhex("1f8b080000000000000303000000000000000000")
 """An empty gzip member, which is behind every recording that was closed in order."""
-_PART = ".part"
+PART = ".part"
+"""Behind the name of a file in which nothing can be read yet."""
 _LEVEL = 6
 
 
@@ -28,8 +29,8 @@ def finish_all(directory: Path, writing: Collection[str], closed: Callable[[Path
     whole = True
     for path in sorted(directory.iterdir()):
         name = path.name
-        if name.endswith(_PART) and FileName.parse(name.removesuffix(_PART)) is not None:
-            path.unlink(missing_ok=True)  # left in the middle of this
+        if name.endswith(PART) and FileName.parse(name.removesuffix(PART)) is not None:
+            _remove(path)
         if FileName.parse(name) is None or name in writing or is_closed(path):
             continue
         try:
@@ -40,6 +41,13 @@ def finish_all(directory: Path, writing: Collection[str], closed: Callable[[Path
         if finished is not None:
             closed(finished)
     return whole
+
+
+def _remove(path: Path) -> None:
+    """Remove what was left in the middle of its beginning, or of this."""
+    with path.open("rb") as file:
+        if lock(file):
+            path.unlink(missing_ok=True)
 
 
 def is_closed(path: Path) -> bool:
@@ -65,7 +73,7 @@ def _finish(path: Path) -> Path | None:
         except VftraceError:
             path.unlink()  # not even its first line was written
             return None
-        part = path.with_name(path.name + _PART)
+        part = path.with_name(path.name + PART)
         try:
             whole = _copy(path, part)
         except BaseException:

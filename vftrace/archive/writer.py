@@ -17,7 +17,7 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
-from vftrace.archive.finish import CLOSED, finish_all
+from vftrace.archive.finish import CLOSED, PART, finish_all
 from vftrace.archive.names import FileName
 from vftrace.archive.retention import Limits, enforce
 from vftrace.collect.recording import lock
@@ -184,15 +184,16 @@ class Writer:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _create(self, handle: Handle, name: FileName, head: bytes) -> None:
-        path = self.directory / str(name)
+        # Its name comes when there is something to read in it.
+        path = self.directory / f"{name}{PART}"
         try:
             handle._file = _open_new(path)
         except FileNotFoundError:
             self._make_directory()
             handle._file = _open_new(path)
         handle._path = path
-        self._writing.add(path.name)
         self._append(handle, head)
+        self._rename(handle, name)
 
     def _append(self, handle: Handle, data: bytes) -> None:
         if handle._file is None:
