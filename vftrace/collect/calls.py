@@ -152,6 +152,7 @@ class CallWatch:
                 if pid in self._traced:
                     self._traced[pid].sign_ns = now
         self._take_all(self._probes.settled())
+        self._probes.detach_unused()
         self._report_missed()
         for pid, traced in list(self._traced.items()):
             due = traced.ends_ns is not None and traced.ends_ns <= now

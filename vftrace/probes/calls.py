@@ -32,6 +32,11 @@ _SETTLED_NS = 20_000_000
 """A sum whose last call is so old gets no other in its 10 ms."""
 
 
+LINGER_NS = 2_000_000_000
+"""The probes stay attached so long after the last process: the next migration need not wait until the kernel has
+detached them."""
+
+
 class CallProbes:
     """Traces the calls of the processes that were named, and of no other. Nothing here is needed: what cannot be
     attached is noted in `status`."""
@@ -44,6 +49,7 @@ class CallProbes:
         self._traced: set[int] = set()
         self._deleted: dict[int, int] = {}
         self._detaching: threading.Thread | None = None
+        self._left_ns = 0
         if platform.machine() not in _SYS_IOCTL:
             self._reason = f"the system calls of {platform.machine()} are not known"
             return
@@ -115,7 +121,7 @@ class CallProbes:
             traced[key] = entry
 
     def untrace(self, pid: int) -> None:
-        """Trace a process no longer. With the last process the probes are detached."""
+        """Trace a process no longer."""
         if pid not in self._traced:
             return
         self._take_sums(pid)
@@ -126,7 +132,11 @@ class CallProbes:
         at = self._bpf["callers"].Leaf.tgid.offset
         callers = self._bpf.raw("callers")
         callers.delete([key for key, value in callers.items() if _u32(value, at) == pid])
-        if not self._traced:
+        self._left_ns = time.monotonic_ns()
+
+    def detach_unused(self) -> None:
+        """Detach the probes if no process has been traced for a while."""
+        if not self._traced and time.monotonic_ns() - self._left_ns >= LINGER_NS:
             self._detach()
 
     def settled(self, pid: int | None = None) -> list[bytes]:
