@@ -457,9 +457,7 @@ class HttpTarget:
         self._guarded.users._hashes = {"prometheus": b"x"}
         self._app = make_app(registry, "/metrics", lambda: True)
         self._servers = Servers([], self._app, lambda: self._plain)
-        self._right = mock.patch(
-            "vftrace.outputs.exporter.webconfig.bcrypt.checkpw", return_value=False
-        )
+        self._right = mock.patch("bcrypt.checkpw", return_value=False)
         self._unhurried = mock.patch("vftrace.outputs.exporter.passwords.PAUSE", 0)
 
     def one(self, chance: Random) -> None:

@@ -36,6 +36,9 @@ class Probes:
     def settled(self, pid: int | None = None) -> list[bytes]:
         return []
 
+    def detach_unused(self) -> None:
+        pass
+
     def missed(self) -> dict[int, int]:
         return dict.fromkeys(self.now, 0)
 
