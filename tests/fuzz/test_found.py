@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from vftrace.errors import VftraceError
 from vftrace.host import descriptors, devices, netlink, processes
+from vftrace.mailbox.profile import ProfileError, parse_profile
 from vftrace.outputs.exporter.pages import make_app
 from vftrace.outputs.exporter.webconfig import read_web_config
 
@@ -52,6 +53,11 @@ def test_a_thread_that_ends_while_it_is_looked_at(
 @pytest.mark.parametrize("field", ["", ":", "0100007F", "0100:07F:8A3C", "\x020100007:8A3C", "0:0"])
 def test_an_address_that_is_none(field: str) -> None:
     assert descriptors._address(field) is None
+
+
+def test_a_profile_with_a_number_of_thousands_of_digits() -> None:
+    with pytest.raises(ProfileError, match="not TOML"):
+        parse_profile("code = " + "9" * 5000)
 
 
 def test_an_interface_whose_number_is_negative() -> None:

@@ -57,7 +57,10 @@ def parse_profile(text: str) -> Profile:
         raise ProfileError(f"longer than {MAX_TEXT} characters")
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: also a number of thousands of digits
         raise ProfileError(f"not TOML: {error}") from error
     _only(document, _PROFILE_KEYS, "the file")
     # A profile's messages are words; virtchnl's opcodes are those of its header.
