@@ -22,9 +22,17 @@ from vftrace.model.report import HostReport, MigrationReport, PingRecording, Rep
 RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
 
 
+DURATIONS = {"longest_ns", "sleep_ns", "queue_ns"}
+"""Fields that are no points in time."""
+
+
 def shifted(record: bytes, shift_ns: int, error_ns: int | None = None) -> bytes:
     """The record of a host whose CLOCK_BOOTTIME shows `shift_ns` more, and whose wall clock is as right as
     before; `error_ns` stands for its error bound."""
+    if wire.kind_of(record) == Kind.CALLS_TRACED:
+        traced = wire.decode(record)
+        assert isinstance(traced, events.CallsTraced)
+        record = wire.encode(structs.replace(traced, since_ns=traced.since_ns + shift_ns))
     at_ns, seq, size, kind, zero, tgid, tid = wire.HEADER.unpack_from(record)
     body = record[wire.HEADER.size :]
     head = wire.HEADER.pack(at_ns + shift_ns, seq, size, kind, zero, tgid, tid)
@@ -42,7 +50,7 @@ def shifted(record: bytes, shift_ns: int, error_ns: int | None = None) -> bytes:
                 values[index] -= shift_ns
             elif error_ns is not None:
                 values[index] = error_ns
-        elif name.endswith("_ns") and values[index]:
+        elif name.endswith("_ns") and name not in DURATIONS and values[index]:
             values[index] += shift_ns
     return head + layout.pack(*values)[: len(body)]
 
