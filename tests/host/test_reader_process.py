@@ -51,12 +51,22 @@ def until(condition: object, seconds: float = END_S) -> None:
         time.sleep(0.005)
 
 
+def heed_hangup() -> None:
+    """Whoever runs these tests by nohup(1) has SIGHUP ignored, which vftrace would respect."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def traced(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
     """A vftrace that is ready, and its reader; both must have gone in the end."""
     command = [sys.executable, "-m", "vftrace", *arguments]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_hangup,
     ) as process:
         assert process.stderr is not None
         said = ""

@@ -168,6 +168,8 @@ def test_to_a_pipe_and_ended_by_a_hangup(tmp_path: Path) -> None:
             stdout=pipe,
             stderr=subprocess.PIPE,
             text=True,
+            # nohup(1) around the tests would have it ignored
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
     assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"
