@@ -23,18 +23,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from processes import tree_of
+
 HERE = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
 IDLE_S, BEGIN_S, SCRAPE_S = 10, 3, 15
-
-
-def tree_of(pid: int) -> list[int]:
-    """A process and all that descend from it: the reader is a process of its own."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += tree_of(int(child))
-    return found
 
 
 def cpu_seconds(pid: int) -> float:

@@ -21,6 +21,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from processes import tree_of
+
 HERE = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
 COMMANDS = {
@@ -38,15 +40,6 @@ class Start:
     rss: float
     pss: float
     peak: float
-
-
-def tree_of(pid: int) -> list[int]:
-    """A process and all that descend from it."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += tree_of(int(child))
-    return found
 
 
 def cpu_seconds(pid: int) -> float:

@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints the version; what takes a moment to find out is looked for only when it is asked for."""
+    """Prints the versions. Finding them takes a moment, so it is done only for this option."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from vftrace.version import version_line

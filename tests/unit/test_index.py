@@ -1,4 +1,4 @@
-"""The index of a directory: what it says is what the recordings hold, whatever happened to it."""
+"""The index of a directory equals what its recordings hold, even when the index was damaged, lost or outdated."""
 
 import gzip
 import json

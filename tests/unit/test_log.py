@@ -375,7 +375,7 @@ def test_an_ascii_terminal_gets_ascii() -> None:
 
 
 def serve(*arguments: str) -> list[str]:
-    """Serve a replay to its end; what it says."""
+    """Serve a replay to its end; returns the lines on standard error."""
     command = [sys.executable, "-m", "vftrace", "serve", *REPLAY, *arguments]
     command += ["--web.listen-address", "127.0.0.1:0"]
     said = []

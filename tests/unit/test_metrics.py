@@ -607,7 +607,7 @@ def test_the_last_outcome_is_that_of_the_latest_migration_and_outlives_its_vm() 
     assert scraped.all("migration_last_outcome") == failed
     at = scraped.get("migration_last_ended_timestamp_seconds", vm=UUID)
     assert at == pytest.approx(end / 1e9 + 5)
-    # The next attempt; one that fails later and is told of earlier is not the latest.
+    # The next attempt. The latest migration is the one that ended last, whatever was reported last.
     second = replace(
         first,
         started_at_ns=end + SECOND,

@@ -179,8 +179,8 @@ class Tracker:
         return self._build(*part, self._context(self._vf_histories(), self._everyone()))
 
     def waits_since_ns(self, pid: int) -> int | None:
-        """Since when threads of a process have read dirty logs, or switched them on, of which it is not known yet
-        whether they migrate it; None if there are none."""
+        """When the first thread of a process began to read or switch on dirty logs without showing yet whether it
+        migrates the VM; None if no thread has."""
         process = self._processes.get(pid)
         if process is None or not process.open:
             return None

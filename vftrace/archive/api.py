@@ -43,12 +43,7 @@ class Recordings:
         directories = [path for path in self.paths if path.is_dir()]
         if directories:
             listed = past.gather(directories)
-            kept = past.load_files(found.path for found in listed.found)
-            report = Report.of_hosts(
-                (*report.hosts, *kept.hosts),
-                (*report.pings, *kept.pings),
-                (*report.damage, *kept.damage),
-            )
+            report = report.with_hosts_of(past.load_files(found.path for found in listed.found))
         return join_hosts(report)
 
     @property

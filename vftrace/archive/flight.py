@@ -82,7 +82,7 @@ class _File:
     def add(self, stream: Stream, record: bytes, seq: int) -> None:
         """Add a record of a process, or of none."""
         shift = self.shift[stream.pid]
-        self.waiting.append(_renumbered(record, seq - shift) if shift else record)
+        self.waiting.append(wire.with_seq(record, seq - shift) if shift else record)
 
     def note(self, event: Event) -> None:
         """Add a record of the collector's own."""
@@ -381,7 +381,7 @@ class FlightRecorder:
         found: list[tuple[int, bytes | Event]] = [
             (e.at_ns, e) for e in (*stream.own.values(), *stream.own_lately)
         ]
-        found += [(each.at_ns, _renumbered(each.record, each.seq)) for each in records]
+        found += [(each.at_ns, wire.with_seq(each.record, each.seq)) for each in records]
         return found
 
     def _include(self, file: _File, stream: Stream) -> None:
@@ -483,11 +483,6 @@ class FlightRecorder:
             if file.waiting:
                 self._writer.append(file.handle, frames_of(file.waiting))
                 file.waiting = []
-
-
-def _renumbered(record: bytes, seq: int) -> bytes:
-    """A record with another number (bpf/wire.h, struct vft_header)."""
-    return record[:8] + seq.to_bytes(8, "little") + record[16:]
 
 
 def _counter(event: Event) -> Any:

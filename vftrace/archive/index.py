@@ -277,7 +277,7 @@ def _files(directory: Path) -> dict[str, os.stat_result]:
 
 def is_recording_name(name: str) -> bool:
     """Whether a file is named as a recording: `*.vft`, also compressed, and not hidden."""
-    return not name.startswith(".") and ".vft" in name.removesuffix(".gz")[-4:]
+    return not name.startswith(".") and name.removesuffix(".gz").endswith(".vft")
 
 
 def _fits(entry: Entry, status: os.stat_result) -> bool:
@@ -373,7 +373,7 @@ def rows(contents: Contents) -> tuple[Row, ...]:
         key = (row.boot_id, row.started_at_ns, row.pid)
         if key not in best or _quality(row) > _quality(best[key]):
             best[key] = row
-    return tuple(sorted(best.values(), key=_time))
+    return tuple(sorted(best.values(), key=time_of))
 
 
 def _quality(row: Row) -> tuple[bool, bool, bool]:
@@ -381,13 +381,6 @@ def _quality(row: Row) -> tuple[bool, bool, bool]:
     return known, not row.incomplete, row.downtime_ns is not None
 
 
-def _time(row: Row) -> tuple[int, int]:
+def time_of(row: Row) -> tuple[int, int]:
+    """What rows are sorted by: when their migrations began."""
     return row.started_ns or 0, row.started_at_ns
-
-
-def by_file(found: Iterable[Row]) -> Mapping[str, tuple[Row, ...]]:
-    """Rows by the file that they are in, in their order."""
-    files: dict[str, list[Row]] = {}
-    for row in found:
-        files.setdefault(row.file, []).append(row)
-    return {name: tuple(each) for name, each in files.items()}

@@ -1,6 +1,5 @@
 """The migrations of recordings and of directories of recordings, and those of them that somebody asks for."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from vftrace.archive.index import Entry, Row
 from vftrace.collect.merge import load
 from vftrace.collect.recording import BEING_WRITTEN
 from vftrace.errors import UsageError, VftraceError
+from vftrace.host import systemd
 from vftrace.model.migration import Migration, Outcome, Role, Snapshot
 from vftrace.model.report import HostReport, MigrationReport, PingRecording, Report
 from vftrace.model.select import names_vm, no_match_among
@@ -26,7 +26,7 @@ def default_directory() -> Path:
 
     Raises VftraceError where there is no such directory.
     """
-    directory = Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or DEFAULT)
+    directory = systemd.directory("STATE_DIRECTORY") or DEFAULT
     if not directory.is_dir():
         raise VftraceError(
             f"{directory} is not there: no flight recorder has kept recordings on this host;"
@@ -113,17 +113,16 @@ def gather(paths: Iterable[Path]) -> Listed:
     notes += [f"{path}: {entry.error}" for path, entry in entries.items() if entry.error]
     notes += [_note(path.parent, entry) for path, entry in entries.items()]
     rows += _rows(entries)
-    found = tuple(Found(n, *row) for n, row in enumerate(sorted(rows, key=_time), 1))
+    found = tuple(
+        Found(n, *row)
+        for n, row in enumerate(sorted(rows, key=lambda item: index.time_of(item[1])), 1)
+    )
     unreadable = sum(entry.error is not None for entry in entries.values())
     return Listed(found, tuple(note for note in notes if note), unreadable)
 
 
 def _note(directory: Path, entry: Entry) -> str:
     return f"{directory / entry.file}: {entry.damage}" if entry.damage else ""
-
-
-def _time(item: tuple[Path, Row]) -> tuple[int, int]:
-    return item[1].started_ns or 0, item[1].started_at_ns
 
 
 def _rows(entries: Mapping[Path, Entry]) -> list[tuple[Path, Row]]:
@@ -274,7 +273,7 @@ def narrow(report: Report, selectors: Selectors) -> Report:
     rows = [(found, index.row_of(found, "", 0)) for found in report.migrations]
     taken = sorted(
         ((found, row) for found, row in rows if selectors.take(row)),
-        key=lambda item: (item[1].started_ns or 0, item[1].started_at_ns),
+        key=lambda item: index.time_of(item[1]),
     )
     if selectors.last is not None:
         taken = taken[len(taken) - selectors.last :]

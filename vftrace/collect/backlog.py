@@ -56,8 +56,10 @@ class Backlog:
             self._drop()
 
     def take(self, most: int) -> tuple[int, list[bytes]]:
-        """Remove the oldest records, about `most` bytes of one parcel, one record at least: when they were taken, and
-        they. IndexError if there are none."""
+        """Remove the oldest records of one parcel: about `most` bytes, but at least one record.
+
+        Returns when the reader took them, and the records. Raises IndexError if the backlog is empty.
+        """
         parcel = self._parcels[0]
         last, size = parcel.first, 0
         while last < len(parcel.records):

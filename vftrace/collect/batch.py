@@ -10,7 +10,7 @@ from vftrace.model.host import HostInfo
 
 
 class Batch:
-    """Records in their order of arrival, and the event of each, decoded when it is asked for."""
+    """Records in their order of arrival. Each record's event is decoded when `events` is first read."""
 
     __slots__ = ("_events", "_later", "records")
 
@@ -38,8 +38,7 @@ class Batch:
         return cls(list(records))
 
     def add(self, record: bytes) -> None:
-        """Append one record, which is decoded when the events are asked for: whoever only writes or sends records
-        pays nothing for that."""
+        """Append one record without decoding it: a caller that only writes or sends records never needs its event."""
         self._later.append(len(self.records))
         self.records.append(record)
         self._events.append(None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vftrace.collect.batch import Batch
 from vftrace.collect.recording import RecordingWriter
-from vftrace.events import COLLECTOR, NO_PROCESS
+from vftrace.events import COLLECTOR, NO_PROCESS, wire
 from vftrace.faults import Where
 from vftrace.model.host import HostInfo
 
@@ -89,9 +89,13 @@ class Evidence:
         host = self._host()
         wanted = {COLLECTOR, NO_PROCESS, *pids} if pids else set(self._of)
         kept = [(pid, records) for pid, records in self._of.items() if pid in wanted]
-        latest = max((_at(r.tail[-1] if r.tail else r.head[-1]) for _, r in kept), default=0)
+        latest = max(
+            (wire.time_of(r.tail[-1] if r.tail else r.head[-1]) for _, r in kept), default=0
+        )
         path = self._directory / f"internal-error-{where}-{host.boot_id[:8]}-{latest}.vft"
-        ordered = sorted((r for _, mine in kept for r in (*mine.head, *mine.tail)), key=_at)
+        ordered = sorted(
+            (r for _, mine in kept for r in (*mine.head, *mine.tail)), key=wire.time_of
+        )
         writer = RecordingWriter(path, host)
         try:
             writer.write(ordered)
@@ -108,8 +112,3 @@ class Evidence:
                 self._held -= loudest.shorten()
         else:
             self._held -= self._of.pop(next(iter(self._of))).held
-
-
-def _at(record: bytes) -> int:
-    """A record's time, which its header begins with."""
-    return int.from_bytes(record[:8], "little")

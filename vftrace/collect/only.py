@@ -1,6 +1,5 @@
 """Keeps of a live trace what concerns some VMs, for a recording of these only."""
 
-import struct
 from collections.abc import Sequence
 
 from msgspec import structs
@@ -10,8 +9,6 @@ from vftrace.collect.batch import Batch
 from vftrace.events import COLLECTOR, NO_PROCESS, Event, wire
 from vftrace.model.select import names_vm
 
-_SEQ = struct.Struct("<Q")
-_SEQ_AT = 8
 _MAX_WAITING = 65_536
 """Records that wait at once for who sent them; a host that has told of no process has fewer."""
 
@@ -86,8 +83,7 @@ class OnlyVms:
             }
             event = structs.replace(event, seq=seq, streams=streams)
             return wire.encode(event), event
-        changed = record[:_SEQ_AT] + _SEQ.pack(seq) + record[_SEQ_AT + _SEQ.size :]
-        return changed, structs.replace(event, seq=seq)
+        return wire.with_seq(record, seq), structs.replace(event, seq=seq)
 
     @property
     def missing(self) -> tuple[str, ...]:

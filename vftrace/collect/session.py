@@ -147,7 +147,11 @@ class Opening:
         user: str | None = None,
         keep_privileges: bool = False,
     ) -> None:
-        """Start it. Arguments and errors as of `open_live`."""
+        """Start it. The reader process gets `way` and `profiles`, `Session` the others; errors as of both.
+
+        `finish` gives up all capabilities of its thread when the recording is open, and becomes `user` if one is named,
+        unless it is to `keep_privileges`; threads that run already have to do so themselves.
+        """
         privileges.require_user(user)
         if output is not None:
             # Before the probes are attached, which takes seconds.
@@ -175,31 +179,3 @@ class Opening:
         """End the reader if nobody has waited for it."""
         if self._reader is not None:
             self._reader.end()
-
-
-def open_live(
-    way: str | None = None,
-    profiles: Sequence[str] = (),
-    output: Path | None = None,
-    *,
-    force: bool = False,
-    only: "OnlyVms | None" = None,
-    lose: Callable[[str], None] | None = None,
-    user: str | None = None,
-    keep_privileges: bool = False,
-) -> LiveSession:
-    """Trace this host, and record to `output` if it is given. Arguments and errors as of `LiveSource` and `Session`.
-
-    A reader process traces. This thread gives up all capabilities when the recording is open, and becomes `user` if
-    one is named, unless it is to `keep_privileges`; threads that run already have to do so themselves.
-    """
-    return Opening(
-        way,
-        profiles,
-        output,
-        force=force,
-        only=only,
-        lose=lose,
-        user=user,
-        keep_privileges=keep_privileges,
-    ).finish()

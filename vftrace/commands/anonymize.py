@@ -1,10 +1,9 @@
 """`vftrace anonymize`: a recording without names and addresses, to attach to a bug report."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from vftrace.commands.common import add_force_argument
+from vftrace.commands.common import add_force_argument, say
 
 HELP = "write a recording anew without names and addresses"
 EXAMPLES = (
@@ -44,15 +43,11 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output, force=args.force)
     not_whole = anonymize(args.file, args.output, args.key, force=args.force)
     if not_whole is not None:
-        _say(f"{args.file}: {not_whole}; what comes before it is in {args.output}")
+        say(f"{args.file}: {not_whole}; what comes before it is in {args.output}")
     if Recording(args.output).host.profiles:
-        _say("the mailbox profiles it was recorded with are still in it")
-    _say(
+        say("the mailbox profiles it was recorded with are still in it")
+    say(
         f"wrote {args.output}: times, sizes, PCI addresses and the kernel's release are as they were"
         " (docs/reference/recordings.md)"
     )
     return 0
-
-
-def _say(line: str) -> None:
-    print(f"vftrace: {line}", file=sys.stderr)

@@ -186,6 +186,21 @@ class LogLines:
             write(entry)
 
 
+def say(line: str) -> None:
+    """Print a line on standard error, as of a command that has no log."""
+    print(f"vftrace: {line}", file=sys.stderr)
+
+
+def inform(line: str) -> None:
+    """Log a line."""
+    logging.getLogger("vftrace").info("%s", line)
+
+
+def warn(line: str) -> None:
+    """Log a warning."""
+    logging.getLogger("vftrace").warning("%s", line)
+
+
 def profile_texts(args: argparse.Namespace) -> list[str]:
     """What `--profile` names. UsageError where a profile is no good."""
     from vftrace.mailbox.profile import ProfileError, drivers_of
@@ -206,9 +221,11 @@ def profile_texts(args: argparse.Namespace) -> list[str]:
 
 def keep_evidence(pump: "Pump") -> None:
     """Keep the records that reproduce an internal error, where systemd gives a directory for it (systemd.exec(5))."""
-    directory = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-    if directory:
-        pump.keep_evidence(Path(directory))
+    from vftrace.host import systemd
+
+    directory = systemd.directory("STATE_DIRECTORY")
+    if directory is not None:
+        pump.keep_evidence(directory)
 
 
 class Deadline:

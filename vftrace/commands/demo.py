@@ -104,7 +104,7 @@ def _check_machine() -> None:
 
 def _play(console: "Console", args: argparse.Namespace) -> int:
     from vftrace.collect.pump import Pump
-    from vftrace.collect.session import open_live
+    from vftrace.collect.session import Opening
     from vftrace.demo.qemu_figures import compare
     from vftrace.model.report import live_report
     from vftrace.model.select import select
@@ -119,7 +119,7 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
         player = Player(args.scenario, Path(directory))
         output = args.keep or Path(directory) / "demo.vft"
         # The VMs that it starts have the rights of whoever called it.
-        with open_live(output=output, force=args.force, keep_privileges=True) as session:
+        with Opening(output=output, force=args.force, keep_privileges=True).finish() as session:
             pump = Pump(session)
             try:
                 player.start()

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -164,16 +164,6 @@ def _past_of(host: HostInfo, snapshot: Snapshot, m: Migration) -> Past:
     )
 
 
-def time_of(unix_ns: int | None) -> datetime | None:
-    """Nanoseconds since the epoch as a time; None too where a damaged recording's is no date."""
-    if unix_ns is None:
-        return None
-    try:
-        return _EPOCH + timedelta(milliseconds=unix_ns // 1_000_000)
-    except OverflowError:
-        return None
-
-
 class IndexedArchive:
     """The archive as the index beside the recordings knows it; no recording is read.
 
@@ -211,7 +201,7 @@ class IndexedArchive:
     def _kept_of(self, row: "Row") -> Kept:
         past = Past(
             id=id_of(row.boot_id, row.pid, row.started_at_ns),
-            started=time_of(row.started_ns),
+            started=figures.utc_time(row.started_ns),
             vm=figures.label(row.name, row.uuid, row.pid),
             uuid=row.uuid,
             source=row.source,

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from vftrace.commands.common import say
 from vftrace.commands.select import add_select_arguments, selectors_of
 
 HELP = "list the migrations in recordings, one line each"
@@ -47,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
     listed = gather(paths)
     found = select(listed, selectors)
     for note in listed.notes[:_MAX_NOTES]:
-        _say(note)
+        say(note)
     if len(listed.notes) > _MAX_NOTES:
-        _say(f"and {len(listed.notes) - _MAX_NOTES} more files that are not whole or not readable")
+        say(f"and {len(listed.notes) - _MAX_NOTES} more files that are not whole or not readable")
     unicode = (sys.stdout.encoding or "ascii").lower().startswith("utf")
     if args.json:
         for each in found:
@@ -70,13 +71,9 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.write(text)
     elif listed.unreadable < len(paths):
         where = ", ".join(map(str, paths))
-        _say(
+        say(
             f"none of {len(listed.found)} migrations in {where} matches"
             if listed.found
             else f"no migration in {where}"
         )
     return 1 if listed.unreadable else 0
-
-
-def _say(line: str) -> None:
-    print(f"vftrace: {line}", file=sys.stderr)

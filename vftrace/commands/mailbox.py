@@ -79,11 +79,11 @@ def _replay(args: argparse.Namespace, profiles: Sequence[str]) -> None:
 
 def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:
     from vftrace.collect.pump import batches_of, steps
-    from vftrace.collect.session import open_live
+    from vftrace.collect.session import Opening
     from vftrace.probes.registry import MAILBOX
 
     dump = _dump(args, (), profiles)
-    with Interrupt() as interrupt, open_live(args.way, profiles, user=args.user) as session:
+    with Interrupt() as interrupt, Opening(args.way, profiles, user=args.user).finish() as session:
         status = next(probe for probe in session.host.probes if probe.name == MAILBOX.name)
         refused = session.source.mailbox_refused
         if status.method is None and refused:

@@ -1,7 +1,6 @@
 """`vftrace record`: write what the kernel side sees to a file, for `vftrace report`."""
 
 import argparse
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ from vftrace.commands.common import (
     add_profile_argument,
     add_recorder_arguments,
     file_of,
+    inform,
     make_record_dir,
     open_recorder,
     profile_texts,
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Record until Ctrl-C, SIGTERM, SIGHUP or the duration's end."""
     from vftrace.collect.recording import STANDARD
-    from vftrace.collect.session import open_live
+    from vftrace.collect.session import Opening
     from vftrace.outputs.log.handler import configure
 
     configure(args.log_format, args.log_level or "info")
@@ -77,12 +77,12 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         make_record_dir(args)
-        session = open_live(
+        session = Opening(
             args.way, profiles, args.output, force=args.force, only=only, user=args.user
-        )
+        ).finish()
         stack.enter_context(session)
         read: Callable[[], object] = session.read
-        recorder = open_recorder(args, args.vm, _say)
+        recorder = open_recorder(args, args.vm, inform)
         tick: Callable[[], None] = lambda: None  # noqa: E731
         if recorder is not None or args.log_level is not None:
             # Else nothing is decoded, which takes a third of the time.
@@ -102,13 +102,9 @@ def run(args: argparse.Namespace) -> int:
             if only is not None and patience.passed():
                 patience = Deadline(None)
                 for word in only.missing:
-                    _say(f"no VM matches {word!r} yet; it is recorded when it starts")
+                    inform(f"no VM matches {word!r} yet; it is recorded when it starts")
     for word in () if only is None else only.missing:
-        _say(f"no VM matched {word!r}")
+        inform(f"no VM matched {word!r}")
     if args.output is not None and args.output != STANDARD:
-        _say(f"wrote {args.output} ({args.output.stat().st_size} bytes)")
+        inform(f"wrote {args.output} ({args.output.stat().st_size} bytes)")
     return 0
-
-
-def _say(line: str) -> None:
-    logging.getLogger("vftrace").info("%s", line)

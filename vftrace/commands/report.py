@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vftrace.analysis.devices.vf_history import MAX_RECENT
 from vftrace.commands import pager
-from vftrace.commands.common import add_profile_argument, profile_texts
+from vftrace.commands.common import add_profile_argument, profile_texts, say
 from vftrace.commands.select import add_select_arguments, selectors_of
 from vftrace.errors import UsageError, VftraceError
 from vftrace.faults import FAULTS, Where
@@ -148,23 +148,13 @@ def _asked_for(args: argparse.Namespace, profiles: Sequence[str], recent: int) -
     report = load_files(files_of(wanted, listed), profiles, recent)
     files = [path for path in paths if path not in directories]
     if files:
-        report = _both(report, load(files, profiles, recent))
+        report = report.with_hosts_of(load(files, profiles, recent))
     report = _join(report, args.what_if, args.clock_error)
     report = narrow(report, selectors) if files else keep(report, wanted)
     if not report.migrations:
         matching = " that matches" if selectors.some else ""
         raise VftraceError(f"no migration{matching} in {', '.join(map(str, paths))}")
     return report
-
-
-def _both(first: "Report", second: "Report") -> "Report":
-    from vftrace.model.report import Report
-
-    return Report.of_hosts(
-        (*first.hosts, *second.hosts),
-        (*first.pings, *second.pings),
-        (*first.damage, *second.damage),
-    )
 
 
 def _join(report: "Report", what_if: str | None, clock_error_ns: int | None) -> "Report":
@@ -175,7 +165,7 @@ def _join(report: "Report", what_if: str | None, clock_error_ns: int | None) -> 
         report = _replay(report, _assumptions(what_if))
     for damage in report.damage:
         growing = damage.endswith(BEING_WRITTEN)
-        _say(f"{damage}; what {'it has so far' if growing else 'comes before it'} is reported")
+        say(f"{damage}; what {'it has so far' if growing else 'comes before it'} is reported")
     try:
         return join_hosts(report, clock_error_ns)
     except VftraceError:
@@ -259,7 +249,7 @@ def _perfetto(report: "Report") -> bytes:
 
     trace = perfetto_trace(report)
     for line in trace.left_out:
-        _say(f"not in the trace: {line}")
+        say(f"not in the trace: {line}")
     return trace.data
 
 
@@ -284,7 +274,7 @@ def _compare(args: argparse.Namespace, report: "Report") -> None:
         raise VftraceError(f"no migration in {', '.join(map(str, empty))}: nothing to compare")
     found = [compare(first, second) for first, second in pairs_of(a, b)]
     if len(a) != len(b):
-        _say(f"{len(a)} migrations and {len(b)}: {len(found)} are compared")
+        say(f"{len(a)} migrations and {len(b)}: {len(found)} are compared")
     if args.format == "json":
         _write(args.output, json.dumps(compare_json(found), indent=2).encode() + b"\n")
     else:
@@ -326,12 +316,8 @@ def _send(endpoint: str, report: "Report") -> None:
 
     traces, failed = traces_of(report.migrations)
     for line in failed:
-        _say(line)
+        say(line)
     count = send(endpoint, traces)
     for trace in traces:
-        _say(f"trace {trace.id}")
-    _say(f"sent {len(traces)} traces, {count} spans")
-
-
-def _say(line: str) -> None:
-    print(f"vftrace: {line}", file=sys.stderr)
+        say(f"trace {trace.id}")
+    say(f"sent {len(traces)} traces, {count} spans")

@@ -54,16 +54,15 @@ def selectors_of(args: argparse.Namespace, *, utc: bool = False) -> "Selectors":
     from vftrace.archive.when import parse_when
 
     now = datetime.now(UTC) if utc else datetime.now().astimezone()
-    selectors = Selectors(
+    since_ns = None if args.since is None else parse_when(args.since, now)
+    until_ns = None if args.until is None else parse_when(args.until, now)
+    if since_ns is not None and until_ns is not None and since_ns > until_ns:
+        raise UsageError(f"--since {args.since} is later than --until {args.until}")
+    return Selectors(
         vms=tuple(args.vm),
-        since_ns=None if args.since is None else parse_when(args.since, now),
-        until_ns=None if args.until is None else parse_when(args.until, now),
+        since_ns=since_ns,
+        until_ns=until_ns,
         failed=args.failed,
         longer_ns=args.longer_than,
         last=args.last,
     )
-    if None not in (selectors.since_ns, selectors.until_ns) and (
-        (selectors.since_ns or 0) > (selectors.until_ns or 0)
-    ):
-        raise UsageError(f"--since {args.since} is later than --until {args.until}")
-    return selectors

@@ -1,7 +1,6 @@
 """`vftrace serve`: metrics of this host's migrations for Prometheus."""
 
 import argparse
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -21,11 +20,13 @@ from vftrace.commands.common import (
     add_profile_argument,
     add_recorder_arguments,
     file_of,
+    inform,
     keep_evidence,
     make_record_dir,
     open_recorder,
     profile_texts,
     say_ready,
+    warn,
 )
 from vftrace.errors import UsageError
 from vftrace.faults import FAULTS, Where
@@ -181,7 +182,7 @@ class Service:
             config = (
                 webconfig.WebConfig
                 if args.web_config is None
-                else webconfig.WebConfigFile(args.web_config, _warn).current
+                else webconfig.WebConfigFile(args.web_config, warn).current
             )
         sockets = http.activated_sockets(os.environ)
         if args.web_addresses or not sockets:
@@ -189,7 +190,7 @@ class Service:
             sockets += [http.listen(host, port) for host, port in addresses]
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self._exporter = Exporter(args.keep, _warn)
+        self._exporter = Exporter(args.keep, warn)
         registry.register(self._exporter)
         archive = None if args.record_dir is None else IndexedArchive(args.record_dir)
         self._site = HostSite(self._reading, archive) if args.web_reports == "on" else None
@@ -262,7 +263,7 @@ def _sender(endpoint: str | None) -> "Sender | None":
 
     otlp.check_available()
     otlp.traces_url(endpoint)
-    return otlp.Sender(endpoint, _warn)
+    return otlp.Sender(endpoint, warn)
 
 
 def reading_of(
@@ -317,7 +318,7 @@ def run(args: argparse.Namespace) -> int:
         logs.callback(log.close)
         service.attach(pump, args.vm, recorder)
         for url in service.urls:
-            _say(f"serving {url}")
+            inform(f"serving {url}")
         say_ready(json=args.log_format == "json")
         selection = Selection(args.vm, live=args.replay is None)
         while not interrupt.set and not deadline.passed():
@@ -341,7 +342,7 @@ def _begin(args: argparse.Namespace, stack: ExitStack) -> "Opening | None":
 
     profiles = profile_texts(args)
     make_record_dir(args)
-    opening = Opening(args.way, profiles, args.record, force=args.force, lose=_warn, user=args.user)
+    opening = Opening(args.way, profiles, args.record, force=args.force, lose=warn, user=args.user)
     stack.callback(opening.cancel)
     return opening
 
@@ -360,7 +361,7 @@ def _open(
         privileges.keep_only((), args.user)
         return Pump(replay, profiles), replay, None
     session = stack.enter_context(opening.finish())
-    recorder = open_recorder(args, args.vm, _warn)
+    recorder = open_recorder(args, args.vm, warn)
     pump = Pump(session, recorder=recorder)
     keep_evidence(pump)
     stack.callback(pump.close)
@@ -369,13 +370,5 @@ def _open(
 
 def _say_end(replay: "ReplaySource") -> None:
     if replay.not_whole is not None:
-        _warn(f"the recording is not whole: {replay.not_whole}")
-    _say("the replay has ended; its last state stays served (Ctrl-C ends)")
-
-
-def _say(line: str) -> None:
-    logging.getLogger("vftrace").info("%s", line)
-
-
-def _warn(line: str) -> None:
-    logging.getLogger("vftrace").warning("%s", line)
+        warn(f"the recording is not whole: {replay.not_whole}")
+    inform("the replay has ended; its last state stays served (Ctrl-C ends)")

@@ -31,6 +31,7 @@ from vftrace.commands.common import (
     open_recorder,
     profile_texts,
     say_ready,
+    warn,
 )
 from vftrace.errors import UsageError
 from vftrace.host import processes
@@ -156,24 +157,20 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, FlightReco
     """What is to be watched, which `stack` closes in order, and the flight recorder if there is one."""
     from vftrace.collect.pump import Pump
     from vftrace.collect.replay import ReplaySource, parse_speed
-    from vftrace.collect.session import open_live
+    from vftrace.collect.session import Opening
 
     profiles = profile_texts(args)
     if args.replay is not None:
         return Pump(ReplaySource(args.replay, parse_speed(args.speed or "1")), profiles), None
     make_record_dir(args)
-    session = open_live(
-        args.way, profiles, args.record, force=args.force, lose=_warn, user=args.user
-    )
+    session = Opening(
+        args.way, profiles, args.record, force=args.force, lose=warn, user=args.user
+    ).finish()
     stack.enter_context(session)
-    recorder = open_recorder(args, args.vm, _warn)
+    recorder = open_recorder(args, args.vm, warn)
     pump = Pump(session, recorder=recorder)
     stack.callback(pump.close)
     return pump, recorder
-
-
-def _warn(line: str) -> None:
-    logging.getLogger("vftrace").warning("%s", line)
 
 
 def _serve(args: argparse.Namespace, stack: ExitStack) -> "Service | None":

@@ -19,6 +19,8 @@ from vftrace.events.base import Event
 from vftrace.events.layout import Kind
 
 HEADER = struct.Struct("<" + layout.HEADER[0])
+_SEQ = slice(8, 16)
+"""Where a record has its number (bpf/wire.h, struct vft_header)."""
 """at_ns, seq, size, kind, reserved, tgid, tid."""
 
 _HEADER_SIZE = HEADER.size
@@ -219,6 +221,11 @@ def tgid_of(record: bytes) -> int:
     """The process of a record, which has at least a header."""
     tgid: int = _tgid(record)[0]
     return tgid
+
+
+def with_seq(record: bytes, seq: int) -> bytes:
+    """The same record with another number."""
+    return record[: _SEQ.start] + seq.to_bytes(8, "little") + record[_SEQ.stop :]
 
 
 def split(records: bytes) -> list[bytes]:

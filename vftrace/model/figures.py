@@ -75,13 +75,28 @@ def realtime_ns(clock: ClockSamples, at_ns: int) -> int | None:
 
 def wall_time(clock: ClockSamples, at_ns: int) -> datetime | None:
     """Date and time in UTC, cut to milliseconds; None too where a damaged time is no date."""
-    ns = realtime_ns(clock, at_ns)
-    if ns is None:
+    return utc_time(realtime_ns(clock, at_ns))
+
+
+def utc_time(unix_ns: int | None) -> datetime | None:
+    """Nanoseconds since the Unix epoch as date and time in UTC, cut to milliseconds; None too where a damaged time is
+    no date."""
+    if unix_ns is None:
         return None
     try:
-        return _EPOCH + timedelta(milliseconds=ns // 1_000_000)
+        return _EPOCH + timedelta(milliseconds=unix_ns // 1_000_000)
     except OverflowError:
         return None
+
+
+Identity = tuple[str, int, int]
+
+
+def identity(m: Migration) -> Identity:
+    """What stays the same of a migration while more of it becomes known: a source's side is `source` also when its
+    destination is found."""
+    side = Role.DESTINATION if m.role == Role.DESTINATION else Role.SOURCE
+    return side, m.pid, m.started_at_ns
 
 
 def total_ns(m: Migration) -> int | None:

@@ -185,6 +185,14 @@ class Report:
         )
         return cls(each, migrations, tuple(pings), tuple(damage))
 
+    def with_hosts_of(self, other: "Report") -> "Report":
+        """The hosts of both, not joined."""
+        return Report.of_hosts(
+            (*self.hosts, *other.hosts),
+            (*self.pings, *other.pings),
+            (*self.damage, *other.damage),
+        )
+
 
 def live_report(info: HostInfo, snapshot: Snapshot) -> Report:
     """The report of one host as of a snapshot."""

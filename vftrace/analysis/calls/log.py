@@ -83,10 +83,6 @@ class CallLog:
             self.traced[-1] = self.traced[-1][0], event.since_ns
         del self.traced[:-64]
 
-    def was_traced(self, at_ns: int) -> bool:
-        """Whether the process was traced at a time."""
-        return any(since <= at_ns and (end is None or at_ns < end) for since, end in self.traced)
-
     def spans(
         self,
         side: CallSide,

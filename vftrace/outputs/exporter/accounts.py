@@ -262,7 +262,7 @@ class Accounts:
                 # One migration that cannot be counted must not end the metrics of the others.
                 what = f"a migration of {self._label(migration)} is not counted"
                 FAULTS.contained(Where.METRICS, error, what, (migration.pid,))
-        identities = {_identity(migration) for migration in snapshot.migrations}
+        identities = {figures.identity(migration) for migration in snapshot.migrations}
         self._seen = {key: seen for key, seen in self._seen.items() if key in identities}
         processes: dict[str, list[Vm]] = {}
         for vm in snapshot.vms:
@@ -366,7 +366,7 @@ class Accounts:
     # -- what only grows ------------------------------------------------------------------------
 
     def _add(self, migration: Migration, reading: Reading) -> None:
-        seen = self._seen.setdefault(_identity(migration), _Seen())
+        seen = self._seen.setdefault(figures.identity(migration), _Seen())
         totals = self._totals.setdefault(self._label(migration), VmTotals())
         # Figures of a migration may be taken back (an fd turns out not to be its channel): a total
         # waits until they have grown past what it has.
@@ -435,11 +435,6 @@ def downtimes(migration: Migration) -> dict[str, int]:
 def clean(text: str | None) -> str:
     """A label value that is bounded and printable, whatever a command line holds."""
     return figures.printable(str(text or "")[:_LONGEST_LABEL])
-
-
-def _identity(migration: Migration) -> tuple[str, int, int]:
-    side = Role.DESTINATION if migration.role == Role.DESTINATION else Role.SOURCE
-    return side, migration.pid, migration.started_at_ns
 
 
 def settled(migration: Migration, reading: Reading) -> bool:

@@ -17,7 +17,8 @@ from vftrace.errors import VftraceError
 from vftrace.faults import FAULTS, Where
 from vftrace.outputs.exporter import site as site_pages
 from vftrace.outputs.exporter.scrapes import Scrapes
-from vftrace.outputs.exporter.site import ID, STYLE_HASH, Download, Site, escape
+from vftrace.outputs.exporter.site import ID, STYLE_HASH, Download, Site
+from vftrace.outputs.text.markup import escape
 
 _VERSION = re.compile(r"version\s*=\s*([^;,]*)", re.IGNORECASE)
 _NUMBERS = re.compile(r"\d{1,4}(\.\d{1,4}){0,3}\s*", re.ASCII)

@@ -19,7 +19,7 @@ PATIENCE_S = 0.15
 OLDEST_S = 60.0
 """A text that is older is not served: the scrape waits."""
 MAX_KEPT = 8
-"""Texts that are kept, by what clients asked for: format, compression, `name[]`."""
+"""How many different answers are kept: one for each combination of format, compression and `name[]`."""
 
 _ASKED = ("HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING", "QUERY_STRING")
 

@@ -5,7 +5,6 @@ It needs no script, no font and no other server. What it shows comes from a `Sit
 
 import base64
 import hashlib
-import html
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from vftrace import __version__
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Outcome, Snapshot, Vm
 from vftrace.outputs.text.glyphs import UNICODE
+from vftrace.outputs.text.markup import escape
 from vftrace.outputs.text.words import AWAITED, losses, roles
 from vftrace.units import format_bytes, format_ns, format_rate
 
@@ -117,11 +117,6 @@ def host_page(view: HostView | None, links: Sequence[tuple[str, str]]) -> str:
     return _page(view.host, _head(view.host, view.now), body, links, again)
 
 
-def escape(text: str) -> str:
-    """Text for HTML and its attributes: no markup, nothing that steers a terminal or turns the writing around."""
-    return html.escape(figures.printable(text))
-
-
 def _page(
     title: str, head: str, body: Iterable[str], links: Sequence[tuple[str, str]], again: int
 ) -> str:
@@ -172,7 +167,7 @@ def _card(m: Migration, view: HostView) -> str:
     state = "" if phase is None else f'<span class="tag phase">{escape(phase.name)}</span>'
     link = f"/migrations/{id_of(view.boot_id, m.pid, m.started_at_ns)}"
     return (
-        f'<section class="card"><h3><a href="{link}">{escape(_vm_title(m))}</a> {state}</h3>'
+        f'<section class="card"><h3><a href="{link}">{escape(figures.title(m.name, m.uuid, m.pid))}</a> {state}</h3>'
         f'<p class="roles">{escape(roles(m, UNICODE))}</p><dl>{shown}</dl></section>'
     )
 
@@ -268,10 +263,6 @@ def _vm_cells(vm: Vm, migrating: set[int], view: HostView) -> list[str]:
 
 def _duration(ns: int | None) -> str:
     return "–" if ns is None else f'<span class="whole">{format_ns(ns)}</span>'
-
-
-def _vm_title(m: Migration) -> str:
-    return figures.title(m.name, m.uuid, m.pid)
 
 
 def _more(count: int, shown: int) -> Iterator[str]:

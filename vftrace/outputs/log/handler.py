@@ -18,8 +18,6 @@ from vftrace.outputs.log.entries import Entry
 from vftrace.outputs.log.formats import journal_datagram, json_line, text_line
 
 Format = Literal["text", "json"]
-FORMATS: tuple[Format, ...] = ("text", "json")
-LEVELS = ("debug", "info", "warning", "error")
 
 LOGGER = logging.getLogger("vftrace")
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
@@ -97,11 +95,6 @@ def configure(
 def log(entry: Entry) -> None:
     """Write one entry."""
     LOGGER.log(entry.level, "%s", entry.message, extra={"fields": entry.fields})
-
-
-def logs_json() -> bool:
-    """Whether standard error is to have nothing but JSON."""
-    return any(isinstance(h, Handler) and h.form == "json" for h in LOGGER.handlers)
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:

@@ -11,7 +11,7 @@ ALWAYS = 2
 IN_ALL = 1000
 """Lines in a window, beyond those that each process always has: a host that is evacuated stays below."""
 MAX_PROCESSES = 5000
-"""Processes that are told apart in a window."""
+"""Processes that are counted separately in a window; further ones are counted together."""
 
 
 @dataclass(slots=True)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from vftrace.analysis.settled import settled
 from vftrace.faults import FAULTS, Where
@@ -11,15 +10,6 @@ from vftrace.model.migration import Migration, Role, Snapshot
 from vftrace.outputs.log import entries
 from vftrace.outputs.log.entries import Entry, FileOf
 from vftrace.outputs.log.limit import Limit, Window
-
-_Identity = tuple[str, int, int]
-
-
-@dataclass(slots=True)
-class _Logged:
-    """Whether the end of a migration whose beginning was logged is logged too."""
-
-    ended: bool = False
 
 
 class MigrationLog:
@@ -30,7 +20,8 @@ class MigrationLog:
 
     def __init__(self, file_of: FileOf = lambda _: None) -> None:
         self._file_of = file_of
-        self._logged: dict[_Identity, _Logged] = {}
+        self._logged: dict[figures.Identity, bool] = {}
+        """Migrations whose beginning was logged, and whether their end was."""
         self._limit = Limit()
 
     def update(
@@ -42,18 +33,16 @@ class MigrationLog:
         destinations = {pid for side, pid, _ in before if side == Role.DESTINATION}
         self._logged = {}
         for m in sorted(snapshot.migrations, key=lambda m: m.started_at_ns):
-            identity = _identity(m)
-            logged = before.get(identity)
-            if logged is None:
-                logged = _Logged()
+            identity = figures.identity(m)
+            ended = before.get(identity)
+            if ended is None:
                 known = m.role == Role.STITCHED and m.peer_pid in destinations
                 if not known and self._admits(m, now_ns, "began"):
                     yield from self._began(m, snapshot)
-            self._logged[identity] = logged
-            if not logged.ended and settled(m, now_ns, trace_ended=trace_ended):
-                logged.ended = True
-                if self._admits(m, now_ns, f"{m.outcome}"):
-                    yield from self._ended(m, snapshot)
+            ends = not ended and settled(m, now_ns, trace_ended=trace_ended)
+            self._logged[identity] = bool(ended) or ends
+            if ends and self._admits(m, now_ns, f"{m.outcome}"):
+                yield from self._ended(m, snapshot)
         for window in self._limit.over(now_ns, finish=trace_ended):
             yield _more(window)
 
@@ -76,11 +65,6 @@ def _made(m: Migration, make: Callable[[], Entry]) -> Iterator[Entry]:
         # One line that cannot be made leaves the others.
         pids = [pid for pid in (m.pid, m.peer_pid) if pid is not None]
         FAULTS.contained(Where.LOG, error, f"a migration of pid {m.pid} is not logged", pids)
-
-
-def _identity(m: Migration) -> _Identity:
-    side = Role.DESTINATION if m.role == Role.DESTINATION else Role.SOURCE
-    return side, m.pid, m.started_at_ns
 
 
 def _more(window: Window) -> Entry:

@@ -1,6 +1,5 @@
 """The report as one HTML file that needs nothing else: no scripts, no fonts, no network."""
 
-import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, time
 from vftrace.outputs.text.calls import LEAST_PART, cause_words, caveats, told_steps
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.glyphs import UNICODE
+from vftrace.outputs.text.markup import escape
 from vftrace.outputs.text.words import (
     clocks_line,
     downtime_line,
@@ -24,11 +24,6 @@ from vftrace.outputs.text.words import (
     warnings,
 )
 from vftrace.units import format_bytes, format_ns, format_rate
-
-
-def escape(text: str) -> str:
-    """Text for HTML: no markup, and nothing that UTF-8 cannot encode (a recording may hold lone surrogates)."""
-    return html.escape(figures.printable(text))
 
 
 def render_html(report: Report) -> str:

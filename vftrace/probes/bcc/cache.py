@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from vftrace.host import systemd
 from vftrace.probes.bpf.image import File, Image
 from vftrace.probes.text import shim_directory
 
@@ -36,9 +37,9 @@ def directory() -> Path | None:
     """Where programs are kept: systemd's $CACHE_DIRECTORY, else root's; None where they are not."""
     if os.environ.get(OFF_VARIABLE):
         return None
-    given = os.environ.get("CACHE_DIRECTORY")
-    if given:
-        return Path(given.split(":")[0])
+    given = systemd.directory("CACHE_DIRECTORY")
+    if given is not None:
+        return given
     return PLACE if os.geteuid() == 0 else None
 
 
