@@ -220,7 +220,7 @@ def _cpu() -> style.PanelBuilder:
         style.lines(
             "CPU",
             "Of one CPU, for each of the two processes; what probes cost the guests and QEMU is not in it"
-            " (docs/overhead.md).",
+            " (docs/results/overhead.md).",
             "percentunit",
             query(f"rate(process_cpu_seconds_total{SCRAPED}[$__rate_interval])", "{{instance}}"),
             query(rate("reader_cpu_seconds_total"), "{{instance}} reader"),

@@ -12,5 +12,5 @@ test-lab: lab ## run the lab's jobs on every kernel
 lab-shell: ## a shell on a stock kernel (LAB_KERNEL=6.12)
 	@tests/lab/run $(LAB_KERNEL) --shell
 
-experiment: setup lab ## move a guest between two emulated hosts in every way, write docs/experiment.md
+experiment: setup lab ## move a guest between two emulated hosts in every way, write docs/results/experiment.md
 	.venv/bin/python tests/lab/experiment/run --write

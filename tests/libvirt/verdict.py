@@ -171,7 +171,7 @@ def problems_apart(
     """The same for two hosts whose clocks nobody sets.
 
     Which end came first is then not always known: the source's own word may stand. Whoever relays a pipe may have
-    accepted before the destination was there, so that nothing bounds the clocks (docs/two-hosts.md).
+    accepted before the destination was there, so that nothing bounds the clocks (docs/explanation/two-hosts.md).
     """
     source = ("channel-error", "resumed-after-stop")
     ours, halves = of_domains(whole, truth), of_domains(together, truth)

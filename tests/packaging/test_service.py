@@ -1,4 +1,4 @@
-"""What docs/operate.md has an operator install: units, a web configuration, a Prometheus with the rules."""
+"""What docs/how-to/run-as-a-service.md installs: units, a web configuration, a Prometheus with the rules."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ from vftrace.outputs.exporter.webconfig import read_web_config
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ROOT / "packaging" / "systemd"
-DOCS = (ROOT / "docs" / "operate.md").read_text()
+DOCS = (ROOT / "docs/how-to/run-as-a-service.md").read_text()
 RULES = ROOT / "dashboards" / "prometheus" / "vftrace.rules.yml"
 
 

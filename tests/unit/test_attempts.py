@@ -1,4 +1,4 @@
-"""What a migration is (docs/phases.md): a thread that makes dirty syncs and sends, closed to what comes later."""
+"""What a migration is: a thread that makes dirty syncs and sends, closed to what comes later (docs/reference/phases.md)."""
 
 from collections.abc import Callable
 

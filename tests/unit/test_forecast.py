@@ -138,7 +138,7 @@ def test_total_time_as_qemu_measured_it(name: str, sweeps: int) -> None:
     assert told is not None
     assert told.converges
     assert told.total_ns is not None
-    # One machine's speed and windows of 100 ms: docs/forecast.md has the error of many runs.
+    # One machine's speed and windows of 100 ms: docs/explanation/forecast.md has the error of many runs.
     assert told.total_ns / 1e6 == pytest.approx(truth["total_time_ms"], rel=0.15)
 
 

@@ -756,7 +756,7 @@ def test_openmetrics_can_be_parsed() -> None:
 
 
 def test_the_documentation_is_up_to_date() -> None:
-    assert (ROOT / "docs/metrics.md").read_text() == metrics_page()
+    assert (ROOT / "docs/reference/metrics.md").read_text() == metrics_page()
 
 
 # -- scale --------------------------------------------------------------------------------------

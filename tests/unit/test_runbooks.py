@@ -55,7 +55,7 @@ def test_the_base_can_be_set_as_the_docs_say() -> None:
         if "alert" in rule
     ]
     assert all(url.startswith(command[2]) for url in urls)
-    assert command[0].split("'")[1] in (ROOT / "docs/operate.md").read_text()
+    assert command[0].split("'")[1] in (ROOT / "docs/how-to/run-as-a-service.md").read_text()
 
 
 @pytest.mark.parametrize("alert", ["VftraceMigrationFailed", "VftraceDowntimeOverTarget"])

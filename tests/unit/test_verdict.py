@@ -16,7 +16,7 @@ from vftrace.analysis.verdict import (
     table_lines,
 )
 
-DOCS = Path(__file__).parents[2] / "docs" / "phases.md"
+DOCS = Path(__file__).parents[2] / "docs/reference/phases.md"
 LATER = 10 + MAY_RUN_ON_NS
 
 

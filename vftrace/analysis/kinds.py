@@ -1,4 +1,4 @@
-"""Tells moves from saves and loads: what is at the other end of the channel (docs/phases.md)."""
+"""Tells moves from saves and loads: what is at the other end of the channel (docs/reference/phases.md)."""
 
 from collections.abc import Iterable
 

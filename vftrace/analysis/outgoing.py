@@ -2,7 +2,7 @@
 
 An attempt opens when a thread that is neither a vCPU's nor the main thread switches dirty logging on, or reads a
 dirty log that is on already. Dirty-rate measurements and dirty limits do that too; what makes it a migration is
-that the same thread sends (docs/phases.md). It is closed when logging goes off, when its thread or its process
+that the same thread sends (docs/reference/phases.md). It is closed when logging goes off, when its thread or its process
 ends, or when the next one begins: nothing that comes later changes it.
 """
 

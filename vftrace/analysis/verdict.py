@@ -1,4 +1,4 @@
-"""Decides how a migration ended, and why: one table, which docs/phases.md shows.
+"""Decides how a migration ended, and why: one table, which docs/reference/phases.md shows.
 
 `facts_of` gathers what was seen of both sides; the first rule of the situation's table that fits decides. A
 migration to which no rule applies goes on.
@@ -274,7 +274,7 @@ def decide(facts: Facts) -> Verdict:
 
 
 def table_lines() -> Iterator[str]:
-    """The rules as a Markdown table, as docs/phases.md shows it."""
+    """The rules as a Markdown table, as docs/reference/phases.md shows it."""
     yield "| situation | evidence, the first that fits | outcome | cause |"
     yield "|---|---|---|---|"
     for situation, rules in RULES.items():

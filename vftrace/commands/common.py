@@ -62,7 +62,8 @@ def add_profile_argument(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="FILE",
-        help="TOML file that describes the mailbox messages of a vendor's driver (repeatable; see docs/mailbox.md)",
+        help="TOML file that describes the mailbox messages of a vendor's driver"
+        " (repeatable; see docs/how-to/vendor-profile.md)",
     )
 
 

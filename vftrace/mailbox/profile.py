@@ -8,8 +8,8 @@
     role = "stop"
     request = ["reason", "cookie:x"]
 
-docs/mailbox.md describes them. A profile can only add messages. If it could give a known opcode more words, a key
-could leave the kernel with them.
+docs/how-to/vendor-profile.md describes them. A profile can only add messages. If it could give a known opcode more
+words, a key could leave the kernel with them.
 """
 
 import re

@@ -37,7 +37,7 @@ class Outcome(StrEnum):
 
 
 class Strategy(StrEnum):
-    """What was done about passed-through devices (docs/vfs.md)."""
+    """What was done about passed-through devices (docs/reference/devices.md)."""
 
     PLAIN = "plain"
     VFIO = "vfio"

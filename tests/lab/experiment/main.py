@@ -17,7 +17,7 @@ from experiment.table import in_order, pictures, results_of, table
 
 KERNEL = "6.12"
 RESULTS = LAB / "results/experiment"
-DOCUMENT = TREE / "docs/experiment.md"
+DOCUMENT = TREE / "docs/results/experiment.md"
 PICTURE = DOCUMENT.with_suffix(".svg")
 BEGIN, END = "<!-- table: tests/lab/experiment/run --write -->", "<!-- end of table -->"
 

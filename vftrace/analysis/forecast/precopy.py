@@ -1,6 +1,6 @@
 """Forecasts whether a precopy migration converges, when, and what each strategy would cost.
 
-Where nothing is known yet the answer is None. docs/forecast.md has the model.
+Where nothing is known yet the answer is None. docs/explanation/forecast.md has the model.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
 Every round measures one point of it: the pages that became dirty between two sweeps. Between points and
 above them the curve is drawn in logarithms, which holds both ends true: a guest that writes ever new pages
-(slope 1) and one whose set is full (slope 0). Below the shortest point it is a line through zero, as steep
-as two constants say that were fitted on real migrations (docs/forecast.md), until it has that point's pages.
+(slope 1) and one whose set is full (slope 0). Below the shortest point it is a line through zero. Two constants
+that were fitted on real migrations set its slope (docs/explanation/forecast.md).
 """
 
 import math

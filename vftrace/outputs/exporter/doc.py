@@ -1,6 +1,6 @@
-"""docs/metrics.md, made from the table of metrics.
+"""docs/reference/metrics.md, made from the table of metrics.
 
-python -m vftrace.outputs.exporter.doc > docs/metrics.md
+python -m vftrace.outputs.exporter.doc > docs/reference/metrics.md
 """
 
 from vftrace.outputs.exporter.accounts import MAX_ENDED_VMS
@@ -9,7 +9,7 @@ from vftrace.outputs.exporter.metrics import METRICS, PREFIX, Metric
 _HEAD = f"""# Metrics
 
 What `vftrace serve` exposes. Made from the table in `vftrace/outputs/exporter/metrics.py` by
-`python -m vftrace.outputs.exporter.doc > docs/metrics.md`; a test checks that it is up to date.
+`python -m vftrace.outputs.exporter.doc > docs/reference/metrics.md`; a test checks that it is up to date.
 
 - `vm` is the VM's UUID, or `pid-N` where it has none. Names stand on `vftrace_vm_info` only: join them with
   `* on (instance, vm) group_left (name) vftrace_vm_info`.

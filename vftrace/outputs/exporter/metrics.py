@@ -1,4 +1,4 @@
-"""The metrics: one table, from which the exposition and docs/metrics.md are made.
+"""The metrics: one table, from which the exposition and docs/reference/metrics.md are made.
 
 A metric is added by adding one entry to `METRICS`; its `samples` reads a `View`. Label values come
 from fixed lists or are cleaned and bounded, whatever a guest does.
@@ -315,7 +315,7 @@ def _unusual_first(device: tuple[str, str]) -> tuple[int, str]:
 
 
 def _devices_shown(vm: VmView) -> int:
-    """So many that no VM has more series than is promised (`docs/metrics.md`)."""
+    """So many that no VM has more series than is promised (`docs/reference/metrics.md`)."""
     return (1, 8, 4)[len(tuple(vm.sides))]
 
 
@@ -714,7 +714,7 @@ METRICS = (
         "forecast_downtime_seconds",
         "gauge",
         "What the blackout would come to if the guest went on like this, by way of migrating; only in precopy, "
-        "from the second sweep on. Of its order only where the channel is held back (docs/forecast.md).",
+        "from the second sweep on. Of its order only where the channel is held back (docs/explanation/forecast.md).",
         "seconds",
         ("vm", "strategy"),
         "ioctl, channel, dirty-ring",
