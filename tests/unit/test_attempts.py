@@ -1,4 +1,4 @@
-"""What a migration is: a thread that makes dirty syncs and sends, closed to what comes later (docs/reference/phases.md)."""
+"""What a migration is (docs/reference/phases.md): a thread that makes dirty syncs and sends."""
 
 from collections.abc import Callable
 

@@ -1,8 +1,8 @@
 """A migration as its source shows it: a thread that makes dirty syncs and sends.
 
 An attempt opens when a thread that is neither a vCPU's nor the main thread switches dirty logging on, or reads a
-dirty log that is on already. Dirty-rate measurements and dirty limits do that too; what makes it a migration is
-that the same thread sends (docs/reference/phases.md). It is closed when logging goes off, when its thread or its process
+dirty log that is on already. Dirty-rate measurements and dirty limits do that too; an attempt is a migration when the
+same thread also sends (docs/reference/phases.md). It is closed when logging goes off, when its thread or its process
 ends, or when the next one begins: nothing that comes later changes it.
 """
 
