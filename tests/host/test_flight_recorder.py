@@ -24,8 +24,8 @@ from vftrace.demo.scenarios import run_scenario
 from vftrace.model.migration import Migration
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-KILLS, AT_ONCE = 20, 5
-FULL = range(8, 12)
+KILLS, AT_ONCE = 10, 5
+FULL = range(4, 6)
 """The lives of the recorder in which the disk is full."""
 SAME_NS = 20_000_000
 """Two tracers see the same call some microseconds apart, on a machine that may be busy."""
@@ -136,7 +136,7 @@ def same(kept: Migration, beside: Migration) -> bool:
     return kept.pid == beside.pid and abs(kept.started_at_ns - beside.started_at_ns) < SAME_NS
 
 
-def test_killed_twenty_times_on_a_full_disk(tmp_path: Path, disk: Path) -> None:
+def test_killed_ten_times_on_a_full_disk(tmp_path: Path, disk: Path) -> None:
     chance = random.Random(5)
     directory = disk / "kept"
     serve = ("serve", "--web.listen-address=127.0.0.1:0", f"--record-dir={directory}")
