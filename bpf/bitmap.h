@@ -1,29 +1,29 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
- * Sends the non-zero parts of a user-space bitmap as VFT_PIECE records. A piece is 4 KiB of bitmap
- * (128 MiB of guest memory in 4 KiB pages). One call of walk_pieces() handles PIECES_PER_CALL
- * pieces and copies PIECES_PER_COPY of them at once. The walker then tail-calls itself, at most 33
- * times (the kernel's MAX_TAIL_CALL_CNT), so the longest bitmap that is read whole has 33 *
- * PIECES_PER_CALL * 4 KiB.
+ * Sends a user-space bitmap as VFT_BITMAP records, which have only the words that are not zero. 32
+ * KiB of it (1 GiB of guest memory in 4 KiB pages) are copied at once and sent in one record.
  */
-#ifndef PIECES_PER_CALL
-#define PIECES_PER_CALL 32
-#endif
-#define PIECES_PER_COPY 4
-#define WORDS_PER_TURN 16
-#define PIECE_BYTES (VFT_PIECE_WORDS * 8)
-#define COPY_BYTES (PIECES_PER_COPY * PIECE_BYTES)
-#define COPY_WORDS (PIECES_PER_COPY * VFT_PIECE_WORDS)
+#define COPY_BYTES (VFT_BITMAP_WORDS * 8)
+#define MAX_COPIES 32768 /* 1 GiB of bitmap */
+#define GROUP_WORDS 64
+#define GROUPS (VFT_BITMAP_WORDS / GROUP_WORDS)
+#define HEADS (VFT_BITMAP_ENTRIES - VFT_BITMAP_WORDS)
+#define NO_RUN ((u64) - 1)
+#define ALL_ONES ((u64) - 1)
 
-/* A piece is sent from the place its words were copied to: its header overwrites the end of the
- * previous piece, which was sent before. */
+/* The entries of the record are written over the words that were copied, which begin HEADS entries
+ * behind the record's first entry. Block n is read from entry HEADS + 16 n on, and what was written
+ * before it has 17 n entries at most, so nothing is overwritten before it was read. */
 struct walk {
 	u64 user;
 	u64 offset;
 	u64 bytes;
-	u64 part; /* bytes of the copy, then of the current piece */
-	u8 before[sizeof(struct vft_piece) - PIECE_BYTES];
-	u64 word[COPY_WORDS];
+	u64 part; /* bytes of the copy */
+	u64 used; /* entries */
+	u64 run; /* the entry of the last head, if that is a run of ones */
+	u8 head[sizeof(struct vft_bitmap) - VFT_BITMAP_ENTRIES * 8];
+	u64 entry[HEADS];
+	u64 word[VFT_BITMAP_WORDS];
 };
 
 /* Keyed by thread, not by CPU, because fentry programs may be preempted. */
@@ -54,44 +54,128 @@ static __always_inline struct walk *walk_begin(u64 id, struct thread *t, u64 use
 	walk->user = user;
 	walk->offset = 0;
 	walk->bytes = t->bitmap_bytes;
-	walk->part = 0;
 	return walk;
 }
 
-static __always_inline void ship_piece(struct walk *walk, struct vft_piece *piece, struct vm *vm,
-				       struct thread *t, u32 bytes)
-{
-	u64 a = piece->word[0], b, c, d;
-	u32 size = sizeof(*piece) - sizeof(piece->word) + bytes;
+/* What the callbacks of one walk need. */
+struct walker {
+	struct walk *walk;
+	struct vm *vm;
+	struct thread *t;
+};
 
-	/* If the first word is not zero, the piece is not empty. Else four independent OR chains
-	 * run, so that no operation waits for the one before. Each turn handles many words, because
-	 * the verifier follows every turn. */
-	if (!a) {
-		b = c = d = 0;
-#pragma nounroll
-		for (u32 i = 0; i < VFT_PIECE_WORDS; i += WORDS_PER_TURN) {
-#pragma unroll
-			for (u32 j = 0; j < WORDS_PER_TURN; j += 4) {
-				a |= piece->word[i + j];
-				b |= piece->word[i + j + 1];
-				c |= piece->word[i + j + 2];
-				d |= piece->word[i + j + 3];
-			}
+/* Writes a head for one more block of ones, or counts it in the head before. Returns how many
+ * entries were written. */
+static __always_inline u64 pack_ones(struct walk *walk, u64 *entry, u64 used, u64 number)
+{
+	u64 run = REREAD(walk->run), before;
+
+	if (run < VFT_BITMAP_ENTRIES) {
+		before = walk->entry[run];
+		if ((before & 0xffff) + (before >> 32) == number) {
+			walk->entry[run] = before + (1ULL << 32);
+			return 0;
 		}
-		a |= b | c | d;
 	}
-	if (!a)
+	*entry = number | 1ULL << 32;
+	walk->run = used;
+	return 1;
+}
+
+/* Writes the entries of one block. Every word is written, and the next one over it if it was zero,
+ * so that there are no branches to mispredict. */
+static __always_inline u64 pack_words(u64 *begin, u64 *word, u64 number)
+{
+	u64 *entry = begin + 1, mask = 0;
+
+#pragma unroll
+	for (u32 i = 0; i < VFT_BLOCK_WORDS; i++) {
+		u64 set = word[i], negative = -set;
+
+		*entry = set;
+		/* LLVM would make a branch of what it sees through. */
+		asm volatile("" : "+r"(negative));
+		set = (set | negative) >> 63;
+		mask |= set << i;
+		entry += set;
+	}
+	*begin = number | mask << 16;
+	return entry - begin;
+}
+
+static __always_inline void pack_block(struct walk *walk, u64 *word, u64 number)
+{
+	u64 used = REREAD(walk->used), *entry, any = 0, all = ALL_ONES;
+
+#pragma unroll
+	for (u32 i = 0; i < VFT_BLOCK_WORDS; i++) {
+		any |= word[i];
+		all &= word[i];
+	}
+	if (!any || used > VFT_BITMAP_ENTRIES - VFT_BLOCK_WORDS - 1)
 		return;
-	piece->call_ns = t->enter_ns;
-	piece->first_page = t->first_page + walk->offset * 8;
-	piece->slot = t->slot;
-	piece->words = bytes / 8;
-	piece->fill = VFT_FILL_WORDS;
-	fill_header(&piece->h, vm, VFT_PIECE, size);
-	if (size <= sizeof(*piece))
-		send(piece, size, NO_WAKE);
+	entry = walk->entry + used;
+	if (all == ALL_ONES)
+		used += pack_ones(walk, entry, used, number);
+	else
+		used += pack_words(entry, word, number);
+	walk->used = used;
+}
+
+/* Writes the entries of a group of blocks. Four independent chains look for bits, so that no
+ * operation waits for the one before: most groups have none. */
+int loop_group(u64 index)
+{
+	struct walker *w;
+	u64 *word, a = 0, b = 0, c = 0, d = 0;
+
+	LOOP_CONTEXT(w);
+	if (index >= GROUPS)
+		return 1;
+	word = w->walk->word + index * GROUP_WORDS;
+#pragma unroll
+	for (u32 i = 0; i < GROUP_WORDS; i += 4) {
+		a |= word[i];
+		b |= word[i + 1];
+		c |= word[i + 2];
+		d |= word[i + 3];
+	}
+	if (!(a | b | c | d))
+		return 0;
+#pragma nounroll
+	for (u32 i = 0; i < GROUP_WORDS / VFT_BLOCK_WORDS; i++)
+		pack_block(w->walk, word + i * VFT_BLOCK_WORDS,
+			   index * (GROUP_WORDS / VFT_BLOCK_WORDS) + i);
+	return 0;
+}
+
+/* Begins a record. */
+static __always_inline void begin_entries(struct walk *walk)
+{
+	walk->used = 0;
+	walk->run = NO_RUN;
+}
+
+/* Sends the entries, if there are any, of words that begin at a page. */
+static __always_inline void ship_entries(struct walk *walk, struct vm *vm, struct thread *t,
+					 u64 first_page, u32 slot, u32 words)
+{
+	struct vft_bitmap *e = (struct vft_bitmap *)walk->head;
+	u64 used = REREAD(walk->used);
+	u32 size;
+
+	if (!used || used > VFT_BITMAP_ENTRIES)
+		return;
+	size = sizeof(walk->head) + used * 8;
 	t->pieces++;
+	e->call_ns = t->enter_ns;
+	e->first_page = first_page;
+	e->slot = slot;
+	e->words = words;
+	fill_header_of(&e->h, VFT_BITMAP, size, &vm->bulk_seq);
+	if (!has_share(MAP_BULK, &vm->bulk_until_ns, e->h.at_ns, size) ||
+	    bulk.ringbuf_output(e, size, NO_WAKE))
+		count_lost(vm, BULK, 1);
 }
 
 static __always_inline void zero_words(struct walk *walk)
@@ -103,8 +187,8 @@ static __always_inline void zero_words(struct walk *walk)
 		read_kernel(walk->word, COPY_BYTES, clean->word);
 }
 
-/* Copies the next pieces. Words past the end of the bitmap are zero, so they are never sent. */
-static __always_inline void copy_pieces(struct walk *walk, struct thread *t)
+/* Copies the next words. Those past the end of the bitmap are zero, so they are never sent. */
+static __always_inline void copy_words(struct walk *walk, struct thread *t)
 {
 	u64 left = walk->bytes - walk->offset;
 	u32 bytes;
@@ -113,7 +197,7 @@ static __always_inline void copy_pieces(struct walk *walk, struct thread *t)
 	if (REREAD(walk->part) < COPY_BYTES)
 		zero_words(walk);
 	bytes = REREAD(walk->part);
-	bytes &= 0x7ff8 /* whole words; also gives the verifier the range */;
+	bytes &= 0xfff8 /* whole words; also gives the verifier the range */;
 	if (bytes > COPY_BYTES)
 		return;
 	if (read_user(walk->word, bytes, (void *)(walk->user + walk->offset))) {
@@ -122,27 +206,31 @@ static __always_inline void copy_pieces(struct walk *walk, struct thread *t)
 	}
 }
 
-/* Returns true if there is more to walk. */
-static __always_inline bool walk_pieces(struct walk *walk, struct vm *vm, struct thread *t)
+/* Copies a part of the bitmap and sends what is in it. */
+int loop_copy(u64 index)
 {
-#pragma nounroll
-	for (u32 i = 0; i < PIECES_PER_CALL; i++) {
-		u32 at = i % PIECES_PER_COPY * PIECE_BYTES, bytes;
-		u64 left;
+	struct walker *w;
+	struct walk *walk;
+	u64 groups;
 
-		if (walk->offset >= walk->bytes)
-			break;
-		if (!at)
-			copy_pieces(walk, t);
-		left = walk->bytes - walk->offset;
-		walk->part = left < PIECE_BYTES ? left : PIECE_BYTES;
-		bytes = REREAD(walk->part);
-		bytes &= 0x1ff8 /* whole words; also gives the verifier the range */;
-		if (bytes > PIECE_BYTES)
-			break;
-		ship_piece(walk, (struct vft_piece *)(walk->before + at), vm, t, bytes);
-		walk->offset += bytes;
-	}
+	LOOP_CONTEXT(w);
+	walk = w->walk;
+	if (walk->offset >= walk->bytes)
+		return 1;
+	copy_words(walk, w->t);
+	begin_entries(walk);
+	groups = (walk->part + GROUP_WORDS * 8 - 1) / (GROUP_WORDS * 8);
+	loop(groups, LOOP_GROUP, w, 0);
+	ship_entries(walk, w->vm, w->t, w->t->first_page + walk->offset * 8, w->t->slot,
+		     walk->part / 8);
+	walk->offset += walk->part;
+	return 0;
+}
+
+static __always_inline void walk_bitmap(struct walk *walk, struct vm *vm, struct thread *t)
+{
+	struct walker w = { .walk = walk, .vm = vm, .t = t };
+
+	loop(MAX_COPIES, LOOP_COPY, &w, 0);
 	t->walked_bytes = walk->offset;
-	return walk->offset < walk->bytes;
 }

@@ -168,7 +168,7 @@ static __always_inline void send_sum(struct traced *p, struct sum_key *key, stru
 	r.cmd = key->cmd;
 	r.fd = key->fd;
 	r.count = s->count;
-	send(&r, sizeof(r), NO_WAKE);
+	send(NULL, &r, sizeof(r), NO_WAKE);
 }
 
 /* Adds a call to its sum. A sum that is 10 ms old is sent and begun anew. Only the thread itself
@@ -298,7 +298,7 @@ static __always_inline int call_exit(void *regs, s64 ret)
 			r.ns = r.longest_ns = now - start;
 		r.sleep_ns = c->sleep_ns;
 		r.queue_ns = c->queue_ns;
-		send(&r, sizeof(r), r.ns >= WAKE_NS ? WAKE : NO_WAKE);
+		send(NULL, &r, sizeof(r), r.ns >= WAKE_NS ? WAKE : NO_WAKE);
 	}
 	return 0;
 }
@@ -330,7 +330,7 @@ static __always_inline void send_off_cpu(struct caller *c, u32 tid, u64 start, u
 	r.pid = c->tgid;
 	r.thread = tid;
 	r.state = c->state;
-	send(&r, sizeof(r), NO_WAKE);
+	send(NULL, &r, sizeof(r), NO_WAKE);
 }
 
 static __always_inline void switch_in(u32 tid)

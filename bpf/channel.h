@@ -30,13 +30,11 @@ struct sending {
 	u32 op;
 };
 
-BPF_TABLE("hash", struct channel_key, struct channel, channels, 65536);
+BPF_TABLE("hash", struct channel_key, struct channel, channels, CHANNELS);
 /* By VM: how many of its channels the collector deleted, because their fds were closed. */
 BPF_F_TABLE("hash", u32, u64, deleted_channels, 8192, 1 /* BPF_F_NO_PREALLOC */);
 BPF_TABLE("hash", u64, struct sending, sending, 16384);
 
-/* As many as one program reports; the walker runs again for the others. */
-#define REPORTS_PER_CALL 32
 #define REPORT_NS 100000000
 #define PAUSE_NS 2000000
 #define EAGAIN 11
@@ -74,12 +72,12 @@ static __always_inline u64 report_channel(struct vm *vm, s32 fd, struct channel 
 	e.op = c->op;
 	c->reported_ns = c->last_ns;
 	fill_header(&e.h, vm, VFT_CHANNEL, sizeof(e));
-	failed = try_send(&e, sizeof(e), wake);
+	failed = try_send(vm, &e, sizeof(e), wake);
 	burst.ns = c->burst_ns;
 	burst.bytes = c->burst_bytes;
 	if (burst.ns) {
 		fill_header(&burst.h, vm, VFT_BURST, sizeof(burst));
-		failed += try_send(&burst, sizeof(burst), NO_WAKE);
+		failed += try_send(vm, &burst, sizeof(burst), NO_WAKE);
 	}
 	return failed;
 }
@@ -95,12 +93,11 @@ static __always_inline void mark_changed(struct vm *vm, struct channel *c, u32 f
 }
 
 /* Takes the lowest fd that is marked in vm->changed. A word's bit in vm->changed_words is cleared
- * before the word is read, and set again if more bits are left, so no mark is lost. The state is in
- * the map and there are no branches, so that the verifier explores one path through each turn. */
+ * before the word is read, and set again if more bits are left, so no mark is lost. */
 static __always_inline u32 take_changed(struct vm *vm)
 {
 	u32 word = lowest_bit(vm->changed_words), bit;
-	u64 bits, more;
+	u64 bits;
 
 	/* LLVM would prove the mask away; the verifier needs it. */
 	asm volatile("" : "+r"(word));
@@ -109,31 +106,39 @@ static __always_inline u32 take_changed(struct vm *vm)
 	bits = vm->changed[word];
 	bit = lowest_bit(bits) % 64;
 	__sync_fetch_and_and(&vm->changed[word], ~(1ULL << bit));
-	more = bits & (bits - 1);
-	__sync_fetch_and_or(&vm->changed_words, (more | -more) >> 63 << word);
+	if (bits & (bits - 1))
+		__sync_fetch_and_or(&vm->changed_words, 1ULL << word);
 	return word * 64 + bit;
 }
 
-/* Reports channels that sent since they were last reported. Returns true if there are more. */
-static __always_inline bool report_channels(struct vm *vm)
+int loop_channel(u64 index)
 {
-	struct channel_key key = { .vm = vm->id };
-	u64 failed = 0;
+	struct channel_key key = {};
+	struct channel *c;
+	struct vm **vm;
 
-	/* Losses are added up first: one branch less in each turn. */
-#pragma nounroll
-	for (u32 i = 0; i < REPORTS_PER_CALL; i++) {
-		struct channel *c;
+	LOOP_CONTEXT(vm);
+	if (!(*vm)->changed_words)
+		return 1;
+	key.vm = (*vm)->id;
+	key.fd = take_changed(*vm);
+	c = channels.lookup(&key);
+	if (c && c->changed)
+		count_lost(*vm, EVENTS, report_channel(*vm, key.fd, c, NO_WAKE));
+	return 0;
+}
 
-		if (!vm->changed_words)
-			break;
-		key.fd = take_changed(vm);
-		c = channels.lookup(&key);
-		if (c && c->changed)
-			failed += report_channel(vm, key.fd, c, NO_WAKE);
-	}
-	count_lost(failed);
-	return vm->changed_words;
+/* Reports the channels that sent since they were last reported. Others may be marked meanwhile, so
+ * it ends after as many as a VM may have. */
+static __always_inline void report_channels(struct vm *vm)
+{
+	loop(MAX_FD, LOOP_CHANNEL, &vm, 0);
+}
+
+static __always_inline void forget_sending(struct vm *vm, u64 id)
+{
+	if (!sending.delete(&id) && vm)
+		__sync_fetch_and_add(&vm->nr_sending, -1);
 }
 
 static __always_inline int send_enter(s32 fd, u32 op)
@@ -144,8 +149,10 @@ static __always_inline int send_enter(s32 fd, u32 op)
 
 	if (vm && vm->logging) {
 		s.enter_ns = now_ns();
-		if (sending.update(&id, &s))
+		if (vm->nr_sending >= MAX_SENDING || sending.insert(&id, &s))
 			count_full(vm, TABLE_SENDING);
+		else
+			__sync_fetch_and_add(&vm->nr_sending, 1);
 	}
 	return 0;
 }
@@ -158,11 +165,13 @@ static __always_inline struct channel *new_channel(struct vm *vm, struct channel
 	u64 *deleted = deleted_channels.lookup(&key->vm);
 	u64 count = vm->nr_channels - (deleted ? *deleted : 0);
 
-	if (count >= MAX_CHANNELS || key->fd >= MAX_FD || channels.update(key, &fresh)) {
+	if (count >= MAX_CHANNELS || key->fd >= MAX_FD ||
+	    !has_room(vm->uid, TABLE_CHANNELS, CHANNELS) || channels.update(key, &fresh)) {
 		count_full(vm, TABLE_CHANNELS);
 		return NULL;
 	}
 	__sync_fetch_and_add(&vm->nr_channels, 1);
+	count_held(vm->uid, TABLE_CHANNELS, 1);
 	return channels.lookup(key);
 }
 
@@ -207,10 +216,11 @@ static __always_inline int send_exit(long ret)
 	}
 	/* The first report wakes the collector, which must look up the fd while it is open. */
 	if (ret < 0 || now - c->reported_ns > REPORT_NS)
-		count_lost(report_channel(vm, key.fd, c, c->reported_ns ? NO_WAKE : WAKE));
+		count_lost(vm, EVENTS,
+			   report_channel(vm, key.fd, c, c->reported_ns ? NO_WAKE : WAKE));
 	else
 		mark_changed(vm, c, key.fd);
 done:
-	sending.delete(&id);
+	forget_sending(vm, id);
 	return 0;
 }

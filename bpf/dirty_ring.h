@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
  * KVM's dirty ring. KVM_RESET_DIRTY_RINGS counts pushes, and one page may be pushed many times, so
- * distinct pages come from a bitmap that these probes keep. A chunk of it has the form of a piece
- * (32768 pages). A reset sends and clears the chunks that were touched since the previous reset.
+ * distinct pages come from a bitmap that these probes keep. A chunk of it has 32768
+ * pages. A reset sends and clears the chunks that were touched since the previous reset.
  */
-#define CHUNKS_PER_CALL 16
-#define FREES_PER_CALL 64
+#define CHUNK_WORDS 512
 
 struct chunk_key {
 	u32 vm;
@@ -15,7 +14,7 @@ struct chunk_key {
 
 struct chunk {
 	u64 touched;
-	u64 word[VFT_PIECE_WORDS];
+	u64 word[CHUNK_WORDS];
 };
 
 /* The touched chunks of a VM are a queue: from vm->touched_done to vm->touched_count. */
@@ -26,7 +25,8 @@ struct touched_key {
 
 AS_BYTES(chunk);
 BPF_TABLE("array", u32, struct chunk_bytes, new_chunk, 1);
-BPF_F_TABLE("hash", struct chunk_key, struct chunk_bytes, chunks, 65536, 1 /* BPF_F_NO_PREALLOC */);
+BPF_F_TABLE("hash", struct chunk_key, struct chunk_bytes, chunks, CHUNKS,
+	    1 /* BPF_F_NO_PREALLOC */);
 BPF_F_TABLE("hash", struct touched_key, struct chunk_key, touched, 65536, 1);
 
 /* kvm:kvm_dirty_ring_push has the same fields on 6.1, 6.12 and 7.2 (include/trace/events/kvm.h). */
@@ -50,11 +50,13 @@ static __always_inline struct chunk *chunk_of(struct vm *vm, struct chunk_key *k
 	fresh = new_chunk.lookup(&zero);
 	if (!fresh)
 		return NULL;
-	if (vm->nr_chunks >= MAX_CHUNKS || chunks.update(key, fresh)) {
+	if (vm->nr_chunks >= MAX_CHUNKS || !has_room(vm->uid, TABLE_CHUNKS, CHUNKS) ||
+	    chunks.update(key, fresh)) {
 		count_full(vm, TABLE_CHUNKS);
 		return NULL;
 	}
 	__sync_fetch_and_add(&vm->nr_chunks, 1);
+	count_held(vm->uid, TABLE_CHUNKS, 1);
 	return (struct chunk *)chunks.lookup(key);
 }
 
@@ -71,13 +73,13 @@ int tp_dirty_ring_push(struct dirty_ring_push *ctx)
 	__sync_fetch_and_add(&vm->pushes, 1);
 	key.vm = vm->id;
 	key.slot = ctx->slot;
-	key.number = offset / (VFT_PIECE_WORDS * 64);
+	key.number = offset / (CHUNK_WORDS * 64);
 	chunk = chunk_of(vm, &key);
 	if (!chunk) {
 		__sync_fetch_and_add(&vm->untracked, 1);
 		return 0;
 	}
-	__sync_fetch_and_or(&chunk->word[offset / 64 % VFT_PIECE_WORDS], 1ULL << (offset % 64));
+	__sync_fetch_and_or(&chunk->word[offset / 64 % CHUNK_WORDS], 1ULL << (offset % 64));
 	if (__sync_lock_test_and_set(&chunk->touched, 1))
 		return 0;
 	at.vm = vm->id;
@@ -107,13 +109,14 @@ static __always_inline void begin_chunks(struct walk *walk, struct vm *vm)
 }
 
 /* Sends one touched chunk and clears it. Returns false if the queue has no entry there. */
-static __always_inline bool ship_chunk(struct walk *walk, struct vm *vm, struct thread *t,
-				       u32 index)
+static __always_inline bool ship_chunk(struct walker *w, u32 index)
 {
-	struct touched_key at = { .vm = vm->id, .index = index };
-	struct vft_piece *piece = (struct vft_piece *)walk->before;
+	struct touched_key at = { .vm = w->vm->id, .index = index };
 	struct chunk_key *key = touched.lookup(&at);
+	struct walk *walk = w->walk;
 	struct chunk *chunk;
+	u64 first_page;
+	u32 slot;
 
 	if (!key)
 		return false;
@@ -122,21 +125,19 @@ static __always_inline bool ship_chunk(struct walk *walk, struct vm *vm, struct 
 		touched.delete(&at);
 		return true;
 	}
-	piece->slot = key->slot;
-	piece->first_page = key->number * VFT_PIECE_WORDS * 64;
+	slot = key->slot;
+	first_page = key->number * CHUNK_WORDS * 64;
 	__sync_lock_test_and_set(&chunk->touched, 0);
 #pragma nounroll
-	for (u32 i = 0; i < VFT_PIECE_WORDS; i += WORDS_PER_TURN) {
+	for (u32 i = 0; i < CHUNK_WORDS; i += VFT_BLOCK_WORDS) {
 #pragma unroll
-		for (u32 j = 0; j < WORDS_PER_TURN; j++)
-			piece->word[i + j] = __sync_lock_test_and_set(&chunk->word[i + j], 0);
+		for (u32 j = 0; j < VFT_BLOCK_WORDS; j++)
+			walk->word[i + j] = __sync_lock_test_and_set(&chunk->word[i + j], 0);
 	}
 	touched.delete(&at);
-	piece->call_ns = t->enter_ns;
-	piece->words = VFT_PIECE_WORDS;
-	piece->fill = VFT_FILL_WORDS;
-	EMIT(vm, VFT_PIECE, piece);
-	t->pieces++;
+	begin_entries(walk);
+	loop(CHUNK_WORDS / GROUP_WORDS, LOOP_GROUP, w, 0);
+	ship_entries(walk, w->vm, w->t, first_page, slot, CHUNK_WORDS);
 	return true;
 }
 
@@ -152,55 +153,56 @@ static __always_inline bool pass_missing(struct vm *vm, u64 index)
 	return false;
 }
 
-/* Returns true if there are more chunks to send. */
-static __always_inline bool ship_chunks(struct walk *walk, struct vm *vm, struct thread *t)
+int loop_chunk(u64 number)
 {
-#pragma nounroll
-	for (u32 i = 0; i < CHUNKS_PER_CALL; i++) {
-		u64 index = walk->offset;
+	struct walker *w;
+	u64 index;
 
-		if (index >= walk->bytes)
-			return false;
-		walk->offset++;
-		/* The next call continues. If this one did, the verifier would follow the rest of
-		 * the loop again for each turn. */
-		if (!ship_chunk(walk, vm, t, index)) {
-			if (!pass_missing(vm, index))
-				walk->offset = walk->bytes;
-			break;
-		}
-	}
-	return walk->offset < walk->bytes;
+	LOOP_CONTEXT(w);
+	index = w->walk->offset;
+	if (index >= w->walk->bytes)
+		return 1;
+	if (!ship_chunk(w, index) && !pass_missing(w->vm, index))
+		return 1;
+	w->walk->offset++;
+	return 0;
 }
 
-/* Puts back what the tail calls of one reset did not reach. */
-static __always_inline void end_chunks(struct walk *walk, struct vm *vm)
+/* Sends the chunks that were claimed. */
+static __always_inline void ship_chunks(struct walk *walk, struct vm *vm, struct thread *t)
 {
-	if (walk->offset < walk->bytes) {
-		vm->touched_done = walk->offset;
-		__sync_fetch_and_add(&vm->untracked, 1);
-	}
+	struct walker w = { .walk = walk, .vm = vm, .t = t };
+
+	loop(MAX_TURNS, LOOP_CHUNK, &w, 0);
 }
 
 static __always_inline u64 chunks_of(u64 pages)
 {
-	return (pages + VFT_PIECE_WORDS * 64 - 1) / (VFT_PIECE_WORDS * 64);
+	return (pages + CHUNK_WORDS * 64 - 1) / (CHUNK_WORDS * 64);
 }
 
-/* Frees the chunks of a slot that is no longer logged: KVM pushes none of its pages from now on.
- * Returns true if there are more. */
-static __always_inline bool free_chunks(struct walk *walk, struct vm *vm, struct thread *t)
+int loop_free(u64 number)
 {
-	struct chunk_key key = { .vm = vm->id, .slot = t->slot };
+	struct walker *w;
+	struct chunk_key key = {};
 
-#pragma nounroll
-	for (u32 i = 0; i < FREES_PER_CALL; i++) {
-		if (walk->offset >= walk->bytes)
-			return false;
-		key.number = walk->offset;
-		if (!chunks.delete(&key))
-			__sync_fetch_and_add(&vm->nr_chunks, -1);
-		walk->offset++;
+	LOOP_CONTEXT(w);
+	if (number >= w->t->bitmap_bytes)
+		return 1;
+	key.vm = w->vm->id;
+	key.slot = w->t->slot;
+	key.number = number;
+	if (!chunks.delete(&key)) {
+		__sync_fetch_and_add(&w->vm->nr_chunks, -1);
+		count_held(w->vm->uid, TABLE_CHUNKS, -1);
 	}
-	return walk->offset < walk->bytes;
+	return 0;
+}
+
+/* Frees the chunks of a slot that is no longer logged: KVM pushes none of its pages from now on. */
+static __always_inline void free_chunks(struct vm *vm, struct thread *t)
+{
+	struct walker w = { .vm = vm, .t = t };
+
+	loop(MAX_TURNS, LOOP_FREE, &w, 0);
 }

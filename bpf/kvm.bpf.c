@@ -53,8 +53,7 @@ static __always_inline int ioctl_exit(void *ctx, s32 ret)
 	return kvm_ioctl_exit(ctx, id, t, ret);
 }
 
-/* Reports channels and walks a bitmap, then reports the call. It tail-calls itself as often as the
- * kernel allows. */
+/* Reports channels and walks a bitmap, then reports the call. */
 static __always_inline int walk_on(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -64,25 +63,22 @@ static __always_inline int walk_on(void *ctx)
 
 	if (!t || !vm || !ends_in_walker(t->cmd))
 		return 0;
-	if (channels_due(t) && report_channels(vm))
-		walkers.call(ctx, 0);
+	if (channels_due(t))
+		report_channels(vm);
 	switch (REREAD(t->cmd)) {
 	case KVM_GET_DIRTY_LOG:
 	case KVM_CLEAR_DIRTY_LOG:
-		if (walk && walk_pieces(walk, vm, t))
-			walkers.call(ctx, 0);
+		if (walk)
+			walk_bitmap(walk, vm, t);
 		break;
 	case KVM_RESET_DIRTY_RINGS:
-		if (!walk)
-			break;
-		if (ship_chunks(walk, vm, t))
-			walkers.call(ctx, 0);
-		end_chunks(walk, vm);
+		if (walk)
+			ship_chunks(walk, vm, t);
 		break;
 	case KVM_SET_USER_MEMORY_REGION:
 	case KVM_SET_USER_MEMORY_REGION2:
-		if (walk && t->bitmap_bytes && free_chunks(walk, vm, t))
-			walkers.call(ctx, 0);
+		if (t->bitmap_bytes)
+			free_chunks(vm, t);
 	}
 	walk_done(vm, t);
 	call_done(id, t);

@@ -20,10 +20,6 @@
 #define KVM_MEM_LOG_DIRTY_PAGES 1
 #define RUN_GAP_NS 1000000
 
-struct kvm_region_arg {
-	u32 slot, flags;
-	u64 gpa, bytes, uaddr;
-};
 struct kvm_get_dirty_log_arg {
 	u32 slot, pad;
 	u64 bitmap;
@@ -79,6 +75,23 @@ static __always_inline u64 bitmap_bytes(u64 pages)
 	return (pages + 63) / 64 * 8;
 }
 
+/* Makes the entry of a thread that has none; `vm` is NULL in KVM_CREATE_VM. */
+static __always_inline void keep_thread(struct vm *vm, u64 id, struct thread *t)
+{
+	if ((vm && vm->nr_threads >= MAX_THREADS) || threads.insert(&id, t))
+		count_full(vm, TABLE_THREADS);
+	else if (vm)
+		__sync_fetch_and_add(&vm->nr_threads, 1);
+}
+
+/* Of a thread that entered before its process had a VM, or that the collector found, nothing was
+ * counted. */
+static __always_inline void forget_thread(struct vm *vm, u64 id)
+{
+	if (!threads.delete(&id) && vm && vm->nr_threads)
+		__sync_fetch_and_add(&vm->nr_threads, -1);
+}
+
 static __always_inline void run_enter(u32 fd)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -91,8 +104,7 @@ static __always_inline void run_enter(u32 fd)
 	if (!t) {
 		struct thread fresh = { .cmd = KVM_RUN, .fd = fd };
 
-		if (threads.update(&id, &fresh))
-			count_full(vm, TABLE_THREADS);
+		keep_thread(vm, id, &fresh);
 		t = threads.lookup(&id);
 		if (!t)
 			return;
@@ -116,7 +128,9 @@ static __always_inline void run_exit(struct thread *t)
 		vm->last_exit_ns = now;
 }
 
-/* Stores the call. Its arguments are read when it returns. */
+/* Stores the call. Its arguments are read when it returns, but for a memory region's: KVM reads
+ * them at the beginning, and they say what later bitmaps mean, so another thread must not change
+ * them. */
 static __always_inline void kvm_enter(u64 id, u32 cmd, u64 arg)
 {
 	struct thread t = { .cmd = cmd, .arg = arg, .enter_ns = now_ns() };
@@ -125,12 +139,16 @@ static __always_inline void kvm_enter(u64 id, u32 cmd, u64 arg)
 
 	if (cmd != KVM_CREATE_VM && !vm)
 		return;
+	if (is_region(cmd))
+		t.has_region = !read_user(&t.region, sizeof(t.region), (void *)arg);
 	/* A vCPU thread keeps the time of its last exit across other calls. */
 	old = threads.lookup(&id);
-	if (old)
+	if (old) {
 		t.exit_ns = old->exit_ns;
-	if (threads.update(&id, &t))
-		count_full(vm, TABLE_THREADS);
+		*old = t;
+	} else {
+		keep_thread(vm, id, &t);
+	}
 }
 
 /* The record of a call that returned. It is sent in one place: BCC inlines everything, and each
@@ -160,7 +178,7 @@ static __always_inline void emit_record(struct vm *vm, union kvm_record *r)
 	if (!size || size > sizeof(*r))
 		return;
 	fill_header(&r->h, vm, r->h.kind, size);
-	send(r, size, NO_WAKE);
+	send(vm, r, size, NO_WAKE);
 }
 
 static __always_inline void set_clock(struct vm *vm, struct thread *t, u32 op, struct vft_clock *e)
@@ -181,31 +199,38 @@ static __always_inline void keep_slot(struct vm *vm, u32 slot, u64 pages)
 	bool known = slot_pages.lookup(&key);
 
 	if (!pages) {
-		if (!slot_pages.delete(&key))
+		if (!slot_pages.delete(&key)) {
 			__sync_fetch_and_add(&vm->nr_slots, -1);
+			count_held(vm->uid, TABLE_SLOT_PAGES, -1);
+		}
 		return;
 	}
-	if ((!known && vm->nr_slots >= MAX_SLOTS) || slot_pages.update(&key, &pages))
+	if (!known && (vm->nr_slots >= MAX_SLOTS || !has_room(vm->uid, TABLE_SLOT_PAGES, SLOTS))) {
 		count_full(vm, TABLE_SLOT_PAGES);
-	else if (!known)
+		return;
+	}
+	if (slot_pages.update(&key, &pages)) {
+		count_full(vm, TABLE_SLOT_PAGES);
+	} else if (!known) {
 		__sync_fetch_and_add(&vm->nr_slots, 1);
+		count_held(vm->uid, TABLE_SLOT_PAGES, 1);
+	}
 }
 
 static __always_inline void region_done(struct vm *vm, struct thread *t, struct vft_region *e)
 {
-	struct kvm_region_arg region = {};
+	struct region *region = &t->region;
 
-	read_user(&region, sizeof(region), (void *)t->arg);
-	e->slot = region.slot;
-	e->flags = region.flags;
-	e->gpa = region.gpa;
-	e->size = region.bytes;
-	e->uaddr = region.uaddr;
+	e->slot = region->slot;
+	e->flags = region->flags;
+	e->gpa = region->gpa;
+	e->size = region->bytes;
+	e->uaddr = region->uaddr;
 	e->ret = t->ret;
 	if (t->ret)
 		return;
-	keep_slot(vm, region.slot, region.bytes >> PAGE_SHIFT);
-	if (region.flags & KVM_MEM_LOG_DIRTY_PAGES)
+	keep_slot(vm, region->slot, region->bytes >> PAGE_SHIFT);
+	if (region->flags & KVM_MEM_LOG_DIRTY_PAGES)
 		vm->logging = 1;
 }
 
@@ -259,6 +284,7 @@ static __always_inline void walk_done(struct vm *vm, struct thread *t)
 static __always_inline void vm_created(s32 fd)
 {
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u32 uid = current_uid_gid();
 	struct vft_vm_created e = { .fd = fd };
 	u32 zero = 0;
 	struct vm *vm = new_vm.lookup(&zero);
@@ -267,13 +293,16 @@ static __always_inline void vm_created(s32 fd)
 
 	if (fd < 0 || !vm || !id)
 		return;
-	if (!known && vms.insert(&tgid, vm))
+	if (!known && (!has_room(uid, TABLE_VMS, VMS) || vms.insert(&tgid, vm)))
 		count_full(NULL, TABLE_VMS);
 	vm = vms.lookup(&tgid);
 	if (!vm)
 		return;
-	if (!known)
+	if (!known) {
 		vm->id = fetch_add(id, 1);
+		vm->uid = uid;
+		count_held(uid, TABLE_VMS, 1);
+	}
 	EMIT_WAKING(vm, VFT_VM_CREATED, &e, WAKE);
 }
 
@@ -301,7 +330,7 @@ static __always_inline u64 describe_walk(struct vm *vm, struct thread *t)
 	t->num_pages = clear.num_pages;
 	t->first_page = clear.first_page;
 	t->bitmap_bytes = bitmap_bytes(clear.num_pages);
-	return clear.bitmap;
+	return t->ret ? 0 : clear.bitmap;
 }
 
 /* Prepares the walk over a bitmap of the user, or over the VM's touched chunks. */
@@ -323,24 +352,41 @@ static __always_inline void begin_walk(u64 id, struct vm *vm, struct thread *t)
 		walk->bytes = 0;
 }
 
+/* Completes what is known of a region call when it returns. If its argument is not what it was, one
+ * of its records counts as lost: KVM may have read either. */
+static __always_inline void read_region(struct vm *vm, struct thread *t)
+{
+	struct region now = {}, *before = &t->region;
+
+	if (read_user(&now, sizeof(now), (void *)t->arg))
+		return;
+	if (!t->has_region) {
+		t->region = now;
+	} else if (now.slot != before->slot || now.flags != before->flags ||
+		   now.gpa != before->gpa || now.bytes != before->bytes ||
+		   now.uaddr != before->uaddr) {
+		fetch_add(&vm->seq, 1);
+		count_lost(vm, EVENTS, 1);
+	}
+}
+
 /* Prepares the end of a region call: the walker frees the chunks of a slot that is no longer
  * logged. The walker finds the flags in t->num_pages and the number of chunks in t->bitmap_bytes.
  */
-static __always_inline void begin_region(u64 id, struct vm *vm, struct thread *t)
+static __always_inline void begin_region(struct vm *vm, struct thread *t)
 {
-	struct kvm_region_arg region = {};
 	struct slot_key key = { .vm = vm->id };
 	u64 *pages;
 
-	read_user(&region, sizeof(region), (void *)t->arg);
-	t->slot = region.slot;
-	t->num_pages = region.flags;
-	if (region.flags & KVM_MEM_LOG_DIRTY_PAGES || t->ret || !vm->nr_chunks)
+	read_region(vm, t);
+	t->slot = t->region.slot;
+	t->num_pages = t->region.flags;
+	t->bitmap_bytes = 0;
+	if (t->region.flags & KVM_MEM_LOG_DIRTY_PAGES || t->ret || !vm->nr_chunks)
 		return;
-	key.slot = region.slot;
+	key.slot = t->region.slot;
 	pages = slot_pages.lookup(&key);
 	t->bitmap_bytes = pages ? chunks_of(*pages) : 0;
-	walk_begin(id, t, 0);
 }
 
 /* Whether the channels must be reported before this call: what was sent so far belongs to the round
@@ -373,7 +419,7 @@ static __always_inline bool kvm_exit(u64 id, struct thread *t, s32 ret)
 		if (has_bitmap(cmd))
 			begin_walk(id, vm, t);
 		else if (is_region(cmd))
-			begin_region(id, vm, t);
+			begin_region(vm, t);
 		return true;
 	}
 	switch (cmd) {
@@ -432,5 +478,5 @@ static __always_inline void call_done(u64 id, struct thread *t)
 {
 	t->cmd = 0;
 	if (!t->exit_ns)
-		threads.delete(&id);
+		forget_thread(current_vm(), id);
 }

@@ -195,7 +195,7 @@ static __always_inline void emit_mailbox(u32 driver, u64 hw, u64 msg, u32 size, 
 	u64 now = now_ns();
 
 	if (!flow) {
-		count_lost(1);
+		count_lost(NULL, EVENTS, 1);
 		return;
 	}
 	if (!ret) {
@@ -218,7 +218,7 @@ static __always_inline void emit_mailbox(u32 driver, u64 hw, u64 msg, u32 size, 
 	e.direction = direction;
 	e.size = size;
 	e.ret = ret;
-	send(&e, sizeof(e), NO_WAKE);
+	send(NULL, &e, sizeof(e), NO_WAKE);
 }
 
 static __always_inline void function_reset(u32 driver, u64 hw, u32 vf)
@@ -228,7 +228,7 @@ static __always_inline void function_reset(u32 driver, u64 hw, u32 vf)
 	u64 now = now_ns();
 
 	if (!flow) {
-		count_lost(1);
+		count_lost(NULL, EVENTS, 1);
 		return;
 	}
 	if (!may_send(flow, now, &flow->unsent_resets, false) ||
@@ -237,5 +237,5 @@ static __always_inline void function_reset(u32 driver, u64 hw, u32 vf)
 	__builtin_memcpy(e.pf, flow->pf, sizeof(e.pf));
 	e.driver = driver;
 	e.vf = vf;
-	send(&e, sizeof(e), NO_WAKE);
+	send(NULL, &e, sizeof(e), NO_WAKE);
 }

@@ -31,16 +31,13 @@ int tp_process_exit(void *ctx)
 	struct vft_exit e = {};
 	struct vm *vm = current_vm();
 	u32 tgid = id >> 32;
-	bool more;
 
 	if (!vm)
 		return 0;
-	threads.delete(&id);
-	sending.delete(&id);
+	forget_thread(vm, id);
+	forget_sending(vm, id);
 	walks.delete(&id);
-	/* Each thread reports as many channels as one program can: of hundreds of channels, which
-	 * have threads of their own (QEMU migration/multifd.c), none is left at the end. */
-	more = report_channels(vm);
+	report_channels(vm);
 	if (!group_dead(ctx)) {
 		/* A migration thread ends with its migration (QEMU migration/migration.c,
 		 * migrate_fd_cleanup): its last bytes have been reported now. */
@@ -48,13 +45,18 @@ int tp_process_exit(void *ctx)
 			EMIT(vm, VFT_THREAD_EXIT, &thread);
 		return 0;
 	}
-	if (more || vm->not_counted) {
+	if (vm->not_counted) {
 		/* The gap in the sequence marks the VM as incomplete. */
 		fetch_add(&vm->seq, 1);
-		count_lost(1);
+		count_lost(vm, EVENTS, 1);
 	}
 	e.last_exit_ns = vm->last_exit_ns;
-	EMIT(vm, VFT_EXIT, &e);
+	e.lost = vm->lost;
+	e.bulk_lost = vm->bulk_lost;
+	fill_header(&e.h, vm, VFT_EXIT, sizeof(e));
+	/* Whatever the VM's share is. */
+	send(NULL, &e, sizeof(e), NO_WAKE);
+	count_held(vm->uid, TABLE_VMS, -1);
 	vms.delete(&tgid);
 	return 0;
 }

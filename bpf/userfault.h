@@ -34,8 +34,14 @@ static __always_inline void uffd_enter(u64 id, u32 cmd, u64 arg)
 	if (vm) {
 		struct thread t = { .cmd = cmd, .arg = arg, .enter_ns = now_ns() };
 
-		if (threads.update(&id, &t))
-			count_full(vm, TABLE_THREADS);
+		struct thread *old = threads.lookup(&id);
+
+		if (old) {
+			t.exit_ns = old->exit_ns;
+			*old = t;
+		} else {
+			keep_thread(vm, id, &t);
+		}
 	}
 }
 

@@ -24,7 +24,7 @@ static __always_inline int request_exit(void *ctx, s32 ret)
 	return 0;
 }
 
-/* Continues the walk that request_exit began, as often as the kernel allows tail calls. */
+/* Continues what request_exit began. */
 int walk(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -34,8 +34,7 @@ int walk(void *ctx)
 
 	if (!c || !walk || !vm)
 		return 0;
-	if (walk_pieces(walk, vm, &c->t))
-		walkers.call(ctx, 0);
+	walk_bitmap(walk, vm, &c->t);
 	dirty_done(vm, c);
 	calls.delete(&id);
 	return 0;

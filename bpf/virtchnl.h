@@ -53,7 +53,7 @@ static __always_inline void emit_virtchnl(u64 pf, struct vft_virtchnl *e)
 	u64 now = now_ns();
 
 	if (!flow) {
-		count_lost(1);
+		count_lost(NULL, EVENTS, 1);
 		return;
 	}
 	if (asked)
@@ -66,7 +66,7 @@ static __always_inline void emit_virtchnl(u64 pf, struct vft_virtchnl *e)
 	if (!fill_mailbox_header(&e->h, now, VFT_VIRTCHNL, sizeof(*e)))
 		return;
 	__builtin_memcpy(e->pf, flow->pf, sizeof(e->pf));
-	send(e, sizeof(*e), NO_WAKE);
+	send(NULL, e, sizeof(*e), NO_WAKE);
 }
 
 /* i40e numbers the VFs of messages over the whole card. */

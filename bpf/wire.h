@@ -25,6 +25,7 @@ enum vft_kind {
 	VFT_EXIT = 14,
 	VFT_BURST = 15,
 	VFT_THREAD_EXIT = 16,
+	VFT_BITMAP = 17,
 	VFT_VFIO_OPEN = 20,
 	VFT_VFIO_CLOSE = 21,
 	VFT_VFIO_STATE = 22,
@@ -63,6 +64,7 @@ enum vft_kind {
 	VFT_UNCOUNTED = 123,
 	VFT_TABLE_FULL = 124,
 	VFT_RECORDED_MIGRATION = 125,
+	VFT_VM_LOST = 126,
 	VFT_CALLS_TRACED = 140,
 	VFT_CALL_THREAD = 141,
 	VFT_CALL_FD = 142,
@@ -70,7 +72,8 @@ enum vft_kind {
 };
 
 /* seq numbers the records of one process (tgid), or of no process (tgid 0). A record that did not
- * fit into the ring buffer leaves a gap. */
+ * fit into the ring buffer leaves a gap. Records of kind VFT_BITMAP have numbers of their own,
+ * because they go through a ring buffer of their own. */
 struct vft_header {
 	u64 at_ns;
 	u64 seq;
@@ -146,9 +149,9 @@ enum vft_fill {
 
 #define VFT_PIECE_WORDS 512
 
-/* A part of a bitmap. call_ns is enter_ns of the ioctl it belongs to (same tid). Only the first
- * `words` words are sent. Where all their bits are set the collector drops the words and sets fill
- * to VFT_FILL_ONES. */
+/* A part of a bitmap, in recordings of versions before VFT_BITMAP. call_ns is enter_ns of the ioctl
+ * it belongs to (same tid). Only the first `words` words are sent. Where all their bits are set the
+ * collector drops the words and sets fill to VFT_FILL_ONES. */
 struct vft_piece {
 	struct vft_header h;
 	u64 call_ns;
@@ -157,6 +160,27 @@ struct vft_piece {
 	u16 words;
 	u16 fill;
 	u64 word[VFT_PIECE_WORDS];
+};
+
+#define VFT_BITMAP_WORDS 4096
+#define VFT_BLOCK_WORDS 16
+#define VFT_BITMAP_ENTRIES 4352 /* all words, and a head for each block */
+
+/* What is not zero in `words` words of a bitmap. call_ns is enter_ns of the ioctl it belongs to
+ * (same tid). The words are divided into blocks of VFT_BLOCK_WORDS. `entry` holds, in order of
+ * place and only as many as there are, for each block with a bit set a head and words. A head is
+ *
+ *   bits  0-15  the number of the block
+ *   bits 16-31  bit 16 + i is set if the i-th word of the block follows
+ *   bits 32-47  if not zero: as many blocks from this one on have all bits set, and no word follows
+ */
+struct vft_bitmap {
+	struct vft_header h;
+	u64 call_ns;
+	u64 first_page;
+	u32 slot;
+	u32 words;
+	u64 entry[VFT_BITMAP_ENTRIES];
 };
 
 struct vft_reset_dirty_rings {
@@ -450,10 +474,13 @@ struct vft_vf_reset {
 	u32 vf;
 };
 
-/* The last thread of a process exited. */
+/* The last thread of a process exited. lost, bulk_lost: its records for which the ring buffers had
+ * no room. */
 struct vft_exit {
 	struct vft_header h;
 	u64 last_exit_ns;
+	u64 lost;
+	u64 bulk_lost;
 };
 
 /* A thread of a process that logs dirty pages ended. Its process goes on, or ends with it. */
@@ -512,9 +539,11 @@ struct vft_clock_sample {
 	s64 error_ns;
 };
 
+/* count: records of both ring buffers; bulk: those among them that are parts of bitmaps. */
 struct vft_lost {
 	struct vft_header h;
 	u64 count;
+	u64 bulk;
 };
 
 struct vft_gone {

@@ -3,6 +3,7 @@
 KVM_CLEAR_DIRTY_LOG takes any bitmap and only reads it, so what was shipped can be held against what was handed over.
 """
 
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks.kvmslots import GIB, MANUAL_PROTECT, PAGE, Bitmap, Vm
 from vftrace.collect.live import LiveSource
-from vftrace.events import ClearDirtyLog, Piece
+from vftrace.events import BitmapPart, ClearDirtyLog
 
 PIECE = 1 << 15
 """Pages of a piece."""
@@ -63,17 +64,19 @@ def any_piece(chosen: random.Random) -> int:
     return chosen.choice(kinds)
 
 
-def shipped(source: LiveSource, calls: int) -> list[tuple[ClearDirtyLog, list[Piece]]]:
+def shipped(source: LiveSource, calls: int) -> list[tuple[ClearDirtyLog, list[BitmapPart]]]:
     """Each of so many calls with its pieces."""
     done: list[ClearDirtyLog] = []
-    pieces: list[Piece] = []
+    pieces: list[BitmapPart] = []
     deadline = time.monotonic() + 60
     while len(done) < calls:
         assert time.monotonic() < deadline
         for event in source.read().events:
+            if event.tgid != os.getpid():
+                continue  # other VMs of this host
             if isinstance(event, ClearDirtyLog):
                 done.append(event)
-            elif isinstance(event, Piece):
+            elif isinstance(event, BitmapPart):
                 pieces.append(event)
     return [(call, [p for p in pieces if p.call_ns == call.enter_ns]) for call in done]
 

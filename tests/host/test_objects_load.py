@@ -18,7 +18,7 @@ GUEST_MEMORY = 1 << 30
 
 def _flags(program: str, way: str) -> Sequence[str]:
     if program == "kvm.bpf.c":
-        return loader._cflags(Way(way, ()), GUEST_MEMORY, loader.LEAST_PIECES)
+        return loader._cflags(Way(way, ()), GUEST_MEMORY)
     if program == "vfio.bpf.c":
         return vfio._cflags(Way(way, ()), None)
     if program == "calls.bpf.c":
@@ -34,7 +34,7 @@ def load(program: str, way: str) -> tuple[bool, dict[str, bytes]]:
         first = compiled("kvm.bpf.c", _flags("kvm.bpf.c", TRACEPOINT))
     bpf = compiled(program, _flags(program, way), first)
     functions = bpf.image.functions
-    for name in functions:
+    for name in bpf.image.programs:
         on_tracepoint = name.startswith("tp_") or way == TRACEPOINT
         kind = Object.TRACEPOINT if on_tracepoint else Object.KPROBE
         bpf.load(name, Object.RAW_TRACEPOINT if name.startswith("raw_") else kind)

@@ -1,20 +1,25 @@
 """What the reader holds while the main process is late."""
 
+import struct
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vftrace import events
 from vftrace.collect.backlog import OBJECT_BYTES, Backlog
 from vftrace.events import wire
-from vftrace.events.layout import PIECE_WORDS, Kind
+from vftrace.events.layout import Kind
 
 LOUD, QUIET = 11, 22
 
 
 def piece(tgid: int, seq: int = 0) -> bytes:
-    """A piece of a bitmap as the kernel side sends it."""
-    body = wire._PIECE.pack(5, 0, 1, PIECE_WORDS, 0) + bytes(range(256)) * (PIECE_WORDS // 32)
-    return wire.HEADER.pack(1, seq, wire.HEADER.size + len(body), Kind.PIECE, 0, tgid, 1) + body
+    """A part of a bitmap of 512 words, all of which have a bit."""
+    body = struct.pack("<QQII", 5, 0, 1, 512)
+    for block in range(32):
+        body += struct.pack("<Q", block | 0xFFFF << 16) + bytes(range(1, 129))
+    head = (1, seq, wire.HEADER.size + len(body), Kind.BITMAP, 0, tgid, 1)
+    return wire.HEADER.pack(*head) + body
 
 
 def control(tgid: int, seq: int = 0) -> bytes:
@@ -56,7 +61,7 @@ def test_the_loudest_loses_its_pieces_and_nobody_else_anything() -> None:
     assert [r for r in kept if wire.kind_of(r) == Kind.EXIT and wire.tgid_of(r) == LOUD] == (
         loud_control
     )
-    pieces = sum(wire.tgid_of(r) == LOUD and wire.kind_of(r) == Kind.PIECE for r in kept)
+    pieces = sum(wire.tgid_of(r) == LOUD and wire.kind_of(r) == Kind.BITMAP for r in kept)
     assert backlog.dropped == {LOUD: 200 - pieces}
     assert 0 < pieces < 200
 
@@ -92,7 +97,7 @@ def test_every_record_is_kept_or_counted_and_control_is_always_kept(
     got += drained(backlog)
     assert got == sorted(got, key=lambda record: wire.HEADER.unpack_from(record)[1])
     lost = [record for record in sent if record not in got]
-    assert all(wire.kind_of(record) == Kind.PIECE for record in lost)
+    assert all(wire.kind_of(record) == Kind.BITMAP for record in lost)
     by_process = dict.fromkeys(backlog.dropped, 0)
     for record in lost:
         by_process[wire.tgid_of(record)] += 1

@@ -3,14 +3,16 @@
 import mmap
 import os
 import random
+import select
 import struct
 import time
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 
 from vftrace.probes.bpf import ring
-from vftrace.probes.bpf.ring import PAGE, RingBuffer
+from vftrace.probes.bpf.ring import PAGE, RingBuffer, RingReader, time_of
 
 SIZE = 16 * PAGE
 BUSY, DISCARD = 1 << 31, 1 << 30
@@ -163,3 +165,106 @@ def test_a_record_that_is_too_long_is_an_error(
     with pytest.raises(ValueError, match="a record of"):
         reader.read(print, NEVER)
     reader.close()
+
+
+# -- two ring buffers --------------------------------------------------------------------------
+
+
+def record(at_ns: int) -> bytes:
+    return struct.pack("<Q", at_ns) + bytes(24)
+
+
+class Two:
+    """A reader of two ring buffers, and the times of the records that it handed over."""
+
+    def __init__(self) -> None:
+        self.control, self.bulk = Kernel(), Kernel()
+        self.times: list[int] = []
+        rings = [RingBuffer(kernel.fd, SIZE) for kernel in (self.control, self.bulk)]
+        self.reader = RingReader(rings, lambda record: self.times.append(time_of(record)))
+
+    def close(self) -> None:
+        self.reader.close()
+        for kernel in (self.control, self.bulk):
+            kernel.memory.close()
+            os.close(kernel.fd)
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Two]:
+    # A memfd cannot be waited for.
+    waits = select.epoll
+    monkeypatch.setattr(select, "epoll", lambda: mock.Mock(spec=waits))
+    made = Two()
+    yield made
+    made.close()
+
+
+def now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def test_records_of_two_ring_buffers_come_in_the_order_of_their_times(two: Two) -> None:
+    begun = now_ns() - 1000
+    for at in (3, 1, 7):
+        two.control.send(record(begun + at))
+    for at in (2, 5):
+        two.bulk.send(record(begun + at))
+    assert two.reader.read()
+    assert [at - begun for at in two.times] == [1, 2, 3, 5, 7]
+    assert two.reader.known_ns >= begun + 1000
+
+
+def test_a_record_that_is_younger_than_the_look_waits_for_the_next(two: Two) -> None:
+    """An older one may still be written to the other ring buffer."""
+    future = now_ns() + 10**9
+    two.control.send(record(future))
+    two.control.send(record(1))
+    assert two.reader.read()
+    assert two.times == [1]
+    two.bulk.send(record(2))
+    two.reader._complete_ns = future
+    assert two.reader.read()
+    assert two.times == [1, 2, future]
+
+
+def test_what_one_ring_buffer_still_holds_limits_what_is_known(two: Two) -> None:
+    """A late reader of bitmaps does not let calls overtake their bitmaps."""
+    for at in range(1, 201):
+        two.bulk.send(record(10 * at))
+    two.control.send(record(55))
+    two.control.send(record(1995))
+    assert not two.reader.read(most_s=0)
+    last = two.times[-1]
+    assert two.times == sorted([*range(10, last + 1, 10), 55])
+    assert two.reader.known_ns == last < 1995
+    while not two.reader.read(most_s=0):
+        pass
+    assert two.times == sorted([*range(10, 2001, 10), 55, 1995])
+
+
+def test_a_record_that_is_still_written_limits_what_is_known(two: Two) -> None:
+    two.bulk.send(record(10))
+    two.bulk.send(record(20), BUSY)
+    two.control.send(record(30))
+    assert two.reader.read()
+    assert (two.times, two.reader.known_ns) == ([10], 10)
+
+
+def test_a_slow_consumer_holds_the_reader_no_longer_than_asked(two: Two) -> None:
+    """Records that were taken and not handed over come next, in order, and what is known says so."""
+
+    def slow(record: bytes) -> None:
+        time.sleep(0.0005)
+        two.times.append(time_of(record))
+
+    two.reader._on_record = slow
+    for at in range(1, 1001):
+        two.control.send(record(at))
+    begun = time.monotonic()
+    assert not two.reader.read(most_s=0.05)
+    assert time.monotonic() - begun < 0.05 + ring.LOOK_EVERY * 0.002 + 0.1
+    assert two.reader.known_ns == len(two.times) < 1000
+    while not two.reader.read(most_s=0.05):
+        pass
+    assert two.times == list(range(1, 1001))

@@ -70,6 +70,35 @@ def test_a_map_that_is_not_there_is_an_error() -> None:
         IMAGE.functions["walk"].with_maps({"events": 3})
 
 
+def wide(value: int, register: int = 1) -> bytes:
+    """A 64-bit number in a register."""
+    low, high = value & 0xFFFFFFFF, value >> 32
+    return struct.pack("<BBHI", LOAD_64, register, 0, low) + struct.pack("<BBHI", 0, 0, 0, high)
+
+
+def test_callbacks_stand_behind_their_program() -> None:
+    """bpf/common.h has a number for each; the kernel wants the distance (BPF_PSEUDO_FUNC, relative to the next)."""
+    copy, group, bulk = 0x7666747263616C00, 0x7666747263616C01, 0x7666747261636501
+    end = instruction(0x95)
+    texts = {"walk": end + wide(copy, 2) + end, "loop_copy": wide(bulk) + wide(group, 2) + end}
+    functions = {name: Function.of(text, {}) for name, text in texts.items()}
+    functions["loop_group"] = Function.of(end, {})
+    image = Image("GPL", {}, functions)
+    assert image.programs == ("walk",)
+    assert Image.unpacked(image.packed()) == image
+    linked, starts = image.linked("walk")
+    assert starts == (0, 4, 9)
+    assert linked.maps == ((4, "bulk"),)
+    assert linked.with_maps({"bulk": 5}) == b"".join(
+        (
+            *(end, instruction(LOAD_64, 0x42, 4 - 1 - 1), instruction(0), end),
+            *(instruction(LOAD_64, 0x11, 5), instruction(0)),
+            *(instruction(LOAD_64, 0x42, 9 - 6 - 1), instruction(0), end),
+            end,
+        )
+    )
+
+
 def test_only_the_owner_may_read_what_is_kept(place: Path) -> None:
     file = kept(place)
     assert stat.S_IMODE(place.stat().st_mode) == 0o700

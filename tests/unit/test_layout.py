@@ -45,8 +45,8 @@ def test_the_module_is_generated_from_the_header() -> None:
 )
 def test_a_struct_that_c_would_pad_is_refused(member: str, why: str) -> None:
     header = HEADER.read_text().replace(
-        "struct vft_exit {\n\tstruct vft_header h;\n\tu64 last_exit_ns;",
-        f"struct vft_exit {{\n\tstruct vft_header h;\n\t{member}",
+        "struct vft_gone {\n\tstruct vft_header h;\n\tu64 pid;",
+        f"struct vft_gone {{\n\tstruct vft_header h;\n\t{member}",
     )
     with pytest.raises(ValueError, match=why):
         generated(header)

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import json
+import struct
 import subprocess
 import time
 import tracemalloc
@@ -818,7 +819,7 @@ def encode_any(event: events.Event) -> bytes:
     if not isinstance(event, events.Piece):
         return wire.encode(event)
     words = -(-event.bits.bit_length() // 64)
-    body = wire._PIECE.pack(event.call_ns, event.first_page, event.slot, words, 0)
+    body = struct.pack("<QQIHH", event.call_ns, event.first_page, event.slot, words, 0)
     body += event.bits.to_bytes(words * 8, "little")
     size = wire.HEADER.size + len(body)
     head = wire.HEADER.pack(event.at_ns, event.seq, size, 7, 0, event.tgid, event.tid)

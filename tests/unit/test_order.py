@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vftrace.collect.order import WINDOW_NS, Order
-from vftrace.events import Tick
+from vftrace.events import BitmapPart, Tick
 
 
 def _tick(at_ns: int, seq: int = 0, tgid: int = 1) -> Tick:
@@ -118,3 +118,17 @@ def test_lists_of_any_length_come_out_as_one_by_one(
         together += many.push(rest[:length])
         del rest[:length]
     assert together + many.push(rest) + many.flush() == alone
+
+
+def test_bitmaps_have_numbers_of_their_own() -> None:
+    """They come through another ring buffer, so the numbers of a process's other records say nothing of theirs."""
+    order = Order()
+    order.push([_tick(10, 7), BitmapPart(11, 0, 1, 1, 5, 0, 0, 1), _tick(12, 8)])
+    order.push([BitmapPart(9, 1, 1, 1, 5, 64, 0, 1), _tick(8, 9)])
+    assert [(type(e), e.at_ns, e.seq) for e in order.flush()] == [
+        (Tick, 8, 7),
+        (BitmapPart, 9, 0),
+        (Tick, 10, 8),
+        (BitmapPart, 11, 1),
+        (Tick, 12, 9),
+    ]

@@ -1,6 +1,7 @@
 """The reader's loop, with a source that this test fills."""
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -51,7 +52,7 @@ class Source:
 
 
 def piece(tgid: int, seq: int) -> bytes:
-    body = wire._PIECE.pack(5, 0, 1, PIECE_WORDS, 0) + bytes(range(256)) * (PIECE_WORDS // 32)
+    body = struct.pack("<QQIHH", 5, 0, 1, PIECE_WORDS, 0) + bytes(range(256)) * (PIECE_WORDS // 32)
     size = wire.HEADER.size + len(body)
     return wire.HEADER.pack(1, seq, size, RecordKind.PIECE, 0, tgid, 1) + body
 

@@ -21,7 +21,7 @@ def test_every_kind_has_its_event() -> None:
     assert set(made) - set(wire.CLASSES.values()) == {Event, events.Unknown}
 
 
-@pytest.mark.parametrize("kind", sorted(set(BODIES) - {Kind.PIECE}), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", sorted(set(BODIES) - wire.BITMAPS), ids=lambda kind: kind.name)
 def test_an_event_has_the_fields_of_its_struct(kind: Kind) -> None:
     names = wire.CLASSES[kind].__struct_fields__
     assert names == (*Event.__struct_fields__, *BODIES[kind][1])
@@ -46,17 +46,68 @@ def test_a_record_made_as_the_kernel_makes_it() -> None:
     assert piece.bits.bit_count() == 32768
 
 
-@pytest.mark.parametrize("words", [1, 511, 512])
-def test_a_piece_of_ones_needs_no_words(words: int) -> None:
-    size = 32 + 24
-    head = struct.pack("<QQIHHII", 1000, 9, size + 8 * words, 7, 0, 42, 43)
-    body = struct.pack("<QQIHH", 900, 32768, 3, words, 0)
-    ones, hole = bytes([0xFF] * 8 * words), bytes([0xFF] * (8 * words - 1) + [0x7F])
-    short = wire.shortened(head + body + ones)
-    assert len(short) == size
-    assert wire.decode(short) == wire.decode(head + body + ones)
-    assert wire.shortened(short) == short
-    assert wire.shortened(head + body + hole) == head + body + hole
+def test_an_old_piece_of_ones_has_no_words() -> None:
+    """As earlier versions wrote it."""
+    head = struct.pack("<QQIHHII", 1000, 9, 32 + 24, 7, 0, 42, 43)
+    piece = wire.decode(head + struct.pack("<QQIHH", 900, 32768, 3, 511, 1))
+    assert isinstance(piece, events.Piece)
+    assert piece.bits == (1 << 511 * 64) - 1
+
+
+# -- bitmaps -----------------------------------------------------------------------------------
+
+
+def part(words: int, *entries: int) -> bytes:
+    """A record of kind BITMAP by hand."""
+    body = struct.pack(f"<QQII{len(entries)}Q", 900, 64, 3, words, *entries)
+    return struct.pack("<QQIHHII", 1000, 8, 32 + len(body), 17, 0, 42, 43) + body
+
+
+def block(number: int, mask: int = 0, ones: int = 0) -> int:
+    """A head."""
+    return number | mask << 16 | ones << 32
+
+
+def test_a_bitmap_made_as_the_kernel_makes_it() -> None:
+    """By hand, from the header's text: a word, a run of ones, the last word of a block, and one behind that."""
+    word = 0x8000000000000001
+    record = part(
+        4096, block(0, 0b10), word, block(1, ones=3), block(9, 0x8000), 7, block(255, 1), 1
+    )
+    bits = word << 64 | ((1 << 48 * 64) - 1) << 16 * 64 | 7 << 159 * 64 | 1 << 255 * 16 * 64
+    assert wire.decode(record) == events.BitmapPart(1000, 8, 42, 43, 900, 64, 3, bits)
+
+
+def test_a_whole_bitmap_of_ones_is_one_entry() -> None:
+    event = wire.decode(part(4096, block(0, ones=256)))
+    assert isinstance(event, events.BitmapPart)
+    assert event.bits == (1 << 4096 * 64) - 1
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        part(4097, block(0, 1), 1),
+        part(16, block(1, 1), 1),
+        part(64, block(2, 1), 1, block(2, 2), 1),
+        part(64, block(2, 1), 1, block(1, 1), 1),
+        part(64, block(0, ones=5)),
+        part(4096, block(0, ones=0xFFFF)),
+        part(64, block(0, 0b111), 1, 1),
+        part(64)[:-4],
+    ],
+    ids=["words", "behind the end", "twice", "back", "long run", "longer run", "cut", "short"],
+)
+def test_a_bitmap_that_makes_no_sense(record: bytes) -> None:
+    record = record[:16] + struct.pack("<I", len(record)) + record[20:]
+    assert isinstance(wire.decode(record), events.Unknown)
+
+
+@given(st.integers(0, 5000), st.lists(st.integers(0, (1 << 64) - 1), max_size=40))
+def test_a_bitmap_is_never_larger_than_the_kernels(words: int, entries: list[int]) -> None:
+    event = wire.decode(part(words, *entries))
+    if isinstance(event, events.BitmapPart):
+        assert event.bits.bit_length() <= -(-words // 16) * 16 * 64 <= 4096 * 64
 
 
 # -- round trips -------------------------------------------------------------------------------

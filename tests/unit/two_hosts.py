@@ -36,7 +36,7 @@ def shifted(record: bytes, shift_ns: int, error_ns: int | None = None) -> bytes:
     at_ns, seq, size, kind, zero, tgid, tid = wire.HEADER.unpack_from(record)
     body = record[wire.HEADER.size :]
     head = wire.HEADER.pack(at_ns + shift_ns, seq, size, kind, zero, tgid, tid)
-    if kind == Kind.PIECE:
+    if kind in wire.BITMAPS:
         return head + struct.pack("<Q", struct.unpack_from("<Q", body)[0] + shift_ns) + body[8:]
     if kind not in BODIES:
         return head + body

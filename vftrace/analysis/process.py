@@ -14,12 +14,15 @@ from vftrace.analysis.largest import Largest
 from vftrace.analysis.outgoing import STOPPED_FOR_IT_NS, OutgoingMigration
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import Event
+from vftrace.events.layout import BITMAP_WORDS, PIECE_WORDS
 from vftrace.model.migration import CHANNEL_KINDS
 from vftrace.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE
 
 # A burst is one thread switching logging on slot by slot (QEMU memory_global_dirty_log_start).
 BURST_NS = 1_000_000_000
 _MAX_PENDING_PIECES = 65536
+"""Pieces of bitmaps, of 4 KiB, that wait for the record of their call: 256 MiB, of a VM of 8 TiB."""
+_PIECES_OF_PART = BITMAP_WORDS // PIECE_WORDS
 MAX_OPEN = 64
 """Attempts of one process that go on at once; of more, the oldest that is no migration ends."""
 
@@ -168,7 +171,7 @@ class Process:
         """Take one event of this process. Never raises on content."""
         if event.at_ns >= self.last_event_ns:
             self.last_event_ns = event.at_ns
-        elif type(event) is not events.Piece:
+        elif not isinstance(event, events.Piece):
             self.last_loss_ns = max(self.last_loss_ns or 0, self.last_event_ns)
         if self.ended_threads and not isinstance(event, _SENT_BY_THE_END):
             self._lives_on()
@@ -396,9 +399,9 @@ class Process:
     def _piece(self, event: events.Piece) -> None:
         if self.pieces_held >= _MAX_PENDING_PIECES:
             oldest = next(iter(self.pieces))
-            self.pieces_held -= len(self.pieces.pop(oldest))
+            self.pieces_held -= _held(self.pieces.pop(oldest))
         self.pieces.setdefault((event.tid, event.call_ns), []).append(event)
-        self.pieces_held += 1
+        self.pieces_held += _held([event])
 
     def _take_pieces(self, tid: int, call_ns: int) -> list[events.Piece]:
         """The pieces of one call. Older ones of the same thread belong to nothing any more."""
@@ -407,7 +410,7 @@ class Process:
         mine = self.pieces.pop((tid, call_ns), [])
         for key in [key for key in self.pieces if key[0] == tid and key[1] < call_ns]:
             del self.pieces[key]
-        self.pieces_held = sum(len(rest) for rest in self.pieces.values())
+        self.pieces_held = sum(map(_held, self.pieces.values()))
         return mine
 
     def _get_dirty_log(self, event: events.GetDirtyLog) -> None:
@@ -664,6 +667,11 @@ class Process:
         self.incoming.postcopy_bytes = max(self.incoming.postcopy_bytes, event.bytes)
 
 
+def _held(parts: list[events.Piece]) -> int:
+    """How many pieces of 4 KiB so many parts of one call's bitmap may have."""
+    return len(parts) * (_PIECES_OF_PART if type(parts[0]) is events.BitmapPart else 1)
+
+
 def _is_another(event: events.Channel, before: events.Channel) -> bool:
     """Whether an fd was used in ways that one description is not: as a socket and as none; or written at positions by
     one thread and in order by another."""
@@ -675,6 +683,7 @@ def _is_another(event: events.Channel, before: events.Channel) -> bool:
 
 _TAKES: dict[type[Event], Callable[[Process, Any], None]] = {
     events.Piece: Process._piece,
+    events.BitmapPart: Process._piece,
     events.GetDirtyLog: Process._get_dirty_log,
     events.ClearDirtyLog: Process._clear_dirty_log,
     events.ResetDirtyRings: Process._reset_rings,

@@ -87,6 +87,7 @@ class Tracker:
     _now_ns: int = 0
     _events: int = 0
     _lost: int = 0
+    _lost_by_vm: dict[int, tuple[int, int]] = field(default_factory=dict)
     _tables_full: dict[str, int] = field(default_factory=dict)
     _unknown: int = 0
     _clock: list[tuple[int, int, int]] = field(default_factory=list)
@@ -124,7 +125,10 @@ class Tracker:
         if process is None:
             process = self._new_process(tgid, at_ns)
         stream = process.stream
-        if event.seq == stream.next:
+        if kind is events.BitmapPart:
+            # Their calls say how many there were.
+            pass
+        elif event.seq == stream.next:
             stream.next += 1
         elif not self._takes_out_of_sequence(process, event):
             return
@@ -233,6 +237,14 @@ class Tracker:
 
     def _count_lost(self, event: events.Lost) -> None:
         self._lost = max(self._lost, event.count)
+
+    def _count_lost_of(self, event: events.VmLost) -> None:
+        before = self._lost_by_vm.get(event.pid, (0, 0))
+        self._lost_by_vm[event.pid] = max(before[0], event.records), max(before[1], event.bulk)
+        process = self._processes.get(event.pid)
+        # A part of a bitmap that is missing shows where its call is counted.
+        if process is not None and event.records > before[0]:
+            process.last_loss_ns = max(process.last_loss_ns or 0, event.at_ns)
 
     def _change_network(self, event: events.NetAddress | events.NetLink) -> None:
         self._network.append(event)
@@ -643,6 +655,7 @@ _TAKES: dict[type[Event], Callable[[Tracker, Any], None]] = {
     events.Lost: Tracker._count_lost,
     events.TableFull: Tracker._count_full,
     events.RecordedMigration: Tracker._record_only,
+    events.VmLost: Tracker._count_lost_of,
     events.NetAddress: Tracker._change_network,
     events.NetLink: Tracker._change_network,
     events.NetMissed: Tracker._miss_network,

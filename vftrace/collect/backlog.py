@@ -82,7 +82,7 @@ class Backlog:
         bulk: Counter[int] = Counter()
         for parcel in self._parcels:
             for record in parcel.records[parcel.first :]:
-                if wire.kind_of(record) in wire.BULK:
+                if wire.kind_of(record) in wire.BITMAPS:
                     bulk[wire.tgid_of(record)] += len(record) + OBJECT_BYTES
         victims = set()
         wanted = self._size - self._limit // 2
@@ -97,7 +97,7 @@ class Backlog:
     def _drop_of(self, victims: set[int], parcel: Parcel) -> None:
         kept = []
         for record in parcel.records[parcel.first :]:
-            if wire.kind_of(record) in wire.BULK and wire.tgid_of(record) in victims:
+            if wire.kind_of(record) in wire.BITMAPS and wire.tgid_of(record) in victims:
                 self.dropped[wire.tgid_of(record)] += 1
                 parcel.size -= len(record) + OBJECT_BYTES
                 self._size -= len(record) + OBJECT_BYTES

@@ -85,7 +85,6 @@ class Intake:
     def take_in(self, record: bytes, *, decode: bool) -> Event | None:
         """Append a record of the kernel side; returns its event if it is to be decoded now."""
         self.reach(wire.time_of(record))
-        record = wire.shortened(record)
         if not decode:
             self._batch.add(record)
             return None

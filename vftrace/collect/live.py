@@ -69,6 +69,7 @@ class LiveSource:
         self._network = NetworkWatch(self._intake, lambda: self._identifier.pids)
         self._lost = 0
         self._dropped = 0
+        self._vm_lost: dict[int, tuple[int, int]] = {}
         self._uncounted: dict[int, int] = {}
         self._full: Counter[str] = Counter()
         self._next_tick_ns = 0
@@ -91,14 +92,12 @@ class LiveSource:
     def read(self, timeout_ms: int = POLL_MS) -> Batch:
         """Wait a moment, then return what came, in order of arrival."""
         emptied = self.probes.poll(timeout_ms, READ_S)
-        # A tick says that all before it is known: not while older records wait in the ring buffer.
-        if emptied:
-            try:
-                self._look_around()
-            except VftraceError:
-                raise
-            except Exception as error:
-                FAULTS.contained(Where.READER, error, "what a tick reports is cut short")
+        try:
+            self._look_around(emptied=emptied)
+        except VftraceError:
+            raise
+        except Exception as error:
+            FAULTS.contained(Where.READER, error, "what a tick reports is cut short")
         return self._intake.drain()
 
     def close(self) -> Batch:
@@ -118,13 +117,15 @@ class LiveSource:
         self.probes.close()
         return self._intake.drain()
 
-    def _look_around(self) -> None:
-        """What the collector itself reports, as of now."""
+    def _look_around(self, *, emptied: bool) -> None:
+        """Write what the collector itself reports; `emptied`: no record of the kernel side waits to be read."""
+        # A tick says that all before it is known, also where the reader is late.
         self._intake.reach(self.probes.known_ns)
-        self._keep_time()
-        # Changes of the network have the time at which they were read.
-        self._intake.reach(boottime_ns())
-        self._network.read()
+        self._keep_time(emptied=emptied)
+        if emptied:
+            # Changes of the network have the time at which they were read.
+            self._intake.reach(boottime_ns())
+            self._network.read()
 
     def _on_kernel_record(self, record: bytes) -> None:
         try:
@@ -161,7 +162,8 @@ class LiveSource:
             for fd in held:
                 self._identifier.find_device(pid, fd, "", late=True)
 
-    def _keep_time(self) -> None:
+    def _keep_time(self, *, emptied: bool) -> None:
+        """Write what is due now; `emptied`: no record of the kernel side waits to be read."""
         now = boottime_ns()
         if now >= self._next_second_ns:
             self._next_second_ns = now + SECOND_NS
@@ -174,7 +176,7 @@ class LiveSource:
             self._next_tick_ns = now + TICK_NS
             self._report_lost()
             self._network.report_missed()
-            for pid in self._identifier.report_gone():
+            for pid in self._identifier.report_gone() if emptied else ():
                 self.probes.forget(pid)
                 self._calls.forget(pid)
             self._calls.tick()
@@ -196,10 +198,17 @@ class LiveSource:
                 self._intake.write(events.TableFull, table=table, count=count)
 
     def _report_lost(self) -> None:
-        lost = self.probes.lost() + self._dropped
-        if lost > self._lost:
-            self._lost = lost
-            self._intake.write(events.Lost, count=lost)
+        events_lost, bulk_lost = self.probes.lost()
+        lost = events_lost + bulk_lost + self._dropped
+        if lost == self._lost:
+            return
+        self._lost = lost
+        self._intake.write(events.Lost, count=lost, bulk=bulk_lost)
+        by_vm = self.probes.lost_by_vm()
+        for pid, (records, bulk) in by_vm.items():
+            if self._vm_lost.get(pid) != (records, bulk):
+                self._intake.write(events.VmLost, pid=pid, records=records, bulk=bulk)
+        self._vm_lost = by_vm
 
     def _report_floods(self) -> None:
         for unsent in self.probes.mailbox.unsent():

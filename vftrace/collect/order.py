@@ -6,7 +6,7 @@ from operator import attrgetter
 
 from msgspec.structs import replace
 
-from vftrace.events import Event
+from vftrace.events import BitmapPart, Event
 
 WINDOW_NS = 50_000_000
 """A time stamp is taken before the record's place in the ring buffer, so neighbours may swap; nothing is
@@ -41,7 +41,7 @@ class Order:
         """Where in `_held` the oldest is; what was before it has been released."""
         self._newest_ns = 0
         self._largest: dict[int, int] = {}
-        """By process: the largest number that has come."""
+        """By series of numbers (`_series`): the largest that has come."""
 
     def push(self, events: Sequence[Event]) -> list[Event]:
         """Take events in their order of arrival; returns those that are due, oldest first."""
@@ -49,10 +49,12 @@ class Order:
         first, newest_ns, window_ns = self._first, self._newest_ns, self._window_ns
         due: list[Event] = []
         for event in events:
-            at_ns, seq, tgid = event.at_ns, event.seq, event.tgid
-            if at_ns > newest_ns and seq > largest.get(tgid, -1):
+            at_ns, seq, series = event.at_ns, event.seq, event.tgid
+            if type(event) is BitmapPart:
+                series = ~series
+            if at_ns > newest_ns and seq > largest.get(series, -1):
                 held.append(event)
-                largest[tgid] = seq
+                largest[series] = seq
                 newest_ns = at_ns
                 continue
             # What is due must be out before: it keeps its place and its number.
@@ -94,7 +96,7 @@ class Order:
         What is due, up to `due_ns`, keeps its numbers.
         """
         held = self._held
-        at_ns, seq, tgid = event.at_ns, event.seq, event.tgid
+        at_ns, seq, series = event.at_ns, event.seq, _series(event)
         place = len(held)
         near = max(first, place - _NEAR)
         younger: Event | None = None
@@ -102,36 +104,36 @@ class Order:
             before = held[place - 1]
             if before.at_ns < at_ns or (before.at_ns == at_ns and before.seq <= seq):
                 break
-            if before.tgid == tgid:
+            if _series(before) == series:
                 younger = before
             place -= 1
         else:
             if place > first:
                 place = bisect_right(held, (at_ns, seq), lo=first, hi=place, key=_key)
-                younger = self._same_process(tgid, range(place, len(held)))
+                younger = self._same_series(series, range(place, len(held)))
         held.insert(place, event)
-        largest = self._largest.get(tgid, -1)
+        largest = self._largest.get(series, -1)
         older: Event | None = None
         if seq <= largest or (younger is not None and younger.seq < seq):
             if at_ns > due_ns:
                 first = bisect_right(held, due_ns, lo=first, key=attrgetter("at_ns"))
-            older = self._same_process(tgid, range(place - 1, first - 1, -1))
+            older = self._same_series(series, range(place - 1, first - 1, -1))
             if older is None and younger is None:
                 # Nothing of it is held back: the pid's next process, which begins at 0.
                 largest = seq
-        self._largest[tgid] = max(largest, seq)
+        self._largest[series] = max(largest, seq)
         if (older and older.seq > seq) or (younger and younger.seq < seq):
-            self._renumber(tgid, first)
+            self._renumber(series, first)
 
-    def _same_process(self, tgid: int, places: Iterable[int]) -> Event | None:
-        """The first event of a process in these places."""
+    def _same_series(self, series: int, places: Iterable[int]) -> Event | None:
+        """The first event of a series in these places."""
         held = self._held
-        return next((held[i] for i in places if held[i].tgid == tgid), None)
+        return next((held[i] for i in places if _series(held[i]) == series), None)
 
-    def _renumber(self, tgid: int, first: int) -> None:
-        """Give the oldest event of a process its smallest number, and so on."""
+    def _renumber(self, series: int, first: int) -> None:
+        """Give the oldest event of a series its smallest number, and so on."""
         held = self._held
-        places = [i for i in range(first, len(held)) if held[i].tgid == tgid]
+        places = [i for i in range(first, len(held)) if _series(held[i]) == series]
         numbers = sorted(held[i].seq for i in places)
         for i, seq in zip(places, numbers, strict=True):
             if held[i].seq != seq:
@@ -141,7 +143,13 @@ class Order:
         """Keep only the numbers of processes of which something is held back."""
         self._largest.clear()
         for event in self._held[self._first :]:
-            self._largest[event.tgid] = max(event.seq, self._largest.get(event.tgid, -1))
+            series = _series(event)
+            self._largest[series] = max(event.seq, self._largest.get(series, -1))
+
+
+def _series(event: Event) -> int:
+    """Which numbers an event's is one of: those of its process, or of its process's bitmaps."""
+    return ~event.tgid if type(event) is BitmapPart else event.tgid
 
 
 def _key(event: Event) -> tuple[int, int]:

@@ -17,8 +17,10 @@ from vftrace.events.host import (
     TableFull,
     Tick,
     Uncounted,
+    VmLost,
 )
 from vftrace.events.kvm import (
+    BitmapPart,
     Burst,
     Capability,
     Channel,
@@ -54,6 +56,7 @@ from vftrace.events.vfio import (
 __all__ = [
     "COLLECTOR",
     "NO_PROCESS",
+    "BitmapPart",
     "Burst",
     "Call",
     "CallFd",
@@ -110,4 +113,5 @@ __all__ = [
     "VfioState",
     "Virtchnl",
     "VmCreated",
+    "VmLost",
 ]

@@ -20,11 +20,23 @@ class ClockSample(Event, frozen=True):
 
 
 class Lost(Event, frozen=True):
-    """Records that did not fit into the ring, in total since the start."""
+    """Records that did not fit into the ring buffers, in total since the start; `bulk` of them parts of bitmaps."""
 
     KIND = Kind.LOST
 
     count: int
+    bulk: int = 0
+
+
+class VmLost(Event, frozen=True):
+    """Records of one process that did not fit into the ring buffers, in total: `bulk` parts of bitmaps, which only make
+    numbers of dirty pages unknown, and `records` of all other kinds."""
+
+    KIND = Kind.VM_LOST
+
+    pid: int
+    records: int
+    bulk: int
 
 
 class Gone(Event, frozen=True):

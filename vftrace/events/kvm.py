@@ -87,7 +87,10 @@ class ClearDirtyLog(Event, frozen=True):
 
 
 class Piece(Event, frozen=True):
-    """A non-zero part of a bitmap: bit i of `bits` is page `first_page` + i of the slot."""
+    """A non-zero part of a bitmap: bit i of `bits` is page `first_page` + i of the slot.
+
+    This kind is found in recordings of earlier versions only; `BitmapPart` has taken its place.
+    """
 
     KIND = Kind.PIECE
     PROBE = "ioctl"
@@ -96,6 +99,15 @@ class Piece(Event, frozen=True):
     first_page: int
     slot: int
     bits: int
+
+
+class BitmapPart(Piece, frozen=True):
+    """A part of a bitmap as the kernel side sends it now: `bits` may be longer than a piece's.
+
+    Its `seq` counts the process's records of this kind only, because they come through a ring buffer of their own.
+    """
+
+    KIND = Kind.BITMAP
 
 
 class ResetDirtyRings(Event, frozen=True):
@@ -206,9 +218,11 @@ class ThreadExit(Event, frozen=True):
 
 
 class Exit(Event, frozen=True):
-    """The last thread of a process ended."""
+    """The last thread of a process ended; `lost` and `bulk_lost` as in `events.VmLost`."""
 
     KIND = Kind.EXIT
     PROBE = "process"
 
     last_exit_ns: int
+    lost: int = 0
+    bulk_lost: int = 0

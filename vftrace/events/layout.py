@@ -22,6 +22,7 @@ class Kind(IntEnum):
     EXIT = 14
     BURST = 15
     THREAD_EXIT = 16
+    BITMAP = 17
     VFIO_OPEN = 20
     VFIO_CLOSE = 21
     VFIO_STATE = 22
@@ -56,6 +57,7 @@ class Kind(IntEnum):
     UNCOUNTED = 123
     TABLE_FULL = 124
     RECORDED_MIGRATION = 125
+    VM_LOST = 126
     CALLS_TRACED = 140
     CALL_THREAD = 141
     CALL_FD = 142
@@ -110,9 +112,10 @@ BODIES: dict[Kind, tuple[str, tuple[str, ...]]] = {
         ("bytes", "calls", "first_ns", "last_ns", "error_ns", "fd", "error", "sender_tid", "op"),
     ),
     Kind.UFFD: ("QQIi", ("calls", "bytes", "op", "ret")),
-    Kind.EXIT: ("Q", ("last_exit_ns",)),
+    Kind.EXIT: ("QQQ", ("last_exit_ns", "lost", "bulk_lost")),
     Kind.BURST: ("QQi4x", ("bytes", "ns", "fd")),
     Kind.THREAD_EXIT: ("", ()),
+    Kind.BITMAP: ("QQII4352Q", ("call_ns", "first_page", "slot", "words", "entry")),
     Kind.VFIO_OPEN: ("iI48sQ", ("fd", "how", "name", "mapping_ns")),
     Kind.VFIO_CLOSE: ("i4x", ("fd",)),
     Kind.VFIO_STATE: ("QiIIii4x", ("enter_ns", "fd", "op", "state", "data_fd", "ret")),
@@ -186,12 +189,15 @@ BODIES: dict[Kind, tuple[str, tuple[str, ...]]] = {
     Kind.OFF_CPU: ("QQIIII", ("start_ns", "end_ns", "pid", "thread", "reason", "state")),
     Kind.TICK: ("", ()),
     Kind.CLOCK_SAMPLE: ("qq", ("realtime_offset_ns", "error_ns")),
-    Kind.LOST: ("Q", ("count",)),
+    Kind.LOST: ("QQ", ("count", "bulk")),
     Kind.GONE: ("Q", ("pid",)),
 }
 """What follows the header, by kind. `x` is padding. Kinds that are not here have a body in JSON."""
 
 PIECE_WORDS = 512
+BITMAP_WORDS = 4096
+BLOCK_WORDS = 16
+BITMAP_ENTRIES = 4352
 NAME = 48
 VFIO_DATA_END = 1
 VFIO_DATA_LEFT = 2

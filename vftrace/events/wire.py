@@ -43,14 +43,28 @@ _SIZE_AND_KIND_AT = 16
 _size_and_kind = struct.Struct("<IH").unpack_from
 _tgid = struct.Struct("<24xI").unpack_from
 
-BULK = frozenset({Kind.PIECE})
+BITMAPS = frozenset({Kind.PIECE, Kind.BITMAP})
 """Kinds of records of which there are most, and which are missed least: a dirty log whose bitmap is not whole is
 known not to be."""
 
 _PIECE_HEAD = struct.Struct(_HEAD + "QQIHH")
-_PIECE = struct.Struct("<QQIHH")
-_ONE_WORD = b"\xff" * 8
-_ONES = _ONE_WORD * layout.PIECE_WORDS
+
+_BITMAP_HEAD = struct.Struct(_HEAD + "QQII")
+_BLOCK_BYTES = layout.BLOCK_WORDS * 8
+_WHOLE = (1 << layout.BITMAP_WORDS * 64) - 1
+
+
+@lru_cache(maxsize=1 << 16)
+def _runs(mask: int) -> tuple[tuple[int, int], ...]:
+    """Where in a block the words are that a head's mask says, as (first byte, bytes)."""
+    runs: list[tuple[int, int]] = []
+    for at in range(0, _BLOCK_BYTES, 8):
+        if mask >> (at // 8) & 1:
+            if runs and sum(runs[-1]) == at:
+                runs[-1] = runs[-1][0], runs[-1][1] + 8
+            else:
+                runs.append((at, 8))
+    return tuple(runs)
 
 
 def _classes(base: type[Event]) -> Iterator[tuple[Kind, type[Event]]]:
@@ -63,8 +77,8 @@ def _classes(base: type[Event]) -> Iterator[tuple[Kind, type[Event]]]:
 CLASSES: dict[Kind, type[Event]] = dict(sorted(_classes(Event)))
 """The class of each kind; a test holds that every kind has one."""
 
-# Kinds that got a field at their end: the size of the body before, whose missing field reads 0.
-_LENGTHENED = {Kind.CLOCK: 24, Kind.VFIO_OPEN: 56}
+# Kinds that got fields at their end: the size of the body before, whose missing fields read 0.
+_LENGTHENED = {Kind.CLOCK: 24, Kind.VFIO_OPEN: 56, Kind.EXIT: 8, Kind.LOST: 8}
 
 
 def _codes(kind: Kind) -> list[str]:
@@ -96,7 +110,7 @@ def _maker(kind: Kind, event: type[Event]) -> Callable[..., Event]:
 _LAYOUTS = {
     kind: struct.Struct(_HEAD + codes)
     for kind, (codes, _) in layout.BODIES.items()
-    if kind is not Kind.PIECE
+    if kind not in BITMAPS
 }
 
 _DECODERS: dict[int, tuple[int, Callable[[bytes], tuple[Any, ...]], Callable[..., Event]]] = {
@@ -142,8 +156,10 @@ def decode_all(records: Iterable[bytes]) -> list[Event]:
 
 
 def _decode_other(record: bytes, kind: int) -> Event:
-    """What has no layout of one fixed size: pieces, JSON, and records of an older or a newer vftrace."""
-    if kind == Kind.PIECE:
+    """What has no layout of one fixed size: bitmaps, JSON, and records of an older or a newer vftrace."""
+    if kind == Kind.BITMAP:
+        event = _decode_bitmap(record)
+    elif kind == Kind.PIECE:
         event = _decode_piece(record)
     elif kind in _DECODERS:
         event = _decode_older(record, Kind(kind))
@@ -182,6 +198,47 @@ def _decode_piece(record: bytes) -> Event | None:
     else:
         return None
     return events.Piece(at_ns, seq, tgid, tid, call_ns, first_page, slot, bits)
+
+
+def _decode_bitmap(record: bytes) -> Event | None:
+    """A part of a bitmap: struct vft_bitmap in bpf/wire.h has its form."""
+    body = len(record) - _BITMAP_HEAD.size
+    if body < 0 or body % 8:
+        return None
+    at_ns, seq, tgid, tid, call_ns, first_page, slot, words = _BITMAP_HEAD.unpack_from(record)
+    bits = _unpacked(record[_BITMAP_HEAD.size :], words)
+    if bits is None:
+        return None
+    return events.BitmapPart(at_ns, seq, tgid, tid, call_ns, first_page, slot, bits)
+
+
+def _unpacked(entries: bytes, words: int) -> int | None:
+    """The bits of so many words, of which `entries` has those that are not zero; None if that makes no sense."""
+    if words > layout.BITMAP_WORDS:
+        return None
+    blocks = -(-words // layout.BLOCK_WORDS)
+    out = bytearray(blocks * _BLOCK_BYTES)
+    at, next_block, ones, end = 0, 0, 0, len(entries)
+    while at < end:
+        head = int.from_bytes(entries[at : at + 8], "little")
+        at += 8
+        block, filled = head & 0xFFFF, head >> 32
+        if block < next_block or block + (filled or 1) > blocks:
+            return None
+        place = block * _BLOCK_BYTES
+        next_block = block + (filled or 1)
+        if filled:
+            out[place : next_block * _BLOCK_BYTES] = b"\xff" * (filled * _BLOCK_BYTES)
+            ones += filled
+            continue
+        for first, length in _runs(head >> 16 & 0xFFFF):
+            if at + length > end:
+                return None
+            out[place + first : place + first + length] = entries[at : at + length]
+            at += length
+    if ones * layout.BLOCK_WORDS == layout.BITMAP_WORDS:
+        return _WHOLE
+    return int.from_bytes(out, "little")
 
 
 def _decode_older(record: bytes, kind: Kind) -> Event | None:
@@ -246,24 +303,6 @@ def split(records: bytes) -> list[bytes]:
     return found
 
 
-def shortened(record: bytes) -> bytes:
-    """Return a piece's record without its words where these are all ones; other records as they are.
-
-    The kernel side does not look for that.
-    """
-    # Most pieces differ in their first word: the others are not copied to see that.
-    if kind_of(record) != Kind.PIECE or not record.startswith(_ONE_WORD, _PIECE_HEAD.size):
-        return record
-    words = record[_PIECE_HEAD.size :]
-    if words != _ONES[: len(words)]:
-        return record
-    at_ns, seq, _, kind, reserved, tgid, tid = HEADER.unpack_from(record)
-    call_ns, first_page, slot, count, _ = _PIECE.unpack_from(record, HEADER.size)
-    return HEADER.pack(at_ns, seq, _PIECE_HEAD.size, kind, reserved, tgid, tid) + _PIECE.pack(
-        call_ns, first_page, slot, count, layout.FILL_ONES
-    )
-
-
 def cut_text(value: Any) -> Any:
     """A field's value; a text that is longer than `MAX_TEXT` is cut and marked."""
     if isinstance(value, str) and len(value) > MAX_TEXT:
@@ -272,9 +311,9 @@ def cut_text(value: Any) -> Any:
 
 
 def encode(event: Event) -> bytes:
-    """Make a record of an event; raises KeyError for pieces, which only the kernel side writes."""
+    """Make a record of an event; raises KeyError for parts of bitmaps, which only the kernel side writes."""
     kind = event.KIND
-    if kind is None or kind is Kind.PIECE:
+    if kind is None or kind in BITMAPS:
         raise KeyError(type(event).__name__)
     body = _struct_of(event, kind) if kind in _LAYOUTS else _json_of(event)
     size = HEADER.size + len(body)

@@ -1,10 +1,8 @@
 """Loads and attaches the probes, and reads what they send."""
 
 import ctypes
-import errno
 import math
 import os
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -44,18 +42,16 @@ from vftrace.probes.tables import Tables
 from vftrace.probes.vfio import VfioProbes
 from vftrace.uapi import KVM_RUN, PAGE_SIZE
 
-RING_BYTES = 32 << 20
-"""Size of the ring buffer: the first dirty syncs of 200 migrations of 4 GiB that begin within 3 s ship 26 MB."""
+EVENT_BYTES = 8 << 20
+"""Size of the ring buffer for everything but bitmaps: 200 migrations and 1,000 idle VMs fill it in 20 s."""
 
-LEAST_PIECES = 16
-"""The fewest pieces of a bitmap in one program; see `pieces_per_call`."""
-TOO_LONG = os.strerror(errno.E2BIG)
-"""The verifier's error for more than it follows, a million instructions (BPF_COMPLEXITY_LIMIT_INSNS)."""
+BULK_BYTES = 16 << 20
+"""The smallest ring buffer for bitmaps."""
 
 FIRST_WATCHED = 1 << 31
 """The collector counts the ids of the VMs that it watches from here, the kernel side (struct vm) from 0."""
 
-RINGS = ("events",)
+RINGS = ("events", "bulk")
 """The ring buffers of the first object, in the order in which they are read."""
 
 _WALKERS = {
@@ -79,8 +75,8 @@ class Probes:
         guest_memory: int | None = None,
     ) -> None:
         """`on_record` gets each record's bytes; `way` forces one way to attach; `drivers` limit how much of a
-        mailbox's messages may leave the kernel. Dirty logs of slots up to `guest_memory` bytes (the host's memory where
-        not given) are counted whole, but see `pieces_per_call`.
+        mailbox's messages may leave the kernel. Dirty logs of `guest_memory` bytes of guests (the host's memory where
+        not given) set the size of the ring buffer for bitmaps.
 
         Raises MachineError where a needed probe cannot be attached.
         """
@@ -88,8 +84,6 @@ class Probes:
         kernel.tracefs()
         self._on_record = on_record
         self._guest_memory = _memory() if guest_memory is None else guest_memory
-        self.known_ns = 0
-        """Up to when all records were handed over (CLOCK_BOOTTIME)."""
         package()
         remove_left_over()
         self._ways: dict[str, tuple[str | None, str | None]] = {}
@@ -150,15 +144,21 @@ class Probes:
         False if there is more: where records come faster than they are read, it ends after `most_s` all the same.
         """
         self._reader.wait(timeout_ms)
-        begun_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        emptied = self._reader.read(most_s)
-        if emptied:
-            self.known_ns = begun_ns
-        return emptied
+        return self._reader.read(most_s)
 
-    def lost(self) -> int:
-        """Records that did not fit into the ring so far."""
-        return int(self._bpf["lost"][0].value)
+    @property
+    def known_ns(self) -> int:
+        """Up to when all records were handed over (CLOCK_BOOTTIME)."""
+        return self._reader.known_ns
+
+    def lost(self) -> tuple[int, int]:
+        """Records for which the ring buffers had no room so far: parts of bitmaps, and all others before them."""
+        counts = self._bpf["lost"]
+        return int(counts[0].value), int(counts[1].value)
+
+    def lost_by_vm(self) -> dict[int, tuple[int, int]]:
+        """By process that lives: as `lost`, where there are any."""
+        return self._tables.lost()
 
     def uncounted(self) -> dict[int, int]:
         """By process: calls and sends so far for which a table of the kernel side had no room."""
@@ -229,19 +229,10 @@ class Probes:
         )
 
     def _try_ioctl(self, way: Way) -> str | None:
-        """Attach with a walker as long as the kernel's verifier goes through. Returns why not at all."""
-        pieces = pieces_per_call(self._guest_memory)
-        reason = self._try_pieces(way, pieces)
-        while pieces > LEAST_PIECES and reason is not None and TOO_LONG in reason:
-            pieces //= 2
-            reason = self._try_pieces(way, pieces)
-        return reason
-
-    def _try_pieces(self, way: Way, pieces: int) -> str | None:
         """Compile for this way, load the walker, attach. Returns why not, with nothing left behind."""
         try:
             # fentry programs are attached in here
-            flags = _cflags(way, self._guest_memory, pieces)
+            flags = _cflags(way, self._guest_memory)
             self._bpf = compiled("kvm.bpf.c", flags, modules=("kvm",))
         except Exception as error:
             return first_line(error)
@@ -306,27 +297,15 @@ class KvmProbes(ModuleProbes):
             self.reasons[name] = NO_KVM
 
 
-def pieces_per_call(memory: int) -> int:
-    """How many pieces of a bitmap one program walks (bpf/bitmap.h) so that a slot of that size is walked whole.
-
-    A piece is 128 MiB of guest, and 33 programs run after one another: 16 reach to 66 GiB, 128, the most,
-    to 528 GiB. The verifier follows every piece, 1 to 2 ms each, so small hosts should not pay for more.
-    """
-    pieces = LEAST_PIECES
-    while pieces < 128 and pieces * 33 * (128 << 20) < memory:
-        pieces *= 2
-    return pieces
-
-
 def ring_bytes(memory: int) -> int:
-    """Size of the ring buffer, a power of two, 32 MiB or more, where guests have so much memory (bytes).
+    """Size of the ring buffer for bitmaps, a power of two, where guests have so much memory (bytes).
 
-    Four times what reading the dirty log of all of it ships, one bit for 4 KiB: as much goes when it is cleared,
-    the reader comes every 20 ms, and two rounds may follow in less.
+    Eight times what reading the dirty log of all of it ships at most, one bit for 4 KiB: as much goes when it is
+    cleared, two rounds may follow in 20 ms, and the reader of a busy host comes late.
     """
     sweep = memory // PAGE_SIZE // 8
-    size = RING_BYTES
-    while size < 4 * sweep:
+    size = BULK_BYTES
+    while size < 8 * sweep:
         size *= 2
     return size
 
@@ -343,10 +322,10 @@ def _refused(way: Way) -> str | None:
     return kernel.refuses_kprobes() if way.name == KPROBE else None
 
 
-def _cflags(way: Way, guest_memory: int, pieces: int) -> list[str]:
+def _cflags(way: Way, guest_memory: int) -> list[str]:
     flags = [
-        f"-DEVENT_PAGES={ring_bytes(guest_memory) // _PAGE}",
-        f"-DPIECES_PER_CALL={pieces}",
+        f"-DEVENT_PAGES={EVENT_BYTES // _PAGE}",
+        f"-DBULK_PAGES={ring_bytes(guest_memory) // _PAGE}",
         f"-DWAY_{way.name.upper()}",
     ]
     dead = kernel.tracepoint_field_offset("sched:sched_process_exit", "group_dead")

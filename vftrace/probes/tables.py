@@ -21,6 +21,10 @@ BY_VM = ("slot_pages", "channels", "touched", "deleted_channels")
 """Tables whose keys begin with a VM's id; `chunks` too, whose values are too large to read all."""
 BY_THREAD = ("threads", "sending")
 
+_COUNTS_OF_VM = {"slot_pages": "nr_slots", "channels": "nr_channels", "chunks": "nr_chunks"}
+"""By table: the member of struct vm that counts its entries."""
+_OWNER = struct.Struct(f"={len(NAMES)}Q")
+
 CLEAN_EVERY_S = 1.0
 CHUNK_PAGES = 32768
 """Pages of a chunk (bpf/dirty_ring.h)."""
@@ -72,6 +76,17 @@ class Tables:
             self._not_counted = {tgid: count for tgid, count in found.items() if count}
         return self._not_counted
 
+    def lost(self) -> dict[int, tuple[int, int]]:
+        """By process: its records for which the ring buffers had no room so far, and its parts of bitmaps."""
+        leaf = self._bpf["vms"].Leaf
+        places = leaf.lost.offset, leaf.bulk_lost.offset
+        found = {}
+        for tgid, vm in self._vms().items():
+            records, bulk = (int.from_bytes(vm[at : at + 8], "little") for at in places)
+            if records or bulk:
+                found[tgid] = records, bulk
+        return found
+
     def forget(self, tgid: int) -> None:
         """Delete a VM whose end no record reported."""
         self._bpf.raw("vms").delete([struct.pack("=I", tgid)])
@@ -91,6 +106,30 @@ class Tables:
             del self._log_ended[tgid]
         ids = self._ids()
         self._delete_closed({ids[tgid]: tgid for tgid in due & ids.keys()})
+        self._count_by_user()
+
+    def _count_by_user(self) -> None:
+        """Set how many entries each user's VMs have (struct owner in bpf/common.h) by what the VMs that live have.
+
+        The kernel side goes on counting meanwhile: what is missed so is right again after the next time.
+        """
+        leaf, deleted = self._bpf["vms"].Leaf, self._deleted
+        places = [
+            (NAMES.index(table), getattr(leaf, member).offset)
+            for table, member in _COUNTS_OF_VM.items()
+        ]
+        held: dict[int, list[int]] = {}
+        for vm in self._vms().values():
+            counts = held.setdefault(_u32(vm, leaf.uid.offset), [0] * len(NAMES))
+            counts[NAMES.index("vms")] += 1
+            counts[NAMES.index("channels")] -= deleted[_u32(vm, leaf.id.offset)]
+            for number, at in places:
+                counts[number] += int.from_bytes(vm[at : at + 8], "little")
+        owners = self._bpf.raw("owners")
+        gone = [key for key, _ in owners.items() if _u32(key, 0) not in held]
+        owners.delete(gone)
+        for uid, counts in held.items():
+            owners.set(struct.pack("=I", uid), _OWNER.pack(*(max(0, n) for n in counts)))
 
     def _vms(self) -> dict[int, bytes]:
         return {int.from_bytes(key, "little"): vm for key, vm in self._bpf.raw("vms").items()}
@@ -151,6 +190,10 @@ class Tables:
                 self._raced[tgids[vm]] += 1
             self._deleted[vm] += 1
             deleted[ctypes.c_uint32(vm)] = ctypes.c_uint64(self._deleted[vm])
+
+
+def _u32(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 4], "little")
 
 
 def _open_fds(tgid: int) -> set[int] | None:

@@ -392,7 +392,7 @@ METRICS = (
     Metric(
         "events_lost_total",
         "counter",
-        "Records that did not fit into the ring buffer; what they touch is marked incomplete.",
+        "Records that did not fit into the ring buffers; what they touch is marked incomplete.",
         "events",
         (),
         "all",

@@ -9,6 +9,18 @@ from typing import Any, Self
 _INSTRUCTION = 8
 _LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
 _MAP_SOURCES = (1, 2)  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
+_CALLBACK_SOURCE = 4  # BPF_PSEUDO_FUNC
+_STANDS_FOR = {0x7666747261636500: "events", 0x7666747261636501: "bulk"}
+"""Constants of bpf/common.h that stand for a map where BCC has no way to name it."""
+_CALLBACKS = {
+    0x7666747263616C00: "loop_copy",
+    0x7666747263616C01: "loop_group",
+    0x7666747263616C02: "loop_channel",
+    0x7666747263616C03: "loop_chunk",
+    0x7666747263616C04: "loop_free",
+}
+"""Constants of bpf/common.h that stand for a callback of bpf_loop()."""
+CALLBACK_PREFIX = "loop_"
 
 
 @dataclass(frozen=True)
@@ -26,16 +38,19 @@ class Map:
 
 @dataclass(frozen=True)
 class Function:
-    """Instructions in which every map's fd is zero; `maps`: at which instruction which map stands."""
+    """Instructions in which every map's fd is zero; `maps`: at which instruction which map stands; `callbacks`: at
+    which one which callback stands."""
 
     code: bytes
     maps: tuple[tuple[int, str], ...]
+    callbacks: tuple[tuple[int, str], ...] = ()
 
     @classmethod
     def of(cls, code: bytes, names: dict[int, str]) -> Self:
         """Make an image of instructions that hold fds of maps; `names` has each map's name by its fd."""
         zeroed = bytearray(code)
         maps = []
+        callbacks = []
         at = 0
         while at < len(code):
             wide = code[at] == _LOAD_64
@@ -43,8 +58,16 @@ class Function:
                 fd = int.from_bytes(code[at + 4 : at + 8], "little")
                 maps.append((at // _INSTRUCTION, names[fd]))
                 zeroed[at + 4 : at + 8] = bytes(4)
+            elif wide:
+                value = int.from_bytes(code[at + 4 : at + 8] + code[at + 12 : at + 16], "little")
+                if value in _STANDS_FOR:
+                    maps.append((at // _INSTRUCTION, _STANDS_FOR[value]))
+                    zeroed[at + 1] |= _MAP_SOURCES[0] << 4
+                    zeroed[at + 4 : at + 8] = zeroed[at + 12 : at + 16] = bytes(4)
+                elif value in _CALLBACKS:
+                    callbacks.append((at // _INSTRUCTION, _CALLBACKS[value]))
             at += 2 * _INSTRUCTION if wide else _INSTRUCTION
-        return cls(bytes(zeroed), tuple(maps))
+        return cls(bytes(zeroed), tuple(maps), tuple(callbacks))
 
     def with_maps(self, fds: dict[str, int]) -> bytes:
         """The instructions with these fds in place. KeyError if one is missing."""
@@ -86,10 +109,40 @@ class Image:
     functions: dict[str, Function]
     compiler: tuple[File, ...] = ()
 
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The functions that are programs, not callbacks of programs."""
+        return tuple(name for name in self.functions if not name.startswith(CALLBACK_PREFIX))
+
+    def linked(self, name: str) -> tuple[Function, tuple[int, ...]]:
+        """A program with its callbacks behind it, and at which instruction each of these functions begins.
+
+        KeyError if there is no such function.
+        """
+        order = [name]
+        for each in order:
+            order += sorted({c for _, c in self.functions[each].callbacks} - set(order))
+        starts, length = {}, 0
+        for each in order:
+            starts[each] = length
+            length += len(self.functions[each].code) // _INSTRUCTION
+        code = bytearray(b"".join(self.functions[each].code for each in order))
+        maps = []
+        for each in order:
+            function, start = self.functions[each], starts[each]
+            maps += [(start + at, of) for at, of in function.maps]
+            for at, called in function.callbacks:
+                place = (start + at) * _INSTRUCTION
+                distance = starts[called] - (start + at) - 1
+                code[place + 1] |= _CALLBACK_SOURCE << 4
+                code[place + 4 : place + 8] = distance.to_bytes(4, "little", signed=True)
+                code[place + 12 : place + 16] = bytes(4)
+        return Function(bytes(code), tuple(maps)), tuple(starts.values())
+
     def packed(self) -> bytes:
         """As JSON."""
         functions = {
-            name: {"code": b64encode(f.code).decode(), "maps": f.maps}
+            name: {"code": b64encode(f.code).decode(), "maps": f.maps, "callbacks": f.callbacks}
             for name, f in self.functions.items()
         }
         maps = {name: asdict(m) for name, m in self.maps.items()}
@@ -109,7 +162,11 @@ class Image:
             whole["license"],
             {name: Map(**m) for name, m in whole["maps"].items()},
             {
-                name: Function(b64decode(f["code"]), tuple((at, m) for at, m in f["maps"]))
+                name: Function(
+                    b64decode(f["code"]),
+                    tuple((at, m) for at, m in f["maps"]),
+                    tuple((at, called) for at, called in f["callbacks"]),
+                )
                 for name, f in whole["functions"].items()
             },
             tuple(File(**file) for file in whole["compiler"]),

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from vftrace.probes import btf
-from vftrace.probes.bpf import events, maps, syscall
-from vftrace.probes.bpf.image import Function, Image
+from vftrace.probes.bpf import events, functions, maps, syscall
+from vftrace.probes.bpf.image import Image
 from vftrace.probes.bpf.image import Map as MapImage
 
-SHARED = ("events", "vms", "lost", "mailbox_seq")
+SHARED = ("events", "bulk", "vms", "lost", "mailbox_seq")
 """Maps of bpf/common.h that all objects have in common: the first one's."""
 
 TRACING_PREFIXES = {"fentry__": syscall.TRACE_FENTRY, "fexit__": syscall.TRACE_FEXIT}
@@ -215,26 +215,37 @@ class Object:
     ) -> int:
         if name in self._programs:
             return self._programs[name]
-        function = self.image.functions.get(name)
-        if function is None:
+        if name not in self.image.programs:
             raise BpfError(f"there is no program {name}")
-        code = function.with_maps(self._fds)
+        label = name.removeprefix("fentry__").removeprefix("fexit__")
         try:
-            label = name.removeprefix("fentry__").removeprefix("fexit__")
-            fd = syscall.load_program(kind, code, self.image.license, label, attach)
+            fd = self._load_linked(name, kind, attach, label)
         except OSError as error:
             asks = explain and error.errno in _VERIFIER
-            said = self._verifier_says(function, kind, attach) if asks else ""
+            said = self._verifier_says(name, kind, attach) if asks else ""
             raise _refused(f"the kernel refuses {name}", error, said) from error
         self._programs[name] = fd
         return fd
 
-    def _verifier_says(self, function: Function, kind: int, attach: tuple[int, int, int]) -> str:
+    def _load_linked(
+        self,
+        name: str,
+        kind: int,
+        attach: tuple[int, int, int],
+        label: str,
+        log: "ctypes.Array[ctypes.c_char] | None" = None,
+    ) -> int:
+        """Load a program with its callbacks; returns its fd. Raises OSError."""
+        function, starts = self.image.linked(name)
+        code = function.with_maps(self._fds)
+        described = functions.described(starts) if len(starts) > 1 else None
+        return syscall.load_program(kind, code, self.image.license, label, attach, log, described)
+
+    def _verifier_says(self, name: str, kind: int, attach: tuple[int, int, int]) -> str:
         """The verifier's last words about a program that it refused, which it says when it is asked for them."""
         log = ctypes.create_string_buffer(_LOG_BYTES)
         try:
-            code = function.with_maps(self._fds)
-            os.close(syscall.load_program(kind, code, self.image.license, "", attach, log))
+            os.close(self._load_linked(name, kind, attach, "", log))
         except OSError:
             return reason_in(log.value.decode(errors="replace"))
         return ""

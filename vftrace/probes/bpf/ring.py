@@ -12,6 +12,7 @@ import select
 import struct
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -21,6 +22,9 @@ WINDOW_BYTES = 512 << 10
 which would count twice."""
 LOOK_EVERY = 64
 """Records between two looks at the clock."""
+
+MAX_HELD = 16_384
+"""With so many records that were taken and not handed over, the others stay in their ring buffers."""
 
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _HEADER = struct.Struct("=I")
@@ -77,6 +81,10 @@ class RingBuffer:
             if time.monotonic() >= stop_at:
                 return bool(self._producer[0] == self._position)
 
+    def waits(self) -> bool:
+        """Whether there is a record that was not read, be it that a CPU still writes it."""
+        return bool(self._producer[0] != self._position)
+
     def _read_some(self, on_record: Callable[[bytes], object]) -> bool:
         """Hand over some records that lie within one window; False if none is ready."""
         produced = self._producer[0]
@@ -132,12 +140,22 @@ class RingBuffer:
 
 
 class RingReader:
-    """Waits for several ring buffers and reads them, the first one first."""
+    """Waits for several ring buffers and hands over their records in the order of their times.
+
+    A record that is younger than the point up to which all ring buffers have been read is held back until the next
+    `poll`: an older one of another ring buffer may still come.
+    """
 
     def __init__(self, rings: Sequence[RingBuffer], on_record: Callable[[bytes], object]) -> None:
         self._rings = tuple(rings)
         self._on_record = on_record
         self._more = False
+        self._emptied = True
+        self._held: list[bytes] = []
+        self._complete_ns = 0
+        """Up to when all records were taken."""
+        self.known_ns = 0
+        """Up to when all records were handed over (CLOCK_BOOTTIME)."""
         self._epoll = select.epoll()
         for ring in self._rings:
             # Edge-triggered: only a record that wakes ends the waiting, not those that lie there.
@@ -150,13 +168,57 @@ class RingReader:
 
     def read(self, most_s: float = math.inf) -> bool:
         """Hand over what is there. False if there is more: it ends after `most_s` all the same."""
-        stop_at = time.monotonic() + most_s
-        emptied = [ring.read(self._on_record, stop_at) for ring in self._rings]
-        self._more = not all(emptied)
+        begun = time.monotonic()
+        if len(self._held) < MAX_HELD:
+            self._take(begun + most_s / 2)
+        handed_over = self._hand_over(begun + most_s)
+        self._more = not (self._emptied and handed_over)
         return not self._more
+
+    def _take(self, stop_at: float) -> None:
+        """Take records out of the ring buffers, and learn up to when that are all."""
+        complete_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._emptied = True
+        for ring in self._rings:
+            came: list[bytes] = []
+            self._emptied &= ring.read(came.append, stop_at)
+            if ring.waits():
+                complete_ns = min(complete_ns, time_of(came[-1]) if came else 0)
+            self._held += came
+        self._held.sort(key=time_of)
+        self._complete_ns = max(complete_ns, self._complete_ns)
+
+    def _hand_over(self, stop_at: float) -> bool:
+        """Hand over what no older record can follow; False if `stop_at` came before its end.
+
+        What `on_record` raises goes through; the record it got counts as read.
+        """
+        held = self._held
+        due = bisect_right(held, self._complete_ns, key=time_of)
+        done = 0
+        try:
+            while done < due:
+                for record in held[done : min(done + LOOK_EVERY, due)]:
+                    done += 1
+                    self._on_record(record)
+                if time.monotonic() >= stop_at:
+                    break
+        finally:
+            last = held[done - 1] if done else None
+            del held[:done]
+        if done == due:
+            self.known_ns = self._complete_ns
+        elif last is not None:
+            self.known_ns = max(self.known_ns, time_of(last))
+        return done == due
 
     def close(self) -> None:
         """Unmap the ring buffers."""
         self._epoll.close()
         for ring in self._rings:
             ring.close()
+
+
+def time_of(record: bytes) -> int:
+    """The time with which every record begins (struct vft_header in bpf/wire.h)."""
+    return int.from_bytes(record[:8], "little")

@@ -14,7 +14,7 @@ _BPF = {"x86_64": 321, "aarch64": 280}
 _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE = 0, 1, 2, 3
-PROG_LOAD, OBJ_GET_INFO, RAW_TRACEPOINT_OPEN = 5, 15, 17
+PROG_LOAD, OBJ_GET_INFO, RAW_TRACEPOINT_OPEN, BTF_LOAD = 5, 15, 17, 18
 BTF_GET_FD_BY_ID, MAP_LOOKUP_AND_DELETE, BTF_GET_NEXT_ID, MAP_LOOKUP_BATCH = 19, 21, 23, 24
 
 RINGBUF = 27
@@ -27,6 +27,9 @@ TRACE_FENTRY, TRACE_FEXIT = 24, 25
 PERF_TYPE_TRACEPOINT = 2
 PERF_EVENT_IOC_ENABLE, PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
 _PERF_FLAG_FD_CLOEXEC = 8
+
+_FUNC_INFO_BYTES = 8
+"""struct bpf_func_info."""
 
 NAME_BYTES = 16
 """BPF_OBJ_NAME_LEN; the last byte is zero."""
@@ -102,6 +105,18 @@ class ProgramLoad(ctypes.Structure):
         ("attach_btf_id", _u32),
         ("attach_btf_obj_fd", _u32),
         ("core_relo_cnt", _u32),
+    )
+
+
+class BtfLoad(ctypes.Structure):
+    """BPF_BTF_LOAD."""
+
+    _fields_ = (
+        ("btf", _u64),
+        ("log_buf", _u64),
+        ("btf_size", _u32),
+        ("log_size", _u32),
+        ("log_level", _u32),
     )
 
 
@@ -209,11 +224,13 @@ def load_program(
     name: str = "",
     attach: tuple[int, int, int] = (0, 0, 0),
     log: "ctypes.Array[ctypes.c_char] | None" = None,
+    functions: tuple[bytes, bytes] | None = None,
 ) -> int:
     """Load a program; returns its fd. Raises OSError.
 
     `terms`: its license. `attach`: for a TRACING program the attach type, the function's BTF id and the fd of the
-    module's BTF (0: the kernel's own). `log`: where the verifier writes what it finds.
+    module's BTF (0: the kernel's own). `log`: where the verifier writes what it finds. `functions`: the description
+    of a program with callbacks (`functions.described`).
     """
     instructions = ctypes.create_string_buffer(code, len(code))
     license_text = ctypes.create_string_buffer(terms.encode())
@@ -230,7 +247,22 @@ def load_program(
     if log is not None:
         attributes.log_level, attributes.log_size = 1, len(log)
         attributes.log_buf = address(log)
-    return bpf(PROG_LOAD, attributes)
+    if functions is None:
+        return bpf(PROG_LOAD, attributes)
+    infos = ctypes.create_string_buffer(functions[1], len(functions[1]))
+    attributes.prog_btf_fd = load_btf(functions[0])
+    attributes.func_info, attributes.func_info_rec_size = address(infos), _FUNC_INFO_BYTES
+    attributes.func_info_cnt = len(infos) // _FUNC_INFO_BYTES
+    try:
+        return bpf(PROG_LOAD, attributes)
+    finally:
+        os.close(attributes.prog_btf_fd)
+
+
+def load_btf(data: bytes) -> int:
+    """Load BTF; returns its fd. Raises OSError."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    return bpf(BTF_LOAD, BtfLoad(btf=address(buffer), btf_size=len(data)))
 
 
 def attach_tracing(program: int) -> int:
