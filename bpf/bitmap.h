@@ -161,12 +161,13 @@ static __always_inline void ship_entries(struct walk *walk, struct vm *vm, struc
 					 u64 first_page, u32 slot, u32 words)
 {
 	struct vft_bitmap *e = (struct vft_bitmap *)walk->head;
-	u64 used = REREAD(walk->used);
-	u32 size;
+	u64 used = REREAD(walk->used), size = sizeof(walk->head) + used * 8;
 
-	if (!used || used > VFT_BITMAP_ENTRIES)
+	/* The verifier of 6.12 loses the bound of `used` on the way to the size: it needs one on
+	 * the very value that is passed on. */
+	asm volatile("" : "+r"(size));
+	if (!used || used > VFT_BITMAP_ENTRIES || size > sizeof(struct vft_bitmap))
 		return;
-	size = sizeof(walk->head) + used * 8;
 	t->pieces++;
 	e->call_ns = t->enter_ns;
 	e->first_page = first_page;
