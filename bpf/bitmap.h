@@ -127,12 +127,17 @@ static __always_inline void pack_block(struct walk *walk, u64 *word, u64 number)
 int loop_group(u64 index)
 {
 	struct walker *w;
-	u64 *word, a = 0, b = 0, c = 0, d = 0;
+	u64 *word, a = 0, b = 0, c = 0, d = 0, group;
 
 	LOOP_CONTEXT(w);
 	if (index >= GROUPS)
 		return 1;
-	word = w->walk->word + index * GROUP_WORDS;
+	/* The verifier of 6.1 does not know that what was spilled before a comparison is the same.
+	 */
+	group = index;
+	asm volatile("" : "+r"(group));
+	group &= GROUPS - 1;
+	word = w->walk->word + group * GROUP_WORDS;
 #pragma unroll
 	for (u32 i = 0; i < GROUP_WORDS; i += 4) {
 		a |= word[i];
