@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-unit lint boards layout format
+.PHONY: help setup run test test-unit lint boards layout reference site format
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,13 @@ boards: setup ## make the Grafana boards again from dashboards/boards
 
 layout: setup ## make vftrace/events/layout.py again from bpf/wire.h
 	.venv/bin/python tools/layout.py
+
+reference: setup ## make the generated pages of docs/reference again
+	.venv/bin/python -m vftrace.outputs.exporter.doc > docs/reference/metrics.md
+	PYTHONPATH=. .venv/bin/python tools/reference.py
+
+site: setup ## the documentation as HTML, in build/site
+	.venv/bin/mkdocs build --strict --quiet
 
 format: setup ## let ruff and clang-format format the code
 	.venv/bin/ruff format .

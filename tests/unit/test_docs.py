@@ -62,10 +62,22 @@ def test_readme_names_commands() -> None:
     assert len(links(ROOT / "README.md")) > 5
 
 
-def test_index_is_complete() -> None:
-    """docs/index.md links each page of docs/, or the directory that it is in."""
-    index = ROOT / "docs/index.md"
-    linked = {(index.parent / to.partition("#")[0]).resolve() for to in links(index)}
-    pages = [page for page in ROOT.glob("docs/**/*.md") if page != index]
-    missing = [p for p in pages if p not in linked and p.parent not in linked - {index.parent}]
-    assert missing == []
+def test_every_page_can_be_reached() -> None:
+    """Links lead from docs/index.md to every page of docs/."""
+    reached = {ROOT / "docs/index.md"}
+    new = set(reached)
+    while new:
+        found = {
+            (page.parent / to.partition("#")[0]).resolve() for page in new for to in links(page)
+        }
+        new = {page for page in found if page.suffix == ".md"} - reached
+        reached |= new
+    assert sorted(set(ROOT.glob("docs/**/*.md")) - reached) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_lists_begin_after_an_empty_line(page: Path) -> None:
+    """Otherwise the site (Python-Markdown) shows them as a part of the paragraph before."""
+    text = FENCE.sub("", page.read_text())
+    glued = re.findall(r"^(?![-*|>#\s]|\d+\. )\S.*\n(?=(?:[-*]|\d+\.) )", text, re.MULTILINE)
+    assert glued == []

@@ -1,0 +1,45 @@
+"""Orders the pages of the documentation's site. MkDocs runs it as a hook (mkdocs.yml).
+
+A section's named pages come first, in the order in which a newcomer reads them. All others follow by name, so that a
+new page needs no entry here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+SECTIONS = {
+    "how-to": (
+        "How to",
+        "packages trace-a-migration run-as-a-service prometheus-and-grafana kubernetes two-hosts service-downtime"
+        " compare-and-what-if virtual-functions vendor-profile traces python troubleshooting",
+    ),
+    "reference": (
+        "Reference",
+        "command-line json metrics phases blackout devices mailbox probes recordings limits glossary",
+    ),
+    "explanation": ("Explanation", "architecture dirty-pages two-hosts forecast security"),
+    "runbooks": ("Alerts", "README"),
+    "results": ("Results", "README"),
+    "contributing": ("Contributing", "README"),
+}
+"""Directory: title, and the pages that come first."""
+
+
+def on_config(config: Any) -> Any:
+    """Give MkDocs the navigation: the entry pages, then each section."""
+    docs = Path(config["docs_dir"])
+    config["nav"] = [
+        {"Documentation": "index.md"},
+        {"Getting started": "getting-started.md"},
+        *({title: _pages(docs, name, first)} for name, (title, first) in SECTIONS.items()),
+    ]
+    return config
+
+
+def _pages(docs: Path, section: str, first: str) -> list[str]:
+    order = {name: place for place, name in enumerate(first.split())}
+    pages = sorted(
+        (docs / section).glob("*.md"),
+        key=lambda page: (order.get(page.stem, len(order)), page.stem),
+    )
+    return [str(page.relative_to(docs)) for page in pages]
