@@ -36,8 +36,9 @@ Times are numbers with a unit: `500ms`, `10s`, `1h30m`, `7d`. `VFTRACE_DEBUG=1` 
 
 _JSON_HEAD = """# JSON report
 
-This page is made by `make reference` from the report's JSON Schema, `vftrace/report.schema.json`. `vftrace report --format
-json` prints such a report. Fields are only added, so a program should ignore those that it does not know.
+This page is made by `make reference` from the report's JSON Schema, `vftrace/report.schema.json`.
+`vftrace report --format json` prints such a report. Fields are only added, so a program should ignore those that it
+does not know.
 
 - Times that end in `_at_ns` are CLOCK_BOOTTIME of the host, in nanoseconds. Durations end in `_ns`.
 - null means that the value is not known.

@@ -7,20 +7,25 @@ new page needs no entry here.
 from pathlib import Path
 from typing import Any
 
-SECTIONS = {
-    "how-to": (
-        "How to",
-        "packages trace-a-migration run-as-a-service prometheus-and-grafana kubernetes two-hosts service-downtime"
-        " compare-and-what-if virtual-functions vendor-profile traces python troubleshooting",
+_HOW_TO = (
+    *("packages", "trace-a-migration", "run-as-a-service", "prometheus-and-grafana", "kubernetes"),
+    *("two-hosts", "service-downtime", "compare-and-what-if", "virtual-functions"),
+    *("vendor-profile", "traces", "python", "troubleshooting"),
+)
+_REFERENCE = (
+    *("command-line", "json", "metrics", "phases", "blackout", "gaps", "devices", "mailbox"),
+    *("probes", "recordings", "limits", "glossary"),
+)
+SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "how-to": ("How to", _HOW_TO),
+    "reference": ("Reference", _REFERENCE),
+    "explanation": (
+        "Explanation",
+        ("architecture", "dirty-pages", "two-hosts", "forecast", "security"),
     ),
-    "reference": (
-        "Reference",
-        "command-line json metrics phases blackout devices mailbox probes recordings limits glossary",
-    ),
-    "explanation": ("Explanation", "architecture dirty-pages two-hosts forecast security"),
-    "runbooks": ("Alerts", "README"),
-    "results": ("Results", "README"),
-    "contributing": ("Contributing", "README"),
+    "runbooks": ("Alerts", ("README",)),
+    "results": ("Results", ("README",)),
+    "contributing": ("Contributing", ("README",)),
 }
 """Directory: title, and the pages that come first."""
 
@@ -36,8 +41,8 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def _pages(docs: Path, section: str, first: str) -> list[str]:
-    order = {name: place for place, name in enumerate(first.split())}
+def _pages(docs: Path, section: str, first: tuple[str, ...]) -> list[str]:
+    order = {name: place for place, name in enumerate(first)}
     pages = sorted(
         (docs / section).glob("*.md"),
         key=lambda page: (order.get(page.stem, len(order)), page.stem),

@@ -84,8 +84,12 @@ def test_nothing_is_loaded_from_another_host(site: Path) -> None:
 
 def test_what_would_be_loaded_is_noticed() -> None:
     parser = Loads()
-    parser.feed('<script src="https://a.example/x.js"></script><link rel="stylesheet" href="//b.example/y">')
-    parser.feed('<p style="background: url(http://c.example/z.png)"><a href="https://d.example/">d</a>')
+    parser.feed(
+        '<script src="https://a.example/x.js"></script><link rel="stylesheet" href="//b.example/y">'
+    )
+    parser.feed(
+        '<p style="background: url(http://c.example/z.png)"><a href="https://d.example/">d</a>'
+    )
     assert parser.found == [
         *("https://a.example/x.js", "//b.example/y"),
         "http://c.example/z.png",
