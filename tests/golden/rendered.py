@@ -237,6 +237,9 @@ def _text_tables(section: list[str]) -> Iterator[tuple[str, Shown]]:
     heading, role = "", ""
     for line in section:
         word = line.split(" ")[0].rstrip(":")
+        if line == "What to do about it":
+            heading = ""
+            continue
         if word in ("Blackout", "Phases", "Rounds", "Devices", "Virtual", "Memory", "Without"):
             heading = word
             if word == "Rounds":

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vftrace import __version__
+from vftrace.analysis.advice.advise import advise
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.calls import CallTotal
 from vftrace.model.migration import Checkpoint, Kind, Migration, Outcome, Phase, Role
 from vftrace.model.report import HostReport, MigrationReport, Report
 from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, timeline_of
+from vftrace.outputs.text.advice import TITLE, advice_rows
 from vftrace.outputs.text.calls import LEAST_PART, cause_words, caveats, told_steps
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.glyphs import UNICODE
@@ -110,6 +112,7 @@ def _migration(number: int, found: MigrationReport) -> Iterator[str]:
         yield _blackout_drawing(lane)
         yield _blackout_table(m)
         yield from _calls(m)
+    yield from _advice(found)
     yield "<h3>The whole migration</h3>"
     yield _drawing(line)
     if m.rounds:
@@ -366,6 +369,19 @@ def _calls(m: Migration) -> Iterator[str]:
             [_row([escape(cell) for cell in _total(total)]) for total in calls.totals],
         )
         yield f"<details><summary>All calls of the blackout</summary>{table}</details>"
+
+
+def _advice(found: MigrationReport) -> Iterator[str]:
+    """What to change, with its evidence and what to expect of it."""
+    given = advise(found)
+    if given:
+        yield f"<h3>{TITLE}</h3>"
+    for advice in given:
+        rows = "".join(
+            f"<dt>{escape(head)}</dt><dd>{escape(words)}</dd>"
+            for head, words in advice_rows(advice)
+        )
+        yield f"<p><b>{escape(advice.rule)}</b>: {escape(advice.cause)}</p><dl>{rows}</dl>"
 
 
 def _total(total: CallTotal) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 from typing import Any
 
+from vftrace.analysis.advice.advise import advise
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.calls import BlackoutCalls
@@ -274,6 +275,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
             for v in m.vfs
         ],
         "forecast": None if m.forecast is None else asdict(m.forecast),
+        "advice": [asdict(advice) for advice in advise(found)],
     }
 
 

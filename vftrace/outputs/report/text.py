@@ -12,6 +12,7 @@ from rich.text import Text
 from vftrace.model import figures
 from vftrace.model.migration import Kind, Migration, Outcome, Role, Snapshot
 from vftrace.model.report import HostReport, MigrationReport, Report
+from vftrace.outputs.text.advice import advice_part
 from vftrace.outputs.text.calls import calls_part
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.devices import devices_part
@@ -174,7 +175,7 @@ def render_vfs(snapshot: Snapshot, width: int, g: Glyphs) -> Iterator[Renderable
 def render_migration(
     found: MigrationReport, report: Report, width: int, g: Glyphs
 ) -> Iterator[RenderableType]:
-    """One migration: verdict, blackout, phases, devices, rounds, outage."""
+    """One migration: verdict, blackout, advice, phases, devices, rounds, outage."""
     m, now = found.migration, found.host.snapshot.at_ns
     for warning in found.warnings:
         yield Text(f"! {warning}", WARNING)
@@ -192,6 +193,7 @@ def render_migration(
         yield Text(f"Blackout: {lasted} (last vCPU exit to first vCPU entry)", "bold")
         yield blackout_table(m, now, width, g)
         yield from calls_part(m, g)
+    yield from advice_part(found, g)
     yield Text()
     yield Text("Phases", "bold")
     yield phases_table(m, now, width, g)

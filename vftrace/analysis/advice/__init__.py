@@ -1,0 +1,1 @@
+"""Derives advice from finished migrations: one function for each rule, none without evidence."""

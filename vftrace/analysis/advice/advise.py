@@ -1,0 +1,37 @@
+"""The advice on a migration: every rule is asked, and few answer."""
+
+from collections.abc import Callable, Iterable
+
+from vftrace.analysis.advice import blackout, devices, precopy
+from vftrace.model.advice import Advice
+from vftrace.model.migration import Kind
+from vftrace.model.report import MigrationReport
+
+Ask = Callable[[MigrationReport], Advice | None]
+
+RULES: tuple[Ask, ...] = (
+    precopy.bandwidth,
+    precopy.downtime_limit,
+    precopy.postcopy,
+    precopy.postcopy_bandwidth,
+    blackout.pre_switchover,
+    blackout.slow_flush,
+    blackout.multifd,
+    blackout.cpu_wait,
+    blackout.held,
+    blackout.kvm_setup,
+    devices.map_dma,
+    devices.vf_link,
+)
+
+
+def advise(found: MigrationReport) -> tuple[Advice, ...]:
+    """Give advice on a migration that is over; none where its record is incomplete, for figures may be wrong there."""
+    m = found.migration
+    if m.kind is not Kind.MOVE or m.outcome is None or m.incomplete or m.internal_error:
+        return ()
+    return tuple(_given(rule(found) for rule in RULES))
+
+
+def _given(answers: Iterable[Advice | None]) -> Iterable[Advice]:
+    return (answer for answer in answers if answer is not None)

@@ -1,0 +1,235 @@
+"""Rules that rest on the rounds: the forecast's replay says what another setting would have done.
+
+Errors are those that replays of real migrations had (docs/results/forecast.md).
+"""
+
+import math
+from collections.abc import Callable
+
+from vftrace.analysis.forecast.answer import Assumptions
+from vftrace.analysis.forecast.precopy import forecast
+from vftrace.analysis.forecast.replay import Recorded, of_replay
+from vftrace.model import figures
+from vftrace.model.advice import Advice, Effect, Rule
+from vftrace.model.migration import Forecast, Migration, Outcome, Phase, Round
+from vftrace.model.report import MigrationReport
+from vftrace.units import format_bytes, format_ns, format_rate
+
+SWEEPS = 5
+"""A precopy that was ended earlier may have had other reasons."""
+
+MARGIN = 1.5
+"""Within a fifth of the limit, whether precopy converges depends on which pages come next (docs/forecast.md)."""
+
+MOST_LIMIT_NS = 2_000_000_000
+"""Nobody who migrates live wants a guest to stand longer."""
+
+_STEP = 1.1
+_TOTAL_PART = 0.35
+_TOTAL_NS = 100_000_000
+_DOWN_FACTOR = 4
+_TOTAL_ERROR = "19 of 25 replays were within 20 %, nearly all within 35 % and one window of 100 ms"
+_DOWN_ERROR = "the speed of the last pages varies by a factor of four"
+
+POSTCOPY_NS = 500_000_000
+POSTCOPY_BYTES = 4 << 20
+POSTCOPY_FASTER = 2.0
+
+
+def bandwidth(found: MigrationReport) -> Advice | None:
+    """max-bandwidth held the channel back, and precopy did not converge."""
+    m = found.migration
+    now = _not_converging(m)
+    if now is None or now.bandwidth_bytes_per_second is None:
+        return None
+    rate, link = now.bandwidth_bytes_per_second, now.link_bytes_per_second or 0.0
+
+    def assumed(value: float) -> Assumptions:
+        return Assumptions(bandwidth_bytes_per_second=value)
+
+    least = _least(m, rate, link / MARGIN, assumed)
+    if least is None:
+        return None
+    wanted = math.ceil(least * MARGIN / (1 << 20)) << 20
+    replayed = of_replay(Recorded.of(m), assumed(wanted))
+    return _converging(
+        m,
+        now,
+        replayed,
+        Rule.BANDWIDTH,
+        "the bandwidth was too low for what the guest writes",
+        f"the channel carried {format_rate(link)} while it sent, {format_rate(rate)} on average: max-bandwidth held it"
+        " back",
+        f"set max-bandwidth to {format_bytes(wanted)} per second or more",
+        {"max-bandwidth": wanted},
+    )
+
+
+def downtime_limit(found: MigrationReport) -> Advice | None:
+    """What is left after a round never fitted the downtime limit."""
+    m = found.migration
+    now = _not_converging(m)
+    if now is None:
+        return None
+
+    def assumed(value: float) -> Assumptions:
+        return Assumptions(downtime_limit_ns=round(value))
+
+    least = _least(m, float(now.downtime_limit_ns) / 2, MOST_LIMIT_NS / MARGIN, assumed)
+    if least is None:
+        return None
+    wanted = math.ceil(least * MARGIN / 10_000_000) * 10
+    replayed = of_replay(Recorded.of(m), assumed(wanted * 1e6))
+    return _converging(
+        m,
+        now,
+        replayed,
+        Rule.DOWNTIME_LIMIT,
+        "the downtime limit was too low for what the guest writes",
+        f"what was left after a round never fitted a limit of about {format_ns(now.downtime_limit_ns)}",
+        f"set downtime-limit to {wanted} ms or more",
+        {"downtime-limit": wanted},
+    )
+
+
+def postcopy(found: MigrationReport) -> Advice | None:
+    """Post-copy ends whatever the guest writes."""
+    m = found.migration
+    now = _not_converging(m)
+    early = None if now is None else forecast(m.rounds[:2], m.started_at_ns)
+    cost = None if early is None else _cost(early, "postcopy")
+    if now is None or cost is None:
+        return None
+    total, down = cost
+    return Advice(
+        Rule.POSTCOPY,
+        "precopy did not converge",
+        _why(m, now),
+        "allow post-copy (postcopy-ram) and start it after the first round (migrate-start-postcopy): it ends whatever"
+        " the guest writes, but the guest is lost if a host or the channel fails meanwhile",
+        (_total(None, total), _down(None, down)),
+        {"postcopy-ram": True},
+    )
+
+
+def postcopy_bandwidth(found: MigrationReport) -> Advice | None:
+    """max-postcopy-bandwidth held the channel back while the guest waited for its pages."""
+    m = found.migration
+    phase = next((p for p in m.phases if p.name is Phase.POSTCOPY and p.end_at_ns), None)
+    if not m.postcopy or phase is None or m.outcome is not Outcome.COMPLETED:
+        return None
+    took = (phase.end_at_ns or 0) - phase.start_at_ns
+    late = [r for r in m.rounds if m.stopped_at_ns is not None and r.at_ns >= m.stopped_at_ns]
+    sent = sum(r.sent_bytes or 0 for r in late)
+    before = [r for r in m.rounds if r not in late]
+    link = _burst_rate(before)
+    rate = figures.byte_rate(sent, took)
+    if (
+        link is None
+        or rate is None
+        or took < POSTCOPY_NS
+        or sent < POSTCOPY_BYTES
+        or link < POSTCOPY_FASTER * rate
+    ):
+        return None
+    expected = round(sent * 1e9 / link)
+    return Advice(
+        Rule.POSTCOPY_BANDWIDTH,
+        "max-postcopy-bandwidth was low, and the guest waited for its pages",
+        (
+            f"{format_bytes(sent)} went in {format_ns(took)} of post-copy, at {format_rate(rate)}",
+            f"before that the channel carried {format_rate(link)} while it sent",
+        ),
+        "set max-postcopy-bandwidth to 0 (no limit)",
+        (
+            Effect(
+                "postcopy",
+                took,
+                expected,
+                expected // _DOWN_FACTOR,
+                expected * _DOWN_FACTOR,
+                "pages that the destination has to find memory for vary by a factor of four",
+            ),
+        ),
+        {"max-postcopy-bandwidth": 0},
+    )
+
+
+def _not_converging(m: Migration) -> Forecast | None:
+    """The forecast of a precopy that was ended without having stopped the guest, if it says that it would have gone on
+    for ever."""
+    now = m.forecast
+    ended = m.outcome in (Outcome.CANCELLED, Outcome.UNKNOWN) and m.stopped_at_ns is None
+    if now is None or not ended or m.missed_beginning or now.after_sweeps < SWEEPS:
+        return None
+    return now if now.converges is False and now.undecided is None else None
+
+
+def _least(
+    m: Migration, low: float, high: float, assumed: Callable[[float], Assumptions]
+) -> float | None:
+    """The least value above `low` from which on a replay converges; None if not even `high` does."""
+    recorded = Recorded.of(m)
+    least: float | None = None
+    value = high
+    while value > low:
+        replayed = of_replay(recorded, assumed(value))
+        if replayed is None or not replayed.converges:
+            return least
+        least, value = value, value / _STEP
+    return least
+
+
+def _converging(
+    m: Migration,
+    now: Forecast,
+    replayed: Forecast | None,
+    rule: Rule,
+    cause: str,
+    evidence: str,
+    setting: str,
+    parameters: dict[str, int],
+) -> Advice | None:
+    """The advice to set something with which the replay converges."""
+    cost = None if replayed is None or not replayed.converges else _cost(replayed, "plain")
+    if cost is None:
+        return None
+    effects = (_total(None, cost[0]), _down(None, cost[1]))
+    return Advice(rule, cause, (*_why(m, now), evidence), setting, effects, dict(parameters))
+
+
+def _why(m: Migration, now: Forecast) -> tuple[str, ...]:
+    dirty = figures.last_dirty_rate(m)
+    said = f"{now.after_sweeps} sweeps, and the forecast says that precopy does not converge"
+    if dirty is not None and now.bandwidth_bytes_per_second is not None:
+        said += (
+            f": the guest writes {format_rate(dirty)} of new pages, the channel carries"
+            f" {format_rate(now.bandwidth_bytes_per_second)}"
+        )
+    return (said,)
+
+
+def _cost(answer: Forecast, strategy: str) -> tuple[int, int] | None:
+    """Total time and downtime of a strategy; None where they are not known."""
+    found = next((cost for cost in answer.strategies if cost.strategy == strategy), None)
+    if found is None or found.total_ns is None or found.downtime_ns is None:
+        return None
+    return found.total_ns, found.downtime_ns
+
+
+def _burst_rate(rounds: list[Round]) -> float | None:
+    """What the channel carried while nothing held it back."""
+    known = [(r.burst_bytes, r.burst_ns) for r in rounds if r.burst_bytes and r.burst_ns]
+    return (
+        figures.byte_rate(sum(b for b, _ in known), sum(ns for _, ns in known)) if known else None
+    )
+
+
+def _total(was_ns: int | None, ns: int) -> Effect:
+    least = max(0, round(ns * (1 - _TOTAL_PART)) - _TOTAL_NS)
+    most = round(ns * (1 + _TOTAL_PART)) + _TOTAL_NS
+    return Effect("total", was_ns, ns, least, most, _TOTAL_ERROR)
+
+
+def _down(was_ns: int | None, ns: int) -> Effect:
+    return Effect("downtime", was_ns, ns, ns // _DOWN_FACTOR, ns * _DOWN_FACTOR, _DOWN_ERROR)
