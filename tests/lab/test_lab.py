@@ -37,8 +37,6 @@ ESSENTIAL = (
     "unplug",
     "late-unplug",
 )
-# What the emulated processors may be away, between a driver's look at the clock and the tracer's.
-NOISE_MS = "30"
 # Minutes of compiling under emulation, a flood, or no other tracer beside it: LAB_FULL=1 runs these too.
 LONG = {"ways", "late", "doctor", "mailbox-flood"}
 # LAB_FULL=1: with no other tracer beside it; in a boot where vftrace starts before the modules it traces.
@@ -145,7 +143,7 @@ def _check_recording(results: Path, name: str, tmp_path: Path) -> None:
         "test_lab_recordings.py",
         "VFTRACE_LAB_RECORDINGS",
         tmp_path,
-        {"VFTRACE_LAB_NOISE_MS": NOISE_MS},
+        {"VFTRACE_LAB_NOISE_MS": golden.NOISE_MS},
     )
 
 

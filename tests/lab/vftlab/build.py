@@ -26,7 +26,6 @@ from vftlab.common import (
 )
 from vftlab.debian import Archive, Mirror, install_tools, missing_tools, own_mirror
 from vftlab.images import (
-    INSIDE_PACKAGES,
     KERNEL_DEPENDS,
     KERNEL_PACKAGES,
     KERNEL_SUITES,
@@ -192,9 +191,10 @@ class Builder:
                 )
                 root, packs = root_job.result(), packs_job.result()
             inside = root
-            if (suites := USERSPACES[userspace]) != ROOT_SUITES:
+            if userspace != DEFAULT_USERSPACE:
+                suites, wanted = USERSPACES[userspace]
                 archive = self._archive(mirror, suites)
-                inside = self._userspace(f"{userspace}root", archive, INSIDE_PACKAGES)
+                inside = self._userspace(f"{userspace}root", archive, wanted)
             return {
                 name: Built(
                     root,

@@ -12,6 +12,8 @@ from types import MappingProxyType
 from vftlab.common import TREE
 
 GOLDEN = TREE / "tests/golden"
+NOISE_MS = "30"
+"""What the emulated processors may be away, between a driver's look at the clock and the tracer's."""
 
 
 def keep(program: str, *arguments: str) -> None:

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 
 from vftlab.job import EXIT_CANNOT_HERE, CannotHereError, Job, JobError, say, traced
+from vftlab.service import traced_by_service
 
 TREE = Path("/src")
 RESULTS = Path("/results")
@@ -52,7 +53,7 @@ def main() -> int:
         return subprocess.run([str(TREE / script), *arguments], check=False).returncode
     names = os.environ["LAB_JOBS"].split()
     try:
-        with traced(RESULTS, ALL):
+        with traced_by_service(RESULTS), traced(RESULTS, ALL):
             codes = {name: _run(name) for name in names}
     except JobError as failure:
         say(f"FAILED: {failure}")

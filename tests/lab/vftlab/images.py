@@ -18,8 +18,6 @@ from vftlab.common import LAB, LabError, digest, digest_files, run
 from vftlab.debian import KEYRING, Archive
 
 ROOT_SUITES = ("trixie", "trixie-security")
-USERSPACES = {"trixie": ROOT_SUITES, "sid": ("sid",)}
-"""What runs inside; all else (the emulator, compilers) is the first one's."""
 INSIDE_PACKAGES = (
     # what vftrace runs with
     "python3",
@@ -41,6 +39,14 @@ INSIDE_PACKAGES = (
     # the initramfs's shell, and what powers off
     "busybox-static",
 )
+# What vftrace's Debian package depends on beside those, and an init that starts its service.
+SERVICE_PACKAGES = (*INSIDE_PACKAGES, "python3-bcrypt", "python3-yaml", "systemd")
+USERSPACES = {
+    "trixie": (ROOT_SUITES, INSIDE_PACKAGES),
+    "sid": (("sid",), INSIDE_PACKAGES),
+    "systemd": (ROOT_SUITES, SERVICE_PACKAGES),
+}
+"""What runs inside: suites and packages. All else (the emulator, compilers) is the first one's."""
 ROOT_PACKAGES = (
     *INSIDE_PACKAGES,
     # what builds modules on the outside

@@ -38,6 +38,8 @@ class Machine:
     processors: int = 2
     memory_mib: int = MEMORY_MIB
     network: tuple[str, ...] = LONE_CARD
+    programs: str = "programs"
+    """Where in the cache compiled programs are kept; they belong to the user that vftrace runs as inside."""
 
     @property
     def console(self) -> Path:
@@ -83,7 +85,7 @@ class Machine:
             *self._disk("mod", self.built.modules_image),
             *share("tree", TREE, "readonly=on"),
             *share("results", self.results, "readonly=off"),
-            *_programs(),
+            *_programs(self.programs),
             *("-device", "intel-iommu,intremap=on,caching-mode=on"),
             *self.network,
         ]
@@ -93,14 +95,14 @@ class Machine:
         return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
 
 
-def _programs() -> list[str]:
+def _programs(name: str) -> list[str]:
     """Where vftrace keeps its compiled programs from one boot to the next (/var/cache/vftrace inside).
 
-    It takes only what root wrote, and what QEMU writes belongs to whoever runs it.
+    It takes only what its own user wrote, and what QEMU writes belongs to whoever runs it.
     """
     if os.geteuid() != 0:
         return []
-    kept = cache_dir() / "programs"
+    kept = cache_dir() / name
     kept.mkdir(mode=0o700, parents=True, exist_ok=True)
     return share("programs", kept, "readonly=off")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from vftlab.build import DEFAULT_USERSPACE, KERNELS, ensure
 from vftlab.common import LAB, TREE, LabError, Progress
 from vftlab.images import USERSPACES
+from vftlab.installed import install
 from vftlab.machine import Machine, die_with_parent
 
 EXIT_TIMEOUT = 124
@@ -84,20 +85,29 @@ def run_jobs(
     environment: dict[str, str] | None = None,
     progress: Progress | None = None,
     userspace: str = DEFAULT_USERSPACE,
+    package: Path | None = None,
 ) -> Outcome:
     """Boot `kernel`, run the jobs one after the other, copy their output to standard output.
 
     With `script`, a path in the tree, that is run instead, and `names` are its arguments.
-    `results` is emptied first. The exit code is 124 when it took longer than `timeout_s`, 125 when
+    With `package`, vftrace's Debian package, systemd boots with it installed, and `vftrace.service`
+    traces the jobs. `results` is emptied first. The exit code is 124 when it took longer than `timeout_s`, 125 when
     the machine ended without the jobs. Raises LabError if images are missing and cannot be built.
     An interrupt ends the machine.
     """
+    if package is not None:
+        userspace = "systemd"
     built = ensure([kernel], progress or Progress(), userspace)[kernel]
     what = {"LAB_JOBS": " ".join(names)}
     if script is not None:
         what = {"LAB_SCRIPT": script, "LAB_ARGUMENTS": shlex.join(names)}
+    if package is not None:
+        what["LAB_SERVICE"] = "1"
     _prepare(results, what | (environment or {}))
     machine = Machine(built, results)
+    if package is not None:
+        install(package, built.inside, results / ".lab" / "installed.tar")
+        machine = replace(machine, programs="programs-service")
     begun = time.monotonic()
     with subprocess.Popen(
         machine.command(),
@@ -174,6 +184,12 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULT_USERSPACE,
         help="the Debian inside, and with it the BCC (default: %(default)s)",
     )
+    parser.add_argument(
+        "--service",
+        type=Path,
+        metavar="DEB",
+        help="boot systemd with this package of vftrace, whose service traces the jobs",
+    )
     parser.add_argument("--results", type=Path, metavar="DIR", help="emptied first")
     return parser
 
@@ -206,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 timeout_s=options.timeout or 120 + 60 * len(names),
                 progress=progress,
                 userspace=options.userspace,
+                package=options.service,
             )
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
