@@ -1,5 +1,5 @@
-# Sourced by the scripts beside it: fresh Debian roots, each a chroot made by mmdebstrap. Bare roots are kept in the cache;
-# what is done in a root is thrown away. `cache`, `failures` and `steps` are the caller's.
+# Sourced by the scripts beside it: fresh Debian roots, each a chroot made by mmdebstrap and kept in the cache. What is done
+# in a root goes into an overlay and is thrown away. `cache`, `failures` and `steps` are the caller's.
 # shellcheck shell=bash
 
 say() { printf '%(%H:%M:%S)T %s\n' -1 "$*"; }
@@ -24,19 +24,32 @@ lock_cache() {
     flock -n 9 || die 1 "another run is using $cache"
 }
 
-make_bare_root() { # SUITE: a tar file with a bare root in the cache
-    local sources codename file
+# What a root has beside the essential packages: `SUITE` is a bare machine, `SUITE-ready` has what vftrace's package depends
+# on, so that installing it takes no download, and the first one what builds packages.
+packages_of() { # NAME
+    local bare=ca-certificates,git,make
+    local depends=python3-bcrypt,python3-bpfcc,python3-h11,python3-prometheus-client,python3-rich,python3-yaml,systemd
+    case $1 in
+        bookworm-ready) echo "$bare,$depends,build-essential,debhelper,dh-python,lintian" ;;
+        *-ready) echo "$bare,$depends,python3-msgspec" ;;
+        *) echo "$bare" ;;
+    esac
+}
+
+make_root() { # NAME: a directory in the cache, which nothing changes afterwards
+    local sources codename file suite=${1%-ready}
     sources=$(mktemp -d)
     # shellcheck source=/dev/null
     codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
     for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
-        [ ! -s "$file" ] || sed "s/\b$codename\b/$1/g" "$file" >"$sources/${file##*/}"
+        [ ! -s "$file" ] || sed "s/\b$codename\b/$suite/g" "$file" >"$sources/${file##*/}"
     done
     apt-config dump | grep '^Acquire' >"$sources/apt.conf"
-    say "$1: making a bare root (once; about a minute)"
-    mmdebstrap --quiet --variant=minbase --include=ca-certificates,git,make \
-        --aptopt="$sources/apt.conf" "$1" "$cache/$1.new.tar" "$sources"/*.{list,sources}
-    mv "$cache/$1.new.tar" "$cache/$1.tar"
+    say "$1: making the root (once; about a minute)"
+    rm -rf --one-file-system "$cache/$1.new" "$cache/$1.tar"
+    mmdebstrap --quiet --variant=minbase --format=directory --include="$(packages_of "$1")" \
+        --aptopt="$sources/apt.conf" "$suite" "$cache/$1.new" "$sources"/*.{list,sources}
+    mv "$cache/$1.new" "$cache/$1"
     rm -r "$sources"
 }
 
@@ -82,11 +95,11 @@ clear_away() { # ROOT
     local mounted
     # shellcheck disable=SC2046 # one word per process
     [ -z "$(living_in "$1")" ] || kill -9 $(living_in "$1") || true
-    for mounted in $(findmnt -rno TARGET | grep "^$1/" | sort -r); do
+    for mounted in $(findmnt -rno TARGET | grep -E "^$1(/|$)" | sort -r); do
         umount -l "$mounted"
     done
     # Were a mount left in spite of that, it would not be descended into.
-    rm -rf --one-file-system "$1"
+    rm -rf --one-file-system "$1" "$1.changes"
 }
 
 inside() { # ROOT COMMAND...: as root of that machine, in the clone, with little of our environment
@@ -117,11 +130,12 @@ step() { # SUITE LINES COMMAND...: run it inside, show its last lines, keep all 
     last_ms=$took
 }
 
-fresh_root() { # SUITE: unpack it, and give it what it needs to install packages
+fresh_root() { # NAME: what is changed in it is thrown away; give it what it needs to install packages
     local root="$cache/$1.root"
-    [ -s "$cache/$1.tar" ] || make_bare_root "$1"
+    [ -d "$cache/$1" ] || make_root "$1"
     clear_away "$root"
-    mkdir -p "$root"
-    tar -C "$root" -xf "$cache/$1.tar"
+    mkdir -p "$root" "$root.changes/upper" "$root.changes/work"
+    mount -t overlay overlay "$root" \
+        -o "lowerdir=$cache/$1,upperdir=$root.changes/upper,workdir=$root.changes/work"
     furnish "$root"
 }
