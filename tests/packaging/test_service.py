@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bcrypt
 import pytest
 import yaml
 
 from vftrace.collect.reader import CAPABILITIES
+from vftrace.errors import VftraceError
 from vftrace.host import privileges
 from vftrace.outputs.exporter.webconfig import read_web_config
 
@@ -69,12 +71,17 @@ def test_the_web_configuration_is_one(tmp_path: Path) -> None:
     command = re.search(r"sudo (openssl req .*\\\n.*)$", DOCS, re.MULTILINE)
     assert command is not None
     subprocess.run(["sh", "-ec", command[1]], cwd=tmp_path, check=True, capture_output=True)
+    file = tmp_path / "web.yml"
+    with pytest.raises(VftraceError, match="no bcrypt hash"):
+        read_web_config(file)
+    hashed = bcrypt.hashpw(b"mine", bcrypt.gensalt(4)).decode()
+    file.write_text(file.read_text().replace("PUT-YOUR-BCRYPT-HASH-HERE", hashed))
     subprocess.run(["promtool", "check", "web-config", "web.yml"], cwd=tmp_path, check=True)
-    read = read_web_config(tmp_path / "web.yml")
+    read = read_web_config(file)
     assert read.tls is not None
     assert read.users is not None
-    assert read.users.accepts("prometheus", "change me")
-    assert not read.users.accepts("prometheus", "change me!")
+    assert read.users.accepts("prometheus", "mine")
+    assert not read.users.accepts("prometheus", "change me")
 
 
 @pytest.mark.needs("promtool")

@@ -45,7 +45,7 @@ from vftrace.outputs.exporter.server import (
     activated_sockets,
     listen,
 )
-from vftrace.outputs.exporter.webconfig import Users, read_web_config
+from vftrace.outputs.exporter.webconfig import RateLimit, Users, read_web_config
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "tests/golden/recordings"
 SLOW = RECORDINGS / "completed-slow.vft.gz"
@@ -642,6 +642,9 @@ BAD_CONFIGS: dict[str, tuple[str, str]] = {
         'http_server_config:\n  headers:\n    X-Frame-Options: "a\\r\\nb"\n',
         "X-Frame-Options is no line of ASCII text",
     ),
+    "rate without unit": ("rate_limit:\n  interval: 5\n  burst: 1\n", "interval 5 is no duration"),
+    "rate without burst": ("rate_limit:\n  interval: 1s\n", "would refuse every request"),
+    "negative burst": ("rate_limit:\n  interval: 1s\n  burst: -1\n", "burst -1 is no number"),
 }
 
 
@@ -671,6 +674,27 @@ def test_an_empty_web_config_is_plain_http(text: str, tmp_path: Path) -> None:
     file.write_text(text)
     found = read_web_config(file)
     assert (found.tls, bool(found.users), found.headers) == (None, False, ())
+
+
+def test_a_rate_limit_is_a_token_bucket() -> None:
+    """As golang.org/x/time/rate, which exporter-toolkit uses: full at first, one token each interval, never more."""
+    limit = RateLimit(1_000, 2)
+    assert [limit.allows(at) for at in (0, 0, 0, 999)] == [True, True, False, False]
+    assert [limit.allows(at) for at in (1_000, 1_001)] == [True, False]
+    assert [limit.allows(at) for at in (90_000, 90_000, 90_000)] == [True, True, False]
+    assert all(RateLimit(0, 0).allows(0) for _ in range(9))
+
+
+def test_more_requests_than_the_rate_limit_are_turned_away(tmp_path: Path) -> None:
+    (tmp_path / "web.yml").write_text("rate_limit:\n  interval: 1h\n  burst: 3\n")
+    with serve("--web.config.file", str(tmp_path / "web.yml")) as running:
+        answers = []
+        for _ in range(5):
+            try:
+                answers.append(running.get()[0])
+            except urllib.error.HTTPError as error:
+                answers.append(error.code)
+        assert answers == [200, 200, 200, 429, 429]
 
 
 @pytest.mark.needs("openssl")

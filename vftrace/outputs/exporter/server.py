@@ -302,6 +302,8 @@ class Servers:
             patience = IDLE_SECONDS
 
     async def _answer(self, address: str, request: h11.Request, config: WebConfig) -> Answer:
+        if not config.rate_limit.allows(time.monotonic_ns()):
+            return _with(config, _line(HTTPStatus.TOO_MANY_REQUESTS))
         environ = _environ(request, address)
         if config.users:
             right = False

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vftrace.errors import VftraceError
+from vftrace.errors import UsageError, VftraceError
+from vftrace.units import parse_duration
 
 LOOK_SECONDS = 1.0
 """How often the files are looked at."""
@@ -108,6 +109,30 @@ def _nobody(cost: int) -> bytes:
     return bcrypt.hashpw(secrets.token_hex().encode(), bcrypt.gensalt(cost))
 
 
+class RateLimit:
+    """A token bucket over all requests, as exporter-toolkit's: `burst` at once, then one each `interval_ns`."""
+
+    def __init__(self, interval_ns: int, burst: int) -> None:
+        """An interval of 0 limits nothing."""
+        self._interval_ns = interval_ns
+        self._burst = burst
+        self._tokens = float(burst)
+        self._counted_ns: int | None = None
+
+    def allows(self, now_ns: int) -> bool:
+        """Whether a request at this time, of a clock that never goes back, is to be answered; it then counts."""
+        if self._interval_ns == 0:
+            return True
+        if self._counted_ns is not None:
+            more = (now_ns - self._counted_ns) / self._interval_ns
+            self._tokens = min(float(self._burst), self._tokens + more)
+        self._counted_ns = now_ns
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
 @dataclass(frozen=True)
 class WebConfig:
     """What the file says. `tls` None: plain HTTP. `allowed_sans` empty: every verified client."""
@@ -116,6 +141,7 @@ class WebConfig:
     allowed_sans: frozenset[str] = frozenset()
     users: Users = field(default_factory=lambda: Users({}))
     headers: tuple[tuple[str, str], ...] = ()
+    rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0, 0))
     files: tuple[Path, ...] = ()
     """What it was read from: the file itself, certificates, keys."""
 
@@ -142,11 +168,12 @@ def read_web_config(path: Path) -> WebConfig:
     _only(
         "the file",
         sections,
-        {"tls_server_config", "http_server_config", "basic_auth_users"},
+        {"tls_server_config", "http_server_config", "basic_auth_users", "rate_limit"},
         complain,
     )
     tls_section = sections.get("tls_server_config")
     server = _section("http_server_config", sections.get("http_server_config") or {}, complain)
+    limit = _section("rate_limit", sections.get("rate_limit") or {}, complain)
     users = _section("basic_auth_users", sections.get("basic_auth_users") or {}, complain)
     tls, sans = None, frozenset[str]()
     if tls_section is not None:
@@ -155,7 +182,14 @@ def read_web_config(path: Path) -> WebConfig:
     keys = ("cert_file", "key_file", "client_ca_file")
     named = [(tls_section or {}).get(key) for key in keys]
     files = (path, *(path.parent / name for name in named if name))
-    return WebConfig(tls, sans, _users(users, complain), _headers(server, complain), files)
+    return WebConfig(
+        tls,
+        sans,
+        _users(users, complain),
+        _headers(server, complain),
+        _rate_limit(limit, complain),
+        files,
+    )
 
 
 class WebConfigFile:
@@ -301,6 +335,23 @@ def _headers(section: dict[str, Any], complain: Complain) -> tuple[tuple[str, st
         if not isinstance(value, str) or not (value.isprintable() and value.isascii()):
             raise complain(f"http_server_config: headers: {name} is no line of ASCII text")
     return tuple(headers.items())
+
+
+def _rate_limit(section: dict[str, Any], complain: Complain) -> RateLimit:
+    _only("rate_limit", section, {"interval", "burst"}, complain)
+    interval, burst = section.get("interval", 0), section.get("burst", 0)
+    if type(burst) is not int or burst < 0:
+        raise complain(f"rate_limit: burst {burst!r} is no number of requests")
+    try:
+        # Go's durations have a unit, but for 0.
+        if interval != 0 and not (isinstance(interval, str) and interval[-1:].isalpha()):
+            raise UsageError(f"not a duration: {interval!r}")
+        interval_ns = parse_duration(str(interval))
+    except UsageError:
+        raise complain(f"rate_limit: interval {interval!r} is no duration (such as 1s)") from None
+    if interval_ns and not burst:
+        raise complain("rate_limit: an interval without a burst would refuse every request")
+    return RateLimit(interval_ns, burst)
 
 
 def _section(name: str, content: object, complain: Complain) -> dict[str, Any]:
