@@ -58,7 +58,7 @@ def _probe_findings(way: str | None) -> "list[Finding]":
                     found.append(Finding(name, "ok", f"attached while a VM migrates: {probe.what}"))
                 elif status.method is None:
                     bad = probe.needed and not status.waits
-                    state = "bad" if bad else "warn"
+                    state = "bad" if bad else "note" if status.waits else "warn"
                     refused = probes.mailbox.refused if status.name == MAILBOX.name else None
                     if refused is not None:
                         then = f" (and mailboxes cannot be traced here: {refused})"

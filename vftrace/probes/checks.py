@@ -15,7 +15,8 @@ _SMALLEST = "int nothing(void *ctx) { return 0; }"
 
 @dataclass(frozen=True)
 class Finding:
-    """`state` is ok, warn or bad; `fix` is what to do, None if nothing has to be."""
+    """`state` is ok, note (a limit, or what this machine does not have), warn or bad; `fix` is what to do, None if
+    nothing has to be."""
 
     name: str
     state: str
@@ -34,7 +35,7 @@ def findings() -> tuple[Finding, ...]:
         _btf(),
         _bcc(),
         _kvm(),
-        Finding("32-bit VMMs", "ok", "not seen: their ioctls take another entry (compat_ioctl)"),
+        Finding("32-bit VMMs", "note", "not seen: their ioctls take another entry (compat_ioctl)"),
     )
 
 
@@ -45,7 +46,7 @@ def programs(cached: tuple[bool, ...]) -> Finding:
     if reason is None:
         return Finding("programs", "ok", f"{text}, {place}")
     where = f" in {place}" if place else ""
-    return Finding("programs", "ok", f"{text}; none is kept{where}: {reason}")
+    return Finding("programs", "note", f"{text}; none is kept{where}: {reason}")
 
 
 def _privileges() -> Finding:
@@ -107,5 +108,5 @@ def _kvm() -> Finding:
     if Path("/dev/kvm").exists():
         return Finding("KVM", "ok", "/dev/kvm")
     return Finding(
-        "KVM", "warn", "no /dev/kvm: no VM can run here now", "modprobe kvm-intel or kvm-amd"
+        "KVM", "note", "no /dev/kvm: no VM can run here now", "modprobe kvm-intel or kvm-amd"
     )

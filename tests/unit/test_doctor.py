@@ -1,0 +1,51 @@
+"""The states of `vftrace doctor`: what is a fault, and what is only so."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Self
+
+import pytest
+
+from vftrace.commands import doctor
+from vftrace.model.host import ProbeStatus
+from vftrace.probes import checks, loader
+from vftrace.probes.registry import NO_MIGRATION
+
+
+class Attached:
+    """What `Probes` of a host without VFIO and network cards says."""
+
+    cached = (True,)
+    mailbox = SimpleNamespace(refused=None)
+    status = (
+        ProbeStatus("ioctl", "fentry"),
+        ProbeStatus("channel", None, "not permitted"),
+        ProbeStatus("dirty-ring", None, "an old kernel"),
+        ProbeStatus("vfio", None, "the vfio module is not loaded", waits=True),
+        ProbeStatus("mailbox", None, "no module igb is loaded", waits=True),
+        ProbeStatus("calls", None, NO_MIGRATION, waits=True),
+    )
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_absent_hardware_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "Probes", Attached)
+    found = {f.name: f.state for f in doctor._probe_findings(None)}
+    assert found["probe ioctl"] == "ok"
+    assert found["probe vfio"] == found["probe mailbox"] == "note"
+    assert found["probe dirty-ring"] == "warn"
+    assert found["probe calls"] == "ok"
+
+
+def test_a_limit_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) != "/dev/kvm" and exists(path))
+    found = {f.name: f for f in checks.findings()}
+    assert found["32-bit VMMs"].state == "note"
+    assert (found["KVM"].state, found["KVM"].fix) == ("note", "modprobe kvm-intel or kvm-amd")
