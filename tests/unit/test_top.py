@@ -135,6 +135,45 @@ def test_keys_and_size(top: OnTerminal) -> None:
     assert top.ended() == 0
 
 
+def test_s_saves_the_migration_under_the_cursor(tmp_path: Path) -> None:
+    """Twice is two files: what is there is not overwritten."""
+    there = f"import os; os.chdir({str(tmp_path)!r})"
+    top = OnTerminal("--replay", str(recording("libvirt")), "--speed", "0", before=there)
+    try:
+        top.wait_for(b"Finished: 1")
+        mark = top.press(b"s")
+        top.wait_for(b"saved vftrace-demo-libvirt", after=mark)
+        mark = top.press(b"\rs")
+        top.wait_for(b"-2.html", after=mark)
+        top.press(b"q")
+        assert top.ended() == 0
+    finally:
+        top.close()
+    first, second = sorted(path.name for path in tmp_path.iterdir())
+    assert first == "vftrace-demo-libvirt-20261123T001255Z-2.html"
+    assert second == "vftrace-demo-libvirt-20261123T001255Z.html"
+    page = (tmp_path / second).read_text()
+    assert "<h1>Live migration" in page
+    assert "demo-libvirt" in page
+
+
+def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    before = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})"
+    top = OnTerminal("--replay", str(recording("libvirt")), "--speed", "0", before=before)
+    try:
+        top.wait_for(b"Finished: 1")
+        mark = top.press(b"s")
+        top.wait_for(b"cannot save", after=mark)
+        mark = top.press(b"?s")
+        top.wait_for(b"no migration to save here", after=mark)
+        top.press(b"q")
+        assert top.ended() == 0
+    finally:
+        top.close()
+
+
 def test_a_window_that_is_resized_while_it_is_drawn() -> None:
     """It is drawn again at once, not when the next picture is due."""
     resizes = (

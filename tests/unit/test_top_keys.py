@@ -111,7 +111,7 @@ def test_a_filter_is_typed_kept_and_dropped() -> None:
 
 def test_sorting_by_downtime_puts_the_longest_first() -> None:
     moment = at("four-at-once", 60.0)
-    state = keys(moment, "s", "s", "s")
+    state = keys(moment, "o", "o", "o")
     assert state.sort == "downtime"
     longest = max(moment.snapshot.migrations, key=lambda m: m.downtime.vcpu_ns or 0)
     opened = press(state, "Enter", moment.snapshot)

@@ -27,7 +27,7 @@ SIZES = (SMALL, LARGE)
         ("blackout", "libvirt", 3.4, ()),
         ("blackout-timeline", "libvirt", 3.4, ("Enter",)),
         ("waiting-for-the-last-sync", "pause-before-switchover", 3.9, ("Enter",)),
-        ("four-migrate", "four-at-once", 2.0, ("s", "Down")),
+        ("four-migrate", "four-at-once", 2.0, ("o", "Down")),
         ("finished", "there-and-back", 60.0, ("Down",)),
         ("finished-timeline", "postcopy", 60.0, ("Enter", "PageDown")),
         ("failed", "dest-killed-blackout", 60.0, ()),

@@ -25,6 +25,7 @@ from vftrace.commands.common import (
     add_log_arguments,
     add_profile_argument,
     add_recorder_arguments,
+    add_utc_argument,
     file_of,
     has_looked,
     make_record_dir,
@@ -42,9 +43,10 @@ if TYPE_CHECKING:
     from vftrace.archive.flight import FlightRecorder
     from vftrace.collect.pump import Pump
     from vftrace.commands.serve import Service
+    from vftrace.model.host import HostInfo
     from vftrace.model.migration import Snapshot
     from vftrace.outputs.top.keys import KeyReader
-    from vftrace.outputs.top.state import ViewState
+    from vftrace.outputs.top.state import Row, ViewState
     from vftrace.outputs.top.view import Frame
 
 HELP = "watch VMs and their migrations live"
@@ -61,6 +63,8 @@ IDLE_SECONDS = 0.05
 ONCE_NS = 1_000_000_000
 ONCE_PATIENCE_NS = 30_000_000_000
 """How much longer `--once` waits on a host so busy that vftrace has not been run for long enough to look."""
+MAX_SAVED = 100
+"""Reports of one migration that the key `s` writes at most."""
 NO_KVM_SECONDS = 5.0
 """How old the count of QEMU processes without KVM may be."""
 
@@ -80,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--once", action="store_true", help="print one state after 1 s and end")
     parser.add_argument("--json", action="store_true", help="print JSON, one document per line")
+    add_utc_argument(parser)
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="play a recording instead")
     parser.add_argument(
@@ -238,10 +243,9 @@ class _NoKvm:
 def _once(
     pump: "Pump", args: argparse.Namespace, until: Until, interrupted: Callable[[], bool]
 ) -> None:
-    from rich.console import Console
-
     from vftrace.model.select import select
     from vftrace.outputs.report.json import state_json
+    from vftrace.outputs.text.printing import show
     from vftrace.outputs.top.view import Frame, Once
 
     while not until() and not pump.ended:
@@ -262,7 +266,7 @@ def _once(
     frame = Frame(
         pump.host, snapshot, pump.now_ns(), _state(args, pump, snapshot), _note(args), args.ascii
     )
-    Console(highlight=False).print(Once(frame))
+    show(Once(frame))
 
 
 def _state(args: argparse.Namespace, pump: "Pump", snapshot: "Snapshot") -> "ViewState":
@@ -320,12 +324,13 @@ def watch(
     note: str = "",
     ascii: bool = False,  # noqa: A002
     no_kvm: "Callable[[Snapshot], int]" = lambda _: 0,
+    choose: "Callable[[Snapshot], Snapshot]" = lambda snapshot: snapshot,
 ) -> None:
     """Draw the live view on the alternate screen until q is pressed or `until` says so.
 
     Steps the pump meanwhile. The terminal is left as it was, whatever happens. `selection` has
     the VMs to show; `note` is shown in the first line; `no_kvm` counts QEMU processes without
-    KVM where a snapshot shows no VM.
+    KVM where a snapshot shows no VM; `choose` takes away from a snapshot what is not to be shown.
     """
     from rich.console import Console
 
@@ -343,12 +348,15 @@ def watch(
         while not state.quit and not until():
             _step(pump)
             selection.check(pump)
-            snapshot = select(pump.snapshot(), selection.wanted)
+            snapshot = choose(select(pump.snapshot(), selection.wanted))
             if frozen is not None:
                 snapshot = frozen.snapshot
             pressed = keys.read() if keys is not None else []
             for key in pressed:
                 state = press(state, key, snapshot)
+                if state.saving is not None:
+                    said = _save(pump.host, snapshot, state.saving)
+                    state = replace(state, saving=None, said=said)
             pause = max(REDRAW_SECONDS, cost / DRAWING_SHARE)
             due = time.monotonic() - drawn_at >= pause
             size = console.size
@@ -365,6 +373,36 @@ def watch(
             # Not the size of now: a window that was resized meanwhile is drawn again at once.
             drawn_at, drawn_size = time.monotonic(), size
             cost = drawn_at - began
+
+
+def _save(host: "HostInfo", snapshot: "Snapshot", row: "Row") -> str:
+    """Write the report of a migration into the working directory; returns the file's name, or why there is none."""
+    from vftrace.archive.names import safe_vm
+    from vftrace.faults import FAULTS, Where
+    from vftrace.model import figures
+    from vftrace.model.report import live_report
+    from vftrace.outputs.report.html import render_html
+    from vftrace.outputs.top.state import migration_of
+
+    m = migration_of(row, snapshot)
+    if m is None:
+        return "no migration to save here"
+    began = figures.wall_time(snapshot.clock, m.started_at_ns)
+    at = f"{began:%Y%m%dT%H%M%SZ}" if began is not None else f"{m.started_at_ns}"
+    stem = f"vftrace-{safe_vm(m.name, m.uuid, m.pid)}-{at}"
+    try:
+        page = render_html(live_report(host, replace(snapshot, migrations=(m,))))
+        # A migration that runs is saved more than once; a file that is there stays as it is.
+        for number in range(1, MAX_SAVED):
+            path = Path(f"{stem}.html" if number == 1 else f"{stem}-{number}.html")
+            with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+                file.write(page)
+                return f"saved {path}"
+    except OSError as error:
+        return f"cannot save {stem}.html: {error.strerror}"
+    except Exception as error:
+        return f"not saved: {FAULTS.contained(Where.TOP, error, 'the report is not saved')}"
+    return f"not saved: there are {MAX_SAVED} reports {stem}"
 
 
 def _draw(console: "Console", frame: "Frame") -> None:

@@ -27,6 +27,7 @@ Action = Literal[
     "page-down",
     "home",
     "end",
+    "save",
     "sort",
     "filter",
     "pause",
@@ -54,7 +55,10 @@ BINDINGS = (
     ),
     Binding("back", ("Esc",), "back; in the list: drop the filter", "back"),
     Binding("filter", ("/",), "show only VMs whose name, UUID or pid contains some text", "filter"),
-    Binding("sort", ("s",), "sort by the next of: " + ", ".join(SORTS), "sort"),
+    Binding(
+        "save", ("s",), "save the report of the migration under the cursor here, as HTML", "save"
+    ),
+    Binding("sort", ("o",), "sort by the next of: " + ", ".join(SORTS), "sort"),
     Binding("pause", ("p", "Space"), "stop the picture (tracing goes on), or let it run", "pause"),
     Binding("up", ("Up", "k"), "one line up"),
     Binding("down", ("Down", "j"), "one line down"),
@@ -87,6 +91,10 @@ class ViewState:
     typing: bool = False
     """Keys go into the filter."""
     paused: bool = False
+    saving: Row | None = None
+    """A migration, or the VM whose newest one, is to be saved as a report."""
+    said: str = ""
+    """What came of the last key, until the next one."""
     quit: bool = False
     wanted: tuple[str, ...] = ()
     """What `--vm` asks for: said where no VM has it."""
@@ -96,6 +104,7 @@ class ViewState:
 
 def press(state: ViewState, key: str, snapshot: Snapshot) -> ViewState:
     """The state after a key; a key that means nothing changes nothing."""
+    state = replace(state, said="")
     if state.typing:
         return _type(state, key)
     action = ACTION_OF.get(key)
@@ -127,6 +136,8 @@ def _in_list(state: ViewState, action: Action, snapshot: Snapshot) -> ViewState:
                 return state
             screen: Screen = "vf" if row[0] == "vf" else "timeline"
             return replace(state, screen=screen, opened=row, scroll=0)
+        case "save":
+            return _save(state, _opens(state, snapshot))
         case "back":
             return replace(state, filter="")
         case "filter":
@@ -143,10 +154,18 @@ def _in_page(state: ViewState, action: Action) -> ViewState:
     match action:
         case "back" | "open":
             return replace(state, screen="list", opened=None, scroll=0)
+        case "save":
+            return _save(state, state.opened)
         case "up" | "down" | "page-up" | "page-down" | "home" | "end":
             return replace(state, scroll=min(_FAR, max(0, state.scroll + _step(action))))
         case _:
             return _anywhere(state, action)
+
+
+def _save(state: ViewState, row: Row | None) -> ViewState:
+    if row is None or row[0] == "vf":
+        return replace(state, said="no migration to save here")
+    return replace(state, saving=row)
 
 
 def _anywhere(state: ViewState, action: Action) -> ViewState:

@@ -139,7 +139,9 @@ def _header(frame: Frame, width: int, g: Glyphs) -> list[Text]:
     if frame.state.paused:
         right = f"** PAUSED ** {right}"
     left = f"vftrace top  {clean(host.name, g)}  kernel {clean(host.kernel, g)}"
-    if frame.note:
+    if frame.state.said:
+        left = f"vftrace top  {clean(frame.state.said, g)}"
+    elif frame.note:
         left += f"  {clean(frame.note, g)}"
     lines = [_ends(left, right, width, g), _probes_line(host, snapshot, width, g)]
     lines += [one_line(f"! {warning}", width, g, WARNING) for warning in losses(snapshot)]
@@ -192,6 +194,8 @@ def _footer(state: ViewState, width: int) -> Text:
         if what is None:
             continue
         if binding.action in ("open", "filter", "sort") and state.screen != "list":
+            continue
+        if binding.action == "save" and state.screen not in ("list", "timeline"):
             continue
         if binding.action == "back" and state.screen == "list" and not state.filter:
             continue
