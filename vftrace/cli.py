@@ -186,7 +186,13 @@ def _run(argv: Sequence[str]) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
-    return load_command(args.command).run(args)
+    command = load_command(args.command)
+    if not getattr(args, "utc", False):
+        return command.run(args)
+    from vftrace.commands.common import local_time_is_utc
+
+    with local_time_is_utc():
+        return command.run(args)
 
 
 def _complain(message: str) -> None:

@@ -21,6 +21,9 @@ from vftrace.collect.replay import events_of
 from vftrace.commands import ping
 from vftrace.errors import UsageError, VftraceError
 from vftrace.events import COLLECTOR, wire
+from vftrace.model.report import PingRecording, Report
+from vftrace.outputs.report.text import render_report
+from vftrace.outputs.text.printing import as_text
 from vftrace.ping import sender
 from vftrace.ping.journal import Journal
 from vftrace.ping.packets import Packets, checksum, without_ip_header
@@ -155,6 +158,17 @@ def ping_events() -> list[events.Event]:
     written += [journal.gap(10_000 * MS, gap) for gap in gaps]
     written += [journal.summary(10_000 * MS, session.ledger), journal.end(10_000 * MS)]
     return [wire.decode(wire.encode(event)) for event in written]
+
+
+def test_a_recording_is_reported_without_a_migration() -> None:
+    clock = ((0, 1_700_000_000 * 1_000 * MS, 0),)
+    report = Report.of_hosts([], [PingRecording("boot", clock, tuple(ping_events()))])
+    said = as_text(render_report(report, ascii=True), 100).splitlines()
+    assert said[0] == "longest gap 10.0 ms of 192.0.2.7"
+    assert "ping of 192.0.2.7: icmp, every 1.00 ms" in said
+    # 1,700,000,000 s and the 8.05 s of the gap's first probe: 22:13:28.050 on 2023-11-14, UTC
+    (gap,) = [line for line in said if "10.0 ms without a reply" in line]
+    assert ":13:28.050" in gap
 
 
 def test_recorded_events_come_back() -> None:

@@ -17,7 +17,7 @@ from vftrace.errors import UsageError, VftraceError
 from vftrace.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vftrace.archive.flight import FlightRecorder
     from vftrace.collect.pump import Pump
@@ -45,6 +45,29 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="started as root: become this user once the probes are attached and the files are open",
     )
+
+
+def add_utc_argument(parser: argparse.ArgumentParser) -> None:
+    """`--utc`, for whoever prints times of day; the command then runs in `local_time_is_utc`."""
+    parser.add_argument(
+        "--utc", action="store_true", help="times of day are UTC, not this machine's local time"
+    )
+
+
+@contextlib.contextmanager
+def local_time_is_utc() -> "Iterator[None]":
+    """Local time is UTC meanwhile, for all of this process (tzset(3))."""
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+        time.tzset()
 
 
 def add_force_argument(parser: argparse.ArgumentParser) -> None:

@@ -1,11 +1,13 @@
 """`vftrace demo`: a real migration on this machine, traced, and the report beside QEMU's own figures."""
 
 import argparse
+import os
 import shutil
 import signal
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +17,10 @@ from vftrace.errors import MachineError, VftraceError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rich.console import Console
-
     from vftrace.collect.pump import Pump
     from vftrace.demo.qemu_figures import Comparison
     from vftrace.demo.scenarios import Scenario, Truth
+    from vftrace.model.migration import Snapshot
 
 HELP = "migrate a small VM on this machine, traced, and report it"
 EXAMPLES = (
@@ -51,12 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Play, trace, report. Where the machine cannot, say why and replay a real recording."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     if args.list:
         for scenario in _scenarios().values():
-            console.print(f"{scenario.name:26} {scenario.title}")
+            print(f"{scenario.name:26} {scenario.title}")
         return 0
     if not args.replay:
         try:
@@ -64,13 +62,13 @@ def run(args: argparse.Namespace) -> int:
             if args.scenario not in scenarios:
                 raise VftraceError(f"no scenario {args.scenario!r}; see: vftrace demo --list")
             _check_machine()
-            return _play(console, args)
+            return _play(args)
         except MachineError as error:
             print(f"vftrace: no live demo here: {error}", file=sys.stderr)
             if error.fix:
                 print(f"  to fix: {error.fix}", file=sys.stderr)
             print("vftrace: replaying a recording of a real migration instead", file=sys.stderr)
-    return _replay(console, args)
+    return _replay(args)
 
 
 def _scenarios() -> "Mapping[str, Scenario]":
@@ -102,13 +100,14 @@ def _check_machine() -> None:
         )
 
 
-def _play(console: "Console", args: argparse.Namespace) -> int:
+def _play(args: argparse.Namespace) -> int:
     from vftrace.collect.pump import Pump
     from vftrace.collect.session import Opening
     from vftrace.demo.qemu_figures import compare
     from vftrace.model.report import live_report
     from vftrace.model.select import select
     from vftrace.outputs.report.text import render_report
+    from vftrace.outputs.text.printing import show
 
     live = sys.stdout.isatty() and not args.no_live
     # A polite kill is Ctrl-C: the VMs are ended first.
@@ -131,8 +130,8 @@ def _play(console: "Console", args: argparse.Namespace) -> int:
         # The demo reports only the VMs that it started.
         own = [str(process.pid) for process in truth.processes]
         snapshot = select(pump.snapshot(), own)
-    console.print(render_report(live_report(pump.host, snapshot), ascii=args.ascii))
-    _print_comparison(console, truth, compare(truth, snapshot))
+    show(render_report(live_report(pump.host, snapshot), ascii=args.ascii), soft_wrap=True)
+    _print_comparison(truth, compare(truth, snapshot))
     if args.keep:
         print(f"vftrace: the recording is {args.keep}: vftrace report {args.keep}", file=sys.stderr)
     return 0
@@ -192,10 +191,11 @@ class Player:
 
 def _watch(pump: "Pump", player: Player, *, live: bool, ascii: bool) -> None:  # noqa: A002
     """Read events while the scenario plays; draw the live view, or say what happens line by line."""
+    own = OwnVms()
     if live:
         from vftrace.commands.top import watch
 
-        watch(pump, until=lambda: not player.playing, ascii=ascii)
+        watch(pump, until=lambda: not player.playing, ascii=ascii, choose=own.of)
     # Also after q: the scenario is played to its end, and told line by line.
     said = 0
     seen: dict[tuple[int, int], str] = {}
@@ -204,14 +204,38 @@ def _watch(pump: "Pump", player: Player, *, live: bool, ascii: bool) -> None:  #
         for line in player.lines[said:]:
             print(f"  {line}", flush=True)
             said += 1
-        for line in _news(pump, seen):
+        for line in _news(own.of(pump.snapshot()), seen):
             print(f"  {line}", flush=True)
 
 
-def _news(pump: "Pump", seen: dict[tuple[int, int], str]) -> list[str]:
+class OwnVms:
+    """Knows the VMs that this process started from those of others on this machine."""
+
+    def __init__(self) -> None:
+        self._own: dict[int, bool] = {}
+
+    def of(self, snapshot: "Snapshot") -> "Snapshot":
+        """The snapshot with only the VMs whose parent this process is, and their migrations."""
+        return replace(
+            snapshot,
+            vms=tuple(vm for vm in snapshot.vms if self._is_own(vm.pid)),
+            migrations=tuple(m for m in snapshot.migrations if self._is_own(m.pid)),
+        )
+
+    def _is_own(self, pid: int) -> bool:
+        if pid not in self._own:
+            try:
+                status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+            except OSError:
+                return False
+            self._own[pid] = f"\nPPid:\t{os.getpid()}\n" in status
+        return self._own[pid]
+
+
+def _news(snapshot: "Snapshot", seen: dict[tuple[int, int], str]) -> list[str]:
     """A line for each migration whose phase or round has changed."""
     lines = []
-    for m in pump.snapshot().migrations:
+    for m in snapshot.migrations:
         current = [phase.name for phase in m.phases if phase.end_at_ns is None]
         state = m.outcome or f"{', '.join(current)}, round {len(m.rounds)}"
         if seen.get((m.pid, m.attempt)) != state:
@@ -220,13 +244,13 @@ def _news(pump: "Pump", seen: dict[tuple[int, int], str]) -> list[str]:
     return lines
 
 
-def _print_comparison(
-    console: "Console", truth: "Truth", comparisons: "tuple[Comparison, ...]"
-) -> None:
+def _print_comparison(truth: "Truth", comparisons: "tuple[Comparison, ...]") -> None:
     from rich.table import Table
 
+    from vftrace.outputs.text.printing import show
+
     if not truth.attempts:
-        console.print("This scenario starts no migration, and vftrace saw none.")
+        print("This scenario starts no migration, and vftrace saw none.")
         return
     for comparison in comparisons:
         table = Table(
@@ -238,18 +262,19 @@ def _print_comparison(
         table.add_column("")
         for row in comparison.rows:
             table.add_row(row.figure, row.ours, row.qemu, row.note)
-        console.print(table)
+        show(table, soft_wrap=True)
         if comparison.migration is None:
-            console.print("vftrace saw no migration for this one: please report it.")
+            print("vftrace saw no migration for this one: please report it.")
 
 
-def _replay(console: "Console", args: argparse.Namespace) -> int:
+def _replay(args: argparse.Namespace) -> int:
     from vftrace.collect.recording import Recording
     from vftrace.collect.replay import track
     from vftrace.model.report import live_report
     from vftrace.outputs.report.text import render_report
+    from vftrace.outputs.text.printing import show
 
     recording = Recording(SAMPLE)
     report = live_report(recording.host, track(recording).snapshot())
-    console.print(render_report(report, ascii=args.ascii))
+    show(render_report(report, ascii=args.ascii), soft_wrap=True)
     return 0

@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from vftrace.commands.common import say
+from vftrace.commands.common import add_utc_argument, say
 from vftrace.commands.select import add_select_arguments, selectors_of
 
 HELP = "list the migrations in recordings, one line each"
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_select_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, one document per line")
-    parser.add_argument("--utc", action="store_true", help="read and print times in UTC")
+    add_utc_argument(parser)
     parser.add_argument("--ascii", action="store_true", help="print ASCII characters only")
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from vftrace.commands import pager
     from vftrace.outputs.text.glyphs import glyphs
 
-    selectors = selectors_of(args, utc=args.utc)
+    selectors = selectors_of(args)
     paths = args.paths or [default_directory()]
     listed = gather(paths)
     found = select(listed, selectors)

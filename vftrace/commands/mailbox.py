@@ -11,6 +11,7 @@ from vftrace.commands.common import (
     Interrupt,
     add_live_arguments,
     add_profile_argument,
+    add_utc_argument,
     profile_texts,
     say_ready,
 )
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vf", action="append", type=_number, metavar="N", help="only virtual functions N"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_utc_argument(parser)
     add_profile_argument(parser)
     add_live_arguments(parser)
 

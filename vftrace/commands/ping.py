@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vftrace import __version__
-from vftrace.commands.common import Interrupt, add_force_argument, say_ready
+from vftrace.commands.common import Interrupt, add_force_argument, add_utc_argument, say_ready
 from vftrace.errors import UsageError
 from vftrace.units import format_ns, parse_duration
 
@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="form of the result (default: text)",
     )
+    add_utc_argument(parser)
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="also write a recording for `vftrace report`"
     )

@@ -1,7 +1,6 @@
 """`vftrace report`: what recordings tell about each migration in them."""
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vftrace.analysis.devices.vf_history import MAX_RECENT
 from vftrace.commands import pager
-from vftrace.commands.common import add_profile_argument, profile_texts, say
+from vftrace.commands.common import add_profile_argument, add_utc_argument, profile_texts, say
 from vftrace.commands.select import add_select_arguments, selectors_of
 from vftrace.errors import UsageError, VftraceError
 from vftrace.faults import FAULTS, Where
@@ -69,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="compare with the migrations in this recording (repeatable: one for each host)",
     )
+    add_utc_argument(parser)
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     parser.add_argument(
         "--what-if",
@@ -284,6 +284,8 @@ def _compare(args: argparse.Namespace, report: "Report") -> None:
 def _print_text(args: argparse.Namespace, what: "RenderableType") -> None:
     from rich.console import Console
 
+    from vftrace.outputs.text.printing import as_text, show
+
     if args.output is None and pager.is_wanted(no_pager=args.no_pager):
         console = Console(highlight=False)
         with console.capture() as captured:
@@ -291,11 +293,9 @@ def _print_text(args: argparse.Namespace, what: "RenderableType") -> None:
         pager.page(captured.get())
         return
     if args.output is None:
-        Console(highlight=False).print(what)
-        return
-    text = io.StringIO()
-    Console(file=text, highlight=False, width=_FILE_WIDTH, color_system=None).print(what)
-    _write(args.output, text.getvalue().encode())
+        show(what)
+    else:
+        _write(args.output, as_text(what, _FILE_WIDTH).encode())
 
 
 def _write(path: Path | None, content: bytes) -> None:

@@ -1,7 +1,7 @@
 """The options that select migrations of the past, the same for `list` and `report`."""
 
 import argparse
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from vftrace.errors import UsageError
@@ -48,12 +48,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def selectors_of(args: argparse.Namespace, *, utc: bool = False) -> "Selectors":
-    """What the options ask for. UsageError for a time that is none; times are local, or with `utc` UTC."""
+def selectors_of(args: argparse.Namespace) -> "Selectors":
+    """What the options ask for. UsageError for a time that is none; times are local."""
     from vftrace.archive.past import Selectors
     from vftrace.archive.when import parse_when
 
-    now = datetime.now(UTC) if utc else datetime.now().astimezone()
+    now = datetime.now().astimezone()
     since_ns = None if args.since is None else parse_when(args.since, now)
     until_ns = None if args.until is None else parse_when(args.until, now)
     if since_ns is not None and until_ns is not None and since_ns > until_ns:

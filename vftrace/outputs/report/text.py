@@ -20,6 +20,7 @@ from vftrace.outputs.text.forecast import forecast_of
 from vftrace.outputs.text.glyphs import Glyphs, clean, glyphs, shorten
 from vftrace.outputs.text.guard import guarded
 from vftrace.outputs.text.outage import render_outage
+from vftrace.outputs.text.pings import first_line_of_pings, render_pings
 from vftrace.outputs.text.slots import slots_part
 from vftrace.outputs.text.tables import (
     UNKNOWN,
@@ -73,6 +74,9 @@ class _Text:
             yield Text(f"! RECORDING NOT WHOLE: {clean(damage, g)}", WARNING)
         for host in report.hosts:
             yield from self._host(host, g)
+        for ping in () if report.migrations else report.pings:
+            yield Text()
+            yield from guarded("a ping", partial(render_pings, ping, g))
         if len(report.migrations) > 1:
             yield Text()
             yield from guarded("the overview", lambda: [_overview(report, g)])
@@ -106,14 +110,13 @@ def first_line(report: Report, g: Glyphs) -> str:
     """What set the downtime; of several migrations how they ended, and which of them had the longest one."""
     found = report.migrations
     if not found:
+        if report.pings:
+            return first_line_of_pings(report, g)
         if len(report.hosts) > 1:
             return "no migration in these recordings"
         host = report.hosts[0]
         lasted = format_ns(max(0, host.snapshot.at_ns - host.info.started_at_ns))
-        said = f"no migration in this recording: {host.snapshot.events} events in {lasted}"
-        if not host.info.probes:  # a recording of `vftrace ping`
-            said += "; give it to report together with the recordings of the hosts"
-        return said
+        return f"no migration in this recording: {host.snapshot.events} events in {lasted}"
     if len(found) == 1:
         return downtime_line(found[0])
     longest = max(found, key=lambda each: each.migration.downtime.vcpu_ns or -1)
