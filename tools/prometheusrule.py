@@ -31,4 +31,5 @@ def prometheus_rule(rules: str) -> str:
 
 
 if __name__ == "__main__":
+    # The Helm chart has the rules too: tools/chart.py.
     MADE.write_text(prometheus_rule(RULES.read_text()))

@@ -1,13 +1,16 @@
 """The cluster's manifests: valid, one with the rules and with the service's unit."""
 
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from tools import prometheusrule
+import vftrace
+from tools import chart, prometheusrule
 
 FILES = sorted((prometheusrule.ROOT / "packaging/kubernetes").glob("*.yaml"))
 OF_KUBERNETES = {"Namespace", "DaemonSet", "Service"}
@@ -63,3 +66,83 @@ def test_the_container_has_only_capabilities_that_the_unit_has() -> None:
     added = {f"CAP_{name}" for name in container["securityContext"]["capabilities"]["add"]}
     assert added <= set(bounding[1].split())
     assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+
+
+# -- the Helm chart -----------------------------------------------------------------------------
+
+
+def test_the_chart_is_made_from_the_manifests() -> None:
+    for path, text in chart.templates().items():
+        assert (chart.CHART / path).read_text() == text, "run: python tools/chart.py"
+
+
+@pytest.fixture(scope="module")
+def tools() -> Path:
+    """The directory with helm and kubectl, fetched once."""
+    done = subprocess.run(
+        [Path(__file__).with_name("cluster-tools")], capture_output=True, text=True, check=True
+    )
+    return Path(done.stdout.strip())
+
+
+Objects = dict[tuple[str, str], Any]
+
+
+def objects(*command: str | Path) -> Objects:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    every = [made for made in yaml.safe_load_all(done.stdout) if made is not None]
+    return {(made["kind"], made["metadata"]["name"]): made for made in every}
+
+
+def of_helm(tools: Path, *settings: str) -> Objects:
+    chosen = [word for setting in settings for word in ("--set-json", setting)]
+    return objects(
+        tools / "helm", "template", "vftrace", chart.CHART, "--namespace", "vftrace", *chosen
+    )
+
+
+@pytest.mark.needs("npm")
+def test_helm_makes_what_kustomize_makes(tools: Path) -> None:
+    """But for the namespace, which Helm is told, and what says how an image is pulled."""
+    kustomized = objects(tools / "kubectl", "kustomize", chart.MANIFESTS)
+    del kustomized["Namespace", "vftrace"]
+    helmed = of_helm(tools, 'image.tag="latest"')
+    (container,) = helmed["DaemonSet", "vftrace"]["spec"]["template"]["spec"]["containers"]
+    assert container.pop("imagePullPolicy") == "IfNotPresent"
+    assert helmed == kustomized
+    assert len(helmed) == 4
+
+
+@pytest.mark.needs("npm")
+def test_the_chart_follows_its_values(tools: Path) -> None:
+    made = of_helm(
+        tools,
+        "nodeSelector=null",
+        'extraArgs=["--retain=30d"]',
+        'image={"repository":"registry.example.org/vftrace","tag":"1.2"}',
+        "serviceMonitor.enabled=false",
+        'prometheusRule.labels={"release":"prometheus"}',
+    )
+    pod = made["DaemonSet", "vftrace"]["spec"]["template"]["spec"]
+    kubernetes_validate.validate(made["DaemonSet", "vftrace"], "1.29", strict=True)
+    assert "nodeSelector" not in pod
+    assert pod["containers"][0]["args"][-1] == "--retain=30d"
+    assert pod["containers"][0]["image"] == "registry.example.org/vftrace:1.2"
+    assert made["PrometheusRule", "vftrace"]["metadata"]["labels"] == {
+        "app.kubernetes.io/name": "vftrace",
+        "release": "prometheus",
+    }
+    assert ("ServiceMonitor", "vftrace") not in made
+
+
+@pytest.mark.needs("npm")
+def test_helm_finds_nothing_wrong_with_the_chart(tools: Path) -> None:
+    done = subprocess.run(
+        [tools / "helm", "lint", "--strict", chart.CHART], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_chart_is_of_this_version() -> None:
+    about = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())
+    assert about["version"] == about["appVersion"] == vftrace.__version__
