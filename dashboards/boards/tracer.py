@@ -31,7 +31,15 @@ def board() -> models.Dashboard:
             Row(None, _figures()),
             Row(
                 "What it sees",
-                [_probes(), _events(), _missing(), _lost(), _internal_errors(), _tables()],
+                [
+                    _probes(),
+                    _events(),
+                    _missing(),
+                    _lost(),
+                    _internal_errors(),
+                    _tables(),
+                    _vms_lost(),
+                ],
             ),
             Row("What it costs", [_cpu(), _memory(), _scrape(), _lateness()]),
             Row("Hosts", [_up(), _versions(), _clock()]),
@@ -209,9 +217,34 @@ def _tables() -> style.PanelBuilder:
                 f"{full} or 0 * sum by (instance) ({of('build_info')})", "{{instance}} {{table}}"
             ),
         )
-        .span(24)
+        .span(12)
         .height(6)
         .fill_opacity(0)
+    )
+
+
+def _vms_lost() -> style.PanelBuilder:
+    return (
+        style.listing(
+            "Lost by VM",
+            "Of which VMs something is missing, most first: `records` and `uncounted` make their migrations incomplete,"
+            " `bitmap_parts` make numbers of pages unknown. No other VM is concerned.",
+            [
+                style.rows_of(
+                    f"topk(20, sum by (instance, vm, kind) ({of('vm_events_lost_total')}) > 0)", "A"
+                )
+            ],
+            None,
+            [
+                Column("instance", "Host"),
+                Column("vm", "VM"),
+                Column("kind", "What"),
+                Column("A", "Lost", {"unit": "short", "decimals": 0}),
+            ],
+            sort="Lost",
+        )
+        .span(12)
+        .height(6)
     )
 
 

@@ -49,7 +49,7 @@ def lossy() -> Fault:
     gone = set(kernels[400:600:3] + kernels[401:601:3] + kernels[402:602:3])
     kept = [record for record in records if record not in gone]
     ticks = [n for n, record in enumerate(kept) if isinstance(wire.decode(record), events.Tick)]
-    middle, after = ticks[len(ticks) // 2 :][:2]
+    middle, after, then = ticks[len(ticks) // 2 :][:3]
     tick = wire.decode(kept[middle])
     kept[middle] = wire.encode(
         events.Lost(tick.at_ns, tick.seq, tick.tgid, tick.tid, count=len(gone))
@@ -57,6 +57,11 @@ def lossy() -> Fault:
     tick = wire.decode(kept[after])
     kept[after] = wire.encode(
         events.TableFull(tick.at_ns, tick.seq, tick.tgid, tick.tid, table="threads", count=1)
+    )
+    tick = wire.decode(kept[then])
+    vmm = wire.decode(kernels[400]).tgid
+    kept[then] = wire.encode(
+        events.VmLost(tick.at_ns, tick.seq, tick.tgid, tick.tid, vmm, len(gone), 0)
     )
     return host, kept
 

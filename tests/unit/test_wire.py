@@ -126,6 +126,7 @@ def _own(head: tuple[int, int, int, int]) -> st.SearchStrategy[events.Event]:
         st.builds(lambda n: events.Lost(*head, n), U64),
         st.builds(lambda n: events.Gone(*head, n), U32),
         st.builds(lambda n, count: events.Uncounted(*head, n, count), U32, U64),
+        st.builds(lambda *rest: events.VmLost(*head, *rest), U32, U64, U64, U64),
         st.builds(lambda table, count: events.TableFull(*head, table, count), TEXT, U64),
         st.builds(
             lambda *rest: events.Process(*head, *rest),

@@ -24,6 +24,7 @@ from vftrace.model.migration import (
     Dirty,
     DmaSource,
     Evidence,
+    Loss,
     Migration,
     Outcome,
     Role,
@@ -167,6 +168,10 @@ def build_migration(sides: Sides) -> Migration:
         throttled=outgoing.throttled if outgoing is not None else False,
         vcpu_pause_ns=outgoing.longest_pause_ns or None if outgoing is not None else None,
         internal_error=None if error is None else error[1],
+        loss=sum(
+            (p.lost.between(started - BURST_NS, ended) for p in (process, peer) if p is not None),
+            Loss(),
+        ),
     )
 
 

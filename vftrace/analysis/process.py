@@ -11,6 +11,7 @@ from vftrace.analysis.devices.device import Devices, PassedDevice, VfioEvent
 from vftrace.analysis.dirty import SlotLog, bitmap_of
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.largest import Largest
+from vftrace.analysis.losses import LossLog
 from vftrace.analysis.outgoing import STOPPED_FOR_IT_NS, OutgoingMigration
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.events import Event
@@ -95,6 +96,7 @@ class Process:
     last_event_ns: int = 0
     last_loss_ns: int | None = None
     """When something went missing or came out of order, latest."""
+    lost: LossLog = field(default_factory=LossLog)
     pieces_held: int = 0
     ring_untracked: int = 0
     internal_error: tuple[int, str] | None = None
@@ -205,6 +207,7 @@ class Process:
         self.vcpu_threads.add(event.tid)
 
     def _exit(self, event: events.Exit) -> None:
+        self.lost.report(event)
         self.end(event.at_ns)
 
     def end(self, at_ns: int) -> None:

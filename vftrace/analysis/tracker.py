@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, get_args
 
 from vftrace import events
@@ -21,7 +21,7 @@ from vftrace.analysis.sequence import SequenceTracker
 from vftrace.analysis.unbuilt import unbuilt_migration
 from vftrace.events import COLLECTOR, NO_PROCESS, Event
 from vftrace.faults import FAULTS, Where
-from vftrace.model.migration import Migration, Placement, Snapshot, Vm
+from vftrace.model.migration import Migration, Placement, Snapshot, Vm, VmLoss
 
 MAX_PROCESSES = 32_768
 """Processes that live at once. Of more, as a damaged recording may have, the oldest counts as gone."""
@@ -87,7 +87,6 @@ class Tracker:
     _now_ns: int = 0
     _events: int = 0
     _lost: int = 0
-    _lost_by_vm: dict[int, tuple[int, int]] = field(default_factory=dict)
     _tables_full: dict[str, int] = field(default_factory=dict)
     _unknown: int = 0
     _clock: list[tuple[int, int, int]] = field(default_factory=list)
@@ -216,12 +215,15 @@ class Tracker:
             process.devices.identify(event)
 
     def _log_call(self, event: CallEvent) -> None:
-        process = self._processes.get(event.pid)
-        if process is None:
-            # Its last calls are written when it has ended.
-            process = next((p for p in reversed(self._ended) if p.pid == event.pid), None)
+        # Its last calls are written when it has ended.
+        process = self._latest(event.pid)
         if process is not None:
             process.calls.feed(event)
+
+    def _latest(self, pid: int) -> Process | None:
+        """The process that has a pid, else the latest that had it."""
+        process = self._processes.get(pid)
+        return process or next((p for p in reversed(self._ended) if p.pid == pid), None)
 
     def _gone(self, event: events.Gone) -> None:
         process = self._processes.get(event.pid)
@@ -233,17 +235,20 @@ class Tracker:
     def _uncounted(self, event: events.Uncounted) -> None:
         process = self._processes.get(event.pid)
         if process is not None:
+            process.lost.report(event)
             process.last_loss_ns = max(process.last_loss_ns or 0, event.at_ns)
 
     def _count_lost(self, event: events.Lost) -> None:
         self._lost = max(self._lost, event.count)
 
     def _count_lost_of(self, event: events.VmLost) -> None:
-        before = self._lost_by_vm.get(event.pid, (0, 0))
-        self._lost_by_vm[event.pid] = max(before[0], event.records), max(before[1], event.bulk)
-        process = self._processes.get(event.pid)
+        process = self._latest(event.pid)
+        if process is None:
+            return
+        before = process.lost.total.records
+        process.lost.report(event)
         # A part of a bitmap that is missing shows where its call is counted.
-        if process is not None and event.records > before[0]:
+        if event.records > before:
             process.last_loss_ns = max(process.last_loss_ns or 0, event.at_ns)
 
     def _change_network(self, event: events.NetAddress | events.NetLink) -> None:
@@ -482,7 +487,16 @@ class Tracker:
             network_missed=self._network_missed,
             stalls=tuple(self._stalls),
             tables_full=tuple(sorted(self._tables_full.items())),
+            losses=self._vm_losses(),
         )
+
+    def _vm_losses(self) -> tuple[VmLoss, ...]:
+        found = (
+            VmLoss(_key(process), process.pid, process.first_seen_ns, process.lost.total)
+            for process in self._everyone()
+            if process.lost.total
+        )
+        return tuple(sorted(found, key=lambda vm: sum(astuple(vm.loss)), reverse=True))
 
     def _vf_histories(self) -> VfHistories:
         return {(history.pf, history.vf): history for history in self.mailboxes.vf_histories()}

@@ -47,6 +47,7 @@ _WHO_IS_WHO = (
     events.Device,
     events.Gone,
     events.Uncounted,
+    events.VmLost,
     events.CallsTraced,
     events.CallThread,
     events.CallFd,
@@ -292,7 +293,7 @@ class Stream:
 def _own_key(event: Event) -> Hashable:
     """What of the collector's records about a process replaces an earlier one."""
     match event:
-        case events.Process() | events.Uncounted() | events.CallsMissed():
+        case events.Process() | events.Uncounted() | events.VmLost() | events.CallsMissed():
             return type(event)
         case events.CallsTraced():
             return type(event), event.on, event.attach_ns > 0

@@ -26,16 +26,15 @@ class Parcel:
 class Backlog:
     """Parcels in their order of arrival. Pieces of bitmaps are dropped where there is no room, nothing else.
 
-    A dropped piece leaves a hole in its process's numbers, as one that did not fit into the ring buffer does, so what
-    it would have said is known to be missing.
+    A dropped piece is missing when its call's pieces are counted, as one that did not fit into the ring buffer is, so
+    what it would have said is known to be missing.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
         self._parcels: deque[Parcel] = deque()
         self._size = 0
-        self.dropped: Counter[int] = Counter()
-        """By process: records dropped so far."""
+        self._dropped: Counter[int] = Counter()
 
     def __bool__(self) -> bool:
         return bool(self._parcels)
@@ -77,6 +76,11 @@ class Backlog:
             self._parcels.popleft()
         return parcel.taken_ns, taken
 
+    def take_dropped(self) -> Counter[int]:
+        """By process: the records dropped since the last call."""
+        dropped, self._dropped = self._dropped, Counter()
+        return dropped
+
     def _drop(self) -> None:
         """Drop all pieces of the loudest VMs until half is free, so that the next full is not at once."""
         bulk: Counter[int] = Counter()
@@ -98,7 +102,7 @@ class Backlog:
         kept = []
         for record in parcel.records[parcel.first :]:
             if wire.kind_of(record) in wire.BITMAPS and wire.tgid_of(record) in victims:
-                self.dropped[wire.tgid_of(record)] += 1
+                self._dropped[wire.tgid_of(record)] += 1
                 parcel.size -= len(record) + OBJECT_BYTES
                 self._size -= len(record) + OBJECT_BYTES
             else:

@@ -69,7 +69,8 @@ class LiveSource:
         self._network = NetworkWatch(self._intake, lambda: self._identifier.pids)
         self._lost = 0
         self._dropped = 0
-        self._vm_lost: dict[int, tuple[int, int]] = {}
+        self._dropped_of: Counter[int] = Counter()
+        self._vm_lost: dict[int, tuple[int, int, int]] = {}
         self._uncounted: dict[int, int] = {}
         self._full: Counter[str] = Counter()
         self._next_tick_ns = 0
@@ -85,9 +86,10 @@ class LiveSource:
         """CLOCK_BOOTTIME."""
         return boottime_ns()
 
-    def count_dropped(self, dropped: int) -> None:
-        """Count records as lost that were dropped behind this source: so many so far."""
-        self._dropped = dropped
+    def count_dropped(self, dropped: Counter[int]) -> None:
+        """Count parts of bitmaps as lost that were dropped behind this source: so many more, by process."""
+        self._dropped += dropped.total()
+        self._dropped_of.update(dropped)
 
     def read(self, timeout_ms: int = POLL_MS) -> Batch:
         """Wait a moment, then return what came, in order of arrival."""
@@ -203,12 +205,21 @@ class LiveSource:
         if lost == self._lost:
             return
         self._lost = lost
-        self._intake.write(events.Lost, count=lost, bulk=bulk_lost)
-        by_vm = self.probes.lost_by_vm()
-        for pid, (records, bulk) in by_vm.items():
-            if self._vm_lost.get(pid) != (records, bulk):
-                self._intake.write(events.VmLost, pid=pid, records=records, bulk=bulk)
+        self._intake.write(events.Lost, count=lost, bulk=bulk_lost + self._dropped)
+        in_kernel = self.probes.lost_by_vm()
+        by_vm = {
+            pid: (*in_kernel.get(pid, (0, 0)), self._dropped_of[pid])
+            for pid in in_kernel.keys() | self._dropped_of.keys()
+        }
+        for pid, (records, bulk, dropped) in by_vm.items():
+            if self._vm_lost.get(pid) != (records, bulk, dropped):
+                self._intake.write(
+                    events.VmLost, pid=pid, records=records, bulk=bulk, dropped=dropped
+                )
         self._vm_lost = by_vm
+        live = set(self._identifier.pids)
+        for pid in [pid for pid in self._dropped_of if pid not in live]:
+            del self._dropped_of[pid]
 
     def _report_floods(self) -> None:
         for unsent in self.probes.mailbox.unsent():

@@ -83,7 +83,8 @@ class Reader:
 
     def _take(self, batch: Batch) -> None:
         self._backlog.add(boottime_ns(), batch.records)
-        self._source.count_dropped(self._backlog.dropped.total())
+        if dropped := self._backlog.take_dropped():
+            self._source.count_dropped(dropped)
         if self._source.host != self._host:
             self._host = self._source.host
             self._link.send_content(Kind.HOST, self._host)

@@ -30,13 +30,15 @@ class Lost(Event, frozen=True):
 
 class VmLost(Event, frozen=True):
     """Records of one process that did not fit into the ring buffers, in total: `bulk` parts of bitmaps, which only make
-    numbers of dirty pages unknown, and `records` of all other kinds."""
+    numbers of dirty pages unknown, and `records` of all other kinds. `dropped` parts of bitmaps came out of the ring
+    buffer, but the reader held too many of them."""
 
     KIND = Kind.VM_LOST
 
     pid: int
     records: int
     bulk: int
+    dropped: int = 0
 
 
 class Gone(Event, frozen=True):

@@ -108,6 +108,48 @@ class Vm:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """What is missing of a VM, by why.
+
+    `records`: the ring buffer had no room for them, or the VM had used up its share. `bitmap_parts`: the same of parts
+    of dirty bitmaps, or the reader dropped them because it held too many; they only make numbers of pages unknown.
+    `uncounted`: calls and sends for which a table of the kernel side had no room.
+    """
+
+    records: int = 0
+    bitmap_parts: int = 0
+    uncounted: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.bitmap_parts or self.uncounted)
+
+    def __add__(self, other: "Loss") -> "Loss":
+        return Loss(
+            self.records + other.records,
+            self.bitmap_parts + other.bitmap_parts,
+            self.uncounted + other.uncounted,
+        )
+
+    def since(self, before: "Loss") -> "Loss":
+        """What is missing more than before."""
+        return Loss(
+            max(0, self.records - before.records),
+            max(0, self.bitmap_parts - before.bitmap_parts),
+            max(0, self.uncounted - before.uncounted),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VmLoss:
+    """What is missing of one VMM process since it was first seen; `key` as of `Vm`."""
+
+    key: str
+    pid: int
+    first_seen_ns: int
+    loss: Loss
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """A VM in the words of its orchestrator: KubeVirt's namespace, VirtualMachineInstance and pod, Proxmox VE's number;
     None where not known."""
@@ -425,6 +467,8 @@ class Migration:
     """A device left before it began, and none has come for it yet: whether this is an unplug is still open."""
     internal_error: str | None = None
     """Where vftrace itself failed on it (`faults.place_of`): figures are missing or may be wrong."""
+    loss: Loss = Loss()
+    """What is missing of its VM while it went on, of both sides where both are seen."""
 
 
 def bare_migration(
@@ -518,3 +562,5 @@ class Snapshot:
     """From when to when the collector, which marks time every 100 ms, was not run: the host was too busy."""
     tables_full: tuple[tuple[str, int], ...] = ()
     """By table of the kernel side: how often it had no room for an entry."""
+    losses: tuple[VmLoss, ...] = ()
+    """VMs of which something is missing, the one that lost most first."""

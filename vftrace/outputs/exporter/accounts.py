@@ -20,6 +20,7 @@ from vftrace.model.host import HostInfo, ProbeStatus, ReaderUse
 from vftrace.model.migration import (
     Cause,
     Kind,
+    Loss,
     Migration,
     Outcome,
     Phase,
@@ -28,6 +29,7 @@ from vftrace.model.migration import (
     Snapshot,
     Vm,
     VmDevice,
+    VmLoss,
 )
 from vftrace.model.recorder import RecorderState
 from vftrace.model.trace_id import trace_id
@@ -130,11 +132,12 @@ class Histogram:
 
 @dataclass
 class VmTotals:
-    """What only grows of one `vm`: bytes sent, pages dirtied by source, rounds."""
+    """What only grows of one `vm`: bytes sent, pages dirtied by source, rounds, what is missing of it."""
 
     sent_bytes: int = 0
     dirty_pages: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
+    lost: Loss = field(default_factory=Loss)
 
 
 @dataclass
@@ -234,6 +237,7 @@ class Accounts:
         self._kept: dict[str, _Kept] = {}
         self._last_outcomes: dict[str, LastOutcome] = {}
         self._second: set[tuple[str, int]] = set()
+        self._lost: dict[tuple[int, int], Loss] = {}
         self._vf_downtimes = VfDowntimes(UPDATE_NS)
         self.migrations: Counter[tuple[str, str, str]] = Counter()
         self.saves: Counter[tuple[str, str]] = Counter()
@@ -268,6 +272,7 @@ class Accounts:
         for vm in snapshot.vms:
             processes.setdefault(self._label(vm), []).append(vm)
         self._keep(processes, by_label, reading.now_ns)
+        self._add_losses(snapshot.losses)
         vms: list[VmView] = []
         for label, kept in self._kept.items():
             try:
@@ -287,7 +292,7 @@ class Accounts:
 
     # -- which process is which vm --------------------------------------------------------------
 
-    def _label(self, thing: Vm | Migration) -> str:
+    def _label(self, thing: Vm | VmLoss | Migration) -> str:
         label = clean(thing.key)
         return f"{label}#{thing.pid}" if (thing.key, thing.pid) in self._second else label
 
@@ -388,6 +393,15 @@ class Accounts:
         seen.syncs = max(seen.syncs, done)
         if settled(migration, reading):
             self._count(migration, seen, reading)
+
+    def _add_losses(self, losses: Sequence[VmLoss]) -> None:
+        """Add what is missing since the last time, of each process to its `vm`."""
+        seen = self._lost
+        self._lost = {(vm.pid, vm.first_seen_ns): vm.loss for vm in losses}
+        for vm in losses:
+            totals = self._totals.get(self._label(vm))
+            if totals is not None:
+                totals.lost += vm.loss.since(seen.get((vm.pid, vm.first_seen_ns), Loss()))
 
     def _count(self, migration: Migration, seen: _Seen, reading: Reading) -> None:
         if migration.kind != Kind.MOVE:

@@ -7,7 +7,7 @@ from fixed lists or are cleaned and bounded, whatever a guest does.
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Literal
 
@@ -89,6 +89,13 @@ def _events(view: View) -> Samples:
 
 def _lost(view: View) -> Samples:
     yield (), view.reading.snapshot.lost
+
+
+def _vm_lost(view: View) -> Samples:
+    for vm in view.vms:
+        if vm.totals.lost:
+            for kind, count in asdict(vm.totals.lost).items():
+                yield (vm.label, kind), count
 
 
 def _reader_lateness(view: View) -> Samples:
@@ -398,6 +405,18 @@ METRICS = (
         "all",
         "any increase",
         _lost,
+    ),
+    Metric(
+        "vm_events_lost_total",
+        "counter",
+        "What is missing of a VM: `records` for which the ring buffer had no room, or for which the VM had used up its "
+        "share; `bitmap_parts`, which only make numbers of pages unknown; `uncounted` calls and sends for which a "
+        "table of the kernel side had no room. A VM of which nothing is missing has no such series.",
+        "events",
+        ("vm", "kind"),
+        "all",
+        "one VM far above the others: a guest or user that floods the tracer",
+        _vm_lost,
     ),
     Metric(
         "recording_lost_records_total",

@@ -37,6 +37,7 @@ def host_json(host: HostReport) -> dict[str, Any]:
         ],
         "events": snapshot.events,
         "lost": snapshot.lost,
+        "losses": [{"vm": vm.key, "pid": vm.pid, **asdict(vm.loss)} for vm in snapshot.losses],
         "vfs": [vf_json(life) for life in snapshot.vfs],
     }
 
@@ -175,6 +176,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
         "contested": m.contested,
         "missed_beginning": m.missed_beginning,
         "internal_error": m.internal_error,
+        "loss": asdict(m.loss),
         "guest_clock_ns": m.guest_clock_ns,
         "started_at_ns": m.started_at_ns,
         "ended_at_ns": m.ended_at_ns,

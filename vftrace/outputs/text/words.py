@@ -6,11 +6,13 @@ from vftrace.model.migration import (
     Checkpoint,
     CheckpointTime,
     Kind,
+    Loss,
     Migration,
     Outcome,
     Role,
     Snapshot,
     Vm,
+    VmLoss,
 )
 from vftrace.model.report import MigrationReport
 from vftrace.outputs.text.glyphs import Glyphs, clean
@@ -240,6 +242,10 @@ _NOT_COUNTED = {
 }
 
 
+NAMED_LOSSES = 3
+"""VMs that lost events and are named; all of them have a metric."""
+
+
 def warnings(migration: Migration) -> tuple[str, ...]:
     """What makes the figures of this migration less than certain."""
     said = []
@@ -251,20 +257,44 @@ def warnings(migration: Migration) -> tuple[str, ...]:
     elif migration.contested:
         said.append("CONTESTED: several VMs with this UUID acted as its destination")
     elif migration.incomplete:
-        said.append("INCOMPLETE: events of this migration were lost; figures may be too small")
+        said.append(
+            f"INCOMPLETE: {_missing(migration.loss)} of this migration were lost; figures may be too small"
+        )
     if migration.missed_beginning:
         said.append("BEGINNING MISSED: vftrace started in the middle of this migration")
     reasons = {s.not_counted for round_ in migration.rounds for s in round_.slots} - {None}
     counted = sorted(reason for reason in reasons if reason is not None)
-    said += [f"PAGES NOT COUNTED: {_NOT_COUNTED[reason]}" for reason in counted]
+    for reason in counted:
+        parts = migration.loss.bitmap_parts if reason == "records-missing" else 0
+        how_many = f" ({parts} parts)" if parts else ""
+        said.append(f"PAGES NOT COUNTED: {_NOT_COUNTED[reason]}{how_many}")
     return tuple(said)
+
+
+def _whose(lost: tuple[VmLoss, ...]) -> str:
+    """The VMs that lost most, in brackets; nothing where that is not known."""
+    counts = [(vm.key, vm.loss.records + vm.loss.bitmap_parts) for vm in lost]
+    said = [
+        f"{count} of VM {figures.printable(key)}" for key, count in counts[:NAMED_LOSSES] if count
+    ]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _missing(loss: Loss) -> str:
+    """`12 events and 3 calls`; where it is not known how many, `events`."""
+    counted = [f"{loss.records} events"] if loss.records else []
+    if loss.uncounted:
+        counted.append(f"{loss.uncounted} calls or sends")
+    return " and ".join(counted) or "events"
 
 
 def losses(snapshot: Snapshot) -> tuple[str, ...]:
     """What the trace as a whole lacks."""
     said = []
     if snapshot.lost:
-        said.append(f"{snapshot.lost} EVENTS LOST: the ring was full, what they said is missing")
+        said.append(
+            f"{snapshot.lost} EVENTS LOST: the ring was full, what they said is missing{_whose(snapshot.losses)}"
+        )
     if snapshot.unknown_records:
         said.append(f"{snapshot.unknown_records} records of kinds this version does not know")
     return tuple(said)
