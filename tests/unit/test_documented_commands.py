@@ -1,6 +1,6 @@
 """The commands of the README, of Getting started and of the how-to pages run as they stand there.
 
-They run in a directory with recordings under the names that the pages use. A block that needs more than that (root, BPF,
+They run in a directory with recordings under the names that the pages use. A block that needs more (root, BPF,
 a guest, a cluster, another program) says so in an HTML comment before it, `<!-- not run: WHY -->`.
 """
 
