@@ -25,7 +25,7 @@ packages are made from the same parser (`tools/manual.py`).
 | 0 | done |
 | 1 | failed |
 | 2 | the command line, or a value on it, is wrong |
-| 3 | this machine cannot do it; the message says what to change |
+| 3 | this machine cannot do it; the message names what to change |
 | 130 | ended by Ctrl-C |
 
 `vftrace -V` prints the versions of vftrace, its commit, Python and BCC. `vftrace help COMMAND` is

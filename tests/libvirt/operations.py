@@ -477,7 +477,7 @@ def source_daemon_killed(play: Play) -> None:
     "destination-daemon-killed",
     Expected(
         *("move", "failed", "resumed-after-stop", "completed"),
-        why="QEMU's stream was complete; nobody said cont, and libvirt resumed the source",
+        why="QEMU's stream was complete; nobody sent cont, and libvirt resumed the source",
     ),
 )
 def destination_daemon_killed(play: Play) -> None:

@@ -72,7 +72,7 @@ def test_clocks_that_nobody_sets_may_leave_the_cause_open() -> None:
     (found,) = join(halves("dest-killed-blackout", UNSYNCHRONISED_NS))
     assert (found.migration.outcome, found.migration.cause) == ("failed", "channel-error")
     assert found.migration.role == "stitched"
-    assert any("clocks do not tell" in warning for warning in found.warnings)
+    assert any("clocks do not show" in warning for warning in found.warnings)
 
 
 def test_what_the_user_says_of_the_clocks_counts(

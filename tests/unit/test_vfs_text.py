@@ -173,7 +173,7 @@ def test_the_report_of_a_recording_has_every_function_with_its_messages() -> Non
     recording = Recording(RECORDING)
     snapshot = track(recording).snapshot()
     text = text_of(render_report(live_report(recording.host, snapshot), ascii=True))
-    assert f"Virtual functions heard by mailbox: {len(snapshot.vfs)}" in text
+    assert f"Virtual functions, by their mailboxes: {len(snapshot.vfs)}" in text
     for life in snapshot.vfs:
         assert f"{life.pf} VF {life.vf}" in text
     document = state_json(recording.host, snapshot)

@@ -8,7 +8,7 @@ from vftrace.errors import MachineError
 if TYPE_CHECKING:
     from vftrace.probes.checks import Finding
 
-HELP = "say what this machine can trace, and what to do where it cannot"
+HELP = "check what this machine can trace, and print fixes"
 EXAMPLES = (
     ("vftrace doctor", "what this machine can trace; root sees more"),
     ("vftrace doctor --way kprobe", "whether one way to attach works"),

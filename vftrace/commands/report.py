@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vftrace.model.migration import Migration
     from vftrace.model.report import Report
 
-HELP = "say where the time of recorded migrations went"
+HELP = "report where the time of recorded migrations went"
 EXAMPLES = (
     ("vftrace report migration.vft", "what took how long, as text"),
     ("vftrace report source.vft destination.vft", "join the recordings of both hosts"),

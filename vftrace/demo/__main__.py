@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--out",
         type=Path,
         metavar="FILE",
-        help="write what QEMU says of it (JSON) here, not to stdout",
+        help="write QEMU's own account (JSON) here, not to stdout",
     )
     parser.add_argument(
         "--workdir", type=Path, help="where its files live while it runs (default: a temporary one)"

@@ -379,7 +379,9 @@ def _dirty_set(
         or pages_per_second < ticks_per_second
         or pages_per_second % ticks_per_second
     ):
-        raise GuestError(f"{pages_per_second} pages/s is no multiple of {ticks_per_second} ticks/s")
+        raise GuestError(
+            f"{pages_per_second} pages/s is not a multiple of {ticks_per_second} ticks/s"
+        )
     dirty = DirtySet(
         steps, loop_from, prefill, pages_per_second // ticks_per_second, ticks_per_second
     )

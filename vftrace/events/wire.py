@@ -130,7 +130,7 @@ def decode(record: bytes) -> Event:
         raise ValueError(f"record of {length} bytes is shorter than its header")
     size, kind = _size_and_kind(record, _SIZE_AND_KIND_AT)
     if size != length:
-        raise ValueError(f"record of {length} bytes says it has {size}")
+        raise ValueError(f"record of {length} bytes claims to have {size}")
     if kind in _DECODERS:
         expected, unpack, make = _DECODERS[kind]
         if expected == size:
@@ -297,7 +297,7 @@ def split(records: bytes) -> list[bytes]:
             raise ValueError(f"{end - at} bytes are shorter than a record's header")
         size = _size_and_kind(records, at + _SIZE_AND_KIND_AT)[0]
         if not _HEADER_SIZE <= size <= end - at:
-            raise ValueError(f"a record of {end - at} bytes says it has {size}")
+            raise ValueError(f"a record of {end - at} bytes claims to have {size}")
         found.append(records[at : at + size])
         at += size
     return found

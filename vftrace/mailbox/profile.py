@@ -122,14 +122,14 @@ def drivers_of(recorded: Iterable[str], given: Iterable[str] = ()) -> Drivers:
 
 def _message(entry: Any, where: str) -> tuple[int, Opcode]:
     if not isinstance(entry, dict):
-        raise ProfileError("message is no table: write [[message]]")
+        raise ProfileError("message is not a table: write [[message]]")
     _only(entry, _MESSAGE_KEYS, where)
     code = entry.get("opcode")
     if not isinstance(code, int) or isinstance(code, bool) or not 0 < code <= 0xFFFF:
-        raise ProfileError(f"{where}: opcode is no number from 0x1 to 0xffff")
+        raise ProfileError(f"{where}: opcode is not a number from 0x1 to 0xffff")
     name = entry.get("name")
     if not isinstance(name, str) or _MESSAGE_NAME.fullmatch(name) is None:
-        raise ProfileError(f"{where}: name is no word of A to Z, 0 to 9 and _, such as MIG_STOP")
+        raise ProfileError(f"{where}: name is not a word of A to Z, 0 to 9 and _, such as MIG_STOP")
     role = entry.get("role")
     if role is not None:
         _one_of(role, get_args(Role), f"{where}: role")
@@ -155,7 +155,7 @@ def _message(entry: Any, where: str) -> tuple[int, Opcode]:
 def _words(names: Any, where: str) -> tuple[Reader, int]:
     """What reads the named words, from word 1 on, and how many words that makes with the first."""
     if not isinstance(names, list) or len(names) > MAX_WORDS:
-        raise ProfileError(f"{where} is no list of at most {MAX_WORDS} names of words")
+        raise ProfileError(f"{where} is not a list of at most {MAX_WORDS} names of words")
     fields: list[tuple[int, str, Callable[[int], int | str]]] = []
     for at, text in enumerate(names, start=1):
         match = _WORD_NAME.fullmatch(text) if isinstance(text, str) else None

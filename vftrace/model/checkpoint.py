@@ -6,7 +6,7 @@ from enum import StrEnum
 class Checkpoint(StrEnum):
     """The steps of the blackout in the order in which QEMU passes them.
 
-    `held` ends when somebody said `cont`: kvmclock is set only then (QEMU hw/i386/kvm/clock.c,
+    `held` ends when a manager sends `cont`: kvmclock is set only then (QEMU hw/i386/kvm/clock.c,
     kvmclock_vm_state_change), so it stands before `clock-set`.
     """
 

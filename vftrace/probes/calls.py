@@ -217,7 +217,7 @@ def flags() -> list[str]:
     offsets = zip(_OFFSET_NAMES, _OFFSETS[machine], strict=True)
     pid = btf.member_offset("task_struct", "pid")
     if pid is None:
-        raise LookupError("the kernel's BTF does not say task_struct.pid")
+        raise LookupError("the kernel's BTF lacks task_struct.pid")
     return [
         f"-DSYS_IOCTL={_SYS_IOCTL[machine]}",
         f"-DTASK_PID_OFFSET={pid}",

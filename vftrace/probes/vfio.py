@@ -167,7 +167,7 @@ def _cflags(way: Way, data: str | None) -> list[str]:
     }
     for name, offset in offsets.items():
         if offset is None:
-            raise LookupError(f"the kernel's BTF does not say {name}")
+            raise LookupError(f"the kernel's BTF lacks {name}")
         flags.append(f"-D{name}={offset}")
     # Since 6.5 a device's file has a structure of its own before the device.
     if btf.knows("vfio_device_file", "vfio"):

@@ -19,7 +19,7 @@ from experiment.conduct import CLOCK_ERROR
 MS = 1_000_000
 COLUMNS = (
     *("way", "run", "strategy", "QEMU: total s", "QEMU: downtime ms", "blackout ms", "set by"),
-    *("VF away s", "longest gap s", "× QEMU's", "seen", "where the gap went, ms"),
+    *("VF absent s", "longest gap s", "× QEMU's", "seen", "where the gap went, ms"),
 )
 
 

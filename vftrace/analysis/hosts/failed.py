@@ -15,8 +15,8 @@ from vftrace.model.report import HostReport, MigrationReport
 from vftrace.units import format_ns
 
 SEVERAL_WAITING = "not joined: several waiting VMs on other hosts could be the destination"
-UNCLEAR_ERROR = "the clocks do not tell whether the destination ended before the channel broke"
-UNCLEAR_RESUME = "the clocks do not tell whether the destination ended before the source ran on"
+UNCLEAR_ERROR = "the clocks do not show whether the destination ended before the channel broke"
+UNCLEAR_RESUME = "the clocks do not show whether the destination ended before the source ran on"
 
 
 @dataclass(frozen=True, slots=True)

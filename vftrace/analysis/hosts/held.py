@@ -20,7 +20,7 @@ from vftrace.model.migration import (
 )
 from vftrace.model.report import MigrationReport
 
-NOT_TOLD = "not joined: a VM waits on another host, and the clocks do not tell whether it loaded this state"
+NOT_TOLD = "not joined: a VM waits on another host, and the clocks do not show whether it loaded this state"
 
 
 def join_held(couple: Couple) -> MigrationReport:

@@ -28,18 +28,18 @@ LATE = "answers late"
 UNSEEN = "network, not seen from the hosts"
 
 SPANS = {
-    MAPPING: "the destination's VMM maps and pins the guest's memory for its VF, and serves no other device",
+    MAPPING: "the destination's VMM maps and pins the guest's memory for its VF, and serves no other device meanwhile",
     BLACKOUT: "no vCPU runs, on the source or while the destination loads",
-    RESUME: "the destination is loaded, its vCPUs do not run yet",
-    UNPLUG: "the guest lets go of the VF: its driver has stopped, the VMM still holds it",
-    GONE: "the guest has no VF, the destination has not opened one, and no bridge has heard the guest on its tap",
-    PROBING: "the destination has opened its VF, whose driver has not said anything",
+    RESUME: "the destination has loaded the state, and its vCPUs do not run yet",
+    UNPLUG: "the guest releases the VF: its driver has stopped, and the VMM still holds the device",
+    GONE: "the guest has no VF, the destination has not opened one, and no bridge has a packet from the guest's tap",
+    PROBING: "the destination has opened its VF, whose driver has sent nothing",
     CONFIGURING: "the VF's driver sets it up",
-    LINK: "the VF is up, and no bridge has heard its address on the network",
-    UNHEARD: "the guest runs, and the destination's bridge has not heard it",
-    BUSY: "vftrace itself had to wait to be run: the host had more to do than its processors can",
-    LATE: "the destination's vCPUs run, and what the pinger sent then was answered, but late: the guest has the pings",
-    UNSEEN: "nothing of the above",
+    LINK: "the VF is up, and no bridge has received its address from the network",
+    UNHEARD: "the guest runs, and the destination's bridge has received no packet of it",
+    BUSY: "vftrace itself waited for a CPU: the host is overloaded",
+    LATE: "the destination's vCPUs run, and answered the probes that were sent since then, but late",
+    UNSEEN: "none of the above",
 }
 """What each span means, first those that go before others."""
 

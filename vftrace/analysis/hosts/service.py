@@ -17,7 +17,9 @@ from vftrace.model.report import (
 )
 from vftrace.ping.gaps import OWN
 
-SEVERAL_FIT = "a ping was running, and nothing says which of the VMs that moved then it was for"
+SEVERAL_FIT = (
+    "a ping was running, and nothing shows which of the VMs that moved then was its target"
+)
 
 
 @dataclass(frozen=True, slots=True)

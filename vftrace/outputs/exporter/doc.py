@@ -15,7 +15,7 @@ What `vftrace serve` exposes. Made from the table in `vftrace/outputs/exporter/m
   `* on (instance, vm) group_left (name) vftrace_vm_info`.
 - Processes with one UUID are one `vm`; its values follow the one that runs, what is dirtied comes from the
   source. When two VMs that have nothing to do with each other run under one UUID, the second is
-  `UUID#PID`, and a line on standard error says so.
+  `UUID#PID`, and a line on standard error reports it.
 - There is no host label: that is `instance`, which Prometheus adds.
 - VMs and migrations that ended stay for `--keep` (5 minutes), at most {MAX_ENDED_VMS:,} ended VMs. The name
   and the last outcome of a VM whose migration ended stay for an hour. A VM that has never migrated has at most 3

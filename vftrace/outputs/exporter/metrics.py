@@ -383,7 +383,7 @@ METRICS = (
         "",
         ("probe", "method"),
         "none",
-        "0 with method none: a part of what vftrace can see is missing (`vftrace doctor` says why)",
+        "0 with method none: a part of what vftrace can see is missing (`vftrace doctor` prints the reason)",
         _probe_attached,
     ),
     Metric(
@@ -600,7 +600,7 @@ METRICS = (
         "seconds",
         ("vm",),
         "ioctl, channel, process",
-        "nothing; a change of it says that another migration ended",
+        "nothing; a change means that another migration ended",
         _last_ended,
     ),
     Metric(
@@ -628,7 +628,7 @@ METRICS = (
         "histogram",
         "Downtime of ended migrations where both its ends were seen here; vcpu: latest exit of a vCPU "
         "on the source to the first entry on the destination, or on the source again; device: of the "
-        "passed-through device that was away longest.",
+        "passed-through device with the longest one.",
         "seconds",
         ("kind",),
         "ioctl, vfio",
@@ -653,7 +653,7 @@ METRICS = (
         "seconds",
         ("vm", "checkpoint"),
         "ioctl",
-        "nothing; says what set the downtime",
+        "nothing; shows what set the downtime",
         _last_checkpoint,
     ),
     Metric(
@@ -732,8 +732,8 @@ METRICS = (
     Metric(
         "forecast_downtime_seconds",
         "gauge",
-        "What the blackout would come to if the guest went on like this, by way of migrating; only in precopy, "
-        "from the second sweep on. Of its order only where the channel is held back (docs/explanation/forecast.md).",
+        "Forecast downtime for each way to migrate, if the guest's dirty rate stays the same; only in precopy, from "
+        "the second sweep on. Only its order is right where the channel is held back (docs/explanation/forecast.md).",
         "seconds",
         ("vm", "strategy"),
         "ioctl, channel, dirty-ring",
@@ -755,8 +755,8 @@ METRICS = (
         "vfio_device_state",
         "gauge",
         "1 for the state a passed-through device is in (enum vfio_device_mig_state); its other states have no "
-        "series. Of a VM that does not migrate one device is shown, of one that does 8, of one that migrates "
-        "within this host 4: first those in ERROR, then those not RUNNING.",
+        "series. A VM that does not migrate has one device here, one that does has 8, one that migrates within "
+        "this host has 4: first those in ERROR, then those not RUNNING.",
         "",
         ("vm", "device", "state"),
         "vfio",
@@ -801,13 +801,13 @@ METRICS = (
         "resets",
         ("pf", "vf"),
         "mailbox",
-        "several a minute: its driver does not get on",
+        "several per minute: the guest driver keeps failing to initialise",
         _vf_resets,
     ),
     Metric(
         "vf_up",
         "gauge",
-        "Whether the driver of a virtual function has it up, as its mailbox tells; absent where it is not up and "
+        "Whether the driver of a virtual function has it up, according to its mailbox; absent where it is not up and "
         "no VM of this host has it.",
         "",
         ("pf", "vf"),

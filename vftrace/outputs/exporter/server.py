@@ -92,7 +92,7 @@ def activated_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
         except OSError as error:
             raise VftraceError(f"fd {fd} from systemd: {error.strerror}") from error
         if not listening or passed.family not in (socket.AF_INET, socket.AF_INET6):
-            raise VftraceError(f"fd {fd} from systemd is no listening TCP socket")
+            raise VftraceError(f"fd {fd} from systemd is not a listening TCP socket")
         passed.set_inheritable(False)
         sockets.append(passed)
     return sockets

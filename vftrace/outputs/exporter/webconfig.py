@@ -259,7 +259,7 @@ def _tls(
         raise complain(f"tls_server_config: client_auth_type {policy} without client_ca_file")
     sans = section.get("client_allowed_sans") or []
     if not isinstance(sans, list) or not all(isinstance(san, str) for san in sans):
-        raise complain("tls_server_config: client_allowed_sans is no list of names")
+        raise complain("tls_server_config: client_allowed_sans is not a list of names")
     if sans and _CLIENT_AUTH[policy] != ssl.CERT_REQUIRED:
         raise complain(
             "tls_server_config: client_allowed_sans needs client_auth_type "
@@ -320,7 +320,7 @@ def _users(section: dict[str, Any], complain: Complain) -> Users:
     for user, text in section.items():
         if not isinstance(text, str) or not _BCRYPT_HASH.fullmatch(text):
             raise complain(
-                f"basic_auth_users: what stands for {user!r} is no bcrypt hash "
+                f"basic_auth_users: what stands for {user!r} is not a bcrypt hash "
                 "(htpasswd -nBC 10 USER makes one)"
             )
     return Users(section)
@@ -333,7 +333,7 @@ def _headers(section: dict[str, Any], complain: Complain) -> tuple[tuple[str, st
     _only("http_server_config: headers", headers, _HEADERS, complain)
     for name, value in headers.items():
         if not isinstance(value, str) or not (value.isprintable() and value.isascii()):
-            raise complain(f"http_server_config: headers: {name} is no line of ASCII text")
+            raise complain(f"http_server_config: headers: {name} is not a line of ASCII text")
     return tuple(headers.items())
 
 
@@ -371,5 +371,5 @@ def _text(section: dict[str, Any], key: str, complain: Complain) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise complain(f"tls_server_config: {key} is no text")
+        raise complain(f"tls_server_config: {key} is not text")
     return value

@@ -111,7 +111,7 @@ def _held(step: StepCauses) -> str:
     if step.checkpoint == Checkpoint.FINAL_SYNC_DONE and waits[0].call == "futex":
         return "held before its last sync, as pause-before-switchover does"
     if step.checkpoint == Checkpoint.HELD:
-        return "held until somebody said cont"
+        return "held until cont"
     return ""
 
 

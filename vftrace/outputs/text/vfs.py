@@ -80,7 +80,7 @@ def vfs_part(
     """All functions with a state or a message; nothing if there is no such function."""
     heard = [life for life in lives if life.states or life.recent or life.not_recorded]
     if heard:
-        yield Text(f"Virtual functions heard by mailbox: {len(heard)}", TITLE)
+        yield Text(f"Virtual functions, by their mailboxes: {len(heard)}", TITLE)
         for life in heard:
             yield Text()
             yield from vf_lines(life, snapshot, width, g)

@@ -293,7 +293,7 @@ def losses(snapshot: Snapshot) -> tuple[str, ...]:
     said = []
     if snapshot.lost:
         said.append(
-            f"{snapshot.lost} EVENTS LOST: the ring was full, what they said is missing{_whose(snapshot.losses)}"
+            f"{snapshot.lost} EVENTS LOST: a ring buffer was full{_whose(snapshot.losses)}"
         )
     if snapshot.unknown_records:
         said.append(f"{snapshot.unknown_records} records of kinds this version does not know")

@@ -1,0 +1,147 @@
+"""Finds wording that this project does not use, in the documentation and in what vftrace prints.
+
+    python -m tests.words                 every place, as FILE:LINE: what is wrong: the sentence
+    python -m tests.words --docstrings    also the first lines of docstrings
+
+docs/contributing/README.md has the rules ("Words"). Code, in fences and between backticks, is not looked at.
+"""
+
+import argparse
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+)
+CODE = sorted(ROOT.glob("vftrace/**/*.py"))
+
+_BEGIN = r"(?:^|(?<=[.!?:;|] )|(?<=\*\* ))"
+"""Where a sentence or a cell of a table begins."""
+
+AVOID = {
+    rf"{_BEGIN}Of (?!course)": "begins with 'Of': name the subject first",
+    rf"{_BEGIN}That (?:is|was|the|it|they|an?|one|no|these|all|where|what|fits|makes)\b": (
+        "begins with 'That': name the subject first"
+    ),
+    r"(?<![Tt]here )\bis no (?!longer|more)\w+": "'is no X': say what it is not, or has not",
+    r"\bare none\b": "'are none'",
+    r"\b[Tt](?:old|ells?)\b": "'told' for reported: report, print, show",
+    r"\b[Ss]a(?:ys?|id|ying)\b": "'says': report, print, name, state",
+    r"\b[Hh]ear(?:s|d)?\b": "'heard' for received",
+    r"\baway\b(?! from)": "'away': absent, removed, unplugged",
+    r"\bat rest\b": "'at rest': quiesced, idle",
+    r"\b(?:come|comes|came) to nothing\b": "'come to nothing': fails",
+    r"\bask(?:s|ed|ing)? for\b": "'asked for': request, with who requests",
+    r"\bheld? against\b": "'hold against': compare with",
+    r"\bforetold?\b": "'foretold': forecast",
+    r"\blets? go\b": "'let go': detach, release",
+    r"\bgets? on\b": "'get on': continue, initialise",
+}
+"""Pattern: what to write instead."""
+
+NOT_PROSE = r"^ *```.*?^ *```|^(?: {4,}\S.*\n)+|`[^`\n]*`|<!--.*?-->|\]\([^)]*\)"
+"""Code, comments and the targets of links."""
+
+ALLOWED = ("guest not heard yet",)
+"""Names of the public contract that break a rule."""
+
+
+@dataclass(frozen=True)
+class Find:
+    """A place with wording to change."""
+
+    path: Path
+    line: int
+    rule: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line}: {self.rule}: {self.text}"
+
+
+def broken(text: str) -> Iterator[tuple[int, str]]:
+    """Where in a text a rule is broken, and which."""
+    for name in ALLOWED:
+        text = text.replace(name, " " * len(name))
+    for pattern, rule in AVOID.items():
+        for found in re.finditer(pattern, text, re.MULTILINE):
+            yield found.start(), rule
+
+
+def in_page(path: Path) -> Iterator[Find]:
+    """Those of a page of Markdown."""
+    text = path.read_text()
+    plain = re.sub(
+        r"^ *```.*?^ *```|^(?: {4,}\S.*\n)+|`[^`\n]*`|<!--.*?-->|\]\([^)]*\)",
+        _blank,
+        text,
+        flags=re.M | re.S,
+    )
+    # Lines of a paragraph are one text: a sentence may begin at the beginning of the next line only after a stop.
+    joined = re.sub(r"(?<=[^\n.!?:|])\n(?=[a-zA-Z])", " ", plain)
+    for at, rule in broken(joined):
+        yield Find(path, text.count("\n", 0, at) + 1, rule, _around(text, at))
+
+
+def in_messages(path: Path) -> Iterator[Find]:
+    """Those of the texts in a module: messages, helps, titles; docstrings are not texts."""
+    tree = ast.parse(path.read_text())
+    documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in documented
+            and node.value.count(" ") >= 2
+        ):
+            for at, rule in broken(re.sub(r"`[^`\n]*`", _blank, node.value)):
+                yield Find(path, node.lineno, rule, _around(node.value, at))
+
+
+def in_docstrings(path: Path) -> Iterator[Find]:
+    """Those of the first lines of a module's docstrings."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
+            first = node.value.value.strip().split("\n")[0]
+            for at, rule in broken(re.sub(r"`[^`\n]*`", _blank, first)):
+                yield Find(path, node.lineno, rule, _around(first, at))
+
+
+def _blank(found: re.Match[str]) -> str:
+    return re.sub(r"[^\n]", " ", found[0])
+
+
+def _around(text: str, at: int) -> str:
+    begin = max(text.rfind("\n", 0, at) + 1, at - 60)
+    end = text.find("\n", at)
+    return text[begin : end if end != -1 else None][:120].strip()
+
+
+def main() -> int:
+    """Print every find; 1 if there is one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--docstrings", action="store_true")
+    wanted = parser.parse_args().docstrings
+    finds = [find for path in PAGES for find in in_page(path)]
+    finds += [find for path in CODE for find in in_messages(path)]
+    if wanted:
+        finds += [find for path in CODE for find in in_docstrings(path)]
+    print(*finds, sep="\n")
+    return bool(finds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
