@@ -83,7 +83,7 @@ def held(found: MigrationReport) -> Advice | None:
         return None
     return Advice(
         Rule.HELD,
-        "the destination had loaded the guest, and nobody told it to run",
+        "the destination had loaded the guest and waited for cont",
         (f"the destination waited {format_ns(ns)} for cont after it had loaded the guest's state",),
         "start the destination without -S, or let the management send cont sooner: what it does between the end of the"
         " migration and cont (hooks, disks, networks) the guest waits for",

@@ -200,7 +200,7 @@ def _converging(
 
 def _why(m: Migration, now: Forecast) -> tuple[str, ...]:
     dirty = figures.last_dirty_rate(m)
-    said = f"{now.after_sweeps} sweeps, and the forecast says that precopy does not converge"
+    said = f"{now.after_sweeps} sweeps, and precopy does not converge, by the forecast"
     if dirty is not None and now.bandwidth_bytes_per_second is not None:
         said += (
             f": the guest writes {format_rate(dirty)} of new pages, the channel carries"

@@ -341,14 +341,14 @@ def _rate_limit(section: dict[str, Any], complain: Complain) -> RateLimit:
     _only("rate_limit", section, {"interval", "burst"}, complain)
     interval, burst = section.get("interval", 0), section.get("burst", 0)
     if type(burst) is not int or burst < 0:
-        raise complain(f"rate_limit: burst {burst!r} is no number of requests")
+        raise complain(f"rate_limit: burst {burst!r} is not a number of requests")
     try:
         # Go's durations have a unit, but for 0.
         if interval != 0 and not (isinstance(interval, str) and interval[-1:].isalpha()):
             raise UsageError(f"not a duration: {interval!r}")
         interval_ns = parse_duration(str(interval))
     except UsageError:
-        raise complain(f"rate_limit: interval {interval!r} is no duration (such as 1s)") from None
+        raise complain(f"rate_limit: interval {interval!r} is not a duration (such as 1s)") from None
     if interval_ns and not burst:
         raise complain("rate_limit: an interval without a burst would refuse every request")
     return RateLimit(interval_ns, burst)
