@@ -642,7 +642,10 @@ BAD_CONFIGS: dict[str, tuple[str, str]] = {
         'http_server_config:\n  headers:\n    X-Frame-Options: "a\\r\\nb"\n',
         "X-Frame-Options is not a line of ASCII text",
     ),
-    "rate without unit": ("rate_limit:\n  interval: 5\n  burst: 1\n", "interval 5 is not a duration"),
+    "rate without unit": (
+        "rate_limit:\n  interval: 5\n  burst: 1\n",
+        "interval 5 is not a duration",
+    ),
     "rate without burst": ("rate_limit:\n  interval: 1s\n", "would refuse every request"),
     "negative burst": ("rate_limit:\n  interval: 1s\n  burst: -1\n", "burst -1 is no number"),
 }

@@ -348,7 +348,9 @@ def _rate_limit(section: dict[str, Any], complain: Complain) -> RateLimit:
             raise UsageError(f"not a duration: {interval!r}")
         interval_ns = parse_duration(str(interval))
     except UsageError:
-        raise complain(f"rate_limit: interval {interval!r} is not a duration (such as 1s)") from None
+        raise complain(
+            f"rate_limit: interval {interval!r} is not a duration (such as 1s)"
+        ) from None
     if interval_ns and not burst:
         raise complain("rate_limit: an interval without a burst would refuse every request")
     return RateLimit(interval_ns, burst)

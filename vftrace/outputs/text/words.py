@@ -292,9 +292,7 @@ def losses(snapshot: Snapshot) -> tuple[str, ...]:
     """What the trace as a whole lacks."""
     said = []
     if snapshot.lost:
-        said.append(
-            f"{snapshot.lost} EVENTS LOST: a ring buffer was full{_whose(snapshot.losses)}"
-        )
+        said.append(f"{snapshot.lost} EVENTS LOST: a ring buffer was full{_whose(snapshot.losses)}")
     if snapshot.unknown_records:
         said.append(f"{snapshot.unknown_records} records of kinds this version does not know")
     return tuple(said)
