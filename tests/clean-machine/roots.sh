@@ -21,7 +21,7 @@ in_own_namespace() { # SCRIPT ARGUMENTS...
 lock_cache() {
     mkdir -p "$cache"
     exec 9>"$cache/lock"
-    flock -n 9 || die 1 "another run is using $cache"
+    flock -n 9 || { say "another run is using $cache, waiting for it" && flock -w 900 9; } || die 1 "it goes on"
 }
 
 # What a root has beside the essential packages: `SUITE` is a bare machine, `SUITE-ready` has what vftrace's package depends
