@@ -81,3 +81,19 @@ def test_lists_begin_after_an_empty_line(page: Path) -> None:
     text = FENCE.sub("", page.read_text())
     glued = re.findall(r"^(?![-*|>#\s]|\d+\. )\S.*\n(?=(?:[-*]|\d+\.) )", text, re.MULTILINE)
     assert glued == []
+
+
+RESULTS = sorted(set(ROOT.glob("docs/results/*.md")) - {ROOT / "docs/results/README.md"})
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
+def test_a_measurement_can_be_repeated(page: Path) -> None:
+    """A page of results has a date, a commit, a machine and a command."""
+    text = page.read_text()
+    needed = {
+        "date": r"\b20\d\d-\d\d-\d\d\b",
+        "commit": r"\b(?=[0-9a-f]*\d)[0-9a-f]{7}\b",
+        "machine": r"\bCPUs?\b",
+        "command": r"`?[^`\n]*(?:\.py|python -m|pytest|vftrace |tests/\w+/run|make )",
+    }
+    assert [what for what, pattern in needed.items() if not re.search(pattern, text)] == []
