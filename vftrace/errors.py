@@ -4,7 +4,7 @@ from typing import ClassVar
 
 
 class VftraceError(Exception):
-    """Something failed; the message is one line that says what."""
+    """Something failed; the message is one line that names it."""
 
     exit_code: ClassVar[int] = 1
 

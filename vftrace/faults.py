@@ -110,4 +110,4 @@ def place_of(error: BaseException) -> str:
 
 
 FAULTS = Faults()
-"""Of this process: every place that contains an error counts here."""
+"""The faults of this process: every place that contains an error counts here."""

@@ -42,7 +42,7 @@ def _checked_out(root: Path) -> str | None:
 
 
 def bcc_version() -> str | None:
-    """The version of BCC's Python bindings; None where there are none."""
+    """The version of BCC's Python bindings; None without them."""
     from vftrace.errors import MachineError
     from vftrace.probes.bcc import process
 

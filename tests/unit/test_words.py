@@ -16,6 +16,10 @@ def test_messages_and_helps() -> None:
     assert [str(find) for path in words.CODE for find in words.in_messages(path)] == []
 
 
+def test_first_lines_of_docstrings() -> None:
+    assert [str(find) for path in words.CODE for find in words.in_docstrings(path)] == []
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -1,4 +1,4 @@
-"""Tells moves from saves and loads: what is at the other end of the channel (docs/reference/phases.md)."""
+"""Distinguishes moves from saves and loads by the other end of the channel (docs/reference/phases.md)."""
 
 from collections.abc import Iterable
 
@@ -15,7 +15,7 @@ _WRITEV = 3
 """VFT_WRITEV: QEMU writes so to pipes and files, and never to a socket (io/channel-file.c)."""
 
 LOAD_CHANNELS = ("file", "pipe", "snapshot", "unknown")
-"""What a VM is loaded from; a damaged record may say anything else."""
+"""What a VM is loaded from; a damaged record may have any other value."""
 
 
 def saved_to(

@@ -25,7 +25,7 @@ _MAX_PENDING_PIECES = 65536
 """Pieces of bitmaps, of 4 KiB, that wait for the record of their call: 256 MiB, of a VM of 8 TiB."""
 _PIECES_OF_PART = BITMAP_WORDS // PIECE_WORDS
 MAX_OPEN = 64
-"""Attempts of one process that go on at once; of more, the oldest that is no migration ends."""
+"""Attempts of one process that go on at once; beyond that, the oldest that is not a migration ends."""
 
 MAX_ATTEMPTS = 64
 """Attempts of one process that are kept beside migrations."""
@@ -41,7 +41,7 @@ SOCKET_OPS = (0, 1)
 
 @dataclass
 class MemorySlot:
-    """What the last region call said of a slot."""
+    """What the last region call set for a slot."""
 
     size: int
     flags: int
@@ -109,8 +109,8 @@ class Process:
         return {fd: found.peer for fd, found in self.descriptors.items()}
 
     def kind_of(self, fds: set[int]) -> str:
-        """What these channels are. Where /proc did not show it in time, the calls that were made tell a socket
-        from a file; `unknown` where they differ or do not tell."""
+        """What these channels are. Where /proc did not show it in time, the calls that were made distinguish a socket
+        from a file; `unknown` where they differ or do not show it."""
         kinds = {self.descriptors[fd].kind for fd in fds if fd in self.descriptors}
         # A damaged record may say anything.
         kinds = (kinds & CHANNEL_KINDS) - {"unknown"}
@@ -337,7 +337,7 @@ class Process:
             self.outgoing = [a for a in self.outgoing if a.is_migration or not a.ended]
 
     def _close_oldest(self, at_ns: int) -> None:
-        """End the oldest open attempt that is no migration: every request of the process looks at all open ones."""
+        """End the oldest open attempt that is not a migration: every request of the process looks at all open ones."""
         for attempt in self.open.values():
             if not attempt.is_migration:
                 self._close(attempt, "replaced_at_ns", at_ns)
@@ -377,7 +377,7 @@ class Process:
         self.ended_threads.clear()
 
     def _surely_paused(self) -> bool | None:
-        """Whether its vCPUs are stopped; None if a record that said otherwise may be missing."""
+        """Whether its vCPUs are stopped; None if a record that contradicts it may be missing."""
         said = max(self.last_stop_ns or 0, self.last_run_ns or 0)
         return self.paused if self.last_loss_ns is None or self.last_loss_ns < said else None
 
@@ -569,7 +569,7 @@ class Process:
             self.incoming.loaded_at_ns = event.at_ns
 
     def loads_state(self, at_ns: int) -> None:
-        """The tracker says that what this process does now belongs to a migration that runs."""
+        """Note that the present acts of this process belong to a running migration."""
         self._arrive(at_ns)
 
     def _arrive(self, at_ns: int) -> None:

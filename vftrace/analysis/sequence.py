@@ -4,7 +4,7 @@ _MAX_MISSING = 4096
 
 
 class SequenceTracker:
-    """One process's records. `accept` says whether a record is new; `holes` whether any is missing."""
+    """One process's records. `accept` returns whether a record is new, `holes` whether any is missing."""
 
     def __init__(self, first: int = 0) -> None:
         self.next = first
@@ -31,7 +31,7 @@ class SequenceTracker:
         return seq > self.next
 
     def ends_at(self, next_seq: int) -> None:
-        """The writer says how many records there were."""
+        """Take the writer's count of records."""
         if next_seq > self.next:
             self._overflow = True
 

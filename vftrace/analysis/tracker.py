@@ -24,13 +24,13 @@ from vftrace.faults import FAULTS, Where
 from vftrace.model.migration import Migration, Placement, Snapshot, Vm, VmLoss
 
 MAX_PROCESSES = 32_768
-"""Processes that live at once. Of more, as a damaged recording may have, the oldest counts as gone."""
+"""Processes that live at once. Beyond that, as in a damaged recording, the oldest counts as gone."""
 
 MAX_ENDED_PROCESSES = 256
-"""Ended processes are kept for what they tell of other processes' migrations, the oldest forgotten first."""
+"""Ended processes that are kept for other processes' migrations; the oldest are forgotten first."""
 
 MAX_ENDED_MIGRATING = 1024
-"""Ended processes whose own migrations have not settled. Of more, the oldest settle at once."""
+"""Ended processes whose own migrations have not settled. Beyond that, the oldest settle at once."""
 
 
 SETTLE_AFTER_NS = 30_000_000_000
@@ -63,7 +63,7 @@ other one is forgotten."""
 
 
 MAX_INTERNAL_ERRORS = 1000
-"""Of a process whose events fail in vftrace more often only the end is still taken: each failure costs much."""
+"""Failures after which only a process's end is still processed, because each failure costs much."""
 
 GIVES_UP_NS = 10_000_000_000
 """A destination ends when its source shuts the channel down; what ends later ended for another reason."""
@@ -71,7 +71,7 @@ GIVES_UP_NS = 10_000_000_000
 
 @dataclass
 class Tracker:
-    """Feed it events sorted by time; ask for a `snapshot` whenever one is wanted."""
+    """Feed it events sorted by time; take a `snapshot` at any time."""
 
     _processes: dict[int, Process] = field(default_factory=dict)
     _ended: list[Process] = field(default_factory=list)
@@ -295,7 +295,7 @@ class Tracker:
             del self._clock[:-MAX_CLOCK_SAMPLES]
 
     def _stands_still(self, index: int) -> bool:
-        """Whether the clock did not move around a sample, which then says nothing that its neighbours do not."""
+        """Whether the clock did not move around a sample, which then adds nothing to its neighbours."""
         around = self._clock[index - 1 : index + 2]
         return all(abs(s[1] - self._clock[index][1]) < CLOCK_MOVED_NS for s in around)
 
@@ -378,7 +378,7 @@ class Tracker:
         return done
 
     def _compare_streams(self, event: events.End) -> None:
-        """The writer says which processes lived at the end, and how many records each had sent."""
+        """Take the writer's list of processes that lived at the end, with the records that each had sent."""
         mailbox_records = event.streams.get(NO_PROCESS, 0)
         if self._unowned.skips_to(mailbox_records):
             self._mailbox_gap(event.at_ns)
@@ -449,7 +449,7 @@ class Tracker:
             self._forget_one()
 
     def _forget_one(self) -> None:
-        """Forget the oldest ended process that had no migration, which says little about others; one whose migration
+        """Forget the oldest ended process that had no migration, which matters little for others; one whose migration
         has not settled only where there are very many of those, and its migration as it is."""
         for at, process in enumerate(self._ended):
             if not process.migrates:
@@ -638,7 +638,7 @@ def _may_be_peer(other: Process, process: Process) -> bool:
 
 
 def _only(recorded: events.RecordedMigration, found: list[Migration]) -> tuple[Migration, ...]:
-    """The migration that a recording was kept for, which says the others' beginnings or ends only."""
+    """The migration that a recording was kept for, where others have only a beginning or an end."""
     mine = [m for m in found if recorded.pid in (m.pid, m.peer_pid)]
     if not mine:
         return ()

@@ -74,7 +74,7 @@ class Words:
         return str(uuid.UUID(bytes=self._digest("uuid", text.lower())[:16], version=4))
 
     def path(self, text: str) -> str:
-        """`/path-3f2a91c4`; device nodes and what is no path stay, as in `anon_inode:[eventfd]`."""
+        """`/path-3f2a91c4`; device nodes and texts that are not paths stay, as in `anon_inode:[eventfd]`."""
         if _PLAIN_PATHS.fullmatch(text) or text in _KNOWN_FILES or text.startswith("anon_inode:"):
             return text
         return self.word("/path" if text.startswith("/") else "name", text)

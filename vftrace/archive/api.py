@@ -25,7 +25,7 @@ class Recordings:
     """
 
     def __init__(self, *paths: str | os.PathLike[str]) -> None:
-        """Raises UsageError without a path, VftraceError for a file that is no recording."""
+        """Raises UsageError without a path, VftraceError for a file that is not a recording."""
         if not paths:
             raise UsageError("no recording is named")
         self.paths = tuple(Path(path) for path in paths)

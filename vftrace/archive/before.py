@@ -138,7 +138,7 @@ class Stream:
             del self.own[next(k for k, e in self.own.items() if e is not self.identity)]
 
     def forget_until(self, at_ns: int) -> None:
-        """Of what is older than this keep only what still says something."""
+        """Records older than this are kept only if they still matter."""
         while self.own_lately and self.own_lately[0].at_ns < at_ns:
             self.own_lately.popleft()
         ring = self.ring

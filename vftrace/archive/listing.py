@@ -126,7 +126,7 @@ def _start(row: Row, *, utc: bool) -> str:
 
 
 def _moment(row: Row) -> datetime | None:
-    """When it began, in UTC; None too where a damaged time is no date."""
+    """When it began, in UTC; None also where a damaged time is not a date."""
     if row.started_ns is None:
         return None
     try:

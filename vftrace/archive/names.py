@@ -26,7 +26,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class FileName:
-    """What the name of a kept recording says. `started` is in UTC, cut to milliseconds."""
+    """The parts of a kept recording's name. `started` is in UTC, cut to milliseconds."""
 
     started: datetime
     vm: str

@@ -1,4 +1,4 @@
-"""The migrations of recordings and of directories of recordings, and those of them that somebody asks for."""
+"""The migrations of recordings and of directories of recordings, and the selection of some of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ _APART_NS = 600 * 10**9
 
 
 def default_directory() -> Path:
-    """Where a flight recorder keeps its files if it is not told: systemd's StateDirectory.
+    """Where a flight recorder keeps its files by default: systemd's StateDirectory.
 
     Raises VftraceError where there is no such directory.
     """
@@ -219,7 +219,7 @@ def load_files(
 
 
 def keep(report: Report, wanted: Iterable[Found]) -> Report:
-    """Of a joined report the migrations that were found, one of the halves being enough."""
+    """Select from a joined report the migrations that were found; one half suffices."""
     keys = {(f.row.boot_id, f.row.pid, f.row.started_at_ns) for f in wanted}
     pids = {(f.row.boot_id, f.row.pid) for f in wanted}
     return only(

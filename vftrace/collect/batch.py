@@ -104,7 +104,7 @@ class Intake:
         self._batch.append(wire.encode(event), event)
 
     def write_record(self, record: bytes) -> None:
-        """Append a record of the kernel side as one of the collector's own, as `write`: what it tells is older."""
+        """Append a record of the kernel side as one of the collector's own, as `write`: its contents are older."""
         head = (self._reached_ns, self._seq, len(record), wire.kind_of(record), 0, COLLECTOR)
         self._seq += 1
         self._batch.add(wire.HEADER.pack(*head, os.getpid()) + record[wire.HEADER.size :])

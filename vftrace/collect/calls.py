@@ -28,8 +28,8 @@ KINDS = frozenset({int(Kind.CALL), int(Kind.OFF_CPU)})
 """Kinds of the records that `CallWatch.take` wants."""
 
 MAX_HELD, MAX_HELD_IN_ALL, LEAST_HELD = 8192, 65_536, 512
-"""Records that are held back: of one process, of all together, and what each may have in any case. Of more the oldest
-are forgotten: a destination receives for hours, and its blackout is the end of that."""
+"""Records that are held back: for one process, for all together, and what each may have in any case. Beyond that, the
+oldest are forgotten: a destination receives for hours, and its blackout is the end of that."""
 
 QUIET_NS = 30_000_000_000
 """A process without any sign of a migration for so long is traced no longer."""
@@ -165,7 +165,7 @@ class CallWatch:
             self._untrace(pid)
 
     def _may_migrate(self, event: Event) -> bool:
-        """A migration has a thread of its own, which is no vCPU's (`Process._may_migrate` in vftrace/analysis)."""
+        """A migration has a thread of its own, which is not a vCPU's (`Process._may_migrate` in vftrace/analysis)."""
         return event.tid != event.tgid and event.tid not in self._vcpus.get(event.tgid, ())
 
     def _region(self, event: events.Region, traced: _Traced | None) -> None:

@@ -11,10 +11,10 @@ from vftrace.faults import Where
 from vftrace.model.host import HostInfo
 
 HEAD_BYTES = 64 << 10
-"""Of each process's first records: who it is, and its memory."""
+"""Bytes of each process's first records that are kept: who it is, and its memory."""
 
 TAIL_BYTES = 1 << 20
-"""Of each process's latest records."""
+"""Bytes of each process's latest records that are kept."""
 
 TOTAL_BYTES = 16 << 20
 MAX_FILES = 16

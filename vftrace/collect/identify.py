@@ -163,7 +163,7 @@ class Identifier:
 
 @contextmanager
 def _contained(pid: int) -> Iterator[None]:
-    """What a process says of itself may make vftrace fail; the other processes are looked up all the same."""
+    """A process's own texts may make vftrace fail; it looks up the other processes all the same."""
     try:
         yield
     except Exception as error:

@@ -36,7 +36,7 @@ READ_S = 0.2
 
 
 def host_info(probes: Probes, profiles: tuple[str, ...]) -> HostInfo:
-    """What a recording says of the host it was made on."""
+    """The host that a recording is made on, for its first line."""
     return HostInfo(
         name=socket.gethostname(),
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),

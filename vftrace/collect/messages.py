@@ -1,4 +1,4 @@
-"""What the reader process and the main process say to each other over a socket pair (unix(7), SOCK_SEQPACKET).
+"""The messages between the reader process and the main process over a socket pair (unix(7), SOCK_SEQPACKET).
 
 A message is a kind, a time, and its content: JSON, or records as they are. One that is longer than `LONGEST` goes in
 several messages of kind MORE and one of its own kind.
@@ -23,7 +23,7 @@ _SO_SNDBUFFORCE = 32
 
 
 class Kind(IntEnum):
-    """What a message says."""
+    """The kinds of messages."""
 
     START = auto()
     """To the reader: `Start`."""
@@ -70,7 +70,7 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Faults(msgspec.Struct, frozen=True):
-    """How many errors the reader has contained, by place, and what there is to say of new ones."""
+    """How many errors the reader has contained, by place, and the lines about new ones."""
 
     counts: dict[Where, int]
     said: tuple[str, ...]
@@ -95,7 +95,7 @@ class Message:
     data: bytes
 
     def content(self) -> Content:
-        """What the JSON says. Raises msgspec.MsgspecError where it is another's."""
+        """The message that the JSON holds. Raises msgspec.MsgspecError for any other JSON."""
         return msgspec.json.decode(self.data, type=_CONTENTS[self.kind])
 
 

@@ -10,7 +10,7 @@ from vftrace.events import COLLECTOR, NO_PROCESS, Event, wire
 from vftrace.model.select import names_vm
 
 _MAX_WAITING = 65_536
-"""Records that wait at once for who sent them; a host that has told of no process has fewer."""
+"""Records that wait at once for who sent them; a host that has named no process has fewer."""
 
 
 class OnlyVms:

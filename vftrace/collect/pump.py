@@ -46,7 +46,7 @@ def steps(batches: Iterable[Batch]) -> Iterator[Step]:
 
 
 def batches_of(source: Source, stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
-    """Read a source until it ends or `stop` says so, and close it."""
+    """Read a source until it ends or `stop` returns true, and close it."""
     while not stop() and not source.ended:
         yield source.read()
     yield source.close()

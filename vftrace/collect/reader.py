@@ -61,7 +61,7 @@ class Reader:
         FAULTS.say = self._said.append
 
     def run(self) -> None:
-        """Read and send until the main process says CLOSE, then send the rest. EOFError or OSError if it has gone."""
+        """Read and send until the main process sends CLOSE, then send the rest. EOFError or OSError if it has gone."""
         while not self._closing():
             if self._backlog:
                 # The ring buffer must not wait for the main process; only a full backlog may.
@@ -102,7 +102,7 @@ class Reader:
 
 
 def main(fd: int) -> int:
-    """Do what the main process at the other end says; returns the exit code."""
+    """Follow the messages of the main process at the other end; returns the exit code."""
     privileges.end_with_parent(signal.SIGKILL)
     link = Link(socket.socket(fileno=fd))
     try:

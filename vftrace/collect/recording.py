@@ -39,7 +39,7 @@ VERSION = 1
 STANDARD = Path("-")
 """Standard output for a writer, standard input for a reader."""
 _EARLIER_WAITS = frozenset({"no module ixgbe or igb is loaded"})
-"""Recordings of 0.1 do not name the probes that wait: their reasons tell. This one is no longer given."""
+"""Recordings of 0.1 do not name the probes that wait: their reasons show it. This one is no longer given."""
 _U32 = struct.Struct("<I")
 _FRAME = struct.Struct("<I16xI12x")
 """A frame's checksum and, behind two fields of the header, its record's size."""
@@ -163,7 +163,7 @@ def lock(file: BinaryIO) -> bool:
 
 
 class Recording:
-    """An open recording: `host` says where it was made, iterating gives its records.
+    """An open recording: `host` is where it was made, iterating gives its records.
 
     After iteration `damage` is None, or one line on where and why the file cannot be read further. `has_end`: it
     was closed in order; a recording without an end is not damaged. `not_whole` is one line on either. The path `-` is
@@ -171,7 +171,7 @@ class Recording:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises VftraceError where `path` cannot be read or is no recording of a version that this one reads."""
+        """Raises VftraceError where `path` cannot be read or is not a recording of a version that this one reads."""
         self.path = path
         self.damage: str | None = None
         self.has_end = False

@@ -53,7 +53,7 @@ class ReplaySource:
     """
 
     def __init__(self, path: Path, speed: float = 1.0) -> None:
-        """Raises VftraceError where `path` is no recording."""
+        """Raises VftraceError where `path` is not a recording."""
         self._recording = Recording(path)
         self.host = self._recording.host
         self._batches = map(Batch.of, self._recording.batches())

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write it, and say what is left in it."""
+    """Write it, and print what is left in it."""
     from vftrace.archive.anonymize import anonymize
     from vftrace.collect.recording import Recording, check_output
 

@@ -148,7 +148,7 @@ def make_record_dir(args: argparse.Namespace) -> None:
 def open_recorder(
     args: argparse.Namespace, wanted: "Sequence[str]", say: "Callable[[str], None]"
 ) -> "FlightRecorder | None":
-    """The flight recorder that `add_recorder_arguments` asks for, which the pump closes.
+    """The flight recorder of the options of `add_recorder_arguments`, which the pump closes.
 
     Its thread has the privileges that this one has now.
     """
@@ -226,7 +226,7 @@ def warn(line: str) -> None:
 
 
 def profile_texts(args: argparse.Namespace) -> list[str]:
-    """What `--profile` names. UsageError where a profile is no good."""
+    """What `--profile` names. Raises UsageError for an invalid profile."""
     from vftrace.mailbox.profile import ProfileError, drivers_of
 
     texts: list[str] = []
@@ -290,7 +290,7 @@ class Interrupt:
 
 
 class Selection:
-    """What `--vm` asks for. `check` complains once, when vftrace has looked and a word matches no VM.
+    """The VMs that `--vm` selects. `check` complains once, when vftrace has looked and a word matches no VM.
 
     A word that is much like a VM's is a typing error, which ends the command; else the VM may still come. In a
     replay (`live` False) it may come until the end, so the end decides.
@@ -329,7 +329,7 @@ def has_looked(pump: "Pump") -> bool:
 
 
 def say_ready(*, json: bool = False) -> None:
-    """Print `ready` on a line of its own on standard error and tell systemd, if it asked (sd_notify(3))."""
+    """Print `ready` on a line of its own on standard error, and notify systemd if it waits for that (sd_notify(3))."""
     if json:
         logging.getLogger("vftrace").info("ready")
     else:

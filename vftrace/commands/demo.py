@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Play, trace, report. Where the machine cannot, say why and replay a real recording."""
+    """Play, trace, report. Where the machine cannot, print why and replay a real recording."""
     if args.list:
         for scenario in _scenarios().values():
             print(f"{scenario.name:26} {scenario.title}")
@@ -164,7 +164,7 @@ class Player:
         self._thread.join()
 
     def result(self) -> "Truth":
-        """What QEMU says of it. Raises what the scenario raised."""
+        """QEMU's own account of it. Raises what the scenario raised."""
         if self._error is not None:
             raise self._error
         assert self._truth is not None
@@ -190,7 +190,7 @@ class Player:
 
 
 def _watch(pump: "Pump", player: Player, *, live: bool, ascii: bool) -> None:  # noqa: A002
-    """Read events while the scenario plays; draw the live view, or say what happens line by line."""
+    """Read events while the scenario plays; draw the live view, or print what happens line by line."""
     own = OwnVms()
     if live:
         from vftrace.commands.top import watch

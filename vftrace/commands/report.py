@@ -1,4 +1,4 @@
-"""`vftrace report`: what recordings tell about each migration in them."""
+"""`vftrace report`: shows each migration in recordings."""
 
 import argparse
 import json
@@ -311,7 +311,7 @@ def _write(path: Path | None, content: bytes) -> None:
 
 
 def _send(endpoint: str, report: "Report") -> None:
-    """Send the traces, and say how many went where."""
+    """Send the traces, and print how many went where."""
     from vftrace.outputs.traces.otlp import send, traces_of
 
     traces, failed = traces_of(report.migrations)

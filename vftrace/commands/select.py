@@ -49,7 +49,7 @@ def _count(text: str) -> int:
 
 
 def selectors_of(args: argparse.Namespace) -> "Selectors":
-    """What the options ask for. UsageError for a time that is none; times are local."""
+    """The selection that the options make; times are local. Raises UsageError for an invalid time."""
     from vftrace.archive.past import Selectors
     from vftrace.archive.when import parse_when
 

@@ -326,7 +326,7 @@ def watch(
     no_kvm: "Callable[[Snapshot], int]" = lambda _: 0,
     choose: "Callable[[Snapshot], Snapshot]" = lambda snapshot: snapshot,
 ) -> None:
-    """Draw the live view on the alternate screen until q is pressed or `until` says so.
+    """Draw the live view on the alternate screen until q is pressed or `until` returns true.
 
     Steps the pump meanwhile. The terminal is left as it was, whatever happens. `selection` has
     the VMs to show; `note` is shown in the first line; `no_kvm` counts QEMU processes without
@@ -406,7 +406,7 @@ def _save(host: "HostInfo", snapshot: "Snapshot", row: "Row") -> str:
 
 
 def _draw(console: "Console", frame: "Frame") -> None:
-    """Draw a picture; where vftrace fails on it, it says so, and the next one is tried."""
+    """Draw a picture; where vftrace fails on it, a line reports that, and the next one is tried."""
     from rich.text import Text
 
     from vftrace.faults import FAULTS, Where
@@ -420,7 +420,7 @@ def _draw(console: "Console", frame: "Frame") -> None:
 
 @contextlib.contextmanager
 def _alternate_screen(console: "Console") -> Iterator[None]:
-    """What is said on standard error meanwhile would spoil the picture: it is printed afterwards."""
+    """Lines on standard error would spoil the picture, so they are printed afterwards."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -22,7 +22,7 @@ class Viewer:
         self.frames = 0
 
     async def watch(self) -> None:
-        """Ask for one update after another until the server goes away. Raises QemuError if it
+        """Request one update after another until the server closes the connection. Raises QemuError if it
         speaks no RFB.
         """
         reader, writer = await asyncio.open_unix_connection(str(self._path))

@@ -220,7 +220,7 @@ class Qemu:
         await self.command_qmp("getfd", fdname=name)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal; a process that is gone already is no error."""
+        """Send a signal; a process that is gone already does not count as an error."""
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 

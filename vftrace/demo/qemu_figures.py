@@ -18,7 +18,7 @@ _IN_QEMU_DOWNTIME = (
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: what vftrace and QEMU say, and why they may differ."""
+    """One figure: vftrace's value and QEMU's, and why they may differ."""
 
     figure: str
     ours: str

@@ -35,7 +35,7 @@ _FINAL = ("completed", "failed", "cancelled")
 
 @dataclass(frozen=True)
 class GuestTruth:
-    """What the firmware guest was told to dirty, in 4 KiB guest pages; `also_dirty` it writes
+    """What the firmware guest was set to dirty, in 4 KiB guest pages; `also_dirty` it writes
     beside its set.
     """
 
@@ -211,7 +211,7 @@ class Migration:
     counted: MigrationFigures | None = None
 
     async def status(self, wanted: str) -> None:
-        """Wait until the source says it has this status. Raises QemuError when it ends with
+        """Wait until the source reports this status. Raises QemuError when it ends with
         another.
         """
         event = await self._event(

@@ -168,7 +168,7 @@ class NetLink(Event, frozen=True):
 
 
 class NetAddress(Event, frozen=True):
-    """A bridge heard an address on a port where it was not before, or with `gone` forgot it.
+    """A bridge learned an address on a port where it was not before, or with `gone` forgot it.
 
     `pid` is the VMM whose tap the port is, None if it is no VMM's. `at_ns` is when the collector read it.
     """

@@ -56,7 +56,7 @@ _WHOLE = (1 << layout.BITMAP_WORDS * 64) - 1
 
 @lru_cache(maxsize=1 << 16)
 def _runs(mask: int) -> tuple[tuple[int, int], ...]:
-    """Where in a block the words are that a head's mask says, as (first byte, bytes)."""
+    """Where in a block the words of a head's mask are, as (first byte, bytes)."""
     runs: list[tuple[int, int]] = []
     for at in range(0, _BLOCK_BYTES, 8):
         if mask >> (at // 8) & 1:
@@ -286,7 +286,7 @@ def with_seq(record: bytes, seq: int) -> bytes:
 
 
 def split(records: bytes) -> list[bytes]:
-    """Take apart records that follow one another, each as long as its header says.
+    """Take apart records that follow one another, each with the length in its header.
 
     Raises ValueError where that cannot be.
     """

@@ -116,7 +116,7 @@ def _link(path: Path) -> str:
 
 
 def _syspath(pid: int, fd: int) -> str | None:
-    """What fdinfo says since 6.18 (drivers/vfio/vfio_main.c, vfio_device_show_fdinfo)."""
+    """What fdinfo has since 6.18 (drivers/vfio/vfio_main.c, vfio_device_show_fdinfo)."""
     try:
         text = (PROC / str(pid) / "fdinfo" / str(fd)).read_text()
     except OSError:
@@ -138,7 +138,7 @@ def _cdev(pid: int, fd: int) -> str | None:
 
 
 def find(pid: int, fd: int, name: str, argv: list[str]) -> Device | None:
-    """The device that `fd` of process `pid` is; None if nothing tells.
+    """The device that `fd` of process `pid` is; None if nothing shows it.
 
     `name` is what the kernel side read, empty if it did not. Without it: fdinfo, /sys, and at last the
     process's command line, if it names as many devices as the process has open: QEMU opens them in order.

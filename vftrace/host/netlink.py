@@ -1,4 +1,4 @@
-"""What the kernel tells everybody of its network interfaces and bridges: rtnetlink notifications, only read.
+"""Reads the kernel's rtnetlink notifications about network interfaces and bridges, without a request.
 
 Layouts: include/uapi/linux/rtnetlink.h, if_link.h, neighbour.h. A bridge tells an address when it learns it
 or hears it on another port, and when it forgets it (net/bridge/br_fdb.c, fdb_notify), not at each frame.
@@ -46,7 +46,7 @@ class LinkState:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A bridge's entry for an address: heard on the interface `port`, or with `gone` forgotten."""
+    """A bridge's entry for an address: learned on the interface `port`, or with `gone` forgotten."""
 
     mac: str
     port: int

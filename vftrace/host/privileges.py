@@ -48,7 +48,7 @@ _X32_BIT = 0x40000000
 
 
 class _Numbers(NamedTuple):
-    """Of a machine: AUDIT_ARCH (linux/audit.h), and numbers of system calls (asm/unistd_64.h, asm-generic/unistd.h).
+    """A machine's AUDIT_ARCH (linux/audit.h), and numbers of system calls (asm/unistd_64.h, asm-generic/unistd.h).
     io_uring_setup(2) could open sockets too."""
 
     architecture: int

@@ -1,4 +1,4 @@
-"""Tells which processes have ended, without a look at each of them.
+"""Finds which processes have ended, without a look at each of them.
 
 A pidfd becomes readable when the last thread of its process has ended (Linux kernel/fork.c, pidfd_poll), and stays
 with its process when the pid is used again.

@@ -30,7 +30,7 @@ _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 @dataclass(frozen=True)
 class Identity:
-    """What a command line says: `uuid` in lower case, `name`, the executable's name, `-incoming`, `-S`."""
+    """What a command line holds: `uuid` in lower case, `name`, the executable's name, `-incoming`, `-S`."""
 
     uuid: str | None
     name: str | None

@@ -49,7 +49,7 @@ class Profile:
 
 
 def parse_profile(text: str) -> Profile:
-    """Read a profile. Raises ProfileError, which says what is wrong and where."""
+    """Read a profile. Raises ProfileError, which names the fault and its place."""
     import tomllib
 
     if len(text) > MAX_TEXT:

@@ -74,7 +74,7 @@ def realtime_ns(clock: ClockSamples, at_ns: int) -> int | None:
 
 
 def wall_time(clock: ClockSamples, at_ns: int) -> datetime | None:
-    """Date and time in UTC, cut to milliseconds; None too where a damaged time is no date."""
+    """Date and time in UTC, cut to milliseconds; None also where a damaged time is not a date."""
     return utc_time(realtime_ns(clock, at_ns))
 
 
@@ -174,7 +174,7 @@ def downtime_bounds_ns(found: MigrationReport) -> tuple[int, int] | None:
 
 
 def device_downtime_ns(m: Migration) -> int | None:
-    """The downtime of the device that was away longest."""
+    """The longest downtime of a device."""
     return max((d.ns for d in m.downtime.devices if d.ns is not None), default=None)
 
 

@@ -1,4 +1,4 @@
-"""What the tracker says: immutable, ready for any output. Times are CLOCK_BOOTTIME nanoseconds,
+"""What the tracker returns: immutable, ready for any output. Times are CLOCK_BOOTTIME nanoseconds,
 None where they are not known."""
 
 from dataclasses import dataclass, field
@@ -337,7 +337,7 @@ class Downtime:
 
     @property
     def slowest_device(self) -> str | None:
-        """The address of the device that was away longest; None if no time is known."""
+        """The address of the device with the longest downtime; None if no time is known."""
         timed = [device for device in self.devices if device.ns is not None]
         return max(timed, key=lambda device: device.ns or 0).address if timed else None
 
@@ -550,7 +550,7 @@ class Snapshot:
     clock: tuple[tuple[int, int, int], ...]
     """(at_ns, realtime_offset_ns, error_ns) of the clock samples that differ."""
     vfs: tuple[VfHistory, ...] = ()
-    """Virtual functions as their mailboxes tell."""
+    """Virtual functions, by their mailboxes."""
     transitions: tuple[tuple[str, str, str, int], ...] = ()
     """How often each passed-through device, gone ones too, went from one state to another."""
     vfs_incomplete: bool = False

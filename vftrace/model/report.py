@@ -84,7 +84,7 @@ class ClockOffset:
 
     @property
     def uncertainty_ns(self) -> int:
-        """The true offset is no further than this from `middle`."""
+        """The true offset is at most this far from `middle`."""
         return self.high - self.middle
 
 

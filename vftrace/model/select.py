@@ -1,4 +1,4 @@
-"""The VMs that `--vm` asks for: by UUID, its first eight digits, name or pid."""
+"""The VMs that `--vm` selects: by UUID, its first eight digits, name or pid."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace

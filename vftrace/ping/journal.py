@@ -74,7 +74,7 @@ class Journal:
         return events.Tick(*self._head(at_ns))
 
     def clock(self, at_ns: int, realtime_offset_ns: int, error_ns: int) -> Event:
-        """What the wall clock says."""
+        """The wall clock's time."""
         return events.ClockSample(*self._head(at_ns), realtime_offset_ns, error_ns)
 
     def end(self, at_ns: int) -> Event:

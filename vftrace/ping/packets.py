@@ -13,7 +13,7 @@ ECHO6_REQUEST, ECHO6_REPLY = 128, 129
 
 @dataclass(frozen=True)
 class Packets:
-    """Makes and reads the packets of one run; `cookie` tells them from everybody else's."""
+    """Makes and reads the packets of one run; `cookie` distinguishes them from all others."""
 
     cookie: bytes
 

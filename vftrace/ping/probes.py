@@ -170,7 +170,7 @@ def _prepared(opened: socket.socket, target: Target) -> socket.socket:
 
 
 def _unreachable(address: str, error: OSError) -> VftraceError:
-    """What is said when the address cannot be pinged at all."""
+    """The error for an address that cannot be pinged at all."""
     hint = ""
     if error.errno == errno.EINVAL and ipaddress.ip_address(address).is_link_local:
         hint = f" (a link-local address needs its interface: {address}%eth0)"

@@ -83,7 +83,7 @@ class Sender:
         os.set_blocking(out_fd, False)
 
     def run(self) -> None:
-        """Send and read until told to end; raises OSError."""
+        """Send and read until the control fd requests the end; raises OSError."""
         self._add(POLICY, slot=int(_become_fifo()))
         gc.freeze()
         gc.disable()

@@ -59,7 +59,7 @@ class SenderProcess:
             os.write(self._control, b"s")
 
     def finish(self) -> None:
-        """End the process; what it has still to tell can be read."""
+        """End the process; its last messages can still be read."""
         if self._control >= 0:
             os.close(self._control)
             self._control = -1

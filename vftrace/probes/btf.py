@@ -63,7 +63,7 @@ def knows(name: str, module: str) -> bool:
 
 
 def member_offset(structure: str, member: str, btf: Path = VMLINUX) -> int | None:
-    """Offset in bytes of a direct member of a structure; None where the BTF does not say."""
+    """Offset in bytes of a direct member of a structure; None where the BTF lacks it."""
     try:
         read = _read(btf)
     except (OSError, struct.error, ValueError):

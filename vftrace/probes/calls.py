@@ -102,7 +102,7 @@ class CallProbes:
         return took
 
     def mark_running(self, pid: int, tids: Iterable[int]) -> None:
-        """Say which threads are inside KVM_RUN since before they were traced."""
+        """Note the threads that have been inside KVM_RUN since before they were traced."""
         callers, traced = self._bpf["callers"], self._bpf["traced"]
         marked = 0
         for tid in tids:

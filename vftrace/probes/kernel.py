@@ -15,7 +15,7 @@ from vftrace.probes.bpf import syscall
 _PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
 
 _NO_FUNCTION = 1
-"""The BTF id of a number type: a kernel that takes fentry says that it is no function, another one says so without
+"""The BTF id of a number type: a kernel that takes fentry refuses it as not a function, another one refuses without
 its BTF being read."""
 
 # r0 = 0; exit (struct bpf_insn, include/uapi/linux/bpf.h)

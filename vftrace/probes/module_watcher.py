@@ -7,7 +7,7 @@ MODULES = Path("/sys/module")
 
 
 def instance(module: str) -> int | None:
-    """What tells one loading of a module from the next (its directory's inode in sysfs); None: not loaded.
+    """What distinguishes one loading of a module from the next (its directory's inode in sysfs); None: not loaded.
 
     Parts of the kernel that are built in and have parameters are there always.
     """

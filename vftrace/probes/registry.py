@@ -48,7 +48,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Probe:
-    """What is watched, why, and how. `needed`: without it vftrace has nothing to say."""
+    """What is watched, why, and how. `needed`: without it vftrace has nothing to report."""
 
     name: str
     what: str

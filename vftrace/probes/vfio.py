@@ -54,7 +54,7 @@ class VfioProbes(ModuleProbes):
         return tuple(self._status)
 
     def follow(self) -> bool:
-        """Load and attach when the module has come, let go when it has gone."""
+        """Load and attach when the module is loaded, detach when it is unloaded."""
         come = super().follow()
         if self._search is not None and not self._search.is_alive():
             self._search = None

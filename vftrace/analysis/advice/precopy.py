@@ -1,4 +1,4 @@
-"""Rules that rest on the rounds: the forecast's replay says what another setting would have done.
+"""Rules that rest on the rounds: the forecast's replay shows the effect of another setting.
 
 Errors are those that replays of real migrations had (docs/results/forecast.md).
 """
@@ -156,8 +156,7 @@ def postcopy_bandwidth(found: MigrationReport) -> Advice | None:
 
 
 def _not_converging(m: Migration) -> Forecast | None:
-    """The forecast of a precopy that was ended without having stopped the guest, if it says that it would have gone on
-    for ever."""
+    """The forecast of a precopy that ended without a stop of the guest, if the precopy would have gone on for ever."""
     now = m.forecast
     ended = m.outcome in (Outcome.CANCELLED, Outcome.UNKNOWN) and m.stopped_at_ns is None
     if now is None or not ended or m.missed_beginning or now.after_sweeps < SWEEPS:

@@ -11,7 +11,7 @@ MAX_RECORDS = 8192
 MAX_NAMES = 4096
 
 _NOT_BEGUN = frozenset({"clone", "clone3", "fork", "vfork", "execve", "execveat", "ioctl"})
-"""Calls that say nothing where they began before they were traced: a new thread's first return is from the call that
+"""Calls that are ignored where they began before they were traced: a new thread's first return is from the call that
 made it, and an ioctl of unknown request is KVM_RUN."""
 
 CHANNEL = "migration channel"
@@ -155,7 +155,7 @@ class CallLog:
 
 
 _AFTER_NS = 1_000_000_000
-"""What a thread did next tells until when it ran its own code."""
+"""What a thread did next shows until when it ran its own code."""
 
 _OFF_CPU = {
     events.OffCpu.QUEUED: CauseKind.RUN_QUEUE,

@@ -228,7 +228,7 @@ class Mailboxes:
         self._recent = recent
         self._vfs: dict[tuple[str, int], _Vf] = {}
         self._addresses: dict[tuple[str, int], str] = {}
-        """Of VFs whose messages are still to come: a flight recorder keeps the latest ones only."""
+        """Addresses of VFs without a message so far: a flight recorder keeps the latest addresses only."""
         self._now_ns = 0
         self._next_look_ns = 0
         self.ignored = 0
@@ -236,7 +236,7 @@ class Mailboxes:
 
     @cached_property
     def names_roles(self) -> bool:
-        """Whether a message of any driver has a part in mailbox-assisted migrations, as profiles say."""
+        """Whether a message of any driver has a role in mailbox-assisted migrations, by the profiles."""
         opcodes = (o for driver in self._drivers.values() for o in driver.opcodes.values())
         return any(opcode.role is not None for opcode in opcodes)
 

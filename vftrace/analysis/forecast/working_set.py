@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 SHORTEST_NS = 2_000_000
-"""A shorter interval says nothing: one tick of the guest's timer more or less decides."""
+"""A shorter interval is not used: one tick of the guest's timer more or less decides."""
 
 RECENT = 4
 """Only so many last intervals count: what a guest did long ago it need not do again."""

@@ -1,4 +1,4 @@
-"""Finds what must have happened in one order on two hosts, whatever their clocks say."""
+"""Finds events on two hosts whose order is certain, whatever the hosts' clocks show."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Pair:
 
 
 def orders_of(pair: Pair) -> list[Order]:
-    """What the two halves of one migration say of the order of their events."""
+    """The orders of events that the two halves of one migration prove."""
     source, destination = pair.source.migration, pair.destination.migration
     here, there = pair.source.host.boot_id, pair.destination.host.boot_id
     before, after = source.downtime.times, destination.downtime.times
@@ -138,7 +138,7 @@ def _bounds(orders: Iterable[Order], samples: ClockOf, moments: Mapping[str, int
 
 
 def _orders_of_pings(pair: Pair, tight: Bounds, pings: Iterable[PingRecording]) -> Iterator[Order]:
-    """What the guest's answers to pings say.
+    """The orders of events that the guest's answers to pings prove.
 
     Only the destination can answer what was sent after the stop, and only the source can have sent an answer that
     came before the destination ran.

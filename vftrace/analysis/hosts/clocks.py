@@ -93,7 +93,7 @@ def tightest_orders(orders: Iterable[Order]) -> list[Order]:
 
 
 def add_orders(bounds: Bounds, orders: Iterable[Order], moments: Mapping[str, int]) -> None:
-    """Add what an order of events says, at the moment given for each clock.
+    """Add the bound of an order of events, at the moment given for each clock.
 
     Each bound is relaxed by what the clocks may gain or lose between the events and that moment.
     """
@@ -108,7 +108,7 @@ def add_orders(bounds: Bounds, orders: Iterable[Order], moments: Mapping[str, in
 def add_wall_clock(
     bounds: Bounds, boot_id: str, clock: ClockSamples, moment_ns: int | None
 ) -> None:
-    """Add what the sample nearest to the moment says (the last one where no moment is known)."""
+    """Add the bound of the sample nearest to the moment (the last one where no moment is known)."""
     known = [sample for sample in clock if 0 <= sample[2] < UNSYNCHRONISED_NS]
     if not known:
         return

@@ -114,7 +114,7 @@ def _couple(
 
 
 def _loaded(m: Migration, waiting: WaitingVm, tight: Bounds, here: str, there: str) -> bool | None:
-    """Whether the waiting VM loaded a state from this source; None if the clocks do not tell.
+    """Whether the waiting VM loaded a state from this source; None if the clocks do not show it.
 
     A destination is booted before it listens (softmmu/vl.c, qmp_x_exit_preconfig), so registers that it sets after
     the source began are those of the stream's end. One that fails sets them too, before the source saved its state
@@ -128,7 +128,7 @@ def _loaded(m: Migration, waiting: WaitingVm, tight: Bounds, here: str, there: s
 
 
 def _add_offset(bounds: Bounds, other: MigrationReport, moments: dict[str, int]) -> None:
-    """Add what another migration between the two hosts says."""
+    """Add the bounds of another migration between the two hosts."""
     if other.offset is None or other.peer is None:
         return
     here, there = other.host.boot_id, other.peer.boot_id

@@ -21,7 +21,7 @@ UNCLEAR_RESUME = "the clocks do not show whether the destination ended before th
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """How a migration ended by both hosts; `warning` where their clocks do not tell."""
+    """How a migration ended by both hosts; `warning` where their clocks do not show it."""
 
     outcome: Outcome | None
     cause: Cause | None

@@ -1,4 +1,4 @@
-"""Finds the service downtime of migrations: what pings' recordings say about their blackouts."""
+"""Finds the service downtime of migrations: the gaps of pings' recordings around their blackouts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

@@ -297,7 +297,7 @@ class Accounts:
         return f"{label}#{thing.pid}" if (thing.key, thing.pid) in self._second else label
 
     def _find_second(self, snapshot: Snapshot) -> None:
-        """Of two VMs that run at once under one UUID, and are no migration's two ends, mark the second."""
+        """Mark the second of two VMs that run at once under one UUID and are not the two ends of a migration."""
         present = {(vm.key, vm.pid) for vm in snapshot.vms}
         present |= {(migration.key, migration.pid) for migration in snapshot.migrations}
         self._second &= present
@@ -441,7 +441,7 @@ class Accounts:
 
 
 def downtimes(migration: Migration) -> dict[str, int]:
-    """Each kind of downtime that is known of it, ns; `device` is that of the device that was away longest."""
+    """Each kind of downtime that is known of it, ns; `device` is the longest of a device."""
     known = {"vcpu": migration.downtime.vcpu_ns, "device": figures.device_downtime_ns(migration)}
     return {kind: ns for kind, ns in known.items() if ns is not None}
 

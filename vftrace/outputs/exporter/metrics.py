@@ -47,7 +47,7 @@ Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoM
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: `name` without the prefix, `unit` as the docs say it, `probe` what feeds it,
+    """One metric: `name` without the prefix, `unit` as in the docs, `probe` what feeds it,
     `alert` what to alert on."""
 
     name: str

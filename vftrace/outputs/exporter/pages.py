@@ -111,7 +111,7 @@ def make_app(
 
 
 def _readable(environ: Environ) -> Environ:
-    """Drop an Accept header whose version is no version: prometheus_client compares it with one, and fails."""
+    """Drop an Accept header whose version is not a version: prometheus_client compares it with one, and fails."""
     versions = _VERSION.findall(environ.get("HTTP_ACCEPT", ""))
     if all(_NUMBERS.fullmatch(version) for version in versions):
         return environ

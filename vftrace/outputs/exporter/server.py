@@ -40,7 +40,7 @@ WORKERS = 4
 SLOW_WORKERS = 2
 """The same of pages that may take long, which scrapes never wait for."""
 MAX_SLOW = 16
-"""Such requests that wait or are worked on; more are turned away."""
+"""Such requests that wait or are worked on; more are refused."""
 
 _MAX_REQUEST = 16 * 1024
 _MAX_BODY = 64 * 1024
@@ -450,7 +450,7 @@ def _line(status: HTTPStatus, *headers: tuple[str, str]) -> Answer:
 
 
 def _may_connect(writer: asyncio.StreamWriter, config: WebConfig) -> bool:
-    """Whether the client's certificate names one of `client_allowed_sans`, where the configuration asks for it."""
+    """Whether the client's certificate names one of `client_allowed_sans`, where the configuration requires it."""
     if not config.allowed_sans:
         return True
     certificate = writer.get_extra_info("peercert") or {}

@@ -22,7 +22,7 @@ from vftrace.units import format_bytes, format_ns, format_rate
 VMS_SHOWN = 500
 MIGRATING_SHOWN = 200
 PAST_SHOWN = 200
-"""Rows of each table; a page of a host with more says how many there are."""
+"""Rows of each table; a page of a host with more has their number."""
 _MIGRATING_SECONDS = 3
 _IDLE_SECONDS = 30
 """How soon the page is loaded again."""

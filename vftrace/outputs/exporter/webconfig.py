@@ -135,7 +135,7 @@ class RateLimit:
 
 @dataclass(frozen=True)
 class WebConfig:
-    """What the file says. `tls` None: plain HTTP. `allowed_sans` empty: every verified client."""
+    """What the file sets. `tls` None: plain HTTP. `allowed_sans` empty: every verified client."""
 
     tls: ssl.SSLContext | None = None
     allowed_sans: frozenset[str] = frozenset()
@@ -200,7 +200,7 @@ class WebConfigFile:
     """
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        """Raises VftraceError where the file is no good at the start."""
+        """Raises VftraceError where the file is invalid at the start."""
         self._path = path
         self._say = say
         self._config = read_web_config(path)

@@ -1,4 +1,4 @@
-"""What a log line says: a message and its fields, made from a migration. Pure.
+"""The contents of a log line: a message and its fields, made from a migration. Pure.
 
 Values are those of the report; None is not known. Text of a command line is cut, but not yet escaped: how a value is
 escaped depends on the format (`formats`).

@@ -107,7 +107,7 @@ def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
 
 
 def _writable(stream: TextIO) -> bool:
-    """Whether a line can be written without waiting; what is no file of the kernel is always writable."""
+    """Whether a line can be written without waiting; an object that is not a file of the kernel is always writable."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLOUT)

@@ -27,7 +27,7 @@ Arguments = Mapping[str, Value]
 
 @dataclass(frozen=True, slots=True)
 class PerfettoTrace:
-    """A serialised `perfetto.protos.Trace`; `left_out` says what is not in it because it could not be written."""
+    """A serialised `perfetto.protos.Trace`; `left_out` names what is not in it because it could not be written."""
 
     data: bytes
     left_out: tuple[str, ...]

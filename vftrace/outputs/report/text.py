@@ -53,7 +53,7 @@ NAME_WIDTH = 22
 
 
 def render_report(report: Report, *, ascii: bool) -> RenderableType:  # noqa: A002
-    """The whole report for rich's console; its first line says what set the downtime.
+    """The whole report for rich's console; its first line names what set the downtime.
 
     `ascii` forces what is also done where the console's encoding cannot do better. Unknown figures are shown
     as `-`.
@@ -136,7 +136,7 @@ def _summary(found: Sequence[MigrationReport]) -> str:
 
 
 def _ended(m: Migration) -> str:
-    """How a migration ended, with its kind where it is no move."""
+    """How a migration ended, with its kind where it is not a move."""
     if m.kind != Kind.MOVE and m.outcome == Outcome.COMPLETED:
         return {Kind.SAVE: "saved", Kind.LOAD: "loaded"}[m.kind]
     kind = "" if m.kind == Kind.MOVE else f"{m.kind} "

@@ -15,7 +15,7 @@ def wall_time(snapshot: Snapshot, at_ns: int) -> str:
 
 
 def at_clock(clock: ClockSamples, at_ns: int) -> str:
-    """The same for what is no snapshot but has clock samples."""
+    """The same for anything else that has clock samples."""
     when = _local(clock, at_ns)
     if when is None:
         return UNKNOWN_TIME

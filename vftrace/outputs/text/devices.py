@@ -1,4 +1,4 @@
-"""Passed-through devices of a migration: states, bytes, how long each was away."""
+"""Passed-through devices of a migration: states, bytes, and the downtime of each."""
 
 from rich.console import RenderableType
 from rich.text import Text

@@ -13,7 +13,7 @@ STYLE = "bold yellow"
 def guarded(
     what: str, render: Callable[[], Iterable[RenderableType]], where: Where = Where.REPORT
 ) -> Sequence[RenderableType]:
-    """The part, or one line that says why it could not be drawn; the error is counted."""
+    """The part, or one line with the reason why it could not be drawn; the error is counted."""
     try:
         return tuple(render())
     except Exception as error:

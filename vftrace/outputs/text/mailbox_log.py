@@ -90,7 +90,7 @@ class Dump:
                 yield json.dumps(_life_fields(life)) if self._json else _life_line(life)
 
     def _quiet(self) -> Iterator[str]:
-        """States that were reached by nothing being said."""
+        """States that were reached because no message came."""
         for pf, vf in tuple(self._states):
             yield from self._state(pf, vf)
 

@@ -1,4 +1,4 @@
-"""What recordings of `vftrace ping` say by themselves, without a migration beside them."""
+"""Shows recordings of `vftrace ping` that have no migration beside them."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Virtual functions as their mailboxes tell: what each is, how long it took, what it said last."""
+"""Shows virtual functions by their mailboxes: the state of each, its duration, its last message."""
 
 from collections.abc import Iterator, Sequence
 
@@ -51,7 +51,7 @@ def vf_warnings(life: VfHistory) -> Iterator[str]:
 def vf_lines(
     life: VfHistory, snapshot: Snapshot, width: int, g: Glyphs, messages: int = LAST_MESSAGES
 ) -> list[RenderableType]:
-    """One function in full: state, the way there, what it was given, what it said last."""
+    """One function in full: state, the way there, its settings, its last message."""
     now = snapshot.at_ns
     address = f" ({clean(life.address, g)})" if life.address else ""
     since = "" if life.since_ns is None else f" for {format_ns(max(0, now - life.since_ns))}"
@@ -87,7 +87,7 @@ def vfs_part(
 
 
 def last_message(life: VfHistory, g: Glyphs) -> str:
-    """What was said last, in one line."""
+    """The last message, in one line."""
     if not life.recent:
         return "-"
     message = life.recent[-1]

@@ -121,7 +121,7 @@ def downtime_line(found: MigrationReport) -> str:
 
 
 def downtime_range(found: MigrationReport) -> str | None:
-    """`4.20 ms to 6.10 ms`; one figure where the digits that are shown say no more; None if it is not known."""
+    """`4.20 ms to 6.10 ms`; one figure where both have the same digits; None if it is not known."""
     bounds = figures.downtime_bounds_ns(found)
     return None if bounds is None else _range(*bounds)
 

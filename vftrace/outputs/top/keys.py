@@ -73,7 +73,7 @@ def _sequence_length(data: bytes) -> int | None:
 
 
 def _character_length(first: int) -> int:
-    """Of the UTF-8 character that begins with this byte."""
+    """The bytes of the UTF-8 character that begins with this byte."""
     if first >= 0xF0:
         return 4
     if first >= 0xE0:

@@ -36,7 +36,7 @@ Action = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Keys that do the same. `footer` is what the bottom line says, None: not there."""
+    """Keys that do the same. `footer` is the text of the bottom line, None: not there."""
 
     action: Action
     keys: tuple[str, ...]
@@ -97,9 +97,9 @@ class ViewState:
     """What came of the last key, until the next one."""
     quit: bool = False
     wanted: tuple[str, ...] = ()
-    """What `--vm` asks for: said where no VM has it."""
+    """What `--vm` names: printed where no VM has it."""
     without_kvm: int = 0
-    """QEMU processes that use no KVM: said where there is no VM to show."""
+    """QEMU processes without KVM: printed where there is no VM to show."""
 
 
 def press(state: ViewState, key: str, snapshot: Snapshot) -> ViewState:

@@ -223,7 +223,7 @@ class _Tree:
 
 
 def check_available() -> None:
-    """Raises MachineError, saying what to install, where the extra is missing."""
+    """Raises MachineError, which names the package to install, where the extra is missing."""
     try:
         import opentelemetry.exporter.otlp.proto.http
         import opentelemetry.sdk.trace  # noqa: F401
@@ -274,7 +274,7 @@ def send(endpoint: str, traces: Sequence[Trace]) -> int:
 
 
 class _LastWord(logging.Handler):
-    """Keeps what the exporter logs last, which is all it says of a failure."""
+    """Keeps what the exporter logs last: its only account of a failure."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -115,7 +115,7 @@ def _not_root() -> Iterator[None]:
 
 
 def main() -> None:
-    """Compile what standard input asks for."""
+    """Compile the request on standard input."""
     # Ending belongs to the process that waits for this one, which a service manager ends at the same time.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     answer = os.dup(1)

@@ -58,7 +58,7 @@ def compile_text(text: str, flags: Sequence[str]) -> Image:
 
 
 def complaint(said: str, code: int) -> str:
-    """The line of a compiler's output that says why it failed."""
+    """The line of a compiler's output with the reason of its failure."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line or "LLVM ERROR" in line]
     if errors:

@@ -15,7 +15,7 @@ from vftrace.probes.bpf import syscall
 
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
 _GROUP = "vftrace"
-"""Of the probes in tracefs."""
+"""The group of the probes in tracefs."""
 _OURS = re.compile(rf"^r\d*:({_GROUP}/\w+_(\d+)_\d+) ", re.MULTILINE)
 _serial = itertools.count()
 

@@ -242,7 +242,7 @@ class Object:
         return syscall.load_program(kind, code, self.image.license, label, attach, log, described)
 
     def _verifier_says(self, name: str, kind: int, attach: tuple[int, int, int]) -> str:
-        """The verifier's last words about a program that it refused, which it says when it is asked for them."""
+        """The verifier's last lines about a refused program, which a second load with a log returns."""
         log = ctypes.create_string_buffer(_LOG_BYTES)
         try:
             os.close(self._load_linked(name, kind, attach, "", log))
@@ -252,7 +252,7 @@ class Object:
 
 
 _VERIFIER = (errno.EACCES, errno.EINVAL)
-"""What the verifier ends with where a program does something it may not. E2BIG says enough by itself."""
+"""What the verifier ends with where a program does something it may not. E2BIG is clear by itself."""
 
 
 def _on_all_cpus(work: Callable[[T], object], items: Sequence[T]) -> None:
