@@ -59,7 +59,7 @@ DEFAULT_PATH = "/metrics"
 
 _UPDATE_SECONDS = 1.0
 _UPDATE_SHARE = 0.02
-"""The share of time that updates may take. An update builds every running migration: for hundreds it is made more rarely."""
+"""The share of time that updates may take. An update builds every running migration: more of them, fewer updates."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
