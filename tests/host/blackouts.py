@@ -150,7 +150,7 @@ async def _destination_stopped(run: Run) -> Truth:
     return Truth("devices-loaded", "stopped", "destination", None, resumed - saved)
 
 
-_HOG = """
+HOG = """
 import os, sys, time
 os.sched_setaffinity(0, {int(sys.argv[1])})
 print(flush=True)
@@ -166,7 +166,7 @@ print(time.clock_gettime_ns(time.CLOCK_BOOTTIME), flush=True)
 
 
 @contextmanager
-def _first(*pids: int, cpus: set[int]) -> Iterator[None]:
+def threads_first(*pids: int, cpus: set[int]) -> Iterator[None]:
     """Whatever else this machine does, these processes get on, on these CPUs; their guests stand still."""
     before = os.sched_getaffinity(0)
     for tid in _threads(pids):
@@ -187,7 +187,7 @@ def _threads(pids: Iterable[int]) -> list[int]:
 async def _cpu_hog(run: Run) -> Truth:
     """The destination has one CPU, and another program of a higher class takes it."""
     cpu = max(os.sched_getaffinity(0))
-    command = [sys.executable, "-c", _HOG, str(cpu), str(HOG_S)]
+    command = [sys.executable, "-c", HOG, str(cpu), str(HOG_S)]
     hog = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert hog.stdin is not None
     assert hog.stdout is not None
@@ -195,7 +195,7 @@ async def _cpu_hog(run: Run) -> Truth:
     source, destination, migration = await _held_until(run)
     for task in Path(f"/proc/{destination.qemu.pid}/task").iterdir():
         os.sched_setaffinity(int(task.name), {cpu})
-    with _first(os.getpid(), source.qemu.pid, cpus=os.sched_getaffinity(0) - {cpu}):
+    with threads_first(os.getpid(), source.qemu.pid, cpus=os.sched_getaffinity(0) - {cpu}):
         hog.stdin.write("now\n")
         hog.stdin.flush()
         began = int(await asyncio.to_thread(hog.stdout.readline))

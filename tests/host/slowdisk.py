@@ -1,4 +1,5 @@
-"""A file system with one file whose fsync takes a set time: the kernel's FUSE protocol, in a process of its own.
+"""A file system with one file whose fsync, or whose writes, take a set time: the kernel's FUSE protocol, in a process
+of its own. Where writes take time, the kernel keeps them in its page cache until it has to write them, as with a disk.
 
 Beside the file's content it keeps, as the truth of a test, from when to when each fsync waited.
 Layouts: include/uapi/linux/fuse.h.
@@ -49,10 +50,11 @@ def boottime_ns() -> int:
 class SlowDisk:
     """Answers the kernel until it is unmounted."""
 
-    def __init__(self, device: int, size: int, flush_s: float, log: Path) -> None:
+    def __init__(self, device: int, size: int, flush_s: float, s_per_mib: float, log: Path) -> None:
         self._device = device
         self._data = bytearray(size)
         self._flush_s = flush_s
+        self._s_per_byte = s_per_mib / (1 << 20)
         self._log = log
         self._lock = threading.Lock()
 
@@ -88,6 +90,8 @@ class SlowDisk:
         match opcode:
             case 26:  # INIT: version 7.31, no options
                 flags = 1 << 5  # FUSE_BIG_WRITES
+                if self._s_per_byte:
+                    flags |= 1 << 16  # FUSE_WRITEBACK_CACHE
                 return struct.pack(
                     "=IIIIHHIIHHI7I", 7, 31, 65536, flags, 16, 12, MAX_WRITE, 1, 0, 0, 0, *[0] * 7
                 )
@@ -105,6 +109,7 @@ class SlowDisk:
             case 16:  # WRITE
                 _, offset, size = struct.unpack_from("=QQI", body)
                 self._data[offset : offset + size] = body[40 : 40 + size]
+                time.sleep(size * self._s_per_byte)
                 return struct.pack("=II", size, 0)
             case 17:  # STATFS
                 return struct.pack(
@@ -121,13 +126,16 @@ class SlowDisk:
 
 
 @contextmanager
-def slow_disk(directory: Path, size: int, flush_s: float) -> Iterator[tuple[Path, Path]]:
+def slow_disk(
+    directory: Path, size: int, flush_s: float, s_per_mib: float = 0.0
+) -> Iterator[tuple[Path, Path]]:
     """Mount it on a directory; yields the file, and the log with one line for each fsync: when it came, when it was
     answered (CLOCK_BOOTTIME ns)."""
     place, log = directory / "slow", directory / "slow.log"
     place.mkdir()
     log.touch()
-    command = [sys.executable, __file__, str(place), str(size), str(flush_s), str(log)]
+    words = map(str, (place, size, flush_s, s_per_mib, log))
+    command = [sys.executable, __file__, *words]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -145,7 +153,7 @@ def flushes(log: Path) -> list[tuple[int, int]]:
     return [tuple(json.loads(line)) for line in log.read_text().splitlines()]
 
 
-def main(place: str, size: str, flush_s: str, log: str) -> None:
+def main(place: str, size: str, flush_s: str, s_per_mib: str, log: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(1, int(signal.SIGKILL), 0, 0, 0)
     device = os.open("/dev/fuse", os.O_RDWR)
@@ -153,7 +161,7 @@ def main(place: str, size: str, flush_s: str, log: str) -> None:
     if libc.mount(b"slowdisk", place.encode(), b"fuse", 0, options) != 0:
         raise SystemExit(os.strerror(ctypes.get_errno()))
     print("mounted", flush=True)
-    SlowDisk(device, int(size), float(flush_s), Path(log)).serve()
+    SlowDisk(device, int(size), float(flush_s), float(s_per_mib), Path(log)).serve()
 
 
 if __name__ == "__main__":

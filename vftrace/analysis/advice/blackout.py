@@ -27,7 +27,9 @@ REST_PART, REST_NS = 0.5, 20_000_000
 """The rest of a blackout differs from run to run: by half of it, and on a busy host by 20 ms more
 (docs/reference/advice.md)."""
 
-_REST_ERROR = "the rest of a blackout differs from run to run by half of it and 20 ms"
+_REST_ERROR = (
+    "the rest of a blackout differs from run to run by half of it, and by 20 ms on a busy host"
+)
 
 Wanted = Callable[[Cause], bool]
 
