@@ -7,10 +7,10 @@ from vftrace.commands.common import add_force_argument, say
 
 HELP = "write a recording anew without names and addresses"
 EXAMPLES = (
-    ("vftrace anonymize migration.vft -o report-42.vft.gz", "for a bug report"),
+    ("vftrace anonymize migration.vft -o report-42.vft.gz", "make a recording for a bug report"),
     (
         "vftrace anonymize source.vft -o s.vft --key K",
-        "with one key two hosts' recordings still join",
+        "use one key for both hosts' recordings, so that they still join",
     ),
 )
 
@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key",
         metavar="TEXT",
-        help="what decides the new names: the same key gives the same names in several files"
-        " (default: a random one). Who knows the key can test whether a name was in the recording",
+        help="derive the new names from this text, so that several files get the same names (default: random)."
+        " Anybody who knows the key can test whether a name was in the recording",
     )
     add_force_argument(parser)
 

@@ -38,19 +38,19 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--way",
         choices=("fentry", "kprobe", "tracepoint"),
-        help="attach in this way only (default: the cheapest this kernel takes)",
+        help="attach with this method only (default: the cheapest that this kernel accepts)",
     )
     parser.add_argument(
         "--user",
         metavar="NAME",
-        help="started as root: become this user once the probes are attached and the files are open",
+        help="when started as root, change to this user after the probes are attached and the files are open",
     )
 
 
 def add_utc_argument(parser: argparse.ArgumentParser) -> None:
     """`--utc`, for whoever prints times of day; the command then runs in `local_time_is_utc`."""
     parser.add_argument(
-        "--utc", action="store_true", help="times of day are UTC, not this machine's local time"
+        "--utc", action="store_true", help="print times of day in UTC instead of local time"
     )
 
 
@@ -105,7 +105,7 @@ def add_log_arguments(parser: argparse.ArgumentParser, *, default: str | None) -
         dest="log_level",
         choices=("debug", "info", "warning", "error"),
         default=default,
-        help="also log a line for each migration that began or ended; warning: only those that failed"
+        help="also log a line for each migration that began or ended; `warning` logs failed ones only"
         f" (default {default or 'none'})",
     )
 
@@ -124,14 +124,14 @@ def add_recorder_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_duration,
         default="7d",
         metavar="TIME",
-        help="delete recordings that are older than this (default %(default)s)",
+        help="delete recordings older than this (default %(default)s)",
     )
     group.add_argument(
         "--max-size",
         type=parse_size,
         default="1G",
         metavar="SIZE",
-        help="delete the oldest recordings where all of them are larger than this (default %(default)s)",
+        help="delete the oldest recordings beyond this total size (default %(default)s)",
     )
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 HELP = "migrate a small VM on this machine, traced, and report it"
 EXAMPLES = (
     ("vftrace demo", "migrate a small guest and report it"),
-    ("vftrace demo --list", "what else can be shown"),
-    ("vftrace demo --replay", "without root or KVM: a recording that ships with vftrace"),
+    ("vftrace demo --list", "list the scenarios"),
+    ("vftrace demo --replay", "replay a recording that ships with vftrace, without root or KVM"),
 )
 
 SAMPLE = Path(__file__).resolve().parent.parent / "demo" / "sample.vft.gz"
@@ -38,15 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scenario",
         default="completed-slow",
         metavar="NAME",
-        help="scenario to play, one of --list (default: %(default)s)",
+        help="scenario to play, one of those that --list prints (default: %(default)s)",
     )
-    parser.add_argument("--list", action="store_true", help="list the scenarios and end")
+    parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep the recording")
     add_force_argument(parser)
     parser.add_argument(
         "--replay", action="store_true", help="replay the recording that ships with vftrace"
     )
-    parser.add_argument("--no-live", action="store_true", help="progress lines, no live view")
+    parser.add_argument(
+        "--no-live", action="store_true", help="print progress lines instead of the live view"
+    )
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
 
 

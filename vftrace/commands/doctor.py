@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 HELP = "check what this machine can trace, and print fixes"
 EXAMPLES = (
-    ("vftrace doctor", "what this machine can trace; root sees more"),
-    ("vftrace doctor --way kprobe", "whether one way to attach works"),
+    ("vftrace doctor", "check this machine; root sees more"),
+    ("vftrace doctor --way kprobe", "check one attach method"),
 )
 
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--way",
         choices=("fentry", "kprobe", "tracepoint"),
-        help="try only this way to attach (default: the cheapest this kernel takes)",
+        help="try only this attach method (default: the cheapest that this kernel accepts)",
     )
 
 

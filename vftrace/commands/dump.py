@@ -6,9 +6,9 @@ from pathlib import Path
 
 HELP = "print every event of a recording, one line each"
 EXAMPLES = (
-    ("vftrace dump migration.vft", "time (CLOCK_BOOTTIME), process/thread, event, fields"),
-    ("vftrace dump --json migration.vft", "the same as JSON, one document a line"),
-    ("vftrace dump --clock utc migration.vft", "with times of day"),
+    ("vftrace dump migration.vft", "print time (CLOCK_BOOTTIME), process/thread, event and fields"),
+    ("vftrace dump --json migration.vft", "print JSON, one document per line"),
+    ("vftrace dump --clock utc migration.vft", "print times of day"),
 )
 
 

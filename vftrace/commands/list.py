@@ -11,11 +11,14 @@ from vftrace.commands.select import add_select_arguments, selectors_of
 
 HELP = "list the migrations in recordings, one line each"
 EXAMPLES = (
-    ("vftrace list", "all that the flight recorder of this host has kept"),
-    ("vftrace list --since yesterday --failed", "what failed since yesterday"),
-    ("vftrace list --vm web-1 --longer-than 500ms", "the long ones of one VM"),
-    ("vftrace list --json --last 10", "JSON, one document a line"),
-    ("vftrace list source.vft destination.vft", "recordings of both hosts, joined"),
+    ("vftrace list", "list all migrations of this host's flight recorder"),
+    ("vftrace list --since yesterday --failed", "list migrations that failed since yesterday"),
+    (
+        "vftrace list --vm web-1 --longer-than 500ms",
+        "list one VM's migrations with a long downtime",
+    ),
+    ("vftrace list --json --last 10", "print JSON, one document per line"),
+    ("vftrace list source.vft destination.vft", "list the migrations of both hosts, joined"),
 )
 
 _MAX_NOTES = 5

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 HELP = "print the messages between network cards and their virtual functions"
 EXAMPLES = (
-    ("vftrace mailbox", "the messages between PF and VF drivers, as they come"),
-    ("vftrace mailbox migration.vft", "those of a recording"),
+    ("vftrace mailbox", "print the messages between PF and VF drivers live"),
+    ("vftrace mailbox migration.vft", "print the messages in a recording"),
 )
 
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vf", action="append", type=_number, metavar="N", help="only virtual functions N"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object per line")
     add_utc_argument(parser)
     add_profile_argument(parser)
     add_live_arguments(parser)

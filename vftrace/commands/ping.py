@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 HELP = "measure the longest time without replies from a guest"
 EXAMPLES = (
-    ("vftrace ping 192.0.2.7", "ask a guest for echoes while it migrates"),
-    ("vftrace ping 192.0.2.7 --record ping.vft", "keep it for `vftrace report`"),
+    ("vftrace ping 192.0.2.7", "probe a guest while it migrates"),
+    ("vftrace ping 192.0.2.7 --record ping.vft", "also write a recording for `vftrace report`"),
 )
 
 DEFAULT_INTERVAL_NS = 1_000_000
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout", type=parse_duration, default=DEFAULT_TIMEOUT_NS, metavar="TIME",
-        help="a reply that comes later counts as lost (default: 1s)",
+        help="count later replies as lost (default: 1s)",
     )  # fmt: skip
     parser.add_argument(
         "--protocol", choices=("icmp", "udp", "tcp"), default="icmp",

@@ -25,11 +25,11 @@ from vftrace.errors import UsageError
 
 HELP = "record migrations on this host to a file"
 EXAMPLES = (
-    ("vftrace record -o migration.vft", "until Ctrl-C"),
-    ("vftrace record -o migration.vft --duration 10m", "ends by itself"),
-    ("vftrace record --record-dir DIR", "a recording of each migration, from its seconds before"),
-    ("vftrace record --vm web-1 -o web-1.vft", "one VM, whenever it starts"),
-    ("vftrace record -o - --duration 60s", "to a pipe, such as one to ssh"),
+    ("vftrace record -o migration.vft", "record until Ctrl-C"),
+    ("vftrace record -o migration.vft --duration 10m", "record for ten minutes"),
+    ("vftrace record --record-dir DIR", "keep a recording of each migration"),
+    ("vftrace record --vm web-1 -o web-1.vft", "record one VM, also if it starts later"),
+    ("vftrace record -o - --duration 60s", "write to standard output, for example into ssh"),
 )
 
 _PATIENCE_NS = 2_000_000_000

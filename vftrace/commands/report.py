@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 
 HELP = "report where the time of recorded migrations went"
 EXAMPLES = (
-    ("vftrace report migration.vft", "what took how long, as text"),
+    ("vftrace report migration.vft", "report where the time went, as text"),
     ("vftrace report source.vft destination.vft", "join the recordings of both hosts"),
-    ("vftrace report --last 1", "the latest migration that the flight recorder has kept"),
-    ("vftrace report /var/lib/vftrace --vm web-1 --since 2h", "of one VM, in the last two hours"),
+    ("vftrace report --last 1", "report the latest migration of the flight recorder"),
+    (
+        "vftrace report /var/lib/vftrace --vm web-1 --since 2h",
+        "report one VM's migrations of the last two hours",
+    ),
     (
         "vftrace report migration.vft -o report.html",
-        "a page for a browser; also .json and .perfetto-trace",
+        "write a page for a browser; .json and .perfetto-trace work too",
     ),
 )
 
@@ -59,7 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="form of the report (default: text)",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write there instead of standard output"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write to this file instead of standard output",
     )
     parser.add_argument(
         "--compare",
@@ -86,13 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--heatmap",
         action="store_true",
-        help="draw which parts of memory became dirty (as an image with -o FILE.png)",
+        help="draw the parts of memory that became dirty (as an image with -o FILE.png)",
     )
     parser.add_argument(
         "--otlp-endpoint",
         metavar="URL",
         help="also send each migration as a trace to this OTLP/HTTP collector"
-        " (`env`: that of OTEL_EXPORTER_OTLP_ENDPOINT)",
+        " (`env`: the address in OTEL_EXPORTER_OTLP_ENDPOINT)",
     )
 
 

@@ -19,23 +19,25 @@ def add_select_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="UUID|NAME|PID",
-        help="only those of this VM (repeatable; the first 8 digits of a UUID are enough)",
+        help="only migrations of this VM (repeatable; the first 8 digits of a UUID are enough)",
     )
     group.add_argument(
         "--since",
         metavar="TIME",
-        help="only those that began since: 2h (ago), 1h30m, 7d, yesterday, 02:10, '2026-11-29 02:10'",
+        help="only migrations that began after this time: 2h (ago), 1h30m, 7d, yesterday, 02:10, '2026-11-29 02:10'",
     )
-    group.add_argument("--until", metavar="TIME", help="only those that began until then")
-    group.add_argument("--failed", action="store_true", help="only those that failed")
+    group.add_argument(
+        "--until", metavar="TIME", help="only migrations that began before this time"
+    )
+    group.add_argument("--failed", action="store_true", help="only failed migrations")
     group.add_argument(
         "--longer-than",
         type=parse_duration,
         metavar="TIME",
-        help="only those whose downtime was longer, for example 500ms",
+        help="only migrations with a longer downtime, for example 500ms",
     )
     group.add_argument(
-        "--last", type=_count, metavar="N", help="of these the last N (with no other: of all)"
+        "--last", type=_count, metavar="N", help="only the last N of the selected migrations"
     )
     parser.add_argument(
         "--no-pager", action="store_true", help="do not use a pager on a terminal (less, $PAGER)"

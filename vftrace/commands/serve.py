@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 
 HELP = "serve metrics of migrations on this host to Prometheus"
 EXAMPLES = (
-    ("vftrace serve", "metrics on 127.0.0.1:9843, for Prometheus"),
+    ("vftrace serve", "serve metrics on 127.0.0.1:9843"),
     (
         "vftrace serve --record-dir /var/lib/vftrace",
-        "and keep a recording of each migration",
+        "also keep a recording of each migration",
     ),
     (
         "vftrace serve --web.listen-address 0.0.0.0:9843 --web.config.file web.yml",
-        "for other hosts, with TLS and passwords",
+        "serve other hosts, with TLS and passwords",
     ),
 )
 
@@ -97,7 +97,7 @@ def add_web_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=parse_address,
         metavar="HOST:PORT",
-        help=f"where to listen (repeatable; default {DEFAULT_ADDRESS}, or systemd's sockets)",
+        help=f"address to listen on (repeatable; default {DEFAULT_ADDRESS}, or systemd's sockets)",
     )
     web.add_argument(
         "--web.telemetry-path",
@@ -105,7 +105,7 @@ def add_web_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_path,
         default=DEFAULT_PATH,
         metavar="PATH",
-        help="where the metrics are (default %(default)s)",
+        help="path of the metrics (default %(default)s)",
     )
     web.add_argument(
         "--web.config.file",
@@ -119,7 +119,7 @@ def add_web_arguments(parser: argparse.ArgumentParser) -> None:
         dest="web_reports",
         choices=("on", "off"),
         default="on",
-        help="whether / shows this host's VMs and migrations, reports and recordings to whoever may read the"
+        help="show this host's VMs, migrations, reports and recordings at / to everybody who may read the"
         " metrics (default %(default)s)",
     )
     web.add_argument(
@@ -127,13 +127,13 @@ def add_web_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_duration,
         default="5m",
         metavar="TIME",
-        help="how long VMs and migrations that ended stay in the metrics (default %(default)s)",
+        help="keep ended VMs and migrations in the metrics for this time (default %(default)s)",
     )
     web.add_argument(
         "--otlp-endpoint",
         metavar="URL",
         help="also send each migration that ended as a trace to this OTLP/HTTP collector"
-        " (`env`: that of OTEL_EXPORTER_OTLP_ENDPOINT)",
+        " (`env`: the address in OTEL_EXPORTER_OTLP_ENDPOINT)",
     )
 
 

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 HELP = "watch VMs and their migrations live"
 EXAMPLES = (
-    ("vftrace top", "all VMs of this host"),
-    ("vftrace top --vm web1", "one VM, by name, UUID or process id"),
+    ("vftrace top", "show all VMs of this host"),
+    ("vftrace top --vm web1", "show one VM, by name, UUID or process id"),
     ("vftrace top --replay FILE --speed 4", "watch a recording, four times as fast"),
 )
 
