@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.golden.record import traced
 from tests.host.blackouts import HOG, threads_first
-from tests.host.slowdisk import slow_disk
+from tests.host.fusedisk import fuse_disk
 from vftrace.analysis.hosts.join import join_hosts
 from vftrace.collect.merge import load
 from vftrace.demo import guest, qemu
@@ -109,7 +109,8 @@ async def _hot(run: Run, change: Change) -> Seen:
 async def _slow_flush(run: Run, change: Change) -> Seen:
     """A slow disk, and an image with much to write in the host's page cache."""
     direct = bool((change or {}).get("cache.direct"))
-    with slow_disk(run.directory, DISK_MIB * MIB, 0.0, S_PER_MIB) as (disk, _):
+    with fuse_disk(run.directory, s_per_mib=S_PER_MIB) as slow:
+        disk = slow.file(DISK_MIB * MIB)
         cache = f"cache.direct={'on' if direct else 'off'}"
         drive = ("-drive", f"if=none,id=slow,format=raw,{cache},file={disk}")
         spec = dataclasses.replace(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.golden.record import traced
-from tests.host.slowdisk import flushes, slow_disk
+from tests.host.fusedisk import fuse_disk
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.batch import Batch
 from vftrace.collect.only import OnlyVms
@@ -85,7 +85,8 @@ async def _held_until(run: Run, **settings: Any) -> tuple[Vm, Vm, Any]:
 
 
 async def _slow_flush(run: Run) -> Truth:
-    with slow_disk(run.directory, 16 * MIB, FLUSH_S) as (disk, log):
+    with fuse_disk(run.directory, FLUSH_S) as slow:
+        disk = slow.file(16 * MIB)
         drive = ("-drive", f"if=none,id=slow,format=raw,cache=writeback,file={disk}")
         spec = dataclasses.replace(
             run.firmware(SLOW), extra=(*drive, "-device", "virtio-blk-pci,drive=slow")
@@ -97,7 +98,7 @@ async def _slow_flush(run: Run) -> Truth:
         await run.act("human-monitor-command", source, command_line=command)
         migration = await run.migrate(source, destination, bandwidth=FAST, downtime_ms=20)
         await run.arrived(migration)
-        took = [end - start for start, end in flushes(log)]
+        took = [end - start for start, end in slow.flushes()]
         await _done(run, source, destination)
     assert len(took) == 1, took
     return Truth("final-sync-done", "call", "source", "fdatasync", took[0])

@@ -73,5 +73,5 @@ def migrations_of(path: Path) -> tuple[Migration, ...]:
     recording = Recording(path)
     mailboxes = Mailboxes(drivers_of(recording.host.profiles))
     found = track(recording, mailboxes).snapshot().migrations
-    assert recording.not_whole is None, path
+    assert recording.not_whole is None, (path, recording.not_whole)
     return found

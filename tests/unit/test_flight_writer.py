@@ -389,6 +389,25 @@ def test_a_damaged_recording_is_left_as_it_is(tmp_path: Path) -> None:
     assert path.read_bytes() == data
 
 
+@pytest.mark.parametrize(
+    "content", [head_of(HOST)[:9], head_of(HOST).replace(b'"version": 1', b'"version": 9'), b"?"]
+)
+def test_what_it_cannot_read_is_not_deleted(content: bytes, tmp_path: Path) -> None:
+    """A recording that a later vftrace wrote, before this one was installed again, among others."""
+    path = tmp_path / str(name_of(1))
+    path.write_bytes(content)
+    assert finish_all(tmp_path, (), lambda _: None)
+    assert path.read_bytes() == content
+
+
+def test_an_empty_recording_is_deleted(tmp_path: Path) -> None:
+    """As a machine leaves it that goes down before the disk has written anything."""
+    path = tmp_path / str(name_of(1))
+    path.touch()
+    assert finish_all(tmp_path, (), lambda _: None)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.EDQUOT, errno.ESTALE])
 def test_every_refusal_is_said_once(tmp_path: Path, number: int) -> None:
     with disk(tmp_path) as made:

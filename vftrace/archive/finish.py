@@ -62,16 +62,21 @@ def is_closed(path: Path) -> bool:
 
 def _finish(path: Path) -> Path | None:
     """Write a recording anew with an end, under the name of its outcome; None if it is being written, empty or
-    damaged."""
+    damaged. Raises OSError where the disk refuses."""
     with path.open("rb") as file:
         if not lock(file):
             return None
         name = FileName.parse(path.name)
         assert name is not None
+        if os.fstat(file.fileno()).st_size == 0:
+            path.unlink()  # the machine went down before its first line was on the disk
+            return None
         try:
             outcome = _outcome(path)
-        except VftraceError:
-            path.unlink()  # not even its first line was written
+        except VftraceError as error:
+            # What cannot be read now may be readable later, by another disk or another vftrace.
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from None
             return None
         part = path.with_name(path.name + PART)
         try:

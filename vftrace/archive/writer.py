@@ -256,7 +256,8 @@ class Writer:
         self._guard(file.close)
         if handle._path is not None:
             self._writing.discard(handle._path.name)
-            if handle._good == 0:
+            if handle._good == 0 or handle._path.name.endswith(PART):
+                # Nothing of its migration is in it.
                 self._guard(partial(handle._path.unlink, missing_ok=True))
                 handle._path = None
 

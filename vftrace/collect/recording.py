@@ -238,8 +238,8 @@ class Recording:
             return self._file.read1(_BLOCK)
         except EOFError:
             return b""  # it is compressed as it is written, and has no end yet
-        except (OSError, zlib.error):
-            self.damage = "damaged inside its compression"
+        except (OSError, zlib.error) as error:
+            self.damage = _damage(error)
             return b""
 
     def _read(self, count: int) -> bytes:
@@ -253,8 +253,10 @@ class Recording:
                 data += more
         except EOFError:
             pass
-        except (OSError, zlib.error):
-            self.damage = "damaged inside its compression"
+        except (OSError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise VftraceError(f"cannot read {self.path}: {error.strerror}") from error
+            self.damage = _damage(error)
         return data
 
     def _read_meta(self) -> HostInfo:
@@ -273,6 +275,13 @@ class Recording:
             return _host_of(meta)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise VftraceError(f"{self.path} is damaged or cut at its beginning") from error
+
+
+def _damage(error: Exception) -> str:
+    """Why a file cannot be read further: the disk refuses (an error with a number), or its content is wrong."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read further: {error.strerror}"
+    return "damaged inside its compression"
 
 
 _NOT_ATTACHED = "not attached: "
