@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol, cast
 
-from vftrace.errors import MachineError, UsageError, VftraceError
+from vftrace.errors import MachineError, UsageError, VftraceError, printable
 
 COMMANDS = (
     *("demo", "top", "serve", "record", "list", "report", "dump", "anonymize"),
@@ -196,7 +196,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _complain(message: str) -> None:
-    print(f"vftrace: {' '.join(message.split())}", file=sys.stderr)
+    print(f"vftrace: {printable(' '.join(message.split()))}", file=sys.stderr)
 
 
 def _describe_os_error(error: OSError) -> str:

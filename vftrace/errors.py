@@ -3,6 +3,11 @@
 from typing import ClassVar
 
 
+def printable(text: str) -> str:
+    """Text of a command line, a file's name or a recording without what steers a terminal or cannot be encoded."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 class VftraceError(Exception):
     """Something failed; the message is one line that names it."""
 

@@ -21,6 +21,7 @@ import h11
 from prometheus_client import CollectorRegistry, Gauge
 
 from tests.fuzz import mutator
+from tests.fuzz.archive import ArchiveTarget
 from tests.fuzz.bytesmith import INTERESTING, ODD_TEXTS, damaged, rearranged
 from vftrace import events
 from vftrace.analysis.devices.vf_history import MAX_RECENT, MAX_STATES, Mailboxes
@@ -584,6 +585,7 @@ class Target:
 TARGETS: dict[str, Target] = {
     "wire": Target(lambda: wire_record),
     "file": Target(lambda: FileTarget().one, 20),
+    "archive": Target(lambda: ArchiveTarget().one, 10),
     "mailbox": Target(lambda: MailboxTarget().one),
     "profile": Target(lambda: profile, 50),
     "web-config": Target(lambda: WebConfigTarget().one, 20),

@@ -1,18 +1,24 @@
 """What fuzzing has found, each input as small as it can be, and what is right for it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
+from vftrace import cli
+from vftrace.archive import index
+from vftrace.archive.finish import PART, finish_all
+from vftrace.archive.retention import Limits, enforce
 from vftrace.errors import VftraceError
 from vftrace.host import descriptors, devices, netlink, processes
 from vftrace.mailbox.profile import ProfileError, parse_profile
 from vftrace.outputs.exporter.pages import make_app
 from vftrace.outputs.exporter.webconfig import read_web_config
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "recordings"
 DEEP = '{"a":' * 3000
 
 
@@ -114,3 +120,92 @@ def test_two_long_names_fit_into_one_record() -> None:
     device = "vfio-pci,id=" + "\ufffd" * 130_000 + ",host=" + "\ufffd" * 130_000
     (named,) = devices.named_devices(["qemu", "-device", device])
     assert len(json.dumps([named.address, named.id])) < 64 << 10
+
+
+def kept(directory: Path, name: str = "20261129T000000.000Z-vm-running-00000000.vft.gz") -> Path:
+    path = directory / name
+    path.write_bytes((GOLDEN / "cancel-precopy.vft.gz").read_bytes())
+    return path
+
+
+def test_pipes_and_links_where_recordings_are_kept(tmp_path: Path) -> None:
+    """A pipe was opened, which waits for ever; what a link leads to was written anew."""
+    directory = tmp_path / "kept"
+    directory.mkdir()
+    outside = kept(tmp_path)
+    content = outside.read_bytes()
+    (directory / outside.name).symlink_to(outside)
+    for number, suffix in enumerate(("", PART), 1):
+        os.mkfifo(directory / f"{outside.name.replace('00000000', f'0000000{number}')}{suffix}")
+    os.mkfifo(directory / index.NAME)
+    before = sorted(directory.iterdir())
+    assert finish_all(directory, (), lambda _: None)
+    assert enforce(directory, Limits(0, 0), ()).files == 0
+    assert index.read(directory).entries == ()
+    assert [path for path in before if path.name != index.NAME] == [
+        path for path in sorted(directory.iterdir()) if path.name != index.NAME
+    ]
+    assert outside.read_bytes() == content
+
+
+def test_an_index_that_is_a_link_is_replaced(tmp_path: Path) -> None:
+    """A recorder wrote its line into whatever the link led to."""
+    directory = tmp_path / "kept"
+    directory.mkdir()
+    other = tmp_path / "other"
+    other.write_text("untouched")
+    (directory / index.NAME).symlink_to(other)
+    assert index.add(kept(directory)) is None
+    assert other.read_text() == "untouched"
+    assert len(index.known(directory).entries) == 1
+
+
+def test_a_recording_whose_name_is_not_utf_8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither `list` nor `report` read anything of a directory with such a file."""
+    kept(tmp_path, os.fsdecode(b"\xff\xfe.vft.gz"))
+    kept(tmp_path)
+    for _ in range(2):
+        assert cli.main(["list", str(tmp_path)]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 2  # both files hold one migration
+    assert len(index.known(tmp_path).entries) == 1
+
+
+@pytest.mark.parametrize("field", ["strategy", "set_by", "kind"])
+def test_an_index_of_somebody_else_does_not_steer_the_terminal(
+    field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept(tmp_path)
+    index.read(tmp_path)
+    path = tmp_path / index.NAME
+    head, line = path.read_text().splitlines()
+    entry = json.loads(line)
+    entry["rows"][0][field] = "\x1b[2J"
+    path.write_text(f"{head}\n{json.dumps(entry)}\n")
+    assert cli.main(["list", str(tmp_path)]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_an_index_that_names_a_file_elsewhere_is_made_again(tmp_path: Path) -> None:
+    path = kept(tmp_path)
+    whole = index.read(tmp_path)
+    head, line = (tmp_path / index.NAME).read_text().splitlines()
+    entry = json.loads(line)
+    entry["rows"][0]["file"] = "../../etc/passwd"
+    (tmp_path / index.NAME).write_text(f"{head}\n{json.dumps(entry)}\n")
+    assert index.known(tmp_path).entries == ()
+    assert index.read(tmp_path) == whole
+    assert {row.file for entry in whole.entries for row in entry.rows} == {path.name}
+
+
+def test_a_message_with_a_files_name_does_not_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "\x1b[2J.vft"
+    path.write_bytes(b"no recording")
+    for command in ("report", "list", "dump"):
+        assert cli.main([command, str(path)]) == 1
+        said = capsys.readouterr().err
+        assert "\x1b" not in said
+        assert said.startswith("vftrace: ")

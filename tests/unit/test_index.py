@@ -255,14 +255,14 @@ def test_the_recorders_user_can_go_on_with_an_index_that_root_made(kept: Path) -
 
 def test_an_index_of_another_user_is_replaced(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows(kept)
-    real = Path.open
+    real = os.open
 
-    def refuse(self: Path, mode: str = "r", *args: object, **more: object) -> object:
-        if self.name == index.NAME and mode == "ab":
+    def refuse(path: Path, flags: int, *args: int) -> int:
+        if Path(path).name == index.NAME and flags & os.O_APPEND:
             raise PermissionError(13, "Permission denied")
-        return real(self, mode, *args, **more)  # type: ignore[call-overload]
+        return real(path, flags, *args)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert index.add(kept / "boot.vft.gz") is None
     assert (kept / index.NAME).read_bytes().count(b"\n") == 2
     assert rows(kept) == before

@@ -1,11 +1,13 @@
 """Finishes recordings that a killed recorder, or a full disk, left without an end."""
 
+import contextlib
 import os
 import zlib
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from vftrace.archive.names import FileName
+from vftrace.archive.regular import NotRegularError, open_regular
 from vftrace.collect.recording import Recording, frames_of, head_of, lock
 from vftrace.collect.replay import track
 from vftrace.errors import VftraceError
@@ -30,11 +32,14 @@ def finish_all(directory: Path, writing: Collection[str], closed: Callable[[Path
     for path in sorted(directory.iterdir()):
         name = path.name
         if name.endswith(PART) and FileName.parse(name.removesuffix(PART)) is not None:
-            _remove(path)
+            with contextlib.suppress(FileNotFoundError, NotRegularError):
+                _remove(path)
         if FileName.parse(name) is None or name in writing or is_closed(path):
             continue
         try:
             finished = _finish(path)
+        except (FileNotFoundError, NotRegularError):
+            continue
         except OSError:
             whole = False
             continue
@@ -45,7 +50,7 @@ def finish_all(directory: Path, writing: Collection[str], closed: Callable[[Path
 
 def _remove(path: Path) -> None:
     """Remove what was left in the middle of its beginning, or of this."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if lock(file):
             path.unlink(missing_ok=True)
 
@@ -53,7 +58,7 @@ def _remove(path: Path) -> None:
 def is_closed(path: Path) -> bool:
     """Whether a recording was closed in order, by its last bytes."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(-len(CLOSED), os.SEEK_END)
             return file.read() == CLOSED
     except OSError:
@@ -63,7 +68,7 @@ def is_closed(path: Path) -> bool:
 def _finish(path: Path) -> Path | None:
     """Write a recording anew with an end, under the name of its outcome; None if it is being written, empty or
     damaged. Raises OSError where the disk refuses."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if not lock(file):
             return None
         name = FileName.parse(path.name)

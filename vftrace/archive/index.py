@@ -8,6 +8,7 @@ since is made again from the recording.
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import msgspec
 
 from vftrace import __version__
 from vftrace.archive.names import FileName
+from vftrace.archive.regular import NotRegularError, open_regular
 from vftrace.errors import VftraceError
 from vftrace.model import figures
 from vftrace.model.migration import Cause, Kind, Migration, Role
@@ -152,7 +154,9 @@ def read(directory: Path) -> Contents:
     """
     known, clean = _read_index(directory / NAME)
     files, entries, growing = _entries(directory, known)
-    learned = any(known.get(e.file) is not e and e.file not in growing for e in entries)
+    learned = any(
+        known.get(e.file) is not e and e.file not in growing and _line_of(e) for e in entries
+    )
     notes: list[str] = []
     if learned or not clean or set(known) - set(files):
         # What still grows would be wrong at once.
@@ -224,20 +228,20 @@ def add(path: Path, report: Report | None = None) -> str | None:
     """
     index = path.parent / NAME
     try:
-        status = path.stat()
+        status = path.lstat()
     except OSError as error:
         return f"cannot read {path}: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        return f"cannot read {path}: not a regular file"
     if report is None:
         entry, _ = _look(path, status)
     else:
         entry = _entry(path.name, status, rows=rows_of(report, path.name))
     try:
-        if not index.exists():
-            return _write_index(index, [entry])
-        with index.open("ab", buffering=0) as file:
-            file.write(msgspec.json.encode(entry) + b"\n")
+        with open_regular(index, os.O_WRONLY | os.O_APPEND) as file:
+            file.write(_line_of(entry))
             size = file.tell()
-    except PermissionError:
+    except (FileNotFoundError, PermissionError, NotRegularError):
         # Somebody else's file in a directory of ours can be replaced.
         return _write_index(index, [entry])
     except OSError as error:
@@ -320,7 +324,7 @@ def _look(path: Path, status: os.stat_result) -> tuple[Entry, bool]:
 def _read_index(path: Path) -> tuple[dict[str, Entry], bool]:
     """The entries by file, and whether every line of the index was in order."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > _MAX_BYTES or file.readline(512) != _HEAD:
                 return {}, False
             lines = file.read().splitlines()
@@ -335,14 +339,25 @@ def _read_index(path: Path) -> tuple[dict[str, Entry], bool]:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             clean = False
             continue
+        if any(row.file != entry.file for row in entry.rows):
+            clean = False
+            continue
         clean = clean and entry.file not in found
         found[entry.file] = entry
     return found, clean
 
 
+def _line_of(entry: Entry) -> bytes:
+    """The line of a recording; none where a name in it, or the file's own, is not UTF-8: then it is read each time."""
+    try:
+        return msgspec.json.encode(entry) + b"\n"
+    except UnicodeEncodeError:
+        return b""
+
+
 def _write_index(path: Path, entries: Iterable[Entry]) -> str | None:
     """Replace the index at once, so that a reader has the old one or the new one; returns why it cannot be."""
-    content = _HEAD + b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries)
+    content = _HEAD + b"".join(map(_line_of, entries))
     temporary: str | None = None
     try:
         # mkstemp: mode 0600, as names of VMs and hosts are nobody else's business

@@ -92,17 +92,21 @@ def _cell(text: str, width: int, heading: str, g: Glyphs) -> str:
 
 def _cells(each: Found, g: Glyphs, *, utc: bool) -> list[str]:
     row = each.row
+    # An index may have come from anybody, as recordings may.
     return [
-        str(each.number),
-        _start(row, utc=utc),
-        clean(figures.label(row.name, row.uuid, row.pid), g),
-        clean(row.source or UNKNOWN, g),
-        clean(row.destination or UNKNOWN, g),
-        row.strategy,
-        clean(_outcome(row), g),
-        UNKNOWN if row.total_ns is None else format_ns(row.total_ns),
-        UNKNOWN if row.downtime_ns is None else format_ns(row.downtime_ns),
-        row.set_by or UNKNOWN,
+        clean(cell, g)
+        for cell in (
+            str(each.number),
+            _start(row, utc=utc),
+            figures.label(row.name, row.uuid, row.pid),
+            row.source or UNKNOWN,
+            row.destination or UNKNOWN,
+            row.strategy,
+            _outcome(row),
+            UNKNOWN if row.total_ns is None else format_ns(row.total_ns),
+            UNKNOWN if row.downtime_ns is None else format_ns(row.downtime_ns),
+            row.set_by or UNKNOWN,
+        )
     ]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vftrace.archive.names import FileName
+from vftrace.archive.regular import open_regular
 from vftrace.collect.recording import lock
 
 MAX_FILES = 20_000
@@ -70,7 +71,7 @@ def _files(directory: Path) -> list[_File]:
 
 def _delete(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if not lock(file):
                 return False
             path.unlink()

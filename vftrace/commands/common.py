@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Self
 
 from vftrace import events
-from vftrace.errors import UsageError, VftraceError
+from vftrace.errors import UsageError, VftraceError, printable
 from vftrace.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class LogLines:
 
 def say(line: str) -> None:
     """Print a line on standard error, as of a command that has no log."""
-    print(f"vftrace: {line}", file=sys.stderr)
+    print(f"vftrace: {printable(line)}", file=sys.stderr)
 
 
 def inform(line: str) -> None:

@@ -28,11 +28,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the events, and at the end why there are no more, if the recording is not whole."""
     from vftrace.archive.dump import lines
     from vftrace.collect.recording import Recording
+    from vftrace.commands.common import say
 
     recording = Recording(args.file)
     for line in lines(recording, as_json=args.json, clock=args.clock):
         print(line)
     if recording.not_whole is not None:
         sys.stdout.flush()
-        print(f"vftrace: {args.file}: {recording.not_whole}", file=sys.stderr)
+        say(f"{args.file}: {recording.not_whole}")
     return 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+from vftrace.errors import printable as printable
 from vftrace.model.migration import (
     Checkpoint,
     CheckpointTime,
@@ -32,11 +33,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 # -- names --------------------------------------------------------------------------------------
-
-
-def printable(text: str) -> str:
-    """Text of a command line or a recording without what steers a terminal or cannot be encoded."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def uuid_short(uuid: str | None) -> str | None:
