@@ -1,21 +1,25 @@
 """Which migrations and which records a flight recorder keeps, by real recordings that are changed in one respect."""
 
+import gzip
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from tests.unit.golden_text import recording
+from tests.unit.packed_bitmaps import as_bitmaps, nearly_whole
 from tests.unit.recorded import LIMITS, Slices, fly, kept, migrations_of
 from vftrace import events
 from vftrace.archive import flight
+from vftrace.archive.finish import finish_all
 from vftrace.archive.flight import FlightRecorder
-from vftrace.archive.names import FileName
+from vftrace.archive.names import RUNNING, FileName
 from vftrace.collect.merge import load
 from vftrace.collect.pump import Pump
-from vftrace.collect.recording import Recording
+from vftrace.collect.recording import Recording, frames_of, head_of
 from vftrace.collect.replay import ReplaySource, track
 from vftrace.events import COLLECTOR, NO_PROCESS, wire
 from vftrace.model.host import HostInfo
@@ -228,3 +232,33 @@ def test_a_replay_does_not_wait_for_the_hours_before(tmp_path: Path) -> None:
         pump.step()
     assert time.monotonic() - began < 20
     assert pump.snapshot().migrations == (whole,)
+
+
+@pytest.mark.parametrize("name", ["completed-slow", "retry"])
+@pytest.mark.parametrize("make", [records_of, long_lived])
+def test_parts_of_bitmaps_have_numbers_of_their_own(
+    make: Callable[[str], list[bytes]], name: str, tmp_path: Path
+) -> None:
+    """Also of a VM whose other records were many before its migration, and are forgotten by then."""
+    records = as_bitmaps(make(name))
+    assert any(isinstance(wire.decode(record), events.BitmapPart) for record in records)
+    whole = track(iter(records)).snapshot().migrations
+    said: list[str] = []
+    fly(HOST, records, tmp_path, said)
+    assert said == []
+    assert {m.started_at_ns: m.rounds for m in whole} == {
+        m.started_at_ns: m.rounds for _, m in kept(tmp_path)
+    }
+    assert not any(m.incomplete for _, m in kept(tmp_path))
+
+
+def test_the_end_of_a_killed_recorders_file_counts_no_parts_of_bitmaps(tmp_path: Path) -> None:
+    created = wire.encode(events.VmCreated(10**9, 0, 4711, 4711, 3))
+    name = FileName(datetime(2026, 11, 29, tzinfo=UTC), "vm", RUNNING, "00000000")
+    content = head_of(HOST) + frames_of([created, *nearly_whole(50)])
+    (tmp_path / str(name)).write_bytes(gzip.compress(content))
+    finished: list[Path] = []
+    finish_all(tmp_path, (), finished.append)
+    (path,) = finished
+    (end,) = (e for r in Recording(path) if isinstance(e := wire.decode(r), events.End))
+    assert end.streams == {4711: 1}

@@ -59,13 +59,14 @@ _PIECES = frozenset(c for c in wire.CLASSES.values() if "call_ns" in c.__struct_
 
 class Entry(NamedTuple):
     """A record that is remembered. `event` is None for a part of a bitmap, whose bits are many; `call` is the thread
-    and time of the call that it belongs to."""
+    and time of the call that it belongs to. Not `counted`: its number is not the process's (events.BitmapPart)."""
 
     at_ns: int
     seq: int
     record: bytes
     event: Event | None
     call: tuple[int, int] | None = None
+    counted: bool = True
 
 
 class Numbered(NamedTuple):
@@ -115,11 +116,12 @@ class Stream:
         """Remember a record."""
         if type(event) in _PIECES:
             call = event.tid, event.call_ns  # type: ignore[attr-defined]
-            self.ring.append(Entry(event.at_ns, event.seq, record, None, call))
+            counted = type(event) is not events.BitmapPart
+            self.ring.append(Entry(event.at_ns, event.seq, record, None, call, counted))
         else:
             self.ring.append(Entry(event.at_ns, event.seq, record, event))
         self.ring_bytes += len(record)
-        if event.seq > self.last_seq:
+        if event.seq > self.last_seq and self.ring[-1].counted:
             self.last_seq = event.seq
         while self.ring_bytes > STREAM_BYTES:
             self._forget()
@@ -153,8 +155,9 @@ class Stream:
 
     def remembered(self) -> tuple[list[Numbered], int]:
         """All that is remembered, numbered anew, and by how much the numbers of later records are to be lowered."""
-        entries = sorted((*self._condensed(), *self.ring), key=lambda entry: entry.seq)
-        found: list[Numbered] = []
+        everything = [*self._condensed(), *self.ring]
+        found = [Numbered(e.at_ns, e.seq, e.record) for e in everything if not e.counted]
+        entries = sorted((e for e in everything if e.counted), key=lambda entry: entry.seq)
         number, before = -1, self._through
         lost_at = self._lost_at
         for entry in entries:
@@ -186,12 +189,8 @@ class Stream:
         """Take the oldest record out of `ring`."""
         entry = self.ring.popleft()
         self.ring_bytes -= len(entry.record)
-        if self._numbers.skips_to(entry.seq):
-            self._lost_at = entry.seq
-        self._numbers.accept(entry.seq)
-        if not self._numbers.holes and self._lost_at is not None and self._lost_at <= entry.seq:
-            self._lost_at = None  # it had come late
-        self._through = max(self._through, entry.seq)
+        if entry.counted:
+            self._pass(entry)
         self.forgotten_until_ns = max(self.forgotten_until_ns, entry.at_ns)
         if entry.event is None:
             if entry.call is not None:
@@ -204,6 +203,15 @@ class Stream:
             self._kept[_LATEST[kind](entry.event)] = entry
         elif kind in _CONDENSED:
             _CONDENSED[kind](self, entry, entry.event)
+
+    def _pass(self, entry: Entry) -> None:
+        """Look at the number of a record that is taken out of `ring`."""
+        if self._numbers.skips_to(entry.seq):
+            self._lost_at = entry.seq
+        self._numbers.accept(entry.seq)
+        if not self._numbers.holes and self._lost_at is not None and self._lost_at <= entry.seq:
+            self._lost_at = None  # it had come late
+        self._through = max(self._through, entry.seq)
 
     # -- what of an old record still says something ---------------------------------------------
 

@@ -123,7 +123,7 @@ def _copy(path: Path, into: Path) -> bool:
                     own, pid = seq + 1, tid
                 elif kind == Kind.EXIT:
                     streams.pop(tgid, None)
-                else:
+                elif kind != Kind.BITMAP:
                     streams[tgid] = max(seq + 1, streams.get(tgid, 0))
         if not recording.has_end:
             end = End(at_ns, own, COLLECTOR, pid, streams)

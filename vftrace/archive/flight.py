@@ -31,6 +31,7 @@ from vftrace.archive.writer import Handle, Writer
 from vftrace.collect.batch import Batch
 from vftrace.collect.recording import frames_of, head_of
 from vftrace.events import COLLECTOR, NO_PROCESS, Event, wire
+from vftrace.events.layout import Kind
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Outcome, Role
 from vftrace.model.recorder import RecorderState
@@ -81,7 +82,8 @@ class _File:
 
     def add(self, stream: Stream, record: bytes, seq: int) -> None:
         """Add a record of a process, or of none."""
-        shift = self.shift[stream.pid]
+        # Parts of bitmaps have numbers of their own, which nobody asks about.
+        shift = 0 if wire.kind_of(record) == Kind.BITMAP else self.shift[stream.pid]
         self.waiting.append(wire.with_seq(record, seq - shift) if shift else record)
 
     def note(self, event: Event) -> None:
