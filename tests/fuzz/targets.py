@@ -97,7 +97,7 @@ def _decoded(record: bytes) -> None:
     assert same == event
     if isinstance(event, events.Unknown):
         return
-    if isinstance(event, events.Piece):
+    if isinstance(event, events.Part):
         words = layout.PIECE_WORDS
         if isinstance(event, events.BitmapPart):
             words = layout.BITMAP_WORDS

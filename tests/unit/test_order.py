@@ -123,8 +123,8 @@ def test_lists_of_any_length_come_out_as_one_by_one(
 def test_bitmaps_have_numbers_of_their_own() -> None:
     """They come through another ring buffer, so the numbers of a process's other records say nothing of theirs."""
     order = Order()
-    order.push([_tick(10, 7), BitmapPart(11, 0, 1, 1, 5, 0, 0, 1), _tick(12, 8)])
-    order.push([BitmapPart(9, 1, 1, 1, 5, 64, 0, 1), _tick(8, 9)])
+    order.push([_tick(10, 7), BitmapPart(11, 0, 1, 1, 5, 0, 0, 0, b""), _tick(12, 8)])
+    order.push([BitmapPart(9, 1, 1, 1, 5, 64, 0, 0, b""), _tick(8, 9)])
     assert [(type(e), e.at_ns, e.seq) for e in order.flush()] == [
         (Tick, 8, 7),
         (BitmapPart, 9, 0),

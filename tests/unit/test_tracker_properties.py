@@ -3,6 +3,7 @@ agree, and no more memory than there is to remember."""
 
 import json
 import random
+import struct
 from collections import defaultdict
 from functools import cache
 from itertools import pairwise
@@ -22,7 +23,7 @@ from vftrace.analysis.tracker import MAX_ENDED_PROCESSES, Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
 from vftrace.events import COLLECTOR, Event, wire
-from vftrace.events.layout import Kind
+from vftrace.events.layout import BITMAP_WORDS, Kind
 from vftrace.model import figures
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Snapshot
@@ -168,6 +169,11 @@ def _value(chance: random.Random, name: str, hint: Any) -> Any:
         return chance.choice([*(n * 10**8 for n in range(50)), EXTREME[0]])
     if name == "bits":
         return chance.choice([0, 1, chance.getrandbits(70), (1 << 32768) - 1])
+    if name == "words":
+        return BITMAP_WORDS
+    if name == "entries":  # a word, and a run of ones
+        word, ones = 1 << 16, 255 << 32 | 1
+        return struct.pack("<3Q", word, chance.getrandbits(64), ones)[: chance.choice((0, 16, 24))]
     if name in ("ret", "error"):  # the only ones that the wire lets be negative
         return chance.choice([0, 0, 0, -14, -32, 5, -(1 << 31)])
     if hint is bool:

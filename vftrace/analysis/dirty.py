@@ -8,7 +8,7 @@ carries more bits than the log has. Bitmaps are sparse: a dict of pieces of `PIE
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from vftrace.events import Piece
+from vftrace.events import Part
 
 PIECE_PAGES = 32768
 """Bits of one piece: 4 KiB of bitmap, as bpf/bitmap.h sends them."""
@@ -20,7 +20,7 @@ Bitmap = dict[int, int]
 """Piece number to its bits; a piece of zeroes is absent."""
 
 
-def bitmap_of(pieces: Iterable[Piece]) -> Bitmap:
+def bitmap_of(pieces: Iterable[Part]) -> Bitmap:
     """The bitmap that pieces make; a piece may begin anywhere."""
     bitmap: Bitmap = {}
     for piece in pieces:

@@ -71,7 +71,7 @@ class Process:
     senders: dict[int, tuple[int, int]] = field(default_factory=dict)
     """By channel: the thread that sent last, and how much had been sent when it began to."""
     descriptors: dict[int, events.FileDescriptor] = field(default_factory=dict)
-    pieces: dict[tuple[int, int], list[events.Piece]] = field(default_factory=dict)
+    pieces: dict[tuple[int, int], list[events.Part]] = field(default_factory=dict)
     switched_on: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     """By thread: (time, slot) of the flags it switched on in its last burst."""
     vcpu_threads: set[int] = field(default_factory=set)
@@ -173,7 +173,7 @@ class Process:
         """Take one event of this process. Never raises on content."""
         if event.at_ns >= self.last_event_ns:
             self.last_event_ns = event.at_ns
-        elif not isinstance(event, events.Piece):
+        elif not isinstance(event, events.Part):
             self.last_loss_ns = max(self.last_loss_ns or 0, self.last_event_ns)
         if self.ended_threads and not isinstance(event, _SENT_BY_THE_END):
             self._lives_on()
@@ -198,6 +198,22 @@ class Process:
         if not self.open:
             self.slots.clear()
             self.logged_sizes.clear()
+
+    def was_replaced_by(self, event: events.Process) -> bool:
+        """Whether the process now runs another program (execve), which has just made a VM of its own: the VM of the
+        one before has lost its memory (Linux virt/kvm/kvm_main.c, kvm_vm_ioctl: kvm->mm)."""
+        before = self.identity
+        if before is None or self.created_at_ns != event.at_ns:
+            return False
+        said = [(e.uuid, e.name, e.vmm, e.incoming, e.started_paused) for e in (before, event)]
+        return before.start_time == event.start_time and said[0] != said[1]
+
+    def follows(self, before: "Process") -> None:
+        """Be what an exec has made of another: records are numbered on, and open files are still open."""
+        self.stream, self.last_loss_ns = before.stream, before.last_loss_ns
+        self.channels, self.channel_of_fd = before.channels, before.channel_of_fd
+        self.senders, self.descriptors = before.senders, before.descriptors
+        self.created_at_ns, self.manual_protect = before.created_at_ns, 0
 
     def _vm_created(self, event: events.VmCreated) -> None:
         self.created_at_ns = event.at_ns
@@ -399,14 +415,14 @@ class Process:
 
     # -- dirty logs -----------------------------------------------------------------------------
 
-    def _piece(self, event: events.Piece) -> None:
+    def _piece(self, event: events.Part) -> None:
         if self.pieces_held >= _MAX_PENDING_PIECES:
             oldest = next(iter(self.pieces))
             self.pieces_held -= _held(self.pieces.pop(oldest))
         self.pieces.setdefault((event.tid, event.call_ns), []).append(event)
         self.pieces_held += _held([event])
 
-    def _take_pieces(self, tid: int, call_ns: int) -> list[events.Piece]:
+    def _take_pieces(self, tid: int, call_ns: int) -> list[events.Part]:
         """The pieces of one call. Older ones of the same thread belong to nothing any more."""
         if not self.pieces:
             return []
@@ -477,7 +493,7 @@ class Process:
         pieces = self._take_pieces(event.tid, event.enter_ns)
         untracked, self.ring_untracked = event.untracked - self.ring_untracked, event.untracked
         self._begins_by_reading(event.tid, event.enter_ns, known=bool(self.slots))
-        by_slot: dict[int, list[events.Piece]] = {}
+        by_slot: dict[int, list[events.Part]] = {}
         for piece in pieces:
             by_slot.setdefault(piece.slot, []).append(piece)
         whole = len(pieces) == event.pieces and untracked <= 0
@@ -670,7 +686,7 @@ class Process:
         self.incoming.postcopy_bytes = max(self.incoming.postcopy_bytes, event.bytes)
 
 
-def _held(parts: list[events.Piece]) -> int:
+def _held(parts: list[events.Part]) -> int:
     """How many pieces of 4 KiB so many parts of one call's bitmap may have."""
     return len(parts) * (_PIECES_OF_PART if type(parts[0]) is events.BitmapPart else 1)
 

@@ -30,15 +30,15 @@ def lines(recording: Recording, *, as_json: bool = False, clock: Clock = "boot")
 def document(event: Event) -> str:
     """An event as JSON: its name, its probe, and its fields as `vftrace.events` has them; bitmaps are hexadecimal."""
     said: dict[str, Any] = {"event": type(event).__name__, "probe": event.PROBE}
-    for name in event.__struct_fields__:
+    for name in _fields(event):
         value = getattr(event, name)
-        said[name] = hex(value) if isinstance(event, events.Piece) and name == "bits" else value
+        said[name] = hex(value) if isinstance(event, events.Part) and name == "bits" else value
     return json.dumps(said)
 
 
 def line(event: Event, clock: Clock = "boot", offset_ns: int | None = None) -> str:
     """An event as text: time, who, name, and its fields; of a bitmap how many bits are set."""
-    own = (name for name in event.__struct_fields__ if name not in _HEAD)
+    own = (name for name in _fields(event) if name not in _HEAD)
     fields = " ".join(f"{name}={_value(event, name)}" for name in own)
     who = {COLLECTOR: "collector", NO_PROCESS: "-"}.get(event.tgid, f"{event.tgid}/{event.tid}")
     return (
@@ -46,9 +46,16 @@ def line(event: Event, clock: Clock = "boot", offset_ns: int | None = None) -> s
     )
 
 
+def _fields(event: Event) -> tuple[str, ...]:
+    """What is shown of an event; of a bitmap what is packed in it."""
+    if isinstance(event, events.BitmapPart):
+        return (*_HEAD, "call_ns", "first_page", "slot", "bits")
+    return event.__struct_fields__
+
+
 def _value(event: Event, name: str) -> str:
     value = getattr(event, name)
-    if isinstance(event, events.Piece) and name == "bits":
+    if isinstance(event, events.Part) and name == "bits":
         return f"{value.bit_count()}-set"
     if isinstance(value, str):
         shown = figures.printable(value)

@@ -10,15 +10,18 @@ from vftrace import events
 from vftrace.analysis.devices.vf_history import MAX_RECENT, Mailboxes
 from vftrace.analysis.hosts.waiting import WaitingVms
 from vftrace.analysis.tracker import Tracker
-from vftrace.collect.recording import Recording
+from vftrace.collect.recording import STANDARD, Recording
 from vftrace.collect.replay import events_of
 from vftrace.errors import VftraceError
-from vftrace.events import COLLECTOR, Event
+from vftrace.events import COLLECTOR, Event, wire
+from vftrace.events.layout import Kind
 from vftrace.mailbox.driver import Drivers
 from vftrace.mailbox.profile import ProfileError, drivers_of
 from vftrace.model.report import HostReport, PingRecording, Report
 
-_PING = (events.PingSettings, events.PingGap, events.PingSummary)
+_PING = frozenset((events.PingSettings.KIND, events.PingGap.KIND, events.PingSummary.KIND))
+_FIRST = 16
+"""Among so many records at its beginning stands what a recording is about."""
 
 
 def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_RECENT) -> Report:
@@ -66,18 +69,20 @@ def _readers(recordings: list[Recording], drivers: Drivers, recent: int) -> "Ite
         reader.read(events_of(recordings[0]))
         yield reader
         return
-    streams = [list(events_of(recording)) for recording in recordings]
-    kept = [stream for stream in streams if _is_kept(stream)]
-    for stream in kept:
-        reader = new()
-        reader.read(stream)
-        yield reader
-    others = [stream for stream in streams if not _is_kept(stream)]
+    streams = [_Stream(recording) for recording in recordings]
+    others = []
+    for stream in streams:
+        if stream.is_kept:
+            reader = new()
+            reader.read(stream)
+            yield reader
+        else:
+            others.append(stream)
     if others:
         reader = new()
-        reader.read(merge([stream for stream in others if not _is_ping(stream)]))
+        reader.read(merge([stream for stream in others if not stream.is_ping]))
         for stream in others:
-            if _is_ping(stream):
+            if stream.is_ping:
                 reader.note(stream)
         yield reader
 
@@ -127,26 +132,66 @@ class Reader:
             self.clocks.setdefault(event.tid, [])
 
 
-def merge(streams: list[list[Event]]) -> Iterator[Event]:
+class _Stream:
+    """The events of a recording in order of time, as often as they are asked for: the file is read each time, and
+    no more than a part of it is held. What can be read only once, such as a pipe, is held as its records.
+
+    For each process `spans` has when it was seen and how many records there are of it.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        """Read all of it once."""
+        self._path = recording.path
+        self._held: list[list[bytes]] | None = None
+        batches: Iterable[list[bytes]] = recording.batches()
+        if recording.path == STANDARD or not recording.path.is_file():
+            batches = self._held = list(batches)
+        self.spans: dict[int, tuple[int, int, int]] = {}
+        self.last: dict[int, int] = {}
+        self.exits: set[int] = set()
+        self.shift: dict[int, int] = {}
+        first: list[int] = []
+        for batch in batches:
+            first += (wire.kind_of(record) for record in batch[: _FIRST - len(first)])
+            self._look(batch)
+        self.is_kept = events.RecordedMigration.KIND in first
+        self.is_ping = not _PING.isdisjoint(first)
+
+    def __iter__(self) -> Iterator[Event]:
+        if self._held is not None:
+            return events_of(record for batch in self._held for record in batch)
+        return events_of(Recording(self._path))
+
+    def _look(self, batch: list[bytes]) -> None:
+        for record in batch:
+            at_ns, seq, _, kind, _, tgid, _ = wire.HEADER.unpack_from(record)
+            if tgid == COLLECTOR:
+                continue
+            first, last, count = self.spans.get(tgid, (at_ns, at_ns, 0))
+            self.spans[tgid] = min(first, at_ns), max(last, at_ns), count + 1
+            if kind != Kind.BITMAP:
+                self.last[tgid] = max(seq, self.last.get(tgid, 0))
+            if kind == events.Exit.KIND:
+                self.exits.add(tgid)
+
+
+def merge(streams: list[_Stream]) -> Iterator[Event]:
     """The recordings of one boot as one, in order of time.
 
     A process that two of them saw at the same time is taken from the one that has more of it; one that they
     saw after each other from both, with a hole between. The collectors' own records are numbered anew.
     """
-    tasks = [_Task(stream) for stream in streams]
-    chosen: dict[int, list[_Task]] = {}
-    for pid in sorted({pid for task in tasks for pid in task.spans}):
-        chosen[pid] = _choose(pid, [task for task in tasks if pid in task.spans])
+    chosen: dict[int, list[_Stream]] = {}
+    for pid in sorted({pid for stream in streams for pid in stream.spans}):
+        chosen[pid] = _choose(pid, [stream for stream in streams if pid in stream.spans])
     lost: dict[int, int] = {}
     own = 0
-    parts = [
-        [(e.at_ns, index, e) for e in _of_chosen(task, chosen)] for index, task in enumerate(tasks)
-    ]
-    for _, index, event in heapq.merge(*parts, key=lambda item: item[:2]):
+    parts = [_of_chosen(stream, chosen, index) for index, stream in enumerate(streams)]
+    for _, index, holes, event in heapq.merge(*parts, key=lambda item: item[:2]):
         if event.tgid != COLLECTOR:
             yield event
             continue
-        own += tasks[index].holes_before(event)
+        own += holes
         if isinstance(event, events.Lost):
             lost[index] = event.count
             event = structs.replace(event, count=sum(lost.values()))
@@ -154,71 +199,42 @@ def merge(streams: list[list[Event]]) -> Iterator[Event]:
         own += 1
 
 
-class _Task:
-    """One recording: for each process when it was seen, and how its numbers are shifted."""
-
-    def __init__(self, stream: list[Event]) -> None:
-        self.events = stream
-        self.spans: dict[int, tuple[int, int, int]] = {}
-        self.exits: set[int] = set()
-        self.shift: dict[int, int] = {}
-        self.last: dict[int, int] = {}
-        self._missing: dict[int, int] = {}
-        self._said = 0
-        own = missing = 0
-        for event in stream:
-            if event.tgid == COLLECTOR:
-                missing += max(0, event.seq - own)
-                own = max(own, event.seq + 1)
-                self._missing[event.seq] = missing
-                continue
-            first, _, count = self.spans.get(event.tgid, (event.at_ns, 0, 0))
-            self.spans[event.tgid] = (first, event.at_ns, count + 1)
-            self.last[event.tgid] = max(event.seq, self.last.get(event.tgid, 0))
-            if isinstance(event, events.Exit):
-                self.exits.add(event.tgid)
-
-    def holes_before(self, event: Event) -> int:
-        """How many of the collector's own records are missing before this one."""
-        missing = self._missing[event.seq] - self._said
-        self._said += missing
-        return missing
-
-
-def _choose(pid: int, tasks: list[_Task]) -> list[_Task]:
+def _choose(pid: int, streams: list[_Stream]) -> list[_Stream]:
     """The recordings a process is taken from, in order of time."""
-    kept: list[_Task] = []
-    for task in sorted(tasks, key=lambda t: -t.spans[pid][2]):
-        first, last, _ = task.spans[pid]
+    kept: list[_Stream] = []
+    for stream in sorted(streams, key=lambda s: -s.spans[pid][2]):
+        first, last, _ = stream.spans[pid]
         if all(last < k.spans[pid][0] or k.spans[pid][1] < first for k in kept):
-            kept.append(task)
-    kept.sort(key=lambda task: task.spans[pid][0])
+            kept.append(stream)
+    kept.sort(key=lambda stream: stream.spans[pid][0])
     number = 0
-    for task in kept:
-        task.shift[pid] = number
+    for stream in kept:
+        stream.shift[pid] = number
         # A pid whose process has ended begins again; else what came between is missing.
-        number = 0 if pid in task.exits else number + task.last[pid] + 2
+        number = 0 if pid in stream.exits else number + stream.last.get(pid, -1) + 2
     return kept
 
 
-def _of_chosen(task: _Task, chosen: dict[int, list[_Task]]) -> Iterator[Event]:
-    for event in task.events:
+def _of_chosen(
+    stream: _Stream, chosen: dict[int, list[_Stream]], index: int
+) -> Iterator[tuple[int, int, int, Event]]:
+    """What is taken of a recording: time, `index`, before a record of the collector's how many of its own are
+    missing, and the event."""
+    next_own = holes = 0
+    for event in stream:
         if event.tgid != COLLECTOR:
-            if task in chosen[event.tgid]:
-                yield structs.replace(event, seq=event.seq + task.shift[event.tgid])
-        elif isinstance(event, (events.Process, events.FileDescriptor, events.Gone)):
-            if event.pid not in chosen or task in chosen[event.pid]:
-                yield event
+            # What another recorder has written since the first look is nobody's.
+            if stream in chosen.get(event.tgid, ()):
+                shifted = structs.replace(event, seq=event.seq + stream.shift[event.tgid])
+                yield event.at_ns, index, 0, shifted
+            continue
+        holes += max(0, event.seq - next_own)
+        next_own = max(next_own, event.seq + 1)
+        if isinstance(event, (events.Process, events.FileDescriptor, events.Gone)):
+            if event.pid in chosen and stream not in chosen[event.pid]:
+                continue
         elif isinstance(event, events.End):
             # What another recording saw is not in this one's list, which would read as a loss.
             continue
-        else:
-            yield event
-
-
-def _is_kept(stream: list[Event]) -> bool:
-    return any(isinstance(event, events.RecordedMigration) for event in stream[:16])
-
-
-def _is_ping(stream: list[Event]) -> bool:
-    return any(isinstance(event, _PING) for event in stream[:16])
+        yield event.at_ns, index, holes, event
+        holes = 0

@@ -2,6 +2,7 @@
 
 from vftrace.events import layout
 from vftrace.events.base import Event
+from vftrace.events.bitmap import unpacked
 from vftrace.events.layout import Kind
 
 
@@ -101,13 +102,30 @@ class Piece(Event, frozen=True):
     bits: int
 
 
-class BitmapPart(Piece, frozen=True):
+class BitmapPart(Event, frozen=True):
     """A part of a bitmap as the kernel side sends it now: `bits` may be longer than a piece's.
 
     Its `seq` counts the process's records of this kind only, because they come through a ring buffer of their own.
+    It is held packed: 64 bytes may be a bitmap of 32 KiB, and thousands wait for the record of their call.
     """
 
     KIND = Kind.BITMAP
+    PROBE = "ioctl"
+
+    call_ns: int
+    first_page: int
+    slot: int
+    words: int
+    entries: bytes
+
+    @property
+    def bits(self) -> int:
+        """Bit i is page `first_page` + i of the slot; unpacked each time."""
+        return unpacked(self.entries, self.words)
+
+
+Part = Piece | BitmapPart
+"""What bitmaps come in."""
 
 
 class ResetDirtyRings(Event, frozen=True):

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from vftrace import events
-from vftrace.events import layout
+from vftrace.events import bitmap, layout
 from vftrace.events.base import Event
 from vftrace.events.layout import Kind
 
@@ -50,21 +50,6 @@ known not to be."""
 _PIECE_HEAD = struct.Struct(_HEAD + "QQIHH")
 
 _BITMAP_HEAD = struct.Struct(_HEAD + "QQII")
-_BLOCK_BYTES = layout.BLOCK_WORDS * 8
-_WHOLE = (1 << layout.BITMAP_WORDS * 64) - 1
-
-
-@lru_cache(maxsize=1 << 16)
-def _runs(mask: int) -> tuple[tuple[int, int], ...]:
-    """Where in a block the words of a head's mask are, as (first byte, bytes)."""
-    runs: list[tuple[int, int]] = []
-    for at in range(0, _BLOCK_BYTES, 8):
-        if mask >> (at // 8) & 1:
-            if runs and sum(runs[-1]) == at:
-                runs[-1] = runs[-1][0], runs[-1][1] + 8
-            else:
-                runs.append((at, 8))
-    return tuple(runs)
 
 
 def _classes(base: type[Event]) -> Iterator[tuple[Kind, type[Event]]]:
@@ -202,43 +187,13 @@ def _decode_piece(record: bytes) -> Event | None:
 
 def _decode_bitmap(record: bytes) -> Event | None:
     """A part of a bitmap: struct vft_bitmap in bpf/wire.h has its form."""
-    body = len(record) - _BITMAP_HEAD.size
-    if body < 0 or body % 8:
+    if len(record) < _BITMAP_HEAD.size:
         return None
+    entries = record[_BITMAP_HEAD.size :]
     at_ns, seq, tgid, tid, call_ns, first_page, slot, words = _BITMAP_HEAD.unpack_from(record)
-    bits = _unpacked(record[_BITMAP_HEAD.size :], words)
-    if bits is None:
+    if not bitmap.makes_sense(entries, words):
         return None
-    return events.BitmapPart(at_ns, seq, tgid, tid, call_ns, first_page, slot, bits)
-
-
-def _unpacked(entries: bytes, words: int) -> int | None:
-    """The bits of so many words, of which `entries` has those that are not zero; None if that makes no sense."""
-    if words > layout.BITMAP_WORDS:
-        return None
-    blocks = -(-words // layout.BLOCK_WORDS)
-    out = bytearray(blocks * _BLOCK_BYTES)
-    at, next_block, ones, end = 0, 0, 0, len(entries)
-    while at < end:
-        head = int.from_bytes(entries[at : at + 8], "little")
-        at += 8
-        block, filled = head & 0xFFFF, head >> 32
-        if block < next_block or block + (filled or 1) > blocks:
-            return None
-        place = block * _BLOCK_BYTES
-        next_block = block + (filled or 1)
-        if filled:
-            out[place : next_block * _BLOCK_BYTES] = b"\xff" * (filled * _BLOCK_BYTES)
-            ones += filled
-            continue
-        for first, length in _runs(head >> 16 & 0xFFFF):
-            if at + length > end:
-                return None
-            out[place + first : place + first + length] = entries[at : at + length]
-            at += length
-    if ones * layout.BLOCK_WORDS == layout.BITMAP_WORDS:
-        return _WHOLE
-    return int.from_bytes(out, "little")
+    return events.BitmapPart(at_ns, seq, tgid, tid, call_ns, first_page, slot, words, entries)
 
 
 def _decode_older(record: bytes, kind: Kind) -> Event | None:
