@@ -396,6 +396,11 @@ class Tracker:
         process = self._processes.get(event.pid)
         if process is None:
             process = self._new_process(event.pid, event.at_ns)
+        elif process.was_replaced_by(event):
+            before = process
+            self._end(before, event.at_ns)
+            process = self._new_process(event.pid, event.at_ns)
+            process.follows(before)
         process.identity = event
         if process.incoming is not None:
             process.incoming.started_paused = event.started_paused
