@@ -263,9 +263,7 @@ class FuseDisk:
 
 
 @contextmanager
-def fuse_disk(
-    directory: Path, flush_s: float = 0.0, s_per_mib: float = 0.0
-) -> Iterator[FuseDisk]:
+def fuse_disk(directory: Path, flush_s: float = 0.0, s_per_mib: float = 0.0) -> Iterator[FuseDisk]:
     """Mount an empty file system below a directory; each fsync in it takes `flush_s` seconds, and each MiB that is
     written `s_per_mib`."""
     place, log = directory / "fuse", directory / "fuse.log"
