@@ -1,6 +1,7 @@
 """The documentation's pages: their links resolve, the index has them all, and they name commands that exist."""
 
 import re
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -97,3 +98,19 @@ def test_a_measurement_can_be_repeated(page: Path) -> None:
         "command": r"`?[^`\n]*(?:\.py|python -m|pytest|vftrace |tests/\w+/run|make )",
     }
     assert [what for what, pattern in needed.items() if not re.search(pattern, text)] == []
+
+
+def test_paths_of_pages_in_the_code_exist() -> None:
+    """A page that moved is found by whoever reads of it in a comment, a message or another file."""
+    listed = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n")
+    named = re.compile(r"(?<![\w/.-])docs/[\w/-]+\.(?:md|svg|png|toml)")
+    # Those of QEMU and of Cloud Hypervisor, and a name that stands for all alerts.
+    elsewhere = re.compile(r"docs/(?:devel|specs|live_migration|runbooks/ALERT)")
+    broken = [
+        f"{name}: {path}"
+        for name in listed
+        if name and not name.startswith(("CHANGELOG", "tests/golden")) and (ROOT / name).is_file()
+        for path in named.findall((ROOT / name).read_bytes().decode(errors="replace"))
+        if not elsewhere.match(path) and not (ROOT / path).exists()
+    ]
+    assert broken == []

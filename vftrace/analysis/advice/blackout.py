@@ -63,7 +63,7 @@ def pre_switchover(found: MigrationReport) -> Advice | None:
         Rule.PRE_SWITCHOVER,
         "the source held the stopped guest before the switchover",
         (
-            f"the migration thread waited {format_ns(ns)} in futex before its last sync, and nobody did anything",
+            f"the migration thread waited {format_ns(ns)} in futex before its last sync, and no thread did anything",
         ),
         "migrate without pause-before-switchover, or let the management continue sooner (migrate-continue)",
         (_shorter(m, ns),),
@@ -87,8 +87,8 @@ def held(found: MigrationReport) -> Advice | None:
         Rule.HELD,
         "the destination had loaded the guest and waited for cont",
         (f"the destination waited {format_ns(ns)} for cont after it had loaded the guest's state",),
-        "start the destination without -S, or let the management send cont sooner: what it does between the end of the"
-        " migration and cont (hooks, disks, networks) the guest waits for",
+        "start the destination without -S, or let the management send cont sooner: the guest waits while it runs hooks"
+        " and switches disks and networks",
         (_shorter(m, ns),),
     )
 
@@ -108,8 +108,8 @@ def slow_flush(found: MigrationReport) -> Advice | None:
         tuple(
             f"{c.call}({c.target or '?'}) took {format_ns(c.ns)} of the blackout" for c in flushes
         ),
-        "open the image with cache=none, so that the host's page cache holds nothing of it that the stop has to write;"
-        " a device whose own flush is slow needs faster storage",
+        "open the image with cache=none, so that the host's page cache holds nothing that the stop has to write;"
+        " if the device's own flush is slow, use faster storage",
         (_shorter(m, ns),),
         {"cache.direct": True},
     )

@@ -19,7 +19,7 @@ SWEEPS = 5
 """A precopy that was ended earlier may have had other reasons."""
 
 MARGIN = 1.5
-"""Within a fifth of the limit, whether precopy converges depends on which pages come next (docs/forecast.md)."""
+"""Within a fifth of the limit, convergence depends on which pages come next (docs/explanation/forecast.md)."""
 
 MOST_LIMIT_NS = 2_000_000_000
 """Nobody who migrates live wants a guest to stand longer."""
