@@ -35,6 +35,7 @@ MADE = {
     # Its machine was busy: 112 ms of 306 ms the source waited for a CPU, and 76 ms went into 108 doorbells.
     "blackouts/many-queues": {Rule.CPU_WAIT, Rule.KVM_SETUP},
     "libvirt/postcopy-recover": {Rule.POSTCOPY_BANDWIDTH},
+    "libvirt/destination-daemon-frozen": {Rule.HELD},
     # virsh suspend in the middle of it, virsh resume later.
     "libvirt/suspend": {Rule.HELD},
     # The emulated hosts of the lab: QEMU maps its guest's memory for a second, their driver takes 0.1 s to say cont.

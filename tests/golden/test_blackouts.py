@@ -64,6 +64,22 @@ def test_a_flush_is_named_with_its_file() -> None:
     assert "/slow/disk.img) 90" in said.split(";")[0]
 
 
+def test_libvirt_that_comes_late_with_cont() -> None:
+    """The destination's libvirtd was frozen between load and `cont`. By QEMU's events the guest stood for 1713 ms; its
+    own downtime ends with the load."""
+    place = KEPT.parent / "libvirt"
+    name = "destination-daemon-frozen"
+    (qemu,) = json.loads((place / "truth.json").read_text())[name]["qemu"]
+    (found,) = load([place / f"{name}.vft.gz"]).migrations
+    calls = found.migration.calls
+    assert calls is not None
+    assert calls.named_ns >= 0.95 * calls.ns
+    first = calls.causes[0]
+    assert (first.kind, first.side, first.call) == ("wait", "destination", "ppoll")
+    held_ms = qemu["stop_to_resume_ms"] - qemu["downtime"]
+    assert first.ns / 1e6 == pytest.approx(held_ms, rel=0.05)
+
+
 def test_who_did_nothing_did_nothing() -> None:
     migration, _ = _kept("pre-switchover")
     assert top_calls(migration).startswith("nothing: waited 1.0")
