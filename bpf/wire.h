@@ -47,6 +47,7 @@ enum vft_kind {
 	VFT_CLOCK_SAMPLE = 101,
 	VFT_LOST = 102,
 	VFT_GONE = 103,
+	VFT_VCPU_TIME = 104,
 
 	/* ... and these JSON: the fields of the class in vftrace/events/. */
 	VFT_PROCESS = 110,
@@ -69,6 +70,7 @@ enum vft_kind {
 	VFT_CALL_THREAD = 141,
 	VFT_CALL_FD = 142,
 	VFT_CALLS_MISSED = 143,
+	VFT_VCPU_BASELINE = 144,
 };
 
 /* seq numbers the records of one process (tgid), or of no process (tgid 0). A record that did not
@@ -549,6 +551,59 @@ struct vft_lost {
 struct vft_gone {
 	struct vft_header h;
 	u64 pid;
+};
+
+/* Where the time of a vCPU thread goes. THROTTLE: the VMM waits with a timeout outside of KVM_RUN,
+ * as QEMU's auto-converge does. LIMIT: it sleeps after an exit for a full dirty ring, as QEMU's
+ * dirty limit does. STOPPED: it waits for something else, until the VM runs or for a lock. */
+enum vft_vcpu_where {
+	VFT_VCPU_UNKNOWN = 0,
+	VFT_VCPU_GUEST = 1,
+	VFT_VCPU_IDLE = 2,
+	VFT_VCPU_FAULT = 3,
+	VFT_VCPU_EXIT = 4,
+	VFT_VCPU_USER = 5,
+	VFT_VCPU_QUEUE = 6,
+	VFT_VCPU_THROTTLE = 7,
+	VFT_VCPU_LIMIT = 8,
+	VFT_VCPU_RING = 9,
+	VFT_VCPU_STOPPED = 10
+};
+#define VFT_VCPU_STATES 11
+#define VFT_VCPU_WAITS 24
+
+/* Totals of one vCPU thread from begun_ns to until_ns: the times sum up to that. `vcpu` is its
+ * number, ~0 if it is not known. waits: page faults in which it slept, by the power of two of
+ * microseconds that they were shorter than. held_*: the latest time that the VMM held it (THROTTLE
+ * or LIMIT), held_until_ns 0 while that lasts. */
+struct vft_vcpu_time {
+	struct vft_header h;
+	u64 begun_ns;
+	u64 until_ns;
+	u64 guest_ns;
+	u64 idle_ns;
+	u64 fault_ns;
+	u64 exit_ns;
+	u64 user_ns;
+	u64 queue_ns;
+	u64 throttle_ns;
+	u64 limit_ns;
+	u64 ring_ns;
+	u64 stopped_ns;
+	u64 unknown_ns;
+	u64 exits;
+	u64 faults;
+	u64 ring_full;
+	u64 waits;
+	u64 wait_ns;
+	u64 longest_wait_ns;
+	u64 held_from_ns;
+	u64 held_until_ns;
+	u32 pid;
+	u32 thread;
+	u32 vcpu;
+	u32 held_state;
+	u32 wait[VFT_VCPU_WAITS];
 };
 
 #endif

@@ -85,7 +85,7 @@ def test_who_is_not_traced_sends_nothing(
         assert [r for r in records if len(r) == _RECORD.size] == []
         probes.calls.detach_unused()
         assert probes.calls.status.method is not None  # another migration may begin soon
-        monkeypatch.setattr("vftrace.probes.calls.LINGER_NS", 0)
+        monkeypatch.setattr("vftrace.probes.on_demand.LINGER_NS", 0)
         probes.calls.detach_unused()
         assert probes.calls.status.method is None
         assert probes.calls.status.waits

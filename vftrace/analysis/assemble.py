@@ -16,7 +16,9 @@ from vftrace.analysis.kinds import kind_of, loaded_from, saved_to
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.phases import checkpoint_times, downtime_of, phases_of
 from vftrace.analysis.process import BURST_NS, NEXT_LIFE, Process
+from vftrace.analysis.vcpus.brownout import Running, brownout_of
 from vftrace.analysis.verdict import Verdict, decide, device_verdict, facts_of, was_paused
+from vftrace.model.brownout import Brownout
 from vftrace.model.migration import (
     Cause,
     ChannelUse,
@@ -107,6 +109,8 @@ def build_migration(sides: Sides) -> Migration:
         error = None
     handover = times.get(Checkpoint.STATE_SAVED) or times.get(Checkpoint.VCPUS_RUNNING)
     failed = verdict.outcome in (Outcome.FAILED, Outcome.CANCELLED)
+    until = sides.context.now_ns if ended is None else ended
+    brownout = _brownout(process, outgoing, peer, incoming, times, rounds, until)
     judged = device_downtime.judge(devices, sides.context, times, handover, ended, failed=failed)
     role: Role = Role.STITCHED if process and peer else Role.SOURCE if process else Role.DESTINATION
     return Migration(
@@ -156,8 +160,10 @@ def build_migration(sides: Sides) -> Migration:
         calls=calls_of(
             {name: times[name] for name in Checkpoint if name in times},
             _call_sides(process, outgoing, peer, fds),
+            None if brownout is None else brownout.stop,
             on_source=incoming is None or Checkpoint.CLOCK_SET not in times,
         ),
+        brownout=brownout,
         devices=judged.devices,
         vfs=judged.vfs,
         awaits_device=judged.awaits_device,
@@ -193,6 +199,31 @@ def _call_sides(
     if peer is not None:
         parts = dict.fromkeys(peer.vcpu_threads, _VCPU_THREAD) | {peer.pid: _MAIN_THREAD}
         yield Side("destination", peer.calls, parts, frozenset({peer.pid}))
+
+
+def _brownout(
+    process: Process | None,
+    outgoing: OutgoingMigration | None,
+    peer: Process | None,
+    incoming: IncomingMigration | None,
+    times: dict[Checkpoint, int],
+    rounds: tuple[Round, ...],
+    until: int,
+) -> Brownout | None:
+    """The guest runs at the source until the blackout, and on where it came to nothing; at the destination it migrates
+    until all pages of postcopy are there."""
+    stopped, running = times.get(Checkpoint.VCPUS_STOPPED), times.get(Checkpoint.VCPUS_RUNNING)
+    sides = []
+    if process is not None and outgoing is not None:
+        sides.append(Running("source", process.vcpus, outgoing.started_at_ns, stopped or until))
+    if peer is not None and incoming is not None and incoming.postcopy_first_ns is not None:
+        began = incoming.running_at_ns or running
+        if began is not None:
+            done = incoming.postcopy_done_ns or until
+            sides.append(Running("destination", peer.vcpus, began, done))
+    read = times.get(Checkpoint.CLOCK_READ)
+    stop = None if stopped is None or read is None else (stopped, read)
+    return brownout_of(sides, [round_.at_ns for round_ in rounds], stop)
 
 
 _MAIN_THREAD, _VCPU_THREAD = "main thread", "vCPU thread"

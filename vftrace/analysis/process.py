@@ -14,6 +14,7 @@ from vftrace.analysis.largest import Largest
 from vftrace.analysis.losses import LossLog
 from vftrace.analysis.outgoing import STOPPED_FOR_IT_NS, OutgoingMigration
 from vftrace.analysis.sequence import SequenceTracker
+from vftrace.analysis.vcpus.log import VcpuLog
 from vftrace.events import Event
 from vftrace.events.layout import BITMAP_WORDS, PIECE_WORDS
 from vftrace.model.migration import CHANNEL_KINDS
@@ -79,6 +80,7 @@ class Process:
     """By thread: when it ended, until something shows whether its process did too."""
     devices: Devices = field(default_factory=Devices)
     calls: CallLog = field(default_factory=CallLog)
+    vcpus: VcpuLog = field(default_factory=VcpuLog)
     outgoing: list[OutgoingMigration] = field(default_factory=list)
     settle_above: int = 0
     """How many of `outgoing` are too many (`Tracker`)."""

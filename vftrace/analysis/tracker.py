@@ -19,6 +19,7 @@ from vftrace.analysis.pairing import PAIRING_EVENTS, Pair, Pairing, is_impostor,
 from vftrace.analysis.process import Process
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.analysis.unbuilt import unbuilt_migration
+from vftrace.analysis.vcpus.log import VcpuEvent
 from vftrace.events import COLLECTOR, NO_PROCESS, Event
 from vftrace.faults import FAULTS, Where
 from vftrace.model.migration import Migration, Placement, Snapshot, Vm, VmLoss
@@ -219,6 +220,11 @@ class Tracker:
         process = self._latest(event.pid)
         if process is not None:
             process.calls.feed(event)
+
+    def _log_vcpu(self, event: VcpuEvent) -> None:
+        process = self._latest(event.pid)
+        if process is not None:
+            process.vcpus.feed(event)
 
     def _latest(self, pid: int) -> Process | None:
         """The process that has a pid, else the latest that had it."""
@@ -681,6 +687,7 @@ _TAKES: dict[type[Event], Callable[[Tracker, Any], None]] = {
     events.ClockSample: Tracker._sample_clock,
     events.Tick: Tracker._tick,
     **dict.fromkeys(get_args(CallEvent), Tracker._log_call),
+    **dict.fromkeys(get_args(VcpuEvent), Tracker._log_vcpu),
     events.MailboxFlood: Tracker._hear,
     events.VfAddress: Tracker._hear,
     events.End: Tracker._compare_streams,

@@ -8,7 +8,7 @@ run): what came before that belongs to no blackout and is forgotten.
 import platform
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -92,8 +92,15 @@ class _Traced:
 class CallWatch:
     """Traces the calls of VMMs that migrate."""
 
-    def __init__(self, intake: Intake, probes: CallProbes) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        probes: CallProbes,
+        on_migration: Callable[[int, bool], None] | None = None,
+    ) -> None:
+        """`on_migration` is called with a process that begins to migrate, and whether it is a destination."""
         self._intake = intake
+        self._on_migration = on_migration
         self._probes = probes
         self._traced: dict[int, _Traced] = {}
         self._waiting: dict[int, int] = {}
@@ -198,6 +205,8 @@ class CallWatch:
     def _trace(self, pid: int, *, destination: bool) -> None:
         if pid in self._traced:
             return
+        if self._on_migration is not None:
+            self._on_migration(pid, destination)
         attach_ns = self._probes.trace(pid, always=destination)
         if attach_ns is None:
             return

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vftrace import __version__, events
-from vftrace.collect import calls
+from vftrace.collect import calls, vcpus
 from vftrace.collect.batch import Batch, Intake
 from vftrace.collect.clock import boottime_ns, clock_sample
 from vftrace.collect.identify import LOOKED_AT, Identifier
@@ -29,7 +29,7 @@ from vftrace.probes.loader import Probes
 TICK_NS = 100_000_000
 SECOND_NS = 1_000_000_000
 POLL_MS = 20
-_LOOKED_AT = LOOKED_AT | calls.LOOKED_AT | {Kind.VFIO_MIGRATION}
+_LOOKED_AT = LOOKED_AT | calls.LOOKED_AT | vcpus.LOOKED_AT | {Kind.VFIO_MIGRATION}
 """Kinds of records that are decoded as they come, as somebody has to be found or watched then."""
 READ_S = 0.2
 """How long one `read` goes on where records come faster than it takes them."""
@@ -77,7 +77,12 @@ class LiveSource:
         self._next_second_ns = 0
         profiles = tuple(profiles)
         self.probes = Probes(self._on_kernel_record, way, drivers_of(profiles), guest_memory)
-        self._calls = calls.CallWatch(self._intake, self.probes.calls)
+        self._vcpus = vcpus.VcpuWatch(self._intake, self.probes.vcpus)
+        self._calls = calls.CallWatch(
+            self._intake,
+            self.probes.calls,
+            lambda pid, destination: self._vcpus.migrates(pid, destination=destination),
+        )
         self.host = host_info(self.probes, profiles)
         # Probes first, then the VMs that run already: none can slip between.
         self._meet_running()
@@ -114,6 +119,7 @@ class LiveSource:
         self._report_uncounted()
         self._report_floods()
         self._calls.close()
+        self._vcpus.close()
         self._intake.write(events.End, streams=streams)
         self._identifier.close()
         self.probes.close()
@@ -145,9 +151,12 @@ class LiveSource:
             return
         event = self._intake.take_in(record, decode=wire.kind_of(record) in _LOOKED_AT)
         if event is None:
-            self._calls.sign(wire.tgid_of(record), wire.time_of(record))
+            pid, at_ns = wire.tgid_of(record), wire.time_of(record)
+            self._calls.sign(pid, at_ns)
+            self._vcpus.sign(pid, at_ns)
             return
         self._identifier.take(event)
+        self._vcpus.see(event)
         self._calls.see(event)
         if type(event) is events.VfioMigration:
             self.probes.vfio.met_migratable()
@@ -156,6 +165,7 @@ class LiveSource:
         for pid in processes.vmm_pids():
             in_kvm_run = list(processes.threads_in_kvm_run(pid))
             self.probes.watch(pid, in_kvm_run)
+            self._vcpus.meet(pid, in_kvm_run)
             self._identifier.meet(pid, late=True, running=bool(in_kvm_run))
             if not in_kvm_run:
                 self._calls.meet(pid)
@@ -181,7 +191,9 @@ class LiveSource:
             for pid in self._identifier.report_gone() if emptied else ():
                 self.probes.forget(pid)
                 self._calls.forget(pid)
+                self._vcpus.forget(pid)
             self._calls.tick()
+            self._vcpus.tick()
             if self.probes.follow():
                 self._meet_running()
             self.host = replace(self.host, probes=self.probes.status)

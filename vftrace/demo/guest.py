@@ -256,6 +256,31 @@ def read_rom(rom: bytes) -> DirtySet:
     return DirtySet(steps, (loop - begin) // _STEP_FORMAT.size, prefill, per_tick, hz)
 
 
+def counting_rom(first_page: int, pages: int, turns_per_page: int) -> bytes:
+    """A firmware image that never rests: it counts its turns at TICKS_ADDRESS, for ever, and writes to one page after
+    each `turns_per_page` of them, to `pages` pages from `first_page` in order. Each turn is the same few instructions,
+    so the counter says how fast the vCPU runs."""
+    if pages < 1 or not 1 <= turns_per_page < 1 << 32:
+        raise GuestError("the guest must write at least one page, after at least one turn")
+    code = _Code()
+    code.emit("fa fc")  # cli; cld
+    _enter_unreal_mode(code)
+    code.emit("31 c0 8e d0 bc fc 7f")  # xor ax,ax; mov ss,ax; mov sp,0x7ffc
+    code.label("pass")
+    code.emit("66 bf").raw(struct.pack("<I", first_page * PAGE_SIZE))  # mov edi,address
+    code.emit("66 ba").raw(struct.pack("<I", pages))  # mov edx,pages
+    code.label("page")
+    code.emit("66 b9").raw(struct.pack("<I", turns_per_page))  # mov ecx,turns
+    code.label("turn")
+    code.emit("66 ff 06").raw(struct.pack("<H", TICKS_ADDRESS))  # inc dword [ticks]
+    code.emit("66 49").jump("75", "turn")  # dec ecx; jnz turn
+    code.emit("66 67 89 17")  # mov [edi],edx: the write
+    code.emit("66 81 c7 00 10 00 00")  # add edi,4096
+    code.emit("66 4a").jump("75", "page")  # dec edx; jnz page
+    code.jump("eb", "pass")
+    return _rom(code.assemble(), {})
+
+
 def exits_rom(port: int = 0x5F0) -> bytes:
     """A firmware image that reads an I/O port nobody serves, for ever: each read is one exit of
     KVM_RUN to user space.

@@ -41,6 +41,7 @@ from vftrace.events.kvm import (
 )
 from vftrace.events.mailbox import Mailbox, MailboxFlood, VfAddress, VfReset, Virtchnl
 from vftrace.events.ping import PingGap, PingSettings, PingSummary
+from vftrace.events.vcpus import VcpuBaseline, VcpuTime
 from vftrace.events.vfio import (
     VfioClose,
     VfioData,
@@ -99,8 +100,10 @@ __all__ = [
     "Uncounted",
     "Unknown",
     "Userfault",
+    "VcpuBaseline",
     "VcpuCreated",
     "VcpuState",
+    "VcpuTime",
     "VfAddress",
     "VfReset",
     "VfioClose",

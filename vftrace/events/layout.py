@@ -42,6 +42,7 @@ class Kind(IntEnum):
     CLOCK_SAMPLE = 101
     LOST = 102
     GONE = 103
+    VCPU_TIME = 104
     PROCESS = 110
     FILE_DESCRIPTOR = 111
     END = 112
@@ -62,6 +63,7 @@ class Kind(IntEnum):
     CALL_THREAD = 141
     CALL_FD = 142
     CALLS_MISSED = 143
+    VCPU_BASELINE = 144
 
 
 HEADER = ("QQIHHII", ("at_ns", "seq", "size", "kind", "reserved", "tgid", "tid"))
@@ -191,6 +193,37 @@ BODIES: dict[Kind, tuple[str, tuple[str, ...]]] = {
     Kind.CLOCK_SAMPLE: ("qq", ("realtime_offset_ns", "error_ns")),
     Kind.LOST: ("QQ", ("count", "bulk")),
     Kind.GONE: ("Q", ("pid",)),
+    Kind.VCPU_TIME: (
+        "QQQQQQQQQQQQQQQQQQQQQIIII24I",
+        (
+            "begun_ns",
+            "until_ns",
+            "guest_ns",
+            "idle_ns",
+            "fault_ns",
+            "exit_ns",
+            "user_ns",
+            "queue_ns",
+            "throttle_ns",
+            "limit_ns",
+            "ring_ns",
+            "stopped_ns",
+            "unknown_ns",
+            "exits",
+            "faults",
+            "ring_full",
+            "waits",
+            "wait_ns",
+            "longest_wait_ns",
+            "held_from_ns",
+            "held_until_ns",
+            "pid",
+            "thread",
+            "vcpu",
+            "held_state",
+            "wait",
+        ),
+    ),
 }
 """What follows the header, by kind. `x` is padding. Kinds that are not here have a body in JSON."""
 
@@ -204,6 +237,8 @@ VFIO_DATA_LEFT = 2
 PF_NAME = 16
 MAILBOX_WORDS = 16
 VIRTCHNL_WORDS = 10
+VCPU_STATES = 11
+VCPU_WAITS = 24
 FILL_WORDS = 0
 FILL_ONES = 1
 CLOCK_GET = 0
@@ -243,3 +278,14 @@ TO_VF = 1
 QUEUED = 0
 STOPPED = 1
 SLEPT = 2
+VCPU_UNKNOWN = 0
+VCPU_GUEST = 1
+VCPU_IDLE = 2
+VCPU_FAULT = 3
+VCPU_EXIT = 4
+VCPU_USER = 5
+VCPU_QUEUE = 6
+VCPU_THROTTLE = 7
+VCPU_LIMIT = 8
+VCPU_RING = 9
+VCPU_STOPPED = 10

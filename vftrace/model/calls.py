@@ -18,7 +18,8 @@ class CauseKind(StrEnum):
 
     `call`: a system call that does something itself, `channel`: one that waits for the other end of a socket or a pipe,
     `wait`: one that does nothing until somebody else does something. `on-cpu`: the VMM's own code. `run-queue`: it
-    waited for a CPU. `stopped`: by a signal. `page-fault`: it slept outside of system calls. `not-traced`: not seen.
+    waited for a CPU. `throttled`: the guest was held by auto-converge or the dirty limit before anybody stopped it.
+    `stopped`: by a signal. `page-fault`: it slept outside of system calls. `not-traced`: not seen.
     """
 
     CALL = "call"
@@ -26,6 +27,7 @@ class CauseKind(StrEnum):
     WAIT = "wait"
     ON_CPU = "on-cpu"
     RUN_QUEUE = "run-queue"
+    THROTTLED = "throttled"
     STOPPED = "stopped"
     PAGE_FAULT = "page-fault"
     NOT_TRACED = "not-traced"

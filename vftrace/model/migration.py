@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Literal
 
 from vftrace.events import NetAddress, NetLink
+from vftrace.model.brownout import Brownout
 from vftrace.model.calls import BlackoutCalls
 from vftrace.model.checkpoint import Checkpoint as Checkpoint
 from vftrace.model.vf import VfHistory
@@ -463,6 +464,8 @@ class Migration:
     """The longest time that a vCPU stayed out of the guest before the stop: a throttled one sleeps so long."""
     calls: BlackoutCalls | None = None
     """What the VMMs' threads did in the blackout; None where that was not traced at all."""
+    brownout: Brownout | None = None
+    """How slow the guest was while it ran; None where its vCPUs were not followed."""
     awaits_device: bool = False
     """A device left before it began, and none has come for it yet: whether this is an unplug is still open."""
     internal_error: str | None = None

@@ -3,7 +3,6 @@
 import ctypes
 import platform
 import struct
-import threading
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -12,9 +11,8 @@ from vftrace.events import layout
 from vftrace.events.layout import Kind
 from vftrace.model.host import ProbeStatus
 from vftrace.probes import btf
-from vftrace.probes.attach import attach_all, detach_all, first_line, programs
-from vftrace.probes.programs import compiled
-from vftrace.probes.registry import CALLS, NO_MIGRATION, TRACEPOINT, status_of
+from vftrace.probes.on_demand import OnDemand
+from vftrace.probes.registry import CALLS
 from vftrace.uapi import KVM_RUN
 
 # asm/unistd_64.h, asm-generic/unistd.h
@@ -32,46 +30,35 @@ _SETTLED_NS = 20_000_000
 """A sum whose last call is so old gets no other in its 10 ms."""
 
 
-LINGER_NS = 2_000_000_000
-"""The probes stay attached so long after the last process: the next migration need not wait until the kernel has
-detached them."""
-
-
 class CallProbes:
     """Traces the calls of the processes that were named, and of no other. Nothing here is needed: what cannot be
     attached is noted in `status`."""
 
     def __init__(self, first: Any) -> None:
         """Load the programs. `first`: the BPF object whose ring buffer is used."""
-        self._bpf: Any = None
-        self._attached = False
-        self._reason: str | None = NO_MIGRATION
+        self._probes = OnDemand(CALLS)
         self._traced: set[int] = set()
         self._deleted: dict[int, int] = {}
-        self._detaching: threading.Thread | None = None
-        self._left_ns = 0
-        if platform.machine() not in _SYS_IOCTL:
-            self._reason = f"the system calls of {platform.machine()} are not known"
-            return
         try:
-            self._bpf = compiled("calls.bpf.c", flags(), first)
-            for name, kind in programs(CALLS.ways[0]).items():
-                self._bpf.load(name, kind)
-        except Exception as error:
-            self._reason = first_line(error)
-            self.close()
+            found = flags()
+        except LookupError as error:
+            self._probes.refuse(str(error))
+            return
+        self._probes.load("calls.bpf.c", found, first)
+
+    @property
+    def _bpf(self) -> Any:
+        return self._probes.bpf
 
     @property
     def status(self) -> ProbeStatus:
         """How the probes are attached now."""
-        return status_of(
-            CALLS, TRACEPOINT if self._attached else None, None if self._attached else self._reason
-        )
+        return self._probes.status
 
     @property
     def cached(self) -> tuple[bool, ...]:
         """Whether the programs came from the cache; empty without programs."""
-        return () if self._bpf is None else (self._bpf.cached,)
+        return self._probes.cached
 
     @property
     def traced(self) -> frozenset[int]:
@@ -96,7 +83,7 @@ class CallProbes:
         except OSError:  # the table is full
             return None
         self._traced.add(pid)
-        took = 0 if self._attached else self._attach()
+        took = self._probes.attach()
         if took is None:
             self.untrace(pid)
         return took
@@ -132,12 +119,11 @@ class CallProbes:
         at = self._bpf["callers"].Leaf.tgid.offset
         callers = self._bpf.raw("callers")
         callers.delete([key for key, value in callers.items() if _u32(value, at) == pid])
-        self._left_ns = time.monotonic_ns()
+        self._probes.left()
 
     def detach_unused(self) -> None:
         """Detach the probes if no process has been traced for a while."""
-        if not self._traced and time.monotonic_ns() - self._left_ns >= LINGER_NS:
-            self._detach()
+        self._probes.detach_unused(used=bool(self._traced))
 
     def settled(self, pid: int | None = None) -> list[bytes]:
         """The sums of short calls to which nothing is added any more, as records; all sums of `pid` if it is given.
@@ -158,36 +144,8 @@ class CallProbes:
 
     def close(self) -> None:
         """Detach everything."""
-        self._await_detached()
-        if self._bpf is not None:
-            self._bpf.cleanup()
-        self._bpf = None
-        self._attached = False
+        self._probes.close()
         self._traced.clear()
-
-    def _attach(self) -> int | None:
-        """How long it took, ns; None if the kernel refuses."""
-        begun = time.monotonic_ns()
-        self._await_detached()
-        self._reason = attach_all(self._bpf, CALLS.ways[0])
-        self._attached = self._reason is None
-        return time.monotonic_ns() - begun if self._attached else None
-
-    def _detach(self) -> None:
-        """In a thread: for each tracepoint the kernel waits until no CPU runs it (tracepoint_synchronize_unregister),
-        0.2 to 0.4 s for all of them, and the reader has to go on."""
-        if not self._attached:
-            return
-        self._attached = False
-        self._reason = NO_MIGRATION
-        arguments = (self._bpf, CALLS.ways[0])
-        self._detaching = threading.Thread(target=detach_all, args=arguments, daemon=True)
-        self._detaching.start()
-
-    def _await_detached(self) -> None:
-        if self._detaching is not None:
-            self._detaching.join()
-            self._detaching = None
 
     def _take_sums(self, pid: int | None) -> list[bytes]:
         """Delete sums and return them as records: all of one process, or those of all that are settled."""
@@ -214,6 +172,8 @@ def flags() -> list[str]:
     """The compiler's flags for this machine. Raises LookupError where its system calls or its structures are not
     known."""
     machine = platform.machine()
+    if machine not in _SYS_IOCTL:
+        raise LookupError(f"the system calls of {machine} are not known")
     offsets = zip(_OFFSET_NAMES, _OFFSETS[machine], strict=True)
     pid = btf.member_offset("task_struct", "pid")
     if pid is None:

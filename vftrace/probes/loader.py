@@ -39,6 +39,7 @@ from vftrace.probes.registry import (
     status_of,
 )
 from vftrace.probes.tables import Tables
+from vftrace.probes.vcpus import VcpuProbes
 from vftrace.probes.vfio import VfioProbes
 from vftrace.uapi import KVM_RUN, PAGE_SIZE
 
@@ -100,6 +101,7 @@ class Probes:
         self.vfio = VfioProbes(self._bpf, way)
         self.mailbox = MailboxProbes(self._bpf, drivers)
         self.calls = CallProbes(self._bpf)
+        self.vcpus = VcpuProbes(self._bpf)
         self._tables = Tables(self._bpf)
         self._watched = FIRST_WATCHED
         rings = [RingBuffer(self._bpf.raw(name).fd, self._bpf.size(name)) for name in RINGS]
@@ -115,7 +117,13 @@ class Probes:
     @property
     def status(self) -> tuple[ProbeStatus, ...]:
         """How each probe is attached now."""
-        return (*self._own_status(), *self.vfio.status, *self.mailbox.status, self.calls.status)
+        return (
+            *self._own_status(),
+            *self.vfio.status,
+            *self.mailbox.status,
+            self.calls.status,
+            self.vcpus.status,
+        )
 
     @property
     def cached(self) -> tuple[bool, ...]:
@@ -125,6 +133,7 @@ class Probes:
             *self.vfio.cached,
             *self.mailbox.cached,
             *self.calls.cached,
+            *self.vcpus.cached,
         )
 
     def follow(self) -> bool:
@@ -195,6 +204,7 @@ class Probes:
     def close(self) -> None:
         """Detach everything. What was watched does not notice."""
         self.calls.close()
+        self.vcpus.close()
         self.mailbox.close()
         self.vfio.close()
         self._reader.close()

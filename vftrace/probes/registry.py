@@ -233,5 +233,32 @@ CALLS = Probe(
 )
 """Attached only while a VM migrates: it costs every system call and every switch of the host."""
 
+VCPUS = Probe(
+    "vcpus",
+    "where the time of a migrating VM's vCPUs goes",
+    (
+        Way(
+            TRACEPOINT,
+            (
+                Hook("kvm:kvm_entry", "raw_guest_enter", raw=True),
+                Hook("kvm:kvm_exit", "raw_guest_exit", raw=True),
+                Hook("kvm:kvm_userspace_exit", "raw_userspace_exit", raw=True),
+                Hook("sched:sched_switch", "raw_switch", raw=True),
+                Hook("sched:sched_wakeup", "raw_wakeup", raw=True),
+            ),
+            optional=(
+                Hook("kvm:kvm_fpu", "raw_fpu", raw=True),
+                Hook("exceptions:page_fault_kernel", "raw_kernel_fault", raw=True),
+                Hook("kvm:kvm_page_fault", "raw_page_fault", raw=True),
+                Hook("kvm:kvm_guest_fault", "raw_guest_fault", raw=True),
+                Hook("kvm:kvm_pml_full", "raw_pml_full", raw=True),
+                Hook("kvm:kvm_vcpu_wakeup", "raw_halted", raw=True),
+                Hook("kvm:kvm_dirty_ring_exit", "raw_ring_exit", raw=True),
+            ),
+        ),
+    ),
+)
+"""Attached only while a VM migrates: it costs every exit from a guest and every switch of the host."""
 
-BY_NAME = {probe.name: probe for probe in (*PROBES, VFIO, VFIO_DATA, MAILBOX, CALLS)}
+
+BY_NAME = {probe.name: probe for probe in (*PROBES, VFIO, VFIO_DATA, MAILBOX, CALLS, VCPUS)}

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from vftrace.analysis.calls.causes import Traced, Who, steps_of, totals_of
 from vftrace.analysis.calls.log import CallLog
-from vftrace.model.calls import BlackoutCalls, CallSide, CallSpan
+from vftrace.model.brownout import HELD_BY, HeldStop
+from vftrace.model.calls import BlackoutCalls, CallSide, CallSpan, CauseKind
 from vftrace.model.checkpoint import Checkpoint
 
 MAX_SPANS = 1024
@@ -26,13 +27,20 @@ class Side:
 
 
 def calls_of(
-    times: Mapping[Checkpoint, int], sides: Iterable[Side], *, on_source: bool
+    times: Mapping[Checkpoint, int],
+    sides: Iterable[Side],
+    held: HeldStop | None,
+    *,
+    on_source: bool,
 ) -> BlackoutCalls | None:
-    """The calls between the first and the last checkpoint that was passed; None where no side was ever traced."""
+    """The calls between the first and the last checkpoint that was passed; None where no side was ever traced.
+
+    `held`: what held the vCPUs when they were stopped.
+    """
     known = [side for side in sides if side.log.traced]
     if not known or not times:
         return None
-    key = (tuple((s.name, s.log.version) for s in known), tuple(times.items()), on_source)
+    key = (tuple((s.name, s.log.version) for s in known), tuple(times.items()), held, on_source)
     cache = known[0].log
     if cache.made is not None and cache.made[0] == key:
         return cache.made[1]
@@ -42,6 +50,8 @@ def calls_of(
         for side in known
         for span in side.log.spans(side.name, start, end, side.parts, side.channel_fds)
     ]
+    if held is not None:
+        spans.append(_throttled(held))
     traced: Traced = {side.name: tuple(side.log.traced) for side in known}
     critical = frozenset((side.name, tid) for side in known for tid in side.critical)
     made = made_of(
@@ -55,6 +65,22 @@ def calls_of(
     )
     cache.made = key, made
     return made
+
+
+def _throttled(held: HeldStop) -> CallSpan:
+    return CallSpan(
+        side="source",
+        tid=held.thread,
+        thread=HELD_BY[held.by],
+        kind=CauseKind.THROTTLED,
+        call=None,
+        target=None,
+        start_ns=held.from_ns,
+        end_ns=held.until_ns,
+        ns=held.ns,
+        longest_ns=held.ns,
+        count=1,
+    )
 
 
 def made_of(

@@ -2,6 +2,7 @@
 
 At each instant one thing is charged, so the causes of a step add up to it:
 
+0. that the VMM holds the vCPUs already, before it stops them: auto-converge, the dirty limit;
 1. what the threads that drive the migration do, on the side whose turn it is (the source until its state is saved,
    then the destination);
 2. while these wait: what that side's other threads do, then what the other side does;
@@ -44,6 +45,7 @@ _SOURCES_TURN = frozenset(
 )
 
 _DOES = {
+    CauseKind.THROTTLED: -1,
     CauseKind.STOPPED: 0,
     CauseKind.RUN_QUEUE: 1,
     CauseKind.CALL: 2,
@@ -51,6 +53,7 @@ _DOES = {
     CauseKind.PAGE_FAULT: 4,
 }
 _OTHERS_DO = {
+    CauseKind.THROTTLED: -1,
     CauseKind.CALL: 5,
     CauseKind.STOPPED: 6,
     CauseKind.RUN_QUEUE: 7,
@@ -61,7 +64,7 @@ _WAITS = {CauseKind.CHANNEL: 20, CauseKind.WAIT: 21}
 _OTHER_SIDE = 10
 
 LONG_WAIT_NS = 1_000_000
-LEAST_PART = {CauseKind.CALL: 0.1, CauseKind.STOPPED: 0.1}
+LEAST_PART = {CauseKind.CALL: 0.1, CauseKind.STOPPED: 0.1, CauseKind.THROTTLED: 0.0}
 LEAST_PART_OF_REST, _NEVER = 0.5, 2.0
 """What others do while a driving thread waits for so long has to fill this part of the wait."""
 

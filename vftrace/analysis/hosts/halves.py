@@ -13,6 +13,7 @@ from vftrace.analysis.hosts.devices import (
 from vftrace.analysis.hosts.shift import shifted
 from vftrace.analysis.outgoing import STOPPED_FOR_IT_NS
 from vftrace.analysis.phases import downtime_of
+from vftrace.analysis.vcpus import brownout
 from vftrace.model.figures import clock_change
 from vftrace.model.migration import (
     Cause,
@@ -64,6 +65,7 @@ def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
         devices=join_devices(source, destination),
         vfs=join_vfs(source, destination),
         calls=joined(source.calls, destination.calls, times, on_source=failed),
+        brownout=brownout.joined(source.brownout, destination.brownout),
     )
     return MigrationReport(
         migration, pair.source.host, pair.destination.host, offset.uncertainty_ns, offset

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TypeVar
 
+from vftrace.model.brownout import Brownout, VcpuSpan
 from vftrace.model.calls import BlackoutCalls
 from vftrace.model.migration import DeviceUse, Migration, PhaseSpan, VfPhase, VfUse
 
@@ -26,7 +27,26 @@ def shifted(m: Migration, ns: int) -> Migration:
         devices=tuple(_device(use, ns) for use in m.devices),
         vfs=tuple(_vf(vf, ns) for vf in m.vfs),
         calls=None if m.calls is None else _calls(m.calls, ns),
+        brownout=None if m.brownout is None else _brownout(m.brownout, ns),
     )
+
+
+def _brownout(b: Brownout, ns: int) -> Brownout:
+    """A destination's, which has no baseline, no rounds and no holds."""
+    return replace(
+        b,
+        timeline=tuple(replace(span, vcpus=_span(span.vcpus, ns)) for span in b.timeline),
+        vcpus=tuple(
+            replace(
+                use, total=_span(use.total, ns), spans=tuple(_span(span, ns) for span in use.spans)
+            )
+            for use in b.vcpus
+        ),
+    )
+
+
+def _span(span: VcpuSpan, ns: int) -> VcpuSpan:
+    return replace(span, start_ns=span.start_ns + ns, end_ns=span.end_ns + ns)
 
 
 def _device(use: DeviceUse, ns: int) -> DeviceUse:

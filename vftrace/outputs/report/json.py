@@ -6,6 +6,7 @@ from typing import Any
 from vftrace.analysis.advice.advise import advise
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
+from vftrace.model.brownout import STATES, Brownout, FaultWaits, VcpuSpan
 from vftrace.model.calls import BlackoutCalls
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Outcome, Snapshot, without_figures
@@ -278,6 +279,68 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
         ],
         "forecast": None if m.forecast is None else asdict(m.forecast),
         "advice": [asdict(advice) for advice in advise(found)],
+        "brownout": None if m.brownout is None else _brownout(m.brownout),
+    }
+
+
+def _brownout(b: Brownout) -> dict[str, Any]:
+    """Speeds and shares are parts of one. `state_ns` has the time of all vCPUs together."""
+    total, waits = b.total, b.waits
+    return {
+        "guest_speed": b.speed,
+        "slow_ns": b.slow_ns,
+        "slow_least": b.slow_least,
+        "slow_most": b.slow_most,
+        "rounds": list(b.rounds),
+        "baseline": None if b.baseline is None else asdict(b.baseline),
+        "holds": [
+            {"by": h.by, "since_at_ns": h.since_ns, "round": h.round, "share": h.share}
+            for h in b.holds
+        ],
+        "held_at_stop": None
+        if b.stop is None
+        else {"by": b.stop.by, "from_at_ns": b.stop.from_ns, "ns": b.stop.ns},
+        "state_ns": {} if total is None else _states(total),
+        "page_waits": None if waits is None else _waits(waits),
+        "vcpus": [
+            {
+                "side": use.side,
+                "thread": use.thread,
+                "vcpu": use.number,
+                "state_ns": _states(use.total),
+                "exits": use.exits,
+                "faults": use.faults,
+                "ring_full": use.ring_full,
+                "page_waits": _waits(use.waits) if use.waits.count else None,
+            }
+            for use in b.vcpus
+        ],
+        "timeline": [
+            {
+                "side": span.side,
+                "start_at_ns": span.vcpus.start_ns,
+                "end_at_ns": span.vcpus.end_ns,
+                "guest_speed": span.speed,
+                "state_ns": _states(span.vcpus),
+            }
+            for span in b.timeline
+        ],
+    }
+
+
+def _states(span: VcpuSpan) -> dict[str, int]:
+    return {state: ns for state, ns in zip(STATES, span.ns, strict=True) if ns}
+
+
+def _waits(waits: FaultWaits) -> dict[str, Any]:
+    """Entry i of `buckets` counts the waits shorter than 2**i us."""
+    return {
+        "count": waits.count,
+        "ns": waits.ns,
+        "longest_ns": waits.longest_ns,
+        "half_ns": waits.quantile_ns(0.5),
+        "p99_ns": waits.quantile_ns(0.99),
+        "buckets": list(waits.buckets),
     }
 
 

@@ -13,6 +13,7 @@ from vftrace.model import figures
 from vftrace.model.migration import Kind, Migration, Outcome, Role, Snapshot
 from vftrace.model.report import HostReport, MigrationReport, Report
 from vftrace.outputs.text.advice import advice_part
+from vftrace.outputs.text.brownout import brownout_part
 from vftrace.outputs.text.calls import calls_part
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.devices import devices_part
@@ -197,6 +198,7 @@ def render_migration(
         yield blackout_table(m, now, width, g)
         yield from calls_part(m, g)
     yield from advice_part(found, g)
+    yield from brownout_part(m, width, g)
     yield Text()
     yield Text("Phases", "bold")
     yield phases_table(m, now, width, g)

@@ -41,6 +41,8 @@ def cause_words(cause: Cause) -> str:
             return f"{_of_side(cause, who)} ran its own code {took}"
         case CauseKind.RUN_QUEUE:
             return f"{_of_side(cause, who)} waited {took} for a CPU"
+        case CauseKind.THROTTLED:
+            return f"held by {who} for {took} before the stop"
         case CauseKind.STOPPED:
             return f"{_of_side(cause, who)} stopped by a signal for {took}"
         case CauseKind.PAGE_FAULT:

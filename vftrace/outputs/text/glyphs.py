@@ -94,10 +94,11 @@ def sparkline(values: Sequence[float | None], width: int, g: Glyphs) -> str:
     """The last `width` values, each as high as its share of the largest; `?` where not known."""
     shown = values[-width:] if width > 0 else ()
     largest = max((v for v in shown if v is not None), default=0)
-    return "".join(_level(value, largest, g) for value in shown)
+    return "".join(level(value, largest, g) for value in shown)
 
 
-def _level(value: float | None, largest: float, g: Glyphs) -> str:
+def level(value: float | None, largest: float, g: Glyphs) -> str:
+    """One cell as high as a value's share of the largest; `?` where it is not known."""
     if value is None:
         return "?"
     if value <= 0 or largest <= 0:

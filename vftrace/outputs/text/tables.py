@@ -7,6 +7,7 @@ from rich.text import Text
 
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Outcome, Phase
+from vftrace.outputs.text.brownout import percent
 from vftrace.outputs.text.glyphs import Glyphs, span
 from vftrace.outputs.text.words import AWAITED, happens
 from vftrace.units import format_bytes, format_rate
@@ -191,6 +192,11 @@ def rounds_table(migration: Migration, width: int, *, last: int | None = None) -
         ("dirtied", "right"),
         ("sent", "right"),
     ]
+    speeds = migration.brownout.rounds if migration.brownout is not None else ()
+    if any(speed is not None for speed in speeds):
+        columns.append(("speed", "right"))
+    else:
+        speeds = ()
     table = plain_table(*columns, *([("bandwidth", "right")] if wide else []))
     rates, bandwidths = figures.round_dirty_rates(migration), figures.round_bandwidths(migration)
     rounds = list(enumerate(migration.rounds, start=1))
@@ -212,6 +218,9 @@ def rounds_table(migration: Migration, width: int, *, last: int | None = None) -
             rate(rates[number - 1]),
             size(round_.sent_bytes),
         ]
+        if speeds:
+            speed = speeds[number - 1] if number <= len(speeds) else None
+            cells.append(UNKNOWN if speed is None else percent(speed))
         if wide:
             cells.append(rate(bandwidths[number - 1]))
         table.add_row(*cells)

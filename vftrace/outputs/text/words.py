@@ -1,6 +1,7 @@
 """The model's names in words: what a checkpoint stands for, why a migration ended as it did."""
 
 from vftrace.model import figures
+from vftrace.model.brownout import HELD_BY
 from vftrace.model.migration import (
     Cause,
     Checkpoint,
@@ -84,7 +85,12 @@ def during(migration: Migration, checkpoint: CheckpointTime) -> str:
         if migration.outcome == Outcome.COMPLETED:
             return "all of it was saved, until the source's vCPUs ran again"
         return "the migration was given up, until the source's vCPUs ran again"
-    if name == Checkpoint.CLOCK_READ and migration.throttled:
+    held = migration.brownout.stop if migration.brownout is not None else None
+    if name == Checkpoint.CLOCK_READ and held is not None and checkpoint.ns:
+        if held.ns * _SMALL_PART >= checkpoint.ns:
+            took = format_ns(held.ns)
+            return f"{HELD_BY[held.by]} had held the vCPUs for {took} when the source stopped them"
+    elif name == Checkpoint.CLOCK_READ and migration.throttled:
         return "vCPUs were throttled and slept when the source stopped them (auto-converge)"
     last = migration.rounds[-1] if migration.rounds else None
     if last is None or checkpoint.ns is None:

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from vftrace.model import figures
 from vftrace.model.migration import Migration
+from vftrace.outputs.text import brownout
 from vftrace.outputs.text.calls import top_line
 from vftrace.outputs.text.devices import devices_part
 from vftrace.outputs.text.forecast import forecast_of
@@ -52,6 +53,9 @@ def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[R
     took = top_line(m, width, g)
     if took:
         page.append(Text(took))
+    speed = brownout.top_line(m, width, g)
+    if speed:
+        page.append(one_line(speed, width, g))
     forecast = forecast_of(m)
     if forecast is not None:
         page.append(Text(f"forecast {forecast}"))

@@ -1,0 +1,142 @@
+"""The samples of one process's vCPUs: totals that only grow, from which any time between two samples is made."""
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from typing import Any
+
+from vftrace import events
+from vftrace.model.brownout import STATES, FaultWaits, HeldStop, VcpuSpan, VcpuState
+
+VcpuEvent = events.VcpuTime | events.VcpuBaseline
+
+MAX_SAMPLES = 16_384
+"""Samples that are kept of one process; of more, every other one is forgotten."""
+MAX_THREADS = 4096
+MAX_NS = 1 << 62
+"""A sample that says more is damaged."""
+
+_FIELDS = tuple("ring_ns" if state == VcpuState.RING_FULL else f"{state}_ns" for state in STATES)
+_NO_NUMBER = 0xFFFF_FFFF
+_HELD = {
+    events.VcpuTime.THROTTLE: VcpuState.THROTTLE,
+    events.VcpuTime.LIMIT: VcpuState.LIMIT,
+}
+
+Times = tuple[int, ...]
+
+
+@dataclass
+class VcpuSamples:
+    """The samples of one thread: when, and its totals since it was first followed."""
+
+    number: int | None = None
+    begun_ns: int = -1
+    at_ns: list[int] = field(default_factory=list)
+    times: list[Times] = field(default_factory=list)
+    base: Times = (0,) * len(STATES)
+    """The totals when it was followed anew: the kernel side counts from zero then."""
+    first: events.VcpuTime | None = None
+    last: events.VcpuTime | None = None
+    holds: list[HeldStop] = field(default_factory=list)
+    """The latest times that the VMM held it, as the samples show them."""
+
+    def feed(self, event: events.VcpuTime) -> None:
+        """Take a sample; one that is older than the last, or makes no sense, is ignored."""
+        times = tuple(getattr(event, name) for name in _FIELDS)
+        if event.until_ns > MAX_NS or max(times) > MAX_NS:
+            return
+        if self.at_ns and event.until_ns <= self.at_ns[-1]:
+            return
+        if event.begun_ns != self.begun_ns:
+            self.begun_ns = event.begun_ns
+            self.base = self.times[-1] if self.times else (0,) * len(STATES)
+            self.first = None
+            if event.begun_ns < event.until_ns and (
+                not self.at_ns or event.begun_ns > self.at_ns[-1]
+            ):
+                self.at_ns.append(event.begun_ns)
+                self.times.append(self.base)
+        total = tuple(a + b for a, b in zip(self.base, times, strict=True))
+        if self.times and min(a - b for a, b in zip(total, self.times[-1], strict=True)) < 0:
+            return
+        self.number = None if event.vcpu == _NO_NUMBER else event.vcpu
+        self.at_ns.append(event.until_ns)
+        self.times.append(total)
+        self.first = self.first or event
+        self.last = event
+        self._hold(event)
+
+    def between(self, start_ns: int, end_ns: int) -> VcpuSpan:
+        """Where the thread's time went between two times, as far as it was followed."""
+        before, after = self._at(start_ns), self._at(end_ns)
+        ns = tuple(max(0, b - a) for a, b in zip(before, after, strict=True))
+        return VcpuSpan(start_ns, end_ns, ns)
+
+    @property
+    def waits(self) -> FaultWaits:
+        """The page faults in which it slept."""
+        last = self.last
+        if last is None:
+            return FaultWaits(0, 0, 0, ())
+        return FaultWaits(last.waits, last.wait_ns, last.longest_wait_ns, last.wait)
+
+    def thin(self) -> None:
+        """Forget every other sample, but for the last."""
+        self.at_ns = [*self.at_ns[:-1:2], self.at_ns[-1]]
+        self.times = [*self.times[:-1:2], self.times[-1]]
+
+    def _hold(self, event: events.VcpuTime) -> None:
+        by = _HELD.get(event.held_state)
+        if by is None or not event.held_from_ns:
+            return
+        until = event.held_until_ns or event.until_ns
+        hold = HeldStop(by, event.thread, event.held_from_ns, max(until, event.held_from_ns))
+        if self.holds and self.holds[-1].from_ns == hold.from_ns:
+            self.holds[-1] = hold
+        else:
+            self.holds.append(hold)
+            del self.holds[:-64]
+
+    def _at(self, at_ns: int) -> Times:
+        """The totals at a time: those of the samples around it, in proportion."""
+        if not self.at_ns:
+            return self.base
+        index = bisect_left(self.at_ns, at_ns)
+        if index == 0:
+            return self.times[0]
+        if index == len(self.at_ns):
+            return self.times[-1]
+        before, after = self.at_ns[index - 1], self.at_ns[index]
+        part, whole = at_ns - before, after - before
+        pairs = zip(self.times[index - 1], self.times[index], strict=True)
+        return tuple(a + (b - a) * part // whole for a, b in pairs)
+
+
+@dataclass
+class VcpuLog:
+    """Fed with what the collector wrote of one process's vCPUs. `version` changes with everything that comes."""
+
+    version: int = 0
+    vcpus: dict[int, VcpuSamples] = field(default_factory=dict)
+    """By thread."""
+    baselines: dict[int, events.VcpuBaseline] = field(default_factory=dict)
+    made: tuple[object, Any] | None = None
+    """What was made of this state of the logs last, with what that was."""
+    _samples: int = 0
+
+    def feed(self, event: VcpuEvent) -> None:
+        """Take an event."""
+        if event.thread not in self.vcpus and len(self.vcpus) >= MAX_THREADS:
+            return
+        self.version += 1
+        if isinstance(event, events.VcpuBaseline):
+            self.baselines[event.thread] = event
+            return
+        samples = self.vcpus.setdefault(event.thread, VcpuSamples())
+        samples.feed(event)
+        self._samples += 1
+        if self._samples > MAX_SAMPLES:
+            for each in self.vcpus.values():
+                if each.at_ns:
+                    each.thin()
+            self._samples = sum(len(each.at_ns) for each in self.vcpus.values())

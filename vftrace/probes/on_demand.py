@@ -1,0 +1,93 @@
+"""Probes that are attached only while somebody needs them, because they cost the whole host."""
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from vftrace.model.host import ProbeStatus
+from vftrace.probes.attach import attach_all, detach_all, first_line, programs
+from vftrace.probes.programs import compiled
+from vftrace.probes.registry import NO_MIGRATION, TRACEPOINT, Probe, status_of
+
+LINGER_NS = 2_000_000_000
+"""The probes stay attached so long after the last use: the next migration need not wait until the kernel has detached
+them."""
+
+
+class OnDemand:
+    """The BPF object of one probe. What cannot be loaded or attached is noted in `status`."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.bpf: Any = None
+        self._probe = probe
+        self._attached = False
+        self._reason: str | None = NO_MIGRATION
+        self._detaching: threading.Thread | None = None
+        self._left_ns = 0
+
+    def load(self, name: str, flags: Sequence[str], first: Any) -> None:
+        """Load the programs of a text in bpf/. `first`: the BPF object whose ring buffer is used."""
+        try:
+            self.bpf = compiled(name, flags, first)
+            for program, kind in programs(self._probe.ways[0]).items():
+                self.bpf.load(program, kind)
+        except Exception as error:
+            self.refuse(first_line(error))
+            self.close()
+
+    def refuse(self, reason: str) -> None:
+        """Say why the probes cannot be attached at all."""
+        self._reason = reason
+
+    @property
+    def status(self) -> ProbeStatus:
+        """How the probes are attached now."""
+        method = TRACEPOINT if self._attached else None
+        return status_of(self._probe, method, None if self._attached else self._reason)
+
+    @property
+    def cached(self) -> tuple[bool, ...]:
+        """Whether the programs came from the cache; empty without programs."""
+        return () if self.bpf is None else (self.bpf.cached,)
+
+    def attach(self) -> int | None:
+        """Attach; returns how long it took, ns, 0 if they were attached, None if the kernel refuses."""
+        if self._attached:
+            return 0
+        begun = time.monotonic_ns()
+        self._await_detached()
+        self._reason = attach_all(self.bpf, self._probe.ways[0])
+        self._attached = self._reason is None
+        return time.monotonic_ns() - begun if self._attached else None
+
+    def left(self) -> None:
+        """One user less."""
+        self._left_ns = time.monotonic_ns()
+
+    def detach_unused(self, *, used: bool) -> None:
+        """Detach if nobody has used them for a while.
+
+        In a thread: for each tracepoint the kernel waits until no CPU runs it (tracepoint_synchronize_unregister), 0.2
+        to 0.4 s for all of them, and the reader has to go on.
+        """
+        if used or not self._attached or time.monotonic_ns() - self._left_ns < LINGER_NS:
+            return
+        self._attached = False
+        self._reason = NO_MIGRATION
+        arguments = (self.bpf, self._probe.ways[0])
+        self._detaching = threading.Thread(target=detach_all, args=arguments, daemon=True)
+        self._detaching.start()
+
+    def close(self) -> None:
+        """Detach everything."""
+        self._await_detached()
+        if self.bpf is not None:
+            self.bpf.cleanup()
+        self.bpf = None
+        self._attached = False
+
+    def _await_detached(self) -> None:
+        if self._detaching is not None:
+            self._detaching.join()
+            self._detaching = None
