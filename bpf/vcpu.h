@@ -9,6 +9,8 @@
  */
 #define KVM_RUN 0xae80
 
+#define AT_ONCE_NS 20000
+
 #define TASK_STATES 0xff /* prev_state without TASK_REPORT_MAX: preempted */
 #define TASK_INTERRUPTIBLE 1
 #define TASK_STOPPED_OR_TRACED 0xc
@@ -40,7 +42,8 @@ struct vcpu {
 	u8 slept; /* since the latest exit from the guest */
 	u8 ring; /* the latest exit was for a full dirty ring */
 	u8 touched; /* KVM itself took a page fault since then */
-	u8 pad[4];
+	u8 off; /* it has no CPU */
+	u8 pad[3];
 };
 
 struct watched_vm {
@@ -212,15 +215,18 @@ static __always_inline int ring_exit(void)
 {
 	struct vcpu *v = vcpu_of((u32)bpf_get_current_pid_tgid());
 
-	if (v) {
-		v->ring = 1;
-		v->ring_full++;
-	}
+	if (!v)
+		return 0;
+	v->ring = 1;
+	v->ring_full++;
+	/* The ring is full still: KVM_RUN ends at once. */
+	if (v->state == VFT_VCPU_EXIT && now_ns() - v->since_ns < AT_ONCE_NS)
+		v->state = VFT_VCPU_RING;
 	return 0;
 }
 
-/* The beginning of KVM_RUN (x86): KVM loads the guest's FPU registers. What it runs by emulation, as
- * a guest in real mode, has no kvm_entry. */
+/* The beginning of KVM_RUN (x86): KVM loads the guest's FPU registers. What it runs by emulation,
+ * as a guest in real mode, has no kvm_entry. */
 static __always_inline int enter_kvm(void)
 {
 	u64 id = bpf_get_current_pid_tgid(), now = now_ns();
@@ -232,7 +238,7 @@ static __always_inline int enter_kvm(void)
 	if (!v)
 		return 0;
 	move_to(v, VFT_VCPU_EXIT, now);
-	v->ring = v->touched = 0;
+	v->ring = v->touched = v->off = 0;
 	return 0;
 }
 
@@ -256,10 +262,10 @@ static __always_inline int leave_kvm(void)
 	return 0;
 }
 
-/* Why a thread sleeps outside of KVM_RUN: by the system call that it is in. QEMU's throttle waits on
- * a condition with a timeout, or sleeps where less than a millisecond is left (softmmu/cpu-throttle.c);
- * a vCPU that is stopped, and a lock, are waited for without one. After an exit for a full dirty ring
- * a sleep is the dirty limit's (softmmu/dirtylimit.c). */
+/* Why a thread sleeps outside of KVM_RUN: by the system call that it is in. QEMU's throttle waits
+ * on a condition with a timeout, or sleeps where less than a millisecond is left
+ * (softmmu/cpu-throttle.c); a vCPU that is stopped, and a lock, are waited for without one. After
+ * an exit for a full dirty ring a sleep is the dirty limit's (softmmu/dirtylimit.c). */
 static __always_inline u32 outside(struct vcpu *v)
 {
 	void *regs = task_pt_regs(current_task_btf());
@@ -293,7 +299,11 @@ static __always_inline void switch_out(u32 tid, u64 state)
 	if (!v)
 		return;
 	now = now_ns();
+	/* An event was missed: it had a CPU since then. */
+	if (v->off)
+		v->state = v->back;
 	v->back = v->state;
+	v->off = 1;
 	if (!(state & TASK_STATES)) {
 		move_to(v, VFT_VCPU_QUEUE, now);
 		return;
@@ -340,9 +350,18 @@ static __always_inline void switch_in(u32 tid)
 
 	u64 now;
 
-	if (!v || v->state != VFT_VCPU_QUEUE)
+	if (!v)
 		return;
 	now = now_ns();
+	if (!v->off) {
+		/* It waited for a CPU when it was met, or an event was missed. */
+		u32 state = v->state;
+
+		v->state = VFT_VCPU_QUEUE;
+		move_to(v, state, now);
+		return;
+	}
+	v->off = v->asleep = 0;
 	move_to(v, v->back, now);
 	if (v->touched && v->touched_ns) {
 		count_wait(v, now - v->touched_ns);

@@ -33,6 +33,9 @@ AFTER_OFF_NS = 500_000_000
 AFTER_RUN_NS = 1_000_000_000
 """So long after a destination began to run: it is in postcopy, or it is over."""
 
+AFTER_PAGE_NS = 10_000_000_000
+"""So long after a page of postcopy: its channel may be broken and mended."""
+
 LOOKED_AT = frozenset({Kind.VCPU_CREATED, Kind.REGION, Kind.RUN, Kind.UFFD, Kind.EXIT})
 """Kinds of the records whose events `VcpuWatch.see` has a use for; of others the time is enough (`sign`)."""
 
@@ -58,7 +61,8 @@ class _Followed:
     destination: bool
     sign_ns: int
     ends_ns: int | None = None
-    postcopy: bool = False
+    runs: bool = False
+    """Whether a destination runs its guest."""
 
 
 class VcpuWatch:
@@ -117,10 +121,10 @@ class VcpuWatch:
                 followed.ends_ns = None
             elif not followed.destination and not event.ret:
                 followed.ends_ns = event.at_ns + AFTER_OFF_NS
-        elif isinstance(event, events.Userfault) and followed.destination:
-            followed.postcopy = True
+        elif isinstance(event, events.Userfault) and followed.runs:
+            # QEMU registers and unregisters a page of its own before, to see whether the kernel can do it.
             gone = event.op == events.Userfault.UNREGISTER
-            followed.ends_ns = event.at_ns + AFTER_OFF_NS if gone else None
+            followed.ends_ns = event.at_ns + (AFTER_OFF_NS if gone else AFTER_PAGE_NS)
 
     def sign(self, pid: int, at_ns: int) -> None:
         """A record of a process has come: if it is followed, it migrates still."""
@@ -171,9 +175,8 @@ class VcpuWatch:
         if not vm.looks:
             self._look(event.tgid, vm, boottime_ns())
         followed = self._followed.get(event.tgid)
-        if followed is None or not followed.destination or followed.postcopy:
-            return
-        if followed.ends_ns is None:
+        if followed is not None and followed.destination and not followed.runs:
+            followed.runs = True
             followed.ends_ns = event.at_ns + AFTER_RUN_NS
 
     def _unfollow(self, pid: int) -> None:

@@ -13,7 +13,6 @@ class VcpuTime(Event, frozen=True):
     """
 
     KIND = Kind.VCPU_TIME
-    PROBE = "vcpus"
 
     THROTTLE = layout.VCPU_THROTTLE
     LIMIT = layout.VCPU_LIMIT

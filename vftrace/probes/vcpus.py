@@ -36,7 +36,7 @@ _NUMBERS = {
 }
 
 _STATES, _WAITS = 16, 32
-_VCPU = struct.Struct(f"=QQQQ{_STATES}QQQQQQQQQ{_WAITS}IIIIIBBBB4x")
+_VCPU = struct.Struct(f"=QQQQ{_STATES}QQQQQQQQQ{_WAITS}IIIIIBBBBB3x")
 """STATES, WAITS and struct vcpu of bpf/vcpu.h."""
 _VM = bytes(8)
 """struct watched_vm."""
@@ -183,7 +183,7 @@ def _u32(number: int) -> bytes:
 def _fresh(pid: int, now_ns: int, state: int, *, asleep: bool) -> bytes:
     zeroes: Iterable[int] = (0,) * (2 + _STATES + 8 + _WAITS)
     back = layout.VCPU_EXIT if state == layout.VCPU_IDLE else layout.VCPU_USER
-    return _VCPU.pack(now_ns, now_ns, *zeroes, pid, state, back, 0, asleep, 0, 0, 0)
+    return _VCPU.pack(now_ns, now_ns, *zeroes, pid, state, back, 0, asleep, 0, 0, 0, asleep)
 
 
 def _totals(value: bytes) -> VcpuTotals:

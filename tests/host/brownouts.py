@@ -1,0 +1,363 @@
+"""Brownouts whose depth is known: real QEMUs with a guest that counts its own turns, read from its memory.
+
+.venv/bin/python -m tests.host.brownouts [--runs N] [NAME...]     plays them traced, prints a table
+.venv/bin/python -m tests.host.brownouts --keep [NAME...]         and keeps recording and truth as golden
+
+The guest's memory is a file that both QEMU and this program map, so its counter is read without asking anybody.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import gzip
+import json
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.golden.record import traced
+from tests.host.blackouts import migration_of
+from vftrace.collect.batch import Batch
+from vftrace.collect.only import OnlyVms
+from vftrace.collect.recording import Recording, frames_of, head_of
+from vftrace.demo import guest, qemu
+from vftrace.demo.qemu import boottime_ns
+from vftrace.demo.scenarios import FIRST_PAGE, MEMORY_MIB, MIB, Migration, Run, Spec, Vm
+from vftrace.model.brownout import added
+from vftrace.model.migration import Migration as Found
+from vftrace.model.migration import Checkpoint
+
+KEPT = Path(__file__).parents[1] / "golden" / "brownouts"
+BEFORE_S, DURING_S = 3.0, 5.0
+SAMPLE_S = 0.02
+PAGES, TURNS = 3000, 12
+NETWORK = 8 * MIB
+POINTS = 5.0
+"""The guest's speed by vftrace and by its own count may differ by so many percent of its speed before."""
+
+Counts = list[tuple[int, int]]
+"""(CLOCK_BOOTTIME, the guest's counter)."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What somebody else says: the guest's counter on both sides, QEMU's throttle (percent, and since when), how long
+    QEMU's destination says that its vCPU was blocked, and QEMU's own downtime."""
+
+    source: Counts
+    destination: Counts
+    throttle_percent: int | None = None
+    limit_mb_per_second: int | None = None
+    blocked_ms: int | None = None
+    downtime_ms: int | None = None
+
+
+@dataclass
+class Stage:
+    """One run: two VMs whose memory is mapped here."""
+
+    run: Run
+    stack: AsyncExitStack
+    counts: dict[str, Counts] = field(default_factory=lambda: {"source": [], "destination": []})
+    throttle: int | None = None
+    limit: int | None = None
+
+    async def vm(self, spec: Spec, role: Any) -> Vm:
+        """Start a VM and begin to read its guest's counter."""
+        path = Path("/dev/shm") / f"vftrace-{os.getpid()}-{role}"
+        path.write_bytes(b"")
+        os.truncate(path, MEMORY_MIB * MIB)
+        self.stack.callback(path.unlink)
+        memory = ("-object", f"memory-backend-file,id=ram,size={MEMORY_MIB}M,mem-path={path},share=on")
+        extra = (*spec.extra, *memory, "-machine", "memory-backend=ram")
+        vm = await self.run.start(dataclasses.replace(spec, extra=extra), role)
+        with path.open("r+b") as file:
+            words = mmap.mmap(file.fileno(), guest.PAGE_SIZE, offset=guest.TICKS_ADDRESS)
+        reading = asyncio.ensure_future(self._read(words, self.counts[role]))
+        self.stack.callback(reading.cancel)
+        return vm
+
+    async def _read(self, words: mmap.mmap, counts: Counts) -> None:
+        while True:
+            at_ns = boottime_ns()
+            counts.append((at_ns, int.from_bytes(words[:4], "little")))
+            await asyncio.sleep(SAMPLE_S)
+
+    async def begin(
+        self,
+        *,
+        accel: str = "kvm",
+        turns: int = TURNS,
+        pages: int = PAGES,
+        capabilities: tuple[str, ...] = (),
+        **settings: Any,
+    ) -> tuple[Vm, Vm, Migration]:
+        """A guest that has counted for a while, and its migration under way."""
+        rom = self.run.directory / "counting.rom"
+        rom.write_bytes(guest.counting_rom(FIRST_PAGE, pages, turns))
+        spec = Spec(f"demo-{self.run.scenario}", None, rom, accel=accel)
+        source = await self.vm(spec, "source")
+        _prefer(source)
+        await asyncio.sleep(BEFORE_S)
+        destination = await self.vm(spec, "destination")
+        _prefer(destination)
+        migration = await self.run.migrate(
+            source,
+            destination,
+            bandwidth=settings.pop("bandwidth", NETWORK),
+            downtime_ms=1,
+            capabilities=capabilities,
+            parameters=settings,
+        )
+        return source, destination, migration
+
+    async def end(self, source: Vm, destination: Vm, migration: Migration) -> Truth:
+        """Let it complete, whatever is left to send, and take the last counts."""
+        with suppress(qemu.QemuError):  # it may have completed by itself
+            parameters = {"downtime-limit": 20_000, "max-bandwidth": 1 << 33}
+            await source.qemu.command_qmp("migrate-set-parameters", **parameters)
+        await migration.status("completed")
+        said = await source.qemu.query_migrate()
+        await destination.qemu.wait_event(lambda event: event.name == "RESUME", "RESUME")
+        await asyncio.sleep(1.5)
+        answer = await destination.qemu.command_qmp("query-migrate")
+        return Truth(
+            self.counts["source"],
+            self.counts["destination"],
+            self.throttle,
+            self.limit,
+            answer.get("postcopy-blocktime"),
+            said.downtime_ms,
+        )
+
+
+def _prefer(vm: Vm) -> None:
+    """Whatever else this machine does, it is not what slows the guest most."""
+    for task in Path(f"/proc/{vm.qemu.pid}/task").iterdir():
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, int(task.name), -10)
+
+
+async def _none(stage: Stage) -> Truth:
+    source, destination, migration = await stage.begin()
+    await asyncio.sleep(DURING_S)
+    return await stage.end(source, destination, migration)
+
+
+def _throttled(percent: int) -> Callable[[Stage], Awaitable[Truth]]:
+    async def play(stage: Stage) -> Truth:
+        source, destination, migration = await stage.begin(
+            capabilities=("auto-converge",),
+            **{
+                "cpu-throttle-initial": percent,
+                "cpu-throttle-increment": 1,
+                "max-cpu-throttle": percent,
+                "throttle-trigger-threshold": 1,
+            },
+        )
+        for _ in range(400):
+            answer = await source.qemu.command_qmp("query-migrate")
+            stage.throttle = answer.get("cpu-throttle-percentage")
+            if stage.throttle or answer.get("status") != "active":
+                break
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(DURING_S)
+        return await stage.end(source, destination, migration)
+
+    return play
+
+
+async def _dirty_limit(stage: Stage) -> Truth:
+    source, destination, migration = await stage.begin(accel="kvm,dirty-ring-size=1024", turns=4)
+    await stage.run.act("set-vcpu-dirty-limit", source, dirty_rate=1)
+    await asyncio.sleep(DURING_S)
+    (answer,) = await source.qemu.command_qmp("query-vcpu-dirty-limit")
+    stage.limit = answer["limit-rate"]
+    await stage.run.act("cancel-vcpu-dirty-limit", source)
+    return await stage.end(source, destination, migration)
+
+
+async def _ring_full(stage: Stage) -> Truth:
+    source, destination, migration = await stage.begin(
+        accel="kvm,dirty-ring-size=1024", turns=1, pages=12_000
+    )
+    await asyncio.sleep(DURING_S)
+    return await stage.end(source, destination, migration)
+
+
+async def _cpu_hog(stage: Stage) -> Truth:
+    source, destination, migration = await stage.begin()
+    cpu = {max(os.sched_getaffinity(0))}
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        for hog in hogs:
+            os.sched_setaffinity(hog.pid, cpu)
+            os.setpriority(os.PRIO_PROCESS, hog.pid, -10)
+        for task in Path(f"/proc/{source.qemu.pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), cpu)
+        await asyncio.sleep(DURING_S)
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    return await stage.end(source, destination, migration)
+
+
+def _postcopy(bandwidth: int) -> Callable[[Stage], Awaitable[Truth]]:
+    async def play(stage: Stage) -> Truth:
+        source, destination, migration = await stage.begin(
+            capabilities=("postcopy-ram", "postcopy-blocktime"),
+            **{"max-postcopy-bandwidth": bandwidth},
+        )
+        await asyncio.sleep(0.5)
+        await stage.run.act("migrate-start-postcopy", source)
+        return await stage.end(source, destination, migration)
+
+    return play
+
+
+PLAYS: Mapping[str, tuple[str, Callable[[Stage], Awaitable[Truth]]]] = {
+    "none": ("a slow network, nothing else", _none),
+    "throttle-20": ("auto-converge at 20 %", _throttled(20)),
+    "throttle-50": ("auto-converge at 50 %", _throttled(50)),
+    "throttle-99": ("auto-converge at 99 %", _throttled(99)),
+    "dirty-limit": ("set-vcpu-dirty-limit 1 MB/s", _dirty_limit),
+    "ring-full": ("a dirty ring of 1024 entries that is always full", _ring_full),
+    "cpu-hog": ("two other programs on the guest's CPU", _cpu_hog),
+    "postcopy-fast": ("post-copy, 64 MiB/s", _postcopy(64 * MIB)),
+    "postcopy-slow": ("post-copy, 4 MiB/s", _postcopy(4 * MIB)),
+}
+
+
+async def _play(name: str, workdir: Path) -> Truth:
+    with tempfile.TemporaryDirectory(prefix="vm-", dir=workdir) as directory:
+        async with AsyncExitStack() as stack:
+            run = Run(name, qemu.find_qemu(), Path(directory), stack, lambda _: None)
+            return await PLAYS[name][1](Stage(run, stack))
+
+
+def play(name: str, target: Path) -> Truth:
+    """Play one traced; its recording becomes `target`, without whatever else ran on this machine."""
+    truth = traced(target, lambda directory: asyncio.run(_play(name, directory)))
+    recording = Recording(target)
+    kept = OnlyVms([f"demo-{name}"]).keep(Batch.of(recording))
+    with target.open("wb") as out, gzip.GzipFile("", "wb", fileobj=out, mtime=0) as packed:
+        packed.write(head_of(recording.host) + frames_of(kept.records))
+    return truth
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What vftrace made of a brownout, beside the guest's own count: speeds as parts of before, on the same times.
+
+    `held`: the part of the time that the vCPUs were held, from when they first were.
+    """
+
+    speed: float
+    counted: float
+    held: float | None
+    waited_ns: int
+    round_errors: tuple[float, ...]
+
+    @property
+    def error(self) -> float:
+        """In points."""
+        return 100 * (self.speed - self.counted)
+
+
+def turns(counts: Counts, at_ns: int) -> float:
+    """The guest's counter at a time."""
+    index = bisect_left(counts, (at_ns, 0))
+    if index in (0, len(counts)):
+        return counts[min(index, len(counts) - 1)][1]
+    (before, low), (after, high) = counts[index - 1], counts[index]
+    return low + (high - low) * (at_ns - before) / (after - before)
+
+
+def judge(found: Found, truth: Truth) -> Judged:
+    """Compare the guest's speed, over the whole migration and by round, with what it counted."""
+    brownout = found.brownout
+    assert brownout is not None
+    assert brownout.baseline is not None
+    since, until = brownout.baseline.from_ns, brownout.baseline.until_ns
+    # The counter was zero before the guest ran; the baseline begins with that.
+    rate = (turns(truth.source, until) - turns(truth.source, since)) / (until - since)
+
+    def counted(start: int, end: int, counts: Counts) -> float:
+        return (turns(counts, end) - turns(counts, start)) / (end - start) / rate
+
+    stopped = found.downtime.times[Checkpoint.VCPUS_STOPPED]
+    if found.postcopy:
+        late = [span for span in brownout.timeline if span.side == "destination"]
+        start, end, counts = late[0].vcpus.start_ns, late[-1].vcpus.end_ns, truth.destination
+        could_run = added(span.vcpus for span in late).could_run
+        assert could_run is not None
+        speed = could_run / brownout.baseline.could_run
+    else:
+        start, end, counts = found.started_at_ns, stopped, truth.source
+        assert brownout.speed is not None
+        speed = brownout.speed
+    edges = [*(r.at_ns for r in found.rounds), stopped]
+    rounds = [
+        100 * (speed - counted(a, b, truth.source))
+        for a, b, speed in zip(edges[:-1], edges[1:], brownout.rounds, strict=True)
+        if speed is not None and b - a > 1_000_000_000
+    ]
+    waits = brownout.waits
+    return Judged(
+        speed,
+        counted(start, end, counts),
+        brownout.holds[0].share if brownout.holds else None,
+        waits.ns if waits else 0,
+        tuple(rounds),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("names", nargs="*")
+    arguments = parser.parse_args()
+    os.chdir(Path(__file__).parents[2])
+    print("| run | guest speed | by its own count | error, points | held | QEMU says | worst round |")
+    print("|---|---|---|---|---|---|---|")
+    for name in arguments.names or PLAYS:
+        for _ in range(arguments.runs):
+            with tempfile.TemporaryDirectory() as directory:
+                target = KEPT / f"{name}.vft.gz" if arguments.keep else Path(directory) / "r.vft.gz"
+                truth = play(name, target)
+                if arguments.keep:
+                    text = json.dumps(dataclasses.asdict(truth))
+                    (KEPT / f"{name}.truth.json").write_text(text + "\n")
+                print(_row(name, judge(migration_of(target, name), truth), truth), flush=True)
+            time.sleep(0.2)
+
+
+def _row(name: str, judged: Judged, truth: Truth) -> str:
+    said = ""
+    if truth.throttle_percent is not None:
+        said = f"throttle {truth.throttle_percent} %"
+    elif truth.limit_mb_per_second is not None:
+        said = f"limit {truth.limit_mb_per_second} MB/s"
+    elif truth.blocked_ms is not None:
+        said = f"blocked {truth.blocked_ms} ms; vftrace {judged.waited_ns / 1e6:.0f} ms"
+    worst = max(judged.round_errors, key=abs, default=None)
+    return (
+        f"| {name} | {100 * judged.speed:.1f} % | {100 * judged.counted:.1f} % | {judged.error:+.1f} "
+        f"| {'-' if judged.held is None else f'{100 * judged.held:.0f} %'} | {said or '-'} "
+        f"| {'-' if worst is None else f'{worst:+.1f}'} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
