@@ -33,8 +33,8 @@ from vftrace.demo import guest, qemu
 from vftrace.demo.qemu import boottime_ns
 from vftrace.demo.scenarios import FIRST_PAGE, MEMORY_MIB, MIB, Migration, Run, Spec, Vm
 from vftrace.model.brownout import added
-from vftrace.model.migration import Migration as Found
 from vftrace.model.migration import Checkpoint
+from vftrace.model.migration import Migration as Found
 
 KEPT = Path(__file__).parents[1] / "golden" / "brownouts"
 BEFORE_S, DURING_S = 3.0, 5.0
@@ -77,7 +77,10 @@ class Stage:
         path.write_bytes(b"")
         os.truncate(path, MEMORY_MIB * MIB)
         self.stack.callback(path.unlink)
-        memory = ("-object", f"memory-backend-file,id=ram,size={MEMORY_MIB}M,mem-path={path},share=on")
+        memory = (
+            "-object",
+            f"memory-backend-file,id=ram,size={MEMORY_MIB}M,mem-path={path},share=on",
+        )
         extra = (*spec.extra, *memory, "-machine", "memory-backend=ram")
         vm = await self.run.start(dataclasses.replace(spec, extra=extra), role)
         with path.open("r+b") as file:
@@ -99,7 +102,7 @@ class Stage:
         turns: int = TURNS,
         pages: int = PAGES,
         capabilities: tuple[str, ...] = (),
-        **settings: Any,
+        settings: Mapping[str, int] | None = None,
     ) -> tuple[Vm, Vm, Migration]:
         """A guest that has counted for a while, and its migration under way."""
         rom = self.run.directory / "counting.rom"
@@ -113,7 +116,7 @@ class Stage:
         migration = await self.run.migrate(
             source,
             destination,
-            bandwidth=settings.pop("bandwidth", NETWORK),
+            bandwidth=NETWORK,
             downtime_ms=1,
             capabilities=capabilities,
             parameters=settings,
@@ -157,7 +160,7 @@ def _throttled(percent: int) -> Callable[[Stage], Awaitable[Truth]]:
     async def play(stage: Stage) -> Truth:
         source, destination, migration = await stage.begin(
             capabilities=("auto-converge",),
-            **{
+            settings={
                 "cpu-throttle-initial": percent,
                 "cpu-throttle-increment": 1,
                 "max-cpu-throttle": percent,
@@ -216,7 +219,7 @@ def _postcopy(bandwidth: int) -> Callable[[Stage], Awaitable[Truth]]:
     async def play(stage: Stage) -> Truth:
         source, destination, migration = await stage.begin(
             capabilities=("postcopy-ram", "postcopy-blocktime"),
-            **{"max-postcopy-bandwidth": bandwidth},
+            settings={"max-postcopy-bandwidth": bandwidth},
         )
         await asyncio.sleep(0.5)
         await stage.run.act("migrate-start-postcopy", source)
@@ -329,7 +332,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
     os.chdir(Path(__file__).parents[2])
-    print("| run | guest speed | by its own count | error, points | held | QEMU says | worst round |")
+    print(
+        "| run | guest speed | by its own count | error, points | held | QEMU says | worst round |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name in arguments.names or PLAYS:
         for _ in range(arguments.runs):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vftrace.probes import calls, loader, vfio
+from vftrace.probes import calls, loader, vcpus, vfio
 from vftrace.probes.bcc import cache
 from vftrace.probes.bpf.object import Object
 from vftrace.probes.programs import compiled
@@ -23,6 +23,8 @@ def _flags(program: str, way: str) -> Sequence[str]:
         return vfio._cflags(Way(way, ()), None)
     if program == "calls.bpf.c":
         return calls.flags()
+    if program == "vcpu.bpf.c":
+        return vcpus.flags()
     return ()
 
 
@@ -53,6 +55,7 @@ def load(program: str, way: str) -> tuple[bool, dict[str, bytes]]:
         ("vfio.bpf.c", KPROBE),
         ("mailbox.bpf.c", KPROBE),
         ("calls.bpf.c", TRACEPOINT),
+        ("vcpu.bpf.c", TRACEPOINT),
     ],
 )
 def test_object_is_compiled_kept_and_loaded(

@@ -187,7 +187,7 @@ def _by_round(source: Running | None, rounds: Sequence[int]) -> list[VcpuSpan | 
         return [None] * len(rounds)
     vcpus = list(source.log.vcpus.values())
     found: list[VcpuSpan | None] = []
-    for start, following in zip(rounds, [*rounds[1:], source.end_ns], strict=True):
+    for start, following in pairwise((*rounds, source.end_ns)):
         end = min(following, source.end_ns)
         span = None
         if end - start >= LEAST_ROUND_NS:
