@@ -84,6 +84,15 @@ def test_lists_begin_after_an_empty_line(page: Path) -> None:
     assert glued == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_numbered_lists_are_indented_by_four(page: Path) -> None:
+    """Python-Markdown takes less for the end of the list."""
+    text = FENCE.sub("", page.read_text())
+    lists = re.findall(r"^\d+\. .*\n(?:(?: .*)?\n)*", text, re.MULTILINE)
+    wrong = [line for each in lists for line in each.splitlines() if re.match(r" {1,3}\S", line)]
+    assert wrong == []
+
+
 RESULTS = sorted(set(ROOT.glob("docs/results/*.md")) - {ROOT / "docs/results/README.md"})
 
 

@@ -201,7 +201,7 @@ class Writer:
         packed = handle._compressor.compress(data)
         packed += handle._compressor.flush(zlib.Z_SYNC_FLUSH)
         if handle._good + len(packed) > self._limits.max_bytes:
-            raise OSError(errno.EFBIG, "one recording is larger than all of them may be")
+            raise OSError(errno.EFBIG, "one recording exceeds the size limit of all")
         self._write(handle._file, packed)
         handle._good += len(packed)
 

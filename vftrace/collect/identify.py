@@ -167,7 +167,7 @@ def _contained(pid: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        FAULTS.contained(Where.IDENTIFY, error, f"something of pid {pid} is not looked up", (pid,))
+        FAULTS.contained(Where.IDENTIFY, error, f"details of pid {pid} are missing", (pid,))
 
 
 _LOOKS: dict[type[Event], Callable[[Identifier, Any], None]] = {

@@ -104,7 +104,7 @@ class LiveSource:
         except VftraceError:
             raise
         except Exception as error:
-            FAULTS.contained(Where.READER, error, "what a tick reports is cut short")
+            FAULTS.contained(Where.READER, error, "a tick reports a part only")
         return self._intake.drain()
 
     def close(self) -> Batch:
@@ -142,7 +142,7 @@ class LiveSource:
             raise
         except Exception as error:
             pid = wire.tgid_of(record)
-            what = f"what a record of pid {pid} leads to is not looked at"
+            what = f"a record of pid {pid} is not identified"
             FAULTS.contained(Where.READER, error, what, (pid,))
 
     def _take(self, record: bytes) -> None:

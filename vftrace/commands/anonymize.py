@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if Recording(args.output).host.profiles:
         say("the mailbox profiles it was recorded with are still in it")
     say(
-        f"wrote {args.output}: times, sizes, PCI addresses and the kernel's release are as they were"
+        f"wrote {args.output}: times, sizes, PCI addresses and the kernel's release are unchanged"
         " (docs/reference/recordings.md)"
     )
     return 0

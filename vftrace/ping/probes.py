@@ -133,7 +133,7 @@ def _open_icmp(target: Target, packets: Packets) -> "DatagramPinger":
             opened = socket.socket(target.family, socket.SOCK_DGRAM, number)
         except PermissionError as error:
             raise MachineError(
-                "no permission to send ICMP: run as root, or ask with --protocol udp or tcp",
+                "no permission to send ICMP: run as root, or use --protocol udp or tcp",
                 'sysctl -w net.ipv4.ping_group_range="0 2147483647"',
             ) from error
     if raw and version == 4:

@@ -156,5 +156,5 @@ class Session:
         if failed == errno.ECONNREFUSED and self.protocol == UDP:
             raise VftraceError(
                 f"nothing listens on UDP port {port} of {address}: start an echo service there "
-                f"(socat UDP-LISTEN:{port},fork PIPE), or ask with --protocol icmp or {TCP}"
+                f"(socat UDP-LISTEN:{port},fork PIPE), or use --protocol icmp or {TCP}"
             )

@@ -97,16 +97,16 @@ def summary(session: Session, realtime_offset_ns: int) -> list[str]:
     if ledger.received:
         trips = ledger.round_trips
         lines.append(
-            f"  round trip  least {format_ns(trips.least_ns)}, half {_quantile(trips, 0.5)}, "
-            f"99 % {_quantile(trips, 0.99)}, most {format_ns(trips.most_ns)}"
+            f"  round trip  min {format_ns(trips.least_ns)}, median {_quantile(trips, 0.5)}, "
+            f"99 % {_quantile(trips, 0.99)}, max {format_ns(trips.most_ns)}"
         )
     if session.errors:
         said = ", ".join(f"{os.strerror(number)} ({n})" for number, n in session.errors.items())
         lines.append(f"  network     {said}")
     late = ledger.late
     lines.append(
-        f"  own sending late by half {_quantile(late, 0.5)}, 99 % {_quantile(late, 0.99)}, "
-        f"99.9 % {_quantile(late, 0.999)}, most {format_ns(late.most_ns)}; "
+        f"  own sending late by median {_quantile(late, 0.5)}, 99 % {_quantile(late, 0.99)}, "
+        f"99.9 % {_quantile(late, 0.999)}, max {format_ns(late.most_ns)}; "
         f"{ledger.missed_slots} slots missed{'' if session.fifo else '; no real-time priority'}"
     )
     if ledger.longest is None:

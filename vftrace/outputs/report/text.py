@@ -172,7 +172,7 @@ def render_vfs(snapshot: Snapshot, width: int, g: Glyphs) -> Iterator[Renderable
     if part:
         yield Text()
         if snapshot.vfs_incomplete:
-            yield Text("! EVENTS OF MAILBOXES WERE LOST: what follows may lack some", WARNING)
+            yield Text("! MAILBOX EVENTS WERE LOST: the list below may lack some", WARNING)
         yield from part
 
 

@@ -43,8 +43,8 @@ def render_pings(ping: PingRecording, g: Glyphs) -> Iterator[Text | Table]:
         yield Text(
             f"{summary.sent} sent, {summary.received} answered, {summary.lost} lost,"
             f" {summary.missed_slots} own slots missed;"
-            f" round trip half {format_ns(summary.rtt_p50_ns)}, 99 % {format_ns(summary.rtt_p99_ns)},"
-            f" most {format_ns(summary.rtt_max_ns)}"
+            f" round trip median {format_ns(summary.rtt_p50_ns)}, 99 % {format_ns(summary.rtt_p99_ns)},"
+            f" max {format_ns(summary.rtt_max_ns)}"
             if summary.received
             else f"{summary.sent} sent, none answered"
         )

@@ -84,7 +84,7 @@ def during(migration: Migration, checkpoint: CheckpointTime) -> str:
     if name == Checkpoint.VCPUS_RUNNING and figures.resumed_on_source(migration):
         if migration.outcome == Outcome.COMPLETED:
             return "all of it was saved, until the source's vCPUs ran again"
-        return "the migration was given up, until the source's vCPUs ran again"
+        return "the migration failed, and the source's vCPUs ran again"
     held = migration.brownout.stop if migration.brownout is not None else None
     if name == Checkpoint.CLOCK_READ and held is not None and checkpoint.ns:
         if held.ns * _SMALL_PART >= checkpoint.ns:
@@ -169,7 +169,7 @@ def _why_no_downtime(migration: Migration, now_ns: int) -> str:
             return "not known: the stop was not seen"
         return "none: the guest was never stopped"
     if migration.kind == Kind.SAVE:
-        return "not known: the guest was stopped and saved, and nobody ran it again"
+        return "not known: the guest was stopped and saved, and did not run again"
     lasting = figures.blackout(migration, now_ns)
     if lasting is not None and lasting.at_least:
         return f"at least {format_ns(lasting.ns)}: handed over, the destination is not seen here"
@@ -182,7 +182,7 @@ def _why_no_downtime(migration: Migration, now_ns: int) -> str:
     if migration.role == Role.DESTINATION:
         return "not known: the source was not seen"
     if migration.outcome == Outcome.COMPLETED and migration.peer_pid is not None:
-        return "not over: the destination holds the loaded guest, and nobody has resumed it"
+        return "not over: the destination holds the loaded guest and waits for cont"
     if migration.outcome == Outcome.COMPLETED:
         return "not known: the destination was not seen"
     return "not known: the guest was stopped and never ran again"
