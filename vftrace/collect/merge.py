@@ -133,7 +133,7 @@ class Reader:
 
 
 class _Stream:
-    """The events of a recording in order of time, as often as they are asked for: the file is read each time, and
+    """The events of a recording in order of time, for each iteration anew: the file is read each time, and
     no more than a part of it is held. What can be read only once, such as a pipe, is held as its records.
 
     For each process `spans` has when it was seen and how many records there are of it.
