@@ -210,7 +210,7 @@ def _brownout(
     rounds: tuple[Round, ...],
     until: int,
 ) -> Brownout | None:
-    """The guest runs at the source until the blackout, and on where it came to nothing; at the destination it migrates
+    """The guest runs at the source until the blackout, and on where it failed; at the destination it migrates
     until all pages of postcopy are there."""
     stopped, running = times.get(Checkpoint.VCPUS_STOPPED), times.get(Checkpoint.VCPUS_RUNNING)
     sides = []

@@ -1,4 +1,4 @@
-"""What /proc says of one thread: what it does now, and where its time went so far."""
+"""Reads a thread's state and times from /proc."""
 
 import os
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ class VcpuState(StrEnum):
 
 STATES = tuple(VcpuState)
 COULD_RUN = frozenset({VcpuState.GUEST, VcpuState.IDLE, VcpuState.EXIT})
-"""States in which the guest gets on, or has nothing to do."""
+"""States in which the guest runs, or has nothing to do."""
 HOLDS = (VcpuState.THROTTLE, VcpuState.LIMIT, VcpuState.RING_FULL)
 """States in which the VMM keeps a vCPU out of the guest for the migration's sake."""
 HELD_BY = {

@@ -37,7 +37,7 @@ class OnDemand:
             self.close()
 
     def refuse(self, reason: str) -> None:
-        """Say why the probes cannot be attached at all."""
+        """Keep the reason why the probes cannot be attached at all."""
         self._reason = reason
 
     @property

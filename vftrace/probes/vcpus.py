@@ -169,7 +169,7 @@ def flags() -> list[str]:
         raise LookupError(f"the system calls of {machine} are not known")
     pid = btf.member_offset("task_struct", "pid")
     if pid is None:
-        raise LookupError("the kernel's BTF does not say task_struct.pid")
+        raise LookupError("the kernel's BTF lacks task_struct.pid")
     return [
         f"-DTASK_PID_OFFSET={pid}",
         *(f"-D{name}={number}" for name, number in _NUMBERS[machine].items()),

@@ -26,11 +26,11 @@ MAX_SPANS = 120
 MAX_DRAWN = 64
 """vCPUs of one side that have pieces of their own."""
 WINDOW_NS = 1_000_000_000
-"""Auto-converge at 99 % lets a vCPU run for 10 ms in a second: what is shorter says nothing of a speed."""
+"""Auto-converge at 99 % lets a vCPU run for 10 ms in a second: a shorter time gives no speed."""
 LEAST_ROUND_NS = 2 * SPAN_NS
 """A shorter round has no speed: samples are 100 ms apart."""
 LEAST_HELD = 0.05
-"""Less than this part of a round is no throttle."""
+"""Less than this part of a round does not count as a throttle."""
 STOP_SLACK_NS = 5_000_000
 """A vCPU leaves KVM_RUN, then it is held: what of that is seen lies so much later."""
 

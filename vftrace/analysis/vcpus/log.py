@@ -13,7 +13,7 @@ MAX_SAMPLES = 16_384
 """Samples that are kept of one process; of more, every other one is forgotten."""
 MAX_THREADS = 4096
 MAX_NS = 1 << 62
-"""A sample that says more is damaged."""
+"""A sample with more is damaged."""
 
 _FIELDS = tuple("ring_ns" if state == VcpuState.RING_FULL else f"{state}_ns" for state in STATES)
 _NO_NUMBER = 0xFFFF_FFFF
