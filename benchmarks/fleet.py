@@ -1,11 +1,15 @@
 """What tracing a full host costs: many VMs that migrate at once, and idle ones beside them.
 
     sudo .venv/bin/python benchmarks/fleet.py [--migrating 200] [--idle 1000] [--seconds 30] [COMMAND...]
+    sudo .venv/bin/python benchmarks/fleet.py --idle-cost [--idle 1000] [--tree OTHER] [COMMAND...]
 
 The VMs are processes that make KVM's requests (fleet.c), so a small machine can hold them. For each COMMAND (`record`,
 `serve`, `flight`: serve with a flight recorder) prints the tracer's CPU time in percent of one core while all VMs are
 idle, in the three seconds in which all begin, and from then to the end (/proc/PID/stat), and what it has seen:
 migrations, those whose downtime is known, records lost. `serve` is scraped every 15 s.
+
+`--idle-cost` prints what one idle VM costs the tracer: the CPU time with so many of them beside that without any, in
+microseconds a second for each VM, in turn for the other tree (if there is one) and this one.
 """
 
 import argparse
@@ -141,6 +145,39 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
     return result
 
 
+def idle_cost(args: argparse.Namespace, command: str, tree: Path) -> float:
+    """CPU time of one idle VM, microseconds a second."""
+    with_none, with_all = (idle_seconds(args, command, tree, count) for count in (0, args.idle))
+    return 1e6 * (with_all - with_none) / args.idle
+
+
+def idle_seconds(args: argparse.Namespace, command: str, tree: Path, count: int) -> float:
+    """CPU seconds a second of a tracer beside so many idle VMs, scraped once in the time of two scrapes."""
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = ["record", "-o", f"{directory}/idle.vft"]
+        if command != "record":
+            arguments = ["serve", "--web.listen-address", "127.0.0.1:0"]
+        fleet = [str(args.program), "0", str(count), "1", str(args.round_ms), "1"]
+        took: list[float] = []
+        stop = threading.Event()
+        with (
+            subprocess.Popen(
+                fleet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as vms,
+            tracer(tree, arguments) as traced,
+        ):
+            assert vms.stdout is not None
+            assert vms.stdout.readline().strip() == "ready"
+            url = "".join(re.findall(r"serving (\S+)", traced.said))  # type: ignore[attr-defined]
+            if url:
+                threading.Thread(target=scrape, args=(url, took, stop), daemon=True).start()
+            time.sleep(3)
+            used = percent(traced.pid, SCRAPE_S) / 100
+            stop.set()
+            vms.kill()
+        return used
+
+
 def seen(tree: Path, recording: Path) -> dict[str, object]:
     """What is in the recording."""
     out = subprocess.run(
@@ -175,6 +212,8 @@ def main() -> None:
         "--keep", type=Path, help="directory for the recordings, which are deleted else"
     )
     parser.add_argument("--tree", type=Path, default=HERE, help="another tree of vftrace")
+    parser.add_argument("--idle-cost", action="store_true", help="only what an idle VM costs")
+    parser.add_argument("--times", type=int, default=3, help="how often that is measured")
     parser.add_argument("commands", nargs="*", default=["record", "serve"], metavar="COMMAND")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -182,7 +221,15 @@ def main() -> None:
         kept = args.keep or Path(directory)
         kept.mkdir(parents=True, exist_ok=True)
         for command in args.commands:
-            print(json.dumps(run(args, command, kept)), flush=True)
+            if not args.idle_cost:
+                print(json.dumps(run(args, command, kept)), flush=True)
+                continue
+            for _ in range(args.times):
+                for tree in dict.fromkeys((args.tree, HERE)):
+                    cost = round(idle_cost(args, command, tree), 1)
+                    print(
+                        json.dumps({"command": command, "tree": str(tree), "us": cost}), flush=True
+                    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 def printable(text: str) -> str:
     """Text of a command line, a file's name or a recording without what steers a terminal or cannot be encoded."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 class VftraceError(Exception):

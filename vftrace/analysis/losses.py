@@ -19,6 +19,9 @@ class LossLog:
         self._in_kernel = 0
         self._dropped = 0
 
+    def __bool__(self) -> bool:
+        return bool(self._reports)
+
     @property
     def total(self) -> Loss:
         """All that is missing so far."""

@@ -17,7 +17,7 @@ from vftrace.analysis.sequence import SequenceTracker
 from vftrace.analysis.vcpus.log import VcpuLog
 from vftrace.events import Event
 from vftrace.events.layout import BITMAP_WORDS, PIECE_WORDS
-from vftrace.model.migration import CHANNEL_KINDS
+from vftrace.model.migration import CHANNEL_KINDS, Vm
 from vftrace.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MEM_LOG_DIRTY_PAGES, PAGE_SIZE
 
 # A burst is one thread switching logging on slot by slot (QEMU memory_global_dirty_log_start).
@@ -99,6 +99,8 @@ class Process:
     last_loss_ns: int | None = None
     """When something went missing or came out of order, latest."""
     lost: LossLog = field(default_factory=LossLog)
+    shown: tuple[object, Vm] | None = None
+    """What its VM looked like in the last snapshot, and of what that was made."""
     pieces_held: int = 0
     ring_untracked: int = 0
     internal_error: tuple[int, str] | None = None

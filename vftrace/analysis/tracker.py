@@ -505,7 +505,7 @@ class Tracker:
         found = (
             VmLoss(_key(process), process.pid, process.first_seen_ns, process.lost.total)
             for process in self._everyone()
-            if process.lost.total
+            if process.lost
         )
         return tuple(sorted(found, key=lambda vm: sum(astuple(vm.loss)), reverse=True))
 
@@ -520,7 +520,10 @@ class Tracker:
             what = f"{_key(process)} (pid {process.pid}) is shown without state and devices"
             FAULTS.contained(Where.VM, error, what, (process.pid,))
             paused, devices = None, ()
-        return Vm(
+        state = identity, process.created_at_ns, paused, devices
+        if process.shown is not None and process.shown[0] == state:
+            return process.shown[1]
+        vm = Vm(
             key=_key(process),
             pid=process.pid,
             uuid=identity.uuid if identity else None,
@@ -533,6 +536,8 @@ class Tracker:
             if identity
             else Placement(),
         )
+        process.shown = state, vm
+        return vm
 
     def _migrations(self, histories: VfHistories) -> tuple[Migration, ...]:
         everyone = self._everyone()

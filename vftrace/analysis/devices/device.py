@@ -276,6 +276,8 @@ class Devices:
 
     def shown(self) -> tuple[VmDevice, ...]:
         """The devices that are open now."""
+        if not self.by_fd:
+            return ()
         return tuple(
             VmDevice(
                 address=device.address or device.label,

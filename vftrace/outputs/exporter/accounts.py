@@ -254,7 +254,21 @@ class Accounts:
         self.sync = Histogram(SYNC_BUCKETS)
 
     def update(self, reading: Reading) -> View:
-        """Add what is new, forget what has been gone for long; call it once a second or more often."""
+        """Add what is new, forget what has been gone for long; returns what a scrape reads."""
+        processes, migrations = self._count_all(reading)
+        vms = self._views(self._kept, processes, migrations, reading)
+        return View(reading, vms, self._vfs(vms, reading), self)
+
+    def count(self, reading: Reading) -> None:
+        """As `update`, once a second or more often; an idle VM, which has nothing to count, costs next to nothing."""
+        processes, migrations = self._count_all(reading)
+        migrating = {label: self._kept[label] for label in migrations if label in self._kept}
+        self._vfs(self._views(migrating, processes, migrations, reading), reading)
+
+    def _count_all(
+        self, reading: Reading
+    ) -> tuple[dict[str, list[Vm]], dict[str, list[Migration]]]:
+        """Count; returns the processes and the migrations of each label."""
         snapshot = reading.snapshot
         self._find_second(snapshot)
         by_label: dict[str, list[Migration]] = {}
@@ -273,14 +287,23 @@ class Accounts:
             processes.setdefault(self._label(vm), []).append(vm)
         self._keep(processes, by_label, reading.now_ns)
         self._add_losses(snapshot.losses)
+        return processes, by_label
+
+    def _views(
+        self,
+        kept_by_label: Mapping[str, _Kept],
+        processes: Mapping[str, list[Vm]],
+        migrations: Mapping[str, list[Migration]],
+        reading: Reading,
+    ) -> tuple[VmView, ...]:
         vms: list[VmView] = []
-        for label, kept in self._kept.items():
+        for label, kept in kept_by_label.items():
             try:
-                mine = processes.get(label, []), by_label.get(label, [])
+                mine = processes.get(label, []), migrations.get(label, [])
                 vms.append(self._view(label, kept, *mine, reading))
             except Exception as error:
                 FAULTS.contained(Where.METRICS, error, f"{label} has no metrics", (kept.vm.pid,))
-        return View(reading, tuple(vms), self._vfs(vms, reading), self)
+        return tuple(vms)
 
     def _vfs(self, vms: Sequence[VmView], reading: Reading) -> tuple[VfDowntime, ...]:
         try:
@@ -336,7 +359,7 @@ class Accounts:
         )
         for _, label in ended[: max(0, len(ended) - MAX_ENDED_VMS)]:
             del self._kept[label]
-        self._totals = {label: self._totals.get(label, VmTotals()) for label in self._kept}
+        self._totals = {label: self._totals.get(label) or VmTotals() for label in self._kept}
         self._last_outcomes = {
             label: last for label, last in self._last_outcomes.items() if label in self._kept
         }

@@ -845,7 +845,7 @@ class Exporter(Collector):
         """Count what has ended since the last call; once a second, so that scrapes may be rare."""
         if self.read is not None:
             with self._lock:
-                self._accounts.update(self.read())
+                self._accounts.count(self.read())
 
     def describe(self) -> Iterable[Family]:
         """The families without samples, so that registering reads nothing."""
