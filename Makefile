@@ -18,13 +18,14 @@ test: setup lint ## lint, types, layers, then all tests
 test-unit: setup ## the tests that need neither BPF nor KVM
 	.venv/bin/pytest -m 'not host and not lab'
 
-lint: setup ## ruff, mypy --strict, who may import whom, clang-format, licences
+lint: setup ## ruff, mypy --strict, who may import whom, clang-format, licences, words
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/clang-format --dry-run -Werror bpf/*.h bpf/*.c
 	.venv/bin/reuse lint --quiet
+	.venv/bin/python -m tests.words --docstrings
 
 boards: setup ## make the Grafana boards again from dashboards/boards
 	.venv/bin/python -m dashboards.boards
