@@ -270,7 +270,7 @@ FD_FIRST = _words(
 
 
 def does(name: str) -> Does:
-    """What a call of this name does."""
+    """Return what a call of this name does."""
     if name in _WAITS:
         return Does.WAIT
     if name in _SENDS:

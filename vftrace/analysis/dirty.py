@@ -69,7 +69,7 @@ def common(bitmap: Bitmap, other: Bitmap) -> Bitmap:
 
 
 def heat(bitmap: Bitmap, pages: int) -> tuple[int, ...]:
-    """How many pages are set in each of at most HEAT_BUCKETS equal parts of the first `pages` pages."""
+    """Return how many pages are set in each of at most HEAT_BUCKETS equal parts of the first `pages` pages."""
     width = max(1, -(-pages // HEAT_BUCKETS))
     counts = [0] * -(-pages // width)
     for number, bits in bitmap.items():
@@ -157,7 +157,7 @@ class SlotLog:
             self.unread.setdefault(reader, Unread()).known = False
 
     def take(self, reader: int = 0) -> tuple[Bitmap | None, bool]:
-        """What became dirty since this reader took last (None: not known), and whether that was the initial
+        """Return what became dirty since this reader took last (None: not known), and whether that was the initial
         all-ones."""
         unread = self.unread.pop(reader, None) or Unread()
         return unread.fresh if unread.known else None, unread.initial

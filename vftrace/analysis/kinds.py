@@ -21,7 +21,7 @@ LOAD_CHANNELS = ("file", "pipe", "snapshot", "unknown")
 def saved_to(
     process: Process, outgoing: OutgoingMigration, fds: set[int], *, paired: bool
 ) -> Save | None:
-    """Where an attempt saves its VM; None if it moves it.
+    """Return where an attempt saves its VM; None if it moves it.
 
     A file is a save. So is a pipe, unless a destination belongs to it or a known tunnel reads it.
     """
@@ -49,7 +49,7 @@ def saves(process: Process, outgoing: OutgoingMigration) -> bool:
 def loaded_from(
     process: Process, incoming: IncomingMigration, everyone: Iterable[Process]
 ) -> Save | None:
-    """What a destination loads its VM from, if that is not another process.
+    """Return what a destination loads its VM from, if that is not another process.
 
     Its command line and its fds tell, and the guest's clock: one that a save on this host read before the
     destination was there comes from that save.

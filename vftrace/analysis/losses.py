@@ -44,7 +44,7 @@ class LossLog:
             self._reports.append((event.at_ns, total))
 
     def between(self, since_ns: int, until_ns: int | None) -> Loss:
-        """What was lost from one time to another, or up to now, as far as the reports show."""
+        """Return what was lost from one time to another, or up to now, as far as the reports show."""
         before, last = Loss(), Loss()
         for at_ns, total in self._reports:
             if at_ns < since_ns:

@@ -231,7 +231,7 @@ class OutgoingMigration:
         self.sent_at_close[fd] = at_ns, self._sent()
 
     def _sent(self) -> int:
-        """What the migration thread has sent, as far as that was reported."""
+        """Return what the migration thread has sent, as far as that was reported."""
         return sum(
             max(0, total - self.baseline.get(channel, 0))
             for channel, total in self.by_thread.items()
@@ -411,7 +411,7 @@ class OutgoingMigration:
         )
 
     def last_sent_ns(self, fds: set[int]) -> int | None:
-        """When it was last sent on these fds."""
+        """Return when it was last sent on these fds."""
         return max((self.channels[fd].last_ns for fd in fds if fd in self.channels), default=None)
 
     def miscounts(self, fds: set[int]) -> bool:
@@ -482,7 +482,7 @@ class OutgoingMigration:
         )
 
     def _total(self, sync: DirtySync, fds: set[int]) -> int:
-        """What these fds had sent when a dirty sync began."""
+        """Return what these fds had sent when a dirty sync began."""
         return sum(n - self.baseline.get(fd, 0) for fd, n in sync.sent.items() if fd in fds)
 
     def distinct_pages(self) -> int | None:
@@ -534,7 +534,7 @@ def _burst(bursts: dict[int, tuple[int, int]], fds: set[int]) -> tuple[int, int]
 
 
 def _why(event: GetDirtyLog) -> NotCounted:
-    """Why the bits of a log are not known."""
+    """Return why the bits of a log are not known."""
     if event.bitmap_bytes == 0:
         return "size-unknown"
     if event.walked_bytes < event.bitmap_bytes:

@@ -95,7 +95,7 @@ class Pairing:
             self._pair(process, everyone())
 
     def _source_sends(self, process: Process, everyone: Everyone) -> None:
-        """Only now is it a source: a destination with its UUID may have acted before."""
+        """Make it a source only now: a destination with its UUID may have acted before."""
         for waiting in list(self._unpaired.values()):
             if waiting.incoming is None:
                 del self._unpaired[id(waiting)]

@@ -161,7 +161,7 @@ class Process:
         return True if self.created_at_ns is not None and self.last_loss_ns is None else None
 
     def released_ns(self, device: PassedDevice) -> int | None:
-        """When the process closed a device, or ended with it open; None while it has the device.
+        """Return when the process closed a device, or ended with it open; None while it has the device.
 
         An end is not a `closed_at_ns`: only a device that a running VMM closes was unplugged.
         """
@@ -364,7 +364,7 @@ class Process:
                 return
 
     def _sent_before(self, fd: int, tid: int) -> int:
-        """What had been sent on a channel before a thread began its migration: the stream's head is sent before
+        """Return what had been sent on a channel before a thread began its migration: the stream's head is sent before
         the first dirty sync."""
         sender, before = self.senders.get(fd, (0, 0))
         return before if sender == tid else self.channels[fd].bytes
@@ -691,7 +691,7 @@ class Process:
 
 
 def _held(parts: list[events.Part]) -> int:
-    """How many pieces of 4 KiB so many parts of one call's bitmap may have."""
+    """Return how many pieces of 4 KiB so many parts of one call's bitmap may have."""
     return len(parts) * (_PIECES_OF_PART if type(parts[0]) is events.BitmapPart else 1)
 
 

@@ -146,7 +146,7 @@ class Tracker:
             self._end(process, at_ns)
 
     def finish(self) -> None:
-        """There is nothing more: what has not ended is `unknown` from here on."""
+        """End the input: what has not ended is `unknown` from here on."""
         self._ended_at_ns = self._now_ns
 
     def _failed_on(self, process: Process, event: Event, error: Exception) -> None:
@@ -175,7 +175,7 @@ class Tracker:
     # -- what goes on, for a recorder -----------------------------------------------------------
 
     def unsettled(self) -> list[Unsettled]:
-        """What migrations that may still change are made of; they are not built."""
+        """Return what migrations that may still change are made of; they are not built."""
         return list(self._unsettled(self._everyone()))
 
     def build(self, part: Unsettled) -> Migration:
@@ -447,7 +447,7 @@ class Tracker:
         return process
 
     def _everyone(self) -> list[Process]:
-        """All known processes, those that ended first."""
+        """Return all known processes, those that ended first."""
         return [*self._ended, *self._processes.values()]
 
     def _end(self, process: Process, at_ns: int) -> None:
@@ -481,7 +481,7 @@ class Tracker:
     # -- results --------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """Everything known now, immutable."""
+        """Return everything known now, immutable."""
         histories = self._vf_histories()
         return Snapshot(
             at_ns=self._now_ns,
@@ -551,7 +551,7 @@ class Tracker:
         return HostContext(histories, everyone, self._now_ns, loss, self.mailboxes.names_roles)
 
     def _unsettled(self, everyone: list[Process]) -> Iterator[Unsettled]:
-        """What migrations that may still change are made of."""
+        """Yield what migrations that may still change are made of."""
         by_outgoing = {id(pair.outgoing): pair for pair in self._pairing.pairs}
         paired = {id(pair.incoming) for pair in self._pairing.pairs}
         for process in everyone:
@@ -615,7 +615,7 @@ class Tracker:
         )
 
     def _peer_loss(self, process: Process) -> int | None:
-        """When something went missing, latest, of a process that may be the other side of a migration of
+        """Return when something went missing, latest, of a process that may be the other side of a migration of
         which only `process` is known."""
         doubts = (
             p.last_loss_ns

@@ -292,7 +292,7 @@ def facts_of(
     peer_ended_ns: int | None,
     now_ns: int,
 ) -> Facts:
-    """What was seen of both sides."""
+    """Return what was seen of both sides."""
     postcopy = incoming is not None and incoming.postcopy_first_ns is not None
     ended = incoming.ended_at_ns if incoming else None
     ran = incoming.running_at_ns if incoming else None
@@ -330,7 +330,7 @@ def facts_of(
 
 
 def _loaded_ns(outgoing: OutgoingMigration, incoming: IncomingMigration | None) -> int | None:
-    """When the destination had loaded what the source saved, whatever the source did then."""
+    """Return when the destination had loaded what the source saved, whatever the source did then."""
     if incoming is None or incoming.loaded_at_ns is None or outgoing.saved is None:
         return None
     return incoming.loaded_at_ns if incoming.loaded_at_ns >= outgoing.saved.enter_ns else None
@@ -348,7 +348,7 @@ def _resumed_ns(outgoing: OutgoingMigration) -> int | None:
 def _failure(
     outgoing: OutgoingMigration, fds: set[int], destination_ended_ns: int | None
 ) -> int | None:
-    """When a send failed, if that means a failure.
+    """Return when a send failed, if that means a failure.
 
     A cancel shuts the socket down (QEMU migrate_fd_cancel), which gives the source EPIPE first and ends
     the destination afterwards; a destination that died ended before the error.
@@ -405,7 +405,7 @@ def _state_read(outgoing: OutgoingMigration, fds: set[int]) -> bool:
 
 
 def device_verdict(devices: MigrationDevices, verdict: Verdict) -> Verdict:
-    """What a device refused or failed at before the end is the cause of it."""
+    """Return the verdict that a device caused: it refused a state or failed before the end."""
     until = verdict.ended_at_ns or 0
     found = devices.trouble(until)
     if found is None:

@@ -80,7 +80,7 @@ class Words:
         return self.word("/path" if text.startswith("/") else "name", text)
 
     def target(self, text: str) -> str:
-        """What an fd is: a path, or a word of vftrace's own."""
+        """Return what an fd is: a path, or a word of vftrace's own."""
         return self.path(text) if "/" in text else text
 
     def host(self, text: str) -> str:
@@ -135,7 +135,7 @@ class Words:
         return text if _VMMS.fullmatch(text) else self.word("vmm", text)
 
     def program(self, text: str) -> str:
-        """What reads or writes a pipe, if it is a program that many have."""
+        """Return what reads or writes a pipe, if it is a program that many have."""
         return text if text in TUNNELS or text in _PROGRAMS else self.word("program", text)
 
     def thread(self, text: str) -> str:

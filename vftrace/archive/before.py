@@ -299,7 +299,7 @@ class Stream:
 
 
 def _own_key(event: Event) -> Hashable:
-    """What of the collector's records about a process replaces an earlier one."""
+    """Return what of the collector's records about a process replaces an earlier one."""
     match event:
         case events.Process() | events.Uncounted() | events.VmLost() | events.CallsMissed():
             return type(event)

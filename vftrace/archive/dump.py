@@ -47,7 +47,7 @@ def line(event: Event, clock: Clock = "boot", offset_ns: int | None = None) -> s
 
 
 def _fields(event: Event) -> tuple[str, ...]:
-    """What is shown of an event; of a bitmap what is packed in it."""
+    """Return what is shown of an event; of a bitmap what is packed in it."""
     if isinstance(event, events.BitmapPart):
         return (*_HEAD, "call_ns", "first_page", "slot", "bits")
     return event.__struct_fields__

@@ -102,7 +102,7 @@ def _finish(path: Path) -> Path | None:
 
 
 def _outcome(path: Path) -> Outcome:
-    """What is known of the migration's outcome where its recording ends."""
+    """Return what is known of the migration's outcome where its recording ends."""
     migrations = track(Recording(path)).snapshot().migrations
     return (migrations[-1].outcome if migrations else None) or Outcome.UNKNOWN
 

@@ -164,7 +164,7 @@ class FlightRecorder:
             self._flush()
 
     def finish(self, tracker: Tracker, host: HostInfo) -> None:
-        """There is nothing more: close all recordings, and wait until they are written."""
+        """End the input: close all recordings, and wait until they are written."""
         self._follow(tracker, host)
         parts = {id(part[1]): part for part in tracker.unsettled()}
         for key, file in list(self._files.items()):
@@ -448,7 +448,7 @@ class FlightRecorder:
             stream.files.remove(file)
 
     def _numbers(self, file: _File) -> dict[int, int]:
-        """By process that lives: the number of its next record, as it would be in this recording."""
+        """Return by living process the number of its next record, as it would be in this recording."""
         last = self._last_numbers
         found = {}
         for pid, stream in file.streams.items():
@@ -488,7 +488,7 @@ class FlightRecorder:
 
 
 def _counter(event: Event) -> Any:
-    """What identifies a counter of losses whose records give its total since vftrace began."""
+    """Return what identifies a counter of losses whose records give its total since vftrace began."""
     return type(event), getattr(event, "table", None)
 
 

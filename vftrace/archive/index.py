@@ -125,7 +125,7 @@ def rows_of(report: Report, file: str, *, lasting: bool = False) -> tuple[Row, .
 
 
 def _ends(found: MigrationReport) -> tuple[str | None, str | None]:
-    """Where the VM came from and where it went to."""
+    """Return where the VM came from and where it went to."""
     m, here = found.migration, found.host.name
     if m.kind != Kind.MOVE:
         path = None if m.save is None else m.save.path or m.save.program
@@ -210,7 +210,7 @@ def entries(paths: Iterable[Path]) -> dict[Path, Entry]:
 
 
 def known(directory: Path) -> Contents:
-    """What the index knows of the recordings that are there; no recording is read.
+    """Return what the index knows of the recordings that are there; no recording is read.
 
     Raises VftraceError where the directory cannot be read.
     """
@@ -378,7 +378,7 @@ def _write_index(path: Path, entries: Iterable[Entry]) -> str | None:
 
 
 def rows(contents: Contents) -> tuple[Row, ...]:
-    """All migrations of a directory, oldest first, each once.
+    """Return all migrations of a directory, oldest first, each once.
 
     Two files may hold the same migration, if they were recorded at the same time: the row that knows its end and
     lacks nothing is kept.
@@ -397,5 +397,5 @@ def _quality(row: Row) -> tuple[bool, bool, bool]:
 
 
 def time_of(row: Row) -> tuple[int, int]:
-    """What rows are sorted by: when their migrations began."""
+    """Return what rows are sorted by: when their migrations began."""
     return row.started_ns or 0, row.started_at_ns

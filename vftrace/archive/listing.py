@@ -111,7 +111,7 @@ def _cells(each: Found, g: Glyphs, *, utc: bool) -> list[str]:
 
 
 def _outcome(row: Row) -> str:
-    """How it ended and why; a save or a load that completed is `saved` or `loaded`."""
+    """Return how it ended and why; a save or a load that completed is `saved` or `loaded`."""
     if row.outcome is None:
         return "running"
     said = row.outcome
@@ -130,7 +130,7 @@ def _start(row: Row, *, utc: bool) -> str:
 
 
 def _moment(row: Row) -> datetime | None:
-    """When it began, in UTC; None also where a damaged time is not a date."""
+    """Return when it began, in UTC; None also where a damaged time is not a date."""
     if row.started_ns is None:
         return None
     try:

@@ -22,7 +22,7 @@ _APART_NS = 600 * 10**9
 
 
 def default_directory() -> Path:
-    """Where a flight recorder keeps its files by default: systemd's StateDirectory.
+    """Return where a flight recorder keeps its files by default: systemd's StateDirectory.
 
     Raises VftraceError where there is no such directory.
     """
@@ -92,7 +92,7 @@ class Listed:
 
 
 def gather(paths: Iterable[Path]) -> Listed:
-    """All migrations of directories and recordings, oldest first and numbered from 1.
+    """Return all migrations of directories and recordings, oldest first and numbered from 1.
 
     Recordings of several hosts that are named one by one are joined, as in a report. Raises VftraceError where a
     directory cannot be read.
@@ -150,7 +150,7 @@ def _rows(entries: Mapping[Path, Entry]) -> list[tuple[Path, Row]]:
 
 
 def select(listed: Listed, selectors: Selectors) -> tuple[Found, ...]:
-    """Those that are wanted, oldest first. UsageError for a word of `--vm` that no VM has."""
+    """Return those that are wanted, oldest first. UsageError for a word of `--vm` that no VM has."""
     for word in selectors.vms:
         if not any(names_vm([word], f.row.name, f.row.uuid, _pids(f.row)) for f in listed.found):
             raise UsageError(no_match_among([f.row for f in listed.found], word))
@@ -269,7 +269,7 @@ def _one(host: _Host) -> HostReport:
 
 
 def narrow(report: Report, selectors: Selectors) -> Report:
-    """Only the migrations of a report that are wanted."""
+    """Return only the migrations of a report that are wanted."""
     rows = [(found, index.row_of(found, "", 0)) for found in report.migrations]
     taken = sorted(
         ((found, row) for found, row in rows if selectors.take(row)),

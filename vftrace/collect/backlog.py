@@ -77,7 +77,7 @@ class Backlog:
         return parcel.taken_ns, taken
 
     def take_dropped(self) -> Counter[int]:
-        """By process: the records dropped since the last call."""
+        """Return by process the records dropped since the last call."""
         dropped, self._dropped = self._dropped, Counter()
         return dropped
 

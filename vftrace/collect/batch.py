@@ -93,7 +93,7 @@ class Intake:
         return event
 
     def reach(self, at_ns: int) -> None:
-        """Everything up to this time has been read."""
+        """Note that everything up to this time has been read."""
         self._reached_ns = max(self._reached_ns, at_ns)
 
     def write(self, event_type: type[Event], /, **fields: Any) -> None:

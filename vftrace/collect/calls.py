@@ -313,7 +313,7 @@ class CallWatch:
 
 
 def target_of(pid: int, fd: int) -> str | None:
-    """What an fd is: a file's path, `socket`, `pipe`, or an anonymous inode's name; None if it has gone."""
+    """Return what an fd is: a file's path, `socket`, `pipe`, or an anonymous inode's name; None if it has gone."""
     try:
         target = str(Path(f"/proc/{pid}/fd/{fd}").readlink())
     except OSError:
@@ -325,7 +325,7 @@ def target_of(pid: int, fd: int) -> str | None:
 
 
 def _targets(pid: int) -> Iterator[tuple[int, str]]:
-    """What the open fds of a process are, of very many only some."""
+    """Yield what the open fds of a process are, of very many only some."""
     try:
         entries = list(islice(Path(f"/proc/{pid}/fd").iterdir(), MAX_FDS))
     except OSError:
@@ -342,7 +342,7 @@ def _end_ns(record: bytes) -> int:
 
 
 def _main_thread_ns(pid: int) -> int:
-    """How long a process's main thread has run (/proc/PID/schedstat); 0 if it is gone."""
+    """Return how long a process's main thread has run (/proc/PID/schedstat); 0 if it is gone."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
     except (OSError, ValueError, IndexError):

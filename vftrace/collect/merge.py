@@ -218,7 +218,7 @@ def _choose(pid: int, streams: list[_Stream]) -> list[_Stream]:
 def _of_chosen(
     stream: _Stream, chosen: dict[int, list[_Stream]], index: int
 ) -> Iterator[tuple[int, int, int, Event]]:
-    """What is taken of a recording: time, `index`, before a record of the collector's how many of its own are
+    """Yield what is taken of a recording: time, `index`, before a record of the collector's how many of its own are
     missing, and the event."""
     next_own = holes = 0
     for event in stream:

@@ -75,7 +75,7 @@ class Order:
         return due
 
     def _due_until(self, first: int, newest_ns: int) -> int:
-        """Where in `_held` the first event is that stays held back when `newest_ns` has come."""
+        """Return where in `_held` the first event is that stays held back when `newest_ns` has come."""
         held, due_ns = self._held, newest_ns - self._window_ns
         at = max(first, len(held) - self._most)
         last = len(held)
@@ -148,7 +148,7 @@ class Order:
 
 
 def _series(event: Event) -> int:
-    """Which numbers an event's is one of: those of its process, or of its process's bitmaps."""
+    """Return which numbers an event's is one of: those of its process, or of its process's bitmaps."""
     return ~event.tgid if type(event) is BitmapPart else event.tgid
 
 

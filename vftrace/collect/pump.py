@@ -59,7 +59,7 @@ class Recorder(Protocol):
         """Take what came, while the tracker may be some milliseconds behind."""
 
     def finish(self, tracker: Tracker, host: HostInfo) -> None:
-        """There is nothing more."""
+        """End the input."""
 
 
 class Pump:
@@ -129,12 +129,12 @@ class Pump:
             return self._snapshot
 
     def keep_evidence(self, directory: Path) -> None:
-        """From now on write the records of a migration on which vftrace fails into this directory."""
+        """Write the records of a migration on which vftrace fails into this directory from now on."""
         self._evidence = Evidence(directory, lambda: self.host)
         FAULTS.keep = self._evidence.keep
 
     def event_counts(self) -> Mapping[type[Event], int]:
-        """How many events of each type were read."""
+        """Return how many events of each type were read."""
         with self._lock:
             return dict(self._counts)
 

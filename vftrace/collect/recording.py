@@ -137,7 +137,7 @@ def create(path: Path, *, force: bool = False, mode: int = 0o666, buffering: int
 
 
 def head_of(host: HostInfo) -> bytes:
-    """How a recording of this host begins."""
+    """Return how a recording of this host begins."""
     meta = json.dumps({"version": VERSION, **meta_of(host)}).encode()
     return MAGIC + _U32.pack(len(meta)) + meta
 
@@ -233,7 +233,7 @@ class Recording:
         return records, at
 
     def _read_some(self) -> bytes:
-        """What one read gives; nothing at the end, and where a gzip stream is cut or damaged."""
+        """Return what one read gives; nothing at the end, and where a gzip stream is cut or damaged."""
         try:
             return self._file.read1(_BLOCK)
         except EOFError:
@@ -243,7 +243,7 @@ class Recording:
             return b""
 
     def _read(self, count: int) -> bytes:
-        """Up to `count` bytes; fewer at the end, also where a gzip stream is cut."""
+        """Return up to `count` bytes; fewer at the end, also where a gzip stream is cut."""
         data = b""
         try:
             while len(data) < count:
@@ -278,7 +278,7 @@ class Recording:
 
 
 def _damage(error: Exception) -> str:
-    """Why a file cannot be read further: the disk refuses (an error with a number), or its content is wrong."""
+    """Return why a file cannot be read further: the disk refuses (an error with a number), or its content is wrong."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read further: {error.strerror}"
     return "damaged inside its compression"

@@ -193,7 +193,7 @@ class VcpuWatch:
             vm.looks.append((now, look))
 
     def _write_baseline(self, pid: int, vm: _Vm, now: int) -> None:
-        """How the vCPUs spent the time since the last look, or the one before if that was a moment ago."""
+        """Write how the vCPUs spent the time since the last look, or the one before if that was a moment ago."""
         if not vm.looks:
             return
         recent = now - vm.looks[-1][0] < LEAST_BASELINE_NS
@@ -262,7 +262,7 @@ def _look(pid: int, vm: _Vm) -> Look:
 
 
 def _state_of(pid: int, tid: int) -> tuple[int, bool]:
-    """What a vCPU does now, of the states of bpf/wire.h, and whether it sleeps."""
+    """Return what a vCPU does now, of the states of bpf/wire.h, and whether it sleeps."""
     inside, asleep = threads.in_kvm_run(pid, tid)
     if not inside:
         return layout.VCPU_STOPPED, asleep

@@ -161,7 +161,7 @@ def open_recorder(
 
 
 def file_of(recorder: "FlightRecorder | None") -> "FileOf":
-    """What gives the recording of a migration, if there is a flight recorder."""
+    """Return what gives the recording of a migration, if there is a flight recorder."""
     return (lambda _: None) if recorder is None else recorder.file_of
 
 
@@ -226,7 +226,7 @@ def warn(line: str) -> None:
 
 
 def profile_texts(args: argparse.Namespace) -> list[str]:
-    """What `--profile` names. Raises UsageError for an invalid profile."""
+    """Return what `--profile` names. Raises UsageError for an invalid profile."""
     from vftrace.mailbox.profile import ProfileError, drivers_of
 
     texts: list[str] = []

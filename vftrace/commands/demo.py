@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scenarios() -> "Mapping[str, Scenario]":
-    """Everything that can be played. Raises MachineError where the library that drives QEMU is missing."""
+    """Return everything that can be played. Raises MachineError where the library that drives QEMU is missing."""
     try:
         from vftrace.demo.scenarios import SCENARIOS
     except ModuleNotFoundError as error:

@@ -52,7 +52,7 @@ class Archive(Protocol):
         """Where they are."""
 
     def kept(self) -> Sequence[Kept]:
-        """Every migration that is kept, newest first. Raises VftraceError where the directory cannot be read."""
+        """Return every migration that is kept, newest first. Raises VftraceError where the directory cannot be read."""
 
 
 class HostSite:
@@ -178,7 +178,7 @@ class IndexedArchive:
         self._kept: tuple[Kept, ...] = ()
 
     def kept(self) -> tuple[Kept, ...]:
-        """Every migration that is kept, newest first. Raises VftraceError where the directory cannot be read."""
+        """Return every migration that is kept, newest first. Raises VftraceError where the directory cannot be read."""
         from vftrace.archive import index
 
         with self._lock:

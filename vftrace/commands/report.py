@@ -183,7 +183,7 @@ def _join(report: "Report", what_if: str | None, clock_error_ns: int | None) -> 
 
 
 def _selected(report: "Report", wanted: Sequence[str]) -> "Report":
-    """Only the VMs that `--vm` names. UsageError for a word that no VM on any host has."""
+    """Return only the VMs that `--vm` names. UsageError for a word that no VM on any host has."""
     from vftrace.model.select import no_match, select_report, unmatched
 
     snapshots = [host.snapshot for host in report.hosts]
@@ -205,7 +205,7 @@ def _assumptions(text: str) -> "Assumptions":
 
 
 def _replay(report: "Report", assumed: "Assumptions") -> "Report":
-    """Every migration's forecast as it would be from the beginning under other assumptions."""
+    """Return every migration's forecast as it would be from the beginning under other assumptions."""
     from vftrace.analysis.forecast.replay import Recorded, of_replay
     from vftrace.model.report import Report
 

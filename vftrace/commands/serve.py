@@ -63,7 +63,7 @@ _UPDATE_SHARE = 0.02
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is traced, what is served, and where."""
+    """Add the options of what is traced, what is served, and where."""
     add_live_arguments(parser)
     parser.add_argument(
         "--vm",
@@ -273,7 +273,7 @@ def reading_of(
     traced: bool = False,
     recorder: "FlightRecorder | None" = None,
 ) -> "Reading":
-    """What the metrics are made of, now."""
+    """Return what the metrics are made of, now."""
     from vftrace.model.select import select
     from vftrace.outputs.exporter.accounts import Reading
 

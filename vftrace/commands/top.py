@@ -72,7 +72,7 @@ Until = Callable[[], bool]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is watched, how it is shown, and what else is made of it."""
+    """Add the options of what is watched, how it is shown, and what else is made of it."""
     from vftrace.commands.serve import add_web_arguments
 
     parser.add_argument(
@@ -159,7 +159,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, FlightRecorder | None]":
-    """What is to be watched, which `stack` closes in order, and the flight recorder if there is one."""
+    """Return what is to be watched, which `stack` closes in order, and the flight recorder if there is one."""
     from vftrace.collect.pump import Pump
     from vftrace.collect.replay import ReplaySource, parse_speed
     from vftrace.collect.session import Opening
@@ -229,7 +229,7 @@ class _NoKvm:
         self._counted_at = -math.inf
 
     def count(self, snapshot: "Snapshot") -> int:
-        """How many there are; 0 where VMs are shown, and of a replay."""
+        """Return how many there are; 0 where VMs are shown, and of a replay."""
         if not self._live or snapshot.vms or snapshot.migrations or not has_looked(self._pump):
             return 0
         if time.monotonic() - self._counted_at > NO_KVM_SECONDS:

@@ -102,7 +102,7 @@ class MigrationFigures:
 
     @classmethod
     def of(cls, at_ns: int, answer: Mapping[str, Any]) -> "MigrationFigures":
-        """From query-migrate's answer (qapi/migration.json, MigrationInfo)."""
+        """Make it from query-migrate's answer (qapi/migration.json, MigrationInfo)."""
         ram: Mapping[str, Any] = answer.get("ram", {})
         return cls(
             at_ns=at_ns,

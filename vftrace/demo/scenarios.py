@@ -466,7 +466,7 @@ class Run:
         self._dirty_rate = answer
 
     def truth(self, scenario: "Scenario") -> Truth:
-        """What has been collected, ordered by time."""
+        """Return what has been collected, ordered by time."""
         events = sorted(
             (event for vm in self._vms for event in vm.qemu.events), key=lambda event: event.at_ns
         )

@@ -47,7 +47,7 @@ def unpacked(entries: bytes, words: int) -> int:
 
 @lru_cache(maxsize=1 << 16)
 def _runs(mask: int) -> tuple[tuple[int, int], ...]:
-    """Where in a block the words of a head's mask are, as (first byte, bytes)."""
+    """Return where in a block the words of a head's mask are, as (first byte, bytes)."""
     runs: list[tuple[int, int]] = []
     for at in range(0, _BLOCK_BYTES, 8):
         if mask >> (at // 8) & 1:

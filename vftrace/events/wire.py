@@ -73,7 +73,7 @@ def _codes(kind: Kind) -> list[str]:
 
 
 def _maker(kind: Kind, event: type[Event]) -> Callable[..., Event]:
-    """What makes an event of the fields in its struct: the class itself where these are all numbers."""
+    """Return what makes an event of the fields in its struct: the class itself where these are all numbers."""
     codes = _codes(kind)
     texts = [_OWN + at for at, code in enumerate(codes) if code.endswith("s")]
     arrays = [_OWN + at for at, code in enumerate(codes) if code[:-1] and code[-1] != "s"]
@@ -141,7 +141,7 @@ def decode_all(records: Iterable[bytes]) -> list[Event]:
 
 
 def _decode_other(record: bytes, kind: int) -> Event:
-    """What has no layout of one fixed size: bitmaps, JSON, and records of an older or a newer vftrace."""
+    """Decode what has no layout of one fixed size: bitmaps, JSON, and records of an older or a newer vftrace."""
     if kind == Kind.BITMAP:
         event = _decode_bitmap(record)
     elif kind == Kind.PIECE:

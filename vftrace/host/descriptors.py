@@ -66,7 +66,7 @@ def describe(pid: int, fd: int) -> Descriptor:
 
 
 def load_of(pid: int, argv: list[str]) -> Load | None:
-    """What a VMM that starts loads its state from; None if that is another VMM, or nothing.
+    """Return what a VMM that starts loads its state from; None if that is another VMM, or nothing.
 
     QEMU's -incoming names a file, a command or an fd; libvirt says `defer` and lets QEMU inherit an fd of the file,
     or of a pipe from its I/O helper (src/qemu/qemu_process.c, qemuProcessIncomingDefNew).

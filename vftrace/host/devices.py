@@ -116,7 +116,7 @@ def _link(path: Path) -> str:
 
 
 def _syspath(pid: int, fd: int) -> str | None:
-    """What fdinfo has since 6.18 (drivers/vfio/vfio_main.c, vfio_device_show_fdinfo)."""
+    """Return what fdinfo has since 6.18 (drivers/vfio/vfio_main.c, vfio_device_show_fdinfo)."""
     try:
         text = (PROC / str(pid) / "fdinfo" / str(fd)).read_text()
     except OSError:

@@ -161,7 +161,7 @@ def name_of(index: int) -> str:
 
 
 def tap_owner(name: str, pids: Iterable[int]) -> int | None:
-    """Which of these processes has the tap of that name (`iff:` in its fdinfo, drivers/net/tun.c)."""
+    """Return which of these processes has the tap of that name (`iff:` in its fdinfo, drivers/net/tun.c)."""
     wanted = f"iff:\t{name}"
     for pid in pids:
         try:

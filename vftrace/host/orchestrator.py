@@ -33,7 +33,7 @@ class Placement:
 
 
 def placement_of(argv: list[str], name: str | None, cgroup: str) -> Placement:
-    """What the orchestrator calls the VM with this command line, name and text of /proc/PID/cgroup.
+    """Return what the orchestrator calls the VM with this command line, name and text of /proc/PID/cgroup.
 
     KubeVirt names a libvirt domain NAMESPACE_NAME (pkg/util/util.go, DomainFromNamespaceName); neither part can contain
     an underscore. Proxmox VE passes its number as `-id` (PVE/QemuServer.pm, config_to_command).
@@ -51,7 +51,7 @@ def placement_of(argv: list[str], name: str | None, cgroup: str) -> Placement:
 
 
 def find(pid: int, argv: list[str], name: str | None) -> Placement:
-    """What the orchestrator calls the VM of this process."""
+    """Return what the orchestrator calls the VM of this process."""
     return placement_of(argv, name, _control_group(processes.PROC / str(pid)))
 
 

@@ -153,7 +153,7 @@ def _message(entry: Any, where: str) -> tuple[int, Opcode]:
 
 
 def _words(names: Any, where: str) -> tuple[Reader, int]:
-    """What reads the named words, from word 1 on, and how many words that makes with the first."""
+    """Return what reads the named words, from word 1 on, and how many words that makes with the first."""
     if not isinstance(names, list) or len(names) > MAX_WORDS:
         raise ProfileError(f"{where} is not a list of at most {MAX_WORDS} names of words")
     fields: list[tuple[int, str, Callable[[int], int | str]]] = []

@@ -59,7 +59,7 @@ class VcpuSpan:
         return sum(self.ns)
 
     def of(self, state: VcpuState) -> int:
-        """How long the vCPUs were in a state."""
+        """Return how long the vCPUs were in a state."""
         return self.ns[STATES.index(state)]
 
     def share(self, state: VcpuState) -> float:
@@ -104,7 +104,7 @@ class FaultWaits:
 
 
 def all_waits(waits: Iterable[FaultWaits]) -> FaultWaits:
-    """Those of several vCPUs."""
+    """Return those of several vCPUs."""
     found = list(waits)
     return FaultWaits(
         sum(each.count for each in found),
@@ -221,6 +221,6 @@ SLOW = 0.9
 
 
 def lost_to(total: VcpuSpan, least: float = 0.01) -> Iterator[tuple[VcpuState, float]]:
-    """What kept the guest from running, the largest first, with its part of the time."""
+    """Yield what kept the guest from running, the largest first, with its part of the time."""
     shares = [(state, total.share(state)) for state in STATES if state not in COULD_RUN]
     yield from sorted((each for each in shares if each[1] >= least), key=lambda each: -each[1])

@@ -41,7 +41,7 @@ def uuid_short(uuid: str | None) -> str | None:
 
 
 def title(name: str | None, uuid: str | None, pid: int) -> str:
-    """How a VM is called: its name with the short UUID, else the UUID, else the pid. Always printable."""
+    """Return how a VM is called: its name with the short UUID, else the UUID, else the pid. Always printable."""
     if name:
         short = uuid_short(uuid)
         return printable(f"{name} ({short})" if short else name)
@@ -96,12 +96,12 @@ def identity(m: Migration) -> Identity:
 
 
 def total_ns(m: Migration) -> int | None:
-    """How long a migration took, from its beginning to its end."""
+    """Return how long a migration took, from its beginning to its end."""
     return None if m.ended_at_ns is None else m.ended_at_ns - m.started_at_ns
 
 
 def elapsed_ns(m: Migration, now_ns: int) -> int:
-    """How long a migration took, or has taken so far."""
+    """Return how long a migration took, or has taken so far."""
     ended = now_ns if m.ended_at_ns is None else m.ended_at_ns
     return max(0, ended - m.started_at_ns)
 
@@ -204,7 +204,7 @@ def page_rate(pages: int | None, page_size: int, ns: int) -> float | None:
 
 
 def dirty_sync_count(m: Migration) -> int:
-    """How many dirty syncs were made, merged ones too: QEMU's dirty-sync-count."""
+    """Return how many dirty syncs were made, merged ones too: QEMU's dirty-sync-count."""
     return sum(round_.syncs for round_ in m.rounds)
 
 
@@ -247,7 +247,7 @@ def last_dirty_rate(m: Migration) -> float | None:
 
 
 def mean_dirty_rate(m: Migration) -> float | None:
-    """All new pages by the time from when they are counted to the last round."""
+    """Return all new pages by the time from when they are counted to the last round."""
     since = counted_since_ns(m)
     if since is None:
         return None

@@ -132,7 +132,7 @@ class Loss:
         )
 
     def since(self, before: "Loss") -> "Loss":
-        """What is missing more than before."""
+        """Return what is missing more than before."""
         return Loss(
             max(0, self.records - before.records),
             max(0, self.bitmap_parts - before.bitmap_parts),

@@ -176,7 +176,7 @@ class Report:
         pings: Iterable[PingRecording] = (),
         damage: Iterable[str] = (),
     ) -> "Report":
-        """Every migration as its own host saw it; `analysis.hosts.join` joins those of several hosts."""
+        """Return every migration as its own host saw it; `analysis.hosts.join` joins those of several hosts."""
         each = tuple(hosts)
         migrations = tuple(
             MigrationReport.of_one_host(host, migration)

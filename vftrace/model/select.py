@@ -14,7 +14,7 @@ MAX_NAMED = 5
 
 
 def select(snapshot: Snapshot, wanted: Collection[str]) -> Snapshot:
-    """Only the VMs that are wanted and their migrations; all if `wanted` is empty."""
+    """Return only the VMs that are wanted and their migrations; all if `wanted` is empty."""
     if not wanted:
         return snapshot
     return replace(
@@ -25,7 +25,7 @@ def select(snapshot: Snapshot, wanted: Collection[str]) -> Snapshot:
 
 
 def select_report(report: Report, wanted: Collection[str]) -> Report:
-    """Only the VMs that are wanted and their migrations, on every host; all if `wanted` is empty."""
+    """Return only the VMs that are wanted and their migrations, on every host; all if `wanted` is empty."""
     if not wanted:
         return report
     return replace(
@@ -36,7 +36,7 @@ def select_report(report: Report, wanted: Collection[str]) -> Report:
 
 
 def unmatched(snapshot: Snapshot, wanted: Collection[str]) -> tuple[str, ...]:
-    """Those of `wanted` that no VM and no migration has."""
+    """Return those of `wanted` that no VM and no migration has."""
     things = _things(snapshot)
     return tuple(word for word in wanted if not any(_matches(each, (word,)) for each in things))
 
@@ -75,7 +75,7 @@ def _near(things: Iterable[Named], word: str) -> tuple[str, ...]:
 
 
 def no_match(snapshot: Snapshot, word: str) -> str:
-    """Why a word selects nothing, with the VMs that may have been meant."""
+    """Return why a word selects nothing, with the VMs that may have been meant."""
     return no_match_among(_things(snapshot), word)
 
 

@@ -78,7 +78,7 @@ class LossFinder:
         return []
 
     def close(self) -> list[Gap]:
-        """There are no more probes: a gap that is still open ends with its last one."""
+        """End the input: a gap that is still open ends with its last probe."""
         return self._finish(None)
 
     def _finish(self, after: Probe | None) -> list[Gap]:
@@ -180,7 +180,7 @@ class HoldFinder:
         return gaps
 
     def close(self) -> list[Gap]:
-        """There are no more probes."""
+        """End the input."""
         return self._finish(None)
 
     def _finish(self, after: Probe | None) -> list[Gap]:

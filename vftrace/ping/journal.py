@@ -15,7 +15,7 @@ class Journal:
         self._seq = 0
 
     def settings(self, at_ns: int, session: Session) -> Event:
-        """How the ping was started."""
+        """Write how the ping was started."""
         return events.PingSettings(
             *self._head(at_ns),
             target=session.target.name,

@@ -63,7 +63,7 @@ class Ledger:
         return self.sent_count - self.received - self.lost
 
     def silence_ns(self, now_ns: int) -> int:
-        """How long nothing that was sent has been answered, up to now; 0 if the last probe was."""
+        """Return how long nothing that was sent has been answered, up to now; 0 if the last probe was."""
         since = self._unanswered_since_ns
         return 0 if since is None else max(now_ns - since, 0)
 

@@ -18,7 +18,7 @@ class Packets:
     cookie: bytes
 
     def payload(self, slot: int) -> bytes:
-        """What is sent for a slot, and comes back unchanged."""
+        """Return what is sent for a slot, and comes back unchanged."""
         return _PAYLOAD.pack(self.cookie, slot)
 
     def slot_of(self, payload: bytes) -> int | None:
@@ -48,7 +48,7 @@ class Packets:
 
 
 def without_ip_header(packet: bytes) -> bytes:
-    """What follows the IPv4 header, which a raw IPv4 socket gives too; empty if there is none."""
+    """Return what follows the IPv4 header, which a raw IPv4 socket gives too; empty if there is none."""
     if not packet or packet[0] >> 4 != 4:
         return b""
     return packet[(packet[0] & 0xF) * 4 :]

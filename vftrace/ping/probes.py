@@ -69,7 +69,7 @@ class Pinger(Protocol):
     """A way to probe; made before the fork, used by the sending process."""
 
     def fileno(self) -> int:
-        """What becomes readable when there are replies."""
+        """Return what becomes readable when there are replies."""
 
     def send(self, slot: int) -> None:
         """Send one probe; raises OSError."""
@@ -226,7 +226,7 @@ class DatagramPinger:
 
 
 def _stamp(control: list[tuple[int, int, bytes]], realtime_offset_ns: int, latest_ns: int) -> int:
-    """When the kernel received a packet, on CLOCK_MONOTONIC; its own stamp is CLOCK_REALTIME."""
+    """Return when the kernel received a packet, on CLOCK_MONOTONIC; its own stamp is CLOCK_REALTIME."""
     now_ns = time.monotonic_ns()
     for level, kind, data in control:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS and len(data) >= _TIMESPEC.size:

@@ -40,7 +40,7 @@ class Schedule:
     slots: int | None
 
     def due_ns(self, slot: int) -> int:
-        """When a slot is to be sent."""
+        """Return when a slot is to be sent."""
         return self.start_ns + slot * self.interval_ns
 
 

@@ -42,7 +42,7 @@ def ping_json(session: Session, gaps: list[Gap]) -> dict[str, Any]:
 
 
 def live_line(session: Session, now_ns: int) -> str:
-    """Where it stands, in one line."""
+    """Return where it stands, in one line."""
     ledger = session.ledger
     parts = [
         f"{session.target.address}: {ledger.sent_count} sent",

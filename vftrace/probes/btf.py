@@ -41,7 +41,7 @@ class _Btf:
     count: int
 
     def prototype(self, number: int) -> int | None:
-        """Where in the words the prototype of this type id begins; None if it is none."""
+        """Return where in the words the prototype of this type id begins; None if it is none."""
         at = bisect_left(self.prototypes, number)
         if at == len(self.prototypes) or self.prototypes[at] != number:
             return None
@@ -49,7 +49,7 @@ class _Btf:
 
 
 def of_module(module: str) -> Path:
-    """Where the BTF of a module is, if it is one and has any."""
+    """Return where the BTF of a module is, if it is one and has any."""
     return VMLINUX.parent / module
 
 
@@ -218,7 +218,7 @@ def _member_offset(btf: _Btf, strings: bytes, structure: str, member: str) -> in
 
 
 def _name_offsets(strings: bytes, name: str) -> set[int]:
-    """Every place where exactly this string begins. A name may also be the tail of a longer one."""
+    """Return every place where exactly this string begins. A name may also be the tail of a longer one."""
     text = name.encode() + b"\0"
     found, at = set(), strings.find(text)
     while at >= 0:

@@ -133,7 +133,7 @@ class CallProbes:
         return self._take_sums(pid) if self._traced else []
 
     def missed(self) -> dict[int, int]:
-        """By process: calls that were not recorded so far, because there were too many."""
+        """Return by process how many calls were not recorded so far, because there were too many."""
         if not self._traced:
             return {}
         at = self._bpf["traced"].Leaf.missed.offset

@@ -25,7 +25,7 @@ class Finding:
 
 
 def findings() -> tuple[Finding, ...]:
-    """Everything that is known without loading a program."""
+    """Return everything that is known without loading a program."""
     return (
         Finding("kernel", "ok", f"{platform.release()} {platform.machine()}"),
         _privileges(),
@@ -40,7 +40,7 @@ def findings() -> tuple[Finding, ...]:
 
 
 def programs(cached: tuple[bool, ...]) -> Finding:
-    """Where the loaded programs came from; `cached`: for each object, whether from the cache."""
+    """Return where the loaded programs came from; `cached`: for each object, whether from the cache."""
     place, reason = cache.directory(), cache.refuses()
     text = f"{sum(cached)} of {len(cached)} objects from the cache"
     if reason is None:

@@ -63,7 +63,7 @@ def tracepoint_field_offset(name: str, field: str) -> int | None:
 
 
 def refuses_kprobes() -> str | None:
-    """Why this kernel does not take kprobes, None if it does (one built without them has no such PMU)."""
+    """Return why this kernel does not take kprobes, None if it does (one built without them has no such PMU)."""
     there = Path("/sys/bus/event_source/devices/kprobe/type").exists()
     return None if there else "this kernel is built without kprobes"
 
@@ -92,7 +92,7 @@ def perf_events_need_admin() -> bool:
 
 
 def refuses_fentry() -> str | None:
-    """Why this kernel does not take fentry programs, None if it does: found by attaching an empty one."""
+    """Return why this kernel does not take fentry programs, None if it does: found by attaching an empty one."""
     reason = _refuses_tracing(_NO_FUNCTION)
     if reason is not None:
         return reason
@@ -120,7 +120,7 @@ def _refuses_tracing(function: int) -> str | None:
 
 
 def never_runs(functions: Iterable[str]) -> str | None:
-    """Why programs attached to these functions by fentry do not run, None if they do.
+    """Return why programs attached to these functions by fentry do not run, None if they do.
 
     A kernel with X86_KERNEL_IBT and without prefix symbols (CALL_PADDING) attaches to a site that it has
     disabled. ftrace then does not list the function; where there is no list, nothing can be said.

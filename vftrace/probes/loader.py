@@ -166,15 +166,15 @@ class Probes:
         return int(counts[0].value), int(counts[1].value)
 
     def lost_by_vm(self) -> dict[int, tuple[int, int]]:
-        """By process that lives: as `lost`, where there are any."""
+        """Return `lost` by living process, where there are any."""
         return self._tables.lost()
 
     def uncounted(self) -> dict[int, int]:
-        """By process: calls and sends so far for which a table of the kernel side had no room."""
+        """Return by process the calls and sends so far for which a table of the kernel side had no room."""
         return self._tables.not_counted()
 
     def full(self) -> dict[str, int]:
-        """By table of the kernel side: entries so far for which it had no room."""
+        """Return by table of the kernel side the entries so far for which it had no room."""
         return self._tables.full()
 
     def forget(self, tgid: int) -> None:
@@ -260,7 +260,7 @@ class Probes:
         return reason
 
     def _attach_ioctl(self, way: Way) -> str | None:
-        """Only system calls' tracepoints are there without the kvm module, and stay when it goes."""
+        """Attach without the kvm module only system calls' tracepoints, which stay when it goes."""
         rings = {DIRTY_RING.name: DIRTY_RING.ways[0]}
         if way.name == TRACEPOINT:
             self._kvm = KvmProbes(self._bpf, rings)
@@ -270,7 +270,7 @@ class Probes:
         return None if reason in WAITS else reason
 
     def _attach(self, probe: Probe, forced: str | None) -> tuple[str | None, str | None]:
-        """Which way, and why not in those before."""
+        """Return which way, and why not in those before."""
         reasons: list[str] = []
         ways = [way for way in probe.ways if forced == way.name] or probe.ways
         for way in ways:
@@ -325,7 +325,7 @@ def _memory() -> int:
 
 
 def _refused(way: Way) -> str | None:
-    """Why this kernel cannot take this way, where that is known without compiling anything."""
+    """Return why this kernel cannot take this way, where that is known without compiling anything."""
     if way.name == FENTRY:
         # these programs are tied to the functions when they are loaded
         return kernel.refuses_fentry() if instance("kvm") is not None else NO_KVM

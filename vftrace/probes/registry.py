@@ -57,7 +57,7 @@ class Probe:
 
 
 def status_of(probe: Probe, method: str | None, reason: str | None) -> ProbeStatus:
-    """How a probe is attached."""
+    """Return how a probe is attached."""
     return ProbeStatus(probe.name, method, reason, waits=method is None and reason in WAITS)
 
 

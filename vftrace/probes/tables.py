@@ -59,12 +59,12 @@ class Tables:
             self._log_ended.setdefault(tgid, time.monotonic() + CLEAN_EVERY_S)
 
     def full(self) -> dict[str, int]:
-        """By table: entries for which there was no room so far."""
+        """Return by table the entries for which there was no room so far."""
         counts = self._bpf["full"]
         return {name: int(counts[at].value) for at, name in enumerate(NAMES)}
 
     def not_counted(self) -> dict[int, int]:
-        """By process: calls and sends for which a table had no room so far."""
+        """Return by process the calls and sends for which a table had no room so far."""
         full = self.full()
         if full != self._full or self._raced:
             self._full = full
@@ -77,7 +77,7 @@ class Tables:
         return self._not_counted
 
     def lost(self) -> dict[int, tuple[int, int]]:
-        """By process: its records for which the ring buffers had no room so far, and its parts of bitmaps."""
+        """Return by process its records for which the ring buffers had no room so far, and its parts of bitmaps."""
         leaf = self._bpf["vms"].Leaf
         places = leaf.lost.offset, leaf.bulk_lost.offset
         found = {}

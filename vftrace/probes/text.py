@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def bpf_directory() -> Path:
-    """Where the BPF sources are: inside an installed package, beside it in a checkout."""
+    """Return where the BPF sources are: inside an installed package, beside it in a checkout."""
     installed = _PACKAGE / "_bpf"
     return installed if installed.is_dir() else _PACKAGE.parent / "bpf"
 

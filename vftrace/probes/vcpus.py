@@ -66,7 +66,7 @@ class VcpuTotals:
     wait: tuple[int, ...]
 
     def until(self, now_ns: int) -> tuple[int, tuple[int, ...]]:
-        """Up to when the times count, and these with the present state counted until then."""
+        """Return up to when the times count, and these with the present state counted until then."""
         until = max(now_ns, self.since_ns)
         ns = list(self.ns)
         if self.state < _STATES:
@@ -131,7 +131,7 @@ class VcpuProbes:
             self._probes.left()
 
     def totals(self) -> dict[int, VcpuTotals]:
-        """By thread: the totals of all vCPUs that are followed."""
+        """Return by thread the totals of all vCPUs that are followed."""
         if not self._watched:
             return {}
         table = self._probes.bpf.raw("vcpus")

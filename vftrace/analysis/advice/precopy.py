@@ -72,7 +72,7 @@ def bandwidth(found: MigrationReport) -> Advice | None:
 
 
 def downtime_limit(found: MigrationReport) -> Advice | None:
-    """What is left after a round never fitted the downtime limit."""
+    """Advise a higher downtime limit: what was left after a round never fitted it."""
     m = found.migration
     now = _not_converging(m)
     if now is None:
@@ -224,7 +224,7 @@ def _cost(answer: Forecast, strategy: str) -> tuple[int, int] | None:
 
 
 def _burst_rate(rounds: list[Round]) -> float | None:
-    """What the channel carried while nothing held it back."""
+    """Return what the channel carried while nothing held it back."""
     known = [(r.burst_bytes, r.burst_ns) for r in rounds if r.burst_bytes and r.burst_ns]
     return (
         figures.byte_rate(sum(b for b, _ in known), sum(ns for _, ns in known)) if known else None

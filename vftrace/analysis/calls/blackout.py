@@ -93,7 +93,7 @@ def made_of(
     missed: int,
     attach_ns: int | None,
 ) -> BlackoutCalls:
-    """What took each step, and all calls, of spans that may reach beyond the blackout."""
+    """Return what took each step, and all calls, of spans that may reach beyond the blackout."""
     start, end = _window(times)
     inside = [span for span in spans if span.start_ns < end and span.end_ns > start]
     kept = sorted(inside, key=lambda span: span.start_ns - span.end_ns)[:MAX_SPANS]
@@ -136,6 +136,6 @@ def joined(
 
 
 def _window(times: Mapping[Checkpoint, int]) -> tuple[int, int]:
-    """From when to when calls matter."""
+    """Return from when to when calls matter."""
     start, end = min(times.values()), max(times.values())
     return (start if Checkpoint.VCPUS_STOPPED in times else start - LOADS_FOR_NS), end

@@ -87,7 +87,7 @@ def steps_of(
     *,
     on_source: bool,
 ) -> tuple[StepCauses, ...]:
-    """What took each step. `times`: the checkpoints that were passed; `critical`: who drives the migration.
+    """Return what took each step. `times`: the checkpoints that were passed; `critical`: who drives the migration.
 
     `on_source`: the source's vCPUs ran again, so the last step is the source's too.
     """
@@ -127,7 +127,7 @@ def _key(of: CallSpan | Cause) -> object:
 
 
 def totals_of(spans: Iterable[CallSpan], start_ns: int, end_ns: int) -> tuple[CallTotal, ...]:
-    """All calls that ended in a time, by side, call and target; the longest first."""
+    """Return all calls that ended in a time, by side, call and target; the longest first."""
     found: dict[tuple[CallSide, str, str | None], CallTotal] = {}
     for span in spans:
         if span.call is None or not start_ns < span.end_ns <= end_ns:

@@ -147,7 +147,7 @@ class CallLog:
         return found
 
     def _began(self, at_ns: int) -> int:
-        """From when a call that ended at a time, and began before it was traced, is known to have lasted."""
+        """Return from when a call that ended at a time, and began before it was traced, is known to have lasted."""
         return max((since for since, _ in self.traced if since <= at_ns), default=at_ns)
 
     def _thread(self, tid: int, parts: dict[int, str]) -> str:
@@ -165,7 +165,7 @@ _OFF_CPU = {
 
 
 def _kind(name: str, target: str | None, call: events.Call) -> CauseKind:
-    """What a call was to its thread. A transfer is work where it was mostly awake, or on a file."""
+    """Return what a call was to its thread. A transfer is work where it was mostly awake, or on a file."""
     does = syscalls.does(name)
     if does == syscalls.Does.WAIT:
         return CauseKind.WAIT

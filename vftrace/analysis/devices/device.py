@@ -137,7 +137,7 @@ class PassedDevice:
         return sum(found) if found else None
 
     def data_ended_ns(self, op: int, since_ns: int) -> int | None:
-        """When the last byte was moved, or a read reported the end of the data."""
+        """Return when the last byte was moved, or a read reported the end of the data."""
         times = [d.last_ns for given, d in self.data.items() if d.op == op and given >= since_ns]
         return max(times, default=0) or None
 
@@ -159,21 +159,21 @@ class PassedDevice:
         return any(reset.at_ns >= at_ns for reset in self.resets)
 
     def left_running_ns(self, since_ns: int) -> int | None:
-        """When the VMM first requested, with success, a state in which the device does not work normally."""
+        """Return when the VMM first requested, with success, a state in which the device does not work normally."""
         for request in self.requests:
             if request.ret == 0 and request.at_ns >= since_ns and request.state not in RUNS:
                 return request.enter_ns
         return None
 
     def runs_again_ns(self, since_ns: int) -> int | None:
-        """When the device first reached RUNNING after that."""
+        """Return when the device first reached RUNNING after that."""
         for state in self.states():
             if state.state == "RUNNING" and state.at_ns > since_ns:
                 return state.at_ns
         return None
 
     def stopped_ns(self, since_ns: int) -> int | None:
-        """When the device first reached a stopped state after that."""
+        """Return when the device first reached a stopped state after that."""
         for state in self.states():
             if state.state in STOPPED and state.at_ns >= since_ns:
                 return state.at_ns

@@ -122,7 +122,7 @@ class MigrationDevices:
         return found
 
     def _stop_requests_in_stream(self) -> Iterator[int]:
-        """When each request to leave STOP_COPY returned, where the source sent more of its stream after it.
+        """Yield when each request to leave STOP_COPY returned, where the source sent more of its stream after it.
 
         QEMU 8.0 and 8.1 make this request between the device's data and the rest of the stream
         (hw/vfio/migration.c, vfio_save_complete_precopy), so the destination waits for it. Later versions make it when
@@ -411,7 +411,7 @@ def _history_of(device: PassedDevice, histories: VfHistories) -> VfHistory | Non
 def _ready_again_ns(
     found: MigrationDevices, device: PassedDevice | None, histories: VfHistories
 ) -> int | None:
-    """When a successor VF was ready; without its mailbox, when it was opened.
+    """Return when a successor VF was ready; without its mailbox, when it was opened.
 
     Only while its VMM has it open: the driver of the next VM may bring the same VF up.
     """
@@ -429,7 +429,7 @@ def _vfs(
     unplugged: list[tuple[PassedDevice, PassedDevice | None]],
     ended_ns: int | None,
 ) -> Iterator[VfUse]:
-    """Every VF of both sides, the source's first."""
+    """Yield every VF of both sides, the source's first."""
     successors = {id(device): peer for device, peer in unplugged}
     until = _EVER if ended_ns is None else ended_ns
     if found.process is not None:

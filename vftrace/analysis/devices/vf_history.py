@@ -307,7 +307,7 @@ class Mailboxes:
         return vf.states[-1] if vf is not None and vf.states else None
 
     def vf_histories(self) -> Iterator[VfHistory]:
-        """Every VF's history, sorted by card and number."""
+        """Yield every VF's history, sorted by card and number."""
         for _, vf in sorted(self._vfs.items()):
             try:
                 history = vf.history(self._now_ns)

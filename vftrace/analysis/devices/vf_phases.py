@@ -82,7 +82,7 @@ def mailbox_vf(history: VfHistory, role: Role, since_ns: int, until_ns: int | No
 
 
 def ready_ns(use: VfUse) -> int | None:
-    """When the VF was first ready."""
+    """Return when the VF was first ready."""
     return next((phase.start_at_ns for phase in use.phases if phase.name == "ready"), None)
 
 

@@ -106,7 +106,7 @@ def assumed_channel(measured: Channel | None, assumed: Assumptions) -> Channel |
 def setting_of(
     history: History, channel: Channel, known: WorkingSet, threshold: float, max_rounds: int
 ) -> Setting:
-    """What stays the same while rounds are played."""
+    """Return what stays the same while rounds are played."""
     threshold = max(1.0, threshold)
     cost = page_bytes(history.later, unsent_before_sweep(threshold, channel))
     return Setting(known, channel, cost, threshold, max_rounds)

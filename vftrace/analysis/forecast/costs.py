@@ -60,7 +60,7 @@ def strategy_costs(
     device_state_bytes: int | None,
     fitted: Fitted,
 ) -> tuple[StrategyCost, ...]:
-    """Every strategy; plain precopy first. `left` bytes are to be sent, `passed_ns` after the beginning."""
+    """Return every strategy; plain precopy first. `left` bytes are to be sent, `passed_ns` after the beginning."""
     down = round(_downtime_ns(run, channel, fitted)) if run.converges else None
     total = None if down is None else round(passed_ns + run.ns + down)
     late = None if down is None else round(run.last_round_ns + down)

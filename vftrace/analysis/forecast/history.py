@@ -84,7 +84,7 @@ class History:
         return self.later if self.first is None else (self.first, *self.later)
 
     def intervals(self) -> tuple[Interval, ...]:
-        """How many pages became dirty within which time, oldest first; left out where that is not known.
+        """Return how many pages became dirty within which time, oldest first; left out where that is not known.
 
         With a dirty ring the first sweep measures too.
         """
@@ -96,7 +96,7 @@ class History:
 
 
 def sweeps_before(rounds: Sequence[Round], stopped_at_ns: int | None) -> int:
-    """How many sweeps were made while the guest ran."""
+    """Return how many sweeps were made while the guest ran."""
     count = len(rounds)
     while stopped_at_ns is not None and count and rounds[count - 1].at_ns >= stopped_at_ns:
         count -= 1

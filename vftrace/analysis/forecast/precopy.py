@@ -126,7 +126,7 @@ def _behind(
 
 
 def _after_sweep(history: History, setting: Setting, new_pages: int) -> Start:
-    """What is to be sent after the latest sweep, which found `new_pages`."""
+    """Return what is to be sent after the latest sweep, which found `new_pages`."""
     channel, threshold = setting.channel, setting.threshold
     at_first = unsent_after_first(history, threshold, channel.quota)
     # QEMU goes on where it stopped: what was never sent goes first.

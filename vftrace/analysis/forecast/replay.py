@@ -60,7 +60,7 @@ class Recorded:
         return max(sweeps_before(self.rounds, self.stopped_at_ns), min(2, len(self.rounds)))
 
     def stop(self) -> Stop | None:
-        """How the guest was stopped; None where QEMU did not stop it by its own rule."""
+        """Return how the guest was stopped; None where QEMU did not stop it by its own rule."""
         sweeps = sweeps_before(self.rounds, self.stopped_at_ns)
         if self.downtime_ns is None or not 0 < sweeps < len(self.rounds):
             return None
@@ -154,7 +154,7 @@ class _Recording:
         return best
 
     def _off(self, threshold: float) -> tuple[int, float]:
-        """How many rounds, and how much time, a replay with this threshold is off."""
+        """Return how many rounds, and how much time, a replay with this threshold is off."""
         run, _ = self.play(self.measured, threshold, threshold, self.history.sweeps + MAX_ROUNDS)
         lasted = self.history.passed_ns - self.history.setup_ns
         return abs(run.rounds - (self.history.sweeps - 1)), abs(run.ns - lasted)
@@ -189,7 +189,7 @@ class _Recording:
 
 
 def _at_other_rate(more: float, first_ns: int, measured: Channel, channel: Channel) -> float:
-    """How much longer than its pages the first round takes on `channel`, where it took `more` in the recording.
+    """Return how much longer than its pages the first round takes on `channel`, where it took `more` in the recording.
 
     Zero pages take time, send nothing and count as left. Within one window the time is that of looking through them,
     which no bandwidth changes.

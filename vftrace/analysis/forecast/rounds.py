@@ -119,7 +119,7 @@ class _State:
 
 
 def first_round_ns(start: Start, setting: Setting) -> float:
-    """How long the play's first round is."""
+    """Return how long the play's first round is."""
     state = _State(setting, start.left, start.fresh, start.used, start.since_ns)
     while state.left > 0 and (state.since_ns < start.blind_ns - 1 or not state.fits):
         if state.since_ns > LONGEST_NS:

@@ -75,7 +75,7 @@ def orders_of(pair: Pair) -> list[Order]:
 
 
 def _last_page(destination: Migration) -> int | None:
-    """When postcopy's last page came; None if it did not."""
+    """Return when postcopy's last page came; None if it did not."""
     if destination.outcome != Outcome.COMPLETED:
         return None
     return next((p.end_at_ns for p in destination.phases if p.name == Phase.POSTCOPY), None)
@@ -84,7 +84,7 @@ def _last_page(destination: Migration) -> int | None:
 def offset_of(
     pair: Pair, hosts: Sequence[HostReport], orders: Sequence[Order], pings: Sequence[PingRecording]
 ) -> ClockOffset | str:
-    """How much more the source's clock shows than the destination's, or in one line why that is not known."""
+    """Return how much more the source's clock shows than the destination's, or in one line why that is not known."""
     here, there = pair.source.host.boot_id, pair.destination.host.boot_id
     moments = _moments(pair)
     samples = clock_samples(hosts, pings)
@@ -111,7 +111,7 @@ def _moments(pair: Pair) -> dict[str, int]:
 
 
 def handover_ns(source: Migration) -> int:
-    """When the source stopped; where it did not have to, when it read memory last."""
+    """Return when the source stopped; where it did not have to, when it read memory last."""
     stopped = source.downtime.times.get(Checkpoint.VCPUS_STOPPED)
     if stopped is not None:
         return stopped

@@ -69,7 +69,7 @@ def with_error(clock: ClockSamples, error_ns: int) -> ClockSamples:
 
 
 def slew(ns: int) -> int:
-    """How much a clock may gain or lose in this time, ns."""
+    """Return how much a clock may gain or lose in this time, ns."""
     return -(-abs(ns) * SLEW_PPM // _MILLION)
 
 
@@ -140,7 +140,7 @@ def tightest(bounds: Bounds) -> Bounds:
 
 
 def offset_between(tight: Bounds, here: str, there: str) -> ClockOffset | None:
-    """How much more `here`'s clock shows than `there`'s; None where one side is not bounded."""
+    """Return how much more `here`'s clock shows than `there`'s; None where one side is not bounded."""
     if here == there:
         return ClockOffset(0, 0, "one clock", "one clock")
     high, low = tight.get((here, there)), tight.get((there, here))

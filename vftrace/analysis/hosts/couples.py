@@ -37,7 +37,7 @@ class Couple:
     loaded: bool | None
 
     def ended_before(self, at_ns: int | None) -> int | None:
-        """How long before this time of the source the waiting VM surely ended, ns; None if that is not known."""
+        """Return how long before this time of the source the waiting VM surely ended, ns; None if that is not known."""
         bound = self.tight.get((self.source.host.boot_id, self.host.boot_id))
         if bound is None or at_ns is None or self.waiting.ended_at_ns is None:
             return None
@@ -55,7 +55,7 @@ class Couple:
 def couples(
     joined: Sequence[MigrationReport], hosts: Sequence[HostReport]
 ) -> Iterator[list[Couple]]:
-    """For each VM every source without a destination with every VM that may have waited for it."""
+    """Yield for each VM every source without a destination with every VM that may have waited for it."""
     offsets = [found for found in joined if found.offset is not None]
     sources: dict[str, list[MigrationReport]] = defaultdict(list)
     for found in joined:

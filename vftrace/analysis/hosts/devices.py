@@ -64,7 +64,7 @@ def join_device_downtimes(source: Migration, destination: Migration) -> tuple[De
 
 
 def plug_evidence(source: Migration, destination: Migration) -> tuple[Evidence, ...]:
-    """When the destination opened a function for one that was unplugged on the source."""
+    """Return when the destination opened a function for one that was unplugged on the source."""
     if source.strategy not in _UNPLUGGED:
         return ()
     return tuple(

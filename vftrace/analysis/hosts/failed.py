@@ -94,7 +94,7 @@ def _destination_of(couple: Couple, joined: Iterable[MigrationReport]) -> Migrat
 
 
 def _ending(m: Migration, theirs: Migration | None, couple: Couple) -> _Ending:
-    """How it ended, by the rules that verdict.py has for both sides on one host."""
+    """Return how it ended, by the rules that verdict.py has for both sides on one host."""
     if theirs is not None and theirs.cause in (Cause.DEVICE_REFUSED, Cause.DEVICE_FAILED):
         return _Ending(Outcome.FAILED, theirs.cause, theirs.cause_detail)
     said = _Ending(m.outcome, m.cause, m.cause_detail)
@@ -118,7 +118,7 @@ def _ending(m: Migration, theirs: Migration | None, couple: Couple) -> _Ending:
 
 
 def _ending_after_load(said: _Ending, ran_ns: int | None, couple: Couple) -> _Ending:
-    """How it ended where the source had sent its whole state and ran on later.
+    """Return how it ended where the source had sent its whole state and ran on later.
 
     QEMU had completed the migration; whoever manages it resumed the source, because the destination had ended or
     for a reason of his own.

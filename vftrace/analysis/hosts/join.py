@@ -42,7 +42,7 @@ def join_hosts(report: Report, clock_error_ns: int | None = None) -> Report:
 def _join_halves(
     hosts: Sequence[HostReport], pings: Sequence[PingRecording]
 ) -> list[MigrationReport]:
-    """Every pair of halves as one migration, and every other migration as it is, in order."""
+    """Return every pair of halves as one migration, and every other migration as it is, in order."""
     pairs, warnings = match(hosts)
     shared = tightest_orders([order for pair in pairs for order in orders_of(pair)])
     joined: list[MigrationReport] = []

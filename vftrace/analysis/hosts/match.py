@@ -69,7 +69,7 @@ def _without_refuted(possible: list[Pair]) -> list[Pair]:
 
 
 def _candidates(hosts: Sequence[HostReport], warnings: Warnings) -> Iterator[list[Pair]]:
-    """For each VM every source that handed over with every destination on another host."""
+    """Yield for each VM every source that handed over with every destination on another host."""
     sources: dict[str | None, list[Half]] = defaultdict(list)
     destinations: dict[str | None, list[Half]] = defaultdict(list)
     for host in hosts:

@@ -129,7 +129,7 @@ def spans_of(start_ns: int, end_ns: int, held: Iterable[OutageSpan]) -> tuple[Ou
 
 
 def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
-    """Everything that may have kept the guest from answering, in any order; spans may overlap."""
+    """Yield everything that may have kept the guest from answering, in any order; spans may overlap."""
     times = m.downtime.times
     yield from _blackout(times)
     yield from _busy(m, source, destination)
@@ -154,7 +154,7 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
 
 
 def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
-    """When the host that had the guest was too busy to run vftrace."""
+    """Yield when the host that had the guest was too busy to run vftrace."""
     stopped = m.stopped_at_ns
     for start, end in source.stalls:
         until = end + source.shift_ns
@@ -222,7 +222,7 @@ def _source_spans(
 
 
 def _rested(life: VfHistory | None, closed_ns: int) -> int | None:
-    """When the VF was last up, before it was closed."""
+    """Return when the VF was last up, before it was closed."""
     ends = [
         span.end_at_ns
         for span in (life.states if life is not None else ())
@@ -254,7 +254,7 @@ def _mac(vf: VfUse, destination: HostSide) -> str | None:
 
 
 def _heard(host: HostSide) -> Iterable[int]:
-    """When the host's bridge first received the guest's address on the tap of its VMM."""
+    """Return when the host's bridge first received the guest's address on the tap of its VMM."""
     return [
         e.at_ns + host.shift_ns
         for e in host.network
@@ -263,7 +263,7 @@ def _heard(host: HostSide) -> Iterable[int]:
 
 
 def _moved(host: HostSide, mac: str | None) -> Iterable[int]:
-    """When the host's bridge received the address (None: any) on a port that belongs to no VMM."""
+    """Return when the host's bridge received the address (None: any) on a port that belongs to no VMM."""
     return [
         e.at_ns + host.shift_ns
         for e in host.network

@@ -176,7 +176,7 @@ def _blackout_on_ping_clock(
 def _ping_offset(
     found: MigrationReport, ping: PingRecording, hosts: Sequence[HostReport]
 ) -> ClockOffset | None:
-    """How much more the clock of the migration's times shows than the ping's; None where nothing bounds it."""
+    """Return how much more the clock of the migration's times shows than the ping's; None where nothing bounds it."""
     here = found.host.boot_id
     if found.peer is not None and found.offset and ping.boot_id == found.peer.boot_id:
         return found.offset

@@ -107,7 +107,7 @@ def finished(brownout: Brownout) -> Brownout:
 
 
 def joined(source: Brownout | None, destination: Brownout | None) -> Brownout | None:
-    """What two hosts saw of one migration, on one clock."""
+    """Return what two hosts saw of one migration, on one clock."""
     if source is None or destination is None:
         return source or destination
     before = source.baseline.could_run if source.baseline is not None else 1.0
@@ -127,7 +127,7 @@ def _speed(span: VcpuSpan, before: float) -> float | None:
 
 
 def _baseline(log: VcpuLog) -> Baseline | None:
-    """How the vCPUs ran before: what they did not spend in the VMM or waiting for a CPU."""
+    """Return how the vCPUs ran before: what they did not spend in the VMM or waiting for a CPU."""
     found = [each for each in log.baselines.values() if _makes_sense(each)]
     total = sum(each.until_ns - each.from_ns for each in found)
     if not total:
@@ -146,7 +146,7 @@ def _makes_sense(event: VcpuBaseline) -> bool:
 
 
 def _edges(running: Running) -> list[int]:
-    """Where the pieces of a time line begin and end."""
+    """Return where the pieces of a time line begin and end."""
     lasted = running.end_ns - running.start_ns
     count = max(1, min(MAX_SPANS, lasted // SPAN_NS))
     return [running.start_ns + lasted * i // count for i in range(count + 1)]
@@ -182,7 +182,7 @@ def _vcpus(running: Running) -> Iterator[VcpuUse]:
 
 
 def _by_round(source: Running | None, rounds: Sequence[int]) -> list[VcpuSpan | None]:
-    """Where the vCPUs' time went in each round, until the guest stopped."""
+    """Return where the vCPUs' time went in each round, until the guest stopped."""
     if source is None:
         return [None] * len(rounds)
     vcpus = list(source.log.vcpus.values())
@@ -215,7 +215,7 @@ def _windows(timeline: Sequence[VmSpan]) -> Iterator[VcpuSpan]:
 
 
 def _holds(timeline: Sequence[VmSpan], by_round: Sequence[VcpuSpan | None]) -> Iterator[Hold]:
-    """By what the VMM held the vCPUs, and from when on."""
+    """Return by what the VMM held the vCPUs, and from when on."""
     own = [span.vcpus for span in timeline if span.side == "source"]
     for state in HOLDS:
         first = next((at for at, w in enumerate(own) if w.share(state) >= LEAST_HELD), None)

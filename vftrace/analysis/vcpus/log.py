@@ -67,7 +67,7 @@ class VcpuSamples:
         self._hold(event)
 
     def between(self, start_ns: int, end_ns: int) -> VcpuSpan:
-        """Where the thread's time went between two times, as far as it was followed."""
+        """Return where the thread's time went between two times, as far as it was followed."""
         before, after = self._at(start_ns), self._at(end_ns)
         ns = tuple(max(0, b - a) for a, b in zip(before, after, strict=True))
         return VcpuSpan(start_ns, end_ns, ns)

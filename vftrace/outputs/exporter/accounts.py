@@ -493,7 +493,7 @@ def _paused(processes: list[Vm]) -> bool | None:
 
 
 def _devices(processes: list[Vm]) -> tuple[VmDevice, ...]:
-    """Those of all processes of a VM, each address once: the running one's first."""
+    """Return those of all processes of a VM, each address once: the running one's first."""
     ordered = sorted(processes, key=lambda vm: vm.running is not True)
     found: dict[str, VmDevice] = {}
     for device in (device for vm in ordered for device in vm.devices):

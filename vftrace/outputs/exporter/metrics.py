@@ -243,7 +243,7 @@ def _resumed(view: View) -> Samples:
 
 
 def _latest_blackout(vm: VmView) -> tuple[int | None, int | None]:
-    """When it began and ended, as far as seen here; of one migration, never the ends of two."""
+    """Return when it began and ended, as far as seen here; of one migration, never the ends of two."""
     for migration in vm.moves:
         resumed = migration.downtime.checkpoints[-1].at_ns
         if migration.stopped_at_ns is not None or resumed is not None:
@@ -861,7 +861,7 @@ class Exporter(Collector):
 
 
 def families_of(view: View) -> Iterator[Family]:
-    """All metrics as prometheus_client's families."""
+    """Yield all metrics as prometheus_client's families."""
     for metric in METRICS:
         family = _family(metric)
         try:

@@ -424,7 +424,7 @@ def _call(app: App, environ: Environ) -> Answer:
 
 
 def _environ(request: h11.Request, address: str) -> Environ:
-    """What the application reads of a request (PEP 3333, as far as our pages and prometheus_client ask)."""
+    """Return what the application reads of a request (PEP 3333, as far as our pages and prometheus_client ask)."""
     path, _, query = request.target.decode("latin-1").partition("?")
     environ: MutableMapping[str, Any] = {
         "REQUEST_METHOD": request.method.decode("latin-1"),

@@ -228,7 +228,7 @@ class WebConfigFile:
 
 
 def _signature(files: tuple[Path, ...]) -> tuple[tuple[int, int, int] | None, ...]:
-    """What changes with the files: of each its inode, size and time of change."""
+    """Return what changes with the files: of each its inode, size and time of change."""
     return tuple(_file_signature(file) for file in files)
 
 

@@ -41,7 +41,7 @@ class Comparison:
 
 
 def compare(a: MigrationReport, b: MigrationReport) -> Comparison:
-    """Every figure that either has. Durations in ns."""
+    """Return every figure that either has. Durations in ns."""
     return Comparison(
         a=a,
         b=b,
@@ -90,7 +90,7 @@ def compare_json(found: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def render_comparisons(found: Sequence[Comparison], g: Glyphs) -> RenderableType:
-    """All comparisons as text. The first line of each names what changed the downtime most."""
+    """Return all comparisons as text. The first line of each names what changed the downtime most."""
     parts: list[RenderableType] = []
     for comparison in found:
         parts += [*([Text()] if parts else []), *_render(comparison, g)]

@@ -342,7 +342,7 @@ def _blackout_table(m: Migration) -> str:
 
 
 def _calls(m: Migration) -> Iterator[str]:
-    """What took each step, and all calls of the blackout."""
+    """Yield what took each step, and all calls of the blackout."""
     calls = m.calls
     if calls is None or not calls.steps:
         return
@@ -372,7 +372,7 @@ def _calls(m: Migration) -> Iterator[str]:
 
 
 def _advice(found: MigrationReport) -> Iterator[str]:
-    """What to change, with its evidence and what to expect of it."""
+    """Yield what to change, with its evidence and what to expect of it."""
     given = advise(found)
     if given:
         yield f"<h3>{TITLE}</h3>"

@@ -44,7 +44,7 @@ def host_json(host: HostReport) -> dict[str, Any]:
 
 
 def state_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
-    """All that is known at `at_ns`, as `vftrace top --json` prints it.
+    """Return all that is known at `at_ns`, as `vftrace top --json` prints it.
 
     Migrations are those of `report --format json`, except that `outcome` is null while one runs, and
     with the `phase` it is in and its `blackout_ns` so far. Times are CLOCK_BOOTTIME nanoseconds.
@@ -98,7 +98,7 @@ def _now(migration: Migration, at_ns: int) -> tuple[str | None, int | None]:
 
 
 def vf_json(life: VfHistory) -> dict[str, Any]:
-    """What is known of a virtual function; `states`, `changes` and `messages` hold the latest."""
+    """Return what is known of a virtual function; `states`, `changes` and `messages` hold the latest."""
     return {
         "pf": life.pf,
         "vf": life.vf,
@@ -345,7 +345,7 @@ def _waits(waits: FaultWaits) -> dict[str, Any]:
 
 
 def _calls(calls: BlackoutCalls) -> dict[str, Any]:
-    """What took each step: causes of a step add up to it. `totals` are the calls that took longest."""
+    """Return what took each step: causes of a step add up to it. `totals` are the calls that took longest."""
     return {
         "named_ns": calls.named_ns,
         "missed": calls.missed,

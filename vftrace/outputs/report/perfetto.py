@@ -65,7 +65,7 @@ def perfetto_trace(report: Report) -> PerfettoTrace:
 
 
 def _parts(report: Report) -> Iterator[tuple[str, "Callable[[_Writer], None]"]]:
-    """What the trace is made of: for each part its name, and what writes it."""
+    """Yield what the trace is made of: for each part its name, and what writes it."""
     first = report.hosts[0] if report.hosts else None
     if first is not None and first.snapshot.clock:
         at, offset, _ = first.snapshot.clock[0]
@@ -114,7 +114,7 @@ class _Writer:
         return packet
 
     def clock(self, at_ns: int, offset_ns: int) -> None:
-        """What ties boot time to the time of day."""
+        """Write what ties boot time to the time of day."""
         packet = self._packet()
         clocks = self._pb2.ClockSnapshot.Clock
         packet.timestamp = at_ns

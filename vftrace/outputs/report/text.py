@@ -93,7 +93,7 @@ class _Text:
             yield from part
 
     def _host(self, host: HostReport, g: Glyphs) -> Iterator[RenderableType]:
-        """What its trace lacks, then where and how it was traced."""
+        """Yield what its trace lacks, then where and how it was traced."""
         name, snapshot = clean(host.name, g), host.snapshot
         several = len(self.report.hosts) > 1
         for warning in losses(snapshot):
@@ -108,7 +108,7 @@ class _Text:
 
 
 def first_line(report: Report, g: Glyphs) -> str:
-    """What set the downtime; of several migrations how they ended, and which of them had the longest one."""
+    """Return what set the downtime; of several migrations how they ended, and which of them had the longest one."""
     found = report.migrations
     if not found:
         if report.pings:
@@ -128,7 +128,7 @@ def first_line(report: Report, g: Glyphs) -> str:
 
 
 def _summary(found: Sequence[MigrationReport]) -> str:
-    """How many migrations there are, of how many VMs, and how they ended."""
+    """Return how many migrations there are, of how many VMs, and how they ended."""
     migrations = [each.migration for each in found]
     vms = len({m.uuid or (m.pid, m.peer_pid) for m in migrations})
     ends = Counter(_ended(m) for m in migrations)
@@ -137,7 +137,7 @@ def _summary(found: Sequence[MigrationReport]) -> str:
 
 
 def _ended(m: Migration) -> str:
-    """How a migration ended, with its kind where it is not a move."""
+    """Return how a migration ended, with its kind where it is not a move."""
     if m.kind != Kind.MOVE and m.outcome == Outcome.COMPLETED:
         return {Kind.SAVE: "saved", Kind.LOAD: "loaded"}[m.kind]
     kind = "" if m.kind == Kind.MOVE else f"{m.kind} "
@@ -248,7 +248,7 @@ def _facts(found: MigrationReport, report: Report, g: Glyphs) -> Iterator[tuple[
 
 
 def _hosts(found: MigrationReport, g: Glyphs) -> str:
-    """Which process on which host was which side."""
+    """Return which process on which host was which side."""
     m, here = found.migration, clean(found.host.name, g)
     if found.peer is None:
         return f"{m.role} pid {m.pid} on {here}, the other side in none of these recordings"

@@ -129,7 +129,7 @@ def _device(device: DeviceUse) -> str:
 
 
 def _states(device: DeviceUse, begin: int, end: int) -> Iterator[Slice]:
-    """From the migration's begin on: the state it was in before may be days old."""
+    """Count from the migration's begin on: the state it was in before may be days old."""
     until = end
     slices = []
     for state in reversed(device.states):
@@ -169,7 +169,7 @@ def _calls(spans: list[CallSpan]) -> Iterator[Slice]:
 
 
 def _vf_title(vf: VfUse) -> str:
-    """With its side: both hosts' cards may have one address."""
+    """Name it with its side: both hosts' cards may have one address."""
     return figures.printable(f"VF {vf.vf} of {vf.pf} ({vf.role})")
 
 
@@ -196,6 +196,6 @@ def _counters(m: Migration, end: int) -> Iterator[Counter]:
 
 
 def _all_sent(m: Migration, end: int) -> int:
-    """When the last byte had been sent, at the latest."""
+    """Return when the last byte had been sent, at the latest."""
     ended = m.ended_at_ns
     return end if ended is None else min(end, max(ended, m.rounds[-1].at_ns))

@@ -50,7 +50,7 @@ def slow_words(brownout: Brownout) -> str:
 
 
 def lost_words(brownout: Brownout) -> str:
-    """What kept the vCPUs from running, the largest first, beside how it was before."""
+    """Return what kept the vCPUs from running, the largest first, beside how it was before."""
     total = brownout.total
     if total is None:
         return ""
@@ -67,7 +67,7 @@ def lost_words(brownout: Brownout) -> str:
 
 
 def waits_words(brownout: Brownout) -> str:
-    """How long vCPUs slept in page faults, as in postcopy; empty where they did not."""
+    """Return how long vCPUs slept in page faults, as in postcopy; empty where they did not."""
     waits = brownout.waits
     half, most = (waits.quantile_ns(0.5), waits.quantile_ns(0.99)) if waits else (None, None)
     if waits is None or half is None or most is None:

@@ -18,7 +18,7 @@ LEAST_PART = 0.01
 
 
 def top_calls(migration: Migration, most: int = TOP) -> str:
-    """What took the blackout, the longest first, in one line; empty where nothing is known."""
+    """Return what took the blackout, the longest first, in one line; empty where nothing is known."""
     calls = migration.calls
     if calls is None:
         return ""
@@ -73,7 +73,7 @@ def told_steps(calls: BlackoutCalls) -> list[StepCauses]:
 
 
 def caveats(calls: BlackoutCalls) -> Iterator[str]:
-    """What is missing."""
+    """Yield what is missing."""
     if calls.missed:
         yield f"{calls.missed} calls were not recorded: too many in a moment"
     unseen = calls.ns - calls.named_ns

@@ -20,7 +20,7 @@ AWAY = ("unplugged", "reset", "absent", "probing", "configuring")
 
 
 def devices_part(m: Migration, now_ns: int, width: int, g: Glyphs) -> list[RenderableType]:
-    """What was seen of the devices of a migration; nothing where it has none."""
+    """Return what was seen of the devices of a migration; nothing where it has none."""
     part: list[RenderableType] = []
     if m.devices or m.downtime.devices:
         part += [Text(), Text("Devices", "bold"), *_devices(m, g)]

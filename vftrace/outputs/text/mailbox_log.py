@@ -83,7 +83,7 @@ class Dump:
             yield from self._state(event.pf, event.vf)
 
     def summary(self) -> Iterator[str]:
-        """What became of each VF; call it at the end."""
+        """Yield what became of each VF; call it at the end."""
         yield from self._quiet()
         for life in self._mailboxes.vf_histories():
             if self._wanted(life.pf, life.vf):

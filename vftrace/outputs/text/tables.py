@@ -47,7 +47,7 @@ def seconds(ns: int | None) -> str:
 
 
 def offset(ns: int) -> str:
-    """From the migration's begin, with its sign: a device may begin before the source logs."""
+    """Return the time from the migration's begin, with its sign: a device may begin before the source logs."""
     return f"{ns / 1e9:+.3f} s"
 
 

@@ -26,14 +26,14 @@ def name_of(life: VfHistory) -> str:
 
 
 def state_of(life: VfHistory) -> str:
-    """What it is in one word, of a function in trouble the trouble."""
+    """Return what it is in one word, of a function in trouble the trouble."""
     if life.keeps_resetting:
         return "resetting"
     return "no answer" if _waits(life) else life.state
 
 
 def vf_warnings(life: VfHistory) -> Iterator[str]:
-    """What is wrong with it, in words."""
+    """Yield what is wrong with it, in words."""
     if life.keeps_resetting:
         often = f"{MAX_FALLS} times out of work, or {MAX_RESETS} resets, within {format_ns(RESETTING_NS)}"
         yield f"KEEPS RESETTING: {often}"
@@ -77,7 +77,7 @@ def vf_lines(
 def vfs_part(
     lives: Sequence[VfHistory], snapshot: Snapshot, width: int, g: Glyphs
 ) -> Iterator[RenderableType]:
-    """All functions with a state or a message; nothing if there is no such function."""
+    """Yield all functions with a state or a message; nothing if there is no such function."""
     heard = [life for life in lives if life.states or life.recent or life.not_recorded]
     if heard:
         yield Text(f"Virtual functions, by their mailboxes: {len(heard)}", TITLE)

@@ -62,7 +62,7 @@ _SMALL_PART = 10
 
 
 def title(vm: Vm | Migration, g: Glyphs) -> str:
-    """How a VM is called: its name with the short UUID, else the UUID, else the pid."""
+    """Return how a VM is called: its name with the short UUID, else the UUID, else the pid."""
     return clean(figures.title(vm.name, vm.uuid, vm.pid), g)
 
 
@@ -72,14 +72,14 @@ def label(vm: Vm | Migration, g: Glyphs) -> str:
 
 
 def happens(migration: Migration, checkpoint: Checkpoint) -> str:
-    """What happens up to this checkpoint, short."""
+    """Return what happens up to this checkpoint, short."""
     if checkpoint == Checkpoint.VCPUS_RUNNING and figures.resumed_on_source(migration):
         return "vCPUs run again on the source"
     return HAPPENS[checkpoint]
 
 
 def during(migration: Migration, checkpoint: CheckpointTime) -> str:
-    """What happened up to this checkpoint as a clause, with the figure that supports it."""
+    """Return what happened up to this checkpoint as a clause, with the figure that supports it."""
     name = checkpoint.name
     if name == Checkpoint.VCPUS_RUNNING and figures.resumed_on_source(migration):
         if migration.outcome == Outcome.COMPLETED:
@@ -133,7 +133,7 @@ def downtime_range(found: MigrationReport) -> str | None:
 
 
 def clocks_line(found: MigrationReport) -> str | None:
-    """What is known of two hosts' clocks; None where there is one."""
+    """Return what is known of two hosts' clocks; None where there is one."""
     offset = found.offset
     if offset is None:
         return None
@@ -153,7 +153,7 @@ def _range(least_ns: int, most_ns: int) -> str:
 
 
 def _signed_seconds(ns: int) -> str:
-    """Every digit: an offset of days may be known to the microsecond."""
+    """Return every digit: an offset of days may be known to the microsecond."""
     return f"{'-' if ns < 0 else ''}{abs(ns) // 10**9}.{abs(ns) % 10**9:09} s"
 
 
@@ -233,7 +233,7 @@ def save_line(migration: Migration, g: Glyphs) -> str:
 
 
 def roles(migration: Migration, g: Glyphs) -> str:
-    """Which sides were seen, with their pids."""
+    """Return which sides were seen, with their pids."""
     if migration.role == Role.STITCHED:
         return f"source pid {migration.pid} {g.arrow} destination pid {migration.peer_pid}"
     other = Role.DESTINATION if migration.role == Role.SOURCE else Role.SOURCE
@@ -253,7 +253,7 @@ NAMED_LOSSES = 3
 
 
 def warnings(migration: Migration) -> tuple[str, ...]:
-    """What makes the figures of this migration less than certain."""
+    """Return what makes the figures of this migration less than certain."""
     said = []
     if migration.internal_error is not None:
         said.append(
@@ -295,7 +295,7 @@ def _missing(loss: Loss) -> str:
 
 
 def losses(snapshot: Snapshot) -> tuple[str, ...]:
-    """What the trace as a whole lacks."""
+    """Return what the trace as a whole lacks."""
     said = []
     if snapshot.lost:
         said.append(f"{snapshot.lost} EVENTS LOST: a ring buffer was full{_whose(snapshot.losses)}")

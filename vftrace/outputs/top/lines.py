@@ -16,7 +16,7 @@ Change = tuple[int, str]
 
 
 def changes(before: Snapshot | None, after: Snapshot, g: Glyphs) -> list[str]:
-    """What happened between two snapshots, a line each, by the time at which it happened.
+    """Return what happened between two snapshots, a line each, by the time at which it happened.
 
     Without a snapshot before, everything that is known has just happened.
     """

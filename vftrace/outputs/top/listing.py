@@ -143,7 +143,7 @@ def _why_none(name: str, section: Sequence[object]) -> str:
 
 
 def _nothing(snapshot: Snapshot, state: ViewState, g: Glyphs) -> list[RenderableType]:
-    """What is waited for when there is nothing to show."""
+    """Return what is waited for when there is nothing to show."""
     if state.filter and (snapshot.vms or snapshot.migrations):
         return [
             Text(),

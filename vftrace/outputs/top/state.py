@@ -199,7 +199,7 @@ def cursor(state: ViewState, rows: list[Row]) -> Row:
 
 
 def _opens(state: ViewState, snapshot: Snapshot) -> Row | None:
-    """What opens under the cursor: a virtual function, or a migration, for a VM its newest."""
+    """Return what opens under the cursor: a virtual function, or a migration, for a VM its newest."""
     rows = all_rows(snapshot, state)
     under = cursor(state, rows) if rows else None
     if under is None or under[0] == "vf":
@@ -212,7 +212,7 @@ def _opens(state: ViewState, snapshot: Snapshot) -> Row | None:
 
 
 def row_of(thing: Migration | Vm | VfHistory) -> Row:
-    """How the cursor remembers it."""
+    """Return how the cursor remembers it."""
     if isinstance(thing, VfHistory):
         return "vf", thing.pf, thing.vf
     if isinstance(thing, Migration):

@@ -77,7 +77,7 @@ class Frame:
     def _lines(
         self, console: Console, options: ConsoleOptions, head: int
     ) -> tuple[list[list[Segment]], int | None, int]:
-        """All lines of the page, the one that must be seen, and how many there is room for."""
+        """Return all lines of the page, the one that must be seen, and how many there is room for."""
         width, height = options.max_width, options.height or console.height
         room = max(0, height - head - 1)
         body, focus = _body(self, width, room, glyphs(ascii=self.ascii or options.ascii_only))
@@ -151,7 +151,7 @@ def _header(frame: Frame, width: int, g: Glyphs) -> list[Text]:
 
 
 def _last_word(frame: Frame, width: int, g: Glyphs) -> list[Text]:
-    """What set the downtime of the newest migration, in one line, two where it needs them."""
+    """Return what set the downtime of the newest migration, in one line, two where it needs them."""
     newest = view_state.newest(frame.snapshot.migrations)
     if newest is None:
         return []

@@ -185,7 +185,7 @@ class _Tree:
             yield sweep.at_ns, self._span(f"round {number}", path, sweep.at_ns, end, about)
 
     def _devices(self) -> Iterator[SpanNode]:
-        """From the migration's begin on: the state a device was in before may be days old."""
+        """Count from the migration's begin on: the state a device was in before may be days old."""
         begin = self._m.started_at_ns
         for device in self._m.devices:
             for number, state in enumerate(device.states):

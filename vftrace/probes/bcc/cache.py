@@ -34,7 +34,7 @@ _VARIABLES = ("ARCH", "BCC_LINUX_VERSION_CODE", "BCC_KERNEL_MODULES_SUFFIX")
 
 
 def directory() -> Path | None:
-    """Where programs are kept: systemd's $CACHE_DIRECTORY, else root's; None where they are not."""
+    """Return where programs are kept: systemd's $CACHE_DIRECTORY, else root's; None where they are not."""
     if os.environ.get(OFF_VARIABLE):
         return None
     given = systemd.directory("CACHE_DIRECTORY")
@@ -44,7 +44,7 @@ def directory() -> Path | None:
 
 
 def refuses() -> str | None:
-    """Why nothing is kept; None if it is."""
+    """Return why nothing is kept; None if it is."""
     if directory() is None:
         return f"{OFF_VARIABLE} is set" if os.environ.get(OFF_VARIABLE) else "not root"
     try:

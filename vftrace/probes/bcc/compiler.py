@@ -41,11 +41,11 @@ class _Compiler(BPF):  # type: ignore[misc]  # bcc has no types
     """BCC, but nothing is loaded or attached."""
 
     def _trace_autoload(self) -> None:
-        """What bcc.BPF's constructor does last."""
+        """Do what bcc.BPF's constructor does last."""
 
 
 def image_of(text: str, flags: Sequence[str]) -> Image:
-    """What BCC makes of a text. Raises what it raises: Exception itself."""
+    """Return what BCC makes of a text. Raises what it raises: Exception itself."""
     os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
     with _not_root():
         bpf = _Compiler(text=text.encode(), cflags=list(flags))

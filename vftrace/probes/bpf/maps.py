@@ -93,7 +93,7 @@ class RawMap:
             raise
 
     def items(self, batch: int = BATCH) -> Iterator[tuple[bytes, bytes]]:
-        """All entries, many in one system call (Linux 5.6)."""
+        """Yield all entries, many in one system call (Linux 5.6)."""
         start: ctypes.c_uint32 | None = None
         ended = False
         while not ended:
@@ -170,7 +170,7 @@ class Map:
         return self.raw.get(self._bytes(key)) is not None
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """All entries with their types."""
+        """Yield all entries with their types."""
         for key, value in self.raw.items():
             yield self.Key.from_buffer_copy(key), self.Leaf.from_buffer_copy(value)
 
