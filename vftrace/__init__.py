@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from vftrace.archive.api import Recordings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["open"]
 
 
