@@ -25,6 +25,8 @@ MOST_LIMIT_NS = 2_000_000_000
 """Nobody who migrates live wants a guest to stand longer."""
 
 _STEP = 1.1
+_TRIES = 80
+"""Down to a two-thousandth."""
 _TOTAL_PART = 0.35
 _TOTAL_NS = 100_000_000
 _DOWN_FACTOR = 4
@@ -177,12 +179,14 @@ def _least(
     """The least value above `low` from which on a replay converges; None if not even `high` does."""
     recorded = Recorded.of(m)
     least: float | None = None
-    value = high
-    while value > low:
+    for number in range(_TRIES):
+        value = high / _STEP**number
+        if value <= low:
+            break
         replayed = of_replay(recorded, assumed(value))
         if replayed is None or not replayed.converges:
             return least
-        least, value = value, value / _STEP
+        least = value
     return least
 
 
