@@ -7,6 +7,7 @@ import pytest
 
 from tests.unit.recorded import fly, kept, migrations_of
 from vftrace.analysis.devices.vf_history import Mailboxes
+from vftrace.archive import index
 from vftrace.archive.finish import is_closed
 from vftrace.archive.names import FileName
 from vftrace.collect.recording import Recording
@@ -60,4 +61,8 @@ def test_each_migration_is_kept_with_its_figures(path: Path, tmp_path: Path) -> 
         assert is_closed(file)
         assert file.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o700
+    # What the recorder has noted of each is what reading it gives.
+    noted = index.known(tmp_path / "kept")
+    (tmp_path / "kept" / index.NAME).unlink(missing_ok=True)
+    assert set(noted.entries) == set(index.read(tmp_path / "kept").entries)
     assert recorder.state.files == len(found)

@@ -58,7 +58,9 @@ class Disk:
         self.said: list[str] = []
         self.closed: list[Path] = []
         self.refuse: Callable[[], None] = lambda: None
-        self.writer = Writer(directory, limits, self.said.append, self.closed.append)
+        self.writer = Writer(
+            directory, limits, self.said.append, lambda path, _: self.closed.append(path)
+        )
         write = self.writer._write
 
         def asked(file: FileIO, data: bytes) -> None:

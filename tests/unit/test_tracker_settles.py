@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from vftrace import events
+from vftrace.analysis.clock_samples import MAX_CLOCK_SAMPLES
 from vftrace.analysis.tracker import (
-    MAX_CLOCK_SAMPLES,
     MAX_ENDED_MIGRATING,
     MAX_ENDED_PROCESSES,
     MAX_PROCESSES,

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from vftrace import events
 from vftrace.analysis.assemble import Sides, build_migration
 from vftrace.analysis.calls.log import CallEvent
+from vftrace.analysis.clock_samples import ClockSamples
 from vftrace.analysis.devices.device import Transition
 from vftrace.analysis.devices.mailbox_evidence import HostContext
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
@@ -56,13 +57,6 @@ MAX_NETWORK = 4096
 STALL_NS = 150_000_000
 """The collector marks time every 100 to 120 ms (it polls for 20); one that comes so late had to wait to be run."""
 
-CLOCK_MOVED_NS = 1_000_000
-CLOCK_KEEP_NS = 5_000_000_000
-MAX_CLOCK_SAMPLES = 1440
-"""Clock samples are kept where the offset has moved by a millisecond, and every five seconds; of too many, every
-other one is forgotten."""
-
-
 MAX_INTERNAL_ERRORS = 1000
 """Failures after which only a process's end is still processed, because each failure costs much."""
 
@@ -90,7 +84,7 @@ class Tracker:
     _lost: int = 0
     _tables_full: dict[str, int] = field(default_factory=dict)
     _unknown: int = 0
-    _clock: list[tuple[int, int, int]] = field(default_factory=list)
+    _clock: ClockSamples = field(default_factory=ClockSamples)
     _ended_at_ns: int | None = None
     _settled: list[Migration] = field(default_factory=list)
     _settled_ns: int = 0
@@ -281,29 +275,7 @@ class Tracker:
         self.mailboxes.feed(event)
 
     def _sample_clock(self, event: events.ClockSample) -> None:
-        """Keep the first and the latest sample, and those between which the clock moved."""
-        if event.error_ns < 0:
-            # No bound is negative: the record is damaged.
-            return
-        sample = (event.at_ns, event.realtime_offset_ns, event.error_ns)
-        if len(self._clock) > 1:
-            before, last = self._clock[-2:]
-            still = max(abs(last[1] - before[1]), abs(sample[1] - last[1])) < CLOCK_MOVED_NS
-            if still and last[0] - before[0] < CLOCK_KEEP_NS:
-                self._clock.pop()
-        self._clock.append(sample)
-        if len(self._clock) > MAX_CLOCK_SAMPLES:
-            self._clock = [
-                sample
-                for index, sample in enumerate(self._clock)
-                if index % 2 == 0 or not self._stands_still(index)
-            ]
-            del self._clock[:-MAX_CLOCK_SAMPLES]
-
-    def _stands_still(self, index: int) -> bool:
-        """Whether the clock did not move around a sample, which then adds nothing to its neighbours."""
-        around = self._clock[index - 1 : index + 2]
-        return all(abs(s[1] - self._clock[index][1]) < CLOCK_MOVED_NS for s in around)
+        self._clock.add(event)
 
     def _settle(self) -> None:
         """Keep of a migration that has long ended only what it came to: bitmaps are large."""
@@ -490,7 +462,7 @@ class Tracker:
             events=self._events,
             lost=self._lost,
             unknown_records=self._unknown,
-            clock=tuple(self._clock),
+            clock=tuple(self._clock.kept),
             vfs=tuple(histories.values()),
             transitions=tuple((*key, n) for key, n in sorted(self._transitions.items())),
             vfs_incomplete=self._unowned.holes,

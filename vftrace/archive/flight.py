@@ -19,6 +19,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from vftrace import events
+from vftrace.analysis.clock_samples import ClockSamples
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
@@ -33,8 +34,9 @@ from vftrace.collect.recording import frames_of, head_of
 from vftrace.events import COLLECTOR, NO_PROCESS, Event, wire
 from vftrace.events.layout import Kind
 from vftrace.model.host import HostInfo
-from vftrace.model.migration import Migration, Outcome, Role
+from vftrace.model.migration import Migration, Outcome, Role, Snapshot
 from vftrace.model.recorder import RecorderState
+from vftrace.model.report import HostReport, MigrationReport
 from vftrace.model.select import names_vm
 
 AFTER_NS = 10_000_000_000
@@ -69,12 +71,14 @@ class _File:
     part: _Part
     process: Process
     handle: Handle
+    host: HostInfo
     shift: dict[int, int] = field(default_factory=dict)
     """By process (or none): by how much the numbers of its records are lowered."""
     streams: dict[int, Stream] = field(default_factory=dict)
     own: int = 0
     base: dict[Any, int] = field(default_factory=dict)
     """What the host's counters of losses showed when it began."""
+    clock: ClockSamples = field(default_factory=ClockSamples)
     waiting: list[bytes] = field(default_factory=list)
     look_ns: int = 0
     build_ns: int = 0
@@ -90,6 +94,8 @@ class _File:
         """Add a record of the collector's own."""
         if isinstance(event, (events.Lost, events.NetMissed, events.TableFull)):
             event = replace(event, count=event.count - self.base.get(_counter(event), 0))
+        elif isinstance(event, events.ClockSample):
+            self.clock.add(event)
         self.waiting.append(wire.encode(replace(event, seq=self.own)))
         self.own += 1
 
@@ -171,9 +177,9 @@ class FlightRecorder:
             self._close(file, tracker.build(parts[key]) if key in parts else None)
         self._writer.stop(STOP_S)
 
-    def _index(self, path: Path) -> None:
+    def _index(self, path: Path, row: index.Row | None) -> None:
         """Called by the writer's thread."""
-        problem = index.add(path)
+        problem = index.add(path, row)
         if problem is not None:
             self._writer.say_once(problem)
 
@@ -303,7 +309,7 @@ class FlightRecorder:
         name = self._name(process, started, host)
         first = min([self._now_ns, *(event.at_ns for event in self._host_records)])
         head = head_of(dataclasses.replace(host, started_at_ns=first))
-        file = _File(attempt, process, self._writer.create(name, head))
+        file = _File(attempt, process, self._writer.create(name, head), host)
         file.build_ns = self._now_ns + LOOK_AGAIN_NS
         file.base = dict(self._counters)
         self._files[id(attempt)] = file
@@ -440,7 +446,8 @@ class FlightRecorder:
                 file.note(events.Uncounted(self._now_ns, 0, COLLECTOR, 0, file.process.pid, 0))
         file.note(events.End(self._now_ns, 0, COLLECTOR, 0, self._numbers(file)))
         name = file.handle.name.ended(outcome or Outcome.UNKNOWN)
-        self._writer.close(file.handle, name, frames_of(file.waiting))
+        row = None if migration is None else _row(migration, file, str(name))
+        self._writer.close(file.handle, name, frames_of(file.waiting), row)
 
     def _leave(self, file: _File) -> None:
         del self._files[id(file.part)]
@@ -485,6 +492,14 @@ class FlightRecorder:
             if file.waiting:
                 self._writer.append(file.handle, frames_of(file.waiting))
                 file.waiting = []
+
+
+def _row(migration: Migration, file: _File, name: str) -> index.Row:
+    """What a list would read of a migration in its recording."""
+    clock = tuple(file.clock.kept)
+    shot = Snapshot(migration.started_at_ns, (), (migration,), 0, 0, 0, clock)
+    found = MigrationReport.of_one_host(HostReport(file.host, shot), migration)
+    return index.row_of(found, name, 1)
 
 
 def _counter(event: Event) -> Any:

@@ -221,10 +221,10 @@ def known(directory: Path) -> Contents:
     )
 
 
-def add(path: Path, report: Report | None = None) -> str | None:
+def add(path: Path, row: Row | None = None) -> str | None:
     """Note a recording that was closed; returns one line if the index cannot be written, which harms nothing.
 
-    `report` is what the recording holds, if that is known: else the file is read.
+    `row` is that of its one migration, if that is known: else the file is read.
     """
     index = path.parent / NAME
     try:
@@ -233,10 +233,10 @@ def add(path: Path, report: Report | None = None) -> str | None:
         return f"cannot read {path}: {error.strerror}"
     if not stat.S_ISREG(status.st_mode):
         return f"cannot read {path}: not a regular file"
-    if report is None:
+    if row is None:
         entry, _ = _look(path, status)
     else:
-        entry = _entry(path.name, status, rows=rows_of(report, path.name))
+        entry = _entry(path.name, status, rows=(row,))
     try:
         with open_regular(index, os.O_WRONLY | os.O_APPEND) as file:
             file.write(_line_of(entry))

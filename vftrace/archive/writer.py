@@ -18,6 +18,7 @@ from io import FileIO
 from pathlib import Path
 
 from vftrace.archive.finish import CLOSED, PART, finish_all
+from vftrace.archive.index import Row
 from vftrace.archive.names import FileName
 from vftrace.archive.retention import Limits, enforce
 from vftrace.collect.recording import lock
@@ -39,6 +40,8 @@ class Handle:
 
     def __init__(self, name: FileName) -> None:
         self.name = name
+        self.row: Row | None = None
+        """What its migration came to, if that is known without reading it."""
         self.lost = False
         """Whether it is missing, or something of it."""
         self._file: FileIO | None = None
@@ -63,10 +66,10 @@ class Writer:
         directory: Path,
         limits: Limits,
         say: Callable[[str], None],
-        closed: Callable[[Path], None],
+        closed: Callable[[Path, Row | None], None],
     ) -> None:
-        """`say` gets one line about each kind of trouble, `closed` the path of each recording that was closed; the
-        writer's thread calls both.
+        """`say` gets one line about each kind of trouble, `closed` the path of each recording that was closed and the
+        row that was given with it; the writer's thread calls both.
         """
         self.directory = directory
         self._limits = limits
@@ -110,9 +113,9 @@ class Writer:
             handle.name = name
             self._put(handle, partial(self._rename, handle, name))
 
-    def close(self, handle: Handle, name: FileName, tail: bytes) -> None:
-        """Write the last of it, and close it under its last name."""
-        handle.name = name
+    def close(self, handle: Handle, name: FileName, tail: bytes, row: Row | None = None) -> None:
+        """Write the last of it, and close it under its last name; `row` is what its migration came to."""
+        handle.name, handle.row = name, row
         self._put(handle, partial(self._close, handle, name, tail), len(tail))
 
     def discard(self, handle: Handle) -> None:
@@ -233,7 +236,7 @@ class Writer:
         if handle._path is not None:
             self._writing.discard(handle._path.name)
             if not handle.lost:
-                self._closed(handle._path)
+                self._closed(handle._path, handle.row)
         self._next_look = 0.0
 
     def _discard(self, handle: Handle) -> None:
@@ -267,7 +270,9 @@ class Writer:
         self._next_look = now + LOOK_S
         if self._unfinished and now >= self._next_finish:
             self._next_finish = now + RETRY_S
-            self._unfinished = not finish_all(self.directory, self._writing, self._closed)
+            self._unfinished = not finish_all(
+                self.directory, self._writing, lambda path: self._closed(path, None)
+            )
         kept = enforce(self.directory, self._limits, self._writing)
         self._files, self._bytes = kept.files, kept.bytes
 
