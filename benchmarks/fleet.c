@@ -1,8 +1,10 @@
 /* VMs that make the requests of a migrating VMM, and idle ones, for fleet.py:
  *
- *     fleet MIGRATING IDLE GIB ROUND_MS SECONDS [truth]
+ *     fleet MIGRATING IDLE GIB ROUND_MS SECONDS [truth | sums]
  *
- * With `truth` each dirty sync is printed: pid and CLOCK_BOOTTIME in ns when it had returned (tests/crash.py).
+ * With `truth` each dirty sync is printed: pid and CLOCK_BOOTTIME in ns when it had returned (tests/crash.py). With
+ * `sums` one line for each migration: "moved", pid, CLOCK_BOOTTIME in ns before its vCPU was stopped and after its
+ * clock was read, the number of dirty syncs, and the bytes it sent.
  * Prints "ready" when all VMs run, and begins all migrations when a byte comes on standard input, spread over the
  * first round: the dirty syncs of real ones do not fall into the same millisecond. Each is one thread that does what
  * QEMU's migration thread does: logging on, GET_DIRTY_LOG, CLEAR_DIRTY_LOG by 1 GiB, bytes on a socket; after
@@ -42,7 +44,7 @@
 static const unsigned char halts[] = { 0xf4, 0xeb, 0xfd };	/* hlt; jmp to it */
 static unsigned long long slot_bytes;
 static long round_ms, seconds;
-static int truth;
+static int truth, sums;
 
 struct vm {
 	int kvm, fd, vcpu, out;
@@ -50,6 +52,8 @@ struct vm {
 	unsigned seed;
 	pthread_t runs;
 	volatile int stop, dirties;
+	int syncs;
+	long long sent;
 };
 
 static void fail(const char *what)
@@ -153,13 +157,24 @@ static void *drain(void *arg)
 	return NULL;
 }
 
+static long long now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
 static void send_for(struct vm *vm, long ms)
 {
 	static char bytes[CHUNK];
 
 	for (long sent = 0; sent < ms * 1000; sent += SEND_EVERY_US) {
-		if (write(vm->out, bytes, sizeof(bytes)) < 0)
+		ssize_t done = write(vm->out, bytes, sizeof(bytes));
+
+		if (done < 0)
 			fail("write");
+		vm->sent += done;
 		usleep(SEND_EVERY_US);
 	}
 }
@@ -171,12 +186,9 @@ static void sync_log(struct vm *vm, void *bitmap)
 
 	if (ioctl(vm->fd, KVM_GET_DIRTY_LOG, &get) < 0)
 		fail("KVM_GET_DIRTY_LOG");
-	if (truth) {
-		struct timespec now;
-
-		clock_gettime(CLOCK_BOOTTIME, &now);
-		dprintf(1, "sync %d %lld\n", getpid(), now.tv_sec * 1000000000LL + now.tv_nsec);
-	}
+	vm->syncs++;
+	if (truth)
+		dprintf(1, "sync %d %lld\n", getpid(), now_ns());
 	for (unsigned long long first = 0; first < slot_bytes / PAGE; first += GIB / PAGE) {
 		struct kvm_clear_dirty_log clear = { .slot = 1, .first_page = first, .num_pages = GIB / PAGE,
 						     .dirty_bitmap = (char *)bitmap + first / 8 };
@@ -197,6 +209,7 @@ static void read_clock(struct vm *vm)
 static void *migrate(void *arg)
 {
 	struct vm *vm = arg;
+	long long from_ns, until_ns;
 	void *high = map(slot_bytes), *bitmap = map(slot_bytes / PAGE / 8);
 
 	usleep(vm->begins_ms * 1000);
@@ -208,6 +221,7 @@ static void *migrate(void *arg)
 		pthread_kill(vm->runs, SIGUSR1);
 		send_for(vm, round_ms);
 	}
+	from_ns = now_ns();
 	vm->stop = 1;
 	/* again where it came just before KVM_RUN */
 	while (pthread_tryjoin_np(vm->runs, NULL)) {
@@ -215,9 +229,12 @@ static void *migrate(void *arg)
 		usleep(1000);
 	}
 	read_clock(vm);
+	until_ns = now_ns();
 	sync_log(vm, bitmap);
 	read_clock(vm);
 	send_for(vm, 20);
+	if (sums)
+		dprintf(1, "moved %d %lld %lld %d %lld\n", getpid(), from_ns, until_ns, vm->syncs, vm->sent);
 	return NULL;
 }
 
@@ -273,7 +290,8 @@ int main(int argc, char **argv)
 
 	if (argc != 6 && argc != 7)
 		return 2;
-	truth = argc == 7;
+	truth = argc == 7 && !strcmp(argv[6], "truth");
+	sums = argc == 7 && !strcmp(argv[6], "sums");
 	count = atoi(argv[1]);
 	rest = atoi(argv[2]);
 	slot_bytes = strtoull(argv[3], NULL, 10) * GIB;

@@ -6,7 +6,8 @@
 The VMs are processes that make KVM's requests (fleet.c), so a small machine can hold them. For each COMMAND (`record`,
 `serve`, `flight`: serve with a flight recorder) prints the tracer's CPU time in percent of one core while all VMs are
 idle, in the three seconds in which all begin, and from then to the end (/proc/PID/stat), and what it has seen:
-migrations, those whose downtime is known, records lost. `serve` is scraped every 15 s.
+migrations, those whose figures differ from what the VM says of itself, records lost. `serve` is scraped every
+`--scrape` seconds; `--busy N` keeps the CPUs busy with N processes that do nothing else.
 
 `--idle-cost` prints what one idle VM costs the tracer: the CPU time with so many of them beside that without any, in
 microseconds a second for each VM, in turn for the other tree (if there is one) and this one.
@@ -32,6 +33,7 @@ from processes import tree_of
 HERE = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
 IDLE_S, BEGIN_S, SCRAPE_S = 10, 3, 15
+NEAR_NS = 1_000_000
 
 
 def cpu_seconds(pid: int) -> float:
@@ -75,12 +77,24 @@ def tracer(tree: Path, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
             yield child
         finally:
             child.send_signal(signal.SIGINT)
-            child.stdout.read()
+            child.said = child.stdout.read()  # type: ignore[attr-defined]
 
 
-def scrape(url: str, took: list[float], stop: threading.Event) -> None:
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Processes that compute."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def scrape(url: str, took: list[float], stop: threading.Event, every_s: float = SCRAPE_S) -> None:
     """Scrape as Prometheus does, and remember how long each took."""
-    while not stop.wait(SCRAPE_S):
+    while not stop.wait(every_s):
         begun = time.monotonic()
         urllib.request.urlopen(url, timeout=60).read()
         took.append(time.monotonic() - begun)
@@ -96,13 +110,15 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
     if command == "flight":
         arguments += ["--record-dir", str(kept)]
     fleet = [str(args.program), str(args.migrating), str(args.idle), str(args.gib)]
-    fleet += [str(args.round_ms), str(args.seconds)]
+    fleet += [str(args.round_ms), str(args.seconds), "sums"]
     took: list[float] = []
     stop = threading.Event()
     with tracer(args.tree, arguments) as traced:
         url = "".join(re.findall(r"serving (\S+)", traced.said))  # type: ignore[attr-defined]
         if url:
-            threading.Thread(target=scrape, args=(url, took, stop), daemon=True).start()
+            threading.Thread(
+                target=scrape, args=(url, took, stop, args.scrape), daemon=True
+            ).start()
         with subprocess.Popen(
             fleet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as vms:
@@ -115,7 +131,9 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
             vms.stdin.flush()
             begin = percent(traced.pid, BEGIN_S)
             steady = percent(traced.pid, args.seconds - BEGIN_S - 1)
-            done = vms.stdout.readline().strip()
+            moved: list[list[int]] = []
+            while not (done := vms.stdout.readline().strip()).startswith("done"):
+                moved.append([int(word) for word in done.split()[1:]])
             time.sleep(3)
             metrics = urllib.request.urlopen(url, timeout=60).read().decode() if url else ""
             stop.set()
@@ -123,20 +141,22 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
             vms.stdin.flush()
     result: dict[str, object] = {
         "command": command,
+        "said": traced.said[-400:],  # type: ignore[attr-defined]
         "idle %": round(idle, 1),
         "begin %": round(begin, 1),
         "steady %": round(steady, 1),
         "vms": done,
     }
     if url:
-        result["scrapes s"] = [round(seconds, 3) for seconds in took]
+        result["scrapes"] = len(took)
+        result["slowest scrapes s"] = [round(seconds, 3) for seconds in sorted(took)[-5:]]
         result["counted"] = re.findall(
             r"^vftrace_((?:migrations|events_lost|migrations_incomplete)_total\S* \S+)",
             metrics,
             re.M,
         )
     else:
-        result |= seen(args.tree, recording)
+        result |= seen(args.tree, recording, moved)
     if command == "flight":
         files = list(kept.glob("*.vft.gz"))
         result["files"] = len(files)
@@ -178,8 +198,8 @@ def idle_seconds(args: argparse.Namespace, command: str, tree: Path, count: int)
         return used
 
 
-def seen(tree: Path, recording: Path) -> dict[str, object]:
-    """What is in the recording."""
+def seen(tree: Path, recording: Path, moved: list[list[int]]) -> dict[str, object]:
+    """What is in the recording, and where it differs from what the VMs said."""
     out = subprocess.run(
         [sys.executable, "-m", "vftrace", "report", "--format", "json", recording],
         cwd=tree,
@@ -190,11 +210,25 @@ def seen(tree: Path, recording: Path) -> dict[str, object]:
     report = json.loads(out)
     migrations = report["migrations"]
     stopped = [m for m in migrations if m["downtime"]["checkpoints"]]
+    by_pid = {m["vm"]["pid"]: m for m in migrations}
+    differs: dict[str, int] = {"stop": 0, "syncs": 0, "bytes": 0, "not seen": 0}
+    for pid, from_ns, until_ns, syncs, sent in moved:
+        found = by_pid.get(pid)
+        if found is None:
+            differs["not seen"] += 1
+            continue
+        at = {c["name"]: c["at_ns"] for c in found["downtime"]["checkpoints"]}
+        stop = at.get("vcpus-stopped")
+        differs["stop"] += stop is None or not from_ns <= stop <= until_ns + NEAR_NS
+        differs["syncs"] += sum(r["syncs"] for r in found["rounds"]) != syncs
+        differs["bytes"] += found["channel"]["bytes"] != sent
     return {
         "records": report["hosts"][0]["events"],
         "migrations": len(migrations),
         "completed": sum(m["outcome"] == "completed" for m in migrations),
         "stops seen": len(stopped),
+        "moved": len(moved),
+        "differs": differs,
         "incomplete": sum(m["incomplete"] for m in migrations),
         "lost": report["hosts"][0]["lost"],
     }
@@ -208,6 +242,8 @@ def main() -> None:
     parser.add_argument("--gib", type=int, default=4, help="memory of a migrating VM")
     parser.add_argument("--round-ms", type=int, default=3000)
     parser.add_argument("--seconds", type=int, default=30)
+    parser.add_argument("--scrape", type=float, default=SCRAPE_S, help="seconds between scrapes")
+    parser.add_argument("--busy", type=int, default=0, help="processes that keep the CPUs busy")
     parser.add_argument(
         "--keep", type=Path, help="directory for the recordings, which are deleted else"
     )
@@ -222,7 +258,8 @@ def main() -> None:
         kept.mkdir(parents=True, exist_ok=True)
         for command in args.commands:
             if not args.idle_cost:
-                print(json.dumps(run(args, command, kept)), flush=True)
+                with busy(args.busy):
+                    print(json.dumps(run(args, command, kept)), flush=True)
                 continue
             for _ in range(args.times):
                 for tree in dict.fromkeys((args.tree, HERE)):
