@@ -256,14 +256,17 @@ def local_source(process: Process, everyone: Iterable[Process]) -> _Source | Non
 
 
 def is_impostor(process: Process, everyone: Iterable[Process]) -> bool:
-    """Whether a destination without a source set another clock than a source with its UUID reads."""
+    """Whether a destination without a source set another clock than a source with its UUID reads, or while a VM with
+    its UUID ran here that did not migrate."""
     incoming = process.incoming
     if incoming is None or process.uuid is None or incoming.clock_set_at_ns is None:
         return False
+    alike = [p for p in everyone if p is not process and p.uuid == process.uuid]
+    if any(each.ran_at(incoming.clock_set_at_ns) for each in alike):
+        return True
     return any(
         not _may_be_its(source, outgoing, incoming)
-        for source in everyone
-        if source is not process and source.uuid == process.uuid
+        for source in alike
         for outgoing in source.outgoing
         if outgoing.is_migration and _goes_on_at(outgoing, incoming.clock_set_at_ns)
     )

@@ -146,6 +146,16 @@ class Process:
             self.identity is not None and self.identity.running
         )
 
+    def ran_at(self, at_ns: int) -> bool:
+        """Whether its vCPUs are known to have run at a time."""
+        since = self.last_run_ns
+        if since is None and self.identity is not None and self.identity.running:
+            since = self.first_seen_ns
+        if since is None or since > at_ns or (self.ended_at_ns or at_ns) < at_ns:
+            return False
+        stopped = self.last_stop_ns
+        return stopped is None or stopped < since or stopped > at_ns
+
     @property
     def waits(self) -> bool:
         """Whether this is a destination that has not run yet, by its command line."""
