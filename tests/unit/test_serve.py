@@ -612,8 +612,8 @@ BAD_CONFIGS: dict[str, tuple[str, str]] = {
     "unknown TLS key": (TLS + "  ca: x\n", "'ca' is not known"),
     "no key": ("tls_server_config:\n  cert_file: server.pem\n", "key_file is missing"),
     "no such file": (TLS.replace("server.key", "gone.key"), "gone.key: No such file"),
-    "not the key": (TLS.replace("server.key", "client.key"), "no certificate and its key"),
-    "not a key": (TLS.replace("server.key", "server.pem"), "no certificate and its key"),
+    "not the key": (TLS.replace("server.key", "client.key"), "not a certificate and its key"),
+    "not a key": (TLS.replace("server.key", "server.pem"), "not a certificate and its key"),
     "CA without policy": (TLS + "  client_ca_file: ca.pem\n", "without client_auth_type"),
     "policy without CA": (
         TLS + "  client_auth_type: RequireAndVerifyClientCert\n",
@@ -647,7 +647,7 @@ BAD_CONFIGS: dict[str, tuple[str, str]] = {
         "interval 5 is not a duration",
     ),
     "rate without burst": ("rate_limit:\n  interval: 1s\n", "would refuse every request"),
-    "negative burst": ("rate_limit:\n  interval: 1s\n  burst: -1\n", "burst -1 is no number"),
+    "negative burst": ("rate_limit:\n  interval: 1s\n  burst: -1\n", "burst -1 is not a number"),
 }
 
 

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only this VM (repeatable; the first 8 digits of a UUID are enough)",
     )
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="also record what is seen to a file"
+        "--record", type=Path, metavar="FILE", help="also write a recording to this file"
     )
     add_force_argument(parser)
     add_recorder_arguments(parser)

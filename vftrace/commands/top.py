@@ -92,10 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="playback speed: 1 is real time (default), 0 is as fast as possible",
     )
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write a recording as well")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="also write a recording to this file"
+    )
     add_force_argument(parser)
     add_recorder_arguments(parser)
-    parser.add_argument("--serve", action="store_true", help="serve metrics as well")
+    parser.add_argument("--serve", action="store_true", help="also serve metrics")
     add_profile_argument(parser)
     add_live_arguments(parser)
     add_log_arguments(parser, default=None)
@@ -255,7 +257,7 @@ def _once(
         pump.step()
     if not (pump.ended or has_looked(pump)):
         print(
-            "vftrace: this host gave vftrace no time to look: what follows may lack VMs",
+            "vftrace: this host gave vftrace no time to look: VMs may be missing below",
             file=sys.stderr,
         )
     Selection(args.vm).require(pump.snapshot())

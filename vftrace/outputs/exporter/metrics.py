@@ -379,7 +379,7 @@ METRICS = (
         "probe_attached",
         "gauge",
         "Whether a probe is attached, and how (fentry, kprobe, tracepoint). 0 with method `waiting`: what it "
-        "watches is not there yet, such as the vfio module; `none`: the kernel refused it.",
+        "watches does not exist yet, such as the vfio module; `none`: the kernel refused it.",
         "",
         ("probe", "method"),
         "none",

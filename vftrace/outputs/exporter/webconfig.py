@@ -295,7 +295,7 @@ def _load(
         context.load_cert_chain(paths["cert_file"], paths["key_file"], password=lambda: "")
     except (ssl.SSLError, OSError, ValueError) as error:
         raise complain(
-            f"tls_server_config: {paths['cert_file']} and {paths['key_file']} are no certificate "
+            f"tls_server_config: {paths['cert_file']} and {paths['key_file']} are not a certificate "
             f"and its key: {error}"
         ) from error
     if "client_ca_file" in paths:
@@ -320,7 +320,7 @@ def _users(section: dict[str, Any], complain: Complain) -> Users:
     for user, text in section.items():
         if not isinstance(text, str) or not _BCRYPT_HASH.fullmatch(text):
             raise complain(
-                f"basic_auth_users: what stands for {user!r} is not a bcrypt hash "
+                f"basic_auth_users: the value of {user!r} is not a bcrypt hash "
                 "(htpasswd -nBC 10 USER makes one)"
             )
     return Users(section)
