@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ from vftlab.common import LabError
 from vftlab.debian import Archive, Mirror
 from vftlab.firmware import ROM_SIZE, rom
 from vftlab.images import _closure
+from vftlab.iommufd import span_iterator, unpack_vmlinuz
 from vftlab.modules import lab_mtty
 from vftlab.switch import HEADER, Table, frames
+from vftlab.tsc import tsc_khz
 
 MTTY = """\
 static struct mtty_type {
@@ -54,6 +58,38 @@ def test_golden_checks_of_no_recording_do_not_pass(
 ) -> None:
     with pytest.raises(AssertionError, match="nothing was recorded"):
         golden.check(module, variable, tmp_path)
+
+
+def test_the_span_iterator_is_cut_out_of_its_file() -> None:
+    source = (
+        "#include <linux/interval_tree.h>\nint other;\n#ifdef CONFIG_INTERVAL_TREE_SPAN_ITER\n"
+        "void interval_tree_span_iter_first(void) {}\n#endif\nint more;\n"
+    )
+    text = span_iterator(source)
+    assert "interval_tree_span_iter_first" in text
+    assert "other" not in text
+    assert "more" not in text
+    with pytest.raises(LabError, match="no span iterator"):
+        span_iterator("int other;\n")
+
+
+@pytest.mark.parametrize("tool", ["xz", "zstd"])
+def test_a_kernel_is_unpacked_from_its_image(tool: str) -> None:
+    kernel = b"\x7fELF" + bytes(range(256)) * 64
+    packed = subprocess.run([tool, "-c"], input=kernel, capture_output=True, check=True).stdout
+    # Before it the boot code, behind it what else is in the image.
+    assert unpack_vmlinuz(b"MZ boot code" + packed + b"and more") == kernel
+    with pytest.raises(LabError, match="holds no kernel"):
+        unpack_vmlinuz(b"MZ boot code")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="no time stamp counter")
+def test_the_clocks_frequency_is_the_same_each_time() -> None:
+    first, second = tsc_khz(), tsc_khz()
+    assert first is not None
+    assert second is not None
+    assert 500_000 < first < 10_000_000
+    assert abs(first - second) < first / 100
 
 
 @pytest.mark.parametrize("pages", [0, 97])

@@ -30,6 +30,12 @@
  *   track on|off | dirty IOVA SIZE           dirty pages of the container (type1)
  *   dma on|off | report IOVA SIZE            the device's own DMA logging
  *   state NUMBER             VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE
+ *   cdev NAME                a VFIO device by its own file: bound to an iommufd that has all memory mapped, and
+ *                            attached to a page table that tracks if its IOMMU can; further devices share both
+ *   bind                     ask once more to bind the device opened last
+ *   iomap IOVA SIZE [file] | iounmap IOVA SIZE | iocopy IOVA SIZE TO   memory from its begin on; a second address
+ *   hwpt on|off | written IOVA SIZE [PAGE_SIZE [keep]]   dirty pages of that page table; `keep`: NO_CLEAR
+ *   done                     close the iommufd and what is bound to it; `close` closes one device
  *   peek OFFSET | poke OFFSET VALUE          a register of its first BAR, 32 bits
  *   reset | hot-reset        the device alone, or all that its bus resets; the latter also asks how many
  *
@@ -38,6 +44,7 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -59,6 +66,8 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "iommufd.h"
 
 #define PAGE 4096ULL
 #define CODE 0x1000
@@ -95,6 +104,10 @@ static bool running;
 static uint64_t last_exit_ns, first_entry_ns;
 static struct state state;
 static int container = -1, group = -1, device = -1;
+
+#define MOST_CDEVS 4
+static int iommu = -1, cdevs[MOST_CDEVS], cdev_count;
+static uint32_t ioas, hwpt;
 
 static void die(const char *format, ...)
 {
@@ -724,15 +737,18 @@ static int hot_reset(uint32_t *devices)
 		struct vfio_pci_dependent_device devices[32];
 	} info = { .head = { .argsz = sizeof(info) } };
 	struct vfio_pci_hot_reset *reset = calloc(1, sizeof(*reset) + sizeof(int32_t));
+	/* A device bound to an iommufd proves by that what it owns, and names no groups. */
+	bool by_group = group >= 0;
 	int ret;
 
 	if (!reset)
 		die("out of memory");
 	if (!ask(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &info))
 		*devices = info.head.count;
-	reset->argsz = sizeof(*reset) + sizeof(int32_t);
-	reset->count = 1;
-	reset->group_fds[0] = group;
+	reset->argsz = sizeof(*reset) + (by_group ? sizeof(int32_t) : 0);
+	reset->count = by_group;
+	if (by_group)
+		reset->group_fds[0] = group;
 	ret = ask(device, VFIO_DEVICE_PCI_HOT_RESET, reset);
 	free(reset);
 	return ret;
@@ -774,7 +790,7 @@ static void open_device(uint64_t at, const char *name)
 	struct vfio_device_info info = { .argsz = sizeof(info) };
 	int ret;
 
-	if (device >= 0)
+	if (device >= 0 || iommu >= 0)
 		die("open: one is open already");
 	container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
 	group = open(group_of(name), O_RDWR | O_CLOEXEC);
@@ -794,13 +810,16 @@ static void open_device(uint64_t at, const char *name)
 static void close_device(uint64_t at)
 {
 	close(device);
-	close(group);
-	close(container);
-	device = group = container = -1;
+	if (group >= 0) {
+		close(group);
+		close(container);
+		device = group = container = -1;
+	} else {
+		cdev_count--;
+		device = cdev_count ? cdevs[cdev_count - 1] : -1;
+	}
 	answer("close", at, "");
 }
-
-/* -- lines ---------------------------------------------------------------------------------- */
 
 static bool is_on(const char *word)
 {
@@ -808,6 +827,212 @@ static bool is_on(const char *word)
 		die("on or off, not %s", word);
 	return !strcmp(word, "on");
 }
+
+/* -- iommufd -------------------------------------------------------------------------------- */
+
+static int map_ioas(uint64_t iova, uint64_t size, bool file)
+{
+	struct iommu_ioas_map map = {
+		.size = sizeof(map), .flags = IOMMU_MAP_FLAGS, .ioas_id = ioas, .length = size, .iova = iova,
+		.user_va = (uintptr_t)memory,
+	};
+	struct iommu_ioas_map_file map_file = {
+		.size = sizeof(map_file), .flags = IOMMU_MAP_FLAGS, .ioas_id = ioas, .length = size, .iova = iova,
+		.fd = memory_fd,
+	};
+
+	return file ? ask(iommu, IOMMU_IOAS_MAP_FILE, &map_file) : ask(iommu, IOMMU_IOAS_MAP, &map);
+}
+
+static int unmap_ioas(uint64_t iova, uint64_t size)
+{
+	struct iommu_ioas_unmap unmap = {
+		.size = sizeof(unmap), .ioas_id = ioas, .iova = iova, .length = size,
+	};
+
+	return ask(iommu, IOMMU_IOAS_UNMAP, &unmap);
+}
+
+static int copy_ioas(uint64_t iova, uint64_t size, uint64_t to)
+{
+	struct iommu_ioas_copy copy = {
+		.size = sizeof(copy), .flags = IOMMU_MAP_FLAGS, .dst_ioas_id = ioas, .src_ioas_id = ioas,
+		.length = size, .dst_iova = to, .src_iova = iova,
+	};
+
+	return ask(iommu, IOMMU_IOAS_COPY, &copy);
+}
+
+static void open_iommu(void)
+{
+	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
+	int ret;
+
+	iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	if (iommu < 0)
+		die("/dev/iommu: %s", strerror(errno));
+	must(iommu, IOMMU_IOAS_ALLOC, &alloc, "IOMMU_IOAS_ALLOC");
+	ioas = alloc.out_ioas_id;
+	ret = map_ioas(0, memory_bytes, false);
+	if (ret)
+		die("IOMMU_IOAS_MAP: %s", strerror(-ret));
+}
+
+static const char *cdev_of(const char *name)
+{
+	static const char *const buses[] = { "pci", "mdev", "platform" };
+	static char path[512];
+	struct dirent *entry;
+
+	for (unsigned i = 0; i < 3; i++) {
+		DIR *directory;
+
+		snprintf(path, sizeof(path), "/sys/bus/%s/devices/%.64s/vfio-dev", buses[i], name);
+		directory = opendir(path);
+		while (directory && (entry = readdir(directory)))
+			if (!strncmp(entry->d_name, "vfio", 4)) {
+				snprintf(path, sizeof(path), "/dev/vfio/devices/%.32s", entry->d_name);
+				closedir(directory);
+				return path;
+			}
+		if (directory)
+			closedir(directory);
+	}
+	die("cdev: %s has no file of its own", name);
+	return NULL;
+}
+
+static int bind_cdev(int fd, uint32_t *device_id)
+{
+	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind), .iommufd = iommu };
+	int ret = ask(fd, VFIO_DEVICE_BIND_IOMMUFD, &bind);
+
+	*device_id = bind.out_devid;
+	return ret;
+}
+
+/* A page table for all memory, which tracks if the device's IOMMU says it can. */
+static int alloc_hwpt(uint32_t device_id, uint64_t *capabilities)
+{
+	struct iommu_hw_info info = { .size = sizeof(info), .dev_id = device_id };
+	struct iommu_hwpt_alloc alloc = { .size = sizeof(alloc), .dev_id = device_id, .pt_id = ioas };
+	int ret = ask(iommu, IOMMU_GET_HW_INFO, &info);
+
+	/* A mediated device has no IOMMU, so no page table of its own: -ENOENT. */
+	if (ret)
+		return ret;
+	*capabilities = info.out_capabilities;
+	if (*capabilities & IOMMU_HW_CAP_DIRTY_TRACKING)
+		alloc.flags = IOMMU_HWPT_ALLOC_DIRTY_TRACKING;
+	ret = ask(iommu, IOMMU_HWPT_ALLOC, &alloc);
+	if (!ret)
+		hwpt = alloc.out_hwpt_id;
+	return ret;
+}
+
+static void open_cdev(uint64_t at, const char *name)
+{
+	struct vfio_device_attach_iommufd_pt attach = { .argsz = sizeof(attach) };
+	struct vfio_device_info info = { .argsz = sizeof(info) };
+	const char *path = cdev_of(name);
+	uint64_t capabilities = 0;
+	uint32_t device_id;
+	int ret, hwpt_ret = 0;
+
+	if (cdev_count == MOST_CDEVS)
+		die("cdev: %d are open already", MOST_CDEVS);
+	if (iommu < 0)
+		open_iommu();
+	device = open(path, O_RDWR | O_CLOEXEC);
+	if (device < 0)
+		die("%s: %s", path, strerror(errno));
+	cdevs[cdev_count++] = device;
+	ret = bind_cdev(device, &device_id);
+	if (ret)
+		die("VFIO_DEVICE_BIND_IOMMUFD: %s", strerror(-ret));
+	if (!hwpt)
+		hwpt_ret = alloc_hwpt(device_id, &capabilities);
+	attach.pt_id = hwpt ? hwpt : ioas;
+	must(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach, "VFIO_DEVICE_ATTACH_IOMMUFD_PT");
+	must(device, VFIO_DEVICE_GET_INFO, &info, "VFIO_DEVICE_GET_INFO");
+	answer("cdev", at,
+	       ", \"device\": \"%s\", \"path\": \"%s\", \"fd\": %d, \"capabilities\": %" PRIu64
+	       ", \"hwpt_ret\": %d, \"hwpt\": %u",
+	       name, path, device, capabilities, hwpt_ret, hwpt);
+}
+
+static void close_iommu(uint64_t at)
+{
+	while (cdev_count)
+		close(cdevs[--cdev_count]);
+	close(iommu);
+	iommu = device = -1;
+	ioas = hwpt = 0;
+	answer("done", at, "");
+}
+
+static int track_hwpt(bool on)
+{
+	struct iommu_hwpt_set_dirty_tracking set = {
+		.size = sizeof(set), .hwpt_id = hwpt, .flags = on ? IOMMU_HWPT_DIRTY_TRACKING_ENABLE : 0,
+	};
+
+	return ask(iommu, IOMMU_HWPT_SET_DIRTY_TRACKING, &set);
+}
+
+static int written(uint64_t iova, uint64_t size, uint64_t page_size, bool keep, uint64_t *dirty)
+{
+	uint64_t bits = size / page_size, *bitmap = bitmap_of(bits + 1);
+	struct iommu_hwpt_get_dirty_bitmap get = {
+		.size = sizeof(get), .hwpt_id = hwpt, .iova = iova, .length = size, .page_size = page_size,
+		.flags = keep ? IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR : 0, .data = (uintptr_t)bitmap,
+	};
+	int ret = ask(iommu, IOMMU_HWPT_GET_DIRTY_BITMAP, &get);
+
+	*dirty = count(bitmap, bits);
+	free(bitmap);
+	return ret;
+}
+
+/* False if `what` is no act of an iommufd. */
+static bool obey_iommufd(const char *what, uint64_t at, char words[][64], uint64_t a, uint64_t b)
+{
+	uint64_t dirty = 0, c = strtoull(words[3], NULL, 0);
+	uint32_t unused;
+	int ret;
+
+	if (!strcmp(what, "cdev")) {
+		open_cdev(at, words[1]);
+		return true;
+	}
+	if (iommu < 0)
+		return false;
+	if (!strcmp(what, "done")) {
+		close_iommu(at);
+		return true;
+	}
+	if (!strcmp(what, "bind"))
+		ret = bind_cdev(device, &unused);
+	else if (!strcmp(what, "iomap"))
+		ret = map_ioas(a, b, !strcmp(words[3], "file"));
+	else if (!strcmp(what, "iounmap"))
+		ret = unmap_ioas(a, b);
+	else if (!strcmp(what, "iocopy"))
+		ret = copy_ioas(a, b, c);
+	else if (!strcmp(what, "hwpt"))
+		ret = track_hwpt(is_on(words[1]));
+	else if (!strcmp(what, "written"))
+		ret = written(a, b, c ? c : PAGE, !strcmp(words[4], "keep"), &dirty);
+	else
+		return false;
+	answer(what, at,
+	       ", \"ret\": %d, \"argument\": \"%s\", \"dirty_pages\": %" PRIu64 ", \"size\": %" PRIu64
+	       ", \"page_size\": %" PRIu64 ", \"kept\": %s",
+	       ret, words[1], dirty, b, c ? c : (uint64_t)PAGE, strcmp(words[4], "keep") ? "false" : "true");
+	return true;
+}
+
+/* -- lines ---------------------------------------------------------------------------------- */
 
 static void obey_vfio(const char *what, uint64_t at, char words[][64], uint64_t a, uint64_t b)
 {
@@ -852,8 +1077,8 @@ static void obey_vfio(const char *what, uint64_t at, char words[][64], uint64_t 
 
 static void obey(char *line)
 {
-	char words[4][64] = {};
-	int n = sscanf(line, "%63s %63s %63s %63s", words[0], words[1], words[2], words[3]);
+	char words[5][64] = {};
+	int n = sscanf(line, "%63s %63s %63s %63s %63s", words[0], words[1], words[2], words[3], words[4]);
 	uint64_t a = strtoull(words[1], NULL, 0), b = strtoull(words[2], NULL, 0), at = now_ns(), sent;
 	const char *what = words[0];
 	union address address;
@@ -913,7 +1138,7 @@ static void obey(char *line)
 		load(at);
 	} else if (!strcmp(what, "open")) {
 		open_device(at, words[1]);
-	} else {
+	} else if (!obey_iommufd(what, at, words, a, b)) {
 		obey_vfio(what, at, words, a, b);
 	}
 }

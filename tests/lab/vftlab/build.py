@@ -42,6 +42,7 @@ from vftlab.images import (
     root_key,
     unpack_kernel,
 )
+from vftlab.iommufd import Iommufd, build_iommufd, iommufd_key
 from vftlab.modules import build_modules, modules_key
 
 KERNELS = tuple(KERNEL_SUITES)
@@ -147,13 +148,24 @@ class Builder:
         _cached(pack.path, make)
         return pack
 
+    def _iommufd(self, name: str, root: Root, pack: Pack) -> Iommufd:
+        path = self.cache / f"iommufd-{name}-{iommufd_key(root.path.name, pack.path.name)}"
+        if not path.exists():
+            log = self._log(f"iommufd-{name}")
+            log.unlink(missing_ok=True)
+            with self.progress.step(f"kernel {name}: iommufd and VFIO"):
+                _cached(path, lambda into: build_iommufd(into, root, pack, log))
+        return Iommufd(path)
+
     def _modules(self, name: str, root: Root, pack: Pack) -> Path:
-        path = self.cache / f"modules-{name}-{modules_key(root.path.name, pack.path.name)}"
+        iommufd = self._iommufd(name, root, pack)
+        key = modules_key(root.path.name, pack.path.name, iommufd.path.name)
+        path = self.cache / f"modules-{name}-{key}"
         if not path.exists():
             log = self._log(f"modules-{name}")
             log.unlink(missing_ok=True)
             with self.progress.step(f"kernel {name}: initramfs and modules of our own"):
-                _cached(path, lambda into: _discard(build_modules(into, root, pack, log)))
+                _cached(path, lambda into: _discard(build_modules(into, root, pack, iommufd, log)))
         return path / "modules.ext4"
 
     def _guest(self, name: str, root: Root, pack: Pack) -> Guest:

@@ -54,6 +54,8 @@ ROOT_PACKAGES = (
     "make",
     "libc6-dev",
     "libelf-dev",
+    # writes the BTF of the modules that take the place of stock ones
+    "pahole",
 )
 
 KERNEL_SUITES = {
@@ -70,6 +72,12 @@ SOURCES = (
     "*/drivers/net/ethernet/intel/ixgbe/*.h",
     "*/drivers/net/ethernet/intel/i40e/*.h",
     "*/drivers/net/ethernet/intel/ice/*.h",
+    # what vftlab/iommufd.py builds
+    "*/drivers/iommu/iommu-pages.h",
+    "*/drivers/iommu/iommu-priv.h",
+    "*/drivers/iommu/iommufd/*",
+    "*/drivers/vfio/*",
+    "*/lib/interval_tree.c",
 )
 
 INITRD_MODULES = (

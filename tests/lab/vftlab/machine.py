@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vftlab.build import Built
 from vftlab.common import TREE, cache_dir
+from vftlab.tsc import tsc_khz
 
 PCI_NIC = "52:54:00:11:22:33"
 # With 2900 MiB and more the VF mailbox registers of the emulated igb are not reached.
@@ -69,6 +70,7 @@ class Machine:
             # emulation under load may be too slow for the check, and the kernel panics (io_apic.c)
             "no_timer_check",
             "random.trust_cpu=on intel_iommu=on",
+            *_clock(),
         ]
         stdio = "stdio,id=job,signal=off" if self.shell else "stdio,id=job,signal=on"
         return [
@@ -93,6 +95,16 @@ class Machine:
     def _disk(self, name: str, image: Path) -> list[str]:
         drive = f"if=none,id={name},file={image},format=raw,readonly=on,file.locking=off"
         return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
+
+
+def _clock() -> list[str]:
+    """The kernel's words for its clock's frequency, where it is known here.
+
+    The kernel would calibrate its TSC against an emulated timer, which on a loaded machine gives a clock that is
+    several times too fast; with tsc=reliable nothing corrects that later.
+    """
+    khz = tsc_khz()
+    return [] if khz is None else [f"tsc_early_khz={khz}"]
 
 
 def _programs(name: str) -> list[str]:

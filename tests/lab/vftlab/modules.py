@@ -12,9 +12,12 @@ from pathlib import Path
 
 from vftlab.common import LAB, LabError, digest, digest_files, run
 from vftlab.images import Pack, Root, build_initrd, make_ext4
-from vftlab.tinyvmm import COMPILE, INSTALLED, SOURCE
+from vftlab.iommufd import Iommufd, build_chroot, make_module
+from vftlab.tinyvmm import COMPILE, HEADER, INSTALLED, SOURCE
 
 OWN = LAB / "modules"
+BEHIND_IOMMUFD = {"vftphys"}
+"""Modules that only a kernel with iommufd can have."""
 
 # samples/vfio-mdev/mtty.c always offers STOP_COPY, P2P and PRE_COPY. A module parameter, read when
 # a device is created, makes it play the lesser kinds too.
@@ -59,17 +62,19 @@ def own_files() -> list[Path]:
     return sorted(path for path in OWN.rglob("*") if path.is_file())
 
 
-def modules_key(root: str, pack: str) -> str:
-    """The name of the modules of this root, this kernel pack and these sources."""
-    return digest("modules 1", root, pack, digest_files([*own_files(), SOURCE, Path(__file__)]))
+def modules_key(root: str, pack: str, iommufd: str) -> str:
+    """The name of the modules of this root, this kernel pack, this iommufd and these sources."""
+    own = digest_files([*own_files(), SOURCE, HEADER, Path(__file__)])
+    return digest("modules 2", root, pack, iommufd, own)
 
 
-def _stage(pack: Pack, into: Path) -> list[str]:
+def _stage(pack: Pack, iommufd: Iommufd, into: Path) -> list[str]:
     """Lay out the sources of every module that this kernel can have; returns their names."""
     names = []
     for directory in sorted(path for path in OWN.iterdir() if (path / "Kbuild").exists()):
         shutil.copytree(directory, into / directory.name)
-        names.append(directory.name)
+        if directory.name not in BEHIND_IOMMUFD or iommufd.modules:
+            names.append(directory.name)
     mtty = pack.sources / "samples/vfio-mdev/mtty.c"
     text = mtty.read_text() if mtty.exists() else ""
     # Before 6.2 the sample knew nothing of migration.
@@ -81,50 +86,43 @@ def _stage(pack: Pack, into: Path) -> list[str]:
     return names
 
 
-def build_modules(into: Path, root: Root, pack: Pack, log: Path) -> list[str]:
+def _replace_vfio(tree: Path, iommufd: Iommufd) -> None:
+    """Put the modules that know iommufd in the place of the stock ones, which hold the same functions."""
+    if not iommufd.modules:
+        return
+    for module in [*tree.rglob("vfio*.ko"), *tree.rglob("mdev.ko")]:
+        module.unlink()
+    place = tree / "iommufd"
+    place.mkdir()
+    for module in iommufd.modules:
+        shutil.copy(module, place)
+
+
+def build_modules(into: Path, root: Root, pack: Pack, iommufd: Iommufd, log: Path) -> list[str]:
     """Compile the modules, write into/modules.ext4 and the initramfs; returns the modules' names."""
     build_initrd(pack, root.tree / "usr/bin/busybox", log)
-    chroot = into / "chroot"
-    # Hard links: half a second, where a copy of the whole image would take ten.
-    chroot.mkdir()
-    for layer in (root.tree, pack.headers):
-        run(["cp", "-al", f"{layer}/.", chroot], log)
-    kernel = chroot / "usr/lib/modules" / pack.release
-    kernel.mkdir(parents=True, exist_ok=True)
-    build = kernel / "build"
-    if not build.is_symlink():
-        build.symlink_to(f"/usr/src/linux-headers-{pack.release}")
-    sources = chroot / "build"
-    sources.mkdir()
-    if pack.sources.exists():
-        run(["cp", "-al", pack.sources, sources / "kernel"], log)
-    names = _stage(pack, sources)
     tree = into / "tree"
     run(["cp", "-al", f"{pack.modules}/.", tree], log)
-    shutil.copy(SOURCE, sources)
-    run(["chroot", chroot, *COMPILE, "-o", "/build/tinyvmm", f"/build/{SOURCE.name}"], log)
-    program = tree / INSTALLED.relative_to("/")
-    program.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(sources / "tinyvmm", program)
-    extra = tree / "usr/lib/modules" / pack.release / "lab"
+    modules = tree / "usr/lib/modules" / pack.release
+    _replace_vfio(modules, iommufd)
+    extra = modules / "lab"
     extra.mkdir()
-    for name in names:
-        make = [
-            # objtool reads /proc, so a chroot alone will not do.
-            *("unshare", "--mount", "--pid", "--fork", f"--root={chroot}", "--mount-proc"),
-            *("make", "-s", "-C", f"/usr/lib/modules/{pack.release}/build"),
-            f"M=/build/{name}",
-            "LAB_SOURCES=/build/kernel",
-            # The kernels name the compiler that built them; the image has one, a newer one for 6.1.
-            "CC=gcc",
-            # BTF of modules needs pahole and the kernel's vmlinux; the lab traces stock modules.
-            "CONFIG_DEBUG_INFO_BTF_MODULES=",
-            "modules",
-        ]
-        run(make, log)
-        for module in (sources / name).glob("*.ko"):
-            shutil.copy(module, extra)
-    shutil.rmtree(chroot)
+    with build_chroot(into, root, pack, log) as chroot:
+        sources = chroot / "build"
+        names = _stage(pack, iommufd, sources)
+        for file in (SOURCE, HEADER):
+            shutil.copy(file, sources)
+        run(["chroot", chroot, *COMPILE, "-o", "/build/tinyvmm", f"/build/{SOURCE.name}"], log)
+        program = tree / INSTALLED.relative_to("/")
+        program.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sources / "tinyvmm", program)
+        if iommufd.modules:
+            shutil.copy(iommufd.symbols, sources / "iommufd.symvers")
+        options = ["LAB_SOURCES=/build/kernel", *iommufd.options("/build/iommufd.symvers")]
+        for name in names:
+            make_module(chroot, pack, name, options, log)
+            for module in (sources / name).glob("*.ko"):
+                shutil.copy(module, extra)
     # depmod replaces its indexes by new files, so the hard links of the pack stay as they are.
     (tree / "lib").symlink_to("usr/lib")
     run(["depmod", "-b", tree, pack.release], log)

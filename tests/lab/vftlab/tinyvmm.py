@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parent.parent / "tinyvmm/tinyvmm.c"
+HEADER = SOURCE.with_name("iommufd.h")
 INSTALLED = Path("/usr/bin/tinyvmm")
 COMPILE = ("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread")
 
