@@ -16,10 +16,12 @@
 #define VFIO_UNMAP_DMA 0x3b72
 #define VFIO_FEATURE_OR_DIRTY_PAGES 0x3b75
 #define VFIO_DEVICE_BIND_IOMMUFD 0x3b76
+#define VFIO_DEVICE_ATTACH_IOMMUFD_PT 0x3b77
 #define VFIO_MIG_GET_PRECOPY_INFO 0x3b79
 #define IOMMU_IOAS_COPY 0x3b83
 #define IOMMU_IOAS_MAP 0x3b85
 #define IOMMU_IOAS_UNMAP 0x3b86
+#define IOMMU_HWPT_ALLOC 0x3b89
 #define IOMMU_HWPT_SET_DIRTY_TRACKING 0x3b8b
 #define IOMMU_HWPT_GET_DIRTY_BITMAP 0x3b8c
 #define IOMMU_IOAS_MAP_FILE 0x3b8f
@@ -80,6 +82,7 @@ enum act {
 	PRECOPY_INFO,
 	RESET,
 	TRACKING,
+	PAGE_TABLE,
 	DIRTY
 };
 
@@ -92,6 +95,8 @@ struct call {
 	u64 bitmap;
 	u64 file; /* of a bind request that a kprobe sees: struct file of the device */
 	u32 by;
+	u32 kept;
+	u32 page_table; /* of iommufd */
 	u32 how; /* by act: vft_vfio_how, vft_vfio_op, vft_vfio_reset_op, on, unmap */
 };
 
@@ -100,6 +105,7 @@ struct dma {
 	u64 unmaps;
 	u64 first_ns; /* the first mapping while the process has no device */
 	u32 devices;
+	struct vft_vfio_mapped unsent;
 };
 
 BPF_TABLE("lru_hash", u64, struct call, calls, 4096);
@@ -268,7 +274,9 @@ static __always_inline void vfio_enter(s32 fd, u32 cmd, u64 arg, u64 file)
 	case VFIO_UNMAP_DMA:
 	case VFIO_FEATURE_OR_DIRTY_PAGES:
 	case VFIO_DEVICE_BIND_IOMMUFD:
+	case VFIO_DEVICE_ATTACH_IOMMUFD_PT:
 	case VFIO_MIG_GET_PRECOPY_INFO:
+	case IOMMU_HWPT_ALLOC:
 	case IOMMU_IOAS_COPY:
 	case IOMMU_IOAS_MAP:
 	case IOMMU_IOAS_UNMAP:
@@ -282,10 +290,11 @@ static __always_inline void vfio_enter(s32 fd, u32 cmd, u64 arg, u64 file)
 	}
 }
 
-static __always_inline void count_dma(bool unmap)
+static __always_inline void count_dma(struct call *c, bool unmap)
 {
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct dma *count = dma_counts.lookup(&tgid), fresh = {};
+	u64 now = now_ns();
 
 	if (!count) {
 		dma_counts.update(&tgid, &fresh);
@@ -294,8 +303,27 @@ static __always_inline void count_dma(bool unmap)
 			return;
 	}
 	__sync_fetch_and_add(unmap ? &count->unmaps : &count->maps, 1);
+	__sync_fetch_and_add(unmap ? &count->unsent.unmaps : &count->unsent.maps, 1);
+	__sync_fetch_and_add(&count->unsent.took_ns, now - c->t.enter_ns);
+	count->unsent.last_ns = now;
+	if (!count->unsent.first_ns)
+		count->unsent.first_ns = c->t.enter_ns;
 	if (!unmap && !count->devices && !count->first_ns)
-		count->first_ns = now_ns();
+		count->first_ns = now;
+}
+
+/* Reports the mappings that were made since the last report. */
+static __always_inline void report_mapped(struct vm *vm)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct dma *count = dma_counts.lookup(&tgid);
+	struct vft_vfio_mapped e = {};
+
+	if (!count || !count->unsent.first_ns)
+		return;
+	e = count->unsent;
+	__builtin_memset(&count->unsent, 0, sizeof(count->unsent));
+	EMIT(vm, VFT_VFIO_MAPPED, &e);
 }
 
 static __always_inline void dirty_done(struct vm *vm, struct call *c)
@@ -313,6 +341,8 @@ static __always_inline void dirty_done(struct vm *vm, struct call *c)
 		.ret = c->t.ret,
 		.pieces = c->t.pieces,
 		.read_errors = c->t.read_errors,
+		.kept = c->kept,
+		.page_table = c->page_table,
 	};
 
 	EMIT(vm, VFT_VFIO_DIRTY, &e);
@@ -361,7 +391,7 @@ static __always_inline enum act unmap_act(struct call *c, u32 argsz, u32 flags)
 {
 	if (argsz != 24 && argsz != 48)
 		return NOTHING;
-	count_dma(true);
+	count_dma(c, true);
 	if (!(flags & 1) || argsz != 48)
 		return NOTHING;
 	c->how = 1;
@@ -384,15 +414,22 @@ static __always_inline enum act act_of(struct call *c)
 		return RESET;
 	case VFIO_MIG_GET_PRECOPY_INFO:
 		return PRECOPY_INFO;
+	case VFIO_DEVICE_ATTACH_IOMMUFD_PT:
+	case IOMMU_HWPT_ALLOC:
+		return PAGE_TABLE;
 	case IOMMU_IOAS_COPY:
 	case IOMMU_IOAS_MAP:
 	case IOMMU_IOAS_UNMAP:
 	case IOMMU_IOAS_MAP_FILE:
 		/* iommufd refuses BARs that it cannot map (QEMU backends/iommufd.c): no map */
 		if (!c->t.ret)
-			count_dma(c->t.cmd == IOMMU_IOAS_UNMAP);
+			count_dma(c, c->t.cmd == IOMMU_IOAS_UNMAP);
 		return NOTHING;
 	case IOMMU_HWPT_GET_DIRTY_BITMAP:
+		/* {size, page table, flags, reserved, ...}; flag 1 is NO_CLEAR */
+		read_user(head, sizeof(head), (void *)c->t.arg + 4);
+		c->page_table = head[0];
+		c->kept = head[1] & 1;
 		return read_dirty(c, c->t.arg + 16, false, VFT_VFIO_BY_IOMMUFD);
 	}
 	read_user(head, sizeof(head), (void *)c->t.arg);
@@ -407,7 +444,7 @@ static __always_inline enum act act_of(struct call *c)
 		return TRACKING;
 	case VFIO_MAP_DMA_OR_HOT_RESET:
 		if (head[1]) {
-			count_dma(false);
+			count_dma(c, false);
 			return NOTHING;
 		}
 		c->how = VFT_VFIO_HOT_RESET;
@@ -480,8 +517,11 @@ static __always_inline bool vfio_exit(u64 id, struct vm *vm, struct call *c)
 {
 	struct thread *t = &c->t;
 	void *arg = (void *)t->arg + 8;
+	enum act act = act_of(c);
 
-	switch (act_of(c)) {
+	if (act != NOTHING)
+		report_mapped(vm);
+	switch (act) {
 	case OPENED: {
 		struct vft_vfio_open e = { .fd = t->fd, .how = c->how };
 
@@ -534,6 +574,23 @@ static __always_inline bool vfio_exit(u64 id, struct vm *vm, struct call *c)
 	case TRACKING:
 		tracking_done(vm, c);
 		break;
+	case PAGE_TABLE: {
+		bool attach = t->cmd == VFIO_DEVICE_ATTACH_IOMMUFD_PT;
+		struct vft_vfio_page_table e = {
+			.fd = t->fd,
+			.op = attach ? VFT_VFIO_TABLE_ATTACH : VFT_VFIO_TABLE_ALLOC,
+			.ret = t->ret,
+		};
+		u32 flags = 0;
+
+		/* {argsz, flags, id}, and {size, flags, device, parent, id}; flag 2 is
+		 * DIRTY_TRACKING */
+		read_user(&e.id, sizeof(e.id), (void *)t->arg + (attach ? 8 : 16));
+		read_user(&flags, sizeof(flags), (void *)t->arg + 4);
+		e.tracks = !attach && flags & 2;
+		EMIT(vm, VFT_VFIO_PAGE_TABLE, &e);
+		break;
+	}
 	case DIRTY:
 		return dirty_begin(id, vm, c);
 	default:

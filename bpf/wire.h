@@ -36,6 +36,8 @@ enum vft_kind {
 	VFT_VFIO_DIRTY_TRACKING = 27,
 	VFT_VFIO_DIRTY = 28,
 	VFT_VFIO_DATA = 29,
+	VFT_VFIO_MAPPED = 30,
+	VFT_VFIO_PAGE_TABLE = 31,
 	VFT_MAILBOX = 40,
 	VFT_VF_RESET = 41,
 	VFT_VIRTCHNL = 42,
@@ -396,6 +398,37 @@ struct vft_vfio_dirty {
 	s32 ret;
 	u32 pieces;
 	u32 read_errors;
+	u32 kept;
+	u32 page_table;
+};
+
+/* The mappings of guest memory for devices since the last such record of the process: sent with the
+ * next other request, if there were any. first_ns and last_ns: the begin of the first request and
+ * the end of the last; took_ns: the time within requests. */
+struct vft_vfio_mapped {
+	struct vft_header h;
+	u64 first_ns;
+	u64 last_ns;
+	u64 took_ns;
+	u64 maps;
+	u64 unmaps;
+};
+
+enum vft_vfio_page_table_op {
+	VFT_VFIO_TABLE_ALLOC = 0,
+	VFT_VFIO_TABLE_ATTACH = 1
+};
+
+/* iommufd: a page table is made, or a device is attached to one or to an address space; `id` is
+ * iommufd's number of it. `tracks`: it was made to mark written pages. */
+struct vft_vfio_page_table {
+	struct vft_header h;
+	s32 fd;
+	u32 op;
+	u32 id;
+	u32 tracks;
+	s32 ret;
+	u32 pad;
 };
 
 enum vft_vfio_data_op {

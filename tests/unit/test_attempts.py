@@ -53,6 +53,20 @@ class Bench:
             lambda head: events.GetDirtyLog(*head, enter, 1, size, size, 0, 0, len(pages), 0),
         )
 
+    def dma(
+        self, *pages: int, by: int = 2, iova: int = 0, table: int = 3, keep: bool = False
+    ) -> None:
+        """A bitmap of pages that devices wrote: these, counted from `iova` on."""
+        enter = self.at + MS // 2
+        for page in pages:
+            self.piece(MIGRATION, enter, page)
+        self.feed(
+            MIGRATION,
+            lambda head: events.VfioDirty(
+                *head, enter, iova, 64 * 4096, 4096, 8, 8, 20, by, 0, 0, len(pages), 0, keep, table
+            ),
+        )
+
     def send(
         self, tid: int, fd: int, total: int, op: int = SENDMSG, first: int | None = None
     ) -> None:
@@ -197,3 +211,62 @@ def test_a_destination_that_shares_the_sources_memory() -> None:
         *(PID, new),
     )
     assert found.downtime.vcpu_ns == 722 * MS
+
+
+def _dma(*steps: Callable[[Bench], None]) -> Migration:
+    """A migration in which devices write: one step before each round, one after the last."""
+    bench = Bench()
+    bench.slot(0, RAM, tid=MIGRATION, logged=True)
+    for step in steps[:-1]:
+        step(bench)
+        bench.sync(MIGRATION, 1)
+        bench.send(MIGRATION, 9, 4000 * bench.at)
+        bench.at += 100 * MS
+    steps[-1](bench)
+    (found,) = bench.migrations()
+    return found
+
+
+def test_pages_that_devices_wrote_belong_to_the_nearest_sweep() -> None:
+    """QEMU asks its IOMMU before KVM (memory_region_sync_dirty_bitmap, lowest priority first); another VMM may not."""
+
+    def first(bench: Bench) -> None:
+        bench.dma(1, 2)
+
+    def right_after_the_first_before_the_second(bench: Bench) -> None:
+        bench.at -= 99 * MS
+        bench.dma(3)
+        bench.at += 98 * MS
+        bench.dma(4, 5, 6, by=0)
+
+    found = _dma(first, right_after_the_first_before_the_second, lambda b: b.dma(7, 8, 9, 10))
+    assert [(r.iommu_pages, r.vfio_pages) for r in found.rounds] == [(3, None), (4, 3)]
+    assert (found.dirty.iommu_pages, found.dirty.vfio_pages) == (7, 3)
+
+
+def test_pages_that_were_left_marked_count_once() -> None:
+    """NO_CLEAR: QEMU reads so before it unmaps, when nobody reads them again; else the next bitmap has them too."""
+
+    def read_twice(bench: Bench) -> None:
+        bench.dma(1, 2, 3, keep=True)
+        bench.dma(1, 2, 3, 4)
+        bench.dma(3)
+
+    def of_two_page_tables(bench: Bench) -> None:
+        bench.dma(1, 2, keep=True)
+        bench.dma(1, 2, table=4)
+        bench.dma(1, 2, iova=64 * 4096)
+        bench.dma(1, 2, 5)
+
+    found = _dma(read_twice, of_two_page_tables, lambda b: b.dma())
+    assert [r.iommu_pages for r in found.rounds] == [5, 7]
+    assert found.dirty.iommu_pages == 12
+
+
+def test_many_reports_without_a_sweep_are_bounded() -> None:
+    def many(bench: Bench) -> None:
+        for _ in range(3000):
+            bench.dma(1)
+
+    found = _dma(lambda b: None, many, lambda b: None)
+    assert sum(r.iommu_pages or 0 for r in found.rounds) == found.dirty.iommu_pages == 3000

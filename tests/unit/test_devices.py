@@ -13,7 +13,7 @@ from vftrace.analysis.tracker import Tracker
 from vftrace.host import devices as host
 from vftrace.host.devices import Device, Named, named_devices
 from vftrace.model.host import HostInfo
-from vftrace.model.migration import Checkpoint, Role
+from vftrace.model.migration import Checkpoint, Mapping, Role
 from vftrace.model.report import live_report
 from vftrace.outputs.report.html import render_html
 from vftrace.outputs.report.perfetto import perfetto_trace
@@ -369,6 +369,36 @@ def test_a_bind_that_a_kprobe_met_at_its_entry_is_one_device() -> None:
         bench.devices.feed(events.VfioOpen(at, 0, 7, 7, 18, how, name, mapping_ns=at - 3))
     (device,) = bench.devices.all
     assert (device.address, device.opened_at_ns, device.mapping_ns) == ("vft.0", 12, 9)
+
+
+def test_memory_is_mapped_before_a_groups_device_and_after_a_bound_one() -> None:
+    bench = Bench()
+    mapped = events.VfioMapped(9, 0, 7, 7, 3, 8, 4, 2, 0)
+    bench.devices.feed(mapped)
+    bench.devices.feed(events.VfioOpen(10, 0, 7, 7, 18, events.VfioOpen.GROUP, UUID, 4))
+    bench.devices.feed(events.VfioOpen(20, 0, 7, 7, 19, events.VfioOpen.BIND, "vft.0"))
+    bench.devices.feed(events.VfioMapped(40, 1, 7, 7, 25, 30, 4, 5, 1))
+    # More of it later, as for a hot-plugged memory, belongs to no device's coming.
+    bench.devices.feed(events.VfioMapped(60, 2, 7, 7, 50, 55, 4, 1, 0))
+    by_group, bound = bench.devices.all
+    assert by_group.mapping == Mapping(3, 8, 4, 2)
+    assert (bound.mapping, bound.mapping_ns) == (Mapping(25, 30, 4, 5), 25)
+
+
+def test_a_device_is_tracked_by_the_page_table_that_it_is_attached_to() -> None:
+    bench = Bench()
+    device = bench.open(1)
+    assert device.iommu_tracks is None
+    table = events.VfioPageTable
+    alloc, attach = table.ALLOC, table.ATTACH
+    bench.devices.feed(table(2, 0, 7, 7, 20, alloc, 5, 1, 0))
+    bench.devices.feed(table(3, 0, 7, 7, 20, alloc, 6, 1, -95))
+    bench.devices.feed(table(4, 0, 7, 7, 18, attach, 5, 0, -22))
+    assert device.iommu_tracks is None
+    # 6 was refused, so it is the number of something else: an address space.
+    for number, tracks in ((5, True), (6, False)):
+        bench.devices.feed(table(5, 0, 7, 7, 18, attach, number, 0, 0))
+        assert device.iommu_tracks is tracks
 
 
 def test_a_bind_of_an_fd_in_use_is_another_device() -> None:

@@ -44,6 +44,17 @@ def test_bitmaps_are_sets(one: set[int], other: set[int]) -> None:
     }
 
 
+@given(FAR, st.integers(0, 3 * PIECE_PAGES))
+def test_a_bitmap_can_be_moved(pages: set[int], by: int) -> None:
+    assert _pages(dirty.shifted(_bitmap(pages), by)) == {page + by for page in pages}
+
+
+@given(FAR, st.integers(0, 3 * PIECE_PAGES), st.integers(0, 3 * PIECE_PAGES))
+def test_a_range_can_be_cut_out(pages: set[int], first: int, size: int) -> None:
+    left = {page for page in pages if not first <= page < first + size}
+    assert _pages(dirty.outside(_bitmap(pages), first, size)) == left
+
+
 @given(st.integers(0, 5 * PIECE_PAGES), FAR)
 def test_a_piece_may_begin_anywhere(first: int, pages: set[int]) -> None:
     bits = sum(1 << page for page in pages)

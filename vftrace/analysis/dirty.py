@@ -13,6 +13,8 @@ from vftrace.events import Part
 PIECE_PAGES = 32768
 """Bits of one piece: 4 KiB of bitmap, as bpf/bitmap.h sends them."""
 
+_ONES = (1 << PIECE_PAGES) - 1
+
 HEAT_BUCKETS = 128
 """Parts of a slot that a drawing distinguishes."""
 
@@ -53,6 +55,30 @@ def minus(bitmap: Bitmap, other: Bitmap) -> Bitmap:
     rest = {}
     for number, bits in bitmap.items():
         left = bits & ~other.get(number, 0)
+        if left:
+            rest[number] = left
+    return rest
+
+
+def shifted(bitmap: Bitmap, pages: int) -> Bitmap:
+    """The same pages, counted from `pages` pages further down."""
+    moved: Bitmap = {}
+    by, inside = divmod(pages, PIECE_PAGES)
+    for number, bits in bitmap.items():
+        both = bits << inside
+        for at, part in ((number + by, both & _ONES), (number + by + 1, both >> PIECE_PAGES)):
+            if part:
+                moved[at] = moved.get(at, 0) | part
+    return moved
+
+
+def outside(bitmap: Bitmap, first: int, pages: int) -> Bitmap:
+    """The pages that are not among the `pages` pages from `first` on."""
+    rest = {}
+    for number, bits in bitmap.items():
+        begin = min(max(first - number * PIECE_PAGES, 0), PIECE_PAGES)
+        end = min(max(first + pages - number * PIECE_PAGES, 0), PIECE_PAGES)
+        left = bits & ~(((1 << max(0, end - begin)) - 1) << begin)
         if left:
             rest[number] = left
     return rest

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from vftrace.analysis import dirty
 from vftrace.analysis.devices.strategy import SETUP_BYTES
 from vftrace.analysis.dirty import Bitmap, SlotLog
-from vftrace.events import Burst, Channel, Clock, GetDirtyLog, ResetDirtyRings
+from vftrace.events import (
+    Burst,
+    Channel,
+    Clock,
+    GetDirtyLog,
+    ResetDirtyRings,
+    VfioDirty,
+    VfioDirtyTracking,
+)
 from vftrace.model.migration import NotCounted, Round, SlotRound
 
 _MAX_OTHER_SYNCS = 64
@@ -23,6 +31,12 @@ MAX_SYNCS = 512
 """Dirty syncs kept one by one, beside the first two; older ones are merged into one, whose counts stay exact."""
 
 _FEWEST_SYNCS = 16
+
+_MAX_UNPLACED = 1024
+"""Reports of DMA that wait for the next dirty sync; of more, the oldest belong to the one before."""
+
+_MAX_KEPT = 64
+"""Page tables whose uncleared pages are remembered; pages of others may be counted twice."""
 
 MAX_SLOT_ROUNDS = 16_384
 """Slots in all kept dirty syncs together: a VM with thousands of memslots keeps fewer of them. QEMU has some ten."""
@@ -54,6 +68,8 @@ class DirtySync:
     initial: bool = False
     syncs: int = 1
     """How many dirty syncs this one stands for."""
+    dma_pages: dict[bool, int | None] = field(default_factory=dict)
+    """Pages that DMA wrote, as `OutgoingMigration.dma_pages`."""
 
 
 @dataclass
@@ -136,6 +152,10 @@ class OutgoingMigration:
     """When the dirty ring was collected last, by whichever thread."""
     dma_pages: dict[bool, int | None] = field(default_factory=dict)
     """Pages that DMA wrote, reported by devices (True) and by the IOMMU driver; None: a part is missing."""
+    dma_unplaced: list[tuple[int, bool, int | None]] = field(default_factory=list)
+    """Reports since the latest dirty sync began: when, by whom, pages. The next one may be the one they belong to."""
+    dma_kept: dict[tuple[int, int, int], Bitmap] = field(default_factory=dict)
+    """By iommufd, page table and size of a page: pages that were reported and not cleared, so come once more."""
     _rounds: tuple[frozenset[int], list[Round]] | None = None
 
     @property
@@ -237,12 +257,53 @@ class OutgoingMigration:
             for channel, total in self.by_thread.items()
         )
 
-    def got_dma_pages(self, by_device: bool, pages: int | None) -> None:
-        """A bitmap of pages that DMA wrote."""
-        total = self.dma_pages.get(by_device, 0)
-        self.dma_pages[by_device] = None if total is None or pages is None else total + pages
+    def got_dma_pages(self, event: VfioDirty, bitmap: Bitmap | None) -> None:
+        """A bitmap of pages that DMA wrote, counted from `event.iova`. None: a part is missing."""
+        by_device = event.by == VfioDirtyTracking.DEVICE
+        pages = None if bitmap is None else self._not_counted_yet(event, bitmap)
+        _add_pages(self.dma_pages, by_device, pages)
+        self.dma_unplaced.append((event.enter_ns, by_device, pages))
+        if len(self.dma_unplaced) > _MAX_UNPLACED:
+            self._place_dma(self.dma_unplaced[:1], self.open_sync)
+            del self.dma_unplaced[0]
+
+    def _not_counted_yet(self, event: VfioDirty, bitmap: Bitmap) -> int:
+        """How many of the pages were not in an earlier bitmap that left them as they were (NO_CLEAR)."""
+        key = event.fd, event.page_table, event.page_size
+        kept = self.dma_kept.get(key, {})
+        if not (kept or event.kept) or event.page_size <= 0:
+            return dirty.count(bitmap)
+        first = event.iova // event.page_size
+        pages = dirty.shifted(bitmap, first)
+        if event.kept:
+            if key in self.dma_kept or len(self.dma_kept) < _MAX_KEPT:
+                self.dma_kept[key] = dirty.union(kept, pages)
+        else:
+            self.dma_kept[key] = dirty.outside(kept, first, event.length // event.page_size)
+        return dirty.count(dirty.minus(pages, kept))
+
+    def _place_dma(
+        self, reports: list[tuple[int, bool, int | None]], sync: DirtySync | None
+    ) -> None:
+        for _, by_device, pages in reports:
+            if sync is not None:
+                _add_pages(sync.dma_pages, by_device, pages)
 
     def _begin_sync(self, start_ns: int, end_ns: int) -> DirtySync:
+        before = self.open_sync
+        reports, self.dma_unplaced = self.dma_unplaced, []
+        # A VMM asks KVM and whoever tracks DMA one right after the other, in either order.
+        earlier = [
+            report
+            for report in reports
+            if before is not None and report[0] - before.end_ns <= start_ns - report[0]
+        ]
+        self._place_dma(earlier, before)
+        sync = self._add_sync(start_ns, end_ns)
+        self._place_dma([report for report in reports if report not in earlier], sync)
+        return sync
+
+    def _add_sync(self, start_ns: int, end_ns: int) -> DirtySync:
         sent = {fd: channel.bytes for fd, channel in self.channels.items()}
         if self.open_sync is not None:
             self.slot_rounds += len(self.open_sync.slots)
@@ -468,6 +529,10 @@ class OutgoingMigration:
         before = _burst(sync.bursts, fds)
         after = _burst(self.bursts if later is None else later.bursts, fds)
         every = sync.slots.values()
+        reported = dict(sync.dma_pages)
+        if later is None:
+            for _, by_device, pages in self.dma_unplaced:
+                _add_pages(reported, by_device, pages)
         return Round(
             at_ns=sync.start_ns,
             duration_ns=max(0, sync.end_ns - sync.start_ns),
@@ -479,6 +544,8 @@ class OutgoingMigration:
             burst_bytes=after[0] - before[0] if self.bursts else None,
             burst_ns=after[1] - before[1] if self.bursts else None,
             syncs=sync.syncs,
+            vfio_pages=reported.get(True),
+            iommu_pages=reported.get(False),
         )
 
     def _total(self, sync: DirtySync, fds: set[int]) -> int:
@@ -516,6 +583,10 @@ def _merged(syncs: list[DirtySync]) -> DirtySync:
                 pages=slot.pages,
                 not_counted=slot.not_counted or (before.not_counted if before else None),
             )
+    reported: dict[bool, int | None] = {}
+    for sync in syncs:
+        for by_device, pages in sync.dma_pages.items():
+            _add_pages(reported, by_device, pages)
     return DirtySync(
         start_ns=first.start_ns,
         end_ns=first.start_ns + sum(max(0, sync.end_ns - sync.start_ns) for sync in syncs),
@@ -524,7 +595,13 @@ def _merged(syncs: list[DirtySync]) -> DirtySync:
         slots=slots,
         redirtied=_sum([sync.redirtied for sync in syncs]),
         syncs=sum(sync.syncs for sync in syncs),
+        dma_pages=reported,
     )
+
+
+def _add_pages(totals: dict[bool, int | None], by_device: bool, pages: int | None) -> None:
+    total = totals.get(by_device, 0)
+    totals[by_device] = None if total is None or pages is None else total + pages
 
 
 def _burst(bursts: dict[int, tuple[int, int]], fds: set[int]) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from vftrace import events
-from vftrace.analysis import dirty
 from vftrace.analysis.calls.log import CallLog
 from vftrace.analysis.devices.device import Devices, PassedDevice, VfioEvent
 from vftrace.analysis.dirty import SlotLog, bitmap_of
@@ -627,9 +626,9 @@ class Process:
             and event.read_errors == 0
             and len(pieces) == event.pieces
         )
-        pages = dirty.count(bitmap_of(pieces)) if whole else None
+        bitmap = bitmap_of(pieces) if whole else None
         for attempt in self.open.values():
-            attempt.got_dma_pages(event.by == events.VfioDirtyTracking.DEVICE, pages)
+            attempt.got_dma_pages(event, bitmap)
 
     # -- channels -------------------------------------------------------------------------------
 

@@ -33,6 +33,8 @@ class Kind(IntEnum):
     VFIO_DIRTY_TRACKING = 27
     VFIO_DIRTY = 28
     VFIO_DATA = 29
+    VFIO_MAPPED = 30
+    VFIO_PAGE_TABLE = 31
     MAILBOX = 40
     VF_RESET = 41
     VIRTCHNL = 42
@@ -130,7 +132,7 @@ BODIES: dict[Kind, tuple[str, tuple[str, ...]]] = {
         ("enter_ns", "page_size", "dma_maps", "dma_unmaps", "fd", "by", "on", "ret"),
     ),
     Kind.VFIO_DIRTY: (
-        "QQQQQQiIIiII",
+        "QQQQQQiIIiIIII",
         (
             "enter_ns",
             "iova",
@@ -144,6 +146,8 @@ BODIES: dict[Kind, tuple[str, tuple[str, ...]]] = {
             "ret",
             "pieces",
             "read_errors",
+            "kept",
+            "page_table",
         ),
     ),
     Kind.VFIO_DATA: (
@@ -161,6 +165,8 @@ BODIES: dict[Kind, tuple[str, tuple[str, ...]]] = {
             "flags",
         ),
     ),
+    Kind.VFIO_MAPPED: ("QQQQQ", ("first_ns", "last_ns", "took_ns", "maps", "unmaps")),
+    Kind.VFIO_PAGE_TABLE: ("iIIIi4x", ("fd", "op", "id", "tracks", "ret")),
     Kind.MAILBOX: (
         "16sIIIIIi16I",
         ("pf", "driver", "vf", "direction", "size", "words", "ret", "word"),
@@ -267,6 +273,8 @@ VFIO_FLR = 2
 VFIO_BY_DEVICE = 0
 VFIO_BY_CONTAINER = 1
 VFIO_BY_IOMMUFD = 2
+VFIO_TABLE_ALLOC = 0
+VFIO_TABLE_ATTACH = 1
 VFIO_SAVE = 0
 VFIO_LOAD = 1
 IXGBE = 1

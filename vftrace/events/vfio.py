@@ -144,7 +144,8 @@ class VfioDirtyTracking(Event, frozen=True):
 class VfioDirty(Event, frozen=True):
     """A bitmap of pages that DMA wrote, read and cleared; with `unmap` the last one of a mapping.
 
-    Its pieces (`Piece`, same thread and `enter_ns`) count `page_size` pages from `iova`.
+    Its pieces (`Piece`, same thread and `enter_ns`) count `page_size` pages from `iova`. `page_table` is iommufd's
+    number of the page table that was read; `kept`: it was not cleared (NO_CLEAR), so the pages are reported again.
     """
 
     KIND = Kind.VFIO_DIRTY
@@ -162,6 +163,43 @@ class VfioDirty(Event, frozen=True):
     ret: int
     pieces: int
     read_errors: int
+    kept: int = 0
+    page_table: int = 0
+
+
+class VfioMapped(Event, frozen=True):
+    """Mappings of guest memory for devices since the process's last such event.
+
+    `first_ns` is when the first request began, `last_ns` when the last one ended, `took_ns` the time within requests.
+    """
+
+    KIND = Kind.VFIO_MAPPED
+    PROBE = "vfio"
+
+    first_ns: int
+    last_ns: int
+    took_ns: int
+    maps: int
+    unmaps: int
+
+
+class VfioPageTable(Event, frozen=True):
+    """An iommufd's page table was made, or a device was attached to one or to an address space.
+
+    `id` is the iommufd's number of it; `tracks`: it was made to mark written pages.
+    """
+
+    KIND = Kind.VFIO_PAGE_TABLE
+    PROBE = "vfio"
+
+    fd: int
+    op: int
+    id: int
+    tracks: int
+    ret: int
+
+    ALLOC = layout.VFIO_TABLE_ALLOC
+    ATTACH = layout.VFIO_TABLE_ATTACH
 
 
 class VfioData(Event, frozen=True):

@@ -215,6 +215,12 @@ def counted_since_ns(m: Migration) -> int | None:
     return m.rounds[0].at_ns if m.rounds else None
 
 
+def dma_pages(round_: Round) -> int | None:
+    """Pages that devices and IOMMUs reported with a sweep; None where none did, or a part is not known."""
+    reported = [n for n in (round_.vfio_pages, round_.iommu_pages) if n is not None]
+    return sum(reported) if reported else None
+
+
 def counted_rounds(m: Migration) -> Iterator[tuple[int, Round]]:
     """The rounds whose pages are new pages, each with the time since when they became dirty.
 

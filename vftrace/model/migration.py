@@ -213,6 +213,9 @@ class Round:
     channel can carry. None in recordings that do not have it."""
     syncs: int = 1
     """How many dirty syncs this entry stands for: of very many, older ones are merged."""
+    vfio_pages: int | None = None
+    """Pages that devices reported with this sweep, as in `Dirty`; None where none did, or a part is not known."""
+    iommu_pages: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +284,17 @@ class DeviceState:
 
 
 @dataclass(frozen=True, slots=True)
+class Mapping:
+    """A VMM's requests to map guest memory for a device, from the first to the end of the last; `took_ns` within
+    them."""
+
+    start_at_ns: int
+    end_at_ns: int
+    took_ns: int
+    maps: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceUse:
     """A device that transfers its state: its states during the migration, and the bytes saved or loaded.
 
@@ -295,6 +309,9 @@ class DeviceUse:
     states: tuple[DeviceState, ...]
     state_ns: tuple[tuple[str, int], ...]
     bytes: int | None
+    mapping: Mapping | None = None
+    iommu_tracks: bool | None = None
+    """Whether its iommufd's page table can mark the pages that it writes; None without an iommufd, or if unseen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +334,8 @@ class VfUse:
     phases: tuple[VfPhase, ...]
     mapping_at_ns: int | None = None
     """When the VMM began to map the guest's memory for it: while it does its main loop stands still."""
+    mapped_at_ns: int | None = None
+    """When that was done, where it followed the VF's opening: a container maps before, an iommufd after."""
 
 
 @dataclass(frozen=True, slots=True)

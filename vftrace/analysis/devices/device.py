@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vftrace import events
-from vftrace.model.migration import DeviceDowntime, DeviceState, DeviceUse, Role, VmDevice
+from vftrace.model.migration import (
+    DeviceDowntime,
+    DeviceState,
+    DeviceUse,
+    Mapping,
+    Role,
+    VmDevice,
+)
 from vftrace.uapi import VFIO_DEVICE_STATES
 
 RUNS = frozenset({"RUNNING", "PRE_COPY"})
@@ -29,6 +36,9 @@ OTHER = "other"
 MAX_DEVICES = 256
 """Devices kept for each process, closed ones included; the oldest are dropped first."""
 
+MAX_PAGE_TABLES = 1024
+"""Page tables remembered for each process."""
+
 Transition = tuple[str, str, str]
 """A device's address, the state it left, the one it reached."""
 
@@ -42,6 +52,8 @@ VfioEvent = (
     | events.VfioReset
     | events.VfioDirtyTracking
     | events.VfioData
+    | events.VfioMapped
+    | events.VfioPageTable
 )
 
 
@@ -83,6 +95,12 @@ class PassedDevice:
     """None: the device was open before tracing began."""
     mapping_ns: int | None = None
     """When the process began to map guest memory for this device, its first."""
+    mapping: Mapping | None = None
+    """All of that, where it was recorded."""
+    iommu_tracks: bool | None = None
+    """Whether the iommufd's page table that it uses can mark written pages; None if that was not seen."""
+    bound: bool = False
+    """Whether it is bound to an iommufd: memory is mapped after that, for a container before."""
     address: str | None = None
     id: str | None = None
     driver: str | None = None
@@ -188,6 +206,10 @@ class Devices:
     by_fd: dict[int, PassedDevice] = field(default_factory=dict)
     transitions: Counter[Transition] = field(default_factory=Counter)
     """Shared by all processes, so that the counts of a closed device stay."""
+    page_tables: dict[int, bool] = field(default_factory=dict)
+    """By number: whether a page table of an iommufd can mark written pages."""
+    last_mapping: Mapping | None = None
+    """The latest mappings that belong to no device yet."""
     tracked: bool = False
     """Whether a device or an IOMMU was asked, with success, to track pages written by DMA."""
 
@@ -223,6 +245,14 @@ class Devices:
                 self._device(event.fd).flags = event.flags
             case events.VfioDataSize(ret=0):
                 self._device(event.fd).stop_copy_bytes = event.stop_copy_length
+            case events.VfioMapped():
+                self._mapped(event)
+            case events.VfioPageTable(op=events.VfioPageTable.ALLOC, ret=0):
+                if len(self.page_tables) < MAX_PAGE_TABLES:
+                    self.page_tables[event.id] = bool(event.tracks)
+            case events.VfioPageTable(op=events.VfioPageTable.ATTACH, ret=0):
+                # Of an address space the kernel makes a page table by itself, without tracking.
+                self._device(event.fd).iommu_tracks = self.page_tables.get(event.id, False)
             case events.VfioDirtyTracking(on=1, ret=0):
                 self.tracked = True
             case events.VfioReset(op=events.VfioReset.DEVICE | events.VfioReset.HOT):
@@ -251,9 +281,26 @@ class Devices:
         elif known is None or not seen:
             known = self._add(event.fd, None if seen else event.at_ns)
             known.mapping_ns = event.mapping_ns or None
+        if not seen:
+            known.bound = event.how == events.VfioOpen.BIND
+            if known.mapping_ns is not None:
+                known.mapping, self.last_mapping = self.last_mapping, None
         words = event.name.split()
         if words:
             known.address = known.address or words[0].lower()
+
+    def _mapped(self, event: events.VfioMapped) -> None:
+        if event.maps == 0:
+            return
+        end = max(event.first_ns, event.last_ns)
+        made = Mapping(event.first_ns, end, event.took_ns, event.maps)
+        # The newest device; one that joins others in their container or page table has all mapped already.
+        last = self.all[-1] if self.all else None
+        if last is not None and last.bound and (last.opened_at_ns or 0) <= event.first_ns:
+            if last.mapping is None:
+                last.mapping, last.mapping_ns = made, event.first_ns
+        else:
+            self.last_mapping = made
 
     def _device(self, fd: int) -> PassedDevice:
         return self.by_fd.get(fd) or self._add(fd, None)
@@ -400,6 +447,8 @@ def device_use(
         states=shown,
         state_ns=_time_in_states(shown, since_ns, until_ns),
         bytes=device.bytes_moved(op, since_ns),
+        mapping=device.mapping,
+        iommu_tracks=device.iommu_tracks,
     )
 
 

@@ -107,8 +107,11 @@ def _use(
     end_ns: int | None,
 ) -> VfUse:
     address = device.address or (history.address if history is not None else None)
-    mapping = device.mapping_ns if role == Role.DESTINATION else None
-    return VfUse(pf, number, address, role, _phases(marks, end_ns), mapping)
+    mapping = mapped = None
+    if role == Role.DESTINATION:
+        mapping = device.mapping_ns
+        mapped = device.mapping.end_at_ns if device.bound and device.mapping else None
+    return VfUse(pf, number, address, role, _phases(marks, end_ns), mapping, mapped)
 
 
 def _phases(marks: list[_Mark], end_ns: int | None) -> tuple[VfPhase, ...]:

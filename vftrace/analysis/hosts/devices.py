@@ -113,7 +113,7 @@ def _opened_by_destination(vfs: tuple[VfUse, ...]) -> list[VfUse]:
 def _since(vf: VfUse, started_ns: int) -> VfUse:
     """The function without the wait that it had on the destination before the migration began."""
     early = _begins(vf, "probing") and vf.phases[0].start_at_ns < started_ns
-    return replace(vf, phases=vf.phases[1:], mapping_at_ns=None) if early else vf
+    return replace(vf, phases=vf.phases[1:], mapping_at_ns=None, mapped_at_ns=None) if early else vf
 
 
 def _begins(vf: VfUse, phase: str) -> bool:

@@ -234,10 +234,14 @@ def _rested(life: VfHistory | None, closed_ns: int) -> int | None:
 def _destination_spans(vf: VfUse, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
     """The time from the opening of the destination's VF until a bridge received the guest's address through it."""
     names = {"probing": PROBING, "configuring": CONFIGURING}
+    mapped = vf.mapped_at_ns
     if vf.mapping_at_ns is not None and vf.phases:
-        yield OutageSpan(MAPPING, Side.DESTINATION, vf.mapping_at_ns, vf.phases[0].start_at_ns)
+        opened = vf.phases[0].start_at_ns
+        begun = vf.mapping_at_ns if mapped is None else opened
+        yield OutageSpan(MAPPING, Side.DESTINATION, begun, opened if mapped is None else mapped)
     for phase in vf.phases:
-        start = phase.start_at_ns
+        # Until memory is mapped for a device of an iommufd, its guest has not got it.
+        start = phase.start_at_ns if mapped is None else max(phase.start_at_ns, mapped)
         if phase.name in names:
             end = phase.end_at_ns if phase.end_at_ns is not None else start + AROUND_NS
             yield OutageSpan(names[phase.name], Side.DESTINATION, start, end)

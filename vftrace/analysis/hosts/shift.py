@@ -50,7 +50,11 @@ def _span(span: VcpuSpan, ns: int) -> VcpuSpan:
 
 
 def _device(use: DeviceUse, ns: int) -> DeviceUse:
-    return replace(use, states=tuple(replace(s, at_ns=s.at_ns + ns) for s in use.states))
+    states = tuple(replace(s, at_ns=s.at_ns + ns) for s in use.states)
+    made = use.mapping
+    if made is not None:
+        made = replace(made, start_at_ns=made.start_at_ns + ns, end_at_ns=made.end_at_ns + ns)
+    return replace(use, states=states, mapping=made)
 
 
 def _calls(calls: BlackoutCalls, ns: int) -> BlackoutCalls:
@@ -66,7 +70,12 @@ def _calls(calls: BlackoutCalls, ns: int) -> BlackoutCalls:
 
 def _vf(vf: VfUse, ns: int) -> VfUse:
     phases = tuple(_interval(phase, ns) for phase in vf.phases)
-    return replace(vf, phases=phases, mapping_at_ns=_later(vf.mapping_at_ns, ns))
+    return replace(
+        vf,
+        phases=phases,
+        mapping_at_ns=_later(vf.mapping_at_ns, ns),
+        mapped_at_ns=_later(vf.mapped_at_ns, ns),
+    )
 
 
 def _interval(span: _Interval, ns: int) -> _Interval:

@@ -392,6 +392,7 @@ def _total(total: CallTotal) -> tuple[str, ...]:
 
 def _rounds_table(m: Migration) -> str:
     rates = figures.round_dirty_rates(m)
+    by_dma = any(figures.dma_pages(r) is not None for r in m.rounds)
     rows = [
         _row(
             [
@@ -403,12 +404,13 @@ def _rounds_table(m: Migration) -> str:
                 _count(r.logged_pages),
                 "–" if rate is None else format_rate(rate),
                 _size(r.sent_bytes),
+                *([_count(figures.dma_pages(r))] if by_dma else []),
             ]
         )
         for number, (r, rate) in enumerate(zip(m.rounds, rates, strict=True), start=1)
     ]
     heads = ("round", "at", "sweep", "new pages", "re-dirtied", "logged", "dirtied", "sent")
-    return _table(heads, rows)
+    return _table((*heads, "by DMA") if by_dma else heads, rows)
 
 
 def _table(heads: Sequence[str], rows: Sequence[str]) -> str:

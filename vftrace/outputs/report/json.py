@@ -199,6 +199,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
                 "logged_pages": r.logged_pages,
                 "sent_bytes": r.sent_bytes,
                 "syncs": r.syncs,
+                "dma_pages": {"vfio": r.vfio_pages, "iommu": r.iommu_pages},
                 "slots": [
                     {
                         "slot": s.slot,
@@ -261,6 +262,8 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
                 "states": [{"state": s.state, "at_ns": s.at_ns} for s in d.states],
                 "state_ns": dict(d.state_ns),
                 "bytes": d.bytes,
+                "mapping": None if d.mapping is None else asdict(d.mapping),
+                "iommu_tracks": d.iommu_tracks,
             }
             for d in m.devices
         ],

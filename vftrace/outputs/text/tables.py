@@ -197,6 +197,9 @@ def rounds_table(migration: Migration, width: int, *, last: int | None = None) -
         columns.append(("speed", "right"))
     else:
         speeds = ()
+    by_dma = any(figures.dma_pages(r) is not None for r in migration.rounds)
+    if by_dma:
+        columns.insert(4, ("by DMA", "right"))
     table = plain_table(*columns, *([("bandwidth", "right")] if wide else []))
     rates, bandwidths = figures.round_dirty_rates(migration), figures.round_bandwidths(migration)
     rounds = list(enumerate(migration.rounds, start=1))
@@ -221,6 +224,8 @@ def rounds_table(migration: Migration, width: int, *, last: int | None = None) -
         if speeds:
             speed = speeds[number - 1] if number <= len(speeds) else None
             cells.append(UNKNOWN if speed is None else percent(speed))
+        if by_dma:
+            cells.insert(4, count(figures.dma_pages(round_)))
         if wide:
             cells.append(rate(bandwidths[number - 1]))
         table.add_row(*cells)
