@@ -197,6 +197,27 @@ def test_who_told_the_pages_that_devices_wrote(name: str, job: str) -> None:
     assert migration(name, job).dirty.dma == wanted
 
 
+@pytest.mark.parametrize(("name", "job"), jobs("vfio-iommufd"))
+def test_a_device_without_an_iommu_that_cannot_log_is_untracked(name: str, job: str) -> None:
+    found = migration(name, job)
+    assert found.dirty.dma == "untracked"
+    assert [(r.vfio_pages, r.iommu_pages) for r in found.rounds] == [(None, None)] * len(
+        found.rounds
+    )
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("steer-dma"))
+def test_pages_that_dma_wrote_are_in_a_round_after_they_were_written(name: str, job: str) -> None:
+    """Each sweep has what was reported for it; none before the device wrote has any."""
+    truth = truths(name)[job]
+    log = next(d["log"] for d in truth["devices"] if d["role"] == "source")
+    written_at = min(e["at_ns"] for e in log if e["what"] == "touched")
+    rounds = migration(name, job).rounds
+    pages = [(r.at_ns + r.duration_ns, (r.vfio_pages or 0) + (r.iommu_pages or 0)) for r in rounds]
+    assert sum(n for _, n in pages) == truth["touched"]
+    assert not any(n for end, n in pages if end < written_at - NEAR)
+
+
 @pytest.mark.parametrize(("name", "job"), jobs("steer-dma"))
 def test_a_device_that_nobody_tracks_is_untracked(name: str, job: str) -> None:
     """The same run as if the kernel had refused to track (-EOPNOTSUPP), as it does for mtty behind iommufd."""
@@ -264,6 +285,7 @@ def test_the_blackouts_checkpoints_are_all_there(name: str, job: str) -> None:
 
 # -- how it ended -------------------------------------------------------------------------------
 
+NO_MIGRATION = ("unplug-only", "requests", "iommufd-requests")
 ENDS = {
     "vfio-cancel-precopy": ("cancelled", "cancelled", None),
     "steer-fail-resuming": ("failed", "device-refused", "vf0: RESUMING refused, -22"),
@@ -276,7 +298,7 @@ ENDS = {
 
 @pytest.mark.parametrize(
     ("name", "job"),
-    jobs(without=("steer-fail-stop-copy", "steer-error", "unplug-only", "requests")),
+    jobs(without=("steer-fail-stop-copy", "steer-error", *NO_MIGRATION)),
 )
 def test_outcome_cause_and_words(name: str, job: str) -> None:
     found = migration(name, job)
@@ -304,13 +326,15 @@ def test_an_unplug_without_a_migration_is_none() -> None:
 
 STRATEGIES = {
     "unplug": "unplug",
+    "unplug-iommufd": "unplug",
     "late-unplug": "late-unplug",
+    "late-unplug-iommufd": "late-unplug",
     "plug-after": "plain",
     "plain": "plain",
 }
 
 
-@pytest.mark.parametrize(("name", "job"), jobs(without=("unplug-only", "requests")))
+@pytest.mark.parametrize(("name", "job"), jobs(without=NO_MIGRATION))
 def test_strategy(name: str, job: str) -> None:
     wanted = STRATEGIES.get(job, "vfio")
     assert migration(name, job).strategy == wanted
@@ -333,6 +357,54 @@ def test_the_functions_absence_is_timed(name: str, job: str) -> None:
     assert [d.ns for d in found.downtime.devices] == [absent.end_at_ns - absent.start_at_ns]
 
 
+# The drivers of the lab's devices, by the bus that their names are of.
+DRIVERS = {"0000:": "vfio-pci", "vft.": "vft"}
+
+
+@pytest.mark.parametrize(("name", "job"), [*jobs("steer-"), *jobs("vfio-")])
+def test_devices_have_their_drivers_names(name: str, job: str) -> None:
+    mediated = "mtty" if job.startswith("vfio-") else "vftsteer"
+    for device in migration(name, job).devices:
+        wanted = next(
+            (d for begin, d in DRIVERS.items() if device.address.startswith(begin)), mediated
+        )
+        assert device.driver == wanted
+
+
+@functools.cache
+def knows_page_tables(name: str) -> bool:
+    """Whether the recording is of a vftrace that reads HWPT_ALLOC and ATTACH."""
+    made = events_of(Recording(LAB / f"{name}.vft.gz"))
+    return any(isinstance(event, events.VfioPageTable) for event in made)
+
+
+@pytest.mark.parametrize(("name", "job"), [*jobs("steer-dma"), *jobs("vfio-")])
+def test_which_devices_have_a_page_table_that_tracks(name: str, job: str) -> None:
+    """Ours is behind an IOMMU that can; a mediated device is attached to an address space, a container's to neither."""
+    wanted = {"steer-dma-phys": True, "steer-dma-iommufd": False, "vfio-iommufd": False}.get(job)
+    seen = {device.iommu_tracks for device in migration(name, job).devices}
+    assert seen == {wanted if knows_page_tables(name) else None}
+
+
+@pytest.mark.parametrize(("name", "job"), [*jobs("steer-dma-"), *jobs("vfio-iommufd")])
+def test_mapping_follows_a_bind_and_precedes_a_containers_device(name: str, job: str) -> None:
+    truth = truths(name)[job]
+    opened = {
+        (event.tgid, event.how): event.at_ns
+        for event in events_of(Recording(LAB / f"{name}.vft.gz"))
+        if isinstance(event, events.VfioOpen) and event.at_ns > truth["started_at_ns"]
+    }
+    how = events.VfioOpen.GROUP if job == "steer-dma-container" else events.VfioOpen.BIND
+    by_role = {vm["role"]: opened[vm["pid"], how] for vm in truth["vms"]}
+    for device in migration(name, job).devices:
+        assert device.mapping is not None
+        assert device.mapping.maps > 0
+        if how == events.VfioOpen.GROUP:
+            assert device.mapping.end_at_ns <= by_role[device.role]
+        else:
+            assert device.mapping.start_at_ns >= by_role[device.role]
+
+
 # -- a VMM that is not QEMU ---------------------------------------------------------------------
 
 
@@ -350,7 +422,8 @@ def acts(log: list[Truth], what: str) -> list[Truth]:
 @pytest.mark.parametrize(("name", "job"), jobs("late-unplug"))
 def test_a_late_unplug_with_its_evidence(name: str, job: str) -> None:
     source, destination = told(name, job, "source"), told(name, job, "destination")
-    (close,), (opened,) = acts(source, "close"), acts(destination, "open")
+    (close,) = acts(source, "close")
+    (opened,) = acts(destination, "open") + acts(destination, "cdev")
     rounds = acts(source, "round")
     found = migration(name, job)
     first, second = truths(name)[job]["addresses"]
@@ -399,11 +472,29 @@ REQUESTS: dict[str, Callable[[events.Event], bool]] = {
     "state": lambda e: isinstance(e, events.VfioState) and e.op == events.VfioState.SET,
     "reset": lambda e: isinstance(e, events.VfioReset) and e.op == events.VfioReset.DEVICE,
     "hot-reset": lambda e: isinstance(e, events.VfioReset) and e.op == events.VfioReset.HOT,
+    "hwpt": lambda e: (
+        isinstance(e, events.VfioDirtyTracking) and e.by == events.VfioDirtyTracking.IOMMUFD
+    ),
+    "written": lambda e: (
+        isinstance(e, events.VfioDirty) and e.by == events.VfioDirtyTracking.IOMMUFD
+    ),
+    "cdev": lambda e: isinstance(e, events.VfioOpen) and e.how == events.VfioOpen.BIND,
+}
+ASKED = {
+    "requests": ("track", "dma", "dirty", "unmap", "report", "state", "reset", "hot-reset"),
+    "iommufd-requests": ("hwpt", "written", "dma", "report", "state", "reset", "hot-reset"),
 }
 
 
-@pytest.mark.parametrize(("name", "job"), jobs("requests"))
-@pytest.mark.parametrize("what", REQUESTS)
+@pytest.mark.parametrize(
+    ("name", "job", "what"),
+    [
+        (name, job, what)
+        for begin, asked in ASKED.items()
+        for name, job in jobs(begin)
+        for what in asked
+    ],
+)
 def test_requests_are_what_the_vmm_says_it_asked(name: str, job: str, what: str) -> None:
     """One event for each, between its begin and its end, with its result."""
     log = told(name, job)
@@ -428,12 +519,12 @@ def test_hot_resets_were_granted_and_refused(name: str, job: str) -> None:
     assert [act["ret"] for act in acts(told(name, job), "hot-reset")] == [-25, 0]
 
 
-@pytest.mark.parametrize(("name", "job"), jobs("requests"))
+@pytest.mark.parametrize(("name", "job"), [*jobs("requests"), *jobs("iommufd-requests")])
 def test_dirty_pages_are_those_the_vmm_was_told(name: str, job: str) -> None:
     log = told(name, job)
-    asked = [act for act in log if act["what"] in ("dirty", "unmap", "report")]
+    asked = [act for act in log if act["what"] in ("dirty", "unmap", "report", "written")]
     happened = kernel_events(name, job)
-    pieces = [event for event in happened if isinstance(event, events.Piece)]
+    pieces = [e for e in happened if isinstance(e, events.Piece | events.BitmapPart)]
     for act in asked:
         (found,) = [
             event
@@ -466,3 +557,89 @@ def test_a_device_in_error_runs_after_its_reset(name: str, job: str) -> None:
             devices.feed(event)
     states = [state.state for state in devices.all[0].states()]
     assert states == ["RUNNING", "ERROR", "RUNNING", "RUNNING_P2P", "RUNNING"]
+
+
+# -- an iommufd ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("iommufd-requests"))
+def test_a_bound_device_is_open_and_a_refused_bind_opens_none(name: str, job: str) -> None:
+    log = told(name, job)
+    devices = Devices()
+    opens = []
+    for event in kernel_events(name, job):
+        if isinstance(event, events.VfioOpen) and event.how != events.VfioOpen.SEEN:
+            opens.append(event)
+        if isinstance(event, VfioEvent):
+            devices.feed(event)
+    bound = acts(log, "cdev")
+    assert [act["ret"] for act in acts(log, "bind")] == [-22, -22]
+    assert [event.how for event in opens] == [events.VfioOpen.BIND] * len(bound)
+    tracks = [True, True, False, False] if knows_page_tables(name) else [None] * 4
+    assert [device.iommu_tracks for device in devices.all] == tracks
+    for event, act in zip(opens, bound, strict=True):
+        assert act["at_ns"] <= event.at_ns <= act["done_at_ns"]
+        # By tracepoint the collector reads the name from /proc and /sys.
+        assert event.name in ("", act["device"])
+        assert event.fd == act["fd"]
+    assert all(device.closed_at_ns is not None for device in devices.all)
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("iommufd-requests"))
+def test_bitmaps_of_a_page_table_have_their_page_size_and_were_kept_or_cleared(
+    name: str, job: str
+) -> None:
+    """77 pages of 4 KiB, read twice, and 33 of them in 3 of 64 KiB and in one of 2 MiB."""
+    read = [e for e in kernel_events(name, job) if REQUESTS["written"](e)]
+    asked = acts(told(name, job), "written")
+    seen = [(e.page_size, e.length, bool(e.kept)) for e in read if isinstance(e, events.VfioDirty)]
+    assert seen == [(act["page_size"], act["size"], act["kept"]) for act in asked]
+    assert {act["page_size"] for act in asked} == {4096, 65536, 2 << 20}
+    assert any(act["kept"] for act in asked)
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("iommufd-requests"))
+def test_reports_of_an_iommu_are_those_its_log_has(name: str, job: str) -> None:
+    """The IOMMU's own log has what it marked and whether it cleared that, however large the reader's pages are."""
+    (log,) = [d["log"] for d in truths(name)[job]["devices"] if d["uuid"] == "vft.0"]
+    granted = [
+        act for act in acts(told(name, job), "written") if act["ret"] == 0 and act["dirty_pages"]
+    ]
+    reports = [entry for entry in log if entry["what"] in ("reported", "peeked")]
+    assert [entry["what"] == "peeked" for entry in reports] == [act["kept"] for act in granted]
+    small = [
+        entry["pages"]
+        for entry, act in zip(reports, granted, strict=True)
+        if act["page_size"] == 4096
+    ]
+    assert small == [act["dirty_pages"] for act in granted if act["page_size"] == 4096]
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("iommufd-requests"))
+def test_maps_of_an_iommufd_are_counted_and_timed(name: str, job: str) -> None:
+    """Granted ones alone: a new iommufd maps all memory, `iomap` and `iocopy` more of it."""
+    log = told(name, job)
+    happened = kernel_events(name, job)
+    made: list[Truth] = []
+    fresh = True
+    for act in log:
+        if act["what"] == "cdev" and fresh:
+            made.append(act)
+        fresh = act["what"] == "done" or (fresh and act["what"] != "cdev")
+        if act["what"] in ("iomap", "iocopy", "iounmap") and act["ret"] == 0:
+            made.append(act)
+    mapped = [e for e in happened if isinstance(e, events.VfioMapped)]
+    unmaps = [act for act in made if act["what"] == "iounmap"]
+    assert sum(e.maps for e in mapped) == len(made) - len(unmaps)
+    assert sum(e.unmaps for e in mapped) == len(unmaps)
+    for some in mapped:
+        for at in (some.first_ns, some.last_ns):
+            assert any(act["at_ns"] <= at <= act["done_at_ns"] for act in made)
+        assert 0 < some.took_ns <= some.last_ns - some.first_ns
+    for event, act in zip(
+        [e for e in happened if REQUESTS["hwpt"](e)], acts(log, "hwpt"), strict=True
+    ):
+        before = [other for other in made if other["at_ns"] < act["at_ns"]]
+        gone = [other for other in before if other["what"] == "iounmap"]
+        assert isinstance(event, events.VfioDirtyTracking)
+        assert (event.dma_maps, event.dma_unmaps) == (len(before) - len(gone), len(gone))

@@ -9,6 +9,7 @@ VFTRACE_LAB_MAILBOX is another directory of such recordings: tests/lab holds wha
 
 import json
 import os
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -546,6 +547,18 @@ def test_a_virtchnl_vf_is_reset_once_by_message_and_once_as_a_function(name: str
     assert (history.message_resets, history.function_resets) == (1, 1)
     assert "up" in {span.name for span in history.states}
     assert history.state == "reset"
+
+
+@pytest.mark.parametrize(("name", "job"), VIRTCHNL)
+def test_a_loop_of_resets_is_one_and_a_single_reset_is_none(name: str, job: str) -> None:
+    """VF 1 is reset once by its driver; VF 2, where it is in the script, again and again."""
+    boxes = Mailboxes()
+    for event in during(name, job):
+        boxes.feed(event)
+    asked = Counter(entry["vf"] for entry in truth(name, job)["log"] if entry.get("opcode") == 2)
+    histories = {h.vf: h for h in boxes.vf_histories() if h.driver == job}
+    assert {vf: histories[vf].message_resets for vf in asked} == dict(asked)
+    assert {vf for vf in asked if histories[vf].keeps_resetting} == {vf for vf in asked if vf == 2}
 
 
 # -- all -------------------------------------------------------------------------------------------

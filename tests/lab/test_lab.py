@@ -37,6 +37,8 @@ ESSENTIAL = (
     "unplug",
     "late-unplug",
 )
+# Where there is an iommufd, too.
+IOMMUFD = ("steer-dma-phys", "unplug-iommufd", "late-unplug-iommufd", "iommufd-requests")
 # Minutes of compiling under emulation, a flood, or no other tracer beside it: LAB_FULL=1 runs these too.
 LONG = {"ways", "late", "doctor", "mailbox-flood"}
 # LAB_FULL=1: with no other tracer beside it; in a boot where vftrace starts before the modules it traces.
@@ -44,14 +46,19 @@ ALONE, FOLLOW = "late-kvm", "follow"
 # What the messages of the helped migration are called.
 OPTIONS = "--profile /src/docs/profiles/assisted-ixgbe.toml"
 # VFIO got precopy, and mtty its migration, in 6.2 and later.
-NOT_ON_6_1 = {name for name in JOBS if name.startswith("vfio-")} | {"steer-refuse"}
+# vftlab/iommufd.py builds iommufd, which came with 6.2.
+NOT_ON_6_1 = {name for name in JOBS if name.startswith("vfio-")} | {
+    *("steer-refuse", "steer-dma-iommufd", *IOMMUFD)
+}
 
 
 def _jobs(kernel: str) -> list[str]:
     every = [job for job in JOBS if job not in (FOLLOW, ALONE)]
     if _full():
         return every
-    return [job for job in every if job not in LONG] if kernel == "6.12" else list(ESSENTIAL)
+    if kernel == "6.12":
+        return [job for job in every if job not in LONG]
+    return [*ESSENTIAL, *(IOMMUFD if kernel != "6.1" else ())]
 
 
 def _full() -> bool:
@@ -228,12 +235,16 @@ def test_the_unplugged_vf_was_gone_before_the_migration(kernel: str) -> None:
     assert away["address"] != back["address"]
 
 
-def test_only_6_1_logs_dma_itself() -> None:
-    if not {"6.1", "6.12"} <= set(_kernels()):
-        pytest.skip("needs both kernels")
-    # Debian's later kernels have no iommufd, and with it no bitmap to report into.
-    assert truth("6.1", "steer-dma")["tracking"] == "device"
-    assert truth("6.12", "steer-dma")["tracking"] == "iommu"
+@pytest.mark.parametrize("kernel", _kernels())
+def test_devices_log_dma_themselves_on_every_kernel(kernel: str) -> None:
+    """Debian's own kernels after 6.1 have no iommufd, and with it no bitmap to report into; the lab's modules have."""
+    assert truth(kernel, "steer-dma")["tracking"] == "device"
+
+
+def test_an_iommu_that_tracks_is_asked_by_iommufd() -> None:
+    for kernel in {"6.12", "7.x"} & set(_kernels()):
+        found = truth(kernel, "steer-dma-phys")
+        assert (found["tracking"], found["reported"]) == ("iommu", found["touched"])
 
 
 @pytest.mark.parametrize("kernel", _kernels())

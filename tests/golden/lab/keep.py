@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-KEPT = ("late-unplug", "plain", "plug-after", "requests", "steer-", "unplug", "vfio-")
+KEPT = ("iommufd-", "late-unplug", "plain", "plug-after", "requests", "steer-", "unplug", "vfio-")
 """How the names of jobs begin that test_lab_recordings.py has checks for."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vftlab.job import Job
 
-from jobs import attach, basic, igb, mailbox, steer, tiny, tracer, vfio
+from jobs import attach, basic, igb, iommufd, mailbox, steer, tiny, tracer, vfio
 
 JOBS: dict[str, Callable[[Job], None]] = {
     **basic.JOBS,
@@ -16,5 +16,6 @@ JOBS: dict[str, Callable[[Job], None]] = {
     **igb.JOBS,
     **mailbox.JOBS,
     **tiny.JOBS,
+    **iommufd.JOBS,
     **tracer.JOBS,
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vftlab.devices import PF, functions
+from vftlab.devices import IOMMUFD, PF, functions, need_iommufd
 from vftlab.job import Job, JobError, boottime_ns, modprobe, say
 from vftlab.vm import Vm, migrate, migration_truth, run_state, vm, vm_truth, wait_resumed
 
@@ -21,9 +21,9 @@ def _unplug(machine: Vm, name: str) -> dict[str, object]:
     return {"what": "unplug", "asked_at_ns": asked_at_ns, "done_at_ns": event.at_ns}
 
 
-def _plug(machine: Vm, name: str, address: str) -> dict[str, object]:
+def _plug(machine: Vm, name: str, address: str, **more: object) -> dict[str, object]:
     asked_at_ns = boottime_ns()
-    machine.monitor("device_add", driver="vfio-pci", host=address, id=name)
+    machine.monitor("device_add", driver="vfio-pci", host=address, id=name, **more)
     done_at_ns = boottime_ns()
     say(f"{machine.name}: {address} plugged in {(done_at_ns - asked_at_ns) / 1e6:.0f} ms")
     return {"what": "plug", "asked_at_ns": asked_at_ns, "done_at_ns": done_at_ns}
@@ -55,16 +55,19 @@ def plain(job: Job) -> None:
         )
 
 
-def unplug(job: Job) -> None:
+def _unplug_and_plug(job: Job, *, iommufd: bool = False) -> None:
     """Detach a VF, migrate, attach another VF on the destination."""
     first, second = functions(2)
+    options, more = (IOMMUFD, {"iommufd": "iommufd0"}) if iommufd else ((), {})
+    device = ",".join([f"vfio-pci,host={first},id=vf0", *(f"{k}={v}" for k, v in more.items())])
     with (
-        vm("source", job.results, devices=[f"vfio-pci,host={first},id=vf0"]) as source,
-        vm("destination", job.results, incoming=True) as destination,
+        vm("source", job.results, devices=[device], options=options) as source,
+        vm("destination", job.results, incoming=True, options=options) as destination,
     ):
         acts = [{"vm": "source", "address": first, **_unplug(source, "vf0")}]
         migration = _moved(source, destination)
-        acts.append({"vm": "destination", "address": second, **_plug(destination, "vf0", second)})
+        back = _plug(destination, "vf0", second, **more)
+        acts.append({"vm": "destination", "address": second, **back})
         job.write_truth(
             {
                 "vms": [vm_truth(source, "source"), vm_truth(destination, "destination")],
@@ -73,6 +76,17 @@ def unplug(job: Job) -> None:
                 "acts": acts,
             }
         )
+
+
+def unplug(job: Job) -> None:
+    """Detach a VF, migrate, attach another VF on the destination."""
+    _unplug_and_plug(job)
+
+
+def unplug_iommufd(job: Job) -> None:
+    """The same with VFs that are bound to an iommufd by files of their own."""
+    need_iommufd()
+    _unplug_and_plug(job, iommufd=True)
 
 
 def unplug_only(job: Job) -> None:
@@ -108,6 +122,7 @@ def plug_after(job: Job) -> None:
 JOBS: dict[str, Callable[[Job], None]] = {
     "plain": plain,
     "unplug": unplug,
+    "unplug-iommufd": unplug_iommufd,
     "unplug-only": unplug_only,
     "plug-after": plug_after,
 }

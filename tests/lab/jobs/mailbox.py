@@ -325,6 +325,15 @@ def _messages(driver: str) -> list[tuple[str, int, bytes]]:
     ]
 
 
+RESETS = 6
+"""More than an operator makes in a minute (vftrace/analysis/devices/vf_history.py)."""
+LOOP = (
+    ("version", 1, struct.pack("<II", 1, 1)),
+    ("resources", 3, struct.pack("<I", 0x1B7B01C9)),
+    ("reset", 2, b""),
+)
+
+
 def _wait_for_probes(function: str) -> None:
     """Wait until a tracer has attached to a driver's function, its last one; without a tracer, some seconds."""
     until = time.monotonic() + 15
@@ -353,6 +362,11 @@ def _virtchnl(job: Job, driver: str) -> None:
         command(what, f"send 1 {opcode} {content.hex()}", **facts)
     for what in ("flr 1", "link 0", "link 1", "notify"):
         command(what, what)
+    # Another VF's driver gets as far as its configuration, gives up and begins anew (ethernet-linux-ice#57).
+    for _ in range(RESETS):
+        for what, opcode, content in LOOP:
+            facts = {"vf": 2, "opcode": opcode, "content": content.hex()}
+            command(what, f"send 2 {opcode} {content.hex()}", **facts)
     time.sleep(1)
     say(f"{len(log)} commands, {sum(len(entry['answers']) for entry in log)} messages to VFs")  # type: ignore[arg-type,misc]
     job.write_truth({"pf": FAKE_PF, "driver": driver, "log": log, "keys": [VIRTCHNL_KEY.hex()]})

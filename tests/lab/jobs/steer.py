@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vftlab.devices import STOP_COPY_ARCS, Steer, has_precopy, vfio_device
+from vftlab.devices import (
+    IOMMUFD,
+    STOP_COPY_ARCS,
+    Phys,
+    Steer,
+    device_file,
+    has_precopy,
+    need_iommufd,
+    vfio_device,
+)
 from vftlab.job import CannotHereError, Job, JobError, say
 from vftlab.vm import Migration, Vm, migrate, migration_truth, run_state, vm, vm_truth, wait_resumed
 
@@ -37,8 +46,8 @@ class Pair:
     job: Job
     source: Vm
     destination: Vm
-    sources: list[Steer]
-    targets: list[Steer]
+    sources: Sequence[Steer]
+    targets: Sequence[Steer]
 
     def finish(self, migration: Migration, **more: object) -> None:
         """Write the truth: QEMU's figures and the devices' own logs."""
@@ -71,11 +80,58 @@ def pair(job: Job, kinds: Sequence[str]) -> Iterator[Pair]:
     """A VM with a device of each kind, and one like it that waits for it."""
     sources = [Steer.create(10 + i, kind) for i, kind in enumerate(kinds)]
     targets = [Steer.create(20 + i, kind) for i, kind in enumerate(kinds)]
-    options = [[vfio_device(d.name, i) for i, d in enumerate(s)] for s in (sources, targets)]
-    with (
-        vm("source", job.results, devices=options[0]) as source,
-        vm("destination", job.results, devices=options[1], incoming=True) as destination,
-    ):
+    with pair_of(job, sources, targets) as two:
+        yield two
+
+
+@contextlib.contextmanager
+def pair_of(
+    job: Job,
+    sources: Sequence[Steer],
+    targets: Sequence[Steer],
+    *,
+    iommufd: bool = False,
+    own_log: bool = True,
+    passed: bool = False,
+) -> Iterator[Pair]:
+    """A VM with the sources, and one with the targets that waits for it.
+
+    With `iommufd` devices are bound to one; if `passed` the waiting VM gets its devices as open files, as from
+    libvirt. Without `own_log` QEMU asks the IOMMU what they wrote, not the devices.
+    """
+    options = IOMMUFD if iommufd else ()
+
+    def words(devices: Sequence[Steer], fds: Sequence[int | None]) -> list[str]:
+        return [
+            vfio_device(device.name, i, iommufd=iommufd, own_log=own_log, fd=fd)
+            for i, (device, fd) in enumerate(zip(devices, fds, strict=True))
+        ]
+
+    with contextlib.ExitStack() as stack:
+        # A device's file can be opened once until it is bound: QEMU has it alone.
+        fds: list[int] = []
+        if passed:
+            fds = [os.open(device_file(device.name), os.O_RDWR) for device in targets]
+            for fd in fds:
+                stack.callback(os.close, fd)
+        source = stack.enter_context(
+            vm(
+                "source",
+                job.results,
+                devices=words(sources, [None] * len(sources)),
+                options=options,
+            )
+        )
+        destination = stack.enter_context(
+            vm(
+                "destination",
+                job.results,
+                devices=words(targets, fds or [None] * len(targets)),
+                incoming=True,
+                options=options,
+                pass_fds=fds,
+            )
+        )
         yield Pair(job, source, destination, sources, targets)
 
 
@@ -272,32 +328,62 @@ def _written_pages(machine: Vm, address: int, pages: int) -> int:
     return sum(any(memory[at : at + PAGE]) for at in range(0, len(memory), PAGE))
 
 
+def _dma(two: Pair) -> None:
+    """The source's device writes to known pages during precopy, with whatever dirty tracking there is."""
+
+    def touch() -> None:
+        for iova, pages in TOUCHES:
+            two.sources[0].command(f"touch {iova} {pages}")
+            say(f"the device wrote to {pages} pages from {iova:#x} on")
+
+    migration = migrate(two.source, during=touch)
+    wait_resumed(two.destination)
+    log = two.sources[0].log()
+    logged = any(entry["what"] == "log-start" for entry in log)
+    reported = sum(int(str(e["pages"])) for e in log if e["what"] == "reported")
+    touched = sum(pages for _, pages in TOUCHES)
+    two.finish(
+        migration, tracking="device" if logged else "iommu", touched=touched, reported=reported
+    )
+    two.expect(migration, "completed", "postmigrate", "running")
+    say(f"tracked by {'the device' if logged else 'the IOMMU driver'}, reported {reported}")
+    # A container's type1 driver reports too, and tells nobody but QEMU.
+    if (logged or isinstance(two.sources[0], Phys)) and reported != touched:
+        raise JobError(f"the device wrote to {touched} pages, reported were {reported}")
+    arrived = sum(_written_pages(two.destination, iova, pages) for iova, pages in TOUCHES)
+    say(f"{arrived} of {touched} pages arrived")
+    if arrived != touched:
+        raise JobError(f"the device wrote to {touched} pages, {arrived} arrived")
+
+
 def steer_dma(job: Job) -> None:
-    """A device writes to known pages during precopy, with whatever dirty tracking there is."""
+    """A device writes to known pages during precopy, and logs them itself where VFIO can carry that."""
     with pair(job, [best_kind()]) as two:
+        _dma(two)
 
-        def touch() -> None:
-            for iova, pages in TOUCHES:
-                two.sources[0].command(f"touch {iova} {pages}")
-                say(f"the device wrote to {pages} pages from {iova:#x} on")
 
-        migration = migrate(two.source, during=touch)
-        wait_resumed(two.destination)
-        log = two.sources[0].log()
-        logged = any(entry["what"] == "log-start" for entry in log)
-        reported = sum(int(str(e["pages"])) for e in log if e["what"] == "reported")
-        touched = sum(pages for _, pages in TOUCHES)
-        two.finish(
-            migration, tracking="device" if logged else "iommu", touched=touched, reported=reported
-        )
-        two.expect(migration, "completed", "postmigrate", "running")
-        say(f"tracked by {'the device' if logged else 'the IOMMU driver'}, reported {reported}")
-        if logged and reported != touched:
-            raise JobError(f"the device wrote to {touched} pages and reported {reported}")
-        arrived = sum(_written_pages(two.destination, iova, pages) for iova, pages in TOUCHES)
-        say(f"{arrived} of {touched} pages arrived")
-        if arrived != touched:
-            raise JobError(f"the device wrote to {touched} pages, {arrived} arrived")
+def steer_dma_container(job: Job) -> None:
+    """The same with the IOMMU driver of QEMU's container asked, not the device."""
+    devices = [Steer.create(number, best_kind()) for number in (10, 20)]
+    with pair_of(job, devices[:1], devices[1:], own_log=False) as two:
+        _dma(two)
+
+
+def steer_dma_iommufd(job: Job) -> None:
+    """A mediated device bound to an iommufd: it has no IOMMU, so it logs itself."""
+    need_iommufd()
+    devices = [Steer.create(number, best_kind()) for number in (10, 20)]
+    with pair_of(job, devices[:1], devices[1:], iommufd=True) as two:
+        _dma(two)
+
+
+def steer_dma_phys(job: Job) -> None:
+    """A device behind an IOMMU that tracks what it writes, by iommufd; the destination gets it as an open file."""
+    devices = [Phys.take(number) for number in (0, 1)]
+    with pair_of(job, devices[:1], devices[1:], iommufd=True, passed=True) as two:
+        for device in devices:
+            device.command(f"bytes {PRECOPY_BYTES} {STOP_BYTES}")
+        _dma(two)
 
 
 JOBS: dict[str, Callable[[Job], None]] = {
@@ -310,4 +396,7 @@ JOBS: dict[str, Callable[[Job], None]] = {
     "steer-error": steer_error,
     "steer-refuse": steer_refuse,
     "steer-dma": steer_dma,
+    "steer-dma-container": steer_dma_container,
+    "steer-dma-iommufd": steer_dma_iommufd,
+    "steer-dma-phys": steer_dma_phys,
 }

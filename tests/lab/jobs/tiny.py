@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from vftlab.devices import PF, Steer, bind, functions
+from vftlab.devices import PF, Steer, bind, functions, need_iommufd
 from vftlab.function import VfMailbox
 from vftlab.job import Job, JobError, boottime_ns, modprobe, say
 from vftlab.tinyvmm import Answer, TinyError, TinyVmm, hand_over, join, tiny_vmm
@@ -48,11 +48,14 @@ def _truth(machine: TinyVmm, role: str) -> dict[str, object]:
     return {"pid": machine.pid, "role": role, "log": machine.log}
 
 
-def late_unplug(job: Job) -> None:
-    """A VF is closed while the VM still runs and memory is being sent; the destination opens another."""
+def _late_unplug(job: Job, opens: str) -> None:
+    """A VF is closed while the VM still runs and memory is being sent; the destination opens another.
+
+    `opens` is the act that opens one.
+    """
     first, second = functions(2)
     with _two() as (source, destination):
-        source(f"open {first}")
+        source(f"{opens} {first}")
         source("run")
         join(source, destination, MIGRATION_PORT)
         source("log on")
@@ -63,7 +66,7 @@ def late_unplug(job: Job) -> None:
         say(f"source closed {first}")
         _round(source, 20)
         hand_over(source, destination)
-        destination(f"open {second}")
+        destination(f"{opens} {second}")
         say(f"destination opened {second}")
         time.sleep(ROUND_S)
         job.write_truth(
@@ -73,6 +76,17 @@ def late_unplug(job: Job) -> None:
                 "tiny": [_truth(source, "source"), _truth(destination, "destination")],
             }
         )
+
+
+def late_unplug(job: Job) -> None:
+    """A VF is closed while the VM still runs and memory is being sent; the destination opens another."""
+    _late_unplug(job, "open")
+
+
+def late_unplug_iommufd(job: Job) -> None:
+    """The same with VFs that are bound to an iommufd by files of their own."""
+    need_iommufd()
+    _late_unplug(job, "cdev")
 
 
 def mailbox_held(job: Job) -> None:
@@ -174,6 +188,7 @@ def requests(job: Job) -> None:
 
 JOBS: dict[str, Callable[[Job], None]] = {
     "late-unplug": late_unplug,
+    "late-unplug-iommufd": late_unplug_iommufd,
     "mailbox-held": mailbox_held,
     "requests": requests,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vftlab.devices import P2P, PRE_COPY, STOP_COPY, Mtty, vfio_device
+from vftlab.devices import IOMMUFD, P2P, PRE_COPY, STOP_COPY, Mtty, need_iommufd, vfio_device
 from vftlab.job import Job, JobError, say
 from vftlab.vm import migrate, migration_truth, run_state, vm, vm_truth, wait_resumed
 
@@ -36,19 +36,19 @@ def _expect(what: str, seen: list[str], wanted: str) -> None:
         raise JobError(f"{what} walked {' '.join(seen)}, not {wanted}")
 
 
-def _migration(job: Job, kinds: list[int], cancel: bool = False) -> None:
+def _migration(job: Job, kinds: list[int], *, cancel: bool = False, iommufd: bool = False) -> None:
     """Migrate a VM with one device for each of `kinds` (flags), and check how each went."""
     sources = [Mtty.create(10 + i, flags) for i, flags in enumerate(kinds)]
     targets = [Mtty.create(20 + i, flags) for i, flags in enumerate(kinds)]
+    options = IOMMUFD if iommufd else ()
+
+    def words(names: list[str]) -> list[str]:
+        return [vfio_device(name, i, iommufd=iommufd) for i, name in enumerate(names)]
+
     with (
+        vm("source", job.results, devices=words(sources), options=options) as source,
         vm(
-            "source", job.results, devices=[vfio_device(n, i) for i, n in enumerate(sources)]
-        ) as source,
-        vm(
-            "destination",
-            job.results,
-            devices=[vfio_device(n, i) for i, n in enumerate(targets)],
-            incoming=True,
+            "destination", job.results, devices=words(targets), incoming=True, options=options
         ) as destination,
     ):
         migration = migrate(source, cancel=cancel)
@@ -110,6 +110,12 @@ def vfio_cancel_precopy(job: Job) -> None:
     _migration(job, [STOP_COPY | P2P | PRE_COPY], cancel=True)
 
 
+def vfio_iommufd(job: Job) -> None:
+    """Migrate with a device bound to an iommufd that nobody tracks: it cannot, and has no IOMMU."""
+    need_iommufd()
+    _migration(job, [STOP_COPY | P2P | PRE_COPY], iommufd=True)
+
+
 JOBS: dict[str, Callable[[Job], None]] = {
     "vfio-precopy-p2p": vfio_precopy_p2p,
     "vfio-precopy": vfio_precopy,
@@ -117,4 +123,5 @@ JOBS: dict[str, Callable[[Job], None]] = {
     "vfio-stop-copy": vfio_stop_copy,
     "vfio-two-devices": vfio_two_devices,
     "vfio-cancel-precopy": vfio_cancel_precopy,
+    "vfio-iommufd": vfio_iommufd,
 }

@@ -40,14 +40,50 @@ def _create(parent: Path, kind: str, name: str) -> None:
     place.write_text(name)
 
 
-def vfio_device(name: str, number: int = 0) -> str:
-    """The value of QEMU's -device for a mediated device, as vf<number>."""
-    # With the device's own tracking DMA_LOGGING_REPORT is used; mtty offers it on kernels that
-    # then refuse the report (no iommufd).
-    device = Path("/sys/bus/mdev/devices") / name
+IOMMUFD = ("-object", "iommufd,id=iommufd0")
+"""What QEMU's command line says of the iommufd that its devices are bound to."""
+
+
+def vfio_device(
+    name: str,
+    number: int = 0,
+    *,
+    iommufd: bool = False,
+    own_log: bool = True,
+    fd: int | None = None,
+) -> str:
+    """The value of QEMU's -device for one of the lab's devices, as vf<number>.
+
+    With `iommufd` it is bound to IOMMUFD, else to a container of QEMU's; `fd` is an open file of the device. Without
+    `own_log` QEMU does not ask the device itself to log its DMA.
+    """
+    places = [Path("/sys/bus", bus, "devices", name) for bus in ("mdev", "platform")]
+    device = next(place for place in places if place.exists())
+    # mtty offers a log, and then has none (DMA_LOGGING_REPORT gives -EOPNOTSUPP).
     sample = device.resolve().parent.name == "mtty"
-    tracking = ",x-device-dirty-page-tracking=off" if sample else ""
-    return f"vfio-pci,sysfsdev={device},id=vf{number},enable-migration=on{tracking}"
+    words = [
+        f"vfio-pci,{f'sysfsdev={device}' if fd is None else f'fd={fd}'}",
+        f"id=vf{number}",
+        "enable-migration=on",
+        *(["iommufd=iommufd0"] if iommufd else []),
+        *(["x-device-dirty-page-tracking=off"] if sample or not own_log else []),
+    ]
+    return ",".join(words)
+
+
+def need_iommufd() -> None:
+    """Load iommufd; CannotHereError on a kernel without it."""
+    modprobe("kvm-amd", "vfio-pci")
+    if subprocess.run(["modprobe", "-q", "iommufd"], check=False).returncode:
+        raise CannotHereError("no iommufd")
+
+
+def device_file(name: str) -> Path:
+    """The file of its own that a VFIO device has where there is an iommufd."""
+    for entry in Path("/sys/class/vfio-dev").glob("*"):
+        if (entry / "device").resolve().name == name:
+            return Path("/dev/vfio/devices") / entry.name
+    raise JobError(f"{name} has no file of its own")
 
 
 class Mtty:
@@ -123,6 +159,11 @@ class Steer:
     def _place(self) -> Path:
         return Path("/sys/kernel/debug/vftsteer") / self.name
 
+    @property
+    def since_ns(self) -> int:
+        """What is older in its log is not its own."""
+        return 0
+
     def command(self, text: str) -> None:
         """Write one command; JobError with what the kernel said if it refuses."""
         try:
@@ -138,6 +179,8 @@ class Steer:
         entries: list[dict[str, object]] = []
         for line in (self._place / "log").read_text().splitlines():
             at, what, old, new, ret, a, b = line.split()
+            if int(at) < self.since_ns:
+                continue
             entry: dict[str, object] = {"at_ns": int(at), "what": what}
             if old != "-":
                 entry |= {"from": old, "to": new}
@@ -149,6 +192,7 @@ class Steer:
                 "lost": ("bytes", None),
                 "touched": ("iova", "pages"),
                 "reported": ("iova", "pages"),
+                "peeked": ("iova", "pages"),
                 "log-start": ("page_size", "ranges"),
                 "read-failed": ("bytes", None),
                 "write-failed": ("bytes", None),
@@ -165,6 +209,32 @@ class Steer:
             if moved and entry["to"] != states[-1]:
                 states.append(str(entry["to"]))
         return states
+
+
+@dataclass(frozen=True)
+class Phys(Steer):
+    """A device of tests/lab/modules/vftphys: a Steer behind an IOMMU that tracks what it writes."""
+
+    made_at_ns: int = 0
+
+    @classmethod
+    def take(cls, number: int) -> Phys:
+        """One of the module's devices, which are always there; its log and sizes begin anew."""
+        need_iommufd()
+        # Its MSIs are not isolated: it has none.
+        Path("/sys/module/iommufd/parameters/allow_unsafe_interrupts").write_text("Y")
+        modprobe("vftphys")
+        device = cls(f"vft.{number}", boottime_ns())
+        device.command("bytes 0 4096")
+        return device
+
+    @property
+    def _place(self) -> Path:
+        return Path("/sys/kernel/debug/vftphys") / self.name
+
+    @property
+    def since_ns(self) -> int:
+        return self.made_at_ns
 
 
 STOP_COPY_ARCS = {

@@ -44,11 +44,13 @@ def vm(
     memory_mib: int = 64,
     dirty_pages: int = 64,
     options: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[Vm]:
     """Start a VM named `name`; it is ended with the context.
 
     `devices` are the values of -device; with `incoming` it waits for a migration on
-    MIGRATION_PORT. Its QEMU's messages go to NAME.log among the results.
+    MIGRATION_PORT. `pass_fds` are open files that QEMU inherits. Its messages go to NAME.log among
+    the results.
     """
     image = Path("/tmp") / f"{name}.rom"
     image.write_bytes(rom(dirty_pages))
@@ -66,7 +68,9 @@ def vm(
         command += ["-incoming", f"tcp:127.0.0.1:{MIGRATION_PORT}"]
     log = results / f"{name}.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, pass_fds=pass_fds
+        )
     try:
         try:
             connection = Monitor(monitor)
