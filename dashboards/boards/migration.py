@@ -26,6 +26,21 @@ STRATEGY_COLOURS = {
 }
 
 
+VCPU_COLOURS = {
+    "guest": "green",
+    "idle": "light-green",
+    "exit": "dark-green",
+    "fault": "yellow",
+    "user": "blue",
+    "queue": "orange",
+    "throttle": "red",
+    "limit": "light-red",
+    "ring-full": "dark-red",
+    "stopped": style.GREY,
+    "unknown": style.DARK_GREY,
+}
+
+
 def board() -> models.Dashboard:
     """The board."""
     return style.board_of(
@@ -36,6 +51,7 @@ def board() -> models.Dashboard:
             Row(None, _figures()),
             Row("Phases", [_phases(), _devices()]),
             Row("Blackout", [_checkpoints(), _blackouts()]),
+            Row("Brownout", [_speed(), _vcpus()]),
             Row("Memory", [_rates(), _rounds(), _pages(), _forecast()]),
         ],
         variables=[_vm()],
@@ -166,6 +182,31 @@ def _blackouts() -> style.PanelBuilder:
         checkpoint: style.CHECKPOINT_COLOURS[checkpoint] for checkpoint in Checkpoint
     }
     return style.colours_by_name(panel, colours).span(15).height(9)
+
+
+def _speed() -> style.PanelBuilder:
+    panel = style.lines(
+        "Guest speed",
+        "While it migrates: the part of the last two seconds in which the guest could run, as a part of that before.",
+        "percentunit",
+        query(f"min({of('migration_guest_speed_ratio', VM)})", "guest speed"),
+        calcs=["mean", "min"],
+    )
+    return style.colours_by_name(panel, {"guest speed": "green"})
+
+
+def _vcpus() -> style.PanelBuilder:
+    panel = style.stacked(
+        style.lines(
+            "Where the time of its vCPUs goes",
+            "While it migrates, in vCPUs. The guest gets on in guest, idle and exit. throttle is auto-converge, limit"
+            " the dirty limit, queue a wait for a CPU, fault a page fault with its wait for the page.",
+            "none",
+            query(f"sum by (state) ({rate('vm_vcpu_seconds_total', VM)})", "{{state}}"),
+            calcs=["mean", "max"],
+        )
+    )
+    return style.colours_by_name(panel, VCPU_COLOURS)
 
 
 def _rates() -> style.PanelBuilder:

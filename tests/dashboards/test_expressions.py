@@ -111,6 +111,7 @@ MAY = {
 
 ELSEWHERE = {
     "VftracePrecopyNotConverging": "tests/host/test_prometheus.py, where a guest is too fast",
+    "VftraceGuestHeld": "the rules' own test; tests/host/brownouts.py holds guests for seconds",
     "VftraceRecordingLost": "the rules' own test; tests/host/test_flight_recorder.py has disks that fail",
     "VftraceInternalError": "the rules' own test; no known event makes vftrace fail",
 }

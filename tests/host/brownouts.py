@@ -21,6 +21,7 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ PAGES, TURNS = 3000, 12
 NETWORK = 8 * MIB
 POINTS = 5.0
 """The guest's speed by vftrace and by its own count may differ by so many percent of its speed before."""
+
+LEAST_PART_NS = 1_000_000_000
 
 Counts = list[tuple[int, int]]
 """(CLOCK_BOOTTIME, the guest's counter)."""
@@ -262,14 +265,15 @@ def play(name: str, target: Path) -> Truth:
 class Judged:
     """What vftrace made of a brownout, beside the guest's own count: speeds as parts of before, on the same times.
 
-    `held`: the part of the time that the vCPUs were held, from when they first were.
+    `held`: the part of the time that the vCPUs were held, from when they first were. `part_errors` are those of rounds,
+    and of post-copy, that lasted for a second at least.
     """
 
     speed: float
     counted: float
     held: float | None
     waited_ns: int
-    round_errors: tuple[float, ...]
+    part_errors: tuple[float, ...]
 
     @property
     def error(self) -> float:
@@ -296,32 +300,33 @@ def judge(found: Found, truth: Truth) -> Judged:
     rate = (turns(truth.source, until) - turns(truth.source, since)) / (until - since)
 
     def counted(start: int, end: int, counts: Counts) -> float:
-        return (turns(counts, end) - turns(counts, start)) / (end - start) / rate
+        return (turns(counts, end) - turns(counts, start)) / rate
 
     stopped = found.downtime.times[Checkpoint.VCPUS_STOPPED]
-    if found.postcopy:
-        late = [span for span in brownout.timeline if span.side == "destination"]
-        start, end, counts = late[0].vcpus.start_ns, late[-1].vcpus.end_ns, truth.destination
-        could_run = added(span.vcpus for span in late).could_run
-        assert could_run is not None
-        speed = could_run / brownout.baseline.could_run
-    else:
-        start, end, counts = found.started_at_ns, stopped, truth.source
-        assert brownout.speed is not None
-        speed = brownout.speed
+    pieces = [(found.started_at_ns, stopped, truth.source)]
+    late = [span for span in brownout.timeline if span.side == "destination"]
+    if late:
+        pieces.append((late[0].vcpus.start_ns, late[-1].vcpus.end_ns, truth.destination))
+    assert brownout.speed is not None
     edges = [*(r.at_ns for r in found.rounds), stopped]
-    rounds = [
-        100 * (speed - counted(a, b, truth.source))
-        for a, b, speed in zip(edges[:-1], edges[1:], brownout.rounds, strict=True)
-        if speed is not None and b - a > 1_000_000_000
+    parts = [
+        (speed, a, b, truth.source)
+        for (a, b), speed in zip(pairwise(edges), brownout.rounds, strict=True)
+        if speed is not None
     ]
+    if late and (could_run := added(span.vcpus for span in late).could_run) is not None:
+        parts.append((could_run / brownout.baseline.could_run, *pieces[-1]))
     waits = brownout.waits
     return Judged(
-        speed,
-        counted(start, end, counts),
+        brownout.speed,
+        sum(counted(*piece) for piece in pieces) / sum(end - start for start, end, _ in pieces),
         brownout.holds[0].share if brownout.holds else None,
         waits.ns if waits else 0,
-        tuple(rounds),
+        tuple(
+            100 * (speed - counted(start, end, counts) / (end - start))
+            for speed, start, end, counts in parts
+            if end - start >= LEAST_PART_NS
+        ),
     )
 
 
@@ -333,7 +338,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.chdir(Path(__file__).parents[2])
     print(
-        "| run | guest speed | by its own count | error, points | held | QEMU says | worst round |"
+        "| run | guest speed | by its own count | error, points | held | QEMU says | worst part |"
     )
     print("|---|---|---|---|---|---|---|")
     for name in arguments.names or PLAYS:
@@ -356,7 +361,7 @@ def _row(name: str, judged: Judged, truth: Truth) -> str:
         said = f"limit {truth.limit_mb_per_second} MB/s"
     elif truth.blocked_ms is not None:
         said = f"blocked {truth.blocked_ms} ms; vftrace {judged.waited_ns / 1e6:.0f} ms"
-    worst = max(judged.round_errors, key=abs, default=None)
+    worst = max(judged.part_errors, key=abs, default=None)
     return (
         f"| {name} | {100 * judged.speed:.1f} % | {100 * judged.counted:.1f} % | {judged.error:+.1f} "
         f"| {'-' if judged.held is None else f'{100 * judged.held:.0f} %'} | {said or '-'} "

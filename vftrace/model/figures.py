@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from vftrace.errors import printable as printable
+from vftrace.model.brownout import added
 from vftrace.model.migration import (
     Checkpoint,
     CheckpointTime,
@@ -110,6 +111,25 @@ def current_phase(m: Migration) -> PhaseSpan | None:
     """The phase that began last and lasts; the destination's where both began at once."""
     lasting = [p for p in m.phases if p.end_at_ns is None]
     return max(lasting, key=lambda p: (p.start_at_ns, p.role == Role.DESTINATION), default=None)
+
+
+# -- the brownout -------------------------------------------------------------------------------
+
+_RECENT_NS = 2_000_000_000
+"""A guest at 1 % runs for 10 ms in a second: the speed of less time would jump about."""
+
+
+def speed_now(m: Migration) -> float | None:
+    """The guest's speed in the last two seconds, as a part of before; None if it does not migrate or is not known."""
+    b = m.brownout
+    if b is None or not b.timeline or m.outcome is not None:
+        return None
+    last = b.timeline[-1]
+    since = last.vcpus.end_ns - _RECENT_NS
+    recent = [s.vcpus for s in b.timeline if s.side == last.side and s.vcpus.end_ns > since]
+    could_run = added(recent).could_run
+    before = b.baseline.could_run if b.baseline is not None else 1.0
+    return None if could_run is None else could_run / before
 
 
 # -- the blackout -------------------------------------------------------------------------------

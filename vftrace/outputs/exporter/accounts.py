@@ -16,6 +16,7 @@ from vftrace.analysis.settled import settled as settled_at
 from vftrace.events import Event
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
+from vftrace.model.brownout import STATES, VcpuState
 from vftrace.model.host import HostInfo, ProbeStatus, ReaderUse
 from vftrace.model.migration import (
     Cause,
@@ -132,11 +133,13 @@ class Histogram:
 
 @dataclass
 class VmTotals:
-    """What only grows of one `vm`: bytes sent, pages dirtied by source, rounds, what is missing of it."""
+    """What only grows of one `vm`: bytes sent, pages dirtied by source, rounds, its vCPUs' time by state while it
+    migrated, what is missing of it."""
 
     sent_bytes: int = 0
     dirty_pages: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
+    vcpu_ns: Counter[VcpuState] = field(default_factory=Counter)
     lost: Loss = field(default_factory=Loss)
 
 
@@ -147,6 +150,7 @@ class _Seen:
     sent_bytes: int = 0
     dirty_pages: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
+    vcpu_ns: Counter[VcpuState] = field(default_factory=Counter)
     syncs: int = 0
     counted: bool = False
     phases: set[tuple[str, str]] = field(default_factory=set)
@@ -404,6 +408,10 @@ class Accounts:
         for source, pages in _dirty_pages(migration).items():
             totals.dirty_pages[source] += max(0, pages - seen.dirty_pages[source])
             seen.dirty_pages[source] = max(pages, seen.dirty_pages[source])
+        total = migration.brownout.total if migration.brownout is not None else None
+        for state, ns in zip(STATES, total.ns if total is not None else (), strict=False):
+            totals.vcpu_ns[state] += max(0, ns - seen.vcpu_ns[state])
+            seen.vcpu_ns[state] = max(ns, seen.vcpu_ns[state])
         rounds = figures.dirty_sync_count(migration)
         totals.rounds += max(0, rounds - seen.rounds)
         seen.rounds = max(rounds, seen.rounds)

@@ -228,6 +228,21 @@ def _sent_bytes(view: View) -> Samples:
             yield (vm.label,), vm.totals.sent_bytes
 
 
+def _vcpu_seconds(view: View) -> Samples:
+    for vm in view.vms:
+        for state, ns in vm.totals.vcpu_ns.items():
+            if ns:
+                yield (vm.label, state), ns / 1e9
+
+
+def _guest_speed(view: View) -> Samples:
+    for vm in view.vms:
+        speeds = (figures.speed_now(migration) for _, migration in vm.sides)
+        speed = next((speed for speed in speeds if speed is not None), None)
+        if speed is not None:
+            yield (vm.label,), speed
+
+
 def _stopped(view: View) -> Samples:
     for vm in view.vms:
         stopped, _ = _latest_blackout(vm)
@@ -665,6 +680,29 @@ METRICS = (
         "channel",
         "its rate near 0 while migration_active is 1: the channel stalls",
         _sent_bytes,
+    ),
+    Metric(
+        "vm_vcpu_seconds_total",
+        "counter",
+        "Time of the VM's vCPUs while it migrated and its guest was to run, by where they were: guest, idle (halted by "
+        "the guest), exit (in KVM), fault (page faults), user (in the VMM), queue (waiting for a CPU), throttle "
+        "(auto-converge), limit (dirty limit), ring-full, stopped (or waiting for a lock), unknown.",
+        "seconds",
+        ("vm", "state"),
+        "vcpus",
+        "nothing; its rate by state says why a guest is slow",
+        _vcpu_seconds,
+    ),
+    Metric(
+        "migration_guest_speed_ratio",
+        "gauge",
+        "The part of the last two seconds in which the guest could run, as a part of that before the migration; only "
+        "while it migrates.",
+        "ratio",
+        ("vm",),
+        "vcpus",
+        "below 0.2 for a minute: the guest is held",
+        _guest_speed,
     ),
     Metric(
         "migration_stopped_timestamp_seconds",

@@ -54,6 +54,7 @@ def ended(m: Migration, clock: ClockSamples, file: Path | None) -> Entry:
         "downtime_ns": m.downtime.vcpu_ns,
         "set_by": m.downtime.set_by,
         "calls": _text(top_calls(m) or None),
+        "guest_speed_percent": _speed(m),
         "strategy": m.strategy,
         "incomplete": m.incomplete,
         "file": _text(file),
@@ -65,6 +66,11 @@ def ended(m: Migration, clock: ClockSamples, file: Path | None) -> Entry:
 def iso_time(at: datetime) -> str:
     """`2026-02-03T04:05:06.789Z` of a time in UTC."""
     return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03}Z"
+
+
+def _speed(m: Migration) -> int | None:
+    speed = None if m.brownout is None else m.brownout.speed
+    return None if speed is None else round(100 * speed)
 
 
 def _who(m: Migration) -> dict[str, Value]:

@@ -7,11 +7,13 @@ from vftrace import __version__
 from vftrace.analysis.advice.advise import advise
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
+from vftrace.model.brownout import STATES, VcpuState
 from vftrace.model.calls import CallTotal
 from vftrace.model.migration import Checkpoint, Kind, Migration, Outcome, Phase, Role
 from vftrace.model.report import HostReport, MigrationReport, Report
 from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, timeline_of
 from vftrace.outputs.text.advice import TITLE, advice_rows
+from vftrace.outputs.text.brownout import lost_words, percent, speed_line, waits_words
 from vftrace.outputs.text.calls import LEAST_PART, cause_words, caveats, told_steps
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.glyphs import UNICODE
@@ -112,6 +114,7 @@ def _migration(number: int, found: MigrationReport) -> Iterator[str]:
         yield _blackout_drawing(lane)
         yield _blackout_table(m)
         yield from _calls(m)
+    yield from _brownout(m)
     yield from _advice(found)
     yield "<h3>The whole migration</h3>"
     yield _drawing(line)
@@ -126,6 +129,8 @@ def _cards(found: MigrationReport) -> str:
     if found.service_ns is not None:
         cards.append(("service downtime", _duration(found.service_ns)))
     cards += [("total", _duration(figures.total_ns(m))), ("sent", _size(m.channel.bytes))]
+    if m.brownout is not None and m.brownout.speed is not None:
+        cards.append(("guest speed", percent(m.brownout.speed)))
     if m.role != Role.DESTINATION:
         cards.append(("rounds", str(len(m.rounds))))
         cards.append(("dirtied", _size(figures.dirtied_bytes(m))))
@@ -287,6 +292,11 @@ _COLOURS: dict[str, str] = {
         ),
         "bad",
     ),
+    **dict.fromkeys((VcpuState.GUEST, VcpuState.EXIT, VcpuState.IDLE), "good"),
+    **dict.fromkeys((VcpuState.THROTTLE, VcpuState.LIMIT, VcpuState.RING_FULL), "bad"),
+    **dict.fromkeys((VcpuState.FAULT,), "c4"),
+    **dict.fromkeys((VcpuState.QUEUE,), "c5"),
+    **dict.fromkeys((VcpuState.USER,), "c1"),
     **dict.fromkeys(("wait for unplug", "VF configuring"), "c5"),
     **dict.fromkeys(("VF attached",), "c6"),
     **dict.fromkeys(("VF's link", "guest not heard yet", "destination's resume"), "c7"),
@@ -311,7 +321,7 @@ def _counter(counter: Counter, scale: _Scale, y: float) -> Iterator[str]:
     """Filled down to the base line: rates as steps, totals as lines between what is known of them."""
     largest = max(value for _, value in counter.values)
     base = y + _COUNTER
-    shown = format_rate(largest) if counter.unit == "bytes/s" else format_bytes(largest)
+    shown = _value(largest, counter.unit)
     yield f'<text class="label" x="{_LEFT - 10}" y="{y + 16:.1f}">{escape(counter.title)}</text>'
     yield f'<text class="most" x="{_LEFT - 10}" y="{y + 32:.1f}">up to {escape(shown)}</text>'
     if largest <= 0:
@@ -319,10 +329,16 @@ def _counter(counter: Counter, scale: _Scale, y: float) -> Iterator[str]:
     path = [f"M{scale.x(counter.values[0][0]):.1f} {base:.1f}"]
     for at, value in counter.values:
         x, top = scale.x(at), base - (_COUNTER - 4) * value / largest
-        path.append(f"H{x:.1f}V{top:.1f}" if counter.unit == "bytes/s" else f"L{x:.1f} {top:.1f}")
+        path.append(f"L{x:.1f} {top:.1f}" if counter.unit == "bytes" else f"H{x:.1f}V{top:.1f}")
     last = scale.x(max(scale.end_ns, counter.values[-1][0]))
     path.append(f"H{last:.1f}V{base:.1f}Z")
     yield f'<path class="area" d="{"".join(path)}"><title>{escape(counter.title)}</title></path>'
+
+
+def _value(value: float, unit: str) -> str:
+    if unit == "%":
+        return f"{value:.0f} %"
+    return format_rate(value) if unit == "bytes/s" else format_bytes(value)
 
 
 # -- tables -------------------------------------------------------------------------------------
@@ -369,6 +385,25 @@ def _calls(m: Migration) -> Iterator[str]:
             [_row([escape(cell) for cell in _total(total)]) for total in calls.totals],
         )
         yield f"<details><summary>All calls of the blackout</summary>{table}</details>"
+
+
+def _brownout(m: Migration) -> Iterator[str]:
+    """How slow the guest was, and why."""
+    b = m.brownout
+    if b is None:
+        return
+    yield f"<h3>The brownout</h3><p>{escape(speed_line(b))}</p>"
+    lost = lost_words(b)
+    lines = [*(hold.words for hold in b.holds), lost and f"vCPUs could not run: {lost}"]
+    lines.append(waits_words(b))
+    yield "".join(f"<p>{escape(line)}</p>" for line in lines if line)
+    rows = []
+    for use in b.vcpus:
+        shares = (percent(use.total.share(state)) for state in STATES)
+        number = "–" if use.number is None else str(use.number)
+        rows.append(_row([use.side, number, *shares]))
+    table = _table(("side", "vCPU", *(escape(state) for state in STATES)), rows)
+    yield f"<details><summary>Where the time of each vCPU went</summary>{table}</details>"
 
 
 def _advice(found: MigrationReport) -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vftrace.model import figures
+from vftrace.model.brownout import STATES, VcpuSpan
 from vftrace.model.calls import CallSpan
 from vftrace.model.migration import Checkpoint, DeviceUse, Migration, Phase, Role, VfUse
 from vftrace.model.report import MigrationReport
@@ -21,7 +22,7 @@ class Slice:
 @dataclass(frozen=True, slots=True)
 class Lane:
     """Intervals of one kind in order: `source`, `destination`, `vcpus`, `blackout`, `gap`, `rounds`, `device`, `vf`,
-    `calls` of one thread in the blackout"""
+    `vcpu`: what one vCPU did most, `calls` of one thread in the blackout"""
 
     kind: str
     title: str
@@ -30,7 +31,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """Values by time. `unit` is `bytes` for totals so far, or `bytes/s` for rates that hold until the next."""
+    """Values by time. `unit` is `bytes` for totals so far, or `bytes/s` and `%` for what holds until the next."""
 
     title: str
     unit: str
@@ -67,6 +68,7 @@ def timeline_of(found: MigrationReport) -> Timeline:
         Lane("rounds", "rounds", tuple(_rounds(m))),
         *(Lane("device", _device(d), tuple(_states(d, start, end))) for d in m.devices),
         *(Lane("vf", _vf_title(v), tuple(_vf(v, end))) for v in m.vfs),
+        *_each_vcpu(m),
         *_threads(m),
     ]
     drawn = tuple(lane for lane in lanes if lane.slices)
@@ -140,6 +142,31 @@ def _states(device: DeviceUse, begin: int, end: int) -> Iterator[Slice]:
     yield from reversed(slices)
 
 
+MAX_VCPUS = 32
+"""vCPUs that are drawn, of both sides."""
+
+
+def _each_vcpu(m: Migration) -> Iterator[Lane]:
+    """A lane for each vCPU: the state that it was in most, of pieces of at least 100 ms."""
+    for use in m.brownout.vcpus[:MAX_VCPUS] if m.brownout is not None else ():
+        number = f"thread {use.thread}" if use.number is None else str(use.number)
+        yield Lane("vcpu", f"{use.side} vCPU {number}", tuple(_mostly(use.spans)))
+
+
+def _mostly(spans: tuple[VcpuSpan, ...]) -> Iterator[Slice]:
+    last: Slice | None = None
+    for span in spans:
+        state = STATES[max(range(len(STATES)), key=lambda at: span.ns[at])]
+        if last is not None and last.name == state and last.end_ns == span.start_ns:
+            last = Slice(state, last.start_ns, span.end_ns)
+            continue
+        if last is not None:
+            yield last
+        last = Slice(state, span.start_ns, span.end_ns)
+    if last is not None:
+        yield last
+
+
 MAX_THREADS = 32
 """Threads that are drawn: those that did most."""
 
@@ -179,7 +206,15 @@ def _vf(vf: VfUse, end: int) -> Iterator[Slice]:
         yield Slice(phase.name, phase.start_at_ns, max(phase.start_at_ns, until))
 
 
+def _speed(m: Migration) -> Iterator[Counter]:
+    spans = m.brownout.timeline if m.brownout is not None else ()
+    speeds = [(s.vcpus.start_ns, 100 * s.speed) for s in spans if s.speed is not None]
+    if speeds:
+        yield Counter("guest speed", "%", (*speeds, (spans[-1].vcpus.end_ns, speeds[-1][1])))
+
+
 def _counters(m: Migration, end: int) -> Iterator[Counter]:
+    yield from _speed(m)
     # A round finds what was dirtied since the one before: the rate holds from there.
     counted = {id(round_): since for since, round_ in figures.counted_rounds(m)}
     rates = [

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.text import Text
 
+from vftrace.model import figures
 from vftrace.model.brownout import (
     HELD_BY,
     Brownout,
@@ -111,9 +112,9 @@ def top_line(m: Migration, width: int, g: Glyphs) -> str:
     """The speed in one line of a live view; empty where it is not known."""
     if m.brownout is None or m.brownout.speed is None:
         return ""
-    last = next((s.speed for s in reversed(m.brownout.timeline) if s.speed is not None), None)
+    last = figures.speed_now(m)
     said = speed_line(m.brownout)
-    if last is not None and m.outcome is None:
+    if last is not None:
         said = f"now {percent(last)}, {said}"
     line = drawn(m.brownout, max(10, min(60, width - 44)), g)
     return f"guest speed {line}  {said.replace('guest speed ', '')}"

@@ -15,6 +15,7 @@ from vftrace import __version__
 from vftrace.errors import MachineError, UsageError, VftraceError
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
+from vftrace.model.brownout import Brownout
 from vftrace.model.migration import Outcome, Phase, PhaseSpan, Role
 from vftrace.model.report import MigrationReport
 from vftrace.model.trace_id import span_id, trace_id
@@ -151,6 +152,7 @@ class _Tree:
             "vftrace.downtime.uncertainty_ns": found.uncertainty_ns,
             "vftrace.downtime.service_ns": found.service_ns,
             "vftrace.downtime.set_by": m.downtime.set_by,
+            **dict(_brownout(m.brownout)),
         }
         return {
             name: figures.printable(value) if isinstance(value, str) else value
@@ -220,6 +222,18 @@ class _Tree:
 
 
 # -- sending ------------------------------------------------------------------------------------
+
+
+def _brownout(b: Brownout | None) -> Iterator[tuple[str, str | int | float | None]]:
+    """What the guest felt: its speed, and by what the VMM held it most."""
+    if b is None:
+        return
+    yield "vftrace.brownout.guest_speed", b.speed
+    yield "vftrace.brownout.slow_ns", b.slow_ns
+    hold = max(b.holds, key=lambda hold: hold.share, default=None)
+    yield "vftrace.brownout.held_by", None if hold is None else hold.by
+    yield "vftrace.brownout.held_share", None if hold is None else hold.share
+    yield "vftrace.brownout.held_at_stop_ns", None if b.stop is None else b.stop.ns
 
 
 def check_available() -> None:
