@@ -78,6 +78,8 @@ def vf_without_driver() -> Fault:
 FAULTS: Mapping[str, tuple[float, Callable[[], Fault]]] = {
     "broken": (5, lambda: lab("6.1-error")),
     "flooded": (1.25, lambda: lab("../mailbox/6.12-flood")),
+    # A guest that auto-converge held, for too short a time to wake anybody.
+    "held": (1, lambda: lab("../brownouts/throttle-99")),
     "lossy": (1, lossy),
     "vf-gone": (1, vf_without_driver),
 }

@@ -1,0 +1,55 @@
+"""Recordings of brownouts beside the guest's own count of its turns (tests/host/brownouts.py)."""
+
+import json
+
+import pytest
+
+from tests.host.blackouts import migration_of
+from tests.host.brownouts import KEPT, POINTS, Truth, judge
+from vftrace.collect.merge import load
+from vftrace.model.brownout import VcpuState
+from vftrace.model.migration import Migration
+from vftrace.outputs.report.html import render_html
+from vftrace.outputs.report.json import report_json
+from vftrace.outputs.report.perfetto import perfetto_trace
+from vftrace.outputs.report.timeline import timeline_of
+
+NAMES = sorted(path.name.removesuffix(".vft.gz") for path in KEPT.glob("*.vft.gz"))
+
+
+def _kept(name: str) -> tuple[Migration, Truth]:
+    said = json.loads((KEPT / f"{name}.truth.json").read_text())
+    for side in ("source", "destination"):
+        said[side] = [(at_ns, count) for at_ns, count in said[side]]
+    return migration_of(KEPT / f"{name}.vft.gz", name), Truth(**said)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_guests_speed_is_what_it_counted(name: str) -> None:
+    judged = judge(*_kept(name))
+    assert judged.error == pytest.approx(0, abs=POINTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_time_of_a_vcpu_is_accounted_for(name: str) -> None:
+    migration, _ = _kept(name)
+    assert migration.brownout is not None
+    for use in migration.brownout.vcpus:
+        lasted = use.total.end_ns - use.total.start_ns
+        assert use.total.total_ns == pytest.approx(lasted, rel=0.02)
+        assert use.total.of(VcpuState.UNKNOWN) == 0
+
+
+def test_every_output_shows_the_throttle() -> None:
+    """The page with its curve, Perfetto with a track for the vCPU, JSON with the share by round."""
+    report = load([KEPT / "throttle-99.vft.gz"])
+    page = render_html(report)
+    assert "auto-converge held the vCPUs" in page
+    assert "guest speed" in page
+    line = timeline_of(report.migrations[0])
+    (lane,) = (lane for lane in line.lanes if lane.kind == "vcpu")
+    assert "throttle" in {part.name for part in lane.slices}
+    assert line.counters[0].title == "guest speed"
+    assert b"source vCPU 0" in perfetto_trace(report).data
+    (found,) = report_json(report)["migrations"]
+    assert [hold["by"] for hold in found["brownout"]["holds"]] == ["throttle"]
