@@ -103,6 +103,8 @@ FIRES = {
 MAY = {
     # In the lab everything is emulated, and slow; its next migration comes within a second here.
     "VftraceDowntimeOverTarget": {"echo"},
+    # Records of other VMs were lost while it was recorded.
+    "VftraceEventsLost": {"held"},
     # A script that asks for what is refused, a dozen times in a row: a storm for a clock so fast.
     "VftraceMailboxNacks": {"foxtrot"},
     # Recorded where the program for VFIO did not compile.

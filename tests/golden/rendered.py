@@ -44,6 +44,7 @@ _UNITS = {
     "us": 1e3,
     "ms": 1e6,
     "s": 1e9,
+    "%": 0.01,
     **{unit: 1024.0**n for n, unit in enumerate(("B", "KiB", "MiB", "GiB"))},
 }
 
@@ -115,6 +116,7 @@ def _of_migration(
     yield "distinct pages", dirty["distinct_pages"]
     yield "dirty rate", dirty["rate_bytes_per_second"]
     yield "mean dirty rate", dirty["mean_rate_bytes_per_second"]
+    yield "guest speed", m["brownout"] and m["brownout"]["guest_speed"]
     yield "rounds", len(m["rounds"])
     since = dirty["counted_since_ns"]
     for number, r in enumerate(m["rounds"], start=1):

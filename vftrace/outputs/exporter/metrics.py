@@ -690,7 +690,7 @@ METRICS = (
         "seconds",
         ("vm", "state"),
         "vcpus",
-        "nothing; its rate by state says why a guest is slow",
+        "nothing; its rate by state shows why a guest is slow",
         _vcpu_seconds,
     ),
     Metric(
