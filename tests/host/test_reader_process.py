@@ -238,7 +238,7 @@ for _ in range({CALLS}):
 
 
 def test_a_late_main_process_loses_nothing_and_says_how_late_it_is() -> None:
-    """For two seconds nobody reads what is sent, ten times what the sockets hold."""
+    """For more than a second nobody reads what is sent, ten times what the sockets hold."""
     source = ReaderProcess().wait()
     try:
         found = list(source.read().events)
@@ -246,10 +246,9 @@ def test_a_late_main_process_loses_nothing_and_says_how_late_it_is() -> None:
         with subprocess.Popen([sys.executable, "-c", PRODUCER]) as child:
             pass
         assert child.returncode == 0
-        time.sleep(2)
-        late = source.reader
         # From when the reader took the oldest record that waits: on a busy machine some time after it was written.
-        assert late.lateness_ns >= 1e9
+        until(lambda: source.reader.lateness_ns >= 1e9)
+        late = source.reader
         assert late.lateness_ns / 1e9 <= time.monotonic() - begun + 1
         assert late.resident_bytes is not None
         assert late.resident_bytes > 1 << 20
@@ -280,7 +279,7 @@ def test_what_a_scrape_says_of_the_reader(recording: Path) -> None:
             assert time.monotonic() < deadline
             text = urllib.request.urlopen(url, timeout=10).read().decode()
         figures = dict(re.findall(r"^vftrace_reader_(\w+) (\S+)$", text, re.MULTILINE))
-        assert 0 <= float(figures["lateness_seconds"]) < 5
+        assert 0 <= float(figures["lateness_seconds"]) < END_S
         assert float(figures["cpu_seconds_total"]) > 0
         status = Path(f"/proc/{reader}/status").read_text()
         resident = re.search(r"VmRSS:\s+(\d+) kB", status)

@@ -1,5 +1,6 @@
 """The reader's loop, with a source that this test fills."""
 
+import dataclasses
 import socket
 import struct
 import threading
@@ -15,6 +16,7 @@ from tests.unit.test_messages import HOST
 from vftrace import events
 from vftrace.collect.backlog import OBJECT_BYTES, Backlog
 from vftrace.collect.batch import Batch
+from vftrace.collect.clock import boottime_ns
 from vftrace.collect.live import LiveSource
 from vftrace.collect.messages import Kind, Link, Message
 from vftrace.collect.reader import Reader
@@ -170,3 +172,18 @@ def test_the_main_process_has_gone(links: tuple[Link, Link]) -> None:
     ours.close()
     with pytest.raises((EOFError, OSError)):
         reader.run()
+
+
+def test_a_message_that_is_no_record_has_its_time_too(links: tuple[Link, Link]) -> None:
+    """The host changes when probes come and go; a main process that does not read is late from then on."""
+    ours, its = links
+    source = Source([], host=HOST)
+    thread = run(source, its, 1 << 20)
+    before = boottime_ns()
+    source.host = dataclasses.replace(HOST, kernel="changed")
+    until(lambda: ours.next_at_ns() is not None)
+    at_ns = ours.next_at_ns()
+    rest_of(ours)
+    thread.join(10)
+    assert at_ns is not None
+    assert before <= at_ns <= boottime_ns()

@@ -131,9 +131,9 @@ class Link:
         self._unsent.append(_HEAD.pack(kind, at_ns) + data[first:])
         self.flush()
 
-    def send_content(self, kind: Kind, content: Content) -> None:
-        """Send what is JSON."""
-        self.send(kind, msgspec.json.encode(content))
+    def send_content(self, kind: Kind, content: Content, at_ns: int = 0) -> None:
+        """Send what is JSON; `at_ns` as in `send`."""
+        self.send(kind, msgspec.json.encode(content), at_ns)
 
     def flush(self) -> bool:
         """Send what waits; whether all is sent. Raises OSError if the other side has gone."""

@@ -82,16 +82,18 @@ class Reader:
         return message is not None and message.kind is Kind.CLOSE
 
     def _take(self, batch: Batch) -> None:
-        self._backlog.add(boottime_ns(), batch.records)
+        # Also of what is no record: the oldest message that waits tells how late the main process is.
+        now_ns = boottime_ns()
+        self._backlog.add(now_ns, batch.records)
         if dropped := self._backlog.take_dropped():
             self._source.count_dropped(dropped)
         if self._source.host != self._host:
             self._host = self._source.host
-            self._link.send_content(Kind.HOST, self._host)
+            self._link.send_content(Kind.HOST, self._host, now_ns)
         counts = FAULTS.counts
         if sum(counts.values()) != self._faults:
             self._faults = sum(counts.values())
-            self._link.send_content(Kind.FAULTS, Faults(dict(counts), tuple(self._said)))
+            self._link.send_content(Kind.FAULTS, Faults(dict(counts), tuple(self._said)), now_ns)
             self._said.clear()
 
     def _send(self) -> None:
