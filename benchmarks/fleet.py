@@ -34,8 +34,7 @@ HERE = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
 IDLE_S, BEGIN_S, SCRAPE_S = 10, 3, 15
 NEAR_NS = 1_000_000
-NICE = -5
-"""That of vftrace.service."""
+NICE = -5  # that of vftrace.service
 
 
 def cpu_seconds(pid: int) -> float:
@@ -63,9 +62,9 @@ def build(directory: Path) -> Path:
 
 
 @contextmanager
-def tracer(tree: Path, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+def tracer(tree: Path, arguments: list[str], nice: int = NICE) -> Iterator[subprocess.Popen[str]]:
     """A vftrace that is ready; ended by SIGINT."""
-    command = ["nice", "-n", str(NICE), sys.executable, "-m", "vftrace", *arguments]
+    command = ["nice", "-n", str(nice), sys.executable, "-m", "vftrace", *arguments]
     with subprocess.Popen(
         command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as child:
@@ -117,7 +116,7 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
     fleet += [str(args.round_ms), str(args.seconds), "sums"]
     took: list[float] = []
     stop = threading.Event()
-    with tracer(args.tree, arguments) as traced:
+    with tracer(args.tree, arguments, args.nice) as traced:
         url = "".join(re.findall(r"serving (\S+)", traced.said))  # type: ignore[attr-defined]
         if url:
             threading.Thread(
@@ -139,6 +138,10 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
             while not (done := vms.stdout.readline().strip()).startswith("done"):
                 moved.append([int(word) for word in done.split()[1:]])
             time.sleep(3)
+            if url:
+                # A busy tracer gives the text of the scrape before.
+                urllib.request.urlopen(url, timeout=60).read()
+                time.sleep(3)
             metrics = urllib.request.urlopen(url, timeout=60).read().decode() if url else ""
             stop.set()
             vms.stdin.write("\n")
@@ -153,6 +156,7 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
     }
     if url:
         result["scrapes"] = len(took)
+        result["median scrape s"] = round(sorted(took)[len(took) // 2], 3) if took else None
         result["slowest scrapes s"] = [round(seconds, 3) for seconds in sorted(took)[-5:]]
         counted = re.findall(
             r"^vftrace_((?:migrations|events_lost|migrations_incomplete)_total\S*) (\S+)",
@@ -248,6 +252,7 @@ def main() -> None:
     parser.add_argument("--round-ms", type=int, default=3000)
     parser.add_argument("--seconds", type=int, default=30)
     parser.add_argument("--scrape", type=float, default=SCRAPE_S, help="seconds between scrapes")
+    parser.add_argument("--nice", type=int, default=NICE, help="the tracer's niceness")
     parser.add_argument("--busy", type=int, default=0, help="processes that keep the CPUs busy")
     parser.add_argument(
         "--keep", type=Path, help="directory for the recordings, which are deleted else"
