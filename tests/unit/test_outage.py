@@ -9,12 +9,16 @@ from vftrace.analysis.hosts.outage import (
     BLACKOUT,
     GONE,
     LATE,
+    MAPPING,
     PROBING,
     RESUME,
     SPANS,
     UNSEEN,
+    HostSide,
+    destination_spans,
     spans_of,
 )
+from vftrace.model.migration import Role, VfPhase, VfUse
 from vftrace.model.report import Outage, OutageSpan, Side
 
 
@@ -80,3 +84,16 @@ def test_what_the_pinger_saw_is_not_the_hosts() -> None:
     held = [span(BLACKOUT, 0, 60), span(LATE, 60, 90, Side.PINGER)]
     found = Outage(0, 100, 100, 100, 0, spans_of(0, 100, held))
     assert (found.explained_ns, found.pinger_ns) == (60, 30)
+
+
+def test_memory_is_mapped_before_a_containers_device_and_after_a_bound_one() -> None:
+    """QEMU holds its main loop meanwhile, so the guest has not got the VF that it opened."""
+    phases = (VfPhase("probing", 100, 150), VfPhase("configuring", 150, 160))
+    host = HostSide(None, {}, (), (), 0)
+
+    def spans(mapping: int, mapped: int | None) -> list[tuple[str, int, int]]:
+        vf = VfUse("0000:01:00.0", 1, None, Role.DESTINATION, phases, mapping, mapped)
+        return named(tuple(destination_spans(vf, host, host)))[:2]
+
+    assert spans(70, None) == [(MAPPING, 70, 100), (PROBING, 100, 150)]
+    assert spans(105, 130) == [(MAPPING, 100, 130), (PROBING, 130, 150)]

@@ -150,7 +150,7 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
         if vf.role == Role.SOURCE:
             yield from _source_spans(vf, m, source, heard, opened)
         else:
-            yield from _destination_spans(vf, source, destination)
+            yield from destination_spans(vf, source, destination)
 
 
 def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
@@ -231,7 +231,7 @@ def _rested(life: VfHistory | None, closed_ns: int) -> int | None:
     return max(ends, default=None)
 
 
-def _destination_spans(vf: VfUse, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
+def destination_spans(vf: VfUse, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
     """The time from the opening of the destination's VF until a bridge received the guest's address through it."""
     names = {"probing": PROBING, "configuring": CONFIGURING}
     mapped = vf.mapped_at_ns
@@ -244,7 +244,8 @@ def _destination_spans(vf: VfUse, source: HostSide, destination: HostSide) -> It
         start = phase.start_at_ns if mapped is None else max(phase.start_at_ns, mapped)
         if phase.name in names:
             end = phase.end_at_ns if phase.end_at_ns is not None else start + AROUND_NS
-            yield OutageSpan(names[phase.name], Side.DESTINATION, start, end)
+            if end > start:
+                yield OutageSpan(names[phase.name], Side.DESTINATION, start, end)
         elif phase.name == "ready":
             mac = _mac(vf, destination)
             heard = [at for host in (source, destination) for at in _moved(host, mac)]
