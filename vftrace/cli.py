@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 this machine cannot; 130 after Ctrl-C.
 """
 
 import argparse
-import difflib
 import importlib
 import importlib.util
 import os
@@ -135,6 +134,8 @@ def _add_command(subparsers: "argparse._SubParsersAction[Parser]", name: str) ->
 
 
 def _no_command(word: str, names: Sequence[str]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(word, names, n=1)
     return f"there is no command {word!r}" + (
         f"; did you mean {near[0]}?" if near else f"; commands are {', '.join(names)}"

@@ -679,6 +679,21 @@ def test_an_empty_web_config_is_plain_http(text: str, tmp_path: Path) -> None:
     assert (found.tls, bool(found.users), found.headers) == (None, False, ())
 
 
+def test_a_service_does_without_what_draws() -> None:
+    """rich and difflib cost memory and start time, and no scrape needs them."""
+    script = (
+        "import sys; from vftrace.cli import main; code = main(sys.argv[1:])"
+        "; sys.exit(code or ' '.join({'rich', 'difflib'} & sys.modules.keys()) or 0)"
+    )
+    words = ["serve", "--replay", str(SLOW), "--speed", "0", "--web.listen-address", "127.0.0.1:0"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, "--duration", "100ms"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.splitlines()[1:]) == (0, ["ready"])
+
+
 def test_a_rate_limit_is_a_token_bucket() -> None:
     """As golang.org/x/time/rate, which exporter-toolkit uses: full at first, one token each interval, never more."""
     limit = RateLimit(1_000, 2)

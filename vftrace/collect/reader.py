@@ -23,7 +23,7 @@ from vftrace.collect.clock import boottime_ns
 from vftrace.collect.live import POLL_MS, LiveSource
 from vftrace.collect.messages import LONGEST, Failed, Faults, Kind, Link, Message, Ready, Start
 from vftrace.faults import FAULTS
-from vftrace.host import privileges
+from vftrace.host import memory, privileges
 from vftrace.probes import kernel
 
 NICENESS = -10
@@ -140,6 +140,7 @@ def _trace(link: Link) -> None:
     source = LiveSource(start.way, start.profiles, start.guest_memory)
     _confine(start.user)
     link.send_content(Kind.READY, Ready(source.host, source.probes.mailbox.refused))
+    memory.give_back()  # programs, and the BTF in which functions and members were looked up
     Reader(source, link).run()
 
 

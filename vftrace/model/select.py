@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Protocol
 
 from vftrace.model import figures
@@ -68,6 +67,9 @@ def _near(things: Iterable[Named], word: str) -> tuple[str, ...]:
         title = figures.title(each.name, each.uuid, each.pid)
         titles |= {name.casefold(): title for name in _names(each)}
     text = word.casefold()
+    # Only for the message about a mistake: a service does without it.
+    from difflib import get_close_matches
+
     close = get_close_matches(text, titles, n=MAX_NAMED, cutoff=0.7)
     # Only part of the name was given, or more than the name.
     close += [name for name in titles if len(text) > 2 and (text in name or name in text)]

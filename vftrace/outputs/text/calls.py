@@ -1,16 +1,16 @@
 """What took each step of a blackout, in words."""
 
 from collections.abc import Iterator, Sequence
-
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from vftrace.model.calls import BlackoutCalls, Cause, CauseKind, StepCauses, merged
 from vftrace.model.checkpoint import Checkpoint
 from vftrace.model.migration import Migration
 from vftrace.outputs.text.glyphs import Glyphs, clean, shorten
 from vftrace.units import format_ns
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 TOP = 3
 LEAST_PART = 0.01
@@ -81,8 +81,12 @@ def caveats(calls: BlackoutCalls) -> Iterator[str]:
         yield f"{format_ns(unseen)} were not traced: the tracing began too late, or only the other side was traced"
 
 
-def calls_part(m: Migration, g: Glyphs) -> Iterator[RenderableType]:
+def calls_part(m: Migration, g: Glyphs) -> "Iterator[RenderableType]":
     """The part of the report: one line for each step that took long enough."""
+    # The words above are for logs too, whose process does without rich and its 5 MiB.
+    from rich.table import Table
+    from rich.text import Text
+
     calls = m.calls
     if calls is None or not calls.steps:
         return
