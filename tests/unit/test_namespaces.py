@@ -1,7 +1,9 @@
 """A pid namespace, or a boot clock, that is not the host's is refused with one message and the way out."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,18 @@ def test_a_moved_boot_clock_is_refused(words: list[str]) -> None:
     assert "+1000 s" in ran.stderr
     assert "nsenter --time=/proc/1/ns/time" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.needs("root", "unshare")
+def test_the_demonstration_names_the_remedy_and_replays() -> None:
+    """It traces nothing there either, but has something to show all the same."""
+    inside = ["unshare", "--pid", "--fork", "--mount-proc"]
+    command = [*inside, sys.executable, "-m", "vftrace", "demo", "--no-live"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if "unshare" in ran.stderr:
+        pytest.skip(f"no pid namespaces here: {ran.stderr.strip()}")
+    assert ran.returncode == 0
+    assert "no live demo here:" in ran.stderr
+    assert "replaying a recording" in ran.stderr
+    if Path("/dev/kvm").exists() and shutil.which("qemu-system-x86_64"):
+        assert "--pid=host" in ran.stderr
