@@ -41,7 +41,7 @@ def traced(target: Path, play: Callable[[Path], Played]) -> Played:
             truth = play(Path(directory))
         finally:
             tracer.send_signal(signal.SIGINT)
-            tracer.wait(20)
+            tracer.wait(60)
         with target.open("wb") as out, gzip.GzipFile("", "wb", fileobj=out, mtime=0) as packed:
             packed.write(raw.read_bytes())
         print(

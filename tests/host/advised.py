@@ -93,6 +93,7 @@ async def _hot(run: Run, change: Change) -> Seen:
         bandwidth=given.get("max-bandwidth", HOT_BANDWIDTH),
         downtime_ms=given.get("downtime-limit", 300),
         capabilities=("postcopy-ram",) if given.get("postcopy-ram") else (),
+        parameters={key: given[key] for key in ("max-postcopy-bandwidth",) if key in given},
     )
     if change is None:
         await migration.dirty_sync(8)
@@ -282,6 +283,11 @@ class Compared:
         """Whether it came within the bounds."""
         return self.least_ns <= self.seen_ns <= self.most_ns
 
+    @property
+    def words(self) -> str:
+        """`yes`, or in which way it did not."""
+        return "yes" if self.kept else "better" if self.seen_ns < self.least_ns else "NO"
+
 
 def verify(name: str, directory: Path) -> list[Compared] | None:
     """Both runs. None where there was no advice."""
@@ -317,7 +323,7 @@ def _row(name: str, each: Compared) -> str:
     return (
         f"| {name} | {each.figure} | {ms(each.was_ns)} | {ms(each.expected_ns)} "
         f"| {ms(each.least_ns)} to {ms(each.most_ns)} | {ms(each.seen_ns)} | {error} "
-        f"| {'yes' if each.kept else 'NO'} | {ms(each.queue_ns)} |"
+        f"| {each.words} | {ms(each.queue_ns)} |"
     )
 
 

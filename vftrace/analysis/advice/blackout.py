@@ -23,13 +23,12 @@ SETUP_NS = 20_000_000
 SETUP_PART = 0.2
 """So many requests of one kind are one for each queue, vector or memory slot."""
 
-REST_PART, REST_NS = 0.5, 20_000_000
-"""The rest of a blackout differs from run to run: by half of it, and on a busy host by 20 ms more
+REST_LEAST, REST_MOST, REST_NS = 0.25, 1.5, 20_000_000
+"""The rest of a blackout differs from run to run: it is a quarter to one and a half of what it was, and on a busy host
+20 ms more
 (docs/reference/advice.md)."""
 
-_REST_ERROR = (
-    "the rest of a blackout differs from run to run by half of it, and by 20 ms on a busy host"
-)
+_REST_ERROR = "the rest of a blackout is a quarter to one and a half of what it was, and 20 ms more on a busy host"
 
 Wanted = Callable[[Cause], bool]
 
@@ -240,5 +239,5 @@ def _shorter(m: Migration, ns: int) -> Effect:
     """The downtime without so much of it."""
     down = m.downtime.vcpu_ns or 0
     rest = max(0, down - ns)
-    least, most = round(rest * (1 - REST_PART)), round(rest * (1 + REST_PART)) + REST_NS
+    least, most = round(rest * REST_LEAST), round(rest * REST_MOST) + REST_NS
     return Effect("downtime", down, rest, least, most, _REST_ERROR)

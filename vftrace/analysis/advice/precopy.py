@@ -105,7 +105,7 @@ def postcopy(found: MigrationReport) -> Advice | None:
     m = found.migration
     now = _not_converging(m)
     early = None if now is None else forecast(m.rounds[:2], m.started_at_ns)
-    cost = None if early is None else _cost(early, "postcopy")
+    cost = None if early is None else _postcopy_cost(m, early)
     if now is None or cost is None:
         return None
     total, down = cost
@@ -116,7 +116,7 @@ def postcopy(found: MigrationReport) -> Advice | None:
         "allow post-copy (postcopy-ram) and start it after the first round (migrate-start-postcopy): it ends whatever"
         " the guest writes, but the guest is lost if a host or the channel fails meanwhile",
         (_total(None, total), _down(None, down)),
-        {"postcopy-ram": True},
+        {"postcopy-ram": True, "max-postcopy-bandwidth": 0},
     )
 
 
@@ -140,8 +140,7 @@ def postcopy_bandwidth(found: MigrationReport) -> Advice | None:
         or link < POSTCOPY_FASTER * rate
     ):
         return None
-    pages = sent // m.dirty.page_size
-    expected = max(round(sent * 1e9 / link), pages * POSTCOPY_PAGE_NS)
+    expected = _postcopy_ns(m, sent, link)
     return Advice(
         Rule.POSTCOPY_BANDWIDTH,
         "max-postcopy-bandwidth was low, and the guest waited for its pages",
@@ -162,6 +161,25 @@ def postcopy_bandwidth(found: MigrationReport) -> Advice | None:
         ),
         {"max-postcopy-bandwidth": 0},
     )
+
+
+def _postcopy_ns(m: Migration, left: int, link: float) -> int:
+    """How long post-copy takes for so many bytes where nothing holds the channel back."""
+    pages = left // m.dirty.page_size
+    return max(round(left * 1e9 / link), pages * POSTCOPY_PAGE_NS)
+
+
+def _postcopy_cost(m: Migration, early: Forecast) -> tuple[int, int] | None:
+    """Total time and downtime with post-copy from `early` on."""
+    cost, left, link = (
+        _cost(early, "postcopy"),
+        early.remaining_bytes,
+        early.link_bytes_per_second,
+    )
+    if cost is None or left is None or not link:
+        return None
+    passed = early.at_ns - m.started_at_ns
+    return passed + cost[1] + _postcopy_ns(m, left, link), cost[1]
 
 
 def _not_converging(m: Migration) -> Forecast | None:
