@@ -36,6 +36,11 @@ packages_of() { # NAME
     esac
 }
 
+# Where a root lies in the cache: another list of packages is another root.
+place_of() { # NAME
+    echo "$cache/$1-$(packages_of "$1" | sha256sum | cut -c1-8)"
+}
+
 make_root() { # NAME: a directory in the cache, which nothing changes afterwards
     local sources codename file suite=${1%-ready}
     sources=$(mktemp -d)
@@ -46,10 +51,11 @@ make_root() { # NAME: a directory in the cache, which nothing changes afterwards
     done
     apt-config dump | grep '^Acquire' >"$sources/apt.conf"
     say "$1: making the root (once; about a minute)"
-    rm -rf --one-file-system "$cache/$1.new" "$cache/$1.tar"
+    # Older ones of this name, too.
+    rm -rf --one-file-system "$cache/$1.new" "$cache/$1.tar" "$cache/$1-"????????
     mmdebstrap --quiet --variant=minbase --format=directory --include="$(packages_of "$1")" \
         --aptopt="$sources/apt.conf" "$suite" "$cache/$1.new" "$sources"/*.{list,sources}
-    mv "$cache/$1.new" "$cache/$1"
+    mv "$cache/$1.new" "$(place_of "$1")"
     rm -r "$sources"
 }
 
@@ -131,11 +137,12 @@ step() { # SUITE LINES COMMAND...: run it inside, show its last lines, keep all 
 }
 
 fresh_root() { # NAME: what is changed in it is thrown away; give it what it needs to install packages
-    local root="$cache/$1.root"
-    [ -d "$cache/$1" ] || make_root "$1"
+    local root="$cache/$1.root" base
+    base=$(place_of "$1")
+    [ -d "$base" ] || make_root "$1"
     clear_away "$root"
     mkdir -p "$root" "$root.changes/upper" "$root.changes/work"
     mount -t overlay overlay "$root" \
-        -o "lowerdir=$cache/$1,upperdir=$root.changes/upper,workdir=$root.changes/work"
+        -o "lowerdir=$base,upperdir=$root.changes/upper,workdir=$root.changes/work"
     furnish "$root"
 }
