@@ -25,6 +25,7 @@ from tests.host.fusedisk import fuse_disk
 from vftrace.analysis.hosts.join import join_hosts
 from vftrace.collect.merge import load
 from vftrace.demo import guest, qemu
+from vftrace.demo.qemu import boottime_ns
 from vftrace.demo.scenarios import FIRST_PAGE, MIB, SLOW, Migration, Run, Vm
 from vftrace.model.advice import Figure
 from vftrace.outputs.report.json import report_json
@@ -214,6 +215,37 @@ async def _postcopy_bandwidth(run: Run, change: Change) -> Seen:
     return await _moved(run, migration)
 
 
+async def _auto_converge(run: Run, change: Change) -> Seen:
+    """auto-converge in steps of 50, 75 and 99 %, until it converges; then post-copy.
+
+    `held` is what the guest itself has lost: its counter goes up 200 times a second while it runs.
+    """
+    converge = (change or {"auto-converge": True})["auto-converge"]
+    source = await run.source(run.firmware(HOT))
+    destination = await run.destination(source)
+    before = await source.qemu.read_u32(guest.TICKS_ADDRESS)
+    began = boottime_ns()
+    migration = await run.migrate(
+        source,
+        destination,
+        bandwidth=HOT_BANDWIDTH,
+        downtime_ms=300,
+        capabilities=("auto-converge",) if converge else ("postcopy-ram",),
+        parameters={"cpu-throttle-initial": 50, "cpu-throttle-increment": 25} if converge else None,
+    )
+    if not converge:
+        await migration.dirty_sync(2)
+        await run.act("migrate-start-postcopy", source)
+    await run.arrived(migration)
+    ticks = await destination.qemu.read_u32(guest.TICKS_ADDRESS) - before
+    passed = boottime_ns() - began
+    found = _seen(migration)
+    lost = passed - ticks * 1_000_000_000 // HOT.ticks_per_second - found["downtime"]
+    found["held"] = max(0, lost)
+    await _end(run, source, destination)
+    return found
+
+
 @dataclass(frozen=True)
 class Case:
     """A migration with something wrong, and the rule that is to say so."""
@@ -229,6 +261,7 @@ CASES: Mapping[str, Case] = {
         Case("bandwidth", "a hot set, 24 MiB/s, limit 300 ms", _hot),
         Case("downtime-limit", "a hot set, 24 MiB/s, limit 300 ms", _hot),
         Case("postcopy", "a hot set, 24 MiB/s, limit 300 ms", _hot),
+        Case("auto-converge", "a hot set, 24 MiB/s, limit 300 ms, auto-converge", _auto_converge),
         Case("postcopy-bandwidth", "max-postcopy-bandwidth of 8 MiB/s", _postcopy_bandwidth),
         Case("pre-switchover", f"held {HOLD_S} s before the switchover", _pre_switchover),
         Case("held", f"`cont` comes {HOLD_S} s after the load", _held),

@@ -11,6 +11,15 @@ from vftrace.analysis.advice.precopy import MARGIN, SWEEPS
 from vftrace.analysis.forecast.channel import PAGE_ON_WIRE
 from vftrace.analysis.forecast.precopy import of_migration
 from vftrace.model.advice import Advice, Rule
+from vftrace.model.brownout import (
+    STATES,
+    Brownout,
+    FaultWaits,
+    Hold,
+    VcpuSpan,
+    VcpuState,
+    VcpuUse,
+)
 from vftrace.model.calls import BlackoutCalls, CallSpan, Cause, CauseKind, StepCauses
 from vftrace.model.checkpoint import Checkpoint
 from vftrace.model.host import HostInfo
@@ -232,6 +241,33 @@ def test_precopy_that_was_ended_early_or_by_somebody_else() -> None:
 
 def test_bandwidth_that_nothing_holds_back_is_not_asked_for() -> None:
     assert Rule.BANDWIDTH not in given(endless(12, link=RATE))
+
+
+def throttled(held_ms: int, vcpus: int = 2) -> Migration:
+    """Each vCPU was held for so long, of 60 s, and precopy converged then."""
+
+    def use(number: int) -> VcpuUse:
+        ns = tuple(held_ms * MS if state is VcpuState.THROTTLE else 0 for state in STATES)
+        span = VcpuSpan(0, 60_000 * MS, ns)
+        return VcpuUse("source", 100 + number, number, span, (), 0, 0, 0, FaultWaits(0, 0, 0, ()))
+
+    hold = Hold(VcpuState.THROTTLE, 4000 * MS, 4, held_ms / 60_000)
+    uses = tuple(use(number) for number in range(vcpus))
+    brownout = Brownout(None, (), uses, (), 0.5, 0, None, None, (hold,), None)
+    return replace(endless(12, outcome=Outcome.COMPLETED), brownout=brownout)
+
+
+def test_auto_converge_that_cost_more_than_postcopy_would() -> None:
+    """After the first round, 8 MiB at 16 MiB/s are half a second: twice that is less than the least of a second."""
+    found = given(throttled(1100))
+    assert set(found) == {Rule.AUTO_CONVERGE}
+    held, total = found[Rule.AUTO_CONVERGE].effects
+    assert (held.figure, held.was_ns) == ("held", 1100 * MS)
+    assert held.most_ns < 1000 * MS
+    assert total.was_ns == 10_000 * MS
+    assert total.expected_ns == pytest.approx(4000 * MS + HOT_PAGES * 25_000, rel=0.02)
+    assert not given(throttled(990))
+    assert not given(replace(throttled(1100), postcopy=True))
 
 
 def after_postcopy(rate: int) -> Migration:

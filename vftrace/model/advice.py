@@ -24,9 +24,9 @@ class Rule(StrEnum):
     VF_LINK = "vf-link"
 
 
-Figure = Literal["downtime", "total", "postcopy", "service", "device"]
-"""What an effect is on: the vCPUs' downtime, the whole migration, its post-copy phase, the time without answers to a
-ping, the time without the VF."""
+Figure = Literal["downtime", "total", "postcopy", "held", "service", "device"]
+"""What an effect is on: the vCPUs' downtime, the whole migration, its post-copy phase, the time that a vCPU was held or
+waited for pages, the time without answers to a ping, the time without the VF."""
 
 Setting = str | int | bool
 

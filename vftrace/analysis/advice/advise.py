@@ -13,6 +13,7 @@ RULES: tuple[Ask, ...] = (
     precopy.bandwidth,
     precopy.downtime_limit,
     precopy.postcopy,
+    precopy.auto_converge,
     precopy.postcopy_bandwidth,
     blackout.pre_switchover,
     blackout.slow_flush,

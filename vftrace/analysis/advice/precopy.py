@@ -11,6 +11,7 @@ from vftrace.analysis.forecast.precopy import forecast
 from vftrace.analysis.forecast.replay import Recorded, of_replay
 from vftrace.model import figures
 from vftrace.model.advice import Advice, Effect, Rule
+from vftrace.model.brownout import VcpuState
 from vftrace.model.migration import Forecast, Migration, Outcome, Phase, Round
 from vftrace.model.report import MigrationReport
 from vftrace.units import format_bytes, format_ns, format_rate
@@ -35,6 +36,10 @@ _DOWN_NS = 20_000_000
 _DOWN_ERROR = (
     "the speed of the last pages varies by a factor of four, and 20 ms come on top on a busy host"
 )
+
+HELD_NS = 1_000_000_000
+HELD_LONGER = 2.0
+"""Post-copy's wait is the worst that can be, and still it has to be less by so much."""
 
 POSTCOPY_NS = 500_000_000
 POSTCOPY_BYTES = 4 << 20
@@ -118,6 +123,60 @@ def postcopy(found: MigrationReport) -> Advice | None:
         (_total(None, total), _down(None, down)),
         {"postcopy-ram": True, "max-postcopy-bandwidth": 0},
     )
+
+
+def auto_converge(found: MigrationReport) -> Advice | None:
+    """The VMM held the vCPUs for longer than post-copy would have let them wait at worst: for all that was left."""
+    m = found.migration
+    held_ns, words = _throttled(m)
+    early = forecast(m.rounds[:2], m.started_at_ns)
+    slow = None if early is None else _cost(early, "postcopy")
+    cost = None if early is None else _postcopy_cost(m, early)
+    total = figures.total_ns(m)
+    if early is None or slow is None or cost is None or total is None:
+        return None
+    if m.postcopy or m.missed_beginning:
+        return None
+    # The worst: at the bandwidth of precopy, although post-copy has none by default.
+    wait_ns = max(0, slow[0] - (early.at_ns - m.started_at_ns))
+    if held_ns < max(HELD_NS, HELD_LONGER * wait_ns):
+        return None
+    was = total if m.outcome is Outcome.COMPLETED else None
+    return Advice(
+        Rule.AUTO_CONVERGE,
+        "auto-converge cost the guest more than post-copy would have",
+        (
+            f"{words}: each vCPU was held for {format_ns(held_ns)} in all",
+            f"all that was left after the first round goes in {format_ns(wait_ns)}",
+        ),
+        "switch auto-converge off, allow post-copy (postcopy-ram) and start it after the first round"
+        " (migrate-start-postcopy); the guest is lost if a host or the channel fails meanwhile",
+        (
+            Effect(
+                "held",
+                held_ns,
+                None,
+                0,
+                wait_ns + round(wait_ns * _TOTAL_PART),
+                "at worst every vCPU waits until the last page has come",
+            ),
+            _total(was, cost[0]),
+        ),
+        {"auto-converge": False, "postcopy-ram": True, "max-postcopy-bandwidth": 0},
+    )
+
+
+def _throttled(m: Migration) -> tuple[int, str]:
+    """For how long auto-converge held each vCPU of the source, and what is reported of it."""
+    brownout = m.brownout
+    hold = (
+        next((h for h in brownout.holds if h.by is VcpuState.THROTTLE), None) if brownout else None
+    )
+    if brownout is None or hold is None:
+        return 0, ""
+    uses = [use for use in brownout.vcpus if use.side == "source"]
+    ns = sum(use.total.of(VcpuState.THROTTLE) for use in uses)
+    return (ns // len(uses) if uses else 0), hold.words
 
 
 def postcopy_bandwidth(found: MigrationReport) -> Advice | None:

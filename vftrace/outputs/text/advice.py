@@ -18,6 +18,7 @@ _FIGURES = {
     "downtime": "downtime",
     "total": "time in total",
     "postcopy": "post-copy phase",
+    "held": "time that a vCPU was held or waited",
     "service": "time without answers",
     "device": "time without the VF",
 }
