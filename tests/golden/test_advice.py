@@ -38,8 +38,6 @@ MADE = {
     "libvirt/destination-daemon-frozen": {Rule.HELD},
     # virsh suspend in the middle of it, virsh resume later.
     "libvirt/suspend": {Rule.HELD},
-    # Throttled to 99 % for seven seconds.
-    "brownouts/throttle-99": {Rule.AUTO_CONVERGE},
     # The emulated hosts of the lab: QEMU maps its guest's memory for a second, their driver takes 0.1 s to say cont.
     "mailbox/6.1": {Rule.HELD},
     "mailbox/7.x": {Rule.HELD},
