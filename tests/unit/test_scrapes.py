@@ -68,6 +68,25 @@ def test_a_busy_tracer_gives_the_text_before_and_the_new_one_next() -> None:
     metrics.gate.set()
 
 
+def test_who_is_busy_for_long_is_hardly_waited_for() -> None:
+    """Each scrape took the whole patience, and what a busy machine adds to it."""
+    metrics = Metrics()
+    app = Scrapes(metrics, patience_s=2)
+    metrics.gate.clear()
+    threading.Timer(2.5, metrics.gate.set).start()
+    assert ask(app)[2] == b"text 1"
+    metrics.gate.clear()
+    begun = time.monotonic()
+    status, headers, body = ask(app)
+    assert 0.1 < time.monotonic() - begun < 1.5
+    assert (status, body) == ("200 OK", b"text 1")
+    assert int(headers["Age"]) >= 2
+    metrics.gate.set()
+    until(lambda: not app._making)
+    # That text took as long as this thread kept the gate shut: the next one is waited for again.
+    assert ask(app)[2] in (b"text 2", b"text 3")
+
+
 def test_without_a_text_before_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics()
     metrics.gate.clear()

@@ -16,6 +16,8 @@ from typing import Any
 App = Callable[[Any, Any], Iterable[bytes]]
 
 PATIENCE_S = 0.15
+_HARDLY = 0.1
+"""Which part of that a scrape waits while texts take longer."""
 OLDEST_S = 60.0
 """A text that is older is not served: the scrape waits."""
 MAX_KEPT = 8
@@ -30,6 +32,7 @@ class _Text:
     headers: tuple[tuple[str, str], ...]
     body: bytes
     made_at: float
+    took_s: float
 
 
 class Scrapes:
@@ -55,7 +58,7 @@ class Scrapes:
                     target=self._make, args=(asked, environ, making), name="metrics", daemon=True
                 ).start()
         usable = kept is not None and time.monotonic() - kept.made_at < OLDEST_S
-        if kept is not None and usable and not self._done(making):
+        if kept is not None and usable and not self._done(making, kept):
             age = ("Age", str(int(time.monotonic() - kept.made_at)))
             start(kept.status, [*kept.headers, age])
             return [kept.body]
@@ -63,8 +66,12 @@ class Scrapes:
         start(text.status, list(text.headers))
         return [text.body]
 
-    def _done(self, making: "Future[_Text]") -> bool:
-        return bool(wait([making], self._patience_s).done)
+    def _done(self, making: "Future[_Text]", kept: _Text) -> bool:
+        """Wait for the text; hardly, where the one before was not ready in time either."""
+        patience_s = self._patience_s
+        if kept.took_s > patience_s:
+            patience_s *= _HARDLY
+        return bool(wait([making], patience_s).done)
 
     def _make(self, asked: tuple[str, ...], environ: Any, making: "Future[_Text]") -> None:
         started: list[tuple[str, list[tuple[str, str]]]] = []
@@ -72,7 +79,8 @@ class Scrapes:
         try:
             parts = self._app(environ, lambda status, headers: started.append((status, headers)))
             status, headers = started[-1]
-            text = _Text(status, tuple(headers), b"".join(parts), made_at)
+            body = b"".join(parts)
+            text = _Text(status, tuple(headers), body, made_at, time.monotonic() - made_at)
         except BaseException as error:
             with self._lock:
                 del self._making[asked]
