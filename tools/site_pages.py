@@ -13,8 +13,8 @@ _HOW_TO = (
     *("vendor-profile", "traces", "python", "troubleshooting"),
 )
 _REFERENCE = (
-    *("command-line", "json", "metrics", "phases", "blackout", "gaps", "devices", "mailbox"),
-    *("probes", "recordings", "limits", "glossary"),
+    *("command-line", "json", "metrics", "phases", "blackout", "brownout", "advice", "gaps"),
+    *("devices", "mailbox", "probes", "recordings", "limits", "glossary"),
 )
 SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "how-to": ("How to", _HOW_TO),
