@@ -325,8 +325,8 @@ def _messages(driver: str) -> list[tuple[str, int, bytes]]:
     ]
 
 
-RESETS = 6
-"""More than an operator makes in a minute (vftrace/analysis/devices/vf_history.py)."""
+RESETS = 20
+"""As many in a minute are a loop of a driver that never configures (vftrace/analysis/devices/vf_history.py)."""
 LOOP = (
     ("version", 1, struct.pack("<II", 1, 1)),
     ("resources", 3, struct.pack("<I", 0x1B7B01C9)),
@@ -362,7 +362,7 @@ def _virtchnl(job: Job, driver: str) -> None:
         command(what, f"send 1 {opcode} {content.hex()}", **facts)
     for what in ("flr 1", "link 0", "link 1", "notify"):
         command(what, what)
-    # Another VF's driver gets as far as its configuration, gives up and begins anew (ethernet-linux-ice#57).
+    # Another VF's driver negotiates, gives up and begins anew (ethernet-linux-ice#57).
     for _ in range(RESETS):
         for what, opcode, content in LOOP:
             facts = {"vf": 2, "opcode": opcode, "content": content.hex()}
