@@ -17,8 +17,8 @@ from vftrace.demo.scenarios import run_scenario
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCENARIO = "completed-fast"
 NAME, UUID = f"demo-{SCENARIO}", str(uuid.uuid5(uuid.NAMESPACE_URL, f"vftrace/demo/{SCENARIO}/0"))
-NEAR_NS = 15_000_000
-"""vftrace's downtime is the vCPUs', QEMU's events come some milliseconds later, here on a busy machine."""
+LESS_NS, MORE_NS = 1_000_000, 100_000_000
+"""vftrace's downtime is the vCPUs', who stop before QEMU says so and run after it: on a busy machine much later."""
 
 # Each goes on until its standard input ends.
 COMMON = """
@@ -116,7 +116,7 @@ def test_a_victims_migration_is_right_or_marked(kinds: tuple[str, ...], tmp_path
     assert found["outcome"] == "completed"
     assert found["role"] == "stitched"
     assert found["peer_pid"] == attempt.destination_pid
-    assert abs(found["downtime"]["vcpu_ns"] - (resume - stop)) < NEAR_NS
+    assert -LESS_NS < found["downtime"]["vcpu_ns"] - (resume - stop) < MORE_NS
     assert not found["incomplete"]
     # The victim's destination has no migration of its own. What the impostors did is theirs, under the name that they
     # took; a move that one of them claims to have received is in doubt.
