@@ -36,7 +36,7 @@ AFTER_RUN_NS = 1_000_000_000
 AFTER_PAGE_NS = 10_000_000_000
 """So long after a page of postcopy: its channel may be broken and mended."""
 
-LOOKED_AT = frozenset({Kind.VCPU_CREATED, Kind.REGION, Kind.RUN, Kind.UFFD, Kind.EXIT})
+LOOKED_AT = frozenset({Kind.VCPU_CREATED, Kind.REGION, Kind.RUN, Kind.CLOCK, Kind.UFFD, Kind.EXIT})
 """Kinds of the records whose events `VcpuWatch.see` has a use for; of others the time is enough (`sign`)."""
 
 NO_NUMBER = 0xFFFF_FFFF
@@ -116,7 +116,10 @@ class VcpuWatch:
         if followed is None:
             return
         followed.sign_ns = event.at_ns
-        if isinstance(event, events.Region):
+        if isinstance(event, events.Clock):
+            # The guest has stopped, or is about to run: between two samples times are taken in proportion.
+            self._write_of(pid)
+        elif isinstance(event, events.Region):
             if event.flags & KVM_MEM_LOG_DIRTY_PAGES:
                 followed.ends_ns = None
             elif not followed.destination and not event.ret:
@@ -178,11 +181,12 @@ class VcpuWatch:
         if followed is not None and followed.destination and not followed.runs:
             followed.runs = True
             followed.ends_ns = event.at_ns + AFTER_RUN_NS
+            self._write_of(event.tgid)
 
     def _unfollow(self, pid: int) -> None:
         if self._followed.pop(pid, None) is None:
             return
-        self._write({t: v for t, v in self._probes.totals().items() if v.pid == pid})
+        self._write_of(pid)
         self._probes.unwatch(pid)
 
     # -- how it was before ----------------------------------------------------------------------
@@ -214,6 +218,9 @@ class VcpuWatch:
                 )
 
     # -- where the time goes --------------------------------------------------------------------
+
+    def _write_of(self, pid: int) -> None:
+        self._write({t: v for t, v in self._probes.totals().items() if v.pid == pid})
 
     def _write(self, totals: dict[int, VcpuTotals]) -> None:
         now = boottime_ns()
