@@ -235,8 +235,21 @@ def _text_facts(section: list[str]) -> Iterator[tuple[str, Shown]]:
         yield "service", quantity(facts["service"].partition(" without")[0])
 
 
+ROUND_COLUMNS = {
+    "at": "at",
+    "sweep": "sweep",
+    "new": "new_pages",
+    "re-dirtied": "redirtied_pages",
+    "logged": "logged_pages",
+    "dirtied": "rate",
+    "sent": "sent_bytes",
+}
+"""What the JSON report calls the columns of a text report's rounds."""
+
+
 def _text_tables(section: list[str]) -> Iterator[tuple[str, Shown]]:
     heading, role = "", ""
+    columns: list[str] = []
     for line in section:
         word = line.split(" ")[0].rstrip(":")
         if line == "What to do about it":
@@ -260,13 +273,12 @@ def _text_tables(section: list[str]) -> Iterator[tuple[str, Shown]]:
             yield f"phase {role} {cells[0]}", quantity(cells[2])
         elif heading == "Devices" and re.match(r"\S+ +\S+ +\S+ s +(\S+ ms|-)$", line):
             yield f"device {cells[0]}", quantity(cells[-1])
+        elif heading == "Rounds" and cells[0] == "round":
+            columns = cells
         elif heading == "Rounds" and cells[0].isdigit():
-            number = cells[0]
-            names = ("new_pages", "redirtied_pages", "logged_pages", "rate", "sent_bytes")
-            yield f"round {number} at", quantity(cells[1])
-            yield f"round {number} sweep", quantity(cells[2])
-            for name, cell in zip(names, cells[3:8], strict=True):
-                yield f"round {number} {name}", quantity(cell)
+            for title, cell in zip(columns[1:], cells[1:], strict=False):
+                if title in ROUND_COLUMNS:
+                    yield f"round {cells[0]} {ROUND_COLUMNS[title]}", quantity(cell)
 
 
 # -- HTML ---------------------------------------------------------------------------------------
@@ -333,13 +345,14 @@ def of_html(text: str) -> Figures:
         found[index, "channel"], found[index, "error"] = Shown(kind), Shown(error or None)
         cause = facts.get("cause")
         found[index, "cause"] = Shown(cause.partition(":")[0] if cause else None)
+        columns: list[str] = []
         for row in rows:
-            if len(row) == 8 and row[0].isdigit():
-                names = ("new_pages", "redirtied_pages", "logged_pages", "rate", "sent_bytes")
-                found[index, f"round {row[0]} at"] = quantity(row[1])
-                found[index, f"round {row[0]} sweep"] = quantity(row[2])
-                for name, cell in zip(names, row[3:], strict=True):
-                    found[index, f"round {row[0]} {name}"] = quantity(cell)
+            if row[0] == "round":
+                columns = row
+            elif len(row) > 4 and row[0].isdigit():
+                for title, cell in zip(columns, row, strict=True):
+                    if title in ROUND_COLUMNS:
+                        found[index, f"round {row[0]} {ROUND_COLUMNS[title]}"] = quantity(cell)
             elif len(row) == 4 and row[0] != "checkpoint":
                 found[index, f"checkpoint {row[0]}"] = quantity(row[1])
     return found
