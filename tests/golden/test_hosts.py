@@ -110,11 +110,12 @@ def test_the_downtime_is_qemus(name: str) -> None:
         assert ours is not None
         assert found.uncertainty_ns is not None
         allowed = AS_QEMU_NS + found.uncertainty_ns
+        steps = {c.name: c.ns or 0 for c in found.migration.downtime.checkpoints}
         if (found.migration.vcpu_pause_ns or 0) > AS_QEMU_NS:
             # A throttled vCPU sleeps outside the guest already when QEMU stops it: QEMU counts from there.
-            steps = {c.name: c.ns or 0 for c in found.migration.downtime.checkpoints}
             ours -= steps[Checkpoint.CLOCK_READ]
-        assert abs(ours - told_ms * MS) <= allowed
+        # QEMU says RESUME before it lets the vCPUs go (softmmu/cpus.c, vm_start): on a busy host they enter later.
+        assert ours - steps[Checkpoint.VCPUS_RUNNING] - allowed <= told_ms * MS <= ours + allowed
 
 
 def test_a_destination_that_is_held_has_loaded_its_state() -> None:
