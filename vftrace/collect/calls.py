@@ -89,6 +89,11 @@ class _Traced:
     threads: set[int] = field(default_factory=set)
 
 
+def says_incoming(pid: int) -> bool:
+    """Whether the command line of a process says that it waits for a migration."""
+    return processes.identity_of(processes.command_line(pid)).incoming
+
+
 class CallWatch:
     """Traces the calls of VMMs that migrate."""
 
@@ -97,9 +102,12 @@ class CallWatch:
         intake: Intake,
         probes: CallProbes,
         on_migration: Callable[[int, bool], None] | None = None,
+        is_incoming: Callable[[int], bool] = says_incoming,
     ) -> None:
-        """`on_migration` is called with a process that begins to migrate, and whether it is a destination."""
+        """`on_migration` is called with a process that begins to migrate, and whether it is a destination.
+        `is_incoming`: whether a process waits for a migration, by its command line."""
         self._intake = intake
+        self._is_incoming = is_incoming
         self._on_migration = on_migration
         self._probes = probes
         self._traced: dict[int, _Traced] = {}
@@ -139,7 +147,7 @@ class CallWatch:
 
     def meet(self, pid: int) -> None:
         """A VM is there: a destination may begin to receive at any time."""
-        if processes.identity_of(processes.command_line(pid)).incoming:
+        if self._is_incoming(pid):
             self._waiting[pid] = 0
 
     def forget(self, pid: int) -> None:

@@ -23,6 +23,9 @@ class Identifier:
         self._intake = intake
         self._watch = ProcessWatch()
         self._ended: set[int] = set()
+        self._images: dict[int, tuple[str, ...] | None] = {}
+        """By process: what it was when its record was written (`processes.image_of`)."""
+        self._incoming: set[int] = set()
         self._described: dict[int, dict[int, int]] = {}
         """By process: the fds that records have named."""
         self._devices: dict[int, dict[int, devices.Device]] = {}
@@ -45,12 +48,24 @@ class Identifier:
         with _contained(pid):
             self._meet(pid, late=late, running=running)
 
+    def is_incoming(self, pid: int) -> bool:
+        """Whether a VMM that was met waits for a migration, by its command line."""
+        return pid in self._incoming
+
     def _meet(self, pid: int, *, late: bool, running: bool) -> None:
+        image = processes.image_of(pid)
+        if image is not None and self._images.get(pid) == image:
+            # It makes VM after VM, as a test suite does, or one who wants to keep the tracer busy.
+            return
+        self._images[pid] = image
+        self._incoming.discard(pid)
         argv = processes.command_line(pid)
         identity = processes.identity_of(argv)
         load = descriptors.load_of(pid, argv)
         placement = orchestrator.find(pid, argv, identity.name)
         self._watch.watch(pid)
+        if identity.incoming:
+            self._incoming.add(pid)
         self._intake.write(
             events.Process,
             pid=pid,
@@ -114,6 +129,8 @@ class Identifier:
 
     def _forget(self, pid: int) -> None:
         self._watch.forget(pid)
+        self._images.pop(pid, None)
+        self._incoming.discard(pid)
         self._devices.pop(pid, None)
         self._described.pop(pid, None)
 

@@ -82,6 +82,7 @@ class LiveSource:
             self._intake,
             self.probes.calls,
             lambda pid, destination: self._vcpus.migrates(pid, destination=destination),
+            self._identifier.is_incoming,
         )
         self.host = host_info(self.probes, profiles)
         # Probes first, then the VMs that run already: none can slip between.

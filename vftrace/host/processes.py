@@ -23,6 +23,9 @@ MAX_NAME = 256
 """Characters of a name: with a file's name of 255 bytes libvirt's names are shorter."""
 
 MAX_PATH = 4096
+MAX_COMMAND_LINE = 256 << 10
+"""Bytes of a command line that are read: a VMM's with hundreds of devices has some tens of thousands, and the kernel
+allows six million to whoever wants to keep the tracer busy."""
 """PATH_MAX of Linux."""
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
@@ -100,10 +103,24 @@ def _field(value: str | None, key: str, *, bare: bool = True) -> str | None:
 def command_line(pid: int) -> list[str]:
     """A process's arguments; empty if it has gone or is a kernel thread."""
     try:
-        data = (PROC / str(pid) / "cmdline").read_bytes()
+        with (PROC / str(pid) / "cmdline").open("rb") as file:
+            data = file.read(MAX_COMMAND_LINE)
     except OSError:
         return []
     return [word.decode(errors="replace") for word in data.rstrip(b"\0").split(b"\0")]
+
+
+def image_of(pid: int) -> tuple[str, ...] | None:
+    """What is another after each exec: when the process began, and where its arguments lie, which the kernel chooses
+    anew (fields 22, 48 and 49 of /proc/PID/stat). None if that cannot be read, or not be known."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    fields = stat[stat.rfind(")") + 2 :].split()
+    if len(fields) < 47 or fields[45] == "0":
+        return None
+    return fields[19], fields[45], fields[46]
 
 
 def start_time(pid: int) -> int | None:
