@@ -6,13 +6,16 @@
 #include <uapi/linux/ptrace.h>
 #include "wire.h"
 
-/* Sizes of tables. The VMs of one user get half of a table at most, so that they cannot fill what
- * all share (struct owner). */
+/* Sizes of tables, by the host (table_sizes in vftrace/probes/loader.py); these are the smallest.
+ * The VMs of one user get half of a table at most, so that they cannot fill what all share (struct
+ * owner). */
+#ifndef VMS
 #define VMS 16384
 #define THREADS 65536
 #define SLOTS 65536
 #define CHANNELS 65536
 #define CHUNKS 65536
+#endif
 
 /* Per VM, for the same reason. */
 #define MAX_SLOTS 4096

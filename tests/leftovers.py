@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.host.test_tables import Machine
 from tests.kernel_tables import WHILE_TRACED, entries, vms_of
+from vftrace.probes.tables import CLEAN_EVERY_S
 
 CHANNELS = 5
 AT_ONCE = 20
@@ -36,6 +37,9 @@ def settled(machine: Machine) -> Counter[str]:
         found = counted(machine)
         if not any(found[name] for name in WHILE_TRACED) and found["deleted_channels"]:
             break
+    cleaned = time.monotonic() + 3 * CLEAN_EVERY_S
+    while time.monotonic() < cleaned:
+        machine.steps(5)
     return counted(machine)
 
 

@@ -37,7 +37,7 @@ ATTACKS = {
     "VMs of one user": ("vms", "4097" if FULL else "600"),
     "threads in one KVM call": ("threads", "9000" if FULL else "8500"),
     "processes with 32 fds each": ("fds", "512" if FULL else "100", "32"),
-    "threads that read an 8 GiB dirty log": ("logs", "64" if FULL else "16"),
+    "threads that read an 8 GiB dirty log": ("logs", "64" if FULL else "8"),
     "memory slots": ("slots", "32764" if FULL else "8000"),
     "words on a command line": ("argv", "600000"),
     "region arguments that change during the call": ("regions",),

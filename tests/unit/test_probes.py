@@ -1,6 +1,7 @@
 """Probes of modules that come and go; how large the ring is; another user for a moment."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from vftrace.probes import kernel
+from vftrace.probes import kernel, loader
 from vftrace.probes import module_watcher as follow
 from vftrace.probes.bpf.object import BpfError, Object
-from vftrace.probes.loader import KvmProbes, ring_bytes
+from vftrace.probes.loader import KvmProbes, ring_bytes, table_sizes
 from vftrace.probes.registry import DIRTY_RING, IOCTL, KPROBE, KVM_FUNCTIONS, NO_KVM, Hook, Way
 
 GIB = 1 << 30
@@ -120,12 +121,28 @@ def test_ring_holds_four_sweeps_of_all_memory_and_their_clearing(memory: int, ri
     assert ring >= 8 * memory // 4096 // 8
 
 
+@pytest.mark.parametrize(
+    ("memory", "vms"),
+    [(1 << 30, 1 << 14), (512 * GIB, 1 << 14), (600 * GIB, 1 << 15), (64 << 40, 1 << 17)],
+)
+def test_tables_are_sized_by_the_hosts_memory(memory: int, vms: int) -> None:
+    sizes = table_sizes(memory)
+    assert sizes.pop("VMS") == vms
+    assert set(sizes.values()) == {4 * vms}
+    header = (Path(loader.__file__).parents[2] / "bpf/common.h").read_text()
+    smallest = dict(
+        re.findall(r"^#define (VMS|THREADS|SLOTS|CHANNELS|CHUNKS) (\d+)$", header, re.M)
+    )
+    assert {name: str(size) for name, size in table_sizes(0).items()} == smallest
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to put off")
 def test_root_again_after_compiling() -> None:
     """While BCC compiles, this thread is another user that may do all the same; then it is root again."""
     # In a process of its own: the compiler imports BCC.
     program = """
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping

@@ -90,7 +90,7 @@ class _Traced:
 
 
 def says_incoming(pid: int) -> bool:
-    """Whether the command line of a process says that it waits for a migration."""
+    """Whether a process waits for a migration, by its command line."""
     return processes.identity_of(processes.command_line(pid)).incoming
 
 

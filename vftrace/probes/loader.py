@@ -49,6 +49,9 @@ EVENT_BYTES = 8 << 20
 BULK_BYTES = 16 << 20
 """The smallest ring buffer for bitmaps."""
 
+VM_BYTES, LEAST_VMS, MOST_VMS = 32 << 20, 1 << 14, 1 << 17
+"""Memory of the smallest VM that a host is full of, and how many a host's tables have room for."""
+
 FIRST_WATCHED = 1 << 31
 """The collector counts the ids of the VMs that it watches from here, the kernel side (struct vm) from 0."""
 
@@ -320,6 +323,18 @@ def ring_bytes(memory: int) -> int:
     return size
 
 
+def table_sizes(memory: int) -> dict[str, int]:
+    """Entries of the kernel side's tables, powers of two, by their names in bpf/common.h, on a host of `memory` bytes.
+
+    One VM for each 32 MiB, from 16,384 to 131,072; for each VM four threads inside a call, memory slots, channels, and
+    chunks of dirty rings' bitmaps, of which one covers 128 MiB.
+    """
+    vms = LEAST_VMS
+    while vms < min(memory // VM_BYTES, MOST_VMS):
+        vms *= 2
+    return {"VMS": vms} | dict.fromkeys(("THREADS", "SLOTS", "CHANNELS", "CHUNKS"), 4 * vms)
+
+
 def _memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * _PAGE
 
@@ -337,6 +352,7 @@ def _cflags(way: Way, guest_memory: int) -> list[str]:
         f"-DEVENT_PAGES={EVENT_BYTES // _PAGE}",
         f"-DBULK_PAGES={ring_bytes(guest_memory) // _PAGE}",
         f"-DWAY_{way.name.upper()}",
+        *(f"-D{name}={size}" for name, size in table_sizes(guest_memory).items()),
     ]
     dead = kernel.tracepoint_field_offset("sched:sched_process_exit", "group_dead")
     if dead is not None:

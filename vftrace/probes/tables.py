@@ -43,7 +43,8 @@ class Tables:
     def __init__(self, bpf: Any) -> None:
         self._bpf = bpf
         self._ended = False
-        self._log_ended: dict[int, float] = {}
+        self._log_ended: dict[int, tuple[float, float]] = {}
+        """By process: when its closed channels are to be deleted, and when a slot's logging ended last."""
         self._next_clean = 0.0
         self._deleted: Counter[int] = Counter()
         self._raced: Counter[int] = Counter()
@@ -56,7 +57,9 @@ class Tables:
         if kind == Kind.EXIT:
             self._ended = True
         elif kind == Kind.REGION and not _REGION.unpack_from(record)[0] & _LOG_DIRTY_PAGES:
-            self._log_ended.setdefault(tgid, time.monotonic() + CLEAN_EVERY_S)
+            now = time.monotonic()
+            due, _ = self._log_ended.get(tgid, (now + CLEAN_EVERY_S, now))
+            self._log_ended[tgid] = due, now
 
     def full(self) -> dict[str, int]:
         """Return by table the entries for which there was no room so far."""
@@ -95,7 +98,7 @@ class Tables:
     def clean(self) -> None:
         """Delete the entries of VMs and channels that ended, at most once a second."""
         now = time.monotonic()
-        due = {tgid for tgid, at in self._log_ended.items() if at <= now}
+        due = {tgid for tgid, (at, _) in self._log_ended.items() if at <= now}
         if now < self._next_clean or not (self._ended or due):
             return
         self._next_clean = now + CLEAN_EVERY_S
@@ -103,7 +106,10 @@ class Tables:
             self._ended = False
             self._delete_ended()
         for tgid in due:
-            del self._log_ended[tgid]
+            _, last = self._log_ended.pop(tgid)
+            if last + CLEAN_EVERY_S > now:
+                # Its fds may be open still.
+                self._log_ended[tgid] = last + CLEAN_EVERY_S, last
         ids = self._ids()
         self._delete_closed({ids[tgid]: tgid for tgid in due & ids.keys()})
         self._count_by_user()
