@@ -10,13 +10,27 @@ VFTRACE_LAB_MAILBOX is another directory of such recordings: tests/lab holds wha
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vftrace.analysis.devices.device import PassedDevice
 from vftrace.analysis.devices.vf_history import Mailboxes
+from vftrace.analysis.devices.vf_phases import destination_vf, source_vf
+from vftrace.analysis.hosts.outage import (
+    CONFIGURING,
+    GONE,
+    LINK,
+    PROBING,
+    UNPLUG,
+    UNSEEN,
+    HostSide,
+    conditions,
+    spans_of,
+)
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of, track
@@ -559,6 +573,77 @@ def test_a_loop_of_resets_is_one_and_a_single_reset_is_none(name: str, job: str)
     histories = {h.vf: h for h in boxes.vf_histories() if h.driver == job}
     assert {vf: histories[vf].message_resets for vf in asked} == dict(asked)
     assert {vf for vf in asked if histories[vf].keeps_resetting} == {vf for vf in asked if vf == 2}
+
+
+def life(name: str, job: str, number: int) -> VfHistory:
+    boxes = Mailboxes()
+    for event in during(name, job):
+        boxes.feed(event)
+    (found,) = (h for h in boxes.vf_histories() if (h.driver, h.vf) == (job, number))
+    return found
+
+
+def script(name: str, job: str) -> dict[str, tuple[int, int]]:
+    """By step: when it was given to the card's driver, and when the next one was."""
+    log = truth(name, job)["log"]
+    ends = [entry["at_ns"] for entry in log[1:]] + [truth(name, job)["ended_at_ns"]]
+    return {
+        entry["what"]: (entry["at_ns"], end) for entry, end in zip(log, ends, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(recordings("i40e")) & set(recordings("ice"))))
+def test_an_outage_from_an_i40e_vf_to_an_ice_vf(name: str) -> None:
+    """Both ends of an outage: i40e's VF 1 is unplugged, and ice's VF 1 is plugged.
+
+    The drivers' words are the recording's. When a VMM closed and opened the VFs is set here, because cards of memory
+    have no VF that a VMM could open: closed at the reset of the function, opened a moment before VERSION.
+    """
+    left, came = script(name, "i40e"), script(name, "ice")
+    closed, opened = left["flr 1"][0], came["version"][0] - 1_000_000
+    assert closed < opened
+    i40e, ice = life(name, "i40e", 1), life(name, "ice", 1)
+    old = PassedDevice(7, 1, pf=i40e.pf, vf=1, id="vf0", closed_at_ns=closed)
+    new = PassedDevice(7, opened, pf=ice.pf, vf=1, id="vf0")
+    source = source_vf(old, i40e, left["version"][0], None, opened)
+    destination = destination_vf(new, ice, opened, came["down"][0], None)
+    assert source is not None
+    assert destination is not None
+    assert [p.name for p in destination.phases] == ["probing", "configuring", "ready"]
+    some = assisting(ASSISTED[0])
+    m = replace(
+        some,
+        started_at_ns=closed,
+        vfs=(source, destination),
+        downtime=replace(some.downtime, checkpoints=()),
+    )
+    sides = (
+        HostSide(1, {(i40e.pf, 1): i40e}, (), (), 0),
+        HostSide(2, {(ice.pf, 1): ice}, (), (), 0),
+    )
+    found = spans_of(left["down"][0], came["down"][0], conditions(m, *sides))
+    # Before its last word the VF was up, and after the link's report nothing kept the guest from answering.
+    assert [span.name for span in found] == [
+        *(UNSEEN, UNPLUG, GONE, PROBING, CONFIGURING, LINK, UNSEEN)
+    ]
+    _, unplug, gone, probing, configuring, link, _ = found
+    # Released once DISABLE_QUEUES was granted; the first word is VERSION; up once ENABLE_QUEUES was granted, which the
+    # link's report follows within the same call of the card's driver.
+    assert left["down"][0] < unplug.start_at_ns < left["down"][1]
+    assert (unplug.end_at_ns, gone.end_at_ns) == (closed, opened)
+    assert came["version"][0] < probing.end_at_ns < came["version"][1]
+    assert came["up"][0] < configuring.end_at_ns < link.end_at_ns < came["up"][1]
+
+
+@pytest.mark.parametrize(("name", "job"), VIRTCHNL)
+def test_a_virtchnl_link_is_what_the_card_reported(name: str, job: str) -> None:
+    steps = script(name, job)
+    links = [(link.at_ns, link.up) for link in life(name, job, 1).links]
+    # The cards of memory have a link; the script takes it away and gives it back.
+    wanted = [("resources", True), ("up", True), ("link 0", False), ("link 1", True)]
+    assert [up for _, up in links] == [up for _, up in wanted]
+    for (at, _), (what, _) in zip(links, wanted, strict=True):
+        assert steps[what][0] < at < steps[what][1]
 
 
 # -- all -------------------------------------------------------------------------------------------

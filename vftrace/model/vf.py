@@ -39,6 +39,14 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkReport:
+    """The card's driver reported to the VF that its link is up or down (virtchnl's EVENT)."""
+
+    at_ns: int
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Agreement:
     """PF and VF agreed on something beyond their driver's own table, or on a message with a role in a profile.
 
@@ -77,3 +85,5 @@ class VfHistory:
     counts: tuple[tuple[tuple[str, Direction, Result], int], ...]
     """The number of messages by name, direction and result."""
     agreements: tuple[Agreement, ...] = ()
+    links: tuple[LinkReport, ...] = ()
+    """Empty for ixgbe and igb: a VF of theirs reads its link from a register."""

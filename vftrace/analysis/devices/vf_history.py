@@ -15,7 +15,7 @@ from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.message import Message, Pairing, message_of
 from vftrace.mailbox.words import NOT_CLEAR, WORD_PROTOCOL
 from vftrace.model import figures
-from vftrace.model.vf import Agreement, Change, State, StateSpan, VfHistory
+from vftrace.model.vf import Agreement, Change, LinkReport, State, StateSpan, VfHistory
 
 SETTLED_NS = 500_000_000
 """A VF's driver that configures sends its requests back to back. After this pause it has finished."""
@@ -35,6 +35,7 @@ MAX_CHANGES = 64
 MAX_STATES = 64
 MAX_VLANS = 4096
 MAX_AGREEMENTS = 64
+MAX_LINKS = 64
 
 _MAC_MESSAGES = ("RESET", "SET_MAC_ADDR", "GET_VF_RESOURCES")
 
@@ -67,6 +68,7 @@ class _Vf:
     not_recorded: int = 0
     recent: deque[Message] = field(default_factory=deque)
     agreements: deque[Agreement] = field(default_factory=lambda: deque(maxlen=MAX_AGREEMENTS))
+    links: deque[LinkReport] = field(default_factory=lambda: deque(maxlen=MAX_LINKS))
     counts: Counter[tuple[str, Direction, Result]] = field(default_factory=Counter)
 
     @property
@@ -119,6 +121,8 @@ class _Vf:
             self._asked(opcode.stage if opcode else Stage.ANY, message.at_ns)
         elif message.direction == "to-vf" and asked is not None and message.opcode == asked.opcode:
             self._answered(asked, message)
+        if message.arguments.get("event") == "link" and not message.error:
+            self.links.append(LinkReport(message.at_ns, bool(message.arguments["up"])))
         if _agrees(message, asked) and (opcode is None or opcode.role is not None):
             self.agreements.append(
                 Agreement(message.at_ns, message.title, message.direction, message.role)
@@ -200,6 +204,7 @@ class _Vf:
             recent=tuple(self.recent),
             counts=tuple(sorted(self.counts.items())),
             agreements=tuple(self.agreements),
+            links=tuple(self.links),
         )
 
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 from vftrace.analysis.devices.device import PassedDevice
+from vftrace.mailbox.drivers import DRIVERS
+from vftrace.mailbox.virtchnl import VIRTCHNL_PROTOCOL
 from vftrace.model.migration import Role, VfPhase, VfUse
-from vftrace.model.vf import VfHistory
+from vftrace.model.vf import State, VfHistory
 
 VfHistories = Mapping[tuple[str, int], VfHistory]
 """VF histories by card and number."""
@@ -22,6 +24,12 @@ PHASES = {
     "up": "ready",
 }
 """The states of a VF's history as phases of a migration."""
+
+VIRTCHNL = frozenset(d.name for d in DRIVERS.values() if d.protocol is VIRTCHNL_PROTOCOL)
+"""The cards whose VFs' driver (iavf) negotiates step by step, from a work item that comes back every few milliseconds,
+or after seconds where the card does not answer (iavf/iavf_main.c, iavf_watchdog_task). It has configured nothing yet,
+and need not until its interface is brought up, but it has started. igbvf and ixgbevf reset the VF and configure it
+within one call of their probe function."""
 
 _Mark = tuple[str, int]
 
@@ -88,13 +96,21 @@ def ready_ns(use: VfUse) -> int | None:
 
 def _mailbox_marks(history: VfHistory | None, since_ns: int, until_ns: int | None) -> list[_Mark]:
     """The phases that the VF's mailbox shows, each with its start; the first one is cut at `since_ns`."""
-    marks = []
-    for span in history.states if history is not None else ():
+    marks: list[_Mark] = []
+    if history is None:
+        return marks
+    for span in history.states:
         start = max(span.start_at_ns, since_ns)
         over = span.end_at_ns is not None and span.end_at_ns <= since_ns
         if not over and (until_ns is None or start < until_ns):
-            marks.append((PHASES[span.name], start))
+            marks.append((_phase(history, span.name), start))
     return marks
+
+
+def _phase(history: VfHistory, state: State) -> str:
+    if state == "negotiating" and history.driver in VIRTCHNL:
+        return "configuring"
+    return PHASES[state]
 
 
 def _use(

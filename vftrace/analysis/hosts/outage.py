@@ -250,7 +250,23 @@ def destination_spans(vf: VfUse, source: HostSide, destination: HostSide) -> Ite
             mac = _mac(vf, destination)
             heard = [at for host in (source, destination) for at in _moved(host, mac)]
             word = min((at for at in heard if start < at < start + AROUND_NS), default=None)
-            yield OutageSpan(LINK, Side.DESTINATION, start, word or start + LINK_NS)
+            known = word or _link_up(vf, destination, phase.start_at_ns)
+            end = start + LINK_NS if known is None else known
+            if end > start:
+                yield OutageSpan(LINK, Side.DESTINATION, start, end)
+
+
+def _link_up(vf: VfUse, destination: HostSide, ready_ns: int) -> int | None:
+    """Return when the card's driver first reported the link to a VF that was up.
+
+    iavf ignores such a report before its queues are enabled (iavf/iavf_virtchnl.c, iavf_virtchnl_completion), and the
+    card's driver sends another one behind the reply to ENABLE_QUEUES (i40e_vc_process_vf_msg, ice_vc_process_vf_msg).
+    """
+    life = destination.lives.get((vf.pf, vf.vf))
+    if life is None:
+        return None
+    times = [link.at_ns + destination.shift_ns for link in life.links if link.up]
+    return min((at for at in times if ready_ns <= at < ready_ns + AROUND_NS), default=None)
 
 
 def _mac(vf: VfUse, destination: HostSide) -> str | None:
