@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vftrace import events
+from vftrace.analysis.hosts.round_trips import trips_of
 from vftrace.analysis.hosts.service import service_gap
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
@@ -102,6 +103,11 @@ def test_json_is_what_the_design_says() -> None:
         "missed_slots": 2,
         "longest_gap_ns": 10 * MS,
         "gaps": [{"start_at_ns": 8_050 * MS, "ns": 10 * MS, "lost": 10}],
+        "round_trips": {
+            "answered": 90,
+            "lost": 10,
+            **dict.fromkeys(("least_ns", "half_ns", "p90_ns", "p99_ns", "longest_ns"), MS // 10),
+        },
     }
 
 
@@ -111,16 +117,21 @@ def test_summary_names_the_gap_and_its_bounds() -> None:
     text = "\n".join(summary(session, 0))
     assert "100 sent, 90 answered, 10 lost (10.00%)" in text
     assert "longest gap 10.0 ms without a reply (9.00 ms to 11.0 ms; 10 lost)" in text
+    assert "median 100 us, 90 % 100 us, 99 % 100 us, max 100 us" in text
+    assert "100 us-200 us      90  " + "#" * 40 in text
     assert "2 slots missed" in text
 
 
 def test_histogram() -> None:
-    lines = histogram(Counter({MS: 4, 15 * MS: 2, 12_000 * MS: 1}))
+    edges = tuple(
+        ms * MS for ms in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+    )
+    lines = histogram("gaps by length", Counter({MS: 4, 15 * MS: 2, 12_000 * MS: 1}), edges)
     counts = [int(line.split("  ")[-2 if "#" in line else -1]) for line in lines[1:]]
     assert counts == [4, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 1]
     assert lines[1].endswith("#" * 40)
     assert lines[4].endswith(" " + "#" * 20)
-    assert histogram(Counter()) == []
+    assert histogram("gaps by length", Counter(), edges) == []
 
 
 def test_a_sender_that_ended_early_gives_no_result() -> None:
@@ -302,6 +313,9 @@ def test_udp_echo_on_loopback(tmp_path: Path) -> None:
     assert any(isinstance(event, events.Tick) for event in found)
     samples = [event for event in found if isinstance(event, events.ClockSample)]
     assert len(samples) >= 2
+    trips = [event for event in found if isinstance(event, events.PingRoundTrips)]
+    assert sum(trips_of(event).count for event in trips) == result["received"]
+    assert all(event.lost == 0 for event in trips)
     [settings] = [event for event in found if isinstance(event, events.PingSettings)]
     assert (settings.protocol, settings.port, settings.interval_ns) == ("udp", port, 5 * MS)
 

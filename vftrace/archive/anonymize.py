@@ -39,6 +39,7 @@ _NO_MAC = frozenset({bytes(6), b"\xff" * 6})
 _VMMS = re.compile(
     r"unknown|qemu-system-\w+|qemu-kvm|kvm|cloud-hypervisor|firecracker|crosvm|tinyvmm"
 )
+_NUMBERS = re.compile(r"[0-9: ]*")
 _THREADS = re.compile(
     r"CPU \d+/\w+|(mig/|multifd|vcpu|IO |vhost-|qemu-system|iou-).*|live_migration|worker|call_rcu|vnc_worker"
 )
@@ -151,6 +152,11 @@ def _same(_words: Words, text: str) -> str:
     return text
 
 
+def _counts(_words: Words, text: str) -> str:
+    """Numbers stay; what else a file may have in their place does not."""
+    return text if _NUMBERS.fullmatch(text) else ""
+
+
 FIELDS: Mapping[type[Event], Mapping[str, Replace]] = {
     events.Process: {
         "uuid": Words.uuid,
@@ -192,6 +198,7 @@ FIELDS: Mapping[type[Event], Mapping[str, Replace]] = {
         "policy": _same,
     },
     events.PingGap: {"kind": _same},
+    events.PingRoundTrips: {"trips": _counts},
     events.TableFull: {"table": _same},
     events.CallsTraced: {"machine": _same},
     events.CallThread: {"name": Words.thread},

@@ -19,7 +19,15 @@ from vftrace.mailbox.driver import Drivers
 from vftrace.mailbox.profile import ProfileError, drivers_of
 from vftrace.model.report import HostReport, PingRecording, Report
 
-_PING = frozenset((events.PingSettings.KIND, events.PingGap.KIND, events.PingSummary.KIND))
+_PING = frozenset(
+    event.KIND
+    for event in (
+        events.PingSettings,
+        events.PingGap,
+        events.PingSummary,
+        events.PingRoundTrips,
+    )
+)
 _FIRST = 16
 """Among so many records at its beginning stands what a recording is about."""
 
@@ -124,7 +132,12 @@ class Reader:
             case events.ClockSample():
                 sample = (event.at_ns, event.realtime_offset_ns, event.error_ns)
                 self.clocks.setdefault(event.tid, []).append(sample)
-            case events.PingSettings() | events.PingGap() | events.PingSummary():
+            case (
+                events.PingSettings()
+                | events.PingGap()
+                | events.PingSummary()
+                | events.PingRoundTrips()
+            ):
                 self.pings.setdefault(event.tid, []).append(event)
             case _:
                 pass

@@ -21,6 +21,7 @@ from vftrace.units import format_ns, parse_duration
 if TYPE_CHECKING:
     from vftrace.events import Event
     from vftrace.ping.gaps import Gap
+    from vftrace.ping.intervals import Interval
     from vftrace.ping.session import SenderProcess, Session
 
 HELP = "measure the longest time without replies from a guest"
@@ -140,6 +141,9 @@ def _ping(
                 if live:
                     line.clear()
                     print(gap_line(gap, _realtime_offset_ns()), flush=True)
+        for interval in session.ledger.take_intervals():
+            if recorder is not None:
+                recorder.round_trips(interval)
 
     interrupts = 0
     to_boottime_ns = _to_boottime_ns(0)
@@ -184,7 +188,7 @@ class _LiveLine:
 
 
 class _Recorder:
-    """Writes the recording: gaps as they are settled, ticks, clocks and totals as time passes."""
+    """Writes the recording: gaps and round trips as they are settled, ticks, clocks and totals as time passes."""
 
     def __init__(self, path: Path, *, force: bool) -> None:
         from vftrace.collect.recording import RecordingWriter
@@ -209,6 +213,9 @@ class _Recorder:
 
     def gap(self, gap: "Gap") -> None:
         self._write(self._journal.gap(_boottime_ns(), gap))
+
+    def round_trips(self, interval: "Interval") -> None:
+        self._write(self._journal.round_trips(_boottime_ns(), interval))
 
     def keep_time(self, session: "Session") -> None:
         now_ns = _boottime_ns()

@@ -40,7 +40,7 @@ from vftrace.events.kvm import (
     VmCreated,
 )
 from vftrace.events.mailbox import Mailbox, MailboxFlood, VfAddress, VfReset, Virtchnl
-from vftrace.events.ping import PingGap, PingSettings, PingSummary
+from vftrace.events.ping import PingGap, PingRoundTrips, PingSettings, PingSummary
 from vftrace.events.vcpus import VcpuBaseline, VcpuTime
 from vftrace.events.vfio import (
     VfioClose,
@@ -89,6 +89,7 @@ __all__ = [
     "Part",
     "Piece",
     "PingGap",
+    "PingRoundTrips",
     "PingSettings",
     "PingSummary",
     "Process",

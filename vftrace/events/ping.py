@@ -49,6 +49,25 @@ class PingGap(Event, frozen=True):
     after_reply_ns: int | None
 
 
+class PingRoundTrips(Event, frozen=True):
+    """The round trips of the probes sent in a short time, written when all of them are settled.
+
+    The first was sent at `from_ns`, the last at `until_ns`; `lost` of them had no reply in time. `trips`
+    counts the round trips by their length: `BUCKET:COUNT`, with spaces between (vftrace/ping/histogram.py has
+    the lengths). It is a text because a report holds all of them in memory.
+    """
+
+    KIND = Kind.PING_ROUND_TRIPS
+
+    from_ns: int
+    until_ns: int
+    lost: int
+    least_ns: int
+    most_ns: int
+    sum_ns: int
+    trips: str
+
+
 class PingSummary(Event, frozen=True):
     """Totals of a ping so far, written every second and at its end.
 

@@ -130,6 +130,36 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundTrips:
+    """How long the answers to a ping took in one part of the time; `lost` probes had none.
+
+    `half_ns`, `p90_ns` and `p99_ns` are what so many did not exceed (`vftrace.ping.histogram.ERROR`); `least_ns` and
+    `longest_ns` are exact. All are None where nothing was answered.
+    """
+
+    answered: int
+    lost: int
+    least_ns: int | None
+    half_ns: int | None
+    p90_ns: int | None
+    p99_ns: int | None
+    longest_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRoundTrips:
+    """The round trips of a ping before, during and after a migration; None where it surely sent no probe then."""
+
+    before: RoundTrips | None
+    during: RoundTrips | None
+    after: RoundTrips | None
+
+    def parts(self) -> tuple[tuple[str, RoundTrips | None], ...]:
+        """Each with its name, in order of time."""
+        return ("before", self.before), ("during", self.during), ("after", self.after)
+
+
+@dataclass(frozen=True, slots=True)
 class MigrationReport:
     """A migration and where it was seen. Its times are on the clock of `host`; `peer` is the other side's host.
 
@@ -147,6 +177,8 @@ class MigrationReport:
     warnings: tuple[str, ...] = ()
     outage: Outage | None = None
     """The longest time without answers around it, in spans that the hosts saw."""
+    round_trips: ServiceRoundTrips | None = None
+    """How long the answers to a ping took before, during and after it."""
 
     @classmethod
     def of_one_host(

@@ -1,5 +1,5 @@
 """`vftrace ping`: the longest time without replies, as a client of the guest sees it.
 
-`ledger`, `gaps`, `distribution`, `packets`, `journal` and `text` are pure; sockets and clocks are
-in `probes`, `sender` and `session`.
+`ledger`, `gaps`, `intervals`, `distribution`, `histogram`, `packets`, `journal` and `text` are pure; sockets
+and clocks are in `probes`, `sender` and `session`.
 """

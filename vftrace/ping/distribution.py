@@ -22,6 +22,10 @@ class Distribution:
         self.count += 1
         self._by_us[ns // _NS_PER_US] += 1
 
+    def counts_ns(self) -> Counter[int]:
+        """How many durations there are of each length, to a microsecond."""
+        return Counter({us * _NS_PER_US: count for us, count in self._by_us.items()})
+
     def quantile_ns(self, share: float) -> int:
         """The least duration that `share` (0 to 1) of all do not exceed, to a microsecond; 0 for none."""
         wanted = share * self.count

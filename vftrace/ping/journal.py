@@ -1,8 +1,9 @@
-"""A ping as events of a recording: settings, gaps, totals, and the ticks and clocks of any recording."""
+"""A ping as events of a recording: settings, gaps, round trips, totals, and the ticks and clocks of any recording."""
 
 from vftrace import events
 from vftrace.events import COLLECTOR, Event
 from vftrace.ping.gaps import Gap
+from vftrace.ping.intervals import Interval
 from vftrace.ping.ledger import Ledger
 from vftrace.ping.session import Session
 
@@ -43,6 +44,20 @@ class Journal:
             before_reply_ns=gap.before.reply_ns if gap.before else None,
             after_sent_ns=gap.after.sent_ns if gap.after else None,
             after_reply_ns=gap.after.reply_ns if gap.after else None,
+        )
+
+    def round_trips(self, at_ns: int, interval: Interval) -> Event:
+        """The round trips of an interval that was settled at `at_ns`."""
+        trips = interval.trips
+        return events.PingRoundTrips(
+            *self._head(at_ns),
+            from_ns=interval.from_ns,
+            until_ns=interval.until_ns,
+            lost=interval.lost,
+            least_ns=trips.least_ns,
+            most_ns=trips.most_ns,
+            sum_ns=trips.sum_ns,
+            trips=trips.text,
         )
 
     def summary(self, at_ns: int, ledger: Ledger) -> Event:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from vftrace.ping.distribution import Distribution
 from vftrace.ping.gaps import HELD, LOST, OWN, Gap, HoldFinder, LossFinder, Probe
+from vftrace.ping.intervals import Interval, IntervalFinder
 
 GAP_INTERVALS = 3
 """A loss is reported as a gap if it is longer than this many intervals."""
@@ -56,6 +57,7 @@ class Ledger:
         self._losses = LossFinder(interval_ns)
         self._holds = HoldFinder(interval_ns)
         self._own: list[Gap] = []
+        self._intervals = IntervalFinder()
 
     @property
     def waiting(self) -> int:
@@ -137,7 +139,12 @@ class Ledger:
                 gaps += self._settle(slot)
         self._order.clear()
         gaps += self._losses.close() + self._holds.close()
+        self._intervals.close()
         return self._count(gaps)
+
+    def take_intervals(self) -> list[Interval]:
+        """Return the round trips settled since the last call, by interval; call it often, or they add up."""
+        return self._intervals.take()
 
     def _settle(self, slot: int) -> list[Gap]:
         opened = self._open.pop(slot)
@@ -148,6 +155,7 @@ class Ledger:
                 del self._lost_slots[next(iter(self._lost_slots))]
         self.settled_ns = opened.sent_ns
         probe = Probe(slot, opened.sent_ns, opened.done_ns, opened.reply_ns)
+        self._intervals.add(probe)
         return self._losses.add(probe) + self._holds.add(probe)
 
     def _count(self, gaps: list[Gap]) -> list[Gap]:

@@ -1,7 +1,9 @@
 """What a ping prints: the live line, a line for each gap, the summary, JSON."""
 
 import os
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +14,8 @@ from vftrace.units import format_ns
 
 SCHEMA = 1
 
-_MS = 1_000_000
-_EDGES_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+_GAP_EDGES_NS = (*(n * 10**power for power in (6, 7, 8, 9) for n in (1, 2, 5)), 10**10)
+_TRIP_EDGES_NS = (*(n * 10**power for power in (4, 5, 6, 7, 8) for n in (1, 2, 5)), 10**9)
 _BAR_WIDTH = 40
 
 
@@ -24,6 +26,7 @@ def ping_json(session: Session, gaps: list[Gap]) -> dict[str, Any]:
     replies, shorter losses and held replies among them.
     """
     ledger = session.ledger
+    trips = ledger.round_trips
     return {
         "schema": SCHEMA,
         "address": session.target.address,
@@ -38,6 +41,15 @@ def ping_json(session: Session, gaps: list[Gap]) -> dict[str, Any]:
             for gap in gaps
             if gap.kind == LOST and ledger.is_long(gap)
         ],
+        "round_trips": {
+            "answered": trips.count,
+            "lost": ledger.lost,
+            "least_ns": trips.least_ns if trips.count else None,
+            "half_ns": trips.quantile_ns(0.5) if trips.count else None,
+            "p90_ns": trips.quantile_ns(0.9) if trips.count else None,
+            "p99_ns": trips.quantile_ns(0.99) if trips.count else None,
+            "longest_ns": trips.most_ns if trips.count else None,
+        },
     }
 
 
@@ -98,7 +110,8 @@ def summary(session: Session, realtime_offset_ns: int) -> list[str]:
         trips = ledger.round_trips
         lines.append(
             f"  round trip  min {format_ns(trips.least_ns)}, median {_quantile(trips, 0.5)}, "
-            f"99 % {_quantile(trips, 0.99)}, max {format_ns(trips.most_ns)}"
+            f"90 % {_quantile(trips, 0.9)}, 99 % {_quantile(trips, 0.99)}, "
+            f"max {format_ns(trips.most_ns)}"
         )
     if session.errors:
         said = ", ".join(f"{os.strerror(number)} ({n})" for number, n in session.errors.items())
@@ -115,26 +128,27 @@ def summary(session: Session, realtime_offset_ns: int) -> list[str]:
         at = _wall_time(ledger.longest.start_ns, realtime_offset_ns)
         lines.append(f"  longest gap {describe(ledger.longest)}")
         lines.append(f"              from {at}")
-    return lines + histogram(ledger.losses_ns)
+    lines += histogram("round trips by length", ledger.round_trips.counts_ns(), _TRIP_EDGES_NS)
+    return lines + histogram("gaps by length", ledger.losses_ns, _GAP_EDGES_NS)
 
 
-def histogram(losses_ns: Counter[int]) -> list[str]:
-    """Losses by length; `losses_ns` counts each length."""
-    counts = [0] * (len(_EDGES_MS) + 1)
-    for ns, count in losses_ns.items():
-        counts[sum(ns >= edge * _MS for edge in _EDGES_MS)] += count
+def histogram(title: str, by_ns: Counter[int], edges_ns: Sequence[int]) -> list[str]:
+    """Durations by length, in rows between the edges; `by_ns` counts each length."""
+    counts = [0] * (len(edges_ns) + 1)
+    for ns, count in by_ns.items():
+        counts[bisect_right(edges_ns, ns)] += count
     filled = [place for place, count in enumerate(counts) if count]
     if not filled:
         return []
-    lines = ["  gaps by length"]
+    lines = [f"  {title}"]
     for place in range(filled[0], filled[-1] + 1):
         bar = "#" * -(-counts[place] * _BAR_WIDTH // max(counts))
-        lines.append(f"    {_bucket(place):>16}  {counts[place]:>6}  {bar}".rstrip())
+        lines.append(f"    {_bucket(place, edges_ns):>16}  {counts[place]:>6}  {bar}".rstrip())
     return lines
 
 
-def _bucket(place: int) -> str:
-    edges = [format_ns(ms * _MS) for ms in _EDGES_MS]
+def _bucket(place: int, edges_ns: Sequence[int]) -> str:
+    edges = [format_ns(ns) for ns in edges_ns]
     if place == 0:
         return f"under {edges[0]}"
     if place == len(edges):

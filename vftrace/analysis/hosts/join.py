@@ -8,6 +8,7 @@ from vftrace.analysis.hosts.clocks import tightest_orders, with_clock_error, wit
 from vftrace.analysis.hosts.failed import join_failed
 from vftrace.analysis.hosts.halves import join_pair
 from vftrace.analysis.hosts.match import match
+from vftrace.analysis.hosts.round_trips import with_round_trips
 from vftrace.analysis.hosts.service import with_service
 from vftrace.model.report import HostReport, MigrationReport, PingRecording, Report
 
@@ -24,6 +25,7 @@ def join_hosts(report: Report, clock_error_ns: int | None = None) -> Report:
         hosts = tuple(with_clock_error(host, clock_error_ns) for host in hosts)
         pings = tuple(replace(p, clock=with_error(p.clock, clock_error_ns)) for p in pings)
     joined = join_failed(with_service(_join_halves(hosts, pings), hosts, pings), hosts)
+    joined = with_round_trips(joined, hosts, pings)
     # The assumption serves joining only: what is reported of a host's clock is what was recorded.
     recorded = {host.boot_id: host for host in report.hosts}
     return replace(

@@ -136,7 +136,7 @@ def _longest_gap(
     destination = _side(found.peer, m.peer_pid, shift)
     accounts = []
     for ping in pings:
-        offset = _ping_offset(found, ping, hosts)
+        offset = ping_offset(found, ping, hosts)
         if offset is not None:
             unsure = max(offset.uncertainty_ns, found.uncertainty_ns or 0)
             accounts.append(account(m, source, destination, ping.events, offset.middle, unsure))
@@ -167,13 +167,13 @@ def _blackout_on_ping_clock(
 ) -> tuple[int, int] | None:
     """The blackout on the ping's clock, widened by what is not known of the clocks."""
     span = _blackout(found.migration)
-    offset = _ping_offset(found, ping, hosts)
+    offset = ping_offset(found, ping, hosts)
     if span is None or offset is None:
         return None
     return span[0] - offset.high, span[1] - offset.low
 
 
-def _ping_offset(
+def ping_offset(
     found: MigrationReport, ping: PingRecording, hosts: Sequence[HostReport]
 ) -> ClockOffset | None:
     """Return how much more the clock of the migration's times shows than the ping's; None where nothing bounds it."""

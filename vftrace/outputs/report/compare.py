@@ -9,7 +9,7 @@ from rich.text import Text
 
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Outcome, Phase, Role
-from vftrace.model.report import MigrationReport
+from vftrace.model.report import MigrationReport, RoundTrips
 from vftrace.outputs.report.json import migration_json
 from vftrace.outputs.text.glyphs import Glyphs, clean
 from vftrace.outputs.text.tables import UNKNOWN, plain_table
@@ -151,6 +151,8 @@ _WORDS: tuple[tuple[str, Callable[[MigrationReport], str]], ...] = (
 _TOTALS: tuple[tuple[str, str, Callable[[MigrationReport], float | None]], ...] = (
     ("downtime", "ns", lambda f: f.migration.downtime.vcpu_ns),
     ("service downtime", "ns", lambda f: f.service_ns),
+    ("round trips during it, median", "ns", lambda f: _during(f).half_ns),
+    ("round trips during it, 99 %", "ns", lambda f: _during(f).p99_ns),
     ("device downtime", "ns", lambda f: figures.device_downtime_ns(f.migration)),
     ("uncertainty", "ns", lambda f: f.uncertainty_ns),
     ("total time", "ns", lambda f: figures.total_ns(f.migration)),
@@ -162,6 +164,11 @@ _TOTALS: tuple[tuple[str, str, Callable[[MigrationReport], float | None]], ...] 
     ("mean dirty rate", "bytes/s", lambda f: figures.mean_dirty_rate(f.migration)),
     ("dirty rate at the end", "bytes/s", lambda f: figures.dirty_rate(f.migration)),
 )
+
+
+def _during(found: MigrationReport) -> RoundTrips:
+    during = None if found.round_trips is None else found.round_trips.during
+    return during or RoundTrips(0, 0, None, None, None, None, None)
 
 
 def _outcome(m: Migration) -> str:

@@ -18,6 +18,8 @@ from vftrace.outputs.text.calls import LEAST_PART, cause_words, caveats, told_st
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.glyphs import UNICODE
 from vftrace.outputs.text.markup import escape
+from vftrace.outputs.text.round_trips import HEADS, round_trip_rows
+from vftrace.outputs.text.round_trips import TITLE as ROUND_TRIPS
 from vftrace.outputs.text.words import (
     clocks_line,
     downtime_line,
@@ -115,6 +117,7 @@ def _migration(number: int, found: MigrationReport) -> Iterator[str]:
         yield _blackout_table(m)
         yield from _calls(m)
     yield from _brownout(m)
+    yield from _round_trips(found)
     yield from _advice(found)
     yield "<h3>The whole migration</h3>"
     yield _drawing(line)
@@ -404,6 +407,13 @@ def _brownout(m: Migration) -> Iterator[str]:
         rows.append(_row([use.side, number, *shares]))
     table = _table(("side", "vCPU", *(escape(state) for state in STATES)), rows)
     yield f"<details><summary>Where the time of each vCPU went</summary>{table}</details>"
+
+
+def _round_trips(found: MigrationReport) -> Iterator[str]:
+    """How long a client of the guest waited for answers."""
+    if found.round_trips is not None:
+        rows = [_row(list(map(escape, row))) for row in round_trip_rows(found.round_trips, "–")]
+        yield f"<h3>{ROUND_TRIPS}</h3>{_table(HEADS, rows)}"
 
 
 def _advice(found: MigrationReport) -> Iterator[str]:

@@ -10,7 +10,14 @@ from vftrace.model.brownout import STATES, Brownout, FaultWaits, VcpuSpan
 from vftrace.model.calls import BlackoutCalls
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Outcome, Snapshot, without_figures
-from vftrace.model.report import HostReport, MigrationReport, Outage, Report, live_report
+from vftrace.model.report import (
+    HostReport,
+    MigrationReport,
+    Outage,
+    Report,
+    ServiceRoundTrips,
+    live_report,
+)
 from vftrace.model.vf import VfHistory
 
 SCHEMA = 1
@@ -148,6 +155,7 @@ def _contained_json(found: MigrationReport) -> dict[str, Any]:
             found,
             migration=without_figures(m, place),
             outage=None,
+            round_trips=None,
             service_ns=None,
             uncertainty_ns=None,
         )
@@ -283,6 +291,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
         "forecast": None if m.forecast is None else asdict(m.forecast),
         "advice": [asdict(advice) for advice in advise(found)],
         "brownout": None if m.brownout is None else _brownout(m.brownout),
+        "round_trips": None if found.round_trips is None else _round_trips(found.round_trips),
     }
 
 
@@ -329,6 +338,11 @@ def _brownout(b: Brownout) -> dict[str, Any]:
             for span in b.timeline
         ],
     }
+
+
+def _round_trips(trips: ServiceRoundTrips) -> dict[str, Any]:
+    """Each part is null where the ping surely sent no probe in it."""
+    return {name: None if part is None else asdict(part) for name, part in trips.parts()}
 
 
 def _states(span: VcpuSpan) -> dict[str, int]:

@@ -22,6 +22,7 @@ from vftrace.outputs.text.glyphs import Glyphs, clean, glyphs, shorten
 from vftrace.outputs.text.guard import guarded
 from vftrace.outputs.text.outage import render_outage
 from vftrace.outputs.text.pings import first_line_of_pings, render_pings
+from vftrace.outputs.text.round_trips import round_trips_part
 from vftrace.outputs.text.slots import slots_part
 from vftrace.outputs.text.tables import (
     UNKNOWN,
@@ -179,7 +180,7 @@ def render_vfs(snapshot: Snapshot, width: int, g: Glyphs) -> Iterator[Renderable
 def render_migration(
     found: MigrationReport, report: Report, width: int, g: Glyphs
 ) -> Iterator[RenderableType]:
-    """One migration: verdict, blackout, advice, phases, devices, rounds, outage."""
+    """One migration: verdict, blackout, advice, brownouts, phases, devices, rounds, outage."""
     m, now = found.migration, found.host.snapshot.at_ns
     for warning in found.warnings:
         yield Text(f"! {warning}", WARNING)
@@ -199,6 +200,7 @@ def render_migration(
         yield from calls_part(m, g)
     yield from advice_part(found, g)
     yield from brownout_part(m, width, g)
+    yield from round_trips_part(found.round_trips)
     yield Text()
     yield Text("Phases", "bold")
     yield phases_table(m, now, width, g)
