@@ -587,9 +587,7 @@ def script(name: str, job: str) -> dict[str, tuple[int, int]]:
     """By step: when it was given to the card's driver, and when the next one was."""
     log = truth(name, job)["log"]
     ends = [entry["at_ns"] for entry in log[1:]] + [truth(name, job)["ended_at_ns"]]
-    return {
-        entry["what"]: (entry["at_ns"], end) for entry, end in zip(log, ends, strict=True)
-    }
+    return {entry["what"]: (entry["at_ns"], end) for entry, end in zip(log, ends, strict=True)}
 
 
 @pytest.mark.parametrize("name", sorted(set(recordings("i40e")) & set(recordings("ice"))))
