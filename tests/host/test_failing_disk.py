@@ -71,8 +71,9 @@ def test_serve_goes_on_and_records_again_when_the_disk_is_back(
 def test_record_ends_with_the_files_name(failing: FuseDisk, tmp_path: Path) -> None:
     path = failing.path / "all.vft"
     with vftrace("record", "-o", str(path)) as tracer:
-        failing.fail(Op.WRITE)
         # On a quiet host there is nothing to write for a while.
+        run_scenario("completed-fast", tmp_path, quiet)
+        failing.fail(Op.WRITE)
         run_scenario("completed-fast", tmp_path, quiet)
         assert tracer.wait(30) == 1
     said = "".join(tracer.said)  # type: ignore[attr-defined]

@@ -72,7 +72,7 @@ def test_the_web_configuration_is_one(tmp_path: Path) -> None:
     assert command is not None
     subprocess.run(["sh", "-ec", command[1]], cwd=tmp_path, check=True, capture_output=True)
     file = tmp_path / "web.yml"
-    with pytest.raises(VftraceError, match="no bcrypt hash"):
+    with pytest.raises(VftraceError, match="is not a bcrypt hash"):
         read_web_config(file)
     hashed = bcrypt.hashpw(b"mine", bcrypt.gensalt(4)).decode()
     file.write_text(file.read_text().replace("PUT-YOUR-BCRYPT-HASH-HERE", hashed))

@@ -148,7 +148,11 @@ def test_a_flipped_bit(tmp_path: Path, data: st.DataObject) -> None:
 )
 @given(st.data())
 def test_a_flipped_bit_in_a_gzip_stream(tmp_path: Path, data: st.DataObject) -> None:
-    """A recording is refused with one line, or read up to somewhere: what is read is as it was written."""
+    """A recording is refused with one line, or read up to somewhere and called damaged.
+
+    Each record that is read was written so. A flipped bit may let deflate copy others than were meant, with their
+    checksums: gzip's own checksum shows it at the end.
+    """
     packed = bytearray(_packed())
     at = data.draw(st.integers(0, len(packed) - 1))
     packed[at] ^= 1 << data.draw(st.integers(0, 7))
@@ -157,7 +161,7 @@ def test_a_flipped_bit_in_a_gzip_stream(tmp_path: Path, data: st.DataObject) -> 
     except VftraceError:
         return
     whole = _before(len(_raw()))
-    assert records == whole[: len(records)]
+    assert set(records) <= set(whole)
     # the header's time stamp and flags can change without harm, and deflate's padding bits
     assert damage is not None or records == whole
 

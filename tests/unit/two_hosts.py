@@ -25,6 +25,12 @@ RECORDINGS = Path(__file__).parents[1] / "golden" / "recordings"
 DURATIONS = {"longest_ns", "sleep_ns", "queue_ns"}
 """Fields that are no points in time."""
 
+POINTS = {
+    Kind.VCPU_TIME: {"begun_ns", "until_ns", "held_from_ns", "held_until_ns"},
+    Kind.VCPU_BASELINE: {"from_ns", "until_ns"},
+}
+"""Kinds with more durations than points in time: the points."""
+
 
 def shifted(record: bytes, shift_ns: int, error_ns: int | None = None) -> bytes:
     """The record of a host whose CLOCK_BOOTTIME shows `shift_ns` more, and whose wall clock is as right as
@@ -50,6 +56,9 @@ def shifted(record: bytes, shift_ns: int, error_ns: int | None = None) -> bytes:
                 values[index] -= shift_ns
             elif error_ns is not None:
                 values[index] = error_ns
+        elif kind in POINTS:
+            if name in POINTS[kind] and values[index]:
+                values[index] += shift_ns
         elif name.endswith("_ns") and name not in DURATIONS and values[index]:
             values[index] += shift_ns
     return head + layout.pack(*values)[: len(body)]
