@@ -25,6 +25,12 @@ def expect(answer: Answer, **wanted: object) -> None:
         raise JobError(f"{answer['what']} gave {seen}, not {wanted}")
 
 
+def expect_no_pages(answer: Answer) -> None:
+    """A bitmap without tracking: 6.12 refuses it, 7.3 answers that nothing was written."""
+    if answer["ret"] != EINVAL:
+        expect(answer, ret=0, dirty_pages=0)
+
+
 def _expect_cdev(machine: TinyVmm, name: str, *, tracks: bool) -> None:
     """Open a device; its IOMMU must say whether it can track (IOMMU_HW_CAP_DIRTY_TRACKING; 7.x has more bits)."""
     answer = machine(f"cdev {name}")
@@ -55,7 +61,7 @@ def _page_table(machine: TinyVmm) -> None:
     expect(machine(f"cdev {second.name}"), hwpt_ret=0)
     expect(machine("bind"), ret=EINVAL)
     _maps(machine)
-    expect(machine(f"written {WHOLE}"), ret=EINVAL)
+    expect_no_pages(machine(f"written {WHOLE}"))
     expect(machine("hwpt on"), ret=0)
     first.command(f"touch {8 * MIB} 7")
     second.command(f"touch {12 * MIB} 70")
@@ -80,7 +86,7 @@ def _page_table(machine: TinyVmm) -> None:
     first.command(f"touch {8 * MIB} 5")
     expect(machine(f"written {WHOLE}"), ret=0, dirty_pages=5)
     expect(machine("hwpt off"), ret=0)
-    expect(machine(f"written {WHOLE}"), ret=EINVAL)
+    expect_no_pages(machine(f"written {WHOLE}"))
     machine("done")
 
 
