@@ -66,39 +66,10 @@ struct sum {
 	u64 count;
 };
 
-/* Arguments of raw tracepoints. Those are not skipped while another program runs on the CPU, as
- * records of tracepoints are (trace_call_bpf): a wake-up often comes by an interrupt of one. */
 struct raw_syscall {
 	u64 regs;
 	u64 value;
 };
-
-struct raw_switch {
-	u64 preempt;
-	u64 prev;
-	u64 next;
-	u64 prev_state;
-};
-
-struct raw_wakeup {
-	u64 task;
-};
-
-static __always_inline u32 pid_of(void *task)
-{
-	u32 pid = 0;
-
-	read_kernel(&pid, sizeof(pid), task + TASK_PID_OFFSET);
-	return pid;
-}
-
-static __always_inline u64 register_at(void *regs, u32 offset)
-{
-	u64 value = 0;
-
-	read_kernel(&value, sizeof(value), regs + offset);
-	return value;
-}
 
 #define TASK_STATES 0xff /* prev_state without TASK_REPORT_MAX: preempted */
 #define TASK_STOPPED_OR_TRACED 0xc

@@ -5,15 +5,8 @@
  */
 #define SHARES_RING
 #include "common.h"
+#include "thread.h"
 #include "vcpu.h"
-
-static __always_inline u32 pid_of(void *task)
-{
-	u32 pid = 0;
-
-	read_kernel(&pid, sizeof(pid), task + TASK_PID_OFFSET);
-	return pid;
-}
 
 int raw_guest_enter(void *ctx)
 {
@@ -68,17 +61,4 @@ int raw_halted(void *ctx)
 int raw_ring_exit(void *ctx)
 {
 	return ring_exit();
-}
-
-/* As in calls.bpf.c. */
-int raw_switch(struct raw_switch *ctx)
-{
-	switch_out(pid_of((void *)ctx->prev), ctx->preempt ? 0 : ctx->prev_state);
-	switch_in(pid_of((void *)ctx->next));
-	return 0;
-}
-
-int raw_wakeup(struct raw_wakeup *ctx)
-{
-	return woken(pid_of((void *)ctx->task));
 }

@@ -51,17 +51,6 @@ struct watched_vm {
 	u32 pad;
 };
 
-struct raw_switch {
-	u64 preempt;
-	u64 prev;
-	u64 next;
-	u64 prev_state;
-};
-
-struct raw_wakeup {
-	u64 task;
-};
-
 struct raw_fpu {
 	u64 load;
 };
@@ -269,23 +258,18 @@ static __always_inline int leave_kvm(void)
 static __always_inline u32 outside(struct vcpu *v)
 {
 	void *regs = task_pt_regs(current_task_btf());
-	u64 nr = 0, timeout = 0, request = 0;
+	u32 nr;
 
 	if (!regs)
 		return VFT_VCPU_USER;
-	read_kernel(&nr, sizeof(nr), regs + NUMBER_OFFSET);
-	nr = (u32)nr;
-	if (nr == SYS_FUTEX) {
-		read_kernel(&timeout, sizeof(timeout), regs + FOURTH_ARGUMENT_OFFSET);
-		return timeout ? VFT_VCPU_THROTTLE : VFT_VCPU_STOPPED;
-	}
+	nr = register_at(regs, NUMBER_OFFSET);
+	if (nr == SYS_FUTEX)
+		return register_at(regs, FOURTH_ARGUMENT_OFFSET) ? VFT_VCPU_THROTTLE
+								 : VFT_VCPU_STOPPED;
 	if (nr == SYS_NANOSLEEP || nr == SYS_CLOCK_NANOSLEEP)
 		return v->ring ? VFT_VCPU_LIMIT : VFT_VCPU_THROTTLE;
-	if (nr == SYS_IOCTL) {
-		read_kernel(&request, sizeof(request), regs + SECOND_ARGUMENT_OFFSET);
-		if ((u32)request == KVM_RUN)
-			return VFT_VCPU_IDLE;
-	}
+	if (nr == SYS_IOCTL && (u32)register_at(regs, SECOND_ARGUMENT_OFFSET) == KVM_RUN)
+		return VFT_VCPU_IDLE;
 	return v->ring ? VFT_VCPU_RING : VFT_VCPU_USER;
 }
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vftrace.probes import calls, loader, vcpus, vfio
+from vftrace.probes import loader, vfio
 from vftrace.probes.bcc import cache
 from vftrace.probes.bpf.object import Object
+from vftrace.probes.machine import thread_flags
 from vftrace.probes.programs import compiled
 from vftrace.probes.registry import KPROBE, TRACEPOINT, Way
 
@@ -21,10 +22,8 @@ def _flags(program: str, way: str) -> Sequence[str]:
         return loader._cflags(Way(way, ()), GUEST_MEMORY)
     if program == "vfio.bpf.c":
         return vfio._cflags(Way(way, ()), None)
-    if program == "calls.bpf.c":
-        return calls.flags()
-    if program == "vcpu.bpf.c":
-        return vcpus.flags()
+    if program in ("calls.bpf.c", "vcpu.bpf.c"):
+        return thread_flags()
     return ()
 
 

@@ -10,16 +10,10 @@ from typing import Any
 from vftrace.events import layout
 from vftrace.events.layout import Kind
 from vftrace.model.host import ProbeStatus
-from vftrace.probes import btf
+from vftrace.probes.machine import NUMBERS
 from vftrace.probes.on_demand import OnDemand
 from vftrace.probes.registry import CALLS
 from vftrace.uapi import KVM_RUN
-
-# asm/unistd_64.h, asm-generic/unistd.h
-_SYS_IOCTL = {"x86_64": 16, "aarch64": 29}
-# struct pt_regs (arch/*/include/asm/ptrace.h): di, si, orig_ax; regs[0], regs[1], syscallno.
-_OFFSETS = {"x86_64": (112, 104, 120), "aarch64": (0, 8, 280)}
-_OFFSET_NAMES = ("FIRST_ARGUMENT_OFFSET", "SECOND_ARGUMENT_OFFSET", "NUMBER_OFFSET")
 
 _SUM_KEY = struct.Struct("=IIIIi4x")
 _SUM = struct.Struct("=QQQQQQqQ")
@@ -36,15 +30,9 @@ class CallProbes:
 
     def __init__(self, first: Any) -> None:
         """Load the programs. `first`: the BPF object whose ring buffer is used."""
-        self._probes = OnDemand(CALLS)
+        self._probes = OnDemand(CALLS, "calls.bpf.c", first)
         self._traced: set[int] = set()
         self._deleted: dict[int, int] = {}
-        try:
-            found = flags()
-        except LookupError as error:
-            self._probes.refuse(str(error))
-            return
-        self._probes.load("calls.bpf.c", found, first)
 
     @property
     def _bpf(self) -> Any:
@@ -98,7 +86,7 @@ class CallProbes:
                 continue
             caller = callers.Leaf()
             caller.tgid, caller.in_run = pid, 1
-            caller.nr, caller.cmd = _SYS_IOCTL[platform.machine()], KVM_RUN
+            caller.nr, caller.cmd = NUMBERS[platform.machine()]["SYS_IOCTL"], KVM_RUN
             callers[key] = caller
             marked += 1
         key = ctypes.c_uint32(pid)
@@ -166,23 +154,6 @@ class CallProbes:
         for tgid, count in self._deleted.items():
             self._bpf["deleted_sums"][ctypes.c_uint32(tgid)] = ctypes.c_uint64(count)
         return found
-
-
-def flags() -> list[str]:
-    """The compiler's flags for this machine. Raises LookupError where its system calls or its structures are not
-    known."""
-    machine = platform.machine()
-    if machine not in _SYS_IOCTL:
-        raise LookupError(f"the system calls of {machine} are not known")
-    offsets = zip(_OFFSET_NAMES, _OFFSETS[machine], strict=True)
-    pid = btf.member_offset("task_struct", "pid")
-    if pid is None:
-        raise LookupError("the kernel's BTF lacks task_struct.pid")
-    return [
-        f"-DSYS_IOCTL={_SYS_IOCTL[machine]}",
-        f"-DTASK_PID_OFFSET={pid}",
-        *(f"-D{name}={offset}" for name, offset in offsets),
-    ]
 
 
 def _u32(data: bytes, at: int) -> int:

@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from vftrace.model.host import ProbeStatus
 from vftrace.probes.attach import attach_all, detach_all, first_line, programs
+from vftrace.probes.machine import thread_flags
 from vftrace.probes.programs import compiled
 from vftrace.probes.registry import NO_MIGRATION, TRACEPOINT, Probe, status_of
 
@@ -18,27 +18,21 @@ them."""
 class OnDemand:
     """The BPF object of one probe. What cannot be loaded or attached is noted in `status`."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, text: str, first: Any) -> None:
+        """Load the programs of a text in bpf/. `first`: the BPF object whose ring buffer is used."""
         self.bpf: Any = None
         self._probe = probe
         self._attached = False
         self._reason: str | None = NO_MIGRATION
         self._detaching: threading.Thread | None = None
         self._left_ns = 0
-
-    def load(self, name: str, flags: Sequence[str], first: Any) -> None:
-        """Load the programs of a text in bpf/. `first`: the BPF object whose ring buffer is used."""
         try:
-            self.bpf = compiled(name, flags, first)
-            for program, kind in programs(self._probe.ways[0]).items():
+            self.bpf = compiled(text, thread_flags(), first)
+            for program, kind in programs(probe.ways[0]).items():
                 self.bpf.load(program, kind)
         except Exception as error:
-            self.refuse(first_line(error))
+            self._reason = first_line(error)
             self.close()
-
-    def refuse(self, reason: str) -> None:
-        """Keep the reason why the probes cannot be attached at all."""
-        self._reason = reason
 
     @property
     def status(self) -> ProbeStatus:

@@ -216,6 +216,12 @@ MAILBOX = Probe(
 """Each driver's file in vftrace/mailbox/ has its hooks."""
 
 
+_SCHED = (
+    Hook("sched:sched_switch", "raw_switch", raw=True),
+    Hook("sched:sched_wakeup", "raw_wakeup", raw=True),
+)
+"""bpf/thread.h"""
+
 CALLS = Probe(
     "calls",
     "system calls of a migrating VMM while its guest stands still",
@@ -225,8 +231,7 @@ CALLS = Probe(
             (
                 Hook("raw_syscalls:sys_enter", "raw_call_enter", raw=True),
                 Hook("raw_syscalls:sys_exit", "raw_call_exit", raw=True),
-                Hook("sched:sched_switch", "raw_switch", raw=True),
-                Hook("sched:sched_wakeup", "raw_wakeup", raw=True),
+                *_SCHED,
             ),
         ),
     ),
@@ -243,8 +248,7 @@ VCPUS = Probe(
                 Hook("kvm:kvm_entry", "raw_guest_enter", raw=True),
                 Hook("kvm:kvm_exit", "raw_guest_exit", raw=True),
                 Hook("kvm:kvm_userspace_exit", "raw_userspace_exit", raw=True),
-                Hook("sched:sched_switch", "raw_switch", raw=True),
-                Hook("sched:sched_wakeup", "raw_wakeup", raw=True),
+                *_SCHED,
             ),
             optional=(
                 Hook("kvm:kvm_fpu", "raw_fpu", raw=True),

@@ -1,6 +1,5 @@
 """The probes of vCPUs: a BPF object of their own, attached only while a VM migrates, for the vCPUs of that VM only."""
 
-import platform
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,32 +7,8 @@ from typing import Any
 
 from vftrace.events import layout
 from vftrace.model.host import ProbeStatus
-from vftrace.probes import btf
 from vftrace.probes.on_demand import OnDemand
 from vftrace.probes.registry import VCPUS
-
-# asm/unistd_64.h, asm-generic/unistd.h; struct pt_regs (arch/*/include/asm/ptrace.h): si, r10, orig_ax; regs[1],
-# regs[3], syscallno.
-_NUMBERS = {
-    "x86_64": {
-        "SYS_IOCTL": 16,
-        "SYS_FUTEX": 202,
-        "SYS_NANOSLEEP": 35,
-        "SYS_CLOCK_NANOSLEEP": 230,
-        "SECOND_ARGUMENT_OFFSET": 104,
-        "FOURTH_ARGUMENT_OFFSET": 56,
-        "NUMBER_OFFSET": 120,
-    },
-    "aarch64": {
-        "SYS_IOCTL": 29,
-        "SYS_FUTEX": 98,
-        "SYS_NANOSLEEP": 101,
-        "SYS_CLOCK_NANOSLEEP": 115,
-        "SECOND_ARGUMENT_OFFSET": 8,
-        "FOURTH_ARGUMENT_OFFSET": 24,
-        "NUMBER_OFFSET": 280,
-    },
-}
 
 _STATES, _WAITS = 16, 32
 _VCPU = struct.Struct(f"=QQQQ{_STATES}QQQQQQQQQ{_WAITS}IIIIIBBBBB3x")
@@ -80,14 +55,8 @@ class VcpuProbes:
 
     def __init__(self, first: Any) -> None:
         """Load the programs. `first`: the BPF object whose ring buffer is used."""
-        self._probes = OnDemand(VCPUS)
+        self._probes = OnDemand(VCPUS, "vcpu.bpf.c", first)
         self._watched: set[int] = set()
-        try:
-            found = flags()
-        except LookupError as error:
-            self._probes.refuse(str(error))
-            return
-        self._probes.load("vcpu.bpf.c", found, first)
 
     @property
     def status(self) -> ProbeStatus:
@@ -159,21 +128,6 @@ class VcpuProbes:
         self._probes.bpf.raw("watched_vms").delete([_u32(pid)])
         vcpus = self._probes.bpf.raw("vcpus")
         vcpus.delete([key for key, value in vcpus.items() if _totals(value).pid == pid])
-
-
-def flags() -> list[str]:
-    """The compiler's flags for this machine. Raises LookupError where its system calls or its structures are not
-    known."""
-    machine = platform.machine()
-    if machine not in _NUMBERS:
-        raise LookupError(f"the system calls of {machine} are not known")
-    pid = btf.member_offset("task_struct", "pid")
-    if pid is None:
-        raise LookupError("the kernel's BTF lacks task_struct.pid")
-    return [
-        f"-DTASK_PID_OFFSET={pid}",
-        *(f"-D{name}={number}" for name, number in _NUMBERS[machine].items()),
-    ]
 
 
 def _u32(number: int) -> bytes:

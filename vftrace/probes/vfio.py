@@ -9,6 +9,7 @@ from vftrace.model.host import ProbeStatus
 from vftrace.probes import btf, kernel
 from vftrace.probes.attach import attach_all, first_line
 from vftrace.probes.bpf.object import Object
+from vftrace.probes.machine import NUMBERS
 from vftrace.probes.module_watcher import ModuleProbes
 from vftrace.probes.programs import compiled
 from vftrace.probes.registry import (
@@ -23,9 +24,6 @@ from vftrace.probes.registry import (
     precopy_info,
     status_of,
 )
-
-# Where the first argument of a system call is in struct pt_regs (arch/*/include/asm/ptrace.h).
-_FIRST_ARGUMENT = {"x86_64": 112, "aarch64": 0}
 
 # All variant drivers of the kernel call the ioctl of their data fd so: mlx5vf_precopy_ioctl,
 # qat_vf_precopy_ioctl, ... (drivers/vfio/pci).
@@ -161,7 +159,7 @@ def _cflags(way: Way, data: str | None) -> list[str]:
     if way.name != KPROBE:
         return flags
     offsets = {
-        "FIRST_ARGUMENT_OFFSET": _FIRST_ARGUMENT.get(platform.machine()),
+        "FIRST_ARGUMENT_OFFSET": NUMBERS.get(platform.machine(), {}).get("FIRST_ARGUMENT_OFFSET"),
         "FILE_PRIVATE_OFFSET": btf.member_offset("file", "private_data"),
         "PCI_DEVICE_OFFSET": btf.member_offset("pci_dev", "dev"),
     }
