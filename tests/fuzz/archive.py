@@ -6,20 +6,16 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from tests.fuzz.bytesmith import NESTED, ODD_TEXTS, damaged
 from tests.fuzz.mutator import JSON_VALUES
-from tests.fuzz.outputs import TooLongError
+from tests.fuzz.outputs import TooLongError, limited
 from vftrace import cli
 from vftrace.archive import index
 from vftrace.archive.finish import CLOSED, PART, finish_all
@@ -29,7 +25,7 @@ from vftrace.errors import VftraceError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordings"
 SECONDS = 10
-"""One command takes no longer, waiting included."""
+"""One command takes no longer, waiting included: the harness itself counts CPU time only."""
 _AT = datetime(2026, 11, 29, tzinfo=UTC)
 _UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 """What a terminal obeys; a line ends with \\n."""
@@ -82,7 +78,7 @@ class ArchiveTarget:
         what = chance.choice(("list", "report", "file", "finish", "enforce", "add", "known"))
         said = f"{what} {[os.fsencode(path) for path in made]}"
         try:
-            with _prompt():
+            with limited(SECONDS, waiting=True):
                 self._run(what, chance, made)
             assert self._outside.read_bytes() == self._seeds[0], "outside"
         except (Exception, TooLongError) as error:
@@ -235,19 +231,3 @@ def _command(*arguments: str) -> None:
     shown = said if "html" in arguments else said + raw.getvalue().decode()
     found = _UNSAFE.search(shown)
     assert found is None, shown[max(0, found.start() - 80) :][:200]
-
-
-@contextmanager
-def _prompt() -> Iterator[None]:
-    """Raise TooLongError in what waits: the harness itself counts CPU time only."""
-
-    def too_long(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise TooLongError(f"more than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -123,19 +123,22 @@ def fault_of(name: str, error: BaseException) -> Fault:
 
 
 @contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raise TooLongError in what takes more CPU."""
+def limited(seconds: float, *, waiting: bool = False) -> Iterator[None]:
+    """Raise TooLongError in what takes more CPU, or if `waiting` counts as well, more time."""
+    timer, number = (
+        (signal.ITIMER_REAL, signal.SIGALRM) if waiting else (signal.ITIMER_PROF, signal.SIGPROF)
+    )
 
     def too_long(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise TooLongError(f"more than {seconds} s of CPU")
+        raise TooLongError(f"more than {seconds} s{'' if waiting else ' of CPU'}")
 
-    before = signal.signal(signal.SIGPROF, too_long)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    before = signal.signal(number, too_long)
+    signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        signal.setitimer(timer, 0)
+        signal.signal(number, before)
 
 
 def _drawn(what: RenderableType, width: int = 100) -> None:

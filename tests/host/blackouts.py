@@ -4,31 +4,25 @@
 .venv/bin/python -m tests.host.blackouts --keep [NAME...]         and keeps recording and truth as golden
 """
 
-import argparse
 import asyncio
 import dataclasses
-import gzip
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.golden.record import traced
 from tests.host.fusedisk import fuse_disk
+from tests.host.plays import played, traced_vms
 from vftrace.analysis.tracker import Tracker
-from vftrace.collect.batch import Batch
-from vftrace.collect.only import OnlyVms
 from vftrace.collect.order import Order
-from vftrace.collect.recording import Recording, frames_of, head_of
+from vftrace.collect.recording import Recording
 from vftrace.demo import guest, qemu
 from vftrace.demo.qemu import boottime_ns
 from vftrace.demo.scenarios import MIB, SLOW, Run, Vm, _begin
@@ -304,13 +298,10 @@ async def _play(blackout: Blackout, workdir: Path) -> Truth:
 
 
 def play(name: str, target: Path) -> Truth:
-    """Play one traced; its recording becomes `target`, without whatever else ran on this machine."""
-    truth = traced(target, lambda directory: asyncio.run(_play(BLACKOUTS[name], directory)))
-    recording = Recording(target)
-    kept = OnlyVms([f"demo-{name}"]).keep(Batch.of(recording))
-    with target.open("wb") as out, gzip.GzipFile("", "wb", fileobj=out, mtime=0) as packed:
-        packed.write(head_of(recording.host) + frames_of(kept.records))
-    return truth
+    """Play one traced; its recording becomes `target`."""
+    return traced_vms(
+        name, target, lambda directory: asyncio.run(_play(BLACKOUTS[name], directory))
+    )
 
 
 def migration_of(recording: Path, name: str) -> Migration:
@@ -355,32 +346,18 @@ def judge(migration: Migration, truth: Truth) -> Judged:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--keep", action="store_true")
-    parser.add_argument("names", nargs="*")
-    arguments = parser.parse_args()
-    os.chdir(Path(__file__).parents[2])
-    for name in arguments.names or BLACKOUTS:
-        for _ in range(arguments.runs):
-            with tempfile.TemporaryDirectory() as directory:
-                target = KEPT / f"{name}.vft.gz" if arguments.keep else Path(directory) / "r.vft.gz"
-                truth = play(name, target)
-                if arguments.keep:
-                    text = json.dumps(dataclasses.asdict(truth), indent=1)
-                    (KEPT / f"{name}.truth.json").write_text(text + "\n")
-                judged = judge(migration_of(target, name), truth)
-            first = judged.first
-            right = truth.fits(first)
-            print(
-                f"| {name} | {judged.blackout_ns / 1e6:.1f} ms | {100 * judged.named:.1f} % "
-                f"| {first.kind} {first.call or ''} {first.thread or ''} {first.ns / 1e6:.1f} ms "
-                f"| {'yes' if right else 'NO'} "
-                f"| {truth.count or f'{(truth.ns or 0) / 1e6:.1f} ms'} "
-                f"| {'-' if judged.error is None else f'{100 * judged.error:+.1f} %'} |",
-                flush=True,
-            )
-            time.sleep(0.2)
+    for name, recording, truth in played(BLACKOUTS, play, KEPT, indent=1):
+        judged = judge(migration_of(recording, name), truth)
+        first = judged.first
+        right = truth.fits(first)
+        print(
+            f"| {name} | {judged.blackout_ns / 1e6:.1f} ms | {100 * judged.named:.1f} % "
+            f"| {first.kind} {first.call or ''} {first.thread or ''} {first.ns / 1e6:.1f} ms "
+            f"| {'yes' if right else 'NO'} "
+            f"| {truth.count or f'{(truth.ns or 0) / 1e6:.1f} ms'} "
+            f"| {'-' if judged.error is None else f'{100 * judged.error:+.1f} %'} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -6,17 +6,13 @@
 The guest's memory is a file that both QEMU and this program map, so its counter is read without asking anybody.
 """
 
-import argparse
 import asyncio
 import dataclasses
-import gzip
-import json
 import mmap
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -25,11 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.golden.record import traced
 from tests.host.blackouts import migration_of
-from vftrace.collect.batch import Batch
-from vftrace.collect.only import OnlyVms
-from vftrace.collect.recording import Recording, frames_of, head_of
+from tests.host.plays import played, traced_vms
 from vftrace.demo import guest, qemu
 from vftrace.demo.qemu import boottime_ns
 from vftrace.demo.scenarios import FIRST_PAGE, MEMORY_MIB, MIB, Migration, Run, Spec, Vm
@@ -252,13 +245,8 @@ async def _play(name: str, workdir: Path) -> Truth:
 
 
 def play(name: str, target: Path) -> Truth:
-    """Play one traced; its recording becomes `target`, without whatever else ran on this machine."""
-    truth = traced(target, lambda directory: asyncio.run(_play(name, directory)))
-    recording = Recording(target)
-    kept = OnlyVms([f"demo-{name}"]).keep(Batch.of(recording))
-    with target.open("wb") as out, gzip.GzipFile("", "wb", fileobj=out, mtime=0) as packed:
-        packed.write(head_of(recording.host) + frames_of(kept.records))
-    return truth
+    """Play one traced; its recording becomes `target`."""
+    return traced_vms(name, target, lambda directory: asyncio.run(_play(name, directory)))
 
 
 @dataclass(frozen=True)
@@ -331,26 +319,12 @@ def judge(found: Found, truth: Truth) -> Judged:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--keep", action="store_true")
-    parser.add_argument("names", nargs="*")
-    arguments = parser.parse_args()
-    os.chdir(Path(__file__).parents[2])
     print(
         "| run | guest speed | by its own count | error, points | held | QEMU says | worst part |"
     )
     print("|---|---|---|---|---|---|---|")
-    for name in arguments.names or PLAYS:
-        for _ in range(arguments.runs):
-            with tempfile.TemporaryDirectory() as directory:
-                target = KEPT / f"{name}.vft.gz" if arguments.keep else Path(directory) / "r.vft.gz"
-                truth = play(name, target)
-                if arguments.keep:
-                    text = json.dumps(dataclasses.asdict(truth))
-                    (KEPT / f"{name}.truth.json").write_text(text + "\n")
-                print(_row(name, judge(migration_of(target, name), truth), truth), flush=True)
-            time.sleep(0.2)
+    for name, recording, truth in played(PLAYS, play, KEPT):
+        print(_row(name, judge(migration_of(recording, name), truth), truth), flush=True)
 
 
 def _row(name: str, judged: Judged, truth: Truth) -> str:

@@ -141,17 +141,7 @@ def test_vftrace_says_what_was_done(
     kernel: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """What was recorded just now passes what the golden recordings pass: states, bytes, times, causes."""
-    _check_recording(outcome(kernel, again=is_rerun(request)).results, kernel, tmp_path)
-
-
-def _check_recording(results: Path, name: str, tmp_path: Path) -> None:
-    golden.keep("lab/keep.py", str(results), name, str(tmp_path))
-    golden.check(
-        "test_lab_recordings.py",
-        "VFTRACE_LAB_RECORDINGS",
-        tmp_path,
-        {"VFTRACE_LAB_NOISE_MS": golden.NOISE_MS},
-    )
+    golden.check_lab(outcome(kernel, again=is_rerun(request)).results, kernel, tmp_path)
 
 
 @pytest.mark.flaky(reruns=1)
@@ -273,7 +263,7 @@ def test_modules_come_after_vftrace(kernel: str, tmp_path: Path) -> None:
     environment = {"VFTRACE": "1", "LAB_LATE_MODULES": "1"}
     done = run_jobs(kernel, names, results, environment=environment)
     assert done.codes == dict.fromkeys(names, 0)
-    _check_recording(results, kernel, tmp_path)
+    golden.check_lab(results, kernel, tmp_path)
 
 
 @pytest.mark.parametrize("kernel", _kernels())
@@ -290,4 +280,4 @@ def test_the_newest_bcc(tmp_path: Path) -> None:
     results = LAB / "results/sid-test"
     done = run_jobs("6.12", names, results, environment={"VFTRACE": "1"}, userspace="sid")
     assert done.codes == dict.fromkeys(names, 0)
-    _check_recording(results, "sid", tmp_path)
+    golden.check_lab(results, "sid", tmp_path)

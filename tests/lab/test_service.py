@@ -32,10 +32,4 @@ def test_the_unit_traces_a_migration_with_devices(tmp_path: Path) -> None:
     assert "-completed-" in kept.name
     with gzip.open(kept) as packed, (results / "recording.vft").open("wb") as plain:
         shutil.copyfileobj(packed, plain)
-    golden.keep("lab/keep.py", str(results), KERNEL, str(tmp_path))
-    golden.check(
-        "test_lab_recordings.py",
-        "VFTRACE_LAB_RECORDINGS",
-        tmp_path,
-        {"VFTRACE_LAB_NOISE_MS": golden.NOISE_MS},
-    )
+    golden.check_lab(results, KERNEL, tmp_path)

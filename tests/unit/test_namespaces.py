@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,25 +18,25 @@ def test_the_offset_is_read_as_the_kernel_writes_it() -> None:
     assert boottime_offset_ns("") == 0
 
 
+PID = ("--pid", "--fork", "--mount-proc")
+
+
+def run_inside(namespace: Sequence[str], *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run vftrace in a namespace of its own; the test is skipped where none can be made."""
+    command = ["unshare", *namespace, sys.executable, "-m", "vftrace", *words]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if "unshare" in ran.stderr:
+        pytest.skip(f"no such namespace here: {ran.stderr.strip()}")
+    return ran
+
+
 COMMANDS = [["record", "-o", "/dev/null"], ["top", "--once"], ["serve"], ["mailbox"], ["doctor"]]
 
 
 @pytest.mark.needs("root", "unshare")
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_foreign_pid_namespace_is_refused(words: list[str]) -> None:
-    command = [
-        "unshare",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        sys.executable,
-        "-m",
-        "vftrace",
-        *words,
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if "unshare" in ran.stderr:
-        pytest.skip(f"no pid namespaces here: {ran.stderr.strip()}")
+    ran = run_inside(PID, *words)
     assert ran.returncode == 3
     assert "pid namespace" in ran.stderr
     assert "--pid=host" in ran.stderr
@@ -46,11 +47,7 @@ def test_a_foreign_pid_namespace_is_refused(words: list[str]) -> None:
 @pytest.mark.needs("root", "unshare")
 @pytest.mark.parametrize("words", COMMANDS[:3])
 def test_a_moved_boot_clock_is_refused(words: list[str]) -> None:
-    inside = ["unshare", "--time", "--boottime", "1000", "--fork"]
-    command = [*inside, sys.executable, "-m", "vftrace", *words, "--duration", "1s"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if "unshare" in ran.stderr:
-        pytest.skip(f"no time namespaces here: {ran.stderr.strip()}")
+    ran = run_inside(("--time", "--boottime", "1000", "--fork"), *words, "--duration", "1s")
     assert ran.returncode == 3
     assert "time namespace" in ran.stderr
     assert "+1000 s" in ran.stderr
@@ -61,11 +58,7 @@ def test_a_moved_boot_clock_is_refused(words: list[str]) -> None:
 @pytest.mark.needs("root", "unshare")
 def test_the_demonstration_names_the_remedy_and_replays() -> None:
     """It traces nothing there either, but has something to show all the same."""
-    inside = ["unshare", "--pid", "--fork", "--mount-proc"]
-    command = [*inside, sys.executable, "-m", "vftrace", "demo", "--no-live"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if "unshare" in ran.stderr:
-        pytest.skip(f"no pid namespaces here: {ran.stderr.strip()}")
+    ran = run_inside(PID, "demo", "--no-live")
     assert ran.returncode == 0
     assert "no live demo here:" in ran.stderr
     assert "replaying a recording" in ran.stderr

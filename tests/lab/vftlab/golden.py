@@ -40,3 +40,14 @@ def check(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
+
+
+def check_lab(results: Path, name: str, directory: Path) -> None:
+    """Pack a boot's recording into a directory, and ask of it what the golden recordings of the lab pass."""
+    keep("lab/keep.py", str(results), name, str(directory))
+    check(
+        "test_lab_recordings.py",
+        "VFTRACE_LAB_RECORDINGS",
+        directory,
+        {"VFTRACE_LAB_NOISE_MS": NOISE_MS},
+    )
