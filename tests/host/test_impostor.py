@@ -101,7 +101,7 @@ def test_a_victims_migration_is_right_or_marked(kinds: tuple[str, ...], tmp_path
         impostors: list[int] = []
 
         def progress(text: str) -> None:
-            # Said when both QEMUs run and before the migration is asked for; the driver waits for us.
+            # Printed when both QEMUs run, before the migration is requested; the driver waits for this thread.
             if "migrates over" in text:
                 impostors.extend(stack.enter_context(impostor(kind)) for kind in kinds)
 

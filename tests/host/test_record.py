@@ -52,7 +52,7 @@ def test_a_vm_that_ran_before(tmp_path: Path) -> None:
     recorders: list[Recorder] = []
 
     def progress(text: str) -> None:
-        # Said when both QEMUs run and before the migration is asked for; the driver waits for us.
+        # Printed when both QEMUs run, before the migration is requested; the driver waits for this thread.
         if "migrates over" in text:
             recorders.append(Recorder(tmp_path / "trace.vft"))
 

@@ -103,7 +103,7 @@ def of_helm(tools: Path, *settings: str) -> Objects:
 
 @pytest.mark.needs("npm")
 def test_helm_makes_what_kustomize_makes(tools: Path) -> None:
-    """But for the namespace, which Helm is told, and what says how an image is pulled."""
+    """Both make equal objects, except for the namespace, which is an option of Helm, and the image pull policy."""
     kustomized = objects(tools / "kubectl", "kustomize", chart.MANIFESTS)
     del kustomized["Namespace", "vftrace"]
     helmed = of_helm(tools, 'image.tag="latest"')

@@ -1,4 +1,4 @@
-"""What a pipe gets: no blanks at the ends of lines, and times in the zone that was asked for."""
+"""Output in a pipe has no blanks at the ends of lines, and times in the zone that the user chose."""
 
 import os
 import subprocess

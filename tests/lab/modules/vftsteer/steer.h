@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A VFIO device that migrates as it is told: what vftsteer and vftphys share
+ * What vftsteer and vftphys share: a VFIO device whose migration a script controls
  *
  * vftsteer.c has the commands and the log. A module includes this once, and has of its own how a
  * device comes to be and how it writes to the VMM's memory (steer_write_pages).
