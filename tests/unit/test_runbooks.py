@@ -1,4 +1,4 @@
-"""Each alert has a page for whoever it wakes: its heading, four parts in order, and commands that exist."""
+"""Each alert has a page for whoever it wakes: its heading, its parts in order, and commands that exist."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from vftrace.cli import build_parser
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "dashboards/prometheus/vftrace.rules.yml"
 RUNBOOKS = ROOT / "docs/runbooks"
-PARTS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
+PARTS = ["Meaning", "Impact", "Look first", "Causes", "Escalate", "How it clears"]
 
 ALERTS = {
     rule["alert"]: rule
