@@ -555,11 +555,11 @@ def judge(path: Path, which: str) -> None:
             plain = [g for run in some if (g := baseline(run, sweeps)) is not None]
             for name, guesses in (("vftrace", model), ("rate held constant", plain)):
                 print(f"| {kind} | {name} | sweep {sweeps} | {_cells(guesses)} |")
-    print("\nFailures (judged runs, after sweep 2 and 3):")
+    print(f"\nMisses (judged runs, after sweep 2 and 3):\n\n{_MISSES}")
     for run, sweeps in itertools.product(judged, (2, 3)):
         told = guess(run, sweeps, fitted)
         if told is not None and _failed(told):
-            print(f"- {_describe(told, f'after sweep {sweeps}')}")
+            print(_row(told, f"sweep {sweeps}"))
     judge_what_if(runs)
     judge_refuted(runs)
 
@@ -611,9 +611,9 @@ def judge_what_if(runs: list[Played]) -> None:
         )
         if bandwidth and limit:
             misses = [g for g in known if _failed(g)]
-    print("\nWith bandwidth and limit, more than 10 % off (or 20 % in a long downtime):")
+    print(f"\nMisses with bandwidth and limit:\n\n{_MISSES}")
     for told in misses:
-        print(f"- {_describe(told, 'replayed')}")
+        print(_row(told, "replay"))
 
 
 def judge_refuted(runs: list[Played]) -> None:
@@ -630,7 +630,7 @@ def judge_refuted(runs: list[Played]) -> None:
             said = None if told.converges is None else _in_time(told)
             answer = "open" if said is None else "right" if said == run.converged else "wrong"
             if answer == "wrong":
-                wrong.append(_describe(Guess(run, bool(said), None, None), f"after sweep {sweeps}"))
+                wrong.append(_row(Guess(run, bool(said), None, None), f"sweep {sweeps}"))
             kind = "near the limit" if run.near else "clear"
             for when in ("each sweep", *(() if seen else ("the first",))):
                 key = kind, when, answer
@@ -641,9 +641,12 @@ def judge_refuted(runs: list[Played]) -> None:
     for kind, when in itertools.product(("clear", "near the limit"), ("the first", "each sweep")):
         cells = [str(counts.get((kind, when, answer), 0)) for answer in ("right", "wrong", "open")]
         print(f"| {kind} | {when} | {' | '.join(cells)} |")
-    print("\nWrong:")
-    for line in wrong:
-        print(f"- {line}")
+    print("\nWrong:\n", _MISSES, *wrong, sep="\n")
+
+
+_MISSES = """\
+| run | pattern | MiB/s | limit, ms | pages | writes/s | near | after | sweeps | converged | total, ms | downtime, ms |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def _failed(told: Guess) -> bool:
@@ -651,24 +654,32 @@ def _failed(told: Guess) -> bool:
     return not all(right) or any(e > 0.1 for e in total) or any(e > 0.2 for e in down)
 
 
-def _describe(told: Guess, when: str) -> str:
-    run = told.run
-    seen = f"{len(run.rounds)} sweeps, converged {run.converged}"
-    times = ", ".join(
-        f"{name} {_ms(guess_ns)} forecast, {_ms(real_ns)} seen"
-        for name, guess_ns, real_ns in (
-            ("total", told.total_ns, run.total_ns),
-            ("downtime", told.downtime_ns, run.downtime_ns),
-        )
+def _row(told: Guess, after: str) -> str:
+    """A miss as a row: forecast → real."""
+    run, p = told.run, told.run.point
+    cells = (
+        p.number,
+        p.pattern,
+        "none" if p.bandwidth == UNLIMITED else p.bandwidth,
+        p.limit_ms,
+        p.pages,
+        p.rate,
+        "near" if run.near else "",
+        after,
+        len(run.rounds),
+        f"{_yes(told.converges)} → {_yes(run.converged)}",
+        f"{_ms(told.total_ns)} → {_ms(run.total_ns)}",
+        f"{_ms(told.downtime_ns)} → {_ms(run.downtime_ns)}",
     )
-    p = run.point
-    what = f"{p.pattern}, {p.bandwidth} MiB/s, {p.limit_ms} ms, {p.pages} pages, {p.rate}/s"
-    near = ", near the limit" if run.near else ""
-    return f"run {p.number} ({what}{near}) {when}: {seen}; converges {told.converges}; {times}"
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _yes(converges: bool) -> str:
+    return "yes" if converges else "no"
 
 
 def _ms(ns: int | None) -> str:
-    return "-" if ns is None else f"{ns / 1e6:.0f} ms"
+    return "-" if ns is None else f"{ns / 1e6:.0f}"
 
 
 def main() -> None:

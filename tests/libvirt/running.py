@@ -259,7 +259,7 @@ def _downtimes(longer: Sequence[float]) -> str:
     if not longer:
         return "No downtime is compared."
     return (
-        f"In the rows that are right, {len(longer)} downtimes are compared: vftrace's is"
+        f"In these, {len(longer)} downtimes are compared: vftrace's downtime is"
         f" {longer[0]:.1f} to {longer[-1]:.1f} ms (median\n{longer[len(longer) // 2]:.1f} ms)"
         " longer than QEMU's."
     )
@@ -272,9 +272,10 @@ def _said(*command: str) -> str:
 _PAGE = """\
 # vftrace beside libvirt
 
-Every operation of `tests/libvirt/run --list`, played by two real libvirt daemons and recorded by `vftrace record`.
-QEMU's and libvirt's figures come from the daemons' monitor logs and from `virsh domjobinfo --completed`.
-docs/contributing/testing-with-libvirt.md explains how the operations run and which rules make a row right.
+**Question.** Do vftrace's figures equal those of QEMU and libvirt, in every operation that moves, saves or disturbs a domain?
+
+**Answer.** vftrace is right in {right} of {of} operations.
+{downtimes}
 
 | | |
 |---|---|
@@ -283,15 +284,19 @@ docs/contributing/testing-with-libvirt.md explains how the operations run and wh
 | machine | {machine} |
 | versions | {versions} |
 | command | `tests/libvirt/run --results DIR --page docs/results/libvirt.md` |
-| right | {right} of {of} |
 
-{downtimes}
-vftrace's downtime ends when a vCPU enters the guest; QEMU's is from the event STOP to the event RESUME. What exceeds
-1 ms is named by vftrace's checkpoints beside these events. A throttled guest (auto-converge) is left out of these
-figures: its vCPU sleeps outside the guest when QEMU stops it, which vftrace counts and names, and QEMU does not count.
+Two real libvirt daemons run each operation of `tests/libvirt/run --list`, and `vftrace record` records it. QEMU's and libvirt's
+figures come from the daemons' monitor logs and from `virsh domjobinfo --completed`.
+[Testing with libvirt](../contributing/testing-with-libvirt.md) explains how the operations run and which rules decide that a row
+is right.
 
-vftrace's bytes include the device state, which QEMU 7.2 does not count. In "two-at-once" libvirt's figures are
-those of the first domain. libvirt's downtime includes what its daemons do between QEMU's events.
+- **Downtime.** vftrace's downtime ends when a vCPU enters the guest. QEMU's downtime runs from the event STOP to the event RESUME.
+  libvirt's downtime includes what its daemons do between these events. If the figures differ by more than 1 ms, vftrace's
+  checkpoints around the events name the cause.
+- **Auto-converge** is not among the compared downtimes. The vCPU of a throttled guest sleeps outside the guest when QEMU stops it.
+  vftrace counts and names this sleep, QEMU does not count it.
+- **Bytes.** vftrace's bytes include the device state, which QEMU 7.2 does not count.
+- **`two-at-once`.** libvirt's figures are those of the first domain.
 
 {table}
 """
