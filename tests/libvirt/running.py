@@ -272,7 +272,8 @@ def _said(*command: str) -> str:
 _PAGE = """\
 # vftrace beside libvirt
 
-**Question.** Do vftrace's figures equal those of QEMU and libvirt, in every operation that moves, saves or disturbs a domain?
+**Question.** Do vftrace's figures equal those of QEMU and libvirt, in every operation that moves, saves or disturbs a
+domain?
 
 **Answer.** vftrace is right in {right} of {of} operations.
 {downtimes}
@@ -285,16 +286,16 @@ _PAGE = """\
 | versions | {versions} |
 | command | `tests/libvirt/run --results DIR --page docs/results/libvirt.md` |
 
-Two real libvirt daemons run each operation of `tests/libvirt/run --list`, and `vftrace record` records it. QEMU's and libvirt's
-figures come from the daemons' monitor logs and from `virsh domjobinfo --completed`.
-[Testing with libvirt](../contributing/testing-with-libvirt.md) explains how the operations run and which rules decide that a row
-is right.
+Two real libvirt daemons run each operation of `tests/libvirt/run --list`, and `vftrace record` records it. QEMU's and
+libvirt's figures come from the daemons' monitor logs and from `virsh domjobinfo --completed`. [Testing with
+libvirt](../contributing/testing-with-libvirt.md) explains how the operations run and which rules decide that a row is
+right.
 
-- **Downtime.** vftrace's downtime ends when a vCPU enters the guest. QEMU's downtime runs from the event STOP to the event RESUME.
-  libvirt's downtime includes what its daemons do between these events. If the figures differ by more than 1 ms, vftrace's
-  checkpoints around the events name the cause.
-- **Auto-converge** is not among the compared downtimes. The vCPU of a throttled guest sleeps outside the guest when QEMU stops it.
-  vftrace counts and names this sleep, QEMU does not count it.
+- **Downtime.** vftrace's downtime ends when a vCPU enters the guest. QEMU's downtime runs from the event STOP to the
+  event RESUME. libvirt's downtime includes what its daemons do between these events. If the figures differ by more
+  than 1 ms, vftrace's checkpoints around the events name the cause.
+- **Auto-converge** is not among the compared downtimes. The vCPU of a throttled guest sleeps outside the guest when
+  QEMU stops it. vftrace counts and names this sleep, QEMU does not count it.
 - **Bytes.** vftrace's bytes include the device state, which QEMU 7.2 does not count.
 - **`two-at-once`.** libvirt's figures are those of the first domain.
 
