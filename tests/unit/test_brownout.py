@@ -126,6 +126,20 @@ def test_a_sample_that_makes_no_sense_is_ignored(odd: events.VcpuTime) -> None:
     assert log.vcpus[VCPU].between(0, S).total_ns == S
 
 
+def test_a_sample_that_counted_a_state_for_too_long_does_not_silence_the_next() -> None:
+    log = log_of(
+        sample(2 * S, stopped_ns=2 * S),
+        sample(3 * S, stopped_ns=S, fault_ns=2 * S),
+        sample(4 * S, stopped_ns=S, fault_ns=2 * S, guest_ns=S),
+    )
+    span = log.vcpus[VCPU].between(0, 4 * S)
+    assert [span.of(s) for s in (VcpuState.STOPPED, VcpuState.FAULT, VcpuState.GUEST)] == [
+        S,
+        2 * S,
+        S,
+    ]
+
+
 def test_of_many_samples_some_are_forgotten_and_no_time() -> None:
     log = VcpuLog()
     for at in range(1, MAX_SAMPLES + 10):

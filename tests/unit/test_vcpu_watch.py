@@ -29,6 +29,7 @@ class Probes:
 
     def __init__(self) -> None:
         self.now: dict[int, Mapping[int, tuple[int, bool]]] = {}
+        self.read_ns = 0
 
     def watch(self, pid: int, now_ns: int, states: Mapping[int, tuple[int, bool]]) -> int:
         assert now_ns
@@ -39,6 +40,7 @@ class Probes:
         del self.now[pid]
 
     def totals(self) -> dict[int, VcpuTotals]:
+        self.read_ns = boottime_ns()
         return {pid + 2: totals(pid) for pid in self.now}
 
     def detach_unused(self) -> None:
@@ -115,6 +117,16 @@ def test_samples_say_which_vcpu_it_is_and_count_the_present_state() -> None:
     assert (sample.pid, sample.thread, sample.vcpu, sample.exits) == (PID, VCPU, 3, 7)
     assert sample.guest_ns == 100
     assert sample.queue_ns == sample.until_ns - 1100 > 0
+
+
+def test_the_present_state_counts_no_longer_than_until_it_was_read() -> None:
+    bench = Bench()
+    bench.vcpu()
+    bench.watch.migrates(PID, destination=True)
+    for write in (bench.watch.tick, bench.runs, bench.watch.close):
+        write()
+        (sample,) = bench.samples()
+        assert 1100 < sample.until_ns <= bench.probes.read_ns
 
 
 def test_the_last_sample_is_written_when_it_is_over() -> None:

@@ -145,9 +145,10 @@ class VcpuWatch:
         now = boottime_ns()
         self._ticks += 1
         if self._followed:
+            # A state that was read counts until the time taken before: the vCPU may have left it since it was read.
             totals = self._probes.totals()
             if self._ticks % max(1, len(totals) // SAMPLED_AT_ONCE) == 0:
-                self._write(totals)
+                self._write(totals, now)
         for pid, followed in list(self._followed.items()):
             due = followed.ends_ns is not None and followed.ends_ns <= now
             if due or now - followed.sign_ns > QUIET_NS:
@@ -220,10 +221,10 @@ class VcpuWatch:
     # -- where the time goes --------------------------------------------------------------------
 
     def _write_of(self, pid: int) -> None:
-        self._write({t: v for t, v in self._probes.totals().items() if v.pid == pid})
-
-    def _write(self, totals: dict[int, VcpuTotals]) -> None:
         now = boottime_ns()
+        self._write({t: v for t, v in self._probes.totals().items() if v.pid == pid}, now)
+
+    def _write(self, totals: dict[int, VcpuTotals], now: int) -> None:
         for tid, each in totals.items():
             if each.pid not in self._vms:
                 continue

@@ -41,7 +41,8 @@ class VcpuTotals:
     wait: tuple[int, ...]
 
     def until(self, now_ns: int) -> tuple[int, tuple[int, ...]]:
-        """Return up to when the times count, and these with the present state counted until then."""
+        """Return up to when the times count, and these with the present state counted until then. `now_ns`: a time
+        before the totals were read."""
         until = max(now_ns, self.since_ns)
         ns = list(self.ns)
         if self.state < _STATES:

@@ -57,7 +57,11 @@ class VcpuSamples:
                 self.at_ns.append(event.begun_ns)
                 self.times.append(self.base)
         total = tuple(a + b for a, b in zip(self.base, times, strict=True))
-        if self.times and min(a - b for a, b in zip(total, self.times[-1], strict=True)) < 0:
+        if self._contradicts(total) and sum(times) == event.until_ns - event.begun_ns:
+            # The last sample counted a state for longer than it lasted, as older recordings do now and then.
+            self.at_ns.pop()
+            self.times.pop()
+        if self._contradicts(total):
             return
         self.number = None if event.vcpu == _NO_NUMBER else event.vcpu
         self.at_ns.append(event.until_ns)
@@ -65,6 +69,10 @@ class VcpuSamples:
         self.first = self.first or event
         self.last = event
         self._hold(event)
+
+    def _contradicts(self, total: Times) -> bool:
+        """Whether the last sample has more of a state than `total`, which is later."""
+        return bool(self.times) and any(a < b for a, b in zip(total, self.times[-1], strict=True))
 
     def between(self, start_ns: int, end_ns: int) -> VcpuSpan:
         """Return where the thread's time went between two times, as far as it was followed."""
