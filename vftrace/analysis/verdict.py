@@ -93,7 +93,7 @@ DESTINATION = "destination alone, and loads"
 RULES: dict[str, tuple[Rule, ...]] = {
     POSTCOPY: (
         Rule(
-            "the destination runs, and gave its userfaultfd back (all pages came)",
+            "the destination runs, and unregistered its memory from userfaultfd: all pages have arrived",
             Outcome.COMPLETED,
             None,
             lambda f: (
@@ -103,13 +103,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
             ),
         ),
         Rule(
-            "the destination's process ended before all pages came",
+            "the destination's process ended before all pages arrived",
             Outcome.FAILED,
             Cause.DESTINATION_ENDED,
             lambda f: f.destination_ended_ns,
         ),
         Rule(
-            "the source's process ended before all pages came",
+            "the source's process ended before all pages arrived",
             Outcome.FAILED,
             Cause.SOURCE_ENDED,
             lambda f: f.source_ended_ns,
@@ -117,26 +117,26 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     MOVE: (
         Rule(
-            "one migration thread read the state again and again, the guest running in between (COLO): "
+            "one migration thread read the state several times, and the guest ran in between (COLO): "
             "vftrace does not follow it",
             Outcome.UNKNOWN,
             Cause.CHECKPOINTING,
             lambda f: _if(f.checkpoints_again, f.over_ns or f.source_ended_ns),
         ),
         Rule(
-            "the guest was paused before, and the destination loaded its state",
+            "the guest was paused before the migration, and the destination loaded its state",
             Outcome.COMPLETED,
             None,
             lambda f: _if(f.was_paused and f.resumed_ns is None, f.loaded_ns),
         ),
         Rule(
-            "the destination's vCPUs ran, and the source's had not run after the stop",
+            "the destination's vCPUs ran, and the source's vCPUs had not run after the stop",
             Outcome.COMPLETED,
             None,
             lambda f: _if(f.resumed_ns is None or (f.ran_ns or 0) <= f.resumed_ns, f.ran_ns),
         ),
         Rule(
-            "the destination loaded the whole state, its process ended, then the source's guest ran on",
+            "the destination loaded the whole state, its process ended, then the source's guest ran again",
             Outcome.FAILED,
             Cause.DESTINATION_ENDED,
             lambda f: _if(
@@ -144,7 +144,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             ),
         ),
         Rule(
-            "a send failed after the destination's process had ended, and the source lives on",
+            "a send failed after the destination's process had ended, and the source's process continues",
             Outcome.FAILED,
             Cause.DESTINATION_ENDED,
             lambda f: _if(
@@ -152,21 +152,21 @@ RULES: dict[str, tuple[Rule, ...]] = {
             ),
         ),
         Rule(
-            "a send failed and the source lives on. A send on fd -1 (EBADF) counts: QEMU closes the "
-            "channel when its return path breaks, which a cancel does not do. EPIPE with a destination "
-            "that ended later does not count: a cancel shuts the socket down first",
+            "a send failed and the source's process continues. A send on fd -1 (EBADF) counts: QEMU closes the "
+            "channel when its return path breaks, but not after a cancel. EPIPE with a destination "
+            "that ended later does not count, because a cancel first shuts the socket down",
             Outcome.FAILED,
             Cause.CHANNEL_ERROR,
             lambda f: _if(f.error_ns is not None, f.stopped_ns),
         ),
         Rule(
-            "the source's guest ran on after the stop",
+            "the source's guest ran again after the stop",
             Outcome.FAILED,
             Cause.RESUMED_AFTER_STOP,
             lambda f: f.resumed_ns,
         ),
         Rule(
-            "the source sent its whole state and is done; its guest stays stopped",
+            "the source sent its whole state and finished the migration; its guest stays stopped",
             Outcome.COMPLETED,
             None,
             lambda f: _if(
@@ -175,13 +175,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
             ),
         ),
         Rule(
-            "logging went off or the migration thread ended, and the guest was not stopped for good",
+            "the VMM switched logging off or the migration thread ended, and the source had not read its state",
             Outcome.CANCELLED,
             Cause.CANCELLED,
             lambda f: _if(not f.state_read, f.over_ns),
         ),
         Rule(
-            "the destination's process ended, and the source's had not",
+            "the destination's process ended, and the source's process had not ended",
             Outcome.FAILED,
             Cause.DESTINATION_ENDED,
             lambda f: _if(
@@ -192,7 +192,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             ),
         ),
         Rule(
-            "the source's process ended after a last send that failed (postcopy whose destination died)",
+            "the last send failed, then the source's process ended (postcopy whose destination died)",
             Outcome.FAILED,
             Cause.CHANNEL_ERROR,
             lambda f: _if(f.loaded_ns is None and f.broken, f.source_ended_ns),
@@ -218,7 +218,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             lambda f: f.error_ns,
         ),
         Rule(
-            "the state was read and written, and the VM is done with it, whatever it does then",
+            "the VMM read and wrote the state and finished the save, whatever it does then",
             Outcome.COMPLETED,
             None,
             lambda f: _if(
@@ -227,13 +227,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
             ),
         ),
         Rule(
-            "the process ended before the state was read",
+            "the process ended before the VMM read the state",
             Outcome.FAILED,
             Cause.SOURCE_ENDED,
             lambda f: _if(f.over_ns is None, f.source_ended_ns),
         ),
         Rule(
-            "it was over before the state was read",
+            "the save ended before the VMM read the state",
             Outcome.CANCELLED,
             Cause.CANCELLED,
             lambda f: f.stopped_ns,
@@ -241,13 +241,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     DESTINATION: (
         Rule(
-            "its process ended in postcopy, before all pages came",
+            "its process ended in postcopy, before all pages arrived",
             Outcome.FAILED,
             Cause.DESTINATION_ENDED,
             lambda f: _if(f.postcopy and f.postcopy_done_ns is None, f.destination_ended_ns),
         ),
         Rule(
-            "its vCPUs run (with postcopy: and all pages came)",
+            "its vCPUs run, and in postcopy all pages have arrived",
             Outcome.COMPLETED,
             None,
             lambda f: _if(
