@@ -393,18 +393,19 @@ METRICS = (
     Metric(
         "probe_attached",
         "gauge",
-        "Whether a probe is attached, and how (fentry, kprobe, tracepoint). 0 with method `waiting`: what it "
-        "watches does not exist yet, such as the vfio module; `none`: the kernel refused it.",
+        "1 if a probe is attached, with its method (fentry, kprobe, tracepoint). 0 with method `waiting`: the "
+        "module or tracepoint that it needs does not exist yet, such as vfio; 0 with `none`: the kernel refused "
+        "the probe.",
         "",
         ("probe", "method"),
         "none",
-        "0 with method none: a part of what vftrace can see is missing (`vftrace doctor` prints the reason)",
+        "0 with method none: a part of the figures is missing (`vftrace doctor` prints the reason)",
         _probe_attached,
     ),
     Metric(
         "events_total",
         "counter",
-        "Records read, by the probe that wrote them; `collector` is vftrace's own reader.",
+        "Records that vftrace read, by the probe that wrote them; `collector` is vftrace's own reader.",
         "events",
         ("probe",),
         "all",
@@ -414,7 +415,7 @@ METRICS = (
     Metric(
         "events_lost_total",
         "counter",
-        "Records that did not fit into the ring buffers; what they touch is marked incomplete.",
+        "Records that did not fit into the ring buffers; the migrations they belong to are marked incomplete.",
         "events",
         (),
         "all",
@@ -424,9 +425,9 @@ METRICS = (
     Metric(
         "vm_events_lost_total",
         "counter",
-        "What is missing of a VM: `records` for which the ring buffer had no room, or for which the VM had used up its "
+        "Losses of a VM: `records` for which the ring buffer had no room, or for which the VM had used up its "
         "share; `bitmap_parts`, which only make numbers of pages unknown; `uncounted` calls and sends for which a "
-        "table of the kernel side had no room. A VM of which nothing is missing has no such series.",
+        "table of the kernel side had no room. A VM without losses has no such series.",
         "events",
         ("vm", "kind"),
         "all",
@@ -436,11 +437,11 @@ METRICS = (
     Metric(
         "recording_lost_records_total",
         "counter",
-        "Records that the disk of `--record` did not take.",
+        "Records that could not be written to the file of `--record`.",
         "records",
         (),
         "none",
-        "any increase: the disk is full; tracing goes on",
+        "any increase: the disk is full; tracing continues",
         _not_recorded,
     ),
     Metric(
@@ -456,7 +457,7 @@ METRICS = (
     Metric(
         "flight_recorder_bytes",
         "gauge",
-        "What the recordings in the directory of `--record-dir` take on the disk.",
+        "Disk space that the recordings in the directory of `--record-dir` use.",
         "bytes",
         (),
         "none",
@@ -466,8 +467,8 @@ METRICS = (
     Metric(
         "flight_recorder_lost_files_total",
         "counter",
-        "Migrations whose recording is missing or not whole, because the disk was full, slow, read-only or gone, or "
-        "because there were too many at once.",
+        "Migrations whose recording is missing or incomplete, because the disk was full, slow, read-only or "
+        "removed, or because too many migrations ran at once.",
         "files",
         (),
         "none",
@@ -477,7 +478,7 @@ METRICS = (
     Metric(
         "flight_recorder_write_errors_total",
         "counter",
-        "Errors of the disk of `--record-dir`.",
+        "Errors when writing to the directory of `--record-dir`.",
         "errors",
         (),
         "none",
@@ -487,17 +488,17 @@ METRICS = (
     Metric(
         "reader_lateness_seconds",
         "gauge",
-        "Age of the oldest record that the reader process has taken and that is not decoded yet.",
+        "Age of the oldest record that the reader process has read and the main process has not decoded yet.",
         "seconds",
         (),
         "all",
-        "more than some seconds for minutes: what is shown is old",
+        "more than some seconds for minutes: the other metrics are old",
         _reader_lateness,
     ),
     Metric(
         "reader_cpu_seconds_total",
         "counter",
-        "CPU time of the reader process; process_cpu_seconds_total is the main process's.",
+        "CPU time of the reader process; process_cpu_seconds_total has that of the main process.",
         "seconds",
         (),
         "all",
@@ -507,7 +508,7 @@ METRICS = (
     Metric(
         "reader_resident_memory_bytes",
         "gauge",
-        "Resident memory of the reader process; process_resident_memory_bytes is the main process's.",
+        "Resident memory of the reader process; process_resident_memory_bytes has that of the main process.",
         "bytes",
         (),
         "all",
@@ -517,17 +518,17 @@ METRICS = (
     Metric(
         "kernel_table_full_total",
         "counter",
-        "Entries for which a table of the kernel side had no room; a VM that needed one is marked incomplete.",
+        "Entries for which a BPF table had no room; vftrace marks a VM that needed one as incomplete.",
         "entries",
         ("table",),
         "all",
-        "any increase: with `vms`, VMs are not traced at all",
+        "any increase; with table `vms`: vftrace does not trace some VMs at all",
         _tables_full,
     ),
     Metric(
         "migrations_incomplete_total",
         "counter",
-        "Ended migrations of which records are missing.",
+        "Migrations that ended and have missing records.",
         "migrations",
         (),
         "all",
@@ -537,7 +538,7 @@ METRICS = (
     Metric(
         "internal_errors_total",
         "counter",
-        "Errors in vftrace itself that were contained, by what was being worked on; a migration that one concerns is"
+        "Errors in vftrace itself that were contained, by the part of vftrace; a migration that an error concerns is"
         " marked incomplete.",
         "errors",
         ("where",),
@@ -548,8 +549,8 @@ METRICS = (
     Metric(
         "vm_info",
         "info",
-        "1 for each VM on this host, with its name, the name of the VMM's executable, and what its orchestrator calls "
-        "it: KubeVirt's namespace, VMI and pod, Proxmox VE's VMID.",
+        "1 for each VM on this host, with its name, the name of the VMM's executable, and its orchestrator's names "
+        "for it: KubeVirt's namespace, VMI and pod, Proxmox VE's VMID.",
         "",
         ("vm", "name", "vmm", "namespace", "vmi", "pod_uid", "vmid"),
         "ioctl",
@@ -559,17 +560,17 @@ METRICS = (
     Metric(
         "vm_paused",
         "gauge",
-        "Whether no vCPU of the VM is allowed to run; absent where that is not known.",
+        "1 if no vCPU of the VM is allowed to run, else 0; absent if that is not known.",
         "",
         ("vm",),
         "ioctl",
-        "1 for longer than anybody pauses a VM for",
+        "1 for longer than VMs are paused on purpose",
         _vm_paused,
     ),
     Metric(
         "migration_active",
         "gauge",
-        "Whether a migration of the VM goes on here, by this host's role in it.",
+        "Whether a migration of the VM is running on this host, by the host's role in it.",
         "",
         ("vm", "role"),
         "ioctl, channel",
@@ -579,7 +580,7 @@ METRICS = (
     Metric(
         "migration_phase",
         "gauge",
-        "1 for the phase the migration is in, 0 for those it has been through.",
+        "1 for the phase the migration is in, 0 for the phases before it.",
         "",
         ("vm", "role", "phase"),
         "ioctl, channel",
@@ -589,8 +590,8 @@ METRICS = (
     Metric(
         "migrations_total",
         "counter",
-        "Migrations that ended, each counted once, a second after its end; `stitched`: both roles "
-        "were seen here. Saves and loads are not among them (`saves_total`).",
+        "Migrations that ended. Each is counted once, a second after its end; role `stitched`: this host was the "
+        "source and the destination. `saves_total` counts saves and loads.",
         "migrations",
         ("role", "strategy", "outcome"),
         "ioctl, channel, process",
@@ -600,8 +601,8 @@ METRICS = (
     Metric(
         "migration_last_outcome",
         "gauge",
-        "1, with how the VM's latest migration ended and why (cause `none` if it completed); saves and loads are not "
-        "among them. One series a VM, which stays as long as the VM is here, and an hour after it.",
+        "1, with the outcome and the cause of the VM's latest migration (cause `none` if it completed), without saves "
+        "and loads. Each VM has one series, which stays as long as the VM is here, and an hour more.",
         "",
         ("vm", "outcome", "cause"),
         "ioctl, channel, process",
@@ -621,17 +622,17 @@ METRICS = (
     Metric(
         "saves_total",
         "counter",
-        "Saves of VMs to a file or a pipe, and loads from one, that ended; each counted once.",
+        "Saves of VMs to a file or a pipe, and loads from one, that ended. Each is counted once.",
         "saves",
         ("kind", "outcome"),
         "ioctl, channel, process",
-        "an increase with kind save and outcome failed, where saves are backups",
+        "an increase with kind save and outcome failed, if saves are backups",
         _saves,
     ),
     Metric(
         "migration_phase_seconds",
         "histogram",
-        "How long the phases of ended migrations took.",
+        "Durations of the phases of migrations that ended.",
         "seconds",
         ("role", "phase"),
         "ioctl, channel, process",
@@ -641,9 +642,9 @@ METRICS = (
     Metric(
         "migration_downtime_seconds",
         "histogram",
-        "Downtime of ended migrations where both its ends were seen here; vcpu: latest exit of a vCPU "
-        "on the source to the first entry on the destination, or on the source again; device: of the "
-        "passed-through device with the longest one.",
+        "Downtime of migrations that ended, if this host saw its beginning and its end. vcpu: from the last exit "
+        "of a vCPU on the source to the first entry on the destination, or on the source again; device: the "
+        "longest downtime of a passed-through device.",
         "seconds",
         ("kind",),
         "ioctl, vfio",
@@ -653,7 +654,7 @@ METRICS = (
     Metric(
         "migration_last_downtime_seconds",
         "gauge",
-        "Downtime of the VM's latest migration, where both its ends were seen here; kinds as in "
+        "Downtime of the VM's latest migration, if this host saw its beginning and its end; kinds as in "
         "migration_downtime_seconds.",
         "seconds",
         ("vm", "kind"),
@@ -664,17 +665,17 @@ METRICS = (
     Metric(
         "migration_last_checkpoint_seconds",
         "gauge",
-        "The latest blackout by checkpoint: the time from the checkpoint before it to this one.",
+        "The latest blackout by checkpoint: the time from the previous checkpoint to this one.",
         "seconds",
         ("vm", "checkpoint"),
         "ioctl",
-        "nothing; shows what set the downtime",
+        "nothing; shows which step took most of the downtime",
         _last_checkpoint,
     ),
     Metric(
         "migration_sent_bytes_total",
         "counter",
-        "Bytes the VM sent on its migration channels, all its migrations together.",
+        "Bytes that the VM sent on its migration channels, in all its migrations.",
         "bytes",
         ("vm",),
         "channel",
@@ -684,7 +685,7 @@ METRICS = (
     Metric(
         "vm_vcpu_seconds_total",
         "counter",
-        "Time of the VM's vCPUs while it migrated and its guest was to run, by where they were: guest, idle (halted by "
+        "Time of the VM's vCPUs while it migrated and its guest was to run, by what they did: guest, idle (halted by "
         "the guest), exit (in KVM), fault (page faults), user (in the VMM), queue (waiting for a CPU), throttle "
         "(auto-converge), limit (dirty limit), ring-full, stopped (or waiting for a lock), unknown.",
         "seconds",
@@ -696,12 +697,12 @@ METRICS = (
     Metric(
         "migration_guest_speed_ratio",
         "gauge",
-        "The part of the last two seconds in which the guest could run, as a part of that before the migration; only "
-        "while it migrates.",
+        "Guest speed: the share of the last two seconds in which the guest could run, divided by the same share before "
+        "the migration; only while it migrates.",
         "ratio",
         ("vm",),
         "vcpus",
-        "below 0.2 for a minute: the guest is held",
+        "below 0.2 for a minute: the guest hardly runs",
         _guest_speed,
     ),
     Metric(
@@ -727,19 +728,19 @@ METRICS = (
     Metric(
         "clock_error_seconds",
         "gauge",
-        "The kernel's bound on the error of this host's clock (adjtimex), to judge times of two hosts by.",
+        "The kernel's bound on the error of this host's clock (adjtimex): how exactly times of two hosts compare.",
         "seconds",
         (),
         "none",
-        "more than the precision you want of downtimes across two hosts",
+        "more than the precision you need for downtimes across two hosts",
         _clock_error,
     ),
     Metric(
         "dirty_pages_total",
         "counter",
-        "New pages found by the rounds after the first (with dirty rings by all rounds), by who reported them: kvm "
-        "(the guest wrote them), "
-        "vfio (a device by its DMA logging, in its own page size), iommu (a container or an iommufd).",
+        "New pages found by the rounds after the first (with dirty rings by all rounds), by the source of the "
+        "report: kvm (the guest wrote them), vfio (a device's DMA logging, in its own page size), iommu (a "
+        "container or an iommufd).",
         "pages",
         ("vm", "source"),
         "ioctl, dirty-ring, vfio",
@@ -749,8 +750,8 @@ METRICS = (
     Metric(
         "dirty_rate_bytes_per_second",
         "gauge",
-        "New pages of the latest round by the time since the round before, with dirty rings the mean since the "
-        "beginning; only while migrating.",
+        "New pages of the latest round, divided by the time since the round before; with dirty rings the mean since "
+        "the beginning; only while migrating.",
         "bytes_per_second",
         ("vm",),
         "ioctl, dirty-ring",
@@ -760,7 +761,7 @@ METRICS = (
     Metric(
         "dirty_rounds_total",
         "counter",
-        "Rounds: sweeps over all logged memory, as QEMU's dirty-sync-count.",
+        "Rounds (dirty syncs over all logged memory), as QEMU's dirty-sync-count.",
         "rounds",
         ("vm",),
         "ioctl",
@@ -771,7 +772,8 @@ METRICS = (
         "forecast_downtime_seconds",
         "gauge",
         "Forecast downtime for each way to migrate, if the guest's dirty rate stays the same; only in precopy, from "
-        "the second sweep on. Only its order is right where the channel is held back (docs/explanation/forecast.md).",
+        "the second dirty sync on. If max-bandwidth holds the channel back, only the order of the strategies is right "
+        "(docs/explanation/forecast.md).",
         "seconds",
         ("vm", "strategy"),
         "ioctl, channel, dirty-ring",
@@ -781,8 +783,8 @@ METRICS = (
     Metric(
         "forecast_converges",
         "gauge",
-        "Whether precopy converges, with QEMU's default downtime limit of 300 ms, or with a lower one where the rounds "
-        "refute that; only in precopy, from the second sweep on, and absent while it is not known.",
+        "1 if precopy converges, else 0, with QEMU's default downtime limit of 300 ms, or with a lower limit if "
+        "the rounds show one; only in precopy, from the second dirty sync on, and absent while it is not known.",
         "",
         ("vm",),
         "ioctl, channel, dirty-ring",
@@ -792,13 +794,13 @@ METRICS = (
     Metric(
         "vfio_device_state",
         "gauge",
-        "1 for the state a passed-through device is in (enum vfio_device_mig_state); its other states have no "
-        "series. A VM that does not migrate has one device here, one that does has 8, one that migrates within "
-        "this host has 4: first those in ERROR, then those not RUNNING.",
+        "1 for the state of a passed-through device (enum vfio_device_mig_state); its other states have no series. "
+        "A VM shows at most one device, 8 while it migrates, 4 if it migrates within this host: first devices in "
+        "ERROR, then those not RUNNING.",
         "",
         ("vm", "device", "state"),
         "vfio",
-        "ERROR: only a reset leads out of it; STOP_COPY or RESUMING for long: its state is slow to move",
+        "ERROR: only a reset ends it; STOP_COPY or RESUMING for long: the transfer of the state is slow",
         _device_state,
     ),
     Metric(
@@ -814,18 +816,18 @@ METRICS = (
     Metric(
         "dirty_sync_seconds",
         "histogram",
-        "How long a round's sweep over the dirty logs took.",
+        "Durations of the rounds' dirty syncs.",
         "seconds",
         (),
         "ioctl",
-        "a quantile that is a good part of the downtime limit: the last sweep is a part of the blackout",
+        "a quantile that is a large part of the downtime limit: the last dirty sync is a part of the blackout",
         _dirty_sync,
     ),
     Metric(
         "vf_mailbox_messages_total",
         "counter",
         "Messages between a network card and its virtual functions; `message` is the name in the driver's "
-        "table, `unknown`, or `not-recorded` for those that came faster than 1,000 a second.",
+        "table, `unknown`, or `not-recorded` for messages beyond 1,000 per second.",
         "messages",
         ("pf", "vf", "message", "direction", "result"),
         "mailbox",
@@ -835,7 +837,7 @@ METRICS = (
     Metric(
         "vf_resets_total",
         "counter",
-        "Resets of a virtual function, by its RESET message or as a function.",
+        "Resets of a virtual function, by its RESET message or as a PCI function.",
         "resets",
         ("pf", "vf"),
         "mailbox",
@@ -845,8 +847,8 @@ METRICS = (
     Metric(
         "vf_up",
         "gauge",
-        "Whether the driver of a virtual function has it up, according to its mailbox; absent where it is not up and "
-        "no VM of this host has it.",
+        "1 if the virtual function is up, according to its mailbox messages, else 0; absent if it is not up and no "
+        "VM of this host has it.",
         "",
         ("pf", "vf"),
         "mailbox, vfio",
@@ -856,12 +858,12 @@ METRICS = (
     Metric(
         "vf_downtime_seconds",
         "gauge",
-        "How long a virtual function was not up the last time, or is not so far: since its driver lost it, or since "
-        "the VM that has it came here by migration.",
+        "How long a virtual function was last not up, or how long it is not up so far; counted from when its driver "
+        "lost it, or from when its VM arrived here by migration.",
         "seconds",
         ("pf", "vf"),
         "mailbox, vfio, ioctl",
-        "growing over half a minute while vf_up is 0: the guest's driver did not come back",
+        "more than half a minute while vf_up is 0: the guest's driver did not start again",
         _vf_downtime,
     ),
 )
