@@ -1,4 +1,4 @@
-"""The fleet: how many migrations there were, how they ended, how long guests stood still, and whose were worst."""
+"""The fleet board: numbers and outcomes of migrations, downtimes, and the VMs with the longest downtime."""
 
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
@@ -10,7 +10,7 @@ from vftrace.outputs.exporter.accounts import SOURCE_PHASES
 
 UID = "vftrace-fleet"
 
-# A migration between two hosts is counted by both; here each one once.
+# Both hosts count a migration between them. This matcher counts each migration once.
 ONCE = 'role=~"source|stitched"'
 VCPU = 'kind="vcpu"'
 DEVICE = 'kind="device"'
@@ -37,7 +37,8 @@ def board() -> models.Dashboard:
     return style.board_of(
         UID,
         "vftrace / Fleet",
-        "Migrations of all hosts: how many, how they ended, how long guests stood still, and whose were worst.",
+        "Migrations of all hosts: their number, their outcomes, their downtimes, and the VMs with the longest"
+        " downtime.",
         [
             Row(None, _figures()),
             Row("Migrations", [_outcomes(), _strategies(), _phases(), under_way, _last_outcomes()]),
@@ -72,36 +73,38 @@ def _figures() -> list[style.PanelBuilder]:
         ),
         style.figure(
             "Ended",
-            "Migrations that ended in the time shown. Prometheus extrapolates, so this is rounded.",
+            "Migrations that ended in the time range. The number is rounded, because Prometheus extrapolates.",
             "none",
             instant(f"round({_ended()})"),
         ),
         style.figure(
             "Failed",
-            "Of these, the ones that failed: channel error, an end of either process, or a source that ran again"
-            " after the stop.",
+            "Migrations that failed in the time range: the channel broke, the VMM of either side ended, or the guest"
+            " ran"
+            " on at the source after its stop.",
             "none",
             instant(f"round({_ended(FAILED)})"),
             style.GREEN_RED,
         ),
         style.figure(
             "Completed",
-            "Share of the ended migrations that completed.",
+            "The share of the ended migrations that completed.",
             "percentunit",
             instant(f"{_ended(COMPLETED)} / ({_ended()} > 0)"),
             share,
         ).decimals(0),
         style.figure(
             "Median downtime",
-            "Half of the guests stood still for less: latest vCPU exit on the source to first entry on the"
-            " destination. Only where one host saw both ends; quantiles of buckets are interpolated.",
+            "Half of the migrations had a shorter downtime: from the last vCPU exit on the source to the first vCPU"
+            " entry on the destination. Only migrations of which one host saw both sides. Prometheus interpolates"
+            " between buckets.",
             "s",
             instant(_quantile(0.5, "$__range")),
             style.DOWNTIME_STEPS,
         ),
         style.figure(
             "99 % downtime",
-            "One guest in a hundred stood still for longer. Yellow from QEMU's default limit of 0.3 s.",
+            "One migration in a hundred had a longer downtime. Yellow begins at QEMU's default downtime limit, 0.3 s.",
             "s",
             instant(_quantile(0.99, "$__range")),
             style.DOWNTIME_STEPS,
@@ -113,8 +116,8 @@ def _outcomes() -> style.PanelBuilder:
     panel = style.bars(
         style.lines(
             "Ended, by outcome",
-            "Migrations that end in a minute. A migration between two hosts is counted where it began. Saves to a"
-            " file and loads from one have their kind before the outcome.",
+            "Migrations that end per minute. A migration between two hosts counts on the host where it began. For saves"
+            " to a file and loads from a file, the kind stands before the outcome.",
             "suffix:/min",
             query(f"60 * sum by (outcome) ({rate('migrations_total', ONCE)})", "{{outcome}}"),
             query(f"60 * sum by (kind, outcome) ({rate('saves_total')})", "{{kind}} {{outcome}}"),
@@ -127,8 +130,8 @@ def _outcomes() -> style.PanelBuilder:
 def _strategies() -> style.PanelBuilder:
     return style.gauges(
         "Ended, by strategy",
-        "How passed-through devices were dealt with: state transferred (vfio), unplugged before or during the"
-        " migration, or none there (plain).",
+        "What was done about passed-through devices: their state was transferred (vfio), or they were unplugged before"
+        " or during the migration. plain: the VM had no such device.",
         "none",
         instant(
             f"sort_desc(round(sum by (strategy) ({in_range('migrations_total', ONCE)})))",
@@ -142,7 +145,7 @@ def _phases() -> style.PanelBuilder:
     buckets = in_range("migration_phase_seconds_bucket", SOURCE)
     panel = style.gauges(
         "How long phases take",
-        "90 % of the source's phases that ended in the time shown took less.",
+        "90 % of the source's phases that ended in the time range took less time than this.",
         "s",
         instant(
             f"sort_desc(histogram_quantile(0.9, sum by (phase, le) ({buckets})) >= 0)",
@@ -158,8 +161,8 @@ def _under_way() -> style.PanelBuilder:
     who = f"max by (instance, job, vm) ({phase}) and on (instance, job, vm) ({active})"
     return style.states(
         "Migrations under way",
-        "Each VM that migrates, in the phase its source is in. Phases shorter than the scrape interval do not"
-        " show here: for the blackout look at the checkpoints below.",
+        "Each VM that migrates, with the phase that its source is in. Phases that are shorter than the scrape interval"
+        " are not visible. For the blackout, see the checkpoints below.",
         query(f"max by (name, instance) ({style.named(who)})", "{{name}} on {{instance}}"),
         style.numbered_mapping(style.PHASE_COLOURS, SOURCE_PHASES),
     ).height(12)
@@ -201,8 +204,8 @@ def _last_outcomes() -> style.PanelBuilder:
     ]
     return style.listing(
         "Last migrations",
-        "How migrations ended in the time shown, as each host saw it: of each VM the latest of each kind."
-        " The host leads to the page of its vftrace, with the report; the VM's UUID leads to its figures.",
+        "How migrations ended in the time range, as each host saw them: for each VM, the latest with each outcome and"
+        " cause. The host links to vftrace's page of that host, with the report. The VM links to its board.",
         [style.rows_of(f"topk(100, {seen})", "A")],
         None,
         columns,
@@ -215,8 +218,8 @@ def _quantiles() -> style.PanelBuilder:
     panel = (
         style.lines(
             "Downtime",
-            "Quantiles of the migrations that ended around each moment. The dashed line is QEMU's default"
-            " downtime limit, 0.3 s; it does not hold for what devices and `cont` add.",
+            "Quantiles of the migrations that ended around each time. The dashed line is QEMU's default downtime"
+            " limit, 0.3 s. QEMU's limit does not include the time of devices and the wait for `cont`.",
             "s",
             *(
                 query(_quantile(quantile, "$__rate_interval"), name, ref)
@@ -233,9 +236,9 @@ def _quantiles() -> style.PanelBuilder:
 
 def _distribution() -> style.PanelBuilder:
     return style.density(
-        "Downtime, all of them",
-        "Each column is a moment, each cell the migrations that ended then with such a downtime: the brighter,"
-        " the more.",
+        "Distribution of downtime",
+        "Each column is a time, each row a range of downtimes. The brighter a cell, the more migrations ended at that"
+        " time with that downtime.",
         "s",
         style.buckets(
             "sum by (le) "
@@ -247,8 +250,8 @@ def _distribution() -> style.PanelBuilder:
 def _checkpoints() -> style.PanelBuilder:
     panel = style.gauges(
         "What sets the downtime",
-        "The latest blackout of each VM by checkpoint, on average: the time from the checkpoint before it to"
-        " this one. `held` is waiting for somebody to say cont.",
+        "The steps of each VM's latest blackout, on average over the VMs. Each step is the time from the checkpoint"
+        " before to the named one. `held`: the loaded destination waits for QEMU's `cont` command.",
         "s",
         instant(
             "sort_desc(avg by (checkpoint) ("
@@ -306,8 +309,8 @@ def _worst() -> style.PanelBuilder:
     return (
         style.listing(
             "Worst VMs",
-            "The VMs whose longest downtime in the time shown was longest, with what set their latest one. The"
-            " VM's UUID leads to its migration.",
+            "The VMs with the longest downtime in the time range, and the step that set their latest downtime. The VM"
+            " links to its board.",
             targets,
             "vm",
             columns,

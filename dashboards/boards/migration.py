@@ -1,4 +1,4 @@
-"""One VM's migration: where the time goes, how fast memory is dirtied, and what is still to come."""
+"""The board of one VM's migration: where the time goes, how fast the guest dirties memory, and the forecast."""
 
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import common as common_models
@@ -61,7 +61,7 @@ def board() -> models.Dashboard:
 
 
 def _vm() -> dashboard.QueryVariable:
-    # label_values knows no names; and who ended before now must be found too.
+    # label_values has no names; and VMs that ended before now have to be listed too.
     info = f"last_over_time({of('vm_info')}[${{__range_s}}s])"
     migrated = f"last_over_time({of('migration_active')}[${{__range_s}}s])"
     shortened = f'label_replace({info}, "short", "$1", "vm", "(.{{1,8}}).*")'
@@ -81,14 +81,15 @@ def _figures() -> list[style.PanelBuilder]:
     return [
         style.figure(
             "Downtime",
-            "The latest blackout: last vCPU exit to first vCPU entry. Of two hosts it is their joined time.",
+            "The latest blackout: from the last vCPU exit to the first vCPU entry. If each host saw one side, the"
+            " joined time of both.",
             "s",
             query(f"max({downtime}) or max({JOINED})"),
             style.DOWNTIME_STEPS,
         ),
         style.figure(
             "Set by",
-            "The checkpoint that took most of the latest blackout.",
+            "The step that took most of the latest blackout, by the checkpoint at its end.",
             "s",
             instant(f"topk(1, {worst})", "{{checkpoint}}"),
         )
@@ -97,27 +98,27 @@ def _figures() -> list[style.PanelBuilder]:
         .color_mode(common_models.BigValueColorMode.NONE),
         style.figure(
             "Device downtime",
-            "How long its slowest passed-through device was away: from leaving RUNNING or being unplugged until"
-            " its successor runs. None where the VM has no such device.",
+            "How long the guest could not use its slowest passed-through device: from the end of RUNNING or the unplug"
+            " on the source until the device runs on the destination. Empty if the VM has no such device.",
             "s",
             query(f"max({of('migration_last_downtime_seconds', VM, DEVICE)})"),
             style.DOWNTIME_STEPS,
         ),
         style.figure(
             "Rounds",
-            "Sweeps over all logged memory in the time shown, of all its migrations.",
+            "Dirty syncs in the time range, of all migrations of this VM. Each begins a round.",
             "none",
             instant(f"round(sum({style.in_range('dirty_rounds_total', VM)}))"),
         ).decimals(0),
         style.figure(
             "Sent",
-            "Bytes on its migration channels in the time shown.",
+            "Bytes on the migration channels of this VM in the time range.",
             "bytes",
             instant(f"sum({style.in_range('migration_sent_bytes_total', VM)})"),
         ),
         style.figure(
             "Precopy",
-            "Whether it comes to an end at the rates seen; as forecast last.",
+            "Whether precopy ends by itself at the measured rates, according to the latest forecast.",
             "none",
             query(f"min({of('forecast_converges', VM)})"),
         ).mappings([converges]),
@@ -128,8 +129,9 @@ def _phases() -> style.PanelBuilder:
     phase = style.numbered("migration_phase", "phase", style.PHASES, VM)
     return style.states(
         "Phases",
-        "The phase that each role is in. What is shorter than the scrape interval, often the whole blackout,"
-        " does not show here: look at the checkpoints and the marks of stop and resume.",
+        "The phase that each role is in. Phases that are shorter than the scrape interval, often the whole blackout,"
+        " are"
+        " not visible. See the checkpoints below, and the dashed lines at the stop and the resume.",
         query(f"max by (instance, role) ({phase})", "{{role}} on {{instance}}"),
         style.numbered_mapping(style.PHASE_COLOURS, style.PHASES),
     )
@@ -139,7 +141,7 @@ def _devices() -> style.PanelBuilder:
     state = style.numbered("vfio_device_state", "state", VFIO_DEVICE_STATES, VM)
     return style.states(
         "Passed-through devices",
-        "The state each device is in (enum vfio_device_mig_state). Nothing for a VM without one.",
+        "The migration state of each device (enum vfio_device_mig_state). Empty if the VM has no such device.",
         query(f"max by (instance, device) ({state})", "{{device}}"),
         style.numbered_mapping(style.DEVICE_COLOURS, VFIO_DEVICE_STATES),
     ).no_value("no passed-through device")
@@ -149,8 +151,8 @@ def _checkpoints() -> style.PanelBuilder:
     panel = (
         style.gauges(
             "Latest blackout by checkpoint",
-            "The time from the checkpoint before it to this one, of the latest blackout. `held` is waiting for"
-            " somebody to say cont.",
+            "The steps of the latest blackout. Each step is the time from the checkpoint before to the named one."
+            " `held`: the loaded destination waits for QEMU's `cont` command.",
             "s",
             instant(
                 f"sort_desc(max by (checkpoint) ({of('migration_last_checkpoint_seconds', VM)}))",
@@ -168,7 +170,8 @@ def _blackouts() -> style.PanelBuilder:
         style.stacked(
             style.lines(
                 "Blackouts, stacked by checkpoint",
-                "The latest blackout at each moment; its height is the downtime. A step is a new migration.",
+                "The latest blackout at each time. The height is the downtime. The height changes with each new"
+                " migration.",
                 "s",
                 query(
                     f"max by (checkpoint) ({of('migration_last_checkpoint_seconds', VM)})",
@@ -187,7 +190,9 @@ def _blackouts() -> style.PanelBuilder:
 def _speed() -> style.PanelBuilder:
     panel = style.lines(
         "Guest speed",
-        "While it migrates: the part of the last two seconds in which the guest could run, as a part of that before.",
+        "While the VM migrates: the share of the last two seconds in which its vCPUs could run, compared with the"
+        " share before"
+        " the migration.",
         "percentunit",
         query(f"min({of('migration_guest_speed_ratio', VM)})", "guest speed"),
         calcs=["mean", "min"],
@@ -198,9 +203,10 @@ def _speed() -> style.PanelBuilder:
 def _vcpus() -> style.PanelBuilder:
     panel = style.stacked(
         style.lines(
-            "Where the time of its vCPUs goes",
-            "While it migrates, in vCPUs. The guest gets on in guest, idle and exit. throttle is auto-converge, limit"
-            " the dirty limit, queue a wait for a CPU, fault a page fault with its wait for the page.",
+            "vCPU time by state",
+            "While the VM migrates, in vCPUs. The vCPUs can run in guest, idle and exit. throttle: auto-converge"
+            " holds them."
+            " limit: the dirty limit holds them. queue: they wait for a CPU. fault: they wait for a page.",
             "none",
             query(f"sum by (state) ({rate('vm_vcpu_seconds_total', VM)})", "{{state}}"),
             calcs=["mean", "max"],
@@ -211,9 +217,9 @@ def _vcpus() -> style.PanelBuilder:
 
 def _rates() -> style.PanelBuilder:
     panel = style.lines(
-        "Dirtied against sent",
-        "Precopy ends when more is sent than is dirtied. Dirtied: new pages of the latest round by the time since"
-        " the round before.",
+        "Dirtied and sent",
+        "Precopy usually ends by itself only if QEMU sends more than the guest dirties. Dirtied: the new pages of the"
+        " latest round in bytes, divided by the time since the round before.",
         "binBps",
         query(f"max({of('dirty_rate_bytes_per_second', VM)})", "dirtied", "A"),
         query(f"sum({rate('migration_sent_bytes_total', VM)})", "sent", "B"),
@@ -226,8 +232,8 @@ def _rounds() -> style.PanelBuilder:
     panel = style.steps_of(
         style.lines(
             "Rounds over time",
-            "Sweeps over all logged memory since this VM was first seen to migrate here (QEMU calls them"
-            " dirty-sync-count). A flat line is a long round; steps close together are the end.",
+            "Dirty syncs (QEMU's dirty-sync-count) since vftrace first saw this VM migrate. A flat line is a long"
+            " round. Short rounds usually come before the end of precopy.",
             "none",
             query(f"sum({of('dirty_rounds_total', VM)})", "rounds"),
             calcs=["lastNotNull"],
@@ -240,7 +246,8 @@ def _pages() -> style.PanelBuilder:
     panel = style.stacked(
         style.lines(
             "New pages, by who dirtied them",
-            "kvm: the guest's vCPUs. vfio and iommu: devices, as they or the IOMMU report.",
+            "kvm: dirtied by the guest's vCPUs. vfio and iommu: dirtied by devices, as the device or the IOMMU"
+            " reports.",
             "pps",
             query(f"sum by (source) ({rate('dirty_pages_total', VM)})", "{{source}}"),
             calcs=["mean", "max"],
@@ -254,8 +261,9 @@ def _forecast() -> style.PanelBuilder:
     panel = (
         style.lines(
             "Forecast of the downtime",
-            "While it migrates: the downtime it will come to, and what other ways would cost from here. The dashed line"
-            " is what the latest blackout really took.",
+            "While the VM migrates: the downtime of this migration if it continues, and with other strategies from"
+            " now on."
+            " The dashed line is the measured downtime of the latest blackout.",
             "s",
             query(
                 f"max by (strategy) ({of('forecast_downtime_seconds', VM)})", "{{strategy}}", "A"

@@ -1,4 +1,4 @@
-"""vftrace itself: whether it sees everything, loses nothing, and what it costs."""
+"""The board of vftrace itself: what it sees, what it lost, and what it costs."""
 
 from grafana_foundation_sdk.models import dashboard as models
 
@@ -26,7 +26,7 @@ def board() -> models.Dashboard:
     return style.board_of(
         UID,
         "vftrace / vftrace itself",
-        "Whether vftrace sees everything on every host, what it lost, and what it costs.",
+        "Whether vftrace sees everything on each host, what it lost, and what it costs.",
         [
             Row(None, _figures()),
             Row(
@@ -51,7 +51,7 @@ def _figures() -> list[style.PanelBuilder]:
     return [
         style.figure(
             "Hosts",
-            "Hosts whose vftrace answers.",
+            "Hosts whose vftrace answers scrapes.",
             "none",
             query(f"sum(up{SCRAPED})"),
         ),
@@ -64,28 +64,28 @@ def _figures() -> list[style.PanelBuilder]:
         ),
         style.figure(
             "Probes refused",
-            "Probes that the kernel refused, on all hosts together. `vftrace doctor` on the host says why.",
+            "Probes that the kernel refused, on all hosts together. `vftrace doctor` on the host prints the reason.",
             "none",
             query(f"count({of('probe_attached', REFUSED)} == 0) or vector(0)"),
             ((None, "green"), (1, "yellow")),
         ),
         style.figure(
             "Lost",
-            "Records that did not fit into the ring buffer, in the time shown.",
+            "Records that did not fit into a ring buffer, in the time range.",
             "short",
             instant(f"sum({in_range('events_lost_total')})"),
             style.GREEN_RED,
         ).decimals(0),
         style.figure(
             "Incomplete migrations",
-            "Migrations that ended in the time shown and of which records are missing.",
+            "Migrations that ended in the time range and whose records are not complete.",
             "none",
             instant(f"round(sum({in_range('migrations_incomplete_total')}))"),
             style.GREEN_RED,
         ),
         style.figure(
             "Events",
-            "Records read per second, of all hosts.",
+            "Records that vftrace reads per second, on all hosts together.",
             "suffix:/s",
             query(f"sum({rate('events_total')})"),
         ).decimals(0),
@@ -96,15 +96,18 @@ def _probes() -> style.PanelBuilder:
     return (
         style.listing(
             "Probes",
-            "On how many hosts each probe is attached, and how: fentry is cheapest, then kprobe, then tracepoint;"
-            " waiting: for what it watches, such as the vfio module; none: refused.",
+            "The number of hosts for each probe and each method by which it is attached. fentry costs least, then"
+            " kprobe,"
+            " then tracepoint. waiting: the module that the probe watches, such as vfio, is not loaded. none: the"
+            " kernel"
+            " refused the probe.",
             [style.rows_of(f"count by (probe, method) ({of('probe_attached')})", "A")],
             None,
             [
                 Column("probe", "Probe"),
                 Column(
                     "method",
-                    "Way",
+                    "Method",
                     {
                         "custom.cellOptions": {"type": "color-text"},
                         "mappings": [
@@ -137,7 +140,8 @@ def _missing() -> style.PanelBuilder:
     return (
         style.states(
             "Probes not attached",
-            "How many probes of a host wait or were refused. On a host without VFIO devices some always wait.",
+            "How many probes of a host wait for a module or were refused. On a host without VFIO devices, some"
+            " probes always wait.",
             query(
                 f"count by (instance) ({attached} == 0) or 0 * count by (instance) ({attached})",
                 "{{instance}}",
@@ -154,7 +158,8 @@ def _events() -> style.PanelBuilder:
         style.stacked(
             style.lines(
                 "Events by probe",
-                "Records read per second. `collector` is the reader's own: at 0 it hangs.",
+                "Records that vftrace reads per second. `collector` is the reader process itself: at 0 the reader"
+                " hangs.",
                 "suffix:/s",
                 query(f"sum by (probe) ({rate('events_total')})", "{{probe}}"),
                 calcs=["mean", "max"],
@@ -171,7 +176,8 @@ def _lost() -> style.PanelBuilder:
         style.bars(
             style.lines(
                 "Events lost",
-                "Records per second that did not fit into the ring buffer. What they touch is marked incomplete.",
+                "Records per second that did not fit into a ring buffer. vftrace marks the affected migrations as"
+                " incomplete.",
                 "suffix:/s",
                 query(f"sum by (instance) ({rate('events_lost_total')})", "{{instance}}"),
                 calcs=["max"],
@@ -188,8 +194,9 @@ def _internal_errors() -> style.PanelBuilder:
         style.bars(
             style.lines(
                 "Internal errors",
-                "Errors in vftrace itself that were contained, by what was being worked on. Please report them,"
-                " with the file that the log names.",
+                "Errors in vftrace's own code, by the part that raised them. vftrace continued without that part."
+                " Please"
+                " report them, with the file that the log names.",
                 "short",
                 query(
                     f"sum by (instance, where) ({rate('internal_errors_total')})",
@@ -209,8 +216,9 @@ def _tables() -> style.PanelBuilder:
     return (
         style.lines(
             "Kernel tables full",
-            "Entries for which a table of the kernel side had no room, since vftrace started there: the VMs that needed"
-            " them are marked incomplete, and with `vms` they are not traced at all.",
+            "Entries for which a kernel table of vftrace had no room, since vftrace started. vftrace marks the VMs"
+            " that needed"
+            " an entry as incomplete; if the table is `vms`, vftrace does not trace them at all.",
             "none",
             # A host without a full table has a line too, at 0.
             query(
@@ -227,8 +235,9 @@ def _vms_lost() -> style.PanelBuilder:
     return (
         style.listing(
             "Lost by VM",
-            "Of which VMs something is missing, most first: `records` and `uncounted` make their migrations incomplete,"
-            " `bitmap_parts` make numbers of pages unknown. No other VM is concerned.",
+            "VMs that lost records. `records` and `uncounted` make the VM's migrations incomplete, `bitmap_parts`"
+            " make its"
+            " numbers of pages unknown. Other VMs are not affected.",
             [
                 style.rows_of(
                     f"topk(20, sum by (instance, vm, kind) ({of('vm_events_lost_total')}) > 0)", "A"
@@ -252,8 +261,9 @@ def _cpu() -> style.PanelBuilder:
     return (
         style.lines(
             "CPU",
-            "Of one CPU, for each of the two processes; what probes cost the guests and QEMU is not in it"
-            " (docs/results/overhead.md).",
+            "The share of one CPU that each of the two processes uses. The time that probes add to QEMU and to"
+            " guests is"
+            " not included (docs/results/overhead.md).",
             "percentunit",
             query(f"rate(process_cpu_seconds_total{SCRAPED}[$__rate_interval])", "{{instance}}"),
             query(rate("reader_cpu_seconds_total"), "{{instance}} reader"),
@@ -267,7 +277,7 @@ def _memory() -> style.PanelBuilder:
     return (
         style.lines(
             "Memory",
-            "Resident memory of each of the two processes.",
+            "The resident memory of each of the two processes.",
             "bytes",
             query(f"process_resident_memory_bytes{SCRAPED}", "{{instance}}"),
             query(of("reader_resident_memory_bytes"), "{{instance}} reader"),
@@ -281,7 +291,7 @@ def _scrape() -> style.PanelBuilder:
     return (
         style.lines(
             "Scrape",
-            "How long Prometheus waits for the metrics of a host.",
+            "How long a scrape of each host takes.",
             "s",
             query(f"scrape_duration_seconds{SCRAPED}", "{{instance}}"),
         )
@@ -294,8 +304,9 @@ def _lateness() -> style.PanelBuilder:
     return (
         style.lines(
             "Lateness",
-            "How old the oldest record is that the reader process has taken and that is not decoded yet. Late is not"
-            " lossy: records wait in the reader.",
+            "The age of the oldest record that the reader has read and the main process has not decoded. Late"
+            " records are"
+            " not lost: they wait in the reader.",
             "s",
             query(of("reader_lateness_seconds"), "{{instance}}"),
         )
@@ -308,7 +319,7 @@ def _up() -> style.PanelBuilder:
     return (
         style.states(
             "Answers",
-            "Whether vftrace answered Prometheus.",
+            "Whether vftrace answered the scrapes of Prometheus.",
             query(f"max by (instance) (up{SCRAPED})", "{{instance}}"),
             style.mapping({"0": ("silent", "red"), "1": ("up", "green")}),
         )
@@ -321,7 +332,7 @@ def _versions() -> style.PanelBuilder:
     return (
         style.listing(
             "Versions",
-            "What runs where. Versions that differ within a fleet are worth a look.",
+            "The number of hosts for each version. Check hosts whose version differs from the others.",
             [style.rows_of(f"count by (version, kernel, python) ({of('build_info')})", "A")],
             None,
             [
@@ -341,7 +352,9 @@ def _clock() -> style.PanelBuilder:
     return (
         style.lines(
             "Clock error",
-            "The kernel's own bound on how wrong a host's clock is: a downtime across two hosts is not known better.",
+            "How wrong each host's clock may be, according to its kernel. The error of a downtime across two hosts"
+            " is the sum of"
+            " both.",
             "s",
             query(of("clock_error_seconds"), "{{instance}}"),
         )

@@ -1,4 +1,4 @@
-"""Virtual functions: what PF and VF say to each other, resets, refusals, downtime, and VFIO's device states."""
+"""The board of virtual functions: mailbox messages, resets, refusals, downtime, and VFIO device states."""
 
 from grafana_foundation_sdk.models import dashboard as models
 
@@ -21,7 +21,7 @@ def board() -> models.Dashboard:
     return style.board_of(
         UID,
         "vftrace / VFs and mailbox",
-        "Per PF and VF: mailbox messages, refusals, resets and downtime; and the states of VFIO devices.",
+        "For each PF and VF: mailbox messages, refusals, resets and downtime. For each VFIO device: its states.",
         [
             Row(None, _figures()),
             Row("Mailbox", [_messages(), _answers(), _kinds(), _nacks(), _resets()]),
@@ -49,27 +49,26 @@ def _figures() -> list[style.PanelBuilder]:
         ),
         style.figure(
             "Messages",
-            "Mailbox messages in the time shown, both directions.",
+            "Mailbox messages in the time range, in both directions.",
             "short",
             instant(f"round({messages})"),
         ),
         style.figure(
             "NACKs",
-            "Requests that the card's driver refused. API_NEGOTIATE is refused where versions differ, which is"
-            " harmless.",
+            "Requests that the card's driver refused. A refused API_NEGOTIATE is harmless: the versions differ.",
             "short",
             instant(f"round(sum({in_range('vf_mailbox_messages_total', *VF, NACK)})) or vector(0)"),
             ((None, "green"), (1, "yellow"), (100, "red")),
         ),
         style.figure(
             "Resets",
-            "Resets of VFs, by message or as a function. A VM that starts or migrates makes some.",
+            "Resets of VFs, by a message or of the PCI function. The start of a VM and a migration cause some.",
             "short",
             instant(f"round(sum({in_range('vf_resets_total', *VF)}))"),
         ),
         style.figure(
             "Not recorded",
-            "Messages that came faster than 1,000 a second and were only counted: a guest floods.",
+            "Messages above 1,000 per second, which vftrace counts but does not record: a guest floods its mailbox.",
             "short",
             instant(
                 "round(sum(" + in_range("vf_mailbox_messages_total", *VF, FLOOD) + ")) or vector(0)"
@@ -78,7 +77,8 @@ def _figures() -> list[style.PanelBuilder]:
         ),
         style.figure(
             "Longest VF downtime",
-            "The longest of the VFs' latest downtimes: unplugged or reset until ready.",
+            "The longest of the VFs' latest downtimes. A downtime lasts from the unplug or the reset until the VF is"
+            " ready.",
             "s",
             instant(f"max(last_over_time({of('vf_downtime_seconds', *VF)}[$__range]))"),
             ((None, "green"), (5, "yellow"), (30, "red")),
@@ -90,7 +90,7 @@ def _messages() -> style.PanelBuilder:
     return style.stacked(
         style.lines(
             "Messages of VFs, by kind",
-            "Requests per second, by the name in the driver's table; unknown: in no table.",
+            "Requests per second, by name. unknown: vftrace does not know the message.",
             "suffix:msg/s",
             query(
                 f"sum by (message) ({rate('vf_mailbox_messages_total', *VF, ASKED)}) > 0",
@@ -105,7 +105,7 @@ def _answers() -> style.PanelBuilder:
     panel = style.stacked(
         style.lines(
             "Answers of PFs, by result",
-            "ACK: done. NACK: refused. CTS: clear to send. none: neither, such as PF_CONTROL.",
+            "ACK: done. NACK: refused. CTS: clear to send. none: the message is not an answer, such as PF_CONTROL.",
             "suffix:msg/s",
             query(
                 f"sum by (result) ({rate('vf_mailbox_messages_total', *VF, ANSWERED)})",
@@ -120,8 +120,8 @@ def _answers() -> style.PanelBuilder:
 def _kinds() -> style.PanelBuilder:
     return (
         style.gauges(
-            "What was asked",
-            "Requests in the time shown, the ten most frequent kinds.",
+            "Requests by kind",
+            "The ten most frequent kinds of requests in the time range.",
             "none",
             instant(
                 "sort_desc(topk(10, round(sum by (message) ("
@@ -140,7 +140,8 @@ def _nacks() -> style.PanelBuilder:
     return (
         style.lines(
             "NACKs per VF",
-            "Refusals per second. A storm is a guest that asks again and again for what it may not have.",
+            "Refused requests per second. A high rate means that a guest repeats a request that the host does not"
+            " allow.",
             "suffix:msg/s",
             query(
                 f"sum by (pf, vf) ({rate('vf_mailbox_messages_total', *VF, NACK)}) > 0",
@@ -157,7 +158,8 @@ def _resets() -> style.PanelBuilder:
         style.steps_of(
             style.lines(
                 "Resets per VF",
-                "Resets since vftrace runs there. A staircase is a driver that does not get on.",
+                "Resets since vftrace started on the host. Many steps mean that the guest's driver keeps failing to"
+                " initialise.",
                 "none",
                 query(f"sum by (pf, vf) ({of('vf_resets_total', *VF)})", "{{pf}} VF {{vf}}"),
             )
@@ -208,7 +210,7 @@ def _listing() -> style.PanelBuilder:
     return (
         style.listing(
             "Each VF",
-            "Messages, NACKs and resets since vftrace runs there, and the latest downtime.",
+            "Messages, NACKs and resets since vftrace started on the host, and the latest downtime.",
             targets,
             "which",
             [
@@ -248,7 +250,7 @@ def _downtime() -> style.PanelBuilder:
     return (
         style.gauges(
             "VF downtime",
-            "The latest of each VF: from being unplugged or reset until it is ready again.",
+            "The latest downtime of each VF: from the unplug or the reset until the VF is ready again.",
             "s",
             instant(
                 f"sort_desc(topk(8, last_over_time({of('vf_downtime_seconds', *VF)}[$__range])))",
@@ -265,8 +267,8 @@ def _states() -> style.PanelBuilder:
     state = style.numbered("vfio_device_state", "state", VFIO_DEVICE_STATES)
     return style.states(
         "Device states",
-        "The state each passed-through device is in (enum vfio_device_mig_state). From ERROR only a reset leads"
-        " out; STOP_COPY and RESUMING are the time its state takes to move.",
+        "The migration state of each passed-through device (enum vfio_device_mig_state). Only a reset ends ERROR. In"
+        " STOP_COPY and RESUMING, the state of the device is sent and loaded.",
         query(f"max by (instance, device) ({state})", "{{device}} on {{instance}}"),
         style.numbered_mapping(style.DEVICE_COLOURS, VFIO_DEVICE_STATES),
     ).height(7)
@@ -276,8 +278,8 @@ def _entered() -> style.PanelBuilder:
     panel = style.steps_of(
         style.lines(
             "States entered",
-            "How often each state was reached since vftrace runs there. RUNNING is the end of a move or of a"
-            " failed one; ERROR needs a reset.",
+            "How often devices entered each state since vftrace started on the host. RUNNING ends a migration, also a"
+            " failed one. ERROR needs a reset.",
             "none",
             query(f"sum by (to) ({of('vfio_transitions_total')})", "{{to}}"),
             calcs=["lastNotNull"],
@@ -300,8 +302,8 @@ def _ways() -> style.PanelBuilder:
     coloured = {"custom.cellOptions": {"type": "color-text"}, "mappings": words}
     return (
         style.listing(
-            "Ways taken",
-            "Changes of state since vftrace runs there, from one to another; the ten most frequent.",
+            "State changes",
+            "The ten most frequent changes from one state to another, since vftrace started on the hosts.",
             [style.rows_of(f"topk(10, sum by (from, to) ({latest}))", "A")],
             None,
             [

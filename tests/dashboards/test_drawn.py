@@ -44,7 +44,7 @@ PLAY_SECONDS = 120
 MAY_BE_EMPTY: Mapping[str, Mapping[str, str]] = {
     **{uid: {} for uid in UIDS},
     "vftrace-migration": dict.fromkeys(
-        ("Guest speed", "Where the time of its vCPUs goes"),
+        ("Guest speed", "vCPU time by state"),
         "the lab's recording is older than the probes of vCPUs; tests/dashboards/test_expressions.py plays a newer one",
     ),
     "vftrace-self": {
@@ -65,7 +65,7 @@ SHOWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "vftrace-migration": {
         "Passed-through devices": ("RUNNING", "RESUMING", "STOP"),
         "Blackouts, stacked by checkpoint": ("state-saved", "devices-loaded", "vcpus-running"),
-        "Dirtied against sent": ("sent", "iB/s"),
+        "Dirtied and sent": ("sent", "iB/s"),
         "Rounds over time": ("rounds",),
     },
     "vftrace-self": {
@@ -79,7 +79,7 @@ SHOWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "Answers of PFs, by result": ("ACK", "NACK"),
         "Device states": ("RUNNING", "RESUMING"),
         "Each VF": ("0000:01:00.0", "foxtrot"),
-        "What was asked": ("SET_MAC_ADDR",),
+        "Requests by kind": ("SET_MAC_ADDR",),
     },
 }
 """Texts that have to stand on panels."""
@@ -176,7 +176,7 @@ def faulty() -> tuple[Board, dict[str, str]]:
     target("Failed")["expr"] = "vftrace_migrations_totl"
     target("Completed")["expr"] = 'up{job=~"$nobody"}'
     panels["Median downtime"]["type"] = "piechart"
-    panels["Downtime, all of them"]["options"]["color"]["scheme"] = "Nope"
+    panels["Distribution of downtime"]["options"]["color"]["scheme"] = "Nope"
     panels["Ended, by strategy"]["fieldConfig"]["defaults"]["unit"] = "furlongs"
     target("Ended, by outcome")["legendFormat"] = "{{nothing}}"
     board["annotations"]["list"][0]["expr"] = "1000 * ("
