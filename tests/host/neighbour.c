@@ -1,4 +1,4 @@
-/* A hostile user of /dev/kvm, for test_neighbours.py:
+/* A hostile user of /dev/kvm, for test_neighbours.py and test_shares.py:
  *
  *     neighbour vms N            N processes with a VM each
  *     neighbour threads N        N threads of one VM that wait inside KVM_RUN
@@ -6,6 +6,7 @@
  *     neighbour logs N           N threads that read and clear the dense dirty log of 8 GiB for ever
  *     neighbour slots N          N memory slots, one page each, made and deleted for ever
  *     neighbour argv N           a command line of N words, and VMs made for ever
+ *     neighbour clocks           KVM_GET_CLOCK for ever
  *     neighbour regions          the argument of each region call is changed by another thread meanwhile
  *
  * Prints "ready" when it is in full swing and goes on until its standard input is closed.
@@ -230,6 +231,12 @@ int main(int argc, char **argv)
 			region(i % count, 0, 0);
 			region(i % count, 0, PAGE);
 		}
+	} else if (!strcmp(argv[1], "clocks")) {
+		struct kvm_clock_data clock;
+
+		ready();
+		for (;;)
+			ioctl(vm, KVM_GET_CLOCK, &clock);
 	} else if (!strcmp(argv[1], "again")) {
 		ready();
 		for (;;) {
