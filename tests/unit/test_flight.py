@@ -160,7 +160,7 @@ def test_whoever_migrates_all_the_time_is_counted(
     recorder = fly(HOST, records_of("retry"), tmp_path, said)
     assert [migration.attempt for _, migration in kept(tmp_path)] == [0]
     assert recorder.state.lost_files == 1
-    assert said == ["one VM begins more than 1 migrations a minute: not all of them are recorded"]
+    assert said == ["one VM begins more than 1 migrations per minute: not all of them are recorded"]
 
 
 def without(records: list[bytes], drop: Callable[[events.Event], bool]) -> list[bytes]:

@@ -265,7 +265,7 @@ def test_very_many_attempts_of_one_vm(proved: bool) -> None:
         assert not any(j.warnings for j in found)
     else:
         assert len(found) == 140
-        assert all("more attempts than are compared" in j.warnings[0] for j in found)
+        assert all("more attempts than vftrace compares" in j.warnings[0] for j in found)
 
 
 # -- files ----------------------------------------------------------------------------------------

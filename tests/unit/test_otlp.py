@@ -258,7 +258,7 @@ def test_a_collector_that_refuses_is_one_line(
     path = str(RECORDINGS / "libvirt.vft.gz")
     assert main(["report", "--otlp-endpoint", collector.url, path]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "did not take the traces" in line
+    assert "did not accept the traces" in line
     assert "400" in line
 
 

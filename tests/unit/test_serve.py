@@ -629,7 +629,7 @@ BAD_CONFIGS: dict[str, tuple[str, str]] = {
     ),
     "names without certificates": (TLS + "  client_allowed_sans: [a]\n", "client_allowed_sans"),
     "ciphers": (TLS + "  cipher_suites: [A]\n", "cipher_suites is not supported here"),
-    "version": (TLS + "  min_version: SSL3\n", "min_version 'SSL3' is none of"),
+    "version": (TLS + "  min_version: SSL3\n", "min_version 'SSL3' is not one of"),
     "versions": (TLS + "  min_version: TLS13\n  max_version: TLS12\n", "above max_version"),
     "clear password": ("basic_auth_users:\n  a: secret\n", "not a bcrypt hash"),
     "impossible cost": (

@@ -312,7 +312,7 @@ def test_once_says_that_it_could_not_look(
     top_command._once(
         cast(Pump, _StarvedPump(ticks_after=5)), _once_arguments(), lambda: True, lambda: False
     )
-    assert "gave vftrace no time to look" in capsys.readouterr().err
+    assert "got no CPU time to look" in capsys.readouterr().err
 
 
 def _once_arguments() -> argparse.Namespace:

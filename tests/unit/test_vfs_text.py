@@ -80,7 +80,7 @@ def test_a_function_that_keeps_resetting_is_told_in_words() -> None:
     life = life_of(*events_, tick(22 * S))
     assert state_of(life) == "resetting"
     assert list(vf_warnings(life)) == [
-        "KEEPS RESETTING: 5 times out of work, or 20 resets, within 1m00s"
+        "KEEPS RESETTING: down 5 times, or reset 20 times, within 1m00s"
     ]
     assert state_of(life_of(*events_[:38], tick(22 * S))) != "resetting"
 

@@ -218,7 +218,7 @@ def anonymize(
     if path == STANDARD or not path.is_file():
         if not path.exists() and path != STANDARD:
             raise VftraceError(f"cannot read {path}: No such file or directory")
-        raise UsageError(f"{path} is read twice: name a file")
+        raise UsageError(f"{path} must be read twice: name a file")
     if output.exists() and output.samefile(path):
         raise UsageError(f"{output} is the recording itself: name another file")
     words = Words(key)

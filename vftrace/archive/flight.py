@@ -325,12 +325,12 @@ class FlightRecorder:
             lately.popleft()
         if len(lately) >= MAX_FILES:
             self._writer.lose(
-                f"one VM begins more than {MAX_FILES} migrations a minute: not all of them are recorded"
+                f"one VM begins more than {MAX_FILES} migrations per minute: not all of them are recorded"
             )
             return False
         if len(self._files) >= MAX_OPEN:
             self._writer.lose(
-                f"more than {MAX_OPEN} migrations go on at once: not all of them are recorded"
+                f"more than {MAX_OPEN} migrations run at once: not all of them are recorded"
             )
             return False
         lately.append(self._now_ns)

@@ -29,7 +29,7 @@ def default_directory() -> Path:
     directory = systemd.directory("STATE_DIRECTORY") or DEFAULT
     if not directory.is_dir():
         raise VftraceError(
-            f"{directory} is not there: no flight recorder has kept recordings on this host;"
+            f"{directory} does not exist: no flight recorder has kept recordings on this host;"
             " name a directory or a recording"
         )
     return directory

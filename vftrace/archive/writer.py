@@ -138,7 +138,7 @@ class Writer:
             with self._wake:
                 for task in self._tasks:
                     self._count_lost(task.handle)
-            self.say_once(f"{self.directory} is too slow: what still had to be written is lost")
+            self.say_once(f"{self.directory} is too slow: the records that still waited are lost")
 
     def _put(self, handle: Handle, run: Callable[[], None], size: int = 0) -> None:
         with self._wake:
@@ -204,7 +204,7 @@ class Writer:
         packed = handle._compressor.compress(data)
         packed += handle._compressor.flush(zlib.Z_SYNC_FLUSH)
         if handle._good + len(packed) > self._limits.max_bytes:
-            raise OSError(errno.EFBIG, "one recording exceeds the size limit of all")
+            raise OSError(errno.EFBIG, "one recording is larger than the limit for all recordings")
         self._write(handle._file, packed)
         handle._good += len(packed)
 

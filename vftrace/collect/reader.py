@@ -119,7 +119,7 @@ def main(fd: int) -> int:
         except OSError as error:
             few = error.errno in (errno.EMFILE, errno.ENFILE)
             fix = "ulimit -n 1024" if few else None
-            said = f"the reader cannot go on: {error.strerror or error}"
+            said = f"the reader cannot continue: {error.strerror or error}"
             _fail(link, Failed(errors.MachineError.__name__, said, fix))
             return errors.MachineError.exit_code
         except Exception as error:

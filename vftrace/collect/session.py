@@ -111,7 +111,7 @@ class Session(Generic[S]):
         if self._lose is None:
             raise error
         if self.not_recorded == 0:
-            self._lose(f"{error}; tracing goes on, records are left out of the recording")
+            self._lose(f"{error}; tracing continues, and records are left out of the recording")
         self.not_recorded += max(records, 1)
 
 

@@ -266,7 +266,7 @@ def _print_comparison(truth: "Truth", comparisons: "tuple[Comparison, ...]") -> 
             table.add_row(row.figure, row.ours, row.qemu, row.note)
         show(table, soft_wrap=True)
         if comparison.migration is None:
-            print("vftrace saw no migration for this one: please report it.")
+            print("vftrace saw no migration in this scenario: please report it.")
 
 
 def _replay(args: argparse.Namespace) -> int:

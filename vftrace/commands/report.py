@@ -178,7 +178,7 @@ def _join(report: "Report", what_if: str | None, clock_error_ns: int | None) -> 
     except VftraceError:
         raise
     except Exception as error:
-        FAULTS.contained(Where.JOIN, error, "migrations between hosts are reported in halves")
+        FAULTS.contained(Where.JOIN, error, "the halves of migrations between hosts are not joined")
         return report
 
 

@@ -220,7 +220,7 @@ class Service:
                 self._exporter.update()
                 self._send_traces()
             except Exception as error:
-                FAULTS.contained(Where.METRICS, error, "what has ended is counted later")
+                FAULTS.contained(Where.METRICS, error, "ended migrations are counted later")
             ended = time.monotonic()
             self._next_update = ended + max(_UPDATE_SECONDS, (ended - begun) / _UPDATE_SHARE)
 
@@ -297,7 +297,9 @@ def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C, SIGTERM or the duration's end."""
     tracing_only = (args.record, args.record_dir, args.way)
     if args.replay is not None and any(option is not None for option in tracing_only):
-        raise UsageError("--record, --record-dir and --way are for tracing, not with --replay")
+        raise UsageError(
+            "--record, --record-dir and --way are for tracing this host, not for --replay"
+        )
     if args.speed is not None and args.replay is None:
         raise UsageError("--speed is for --replay")
     from vftrace.outputs.log.handler import configure

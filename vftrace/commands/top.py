@@ -257,7 +257,7 @@ def _once(
         pump.step()
     if not (pump.ended or has_looked(pump)):
         print(
-            "vftrace: this host gave vftrace no time to look: VMs may be missing below",
+            "vftrace: vftrace got no CPU time to look at this host: VMs may be missing below",
             file=sys.stderr,
         )
     Selection(args.vm).require(pump.snapshot())

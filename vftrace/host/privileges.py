@@ -210,7 +210,7 @@ def _capset(effective: int, allowed: int, inheritable: int) -> None:
     low, high = ([mask >> shift & 0xFFFFFFFF for mask in masks] for shift in (0, 32))
     data = ctypes.create_string_buffer(_CAPABILITIES.pack(*low, *high))
     if _libc.capset(_capability_header(), data) != 0:
-        raise VftraceError(f"cannot give up capabilities: {os.strerror(ctypes.get_errno())}")
+        raise VftraceError(f"cannot drop capabilities: {os.strerror(ctypes.get_errno())}")
 
 
 def _capget() -> tuple[int, int, int]:

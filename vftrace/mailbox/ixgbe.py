@@ -89,7 +89,7 @@ DRIVER = Driver(
             Stage.NEGOTIATE,
             request=_api,
             request_size=2,
-            normal_nack=always("an older version is tried next"),
+            normal_nack=always("the VF tries an older version next"),
         ),
         0x09: Opcode("GET_QUEUES", Stage.PREPARE, reply=_queues, reply_size=5),
         0x0A: Opcode("GET_RETA", Stage.PREPARE),

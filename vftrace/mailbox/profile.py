@@ -181,7 +181,7 @@ def _only(table: Mapping[str, Any], known: set[str], where: str) -> None:
 
 def _one_of(value: Any, choices: Iterable[str], what: str) -> str:
     if not isinstance(value, str) or value not in choices:
-        raise ProfileError(f"{what} is none of {_list(choices)}")
+        raise ProfileError(f"{what} is not one of {_list(choices)}")
     return value
 
 

@@ -35,7 +35,7 @@ def findings() -> tuple[Finding, ...]:
         _btf(),
         _bcc(),
         _kvm(),
-        Finding("32-bit VMMs", "note", "not seen: their ioctls take another entry (compat_ioctl)"),
+        Finding("32-bit VMMs", "note", "not traced: their ioctls enter the kernel by compat_ioctl"),
     )
 
 
@@ -83,7 +83,9 @@ def _tracefs() -> Finding:
 def _btf() -> Finding:
     if Path("/sys/kernel/btf/vmlinux").exists():
         return Finding("BTF", "ok", "/sys/kernel/btf/vmlinux")
-    return Finding("BTF", "warn", "none: fentry is not possible, kprobes and tracepoints are")
+    return Finding(
+        "BTF", "warn", "none: fentry is not possible; vftrace uses kprobes and tracepoints"
+    )
 
 
 def _bcc() -> Finding:

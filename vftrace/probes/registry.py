@@ -15,7 +15,7 @@ WAYS = (FENTRY, KPROBE, TRACEPOINT)
 
 NO_KVM = "the kvm module is not loaded"
 NO_VFIO = "the vfio module is not loaded"
-NO_MIGRATABLE = "no device that can migrate has been met"
+NO_MIGRATABLE = "no device that can migrate has been seen"
 NO_CARD = f"no module {' or '.join(driver.name for driver in DRIVERS.values())} is loaded"
 NO_MIGRATION = "no VM migrates"
 WAITS = frozenset({NO_KVM, NO_VFIO, NO_MIGRATABLE, NO_CARD, NO_MIGRATION})
@@ -224,7 +224,7 @@ _SCHED = (
 
 CALLS = Probe(
     "calls",
-    "system calls of a migrating VMM while its guest stands still",
+    "system calls of a migrating VMM while its guest is stopped",
     (
         Way(
             TRACEPOINT,

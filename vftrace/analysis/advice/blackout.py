@@ -24,11 +24,10 @@ SETUP_PART = 0.2
 """So many requests of one kind are one for each queue, vector or memory slot."""
 
 REST_LEAST, REST_MOST, REST_NS = 0.25, 1.5, 20_000_000
-"""The rest of a blackout differs from run to run: it is a quarter to one and a half of what it was, and on a busy host
-20 ms more
-(docs/reference/advice.md)."""
+"""The bounds for the rest of a blackout, which differs from run to run: a quarter to one and a half of its recorded
+length, plus 20 ms on a busy host (docs/reference/advice.md)."""
 
-_REST_ERROR = "the rest of a blackout is a quarter to one and a half of what it was, and 20 ms more on a busy host"
+_REST_ERROR = "the rest of the blackout may become a quarter to one and a half as long, plus 20 ms on a busy host"
 
 Wanted = Callable[[Cause], bool]
 
@@ -43,7 +42,7 @@ SETUP_REQUESTS = {
     "KVM_GET_DIRTY_LOG": "memory slots",
     "KVM_CLEAR_DIRTY_LOG": "memory slots",
 }
-"""Requests that a VMM makes once for each of these, while the guest stands still (QEMU hw/virtio/virtio-pci.c,
+"""Requests that a VMM makes once for each of these, while the guest is stopped (QEMU hw/virtio/virtio-pci.c,
 accel/kvm/kvm-all.c)."""
 
 
@@ -62,9 +61,9 @@ def pre_switchover(found: MigrationReport) -> Advice | None:
         Rule.PRE_SWITCHOVER,
         "the source held the stopped guest before the switchover",
         (
-            f"the migration thread waited {format_ns(ns)} in futex before its last sync, and no thread did anything",
+            f"the migration thread waited {format_ns(ns)} in futex before its last sync, and no thread worked",
         ),
-        "migrate without pause-before-switchover, or let the management continue sooner (migrate-continue)",
+        "migrate without pause-before-switchover, or let the management send migrate-continue sooner",
         (_shorter(m, ns),),
         {"pause-before-switchover": False},
     )
@@ -86,14 +85,14 @@ def held(found: MigrationReport) -> Advice | None:
         Rule.HELD,
         "the destination had loaded the guest and waited for cont",
         (f"the destination waited {format_ns(ns)} for cont after it had loaded the guest's state",),
-        "start the destination without -S, or let the management send cont sooner: the guest waits while it runs hooks"
-        " and switches disks and networks",
+        "start the destination without -S, or let the management send cont sooner: the guest waits while the"
+        " management runs hooks and switches disks and networks",
         (_shorter(m, ns),),
     )
 
 
 def slow_flush(found: MigrationReport) -> Advice | None:
-    """A disk image was flushed while the guest stood still (QEMU softmmu/cpus.c, do_vm_stop: bdrv_flush_all)."""
+    """A disk image was flushed while the guest was stopped (QEMU softmmu/cpus.c, do_vm_stop: bdrv_flush_all)."""
     m = found.migration
     flushes = _of_blackout(m, lambda c: c.kind is CauseKind.CALL and c.call in FLUSHES)
     ns = _total(flushes)
@@ -124,13 +123,13 @@ def cpu_wait(found: MigrationReport) -> Advice | None:
     side = max(waits, key=lambda c: c.ns).side
     return Advice(
         Rule.CPU_WAIT,
-        f"the {side}'s VMM had no CPU when it had to work",
+        f"the {side}'s VMM waited for a CPU during the blackout",
         tuple(
             f"the {c.side}'s {c.thread or 'threads'} waited {format_ns(c.ns)} for a CPU"
             for c in waits
             if c.ns * 20 >= ns
         ),
-        f"leave a CPU to the VMM's own threads on the {side} (libvirt: emulatorpin, and no other load there),"
+        f"reserve a CPU for the VMM's own threads on the {side} (libvirt: emulatorpin, and no other load on that CPU),"
         " or migrate when that host is less busy",
         (_shorter(m, ns),),
     )
@@ -157,7 +156,7 @@ def multifd(found: MigrationReport) -> Advice | None:
     down = m.downtime.vcpu_ns or 0
     return Advice(
         Rule.MULTIFD,
-        "one thread sent all pages, and a CPU was its limit",
+        "one thread sent all pages, and the speed of its CPU limited it",
         (f"the migration thread was busy for {format_ns(ns)} with the last {format_bytes(sent)}",),
         "migrate with multifd and at least two channels",
         (
@@ -167,7 +166,7 @@ def multifd(found: MigrationReport) -> Advice | None:
                 None,
                 max(0, down - ns),
                 down,
-                "no model: at best the thread's work is spread over enough CPUs, at worst they have none to spare",
+                "no model: at best enough idle CPUs share the thread's work, at worst no CPU is idle",
             ),
         ),
         {"multifd": True, "multifd-channels": 2},
@@ -198,7 +197,7 @@ def kvm_setup(found: MigrationReport) -> Advice | None:
                 None,
                 max(0, down - ns),
                 down,
-                "the time goes with the number of requests: none of them left is the least",
+                "the time grows with the number of requests; without them, this part is gone",
             ),
         ),
     )

@@ -37,27 +37,27 @@ def map_dma(found: MigrationReport) -> Advice | None:
             f"the VMM mapped memory for {name} for {format_ns(ns)}, and served no other device meanwhile",
         ),
         "back the guest's memory with huge pages and allocate it when the destination starts (memory-backend-file on"
-        " hugetlbfs, prealloc=on), so that nothing has to be found and cleared at the plug",
+        " hugetlbfs, prealloc=on), so that the plug has no pages to allocate and clear",
         () if outage is None else (_shorter(outage, ns),),
     )
 
 
 def vf_link(found: MigrationReport) -> Advice | None:
-    """The VF was set up, and its link came late: nothing answered meanwhile."""
+    """The VF was set up before its link was up, and the guest did not answer meanwhile."""
     outage = found.outage
     ns = 0 if outage is None else _span_ns(outage, LINK)
     if outage is None or not _large(outage, ns, LINK_NS):
         return None
     if found.migration.strategy is Strategy.FAILOVER:
         setting = (
-            "let the guest use the standby until the VF's link is up: its driver has to report the carrier when it"
-            " has it, not when it is set up"
+            "let the guest use the standby until the VF's link is up: the VF's driver has to report the carrier when"
+            " the link is up, not when the VF is set up"
         )
     else:
         setting = "give the guest an emulated NIC that serves it meanwhile (virtio-net failover=on, or a bond)"
     return Advice(
         Rule.VF_LINK,
-        "the destination's VF was set up, and its link was not there yet",
+        "the destination's VF was set up before its link was up",
         (f"{format_ns(ns)} of {format_ns(outage.ns)} without answers passed until the VF's link",),
         setting,
         (_shorter(outage, ns),),
@@ -73,6 +73,6 @@ def _large(outage: Outage, ns: int, least_ns: int) -> bool:
 
 
 def _shorter(outage: Outage, ns: int) -> Effect:
-    """No model knows how much of it goes: all of it at best."""
-    error = "no model: at best all of it is gone, at worst something else takes as long"
+    """The effect on the service outage: bounds only, because no model knows how much of the time disappears."""
+    error = "no model: at best all of this time disappears, at worst something else takes as long"
     return Effect("service", outage.ns, None, max(0, outage.ns - ns), outage.ns, error)

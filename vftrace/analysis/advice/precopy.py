@@ -27,15 +27,15 @@ MOST_LIMIT_NS = 2_000_000_000
 
 _STEP = 1.1
 _TRIES = 80
-"""Down to a two-thousandth."""
+"""Enough steps of `_STEP` to go down to a two-thousandth of the highest value."""
 _TOTAL_PART = 0.35
 _TOTAL_NS = 100_000_000
 _DOWN_FACTOR = 4
-_TOTAL_ERROR = "19 of 25 replays were within 20 %, nearly all within 35 % and one window of 100 ms"
-_DOWN_NS = 20_000_000
-_DOWN_ERROR = (
-    "the speed of the last pages varies by a factor of four, and 20 ms come on top on a busy host"
+_TOTAL_ERROR = (
+    "19 of 25 replays were within 20 % of the real run, nearly all within 35 % and 100 ms"
 )
+_DOWN_NS = 20_000_000
+_DOWN_ERROR = "the speed of the last pages varies by a factor of four; a busy host adds 20 ms"
 
 HELD_NS = 1_000_000_000
 HELD_LONGER = 2.0
@@ -71,15 +71,15 @@ def bandwidth(found: MigrationReport) -> Advice | None:
         replayed,
         Rule.BANDWIDTH,
         "the bandwidth was too low for what the guest writes",
-        f"the channel carried {format_rate(link)} while it sent, {format_rate(rate)} on average: max-bandwidth held it"
-        " back",
+        f"the channel carried {format_rate(link)} while it sent, {format_rate(rate)} on average: max-bandwidth"
+        " limited it",
         f"set max-bandwidth to {format_bytes(wanted)} per second or more",
         {"max-bandwidth": wanted},
     )
 
 
 def downtime_limit(found: MigrationReport) -> Advice | None:
-    """Advise a higher downtime limit: what was left after a round never fitted it."""
+    """Advise a higher downtime limit: the pages left after a round were always too many for it."""
     m = found.migration
     now = _not_converging(m)
     if now is None:
@@ -99,14 +99,14 @@ def downtime_limit(found: MigrationReport) -> Advice | None:
         replayed,
         Rule.DOWNTIME_LIMIT,
         "the downtime limit was too low for what the guest writes",
-        f"what was left after a round never fitted a limit of about {format_ns(now.downtime_limit_ns)}",
+        f"the pages left after each round needed more time than a limit of about {format_ns(now.downtime_limit_ns)}",
         f"set downtime-limit to {wanted} ms or more",
         {"downtime-limit": wanted},
     )
 
 
 def postcopy(found: MigrationReport) -> Advice | None:
-    """Post-copy ends whatever the guest writes."""
+    """Advise post-copy, which ends however fast the guest writes."""
     m = found.migration
     now = _not_converging(m)
     early = None if now is None else forecast(m.rounds[:2], m.started_at_ns)
@@ -118,8 +118,8 @@ def postcopy(found: MigrationReport) -> Advice | None:
         Rule.POSTCOPY,
         "precopy did not converge",
         _why(m, now),
-        "allow post-copy (postcopy-ram) and start it after the first round (migrate-start-postcopy): it ends whatever"
-        " the guest writes, but the guest is lost if a host or the channel fails meanwhile",
+        "allow post-copy (postcopy-ram) and start it after the first round (migrate-start-postcopy): it ends however"
+        " fast the guest writes, but the guest is lost if a host or the channel fails meanwhile",
         (_total(None, total), _down(None, down)),
         {"postcopy-ram": True, "max-postcopy-bandwidth": 0},
     )
@@ -146,8 +146,8 @@ def auto_converge(found: MigrationReport) -> Advice | None:
         Rule.AUTO_CONVERGE,
         "auto-converge cost the guest more than post-copy would have",
         (
-            f"{words}: each vCPU was held for {format_ns(held_ns)} in all",
-            f"all that was left after the first round goes in {format_ns(wait_ns)}",
+            f"{words}: each vCPU was held for {format_ns(held_ns)} in total",
+            f"the channel carries all pages left after the first round in {format_ns(wait_ns)}",
         ),
         "switch auto-converge off, allow post-copy (postcopy-ram) and start it after the first round"
         " (migrate-start-postcopy); the guest is lost if a host or the channel fails meanwhile",
@@ -158,7 +158,7 @@ def auto_converge(found: MigrationReport) -> Advice | None:
                 None,
                 0,
                 wait_ns + round(wait_ns * _TOTAL_PART),
-                "at worst every vCPU waits until the last page has come",
+                "at worst every vCPU waits until the last page has arrived",
             ),
             _total(was, cost[0]),
         ),
@@ -204,7 +204,7 @@ def postcopy_bandwidth(found: MigrationReport) -> Advice | None:
         Rule.POSTCOPY_BANDWIDTH,
         "max-postcopy-bandwidth was low, and the guest waited for its pages",
         (
-            f"{format_bytes(sent)} went in {format_ns(took)} of post-copy, at {format_rate(rate)}",
+            f"{format_bytes(sent)} were sent in {format_ns(took)} of post-copy, at {format_rate(rate)}",
             f"before that the channel carried {format_rate(link)} while it sent",
         ),
         "set max-postcopy-bandwidth to 0 (no limit)",
@@ -215,7 +215,7 @@ def postcopy_bandwidth(found: MigrationReport) -> Advice | None:
                 expected,
                 expected // _DOWN_FACTOR,
                 expected * _DOWN_FACTOR,
-                "what placing a page takes varies by a factor of four",
+                "the time to place a page varies by a factor of four",
             ),
         ),
         {"max-postcopy-bandwidth": 0},
@@ -287,7 +287,7 @@ def _converging(
 
 def _why(m: Migration, now: Forecast) -> tuple[str, ...]:
     dirty = figures.last_dirty_rate(m)
-    said = f"{now.after_sweeps} sweeps, and precopy does not converge, by the forecast"
+    said = f"after {now.after_sweeps} sweeps, precopy does not converge according to the forecast"
     if dirty is not None and now.bandwidth_bytes_per_second is not None:
         said += (
             f": the guest writes {format_rate(dirty)} of new pages, the channel carries"

@@ -21,9 +21,9 @@ from vftrace.ping.gaps import OWN
 
 CONTRADICTION = (
     "clocks contradict each other: no offset fits the order of what was seen"
-    " and the wall clocks' error bounds; both halves are kept apart"
+    " and the wall clocks' error bounds; the halves are not joined"
 )
-UNBOUNDED = "nothing bounds the difference of the two hosts' clocks; both halves are kept apart"
+UNBOUNDED = "nothing bounds the difference of the two hosts' clocks; the halves are not joined"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from vftrace.model.report import HostReport
 
 SEVERAL = "not joined: several migrations on other hosts could be the other half"
 OTHER_CLOCK = "not joined: the destination set another guest clock than the source read"
-TOO_MANY = "not joined: this VM has more attempts than are compared"
+TOO_MANY = "not joined: this VM has more attempts than vftrace compares"
 
 MAX_PAIRS = 4096
 """Pairs of one VM that are compared one by one; of more only those that the guest's clock proves."""

@@ -96,7 +96,7 @@ class Reading:
     traced: bool = False
     """Whether traces are sent too, which the downtime's exemplars name."""
     not_recorded: int = 0
-    """Records that the disk of `--record` did not take."""
+    """Records that could not be written to the file of `--record`."""
     recorder: RecorderState | None = None
     reader: ReaderUse | None = None
     """The reader process; None in a replay."""

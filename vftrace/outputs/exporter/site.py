@@ -195,7 +195,7 @@ def _past(view: HostView) -> Iterator[str]:
         yield from _more(view.past_count, min(len(view.past), PAST_SHOWN))
     if view.recordings is None:
         yield (
-            '<p class="quiet">Only what vftrace has in memory: migrations are not kept'
+            '<p class="quiet">Only migrations in the memory of vftrace: they are not recorded'
             " (<code>serve --record-dir</code>).</p>"
         )
     else:

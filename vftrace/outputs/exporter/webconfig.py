@@ -220,7 +220,7 @@ class WebConfigFile:
         try:
             config = read_web_config(self._path)
         except VftraceError as error:
-            self._say(f"{error}; what was read before stays in force")
+            self._say(f"{error}; the configuration read before stays in force")
             return self._config
         config.users.remember(self._config.users)
         self._config, self._seen = config, _signature(config.files)
@@ -312,7 +312,7 @@ def _version(
 ) -> ssl.TLSVersion:
     name = _text(section, key, complain) or otherwise
     if name not in _VERSIONS:
-        raise complain(f"tls_server_config: {key} {name!r} is none of {', '.join(_VERSIONS)}")
+        raise complain(f"tls_server_config: {key} {name!r} is not one of {', '.join(_VERSIONS)}")
     return _VERSIONS[name]
 
 

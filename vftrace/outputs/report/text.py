@@ -253,7 +253,7 @@ def _hosts(found: MigrationReport, g: Glyphs) -> str:
     """Return which process on which host was which side."""
     m, here = found.migration, clean(found.host.name, g)
     if found.peer is None:
-        return f"{m.role} pid {m.pid} on {here}, the other side in none of these recordings"
+        return f"{m.role} pid {m.pid} on {here}, the other side is not in these recordings"
     return f"pid {m.pid} on {here} {g.arrow} pid {m.peer_pid} on {clean(found.peer.name, g)}"
 
 

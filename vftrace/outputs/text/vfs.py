@@ -35,7 +35,9 @@ def state_of(life: VfHistory) -> str:
 def vf_warnings(life: VfHistory) -> Iterator[str]:
     """Yield what is wrong with it, in words."""
     if life.keeps_resetting:
-        often = f"{MAX_FALLS} times out of work, or {MAX_RESETS} resets, within {format_ns(RESETTING_NS)}"
+        often = (
+            f"down {MAX_FALLS} times, or reset {MAX_RESETS} times, within {format_ns(RESETTING_NS)}"
+        )
         yield f"KEEPS RESETTING: {often}"
     if life.unanswered:
         times = "once" if life.unanswered == 1 else f"{life.unanswered} times"

@@ -241,10 +241,10 @@ def roles(migration: Migration, g: Glyphs) -> str:
 
 
 _NOT_COUNTED = {
-    "too-large": "a slot is larger than what is walked of its dirty bitmap on this host (66 to 528 GiB)",
+    "too-large": "a slot is larger than the vftrace that recorded it could count (66 to 528 GiB)",
     "size-unknown": "a slot was made before the trace began, so its size is not known",
     "unreadable": "a part of a dirty bitmap was not in memory when it was read",
-    "records-missing": "parts of a dirty bitmap were lost on their way",
+    "records-missing": "parts of a dirty bitmap were lost before they were counted",
 }
 
 

@@ -50,7 +50,7 @@ BINDINGS = (
     Binding(
         "open",
         ("Enter",),
-        "what is under the cursor in full: a migration, a virtual function",
+        "show the migration or virtual function under the cursor in full",
         "open",
     ),
     Binding("back", ("Esc",), "back; in the list: drop the filter", "back"),
@@ -59,7 +59,12 @@ BINDINGS = (
         "save", ("s",), "save the report of the migration under the cursor here, as HTML", "save"
     ),
     Binding("sort", ("o",), "sort by the next of: " + ", ".join(SORTS), "sort"),
-    Binding("pause", ("p", "Space"), "stop the picture (tracing goes on), or let it run", "pause"),
+    Binding(
+        "pause",
+        ("p", "Space"),
+        "freeze the picture (tracing continues), or let it run again",
+        "pause",
+    ),
     Binding("up", ("Up", "k"), "one line up"),
     Binding("down", ("Down", "j"), "one line down"),
     Binding("page-up", ("PageUp",), "ten lines up"),

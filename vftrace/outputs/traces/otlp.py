@@ -283,7 +283,7 @@ def send(endpoint: str, traces: Sequence[Trace]) -> int:
             exporter.shutdown()  # type: ignore[no-untyped-call]
     if result is not SpanExportResult.SUCCESS:
         where = url or "the endpoint of OTEL_EXPORTER_OTLP_ENDPOINT"
-        raise VftraceError(f"{where} did not take the traces: {said.text or 'no reason given'}")
+        raise VftraceError(f"{where} did not accept the traces: {said.text or 'no reason given'}")
     return len(spans)
 
 
