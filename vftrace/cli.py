@@ -24,10 +24,10 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_READER_GONE = 141
-"""128 + SIGPIPE, what other tools end with when `| head` has read enough."""
+"""128 + SIGPIPE, the exit code of other tools when `| head` has read enough."""
 
 HELP_COMMAND = "help"
-"""`vftrace help [COMMAND]`, for those who type it; it is `--help`."""
+"""`vftrace help [COMMAND]` does the same as `--help`."""
 
 EXAMPLES_HEADING = "examples:\n"
 
@@ -35,17 +35,17 @@ DEBUG_VARIABLE = "VFTRACE_DEBUG"
 
 
 class Command(Protocol):
-    """What a module in `vftrace.commands` offers."""
+    """The interface of a module in `vftrace.commands`."""
 
     HELP: str
     EXAMPLES: Sequence[tuple[str, str]]
-    """Command lines with what each does, for the end of the help."""
+    """Example command lines, each with what it does, for the end of the help."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the subcommand's own arguments."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it; returns the exit code."""
+        """Run the subcommand; returns the exit code."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -58,14 +58,14 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, without the usage before it."""
+    """An argument parser that reports errors in one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
 
 class _Version(argparse.Action):
-    """Prints the versions. Finding them takes a moment, so it is done only for this option."""
+    """Prints the versions. It finds them only for this option, because that takes a moment."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from vftrace.version import version_line
@@ -89,7 +89,7 @@ def load_command(name: str) -> Command:
 
 
 def build_parser(argv: Sequence[str]) -> Parser:
-    """The parser for this command line; only the subcommand that is named is imported."""
+    """Return the parser for this command line; it imports only the named subcommand."""
     # The options before the subcommand take no values, so the first bare word is the subcommand.
     named = next((word for word in argv if not word.startswith("-")), None)
     names = available_commands()
@@ -106,7 +106,7 @@ def build_parser(argv: Sequence[str]) -> Parser:
 
 
 def bare_parser() -> Parser:
-    """The parser of what stands before the command."""
+    """Return the parser of the options before the command."""
     parser = Parser(
         prog="vftrace",
         description="Show where the time of a live migration goes, seen from the host with BPF.",
@@ -143,7 +143,7 @@ def _no_command(word: str, names: Sequence[str]) -> str:
 
 
 def _without_help_command(argv: list[str]) -> list[str]:
-    """`help` as a first word becomes `--help` behind the command that follows it."""
+    """Replace a first word `help` by `--help` behind the command that follows."""
     return [*argv[1:2], "--help"] if argv[:1] == [HELP_COMMAND] else argv
 
 
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return error.exit_code
     except OSError as error:
-        # A socket can break too: be quiet only when it is our own reader that has gone.
+        # A socket can break too: end silently only if the reader of standard output has gone.
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             _discard_stdout()
             return EXIT_READER_GONE
@@ -212,7 +212,7 @@ def _reader_is_gone() -> bool:
 
 
 def _discard_stdout() -> None:
-    # What is still buffered would otherwise fail again, aloud, in the interpreter's last flush.
+    # Otherwise the interpreter's last flush of the buffered text would fail again, with a message.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

@@ -1,10 +1,11 @@
-"""Errors a user can do something about; each becomes one line on stderr and an exit code."""
+"""Errors that a user can fix; each becomes one line on stderr and an exit code."""
 
 from typing import ClassVar
 
 
 def printable(text: str) -> str:
-    """Text of a command line, a file's name or a recording without what steers a terminal or cannot be encoded."""
+    """Text of a command line, a file's name or a recording without control characters and characters that cannot be
+    encoded."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -21,7 +22,7 @@ class UsageError(VftraceError):
 
 
 class MachineError(VftraceError):
-    """This machine cannot do it as it is; `fix` is the command that would change that, if any."""
+    """This machine lacks something that the command needs; `fix` is the command that mends it, if there is one."""
 
     exit_code: ClassVar[int] = 3
 

@@ -1,7 +1,8 @@
-"""Errors in vftrace itself: what raised on one VM, migration or output is counted and reported, and all else goes on.
+"""Contains errors in vftrace itself: an error on one VM, migration or output is counted and reported, and all else
+continues.
 
-The places that contain an error (`Where`) are few: they are what one fault may cost at most. Each calls `contained`
-with the error and then does without the part that raised.
+Few places contain an error (`Where`): each is the most that one fault may cost. Each calls `contained` with the error
+and then continues without the part that raised.
 """
 
 import sys
@@ -13,11 +14,11 @@ from enum import StrEnum
 from pathlib import Path
 
 _MAX_REPORTED = 64
-"""Errors that are reported in words, one for each line of code that raised; the others are only counted."""
+"""How many errors are reported in words, one for each line of code that raised; others are only counted."""
 
 
 class Where(StrEnum):
-    """What was being worked on when an error was contained: the label of vftrace_internal_errors_total."""
+    """The part of vftrace that contained an error: the label of vftrace_internal_errors_total."""
 
     EVENT = "event"
     MIGRATION = "migration"
@@ -36,7 +37,7 @@ class Where(StrEnum):
 
 
 Keep = Callable[[Where, Collection[int], str], Path | None]
-"""Keeps what is needed to reproduce an error: its place, the pids it concerns (none: all), the traceback."""
+"""A function that keeps what reproduces an error; it gets the place, the pids (none: all) and the traceback."""
 
 
 def _say(text: str) -> None:
@@ -44,9 +45,10 @@ def _say(text: str) -> None:
 
 
 class Faults:
-    """Counts contained errors, and reports the first of each line of code. May be used by several threads.
+    """Counts contained errors, and reports the first error of each line of code. Several threads may use it.
 
-    `keep` is set by whoever has the events and a directory for them, `say` by whoever has another way to report.
+    The command sets `keep` if it has the events and a directory for them, and `say` if it reports otherwise than on
+    standard error.
     """
 
     def __init__(self, say: Callable[[str], None] = _say) -> None:
@@ -59,11 +61,11 @@ class Faults:
 
     @property
     def counts(self) -> Mapping[Where, int]:
-        """How many errors were contained, by place; places without one have 0."""
+        """Return how many errors each place contained; places without errors have 0."""
         return {where: self._counts[where] + self._elsewhere.get(where, 0) for where in Where}
 
     def count_elsewhere(self, counts: Mapping[Where, int]) -> None:
-        """Count what another process of this command has contained, so much so far."""
+        """Add the errors that another process of this command contained, in total so far."""
         self._elsewhere = dict(counts)
 
     def contained(
@@ -71,7 +73,7 @@ class Faults:
     ) -> str:
         """Count an error; returns its kind and the line of code that raised it.
 
-        `what` names the work that is done without, `pids` the processes whose events reproduce it.
+        `what` names the work that is left out, `pids` the processes whose events reproduce the error.
         """
         place = place_of(error)
         with self._lock:
@@ -99,7 +101,7 @@ class Faults:
 
 
 def place_of(error: BaseException) -> str:
-    """The error's type and the innermost line of vftrace's own code: `KeyError at analysis/dirty.py:82`."""
+    """Return the error's type and the innermost line of vftrace's own code: `KeyError at analysis/dirty.py:82`."""
     own = "?"
     for frame in traceback.extract_tb(error.__traceback__):
         parts = Path(frame.filename).parts
@@ -110,4 +112,4 @@ def place_of(error: BaseException) -> str:
 
 
 FAULTS = Faults()
-"""The faults of this process: every place that contains an error counts here."""
+"""The errors of this process: every place that contains an error counts it here."""

@@ -25,7 +25,7 @@ _BIT_RATE = re.compile(
     r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(?:bits?|bps)?(?:/s)?", re.ASCII | re.IGNORECASE
 )
 
-# Ten years: what is longer is a slip of the keyboard, and 2**63 ns (292 years) stays far away.
+# Ten years: a longer time is a typing error, and 2**63 ns (292 years) is never reached.
 _LONGEST_NS = 10 * 365 * 24 * _NS_PER_UNIT["h"]
 
 

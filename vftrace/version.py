@@ -1,15 +1,15 @@
-"""What exactly runs: vftrace's version and commit, Python, and the BCC that compiles its programs."""
+"""Finds the versions that run: vftrace's version and commit, Python, and the BCC that compiles the BPF programs."""
 
 import platform
 import subprocess
 from pathlib import Path
 
 _COMMIT_FILE = "_commit"
-"""Beside this module in a wheel, written when it is built (tools/hatch_build.py)."""
+"""A file beside this module in a wheel; tools/hatch_build.py writes it when it builds the wheel."""
 
 
 def version_line() -> str:
-    """The version, with the commit, Python's and BCC's versions where they are known."""
+    """Return the version, with the commit, Python's and BCC's versions where they are known."""
     # here, so that tools/hatch_build.py can use this file before there is a package
     from vftrace import __version__
 
@@ -20,7 +20,7 @@ def version_line() -> str:
 
 
 def commit_of(package: Path) -> str | None:
-    """The commit a package was built from, or that of the checkout it lies in; None if neither is known.
+    """Return the commit that a package was built from, or the commit of its checkout; None if neither is known.
 
     A checkout with changes has a `+` behind its commit.
     """
@@ -42,7 +42,7 @@ def _checked_out(root: Path) -> str | None:
 
 
 def bcc_version() -> str | None:
-    """The version of BCC's Python bindings; None without them."""
+    """Return the version of BCC's Python bindings; None without them."""
     from vftrace.errors import MachineError
     from vftrace.probes.bcc import process
 

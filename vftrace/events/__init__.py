@@ -1,4 +1,4 @@
-"""What happened: one immutable class for each kind of record (bpf/wire.h), one file for each subject."""
+"""Events: one immutable class for each kind of record (bpf/wire.h), one file for each subject."""
 
 from vftrace.events.base import COLLECTOR, NO_PROCESS, Event, Unknown
 from vftrace.events.calls import Call, CallFd, CallsMissed, CallsTraced, CallThread, OffCpu

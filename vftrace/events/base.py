@@ -1,4 +1,4 @@
-"""What all events begin with."""
+"""The base class of all events."""
 
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ NO_PROCESS = 0
 """`tgid` of records that belong to no process: mailboxes."""
 
 COLLECTOR = 0xFFFF_FFFF
-"""`tgid` of records that the collector writes itself: ticks, clock samples, who is who."""
+"""`tgid` of records that the collector writes itself: ticks, clock samples, identities of processes."""
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -18,15 +18,15 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
     `seq` counts the records of one process, so that a loss shows as a hole. Field names are those of
     the uAPI structures that the values were read from. `ret` is what the ioctl returned, a negative
-    errno on failure. The garbage collector does not track events: nothing in them can refer back to
-    them, and a recording is a million of them.
+    errno on failure. The garbage collector does not track events, because nothing in an event refers back
+    to it, and a recording has a million events.
     """
 
     KIND: ClassVar[Kind | None] = None
-    """What its records are called in bpf/wire.h."""
+    """The name of its records in bpf/wire.h."""
 
     PROBE: ClassVar[str] = "collector"
-    """What sends it, by the name that `vftrace doctor` prints; `collector`: vftrace's own reader."""
+    """The probe that sends it, by the name that `vftrace doctor` prints; `collector`: vftrace's own reader."""
 
     at_ns: int
     seq: int

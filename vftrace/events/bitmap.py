@@ -1,4 +1,4 @@
-"""Bitmaps as the kernel side packs them: struct vft_bitmap in bpf/wire.h has their form."""
+"""Unpacks bitmaps that the kernel side packed: struct vft_bitmap in bpf/wire.h describes the format."""
 
 from functools import lru_cache
 
@@ -9,7 +9,7 @@ _WHOLE = (1 << BITMAP_WORDS * 64) - 1
 
 
 def makes_sense(entries: bytes, words: int) -> bool:
-    """Whether these entries are a bitmap of so many words."""
+    """Whether these entries are a valid bitmap of `words` words."""
     end = len(entries)
     if words > BITMAP_WORDS or end % 8:
         return False
@@ -26,7 +26,7 @@ def makes_sense(entries: bytes, words: int) -> bool:
 
 
 def unpacked(entries: bytes, words: int) -> int:
-    """The bits of so many words, of which `entries`, which make sense, have those that are not zero."""
+    """Return the bits of `words` words; `entries` are valid and hold the words that are not zero."""
     out = bytearray(-(-words // BLOCK_WORDS) * _BLOCK_BYTES)
     at, ones, end = 0, 0, len(entries)
     while at < end:

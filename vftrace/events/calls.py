@@ -1,7 +1,8 @@
-"""System calls of a migrating VMM's threads while its guest stood still, and when these threads did not run.
+"""Events of system calls of a migrating VMM's threads while its guest is stopped, and of times in which these threads
+did not run.
 
-The collector writes these, all of one blackout together and after it began: `at_ns` is when it did so, `start_ns` and
-`end_ns` are when it happened.
+The collector writes the events of one blackout together, after the blackout began: `at_ns` is the time of writing,
+`start_ns` and `end_ns` are the times of the call.
 """
 
 from vftrace.events import layout
@@ -10,8 +11,8 @@ from vftrace.events.layout import Kind
 
 
 class Call(Event, frozen=True):
-    """Calls of one thread with the same `nr`, `cmd` and `fd`: one, or several that were shorter than 100 us (struct
-    vft_call in bpf/wire.h). `ns` is their sum. `start_ns` 0: it began before it was traced."""
+    """One call of a thread, or several calls shorter than 100 us with the same `nr`, `cmd` and `fd` (struct vft_call in
+    bpf/wire.h). `ns` is the sum of their times. `start_ns` 0: the call began before it was traced."""
 
     KIND = Kind.CALL
     PROBE = "calls"
@@ -50,7 +51,7 @@ class OffCpu(Event, frozen=True):
 
 
 class CallsTraced(Event, frozen=True):
-    """The calls of a process are traced since `since_ns`, or (`on` False) no longer.
+    """Tracing of a process's calls began at `since_ns`, or (`on` False) it ended.
 
     `machine` is `uname -m`, which decides what the numbers of calls mean. `attach_ns`: how long attaching took, 0
     where the probes were attached already.
@@ -76,7 +77,7 @@ class CallThread(Event, frozen=True):
 
 
 class CallFd(Event, frozen=True):
-    """What an fd was when a call on it was seen: a path, or `socket`, `pipe`, `kvm-vm` ..."""
+    """The file behind an fd when a call used it: a path, or `socket`, `pipe`, `kvm-vm` ..."""
 
     KIND = Kind.CALL_FD
 
@@ -86,7 +87,7 @@ class CallFd(Event, frozen=True):
 
 
 class CallsMissed(Event, frozen=True):
-    """Calls of a process that were not recorded, in total: it made too many, or the ring buffer was full."""
+    """Calls of a process that were not recorded, in total: the process made too many, or the ring buffer was full."""
 
     KIND = Kind.CALLS_MISSED
 

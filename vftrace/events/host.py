@@ -1,11 +1,11 @@
-"""Events that the collector writes itself: time, losses, and who is who."""
+"""Events that the collector writes itself: time, losses, and the identities of processes, fds and devices."""
 
 from vftrace.events.base import Event
 from vftrace.events.layout import Kind
 
 
 class Tick(Event, frozen=True):
-    """Time passed: written every 100 ms by the reader."""
+    """Time passed: the reader writes a tick every 100 ms."""
 
     KIND = Kind.TICK
 
@@ -20,7 +20,8 @@ class ClockSample(Event, frozen=True):
 
 
 class Lost(Event, frozen=True):
-    """Records that did not fit into the ring buffers, in total since the start; `bulk` of them parts of bitmaps."""
+    """Records that did not fit into the ring buffers, in total since the start; `bulk` of them were parts of
+    bitmaps."""
 
     KIND = Kind.LOST
 
@@ -29,9 +30,9 @@ class Lost(Event, frozen=True):
 
 
 class VmLost(Event, frozen=True):
-    """Records of one process that did not fit into the ring buffers, in total: `bulk` parts of bitmaps, which only make
-    numbers of dirty pages unknown, and `records` of all other kinds. `dropped` parts of bitmaps came out of the ring
-    buffer, but the reader held too many of them."""
+    """Records of one process that did not fit into the ring buffers, in total: `bulk` parts of bitmaps, whose loss only
+    makes numbers of dirty pages unknown, and `records` of all other kinds. The reader took `dropped` parts of bitmaps
+    out of the ring buffer and dropped them, because it held too many."""
 
     KIND = Kind.VM_LOST
 
@@ -42,7 +43,7 @@ class VmLost(Event, frozen=True):
 
 
 class Gone(Event, frozen=True):
-    """A VMM process is no longer there, found by looking (its Exit record may be lost)."""
+    """A VMM process has ended, as the collector found in /proc (its Exit record may be lost)."""
 
     KIND = Kind.GONE
 
@@ -50,7 +51,7 @@ class Gone(Event, frozen=True):
 
 
 class End(Event, frozen=True):
-    """The recording was closed in order; `streams` holds the next `seq` of each live process."""
+    """The recorder closed the recording; `streams` holds the next `seq` of each live process."""
 
     KIND = Kind.END
 
@@ -77,12 +78,12 @@ class TableFull(Event, frozen=True):
 
 
 class Process(Event, frozen=True):
-    """Who a VMM process is, read from /proc when it was first seen.
+    """The identity of a VMM process, read from /proc when vftrace first saw it.
 
-    `late`: it was there before vftrace started, `running`: with a vCPU inside KVM_RUN. `incoming` and
+    `late`: the process started before vftrace; `running`: then one of its vCPUs was inside KVM_RUN. `incoming` and
     `started_paused` are QEMU's `-incoming` and `-S`. `start_time` is field 22 of /proc/PID/stat, in clock
-    ticks since boot. `load_channel` (file, pipe, snapshot), `load_path` and `load_program` tell what it loads
-    its state from, if not from another VMM. `namespace`, `vmi` and `pod_uid` are KubeVirt's, `vmid` is Proxmox VE's.
+    ticks since boot. `load_channel` (file, pipe, snapshot), `load_path` and `load_program` name what it loads
+    its state from, if that is not another VMM. `namespace`, `vmi` and `pod_uid` are KubeVirt's, `vmid` is Proxmox VE's.
     """
 
     KIND = Kind.PROCESS
@@ -106,7 +107,7 @@ class Process(Event, frozen=True):
 
 
 class FileDescriptor(Event, frozen=True):
-    """What an fd of a process is: kind (tcp, unix, pipe, file, unknown) and, for tcp, the remote address.
+    """The file behind an fd of a process: kind (tcp, unix, pipe, file, unknown) and, for tcp, the remote address.
 
     `path` is a file's, `program` the one that holds the other end of a pipe.
     """
@@ -122,7 +123,7 @@ class FileDescriptor(Event, frozen=True):
 
 
 class Device(Event, frozen=True):
-    """Which device a VFIO device fd of a process is, read from /proc and /sys.
+    """The device behind a VFIO device fd of a process, read from /proc and /sys.
 
     `address` is a PCI address or a mediated device's UUID; `id` QEMU's; `driver` the one it is bound to;
     `pf` and `vf` are a virtual function's card and number.
@@ -141,9 +142,9 @@ class Device(Event, frozen=True):
 
 
 class RecordedMigration(Event, frozen=True):
-    """The migration that a recording was kept for: it began at `started_at_ns` and is the `attempt`th of process `pid`.
+    """The migration for which a recording was kept: the `attempt`th of process `pid`, which began at `started_at_ns`.
 
-    Other migrations of which such a recording has records are not whole in it.
+    Other migrations may have records in such a recording, but they are not complete in it.
     """
 
     KIND = Kind.RECORDED_MIGRATION
@@ -154,8 +155,8 @@ class RecordedMigration(Event, frozen=True):
 
 
 class NetLink(Event, frozen=True):
-    """A network interface is another: `up` as somebody set it, `carrier` whether there is a link, `master` the
-    bridge or bond it is in, `gone` if it was removed. `at_ns` is when the collector read it."""
+    """A network interface changed: `up` is its administrative state, `carrier` whether it has a link, `master` the
+    bridge or bond it belongs to, `gone` if it was removed. `at_ns` is when the collector read it."""
 
     KIND = Kind.NET_LINK
 
@@ -168,9 +169,9 @@ class NetLink(Event, frozen=True):
 
 
 class NetAddress(Event, frozen=True):
-    """A bridge learned an address on a port where it was not before, or with `gone` forgot it.
+    """A bridge learned an address on another port than before, or with `gone` forgot it.
 
-    `pid` is the VMM whose tap the port is, None if it is no VMM's. `at_ns` is when the collector read it.
+    `pid` is the VMM that has the port's tap, None if the port is not a VMM's. `at_ns` is when the collector read it.
     """
 
     KIND = Kind.NET_ADDRESS
@@ -183,7 +184,7 @@ class NetAddress(Event, frozen=True):
 
 
 class NetMissed(Event, frozen=True):
-    """Events of interfaces and bridges that were too many to be recorded or read, in total since the start."""
+    """Events of interfaces and bridges that were not recorded or read because there were too many, in total."""
 
     KIND = Kind.NET_MISSED
 

@@ -53,8 +53,8 @@ class Capability(Event, frozen=True):
 class GetDirtyLog(Event, frozen=True):
     """KVM_GET_DIRTY_LOG, seen at its return.
 
-    `pieces` non-zero parts of the bitmap were sent before it, `walked_bytes` of `bitmap_bytes` were
-    read (0: the slot's size was not known), `read_errors` parts could not be read.
+    The kernel side sent `pieces` non-zero parts of the bitmap before this record. It read `walked_bytes` of
+    `bitmap_bytes` (0: it did not know the slot's size), and could not read `read_errors` parts.
     """
 
     KIND = Kind.GET_DIRTY_LOG
@@ -71,7 +71,7 @@ class GetDirtyLog(Event, frozen=True):
 
 
 class ClearDirtyLog(Event, frozen=True):
-    """KVM_CLEAR_DIRTY_LOG; its bitmap was read before the call."""
+    """KVM_CLEAR_DIRTY_LOG; the kernel side read its bitmap before the call."""
 
     KIND = Kind.CLEAR_DIRTY_LOG
     PROBE = "ioctl"
@@ -90,7 +90,7 @@ class ClearDirtyLog(Event, frozen=True):
 class Piece(Event, frozen=True):
     """A non-zero part of a bitmap: bit i of `bits` is page `first_page` + i of the slot.
 
-    This kind is found in recordings of earlier versions only; `BitmapPart` has taken its place.
+    Only recordings of earlier versions have this kind; `BitmapPart` replaced it.
     """
 
     KIND = Kind.PIECE
@@ -103,10 +103,11 @@ class Piece(Event, frozen=True):
 
 
 class BitmapPart(Event, frozen=True):
-    """A part of a bitmap as the kernel side sends it now: `bits` may be longer than a piece's.
+    """A part of a bitmap as the kernel side sends it now: `bits` may be longer than the bits of a `Piece`.
 
-    Its `seq` counts the process's records of this kind only, because they come through a ring buffer of their own.
-    It is held packed: 64 bytes may be a bitmap of 32 KiB, and thousands wait for the record of their call.
+    Its `seq` counts only the process's records of this kind, because they have a ring buffer of their own.
+    The event keeps the part packed: 64 bytes may be a bitmap of 32 KiB, and thousands wait for the record of their
+    call.
     """
 
     KIND = Kind.BITMAP
@@ -125,7 +126,7 @@ class BitmapPart(Event, frozen=True):
 
 
 Part = Piece | BitmapPart
-"""What bitmaps come in."""
+"""The classes of parts of bitmaps."""
 
 
 class ResetDirtyRings(Event, frozen=True):
@@ -146,7 +147,7 @@ class ResetDirtyRings(Event, frozen=True):
 class Clock(Event, frozen=True):
     """KVM_GET_CLOCK, KVM_SET_CLOCK or KVM_KVMCLOCK_CTRL, with the VM's latest vCPU exit.
 
-    `clock` is the guest's kvmclock, ns: the destination sets what the source read last. 0: not known.
+    `clock` is the guest's kvmclock, in ns: the destination sets the value that the source read last. 0: not known.
     """
 
     KIND = Kind.CLOCK
@@ -201,7 +202,7 @@ class Userfault(Event, frozen=True):
 
 
 class Channel(Event, frozen=True):
-    """Totals of what a process sent on one fd while it logs; `error` is a negative errno or 0."""
+    """Totals of what a process sent on one fd while it logs dirty pages; `error` is a negative errno or 0."""
 
     KIND = Kind.CHANNEL
     PROBE = "channel"
@@ -218,7 +219,8 @@ class Channel(Event, frozen=True):
 
 
 class Burst(Event, frozen=True):
-    """Totals of an fd: nanoseconds a VMM was busy sending, its own pauses left out, and what it sent in them."""
+    """Totals of an fd: the nanoseconds in which a VMM was busy sending, without its own pauses, and the bytes sent in
+    them."""
 
     KIND = Kind.BURST
     PROBE = "channel"
@@ -229,7 +231,7 @@ class Burst(Event, frozen=True):
 
 
 class ThreadExit(Event, frozen=True):
-    """A thread of a process that logs dirty pages ended; the process goes on, or ends with it."""
+    """A thread of a process that logs dirty pages ended; the process continues, or ends with the thread."""
 
     KIND = Kind.THREAD_EXIT
     PROBE = "process"

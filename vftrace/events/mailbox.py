@@ -8,9 +8,9 @@ from vftrace.events.layout import Kind
 class Mailbox(Event, frozen=True):
     """A message in the mailbox between a card's driver (`pf`, its PCI address) and its virtual function `vf`.
 
-    It had `size` 32-bit words, of which the first `words` were recorded, the others of `word` are 0: keys
-    never leave the kernel. `ret` not 0: it could not be read. `tgid` and `tid` are 0: a mailbox belongs to
-    no process.
+    The message had `size` 32-bit words. The first `words` of them were recorded and the others of `word` are 0, because
+    keys never leave the kernel. `ret` not 0: the message could not be read. `tgid` and `tid` are 0: a mailbox belongs
+    to no process.
     """
 
     KIND = Kind.MAILBOX
@@ -32,8 +32,8 @@ class Mailbox(Event, frozen=True):
 class Virtchnl(Event, frozen=True):
     """A virtchnl message between a card's driver (`pf`, its PCI address) and its virtual function `vf`.
 
-    It had `size` bytes, of which the first `bytes` were recorded, little-endian in `word`; the others are 0. `status`
-    is the PF's answer. `ret` not 0: the PF's driver could not send it.
+    The message had `size` bytes. The first `bytes` of them were recorded, little-endian in `word`; the others are 0.
+    `status` is the PF's answer. `ret` not 0: the PF's driver could not send it.
     """
 
     KIND = Kind.VIRTCHNL
@@ -63,7 +63,7 @@ class VfReset(Event, frozen=True):
 
 
 class MailboxFlood(Event, frozen=True):
-    """A virtual function's messages came faster than they are recorded: how many since the last such record."""
+    """Messages of a virtual function that came too fast to be recorded: how many since the last such record."""
 
     KIND = Kind.MAILBOX_FLOOD
 

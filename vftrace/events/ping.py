@@ -23,14 +23,14 @@ class PingSettings(Event, frozen=True):
 
 
 class PingGap(Event, frozen=True):
-    """A time without replies, written when it is settled (a timeout after its last probe).
+    """A time without replies; the pinger writes it when it is settled (a timeout after its last probe).
 
-    `kind` is `lost` (probes in a row that were never answered) or `held` (lost or answered late in
-    a row, up to the first reply). `ns` counts from the first such probe; with one interruption,
-    its true length lies between `least_ns` and `most_ns` (null: no answered probe on one side).
-    `lost`, `late` and `missed` count probes: not answered, answered late, never sent because the
-    pinger itself was late. The last four fields are the neighbours' times, null where there is no
-    neighbour: the probe answered before was sent and its reply came, and the one answered after.
+    `kind` is `lost` (consecutive probes without a reply) or `held` (consecutive probes without a reply or with a
+    late one, up to the first reply). `ns` counts from the first such probe. If there was one interruption,
+    its true length is between `least_ns` and `most_ns` (null: no answered probe on one side).
+    `lost`, `late` and `missed` count probes: without a reply, with a late reply, and not sent because the
+    pinger itself was late. The last four fields are the times at which the last answered probe before the gap
+    and the first one after it were sent, and at which their replies came; null without such a probe.
     """
 
     KIND = Kind.PING_GAP
@@ -50,11 +50,11 @@ class PingGap(Event, frozen=True):
 
 
 class PingRoundTrips(Event, frozen=True):
-    """The round trips of the probes sent in a short time, written when all of them are settled.
+    """The round trips of the probes sent in a short time; the pinger writes them when all are settled.
 
-    The first was sent at `from_ns`, the last at `until_ns`; `lost` of them had no reply in time. `trips`
+    The first was sent at `from_ns`, the last at `until_ns`; `lost` of the probes had no reply in time. `trips`
     counts the round trips by their length: `BUCKET:COUNT`, with spaces between (vftrace/ping/histogram.py has
-    the lengths). It is a text because a report holds all of them in memory.
+    the lengths). It is a text to save memory, because a report holds all of these events.
     """
 
     KIND = Kind.PING_ROUND_TRIPS
@@ -69,9 +69,9 @@ class PingRoundTrips(Event, frozen=True):
 
 
 class PingSummary(Event, frozen=True):
-    """Totals of a ping so far, written every second and at its end.
+    """Totals of a ping so far; the pinger writes them every second and at its end.
 
-    Every probe sent from `since_ns` up to `settled_ns` was answered or has timed out. `late_*_ns`:
+    Every probe sent from `since_ns` to `settled_ns` got its reply or timed out. `late_*_ns`:
     how long after its time a probe was sent (the pinger's own jitter); `rtt_*_ns`: round trips.
     """
 

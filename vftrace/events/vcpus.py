@@ -1,4 +1,4 @@
-"""Where the time of vCPUs goes: totals while a VM migrates, and how it was before. The collector writes these."""
+"""Events of vCPU time: totals by state while a VM migrates, and the time before. The collector writes them."""
 
 from vftrace.events import layout
 from vftrace.events.base import Event
@@ -8,8 +8,8 @@ from vftrace.events.layout import Kind
 class VcpuTime(Event, frozen=True):
     """Totals of one vCPU thread from `begun_ns` to `until_ns` by state (struct vft_vcpu_time in bpf/wire.h).
 
-    `wait` counts the page faults in which the thread slept: entry i those shorter than 2**i us. `held_state` is one of
-    THROTTLE and LIMIT.
+    `wait` counts the page faults in which the thread slept: entry i counts those shorter than 2**i us. `held_state` is
+    one of THROTTLE and LIMIT.
     """
 
     KIND = Kind.VCPU_TIME

@@ -7,10 +7,10 @@ from vftrace.events.layout import Kind
 
 
 class VfioOpen(Event, frozen=True):
-    """A VFIO device fd: from its group, bound to an iommufd, or met by another request.
+    """A VFIO device fd: opened from its group, bound to an iommufd, or first seen in another request.
 
     `name` is a PCI address or a mediated device's UUID, empty where the kernel side did not see it.
-    `mapping_ns` is when the VMM began to map the guest's memory for its first device, 0 for others.
+    `mapping_ns` is the time at which the VMM began to map the guest's memory for its first device, 0 for other devices.
     """
 
     KIND = Kind.VFIO_OPEN
@@ -27,7 +27,7 @@ class VfioOpen(Event, frozen=True):
 
 
 class VfioClose(Event, frozen=True):
-    """A device fd was closed by a process that lives on: the device has left the VM."""
+    """A process closed a device fd and continues: the device has left the VM."""
 
     KIND = Kind.VFIO_CLOSE
     PROBE = "vfio"
@@ -38,7 +38,7 @@ class VfioClose(Event, frozen=True):
 class VfioState(Event, frozen=True):
     """VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE: `state` is the requested (SET) or the returned (GET) state.
 
-    `data_fd` is -1 where none was given out.
+    `data_fd` is -1 if the kernel returned none.
     """
 
     KIND = Kind.VFIO_STATE
@@ -101,7 +101,7 @@ class VfioPrecopyInfo(Event, frozen=True):
 class VfioReset(Event, frozen=True):
     """A reset: by VFIO_DEVICE_RESET or VFIO_DEVICE_PCI_HOT_RESET on `fd`, or a function level reset.
 
-    The last is seen at its beginning, by `name` (fd -1, enter_ns 0).
+    A function level reset is recorded at its beginning, with the device's `name` (fd -1, enter_ns 0).
     """
 
     KIND = Kind.VFIO_RESET
@@ -119,7 +119,7 @@ class VfioReset(Event, frozen=True):
 
 
 class VfioDirtyTracking(Event, frozen=True):
-    """Dirty tracking of DMA went on or off, by a device, a container or an iommufd (`by`).
+    """A device, a container or an iommufd (`by`) switched dirty tracking of DMA on or off.
 
     `dma_maps` and `dma_unmaps` count the process's requests so far.
     """
@@ -142,10 +142,11 @@ class VfioDirtyTracking(Event, frozen=True):
 
 
 class VfioDirty(Event, frozen=True):
-    """A bitmap of pages that DMA wrote, read and cleared; with `unmap` the last one of a mapping.
+    """The VMM read and cleared a bitmap of pages that DMA wrote; with `unmap` the last bitmap of a mapping.
 
     Its pieces (`Piece`, same thread and `enter_ns`) count `page_size` pages from `iova`. `page_table` is iommufd's
-    number of the page table that was read; `kept`: it was not cleared (NO_CLEAR), so the pages are reported again.
+    number of the page table that was read; `kept`: the bitmap was not cleared (NO_CLEAR), so it reports the pages
+    again.
     """
 
     KIND = Kind.VFIO_DIRTY
@@ -170,7 +171,7 @@ class VfioDirty(Event, frozen=True):
 class VfioMapped(Event, frozen=True):
     """Mappings of guest memory for devices since the process's last such event.
 
-    `first_ns` is when the first request began, `last_ns` when the last one ended, `took_ns` the time within requests.
+    `first_ns`: the first request began; `last_ns`: the last one ended; `took_ns`: the time within requests.
     """
 
     KIND = Kind.VFIO_MAPPED
@@ -186,7 +187,7 @@ class VfioMapped(Event, frozen=True):
 class VfioPageTable(Event, frozen=True):
     """An iommufd's page table was made, or a device was attached to one or to an address space.
 
-    `id` is the iommufd's number of it; `tracks`: it was made to mark written pages.
+    `id` is the iommufd's number for the page table; `tracks`: it was made to mark written pages.
     """
 
     KIND = Kind.VFIO_PAGE_TABLE
@@ -203,9 +204,9 @@ class VfioPageTable(Event, frozen=True):
 
 
 class VfioData(Event, frozen=True):
-    """Totals of a device's data fd since it was given out; `error` is a negative errno or 0.
+    """Totals of a device's data fd since the kernel returned it; `error` is a negative errno or 0.
 
-    `flags`: END: a read said that there is no more; LEFT: the device has left that state.
+    `flags`: END: a read returned the end of the data; LEFT: the device has left the state.
     """
 
     KIND = Kind.VFIO_DATA

@@ -1,7 +1,7 @@
-"""Bytes to events and, for the collector's own records, events to bytes.
+"""The codec: makes events of bytes and, for the collector's own records, bytes of events.
 
-The layouts are generated from bpf/wire.h (`vftrace.events.layout`). Records whose kind has no layout
-there carry JSON behind the header: the fields of the event.
+The layouts are generated from bpf/wire.h (`vftrace.events.layout`). Records of kinds without a layout
+there carry the event's fields as JSON behind the header.
 """
 
 import json
@@ -20,23 +20,23 @@ from vftrace.events.layout import Kind
 
 HEADER = struct.Struct("<" + layout.HEADER[0])
 _SEQ = slice(8, 16)
-"""Where a record has its number (bpf/wire.h, struct vft_header)."""
+"""The offset of a record's number (bpf/wire.h, struct vft_header)."""
 """at_ns, seq, size, kind, reserved, tgid, tid."""
 
 _HEADER_SIZE = HEADER.size
 
 MAX_RECORD = 4 << 20
-"""Bytes; nothing that is written is longer, so a larger size means a damaged file. Command lines once made records of
-2.4 MB."""
+"""The longest record in bytes. vftrace writes none that is longer, so a larger size means a damaged file. Command lines
+once made records of 2.4 MB."""
 
 MAX_TEXT = 4096
-"""Characters of a name or a path that are written: six such texts are shorter than a record even where each
+"""The longest name or path that is written, in characters: six such texts fit into a record even where each
 character takes twelve bytes of JSON. Anyone who may start a VM chooses its name."""
 CUT = " [cut]"
-"""What ends a text that was longer."""
+"""The end of a text that was cut."""
 
 _HEAD = "<QQ8xII"
-"""The header without what only the codec needs: an event's first four fields."""
+"""The header without the fields that only the codec needs: an event's first four fields."""
 _OWN = len(Event.__struct_fields__)
 
 _SIZE_AND_KIND_AT = 16
@@ -44,8 +44,8 @@ _size_and_kind = struct.Struct("<IH").unpack_from
 _tgid = struct.Struct("<24xI").unpack_from
 
 BITMAPS = frozenset({Kind.PIECE, Kind.BITMAP})
-"""Kinds of records of which there are most, and which are missed least: a dirty log whose bitmap is not whole is
-known not to be."""
+"""The kinds of the most frequent records. Their loss does the least harm: a dirty log with a missing part is marked as
+not counted."""
 
 _PIECE_HEAD = struct.Struct(_HEAD + "QQIHH")
 
@@ -60,9 +60,9 @@ def _classes(base: type[Event]) -> Iterator[tuple[Kind, type[Event]]]:
 
 
 CLASSES: dict[Kind, type[Event]] = dict(sorted(_classes(Event)))
-"""The class of each kind; a test holds that every kind has one."""
+"""The class of each kind; a test checks that every kind has one."""
 
-# Kinds that got fields at their end: the size of the body before, whose missing fields read 0.
+# Kinds that got more fields at their end, with the size of the body before that; missing fields read 0.
 _LENGTHENED = {Kind.CLOCK: 24, Kind.VFIO_OPEN: 56, Kind.EXIT: 8, Kind.LOST: 8, Kind.VFIO_DIRTY: 72}
 
 
@@ -73,7 +73,7 @@ def _codes(kind: Kind) -> list[str]:
 
 
 def _maker(kind: Kind, event: type[Event]) -> Callable[..., Event]:
-    """Return what makes an event of the fields in its struct: the class itself where these are all numbers."""
+    """Return the function that makes an event of its struct's fields: the class itself if all fields are numbers."""
     codes = _codes(kind)
     texts = [_OWN + at for at, code in enumerate(codes) if code.endswith("s")]
     arrays = [_OWN + at for at, code in enumerate(codes) if code[:-1] and code[-1] != "s"]
@@ -102,11 +102,11 @@ _DECODERS: dict[int, tuple[int, Callable[[bytes], tuple[Any, ...]], Callable[...
     int(kind): (found.size, found.unpack, _maker(kind, CLASSES[kind]))
     for kind, found in _LAYOUTS.items()
 }
-"""By kind: how long its records are, what takes them apart, what makes an event of that."""
+"""For each kind: the size of its records, the unpacking function, and the function that makes the event."""
 
 
 def decode(record: bytes) -> Event:
-    """Make an event of one record; a kind or a layout that is not known gives `events.Unknown`.
+    """Make an event of one record; an unknown kind or layout gives `events.Unknown`.
 
     Raises ValueError if the record is shorter than a header or its size field is wrong.
     """
@@ -124,7 +124,7 @@ def decode(record: bytes) -> Event:
 
 
 def decode_all(records: Iterable[bytes]) -> list[Event]:
-    """Make the event of each record, as `decode`; a call for each would be a quarter of the work."""
+    """Make the event of each record, as `decode` does; a call for each would be a quarter of the work."""
     decoders, size_and_kind, at, least = _DECODERS, _size_and_kind, _SIZE_AND_KIND_AT, _HEADER_SIZE
     found = []
     for record in records:
@@ -141,7 +141,7 @@ def decode_all(records: Iterable[bytes]) -> list[Event]:
 
 
 def _decode_other(record: bytes, kind: int) -> Event:
-    """Decode what has no layout of one fixed size: bitmaps, JSON, and records of an older or a newer vftrace."""
+    """Decode records without a layout of fixed size: bitmaps, JSON, and records of an older or a newer vftrace."""
     if kind == Kind.BITMAP:
         event = _decode_bitmap(record)
     elif kind == Kind.PIECE:
@@ -160,7 +160,7 @@ def _head(record: bytes) -> tuple[int, int, int, int]:
 
 @lru_cache(maxsize=1024)
 def _text(field: bytes) -> str:
-    """A C string in a field of fixed length."""
+    """Decode a C string in a field of fixed length."""
     return field.split(b"\0", 1)[0].decode("ascii", errors="replace")
 
 
@@ -186,7 +186,7 @@ def _decode_piece(record: bytes) -> Event | None:
 
 
 def _decode_bitmap(record: bytes) -> Event | None:
-    """A part of a bitmap: struct vft_bitmap in bpf/wire.h has its form."""
+    """Decode a part of a bitmap (struct vft_bitmap in bpf/wire.h)."""
     if len(record) < _BITMAP_HEAD.size:
         return None
     entries = record[_BITMAP_HEAD.size :]
@@ -197,7 +197,7 @@ def _decode_bitmap(record: bytes) -> Event | None:
 
 
 def _decode_older(record: bytes, kind: Kind) -> Event | None:
-    """A record from before its kind got its last field, which reads 0."""
+    """Decode a record written before its kind got its last fields, which read 0."""
     if _LENGTHENED.get(kind) != len(record) - HEADER.size:
         return None
     size, unpack, make = _DECODERS[kind]
@@ -211,7 +211,7 @@ def _decode_json(record: bytes, kind: int) -> Event | None:
     try:
         fields = msgspec.json.decode(record[HEADER.size :])
         named = zip(Event.__struct_fields__, _head(record), strict=True)
-        # Checks the type of every field: a file can hold anything.
+        # Check the type of every field: a file can hold anything.
         made: Event = msgspec.convert({**fields, **dict(named)}, event, str_keys=True)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
         return None
@@ -219,31 +219,31 @@ def _decode_json(record: bytes, kind: int) -> Event | None:
 
 
 def kind_of(record: bytes) -> int:
-    """The kind of a record, which has at least a header."""
+    """Return the kind of a record, which has at least a header."""
     kind: int = _size_and_kind(record, _SIZE_AND_KIND_AT)[1]
     return kind
 
 
 def time_of(record: bytes) -> int:
-    """The time of a record, which has at least a header."""
+    """Return the time of a record, which has at least a header."""
     return int.from_bytes(record[:8], "little")
 
 
 def tgid_of(record: bytes) -> int:
-    """The process of a record, which has at least a header."""
+    """Return the process of a record, which has at least a header."""
     tgid: int = _tgid(record)[0]
     return tgid
 
 
 def with_seq(record: bytes, seq: int) -> bytes:
-    """The same record with another number."""
+    """Return the same record with another number."""
     return record[: _SEQ.start] + seq.to_bytes(8, "little") + record[_SEQ.stop :]
 
 
 def split(records: bytes) -> list[bytes]:
-    """Take apart records that follow one another, each with the length in its header.
+    """Split bytes into records, each of the length in its header.
 
-    Raises ValueError where that cannot be.
+    Raises ValueError if a length cannot be right.
     """
     found = []
     at, end = 0, len(records)
@@ -259,7 +259,7 @@ def split(records: bytes) -> list[bytes]:
 
 
 def cut_text(value: Any) -> Any:
-    """A field's value; a text that is longer than `MAX_TEXT` is cut and marked."""
+    """Return a field's value; a text longer than `MAX_TEXT` is cut and marked."""
     if isinstance(value, str) and len(value) > MAX_TEXT:
         return value[: MAX_TEXT - len(CUT)] + CUT
     return value
