@@ -31,6 +31,12 @@ def test_every_command_has_its_options() -> None:
         assert {o for o in options - {"--help", "--version"} if f"`{o}" not in section} == set()
 
 
+def test_every_field_has_a_description() -> None:
+    rows = re.findall(r"^\| (`.*`) \|.*\| (.*) \|$", reference.json_page(), re.MULTILINE)
+    assert len(rows) > 300
+    assert [name for name, meaning in rows if not re.match(r"\w", meaning)] == []
+
+
 def _help(name: str) -> str:
     parser = cli.build_parser([name])
     (found,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))

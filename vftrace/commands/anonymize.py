@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vftrace.commands.common import add_force_argument, say
 
-HELP = "write a recording anew without names and addresses"
+HELP = "write a copy of a recording without names and addresses"
 EXAMPLES = (
     ("vftrace anonymize migration.vft -o report-42.vft.gz", "make a recording for a bug report"),
     (
