@@ -3,7 +3,8 @@
     python -m tests.words                 every place, as FILE:LINE: what is wrong: the sentence
     python -m tests.words --docstrings    also the first lines of docstrings
 
-docs/contributing/README.md has the rules ("Words"). Code, in fences and between backticks, is not looked at.
+It reads the documentation, the texts of alerts and of boards, and what vftrace prints. docs/contributing/README.md has
+the rules ("Words"). It ignores code, in fences and between backticks.
 """
 
 import argparse
@@ -14,12 +15,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     *sorted(ROOT.glob("docs/**/*.md")),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
 )
 CODE = sorted(ROOT.glob("vftrace/**/*.py"))
+BOARDS = sorted(ROOT.glob("dashboards/boards/*.py"))
+RULES = ROOT / "dashboards/prometheus/vftrace.rules.yml"
 
 _BEGIN = r"(?:^|(?<=[.!?:;|] )|(?<=\*\* ))"
 """Where a sentence or a cell of a table begins."""
@@ -42,10 +47,11 @@ AVOID = {
     r"\bforetold?\b": "'foretold': forecast",
     r"\blets? go\b": "'let go': detach, release",
     r"\bgets? on\b": "'get on': continue, initialise",
+    r"\bin vain\b": "'in vain': without success",
 }
 """Pattern: what to write instead."""
 
-AVOID_IN_PAGES = {
+AVOID_IN_PROSE = AVOID | {
     r"\b(?:goes?|went|going) on\b": "'goes on': continue, run",
     r"\bli(?:ves?|ved) on\b": "'lives on': continue",
     r"\bran on after\b": "'ran on': run again",
@@ -62,8 +68,15 @@ AVOID_IN_PAGES = {
     r"\bst(?:ands?|ood) still\b": "'stand still': stopped, paused",
     r"\bc[ao]mes? in between\b": "'come in between': delay, interrupt",
     r"\b(?:not|is|was) looked at\b": "'looked at': read, examine",
+    rf"{_BEGIN}W(?:hat|here) (?=[^.?|\n]*\.)": "a clause as the subject: name the thing",
+    rf"{_BEGIN}(?:One|Ones|The ones?|Those) (?:that|which|who|whose)\b": "'One that': name the thing",
+    r"\b[Ww]hoever\b": "'whoever': name the person, the team or the process",
+    r"\bof which\b": "'of which': a sentence of its own",
+    r"\b(?:nobody|anybody|everybody) else\b": "'nobody else': name who",
+    r"\bleads? out of\b": "'lead out of': end",
+    r"\bcosts? nobody\b": "'cost nobody': does not delay, does not affect",
 }
-"""As AVOID, but in pages only: older docstrings and messages still have them."""
+"""Also for pages, alerts and boards. Older docstrings and messages still have some of these."""
 
 NOT_PROSE = r"^ *```.*?^ *```|^(?: {4,}\S.*\n)+|`[^`\n]*`|<!--.*?-->|\]\([^)]*\)"
 """Code, comments and the targets of links."""
@@ -105,11 +118,24 @@ def in_page(path: Path) -> Iterator[Find]:
     )
     # Lines of a paragraph are one text: a sentence may begin at the beginning of the next line only after a stop.
     joined = re.sub(r"(?<=[^\n.!?:|])\n(?=[a-zA-Z])", " ", plain)
-    for at, rule in broken(joined, AVOID | AVOID_IN_PAGES):
+    for at, rule in broken(joined, AVOID_IN_PROSE):
         yield Find(path, text.count("\n", 0, at) + 1, rule, _around(text, at))
 
 
-def in_messages(path: Path) -> Iterator[Find]:
+def in_alerts(path: Path) -> Iterator[Find]:
+    """Those of the summaries and descriptions of alerts, without their templates."""
+    text = path.read_text()
+    for group in yaml.safe_load(text)["groups"]:
+        for rule in group["rules"]:
+            for name in ("summary", "description"):
+                note = rule.get("annotations", {}).get(name, "")
+                plain = re.sub(r"\{\{.*?\}\}|`[^`\n]*`", _blank, note)
+                for at, why in broken(plain, AVOID_IN_PROSE):
+                    line = text.count("\n", 0, text.index(f"alert: {rule['alert']}\n")) + 1
+                    yield Find(path, line, why, _around(note, at))
+
+
+def in_messages(path: Path, rules: Mapping[str, str] = AVOID) -> Iterator[Find]:
     """Those of the texts in a module: messages, helps, titles; docstrings are not texts."""
     tree = ast.parse(path.read_text())
     documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -120,7 +146,7 @@ def in_messages(path: Path) -> Iterator[Find]:
             and id(node) not in documented
             and node.value.count(" ") >= 2
         ):
-            for at, rule in broken(re.sub(r"`[^`\n]*`", _blank, node.value)):
+            for at, rule in broken(re.sub(r"`[^`\n]*`", _blank, node.value), rules):
                 yield Find(path, node.lineno, rule, _around(node.value, at))
 
 
@@ -156,6 +182,8 @@ def main() -> int:
     parser.add_argument("--docstrings", action="store_true")
     wanted = parser.parse_args().docstrings
     finds = [find for path in PAGES for find in in_page(path)]
+    finds += in_alerts(RULES)
+    finds += [find for path in BOARDS for find in in_messages(path, AVOID_IN_PROSE)]
     finds += [find for path in CODE for find in in_messages(path)]
     if wanted:
         finds += [find for path in CODE for find in in_docstrings(path)]

@@ -96,8 +96,8 @@ def _figures() -> list[style.PanelBuilder]:
         style.figure(
             "Median downtime",
             "Half of the migrations had a shorter downtime: from the last vCPU exit on the source to the first vCPU"
-            " entry on the destination. Only migrations of which one host saw both sides. Prometheus interpolates"
-            " between buckets.",
+            " entry on the destination. It includes a migration only if one host saw both sides. Prometheus"
+            " interpolates between buckets.",
             "s",
             instant(_quantile(0.5, "$__range")),
             style.DOWNTIME_STEPS,
@@ -130,7 +130,7 @@ def _outcomes() -> style.PanelBuilder:
 def _strategies() -> style.PanelBuilder:
     return style.gauges(
         "Ended, by strategy",
-        "What was done about passed-through devices: their state was transferred (vfio), or they were unplugged before"
+        "How the migration handled passed-through devices: it transferred their state (vfio), or unplugged them before"
         " or during the migration. plain: the VM had no such device.",
         "none",
         instant(
