@@ -109,6 +109,16 @@ def test_a_measurement_can_be_repeated(page: Path) -> None:
     assert [what for what, pattern in needed.items() if not re.search(pattern, text)] == []
 
 
+@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
+def test_a_measurement_begins_with_its_answer(page: Path) -> None:
+    """A reader of results finds what was asked, and the answer, before the first table of runs."""
+    first = page.read_text().split("\n## ")[0]
+    assert re.findall(r"^\*\*(Question|Answer)\.\*\* ", first, re.MULTILINE) == [
+        "Question",
+        "Answer",
+    ]
+
+
 def test_paths_of_pages_in_the_code_exist() -> None:
     """A page that moved is found by whoever reads of it in a comment, a message or another file."""
     listed = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n")
