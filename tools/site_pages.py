@@ -1,9 +1,10 @@
-"""Orders the pages of the documentation's site. MkDocs runs it as a hook (mkdocs.yml).
+"""Orders the pages of the documentation's site, and completes their HTML. MkDocs runs it as a hook (mkdocs.yml).
 
 A section's named pages come first, in the order in which a newcomer reads them. All others follow by name, so that a
 new page needs no entry here.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ def on_config(config: Any) -> Any:
         *({title: _pages(docs, name, first)} for name, (title, first) in SECTIONS.items()),
     ]
     return config
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Remove the backslash of `\\|` from code in tables. Python-Markdown needs it in the source, but shows it too."""
+    return re.sub(r"<td>.*?</td>", lambda cell: cell[0].replace("\\|", "|"), html, flags=re.DOTALL)
 
 
 def _pages(docs: Path, section: str, first: tuple[str, ...]) -> list[str]:

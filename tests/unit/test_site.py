@@ -56,6 +56,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def test_a_bar_in_a_table_has_no_backslash(site: Path) -> None:
+    assert "<code>--vm UUID|NAME|PID</code>" in (site / "reference/command-line.html").read_text()
+
+
 def test_it_has_every_page(site: Path) -> None:
     sources = {page.relative_to(ROOT / "docs") for page in ROOT.glob("docs/**/*.md")}
     made = {page.relative_to(site) for page in site.glob("**/*.html")}
