@@ -1,1 +1,1 @@
-"""Who is who on this host: processes to VMs, fds to devices and peers."""
+"""Identifies the VMs, devices and peers of this host: which process is which VM, which fd is which device or peer."""

@@ -1,5 +1,5 @@
-"""What an fd of a process is: a TCP connection and its peer, a unix socket, a pipe and who holds its other end, a
-file. And what a VMM's command line and inherited fds tell of where it loads its state from."""
+"""Describes an fd of a process: a TCP connection and its peer, a unix socket, a pipe and the program at its other end,
+a file. Finds out from a VMM's command line and inherited fds what it loads its state from."""
 
 import ipaddress
 import json
@@ -33,8 +33,8 @@ class Descriptor:
 
 @dataclass(frozen=True)
 class Load:
-    """What a VMM loads its state from: channel file, pipe or snapshot; a file's path or a snapshot's name; the program
-    at the other end of a pipe."""
+    """The source of the state that a VMM loads: channel file, pipe or snapshot; a file's path or a snapshot's name; the
+    program at the other end of a pipe."""
 
     channel: str
     path: str | None = None
@@ -50,7 +50,7 @@ UNKNOWN = Descriptor("unknown", None)
 
 
 def describe(pid: int, fd: int) -> Descriptor:
-    """Look at /proc/PID/fd/FD; `UNKNOWN` if the process or the fd has gone."""
+    """Describe /proc/PID/fd/FD; `UNKNOWN` if the process or the fd no longer exists."""
     process = PROC / str(pid)
     try:
         target = str((process / "fd" / str(fd)).readlink())
@@ -66,9 +66,9 @@ def describe(pid: int, fd: int) -> Descriptor:
 
 
 def load_of(pid: int, argv: list[str]) -> Load | None:
-    """Return what a VMM that starts loads its state from; None if that is another VMM, or nothing.
+    """Return what a starting VMM loads its state from; None if that is another VMM, or if it loads none.
 
-    QEMU's -incoming names a file, a command or an fd; libvirt says `defer` and lets QEMU inherit an fd of the file,
+    QEMU's -incoming names a file, a command or an fd; libvirt passes `defer` and lets QEMU inherit an fd of the file,
     or of a pipe from its I/O helper (src/qemu/qemu_process.c, qemuProcessIncomingDefNew).
     """
     snapshot = processes.option(argv, "loadvm")
@@ -88,7 +88,8 @@ def load_of(pid: int, argv: list[str]) -> Load | None:
 
 
 def _transport(incoming: str) -> tuple[str, str]:
-    """`file`, `exec`, `fd` or another, and what follows, of `-incoming`'s URI or JSON (qapi/migration.json)."""
+    """Split the URI or JSON of `-incoming` (qapi/migration.json) into `file`, `exec`, `fd` or another, and what
+    follows."""
     if not incoming.startswith("{"):
         scheme, _, value = incoming.partition(":")
         return scheme, value.partition(",offset=")[0] if scheme == "file" else value
@@ -103,7 +104,7 @@ def _transport(incoming: str) -> tuple[str, str]:
 
 
 def _inherited(pid: int) -> Load | None:
-    """The first file or pipe that a process inherited to read from, beside its standard streams. QEMU opens its own
+    """Return the first file or pipe that a process inherited for reading, standard streams excluded. QEMU opens its own
     files with O_CLOEXEC (util/osdep.c, qemu_open_internal)."""
     process = PROC / str(pid)
     try:
@@ -128,7 +129,7 @@ def _load_from(found: Descriptor) -> Load | None:
 
 
 def _flags(process: Path, fd: int) -> int | None:
-    """The flags an fd was opened with, /proc/PID/fdinfo/FD."""
+    """Return the flags with which an fd was opened (/proc/PID/fdinfo/FD)."""
     try:
         lines = (process / "fdinfo" / str(fd)).read_text().splitlines()
     except OSError:
@@ -141,7 +142,7 @@ def _flags(process: Path, fd: int) -> int | None:
 
 
 def _other_end(process: Path, fd: int, target: str) -> str | None:
-    """The program that holds the other end of a pipe: it writes if this fd reads, and reads if this one writes."""
+    """Return the program at the other end of a pipe: it writes if this fd reads, and reads if this fd writes."""
     mine = _flags(process, fd)
     if mine is None:
         return None
@@ -158,7 +159,7 @@ def _other_end(process: Path, fd: int, target: str) -> str | None:
 
 
 def _fds_of(process: Path, target: str) -> Iterator[int]:
-    """The fds of a process that lead to this."""
+    """Return the fds of a process that refer to the given file."""
     try:
         for entry in (process / "fd").iterdir():
             if str(entry.readlink()) == target:
@@ -169,14 +170,14 @@ def _fds_of(process: Path, target: str) -> Iterator[int]:
 
 @dataclass
 class _Sockets:
-    """The sockets of a network namespace, and when they may be read again: by inode the remote address as
-    /proc/net/tcp has it, None for a unix socket."""
+    """The sockets of a network namespace by inode, and the time at which they may be read again. A socket's value is
+    its remote address as in /proc/net/tcp, or None for a unix socket."""
 
     remote: dict[str, str | None]
     again_s: float
 
     def tells(self, inode: str) -> bool:
-        """Whether a socket is known that was connected when the tables were read."""
+        """Whether the tables have this socket, and it was connected when they were read."""
         return inode in self.remote and not (self.remote[inode] or "").endswith(":0000")
 
 
@@ -184,8 +185,8 @@ _sockets: dict[str, _Sockets] = {}
 
 
 def _socket(process: Path, inode: str) -> Descriptor:
-    """A socket by the tables of its namespace. Reading them takes milliseconds where there are thousands of
-    sockets, so it is left for later where it would take more than a twentieth of the time."""
+    """Look a socket up in the tables of its namespace. Reading the tables takes milliseconds if there are thousands of
+    sockets, so they are read later if reading would take more than a twentieth of the time."""
     try:
         namespace = str((process / "ns" / "net").readlink())
     except OSError:
@@ -221,7 +222,8 @@ def _rows(table: Path) -> list[list[str]]:
 
 
 def _address(field: str) -> str | None:
-    """`0100007F:1172` of /proc/net/tcp: 32-bit words in host byte order, the port in hex. None for anything else."""
+    """Read an address such as `0100007F:1172` of /proc/net/tcp: 32-bit words in host byte order, the port in hex. None
+    for anything else."""
     if _TCP_ADDRESS.fullmatch(field) is None:
         return None
     address, _, port = field.partition(":")

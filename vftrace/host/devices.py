@@ -1,7 +1,7 @@
-"""Which device a VFIO device fd is: its name from the kernel side or /proc, the rest from /sys.
+"""Finds the device behind a VFIO device fd: its name from the kernel side or /proc, the rest from /sys.
 
-A PCI device is known by its address, a mediated one by its UUID, one on another bus by its name. QEMU names them on its
-command line: `-device vfio-pci,host=ADDRESS,id=ID` or `sysfsdev=PATH` (QEMU hw/vfio/pci.c,
+The name is a PCI device's address, a mediated device's UUID, or the name of a device on another bus. QEMU names them on
+its command line: `-device vfio-pci,host=ADDRESS,id=ID` or `sysfsdev=PATH` (QEMU hw/vfio/pci.c,
 vfio_pci_dev_properties), also as JSON.
 """
 
@@ -41,7 +41,7 @@ class Device:
 
 
 def vf_address(pf: str, number: int) -> str | None:
-    """The PCI address of a card's virtual function; None if it has no such function (now)."""
+    """Return the PCI address of a card's virtual function; None if the card now has no such function."""
     if _ADDRESS.fullmatch(pf) is None:
         return None
     try:
@@ -51,7 +51,7 @@ def vf_address(pf: str, number: int) -> str | None:
 
 
 def named_devices(argv: list[str]) -> tuple[Named, ...]:
-    """The VFIO devices of a QEMU command line, in its order. Never raises."""
+    """Return the VFIO devices of a QEMU command line, in its order. Never raises."""
     found = []
     for word, value in itertools.pairwise(argv):
         if word in ("-device", "--device"):
@@ -86,7 +86,7 @@ def _named(properties: dict[str, object]) -> Named | None:
 
 
 def full_address(name: str) -> str:
-    """A PCI address with its domain and in lower case; a UUID in lower case; options cut off.
+    """Return a PCI address with its domain in lower case, or a UUID in lower case, without options.
 
     VFIO_GROUP_GET_DEVICE_FD takes `ADDRESS vf_token=UUID` too (drivers/vfio/pci/vfio_pci_core.c).
     """
@@ -96,7 +96,7 @@ def full_address(name: str) -> str:
 
 
 def device_fds(pid: int) -> tuple[int, ...]:
-    """The VFIO device fds of a process, in order: from a group, or /dev/vfio/devices/vfioN."""
+    """Return the VFIO device fds of a process, in order: from a group, or /dev/vfio/devices/vfioN."""
     try:
         links = [(int(fd.name), _link(fd)) for fd in (PROC / str(pid) / "fd").iterdir()]
     except OSError:
@@ -116,7 +116,8 @@ def _link(path: Path) -> str:
 
 
 def _syspath(pid: int, fd: int) -> str | None:
-    """Return what fdinfo has since 6.18 (drivers/vfio/vfio_main.c, vfio_device_show_fdinfo)."""
+    """Return the device's path in /sys, which fdinfo has since 6.18 (drivers/vfio/vfio_main.c,
+    vfio_device_show_fdinfo)."""
     try:
         text = (PROC / str(pid) / "fdinfo" / str(fd)).read_text()
     except OSError:
@@ -129,7 +130,7 @@ def _syspath(pid: int, fd: int) -> str | None:
 
 
 def _cdev(pid: int, fd: int) -> str | None:
-    """The device behind /dev/vfio/devices/vfioN."""
+    """Return the device behind /dev/vfio/devices/vfioN."""
     node = Path(_link(PROC / str(pid) / "fd" / str(fd)))
     if node.parent != Path("/dev/vfio/devices"):
         return None
@@ -138,10 +139,11 @@ def _cdev(pid: int, fd: int) -> str | None:
 
 
 def find(pid: int, fd: int, name: str, argv: list[str]) -> Device | None:
-    """The device that `fd` of process `pid` is; None if nothing shows it.
+    """Return the device behind `fd` of process `pid`; None if it cannot be found.
 
-    `name` is what the kernel side read, empty if it did not. Without it: fdinfo, /sys, and at last the
-    process's command line, if it names as many devices as the process has open: QEMU opens them in order.
+    `name` is the name that the kernel side read, or empty. Without a name this function looks in fdinfo, in /sys,
+    and at last in the process's command line, if that names as many devices as the process has open: QEMU opens
+    them in order.
     """
     named = named_devices(argv)
     found = name or _syspath(pid, fd) or _cdev(pid, fd)
@@ -156,14 +158,14 @@ def find(pid: int, fd: int, name: str, argv: list[str]) -> Device | None:
 
 
 def _driver(address: str) -> str | None:
-    """The driver of a device, whatever bus it is on (pci, mdev, platform, ...)."""
+    """Return the driver of a device on any bus (pci, mdev, platform, ...)."""
     places = sorted(SYS.glob(f"bus/*/devices/{glob.escape(address)}"))
     names = (Path(_link(place / "driver")).name for place in places)
     return next(filter(None, names), None)
 
 
 def _function(address: str) -> tuple[str | None, int | None]:
-    """A virtual function's card and number, from the card's virtfnN links."""
+    """Return a virtual function's card and number, from the card's virtfnN links."""
     device = SYS / "bus/pci/devices" / address
     card = Path(_link(device / "physfn")).name
     if not card:

@@ -1,4 +1,4 @@
-"""Gives memory back to the system that a start needed and nothing uses any more."""
+"""Gives unused memory back to the system after a start, which needs more than what follows."""
 
 import contextlib
 import ctypes
@@ -6,7 +6,7 @@ import gc
 
 
 def give_back() -> None:
-    """Collect what nothing refers to, and have the C library return free pages (malloc_trim(3), of glibc only)."""
+    """Run the garbage collector, and make the C library return free pages (malloc_trim(3), only in glibc)."""
     gc.collect()
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,8 +1,8 @@
-"""The pid and time namespaces this process is in (pid_namespaces(7), time_namespaces(7)).
+"""Checks the pid and time namespaces of this process (pid_namespaces(7), time_namespaces(7)).
 
 The kernel's records carry pids of the initial pid namespace (bpf_get_current_pid_tgid) and the host's CLOCK_BOOTTIME
-(bpf_ktime_get_boot_ns). In another pid namespace /proc shows other pids, so no VM would be found under the number
-in its records; in a time namespace with an offset the collector's own times would be on another clock.
+(bpf_ktime_get_boot_ns). In another pid namespace /proc shows other pids, so vftrace would find no VM under the pid in
+its records. In a time namespace with an offset the collector's own times would be on another clock.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def require_host_namespaces() -> None:
 
 
 def require_host_pids() -> None:
-    """Raise MachineError where pids are not the host's. A kernel without pid namespaces has only the host's."""
+    """Raise MachineError if pids are not the host's. A kernel without pid namespaces has only the host's."""
     try:
         inode = _PIDS.stat().st_ino
     except OSError:
@@ -36,7 +36,8 @@ def require_host_pids() -> None:
 
 
 def boottime_offset_ns(text: str) -> int:
-    """How much more CLOCK_BOOTTIME shows here than on the host, from /proc/PID/timens_offsets; 0 if it is silent."""
+    """Return how much more CLOCK_BOOTTIME shows here than on the host (/proc/PID/timens_offsets); 0 without that
+    file."""
     for line in text.splitlines():
         match line.split():
             case ["boottime", seconds, nanoseconds]:
@@ -45,7 +46,7 @@ def boottime_offset_ns(text: str) -> int:
 
 
 def require_host_clock() -> None:
-    """Raise MachineError where the boot clock is not the host's. Kernels without time namespaces have one clock."""
+    """Raise MachineError if the boot clock is not the host's. Kernels without time namespaces have one clock."""
     try:
         offset = boottime_offset_ns(_OFFSETS.read_text())
     except OSError:

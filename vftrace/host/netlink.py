@@ -1,7 +1,7 @@
-"""Reads the kernel's rtnetlink notifications about network interfaces and bridges, without a request.
+"""Reads the kernel's rtnetlink notifications about network interfaces and bridges. It sends no requests.
 
-Layouts: include/uapi/linux/rtnetlink.h, if_link.h, neighbour.h. A bridge tells an address when it learns it
-or hears it on another port, and when it forgets it (net/bridge/br_fdb.c, fdb_notify), not at each frame.
+Layouts: include/uapi/linux/rtnetlink.h, if_link.h, neighbour.h. A bridge notifies when it learns an address, receives
+it on another port, or forgets it (net/bridge/br_fdb.c, fdb_notify), not at each frame.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ _MOST_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """An interface: `up` as somebody set it, `carrier` whether there is a link; `master` its bridge or bond's
-    ifindex, 0 for none; `gone` if it was removed."""
+    """An interface: `up` is its administrative state, `carrier` whether it has a link, `master` the ifindex of its
+    bridge or bond (0 for none), `gone` whether it was removed."""
 
     index: int
     name: str
@@ -46,7 +46,7 @@ class LinkState:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A bridge's entry for an address: learned on the interface `port`, or with `gone` forgotten."""
+    """A bridge's entry for an address: the bridge learned it on the interface `port`, or with `gone` forgot it."""
 
     mac: str
     port: int
@@ -58,7 +58,7 @@ Notification = LinkState | Learned
 
 
 def parse(datagram: bytes) -> Iterator[Notification]:
-    """The notifications in what one read gave; what is cut, unknown or a bridge's own address is left out."""
+    """Return the notifications in the result of one read, without cut or unknown ones and a bridge's own addresses."""
     at = 0
     while at + _NLMSGHDR.size <= len(datagram):
         length, kind, *_ = _NLMSGHDR.unpack_from(datagram, at)
@@ -77,7 +77,7 @@ def parse(datagram: bytes) -> Iterator[Notification]:
 
 def _link(body: bytes, *, gone: bool) -> LinkState | None:
     family, _, index, flags, _ = _IFINFOMSG.unpack_from(body)
-    # A bridge also tells of its ports, in its own family.
+    # A bridge also sends notifications about its ports, in its own family.
     if family != socket.AF_UNSPEC:
         return None
     own = _attributes(body[_IFINFOMSG.size :])
@@ -122,7 +122,7 @@ def _aligned(length: int) -> int:
 
 
 class Listener:
-    """A socket on which the notifications come. `lost`: how often some did not fit, so far."""
+    """A socket that receives the notifications. `lost`: how often so far notifications did not fit."""
 
     def __init__(self) -> None:
         self.lost = 0
@@ -134,7 +134,7 @@ class Listener:
         self._socket.bind((0, _RTMGRP_LINK | _RTMGRP_NEIGH))
 
     def read(self) -> list[Notification]:
-        """What has come since, without waiting; not more than one poll can be asked to take."""
+        """Return the notifications that have arrived, without waiting, but not more than one poll should process."""
         found: list[Notification] = []
         while len(found) < _MOST_AT_ONCE:
             try:
@@ -142,18 +142,18 @@ class Listener:
             except BlockingIOError:
                 break
             except OSError:
-                # ENOBUFS: the kernel dropped some; it goes on after that.
+                # ENOBUFS: the kernel dropped some notifications; later ones arrive.
                 self.lost += 1
                 break
         return found
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the socket."""
         self._socket.close()
 
 
 def name_of(index: int) -> str:
-    """An interface's name; its number if it has gone."""
+    """Return an interface's name; its number if it no longer exists."""
     try:
         return socket.if_indextoname(index)
     except (OSError, OverflowError):

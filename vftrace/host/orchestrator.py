@@ -1,4 +1,4 @@
-"""What an orchestrator calls a VM: read from QEMU's command line and from the process's control group.
+"""Reads an orchestrator's names for a VM from QEMU's command line and from the process's control group.
 
 OpenStack needs nothing here: the UUID on the command line is Nova's instance.
 """
@@ -15,12 +15,12 @@ _POD = re.compile(
 )
 """A pod's control group: `.../pod<uid>/` with the cgroupfs driver, `...-pod<uid with _>.slice/` with systemd's
 (Kubernetes, pkg/kubelet/cm: pod_container_manager_linux.go, cgroup_manager_linux.go ToSystemd). In a control group
-namespace the path begins with `/..` and may lack what stands before the pod."""
+namespace the path begins with `/..` and may lack the part before the pod."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A VM in the words of its orchestrator; all None where none is known.
+    """An orchestrator's names for a VM; all None if no orchestrator is known.
 
     `namespace` and `vmi` are KubeVirt's VirtualMachineInstance, `pod_uid` the pod that it runs in, `vmid` is Proxmox
     VE's number.
@@ -33,7 +33,7 @@ class Placement:
 
 
 def placement_of(argv: list[str], name: str | None, cgroup: str) -> Placement:
-    """Return what the orchestrator calls the VM with this command line, name and text of /proc/PID/cgroup.
+    """Return the orchestrator's names for the VM with this command line, name and text of /proc/PID/cgroup.
 
     KubeVirt names a libvirt domain NAMESPACE_NAME (pkg/util/util.go, DomainFromNamespaceName); neither part can contain
     an underscore. Proxmox VE passes its number as `-id` (PVE/QemuServer.pm, config_to_command).
@@ -51,7 +51,7 @@ def placement_of(argv: list[str], name: str | None, cgroup: str) -> Placement:
 
 
 def find(pid: int, argv: list[str], name: str | None) -> Placement:
-    """Return what the orchestrator calls the VM of this process."""
+    """Return the orchestrator's names for the VM of this process."""
     return placement_of(argv, name, _control_group(processes.PROC / str(pid)))
 
 

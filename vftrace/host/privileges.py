@@ -1,7 +1,7 @@
-"""What this process may do: capabilities, no_new_privs, its user, and the socket families that it may open.
+"""Reduces the privileges of this process: capabilities, no_new_privs, its user, and the socket families it may open.
 
-All of this is a property of a thread (credentials(7), capabilities(7)), inherited by the threads and programs that it
-starts. So a process gives up its privileges before it starts threads, or each thread does it for itself.
+Privileges belong to a thread (credentials(7), capabilities(7)); the threads and programs that it starts inherit them.
+So a process drops its privileges before it starts threads, or each thread drops its own.
 """
 
 import contextlib
@@ -92,13 +92,13 @@ def keep_only(capabilities: Iterable[int], user: str | None = None) -> None:
 
 
 def require_user(user: str | None) -> None:
-    """Raise UsageError where this process cannot become that user."""
+    """Raise UsageError if this process cannot become that user."""
     _ids_of(user)
 
 
 def give(path: str | os.PathLike[str], user: str | None) -> None:
-    """Make a file or directory a user's, if one is named. Raises UsageError where there is no such user, OSError
-    where that is not allowed."""
+    """Give a file or directory to a user, if one is named. Raises UsageError if the user does not exist, OSError if the
+    kernel does not allow it."""
     ids = _ids_of(user)
     if ids is not None:
         os.chown(path, ids[0], ids[1])
@@ -106,7 +106,7 @@ def give(path: str | os.PathLike[str], user: str | None) -> None:
 
 @contextlib.contextmanager
 def suspended() -> Iterator[None]:
-    """Use no capabilities in here: what is done must be possible after `keep_only` too."""
+    """Use no capabilities in this context, so that only what is possible after `keep_only` succeeds."""
     effective, allowed, inheritable = _capget()
     _capset(0, allowed, inheritable)
     try:
@@ -116,7 +116,7 @@ def suspended() -> Iterator[None]:
 
 
 def deny_internet() -> bool:
-    """Let this thread open only sockets of `FAMILIES`, by seccomp; False where this machine's numbers are not known.
+    """Let this thread open only sockets of `FAMILIES`, by seccomp; False if this machine's numbers are not known.
 
     Needs no_new_privs (`keep_only`).
     """
@@ -133,17 +133,17 @@ def deny_internet() -> bool:
 
 
 def end_with_parent(number: int) -> None:
-    """Let the kernel send this signal when the thread that started this process ends; a change of user undoes that."""
+    """Make the kernel send this signal when the thread that started this process ends; a change of user undoes this."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def permitted() -> int:
-    """The capabilities that this thread may use, a bit for each."""
+    """Return the capabilities that this thread may use, one bit for each."""
     return _capget()[1]
 
 
 def _filter(architecture: int, socket_number: int, io_uring_setup: int) -> list[bytes]:
-    """The instructions: (code, jump if true, jump if false, value), jumps counted from the next one."""
+    """Return the filter's instructions: (code, jump if true, jump if false, value); jumps count from the next one."""
     checks: list[tuple[int, int | str, int | str, int]] = [
         (_LOAD, 0, 0, _ARCH_AT),
         (_JUMP_EQUAL, 0, "deny", architecture),
@@ -168,7 +168,7 @@ def _filter(architecture: int, socket_number: int, io_uring_setup: int) -> list[
 
 
 def _ids_of(user: str | None) -> tuple[int, int, str] | None:
-    """uid, gid and name of the user to become; None if that is nobody else."""
+    """Return uid, gid and name of the user to change to; None if this process is that user already."""
     if user is None:
         return None
     try:
@@ -184,7 +184,7 @@ def _ids_of(user: str | None) -> tuple[int, int, str] | None:
 
 def _become(uid: int, gid: int, user: str) -> None:
     """Change this thread's user and groups by system calls: libc's functions change every thread, and abort the
-    process where one of them has given up the right to (nptl/nptl_setxid.c)."""
+    process if one of them has dropped the right to (nptl/nptl_setxid.c)."""
     numbers = _SYSTEM_CALLS.get(platform.machine())
     if numbers is None:
         raise VftraceError(f"cannot change the user on {platform.machine()}")
@@ -214,7 +214,7 @@ def _capset(effective: int, allowed: int, inheritable: int) -> None:
 
 
 def _capget() -> tuple[int, int, int]:
-    """Effective, permitted and inheritable."""
+    """Return the effective, permitted and inheritable capabilities."""
     data = ctypes.create_string_buffer(_CAPABILITIES.size)
     if _libc.capget(_capability_header(), data) != 0:
         raise VftraceError(f"cannot read capabilities: {os.strerror(ctypes.get_errno())}")

@@ -1,4 +1,4 @@
-"""Finds which processes have ended, without a look at each of them.
+"""Finds the processes that have ended, without a look at each process.
 
 A pidfd becomes readable when the last thread of its process has ended (Linux kernel/fork.c, pidfd_poll), and stays
 with its process when the pid is used again.
@@ -12,7 +12,7 @@ from vftrace.host import processes
 
 
 class ProcessWatch:
-    """Processes, each by its pidfd; without one, where files run out, by its start time in /proc."""
+    """Watches processes, each by its pidfd, or by its start time in /proc if this process may open no more files."""
 
     def __init__(self) -> None:
         _raise_file_limit()
@@ -22,7 +22,7 @@ class ProcessWatch:
         self._start_times: dict[int, int | None] = {}
 
     def watch(self, pid: int) -> None:
-        """Begin to watch a process; one that has ended already counts as ended."""
+        """Begin to watch a process; a process that has ended already counts as ended."""
         self.forget(pid)
         try:
             fd = os.pidfd_open(pid)
@@ -34,7 +34,7 @@ class ProcessWatch:
         self._epoll.register(fd, select.EPOLLIN)
 
     def forget(self, pid: int) -> None:
-        """Watch a process no more."""
+        """Stop watching a process."""
         self._start_times.pop(pid, None)
         fd = self._pidfds.pop(pid, None)
         if fd is not None:
@@ -42,7 +42,7 @@ class ProcessWatch:
             os.close(fd)
 
     def ended(self) -> set[int]:
-        """The watched processes that have ended; they stay watched."""
+        """Return the watched processes that have ended; they stay watched."""
         found = {self._by_fd[fd] for fd, _ in self._epoll.poll(0) if fd in self._by_fd}
         return found | {
             pid
@@ -52,17 +52,17 @@ class ProcessWatch:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The processes that are watched."""
+        """Return the watched processes."""
         return (*self._pidfds, *self._start_times)
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Close all files."""
         for pid in list(self._pidfds):
             self.forget(pid)
         self._epoll.close()
 
 
 def _raise_file_limit() -> None:
-    """Allow as many files as the hard limit does: the soft one is 1024 almost everywhere."""
+    """Raise the limit of open files to the hard limit: the soft limit is 1024 almost everywhere."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

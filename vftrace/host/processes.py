@@ -1,4 +1,4 @@
-"""Who a VMM process is: read from /proc, for processes that start and for those that run already.
+"""Identifies VMM processes from /proc, both those that start and those that run already.
 
 QEMU takes its identity on the command line: `-uuid U` (or `-smbios type=1,uuid=U`), `-name N`,
 `-name guest=N,...`; libvirt writes the latter (qemu-options.hx).
@@ -17,15 +17,15 @@ PROC = Path("/proc")
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 _KVM_RUN_WORD = f"{KVM_RUN:#x}"
-"""As /proc/PID/task/TID/syscall writes a number (fs/proc/base.c, proc_pid_syscall)."""
+"""A system call's number in the format of /proc/PID/task/TID/syscall (fs/proc/base.c, proc_pid_syscall)."""
 
 MAX_NAME = 256
-"""Characters of a name: with a file's name of 255 bytes libvirt's names are shorter."""
+"""The longest name in characters: libvirt's names are shorter, because a file's name has at most 255 bytes."""
 
 MAX_PATH = 4096
 MAX_COMMAND_LINE = 256 << 10
-"""Bytes of a command line that are read: a VMM's with hundreds of devices has some tens of thousands, and the kernel
-allows six million to whoever wants to keep the tracer busy."""
+"""How many bytes of a command line are read: that of a VMM with hundreds of devices has tens of thousands, and the
+kernel allows six million to users who want to keep the tracer busy."""
 """PATH_MAX of Linux."""
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
@@ -33,7 +33,7 @@ _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 @dataclass(frozen=True)
 class Identity:
-    """What a command line holds: `uuid` in lower case, `name`, the executable's name, `-incoming`, `-S`."""
+    """The identity in a command line: `uuid` in lower case, `name`, the executable's name, `-incoming`, `-S`."""
 
     uuid: str | None
     name: str | None
@@ -43,7 +43,7 @@ class Identity:
 
 
 def identity_of(argv: list[str]) -> Identity:
-    """Read a VMM's command line. Never raises: what is not there is None or False."""
+    """Read a VMM's command line. Never raises; a missing option is None or False."""
     uuid = _uuid_of(argv)
     name = _field(option(argv, "name"), "guest")
     return Identity(
@@ -65,8 +65,8 @@ def _uuid_of(argv: list[str]) -> str | None:
 
 
 def printable(name: str, longest: int = MAX_NAME) -> str:
-    """Replace what no terminal should print, and cut what is longer than a name: anybody who may open /dev/kvm chooses
-    names, which must neither move a terminal's cursor nor fill a recording."""
+    """Replace characters that no terminal should print, and cut long names: anyone who may open /dev/kvm chooses names,
+    which must neither move a terminal's cursor nor fill a recording."""
     shown = name if len(name) <= longest else f"{name[: longest - 1]}…"
     return "".join(c if c.isprintable() else "�" for c in shown)
 
@@ -77,13 +77,13 @@ def _options(argv: list[str], option: str) -> list[str]:
 
 
 def option(argv: list[str], name: str) -> str | None:
-    """The last value of an option of QEMU's, None where it is not given."""
+    """Return the last value of an option of QEMU; None if it is not given."""
     values = _options(argv, name)
     return values[-1] if values else None
 
 
 def _field(value: str | None, key: str, *, bare: bool = True) -> str | None:
-    """The field `key` of `a=b,key=value`; with `bare` a first word without a key is it too.
+    """Return the field `key` of `a=b,key=value`; with `bare` also a first word without a key.
 
     QEMU reads a first word as a value if a comma or the end comes before any `=` (util/qemu-option.c,
     get_opt_name_value), and a comma inside a value is written as two. Neither -name nor -smbios takes JSON.
@@ -101,7 +101,7 @@ def _field(value: str | None, key: str, *, bare: bool = True) -> str | None:
 
 
 def command_line(pid: int) -> list[str]:
-    """A process's arguments; empty if it has gone or is a kernel thread."""
+    """Return a process's arguments; empty if it has ended or is a kernel thread."""
     try:
         with (PROC / str(pid) / "cmdline").open("rb") as file:
             data = file.read(MAX_COMMAND_LINE)
@@ -111,8 +111,8 @@ def command_line(pid: int) -> list[str]:
 
 
 def image_of(pid: int) -> tuple[str, ...] | None:
-    """What is another after each exec: when the process began, and where its arguments lie, which the kernel chooses
-    anew (fields 22, 48 and 49 of /proc/PID/stat). None if that cannot be read, or not be known."""
+    """Return numbers that change with each exec: the process's start time and the addresses of its arguments, which the
+    kernel chooses anew (fields 22, 48 and 49 of /proc/PID/stat). None if they cannot be read."""
     try:
         stat = (PROC / str(pid) / "stat").read_text()
     except OSError:
@@ -124,13 +124,13 @@ def image_of(pid: int) -> tuple[str, ...] | None:
 
 
 def start_time(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat: clock ticks since boot. None if there is no such process (any more): one whose
-    first thread has ended lives on in the others, which may be busy with its memory for a while."""
+    """Return field 22 of /proc/PID/stat: clock ticks since boot. None if there is no such process. A process whose
+    first thread has ended still exists while other threads run, which may free its memory for a while."""
     try:
         stat = (PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
-    # The command's name (field 2) may hold blanks and brackets: count from its last one.
+    # The command's name (field 2) may contain blanks and brackets: count fields from its last bracket.
     fields = stat[stat.rfind(")") + 2 :].split()
     if len(fields) < 20 or not (fields[19].isascii() and fields[19].isdigit()):
         return None
@@ -139,7 +139,7 @@ def start_time(pid: int) -> int | None:
 
 
 def use_of(pid: int) -> tuple[int, int] | None:
-    """CPU time in ns and resident memory in bytes of a process (/proc/PID/stat); None if they cannot be read."""
+    """Return CPU time in ns and resident memory in bytes of a process (/proc/PID/stat); None if they cannot be read."""
     try:
         stat = (PROC / str(pid) / "stat").read_text()
         fields = stat[stat.rindex(")") + 2 :].split()
@@ -157,14 +157,14 @@ def _other_threads(pid: int) -> bool:
 
 
 def vmm_pids() -> Iterator[int]:
-    """Processes that hold a KVM VM fd (`anon_inode:kvm-vm`)."""
+    """Return the processes that have a KVM VM fd (`anon_inode:kvm-vm`)."""
     for entry in PROC.iterdir():
         if entry.name.isdigit() and _holds_vm(entry):
             yield int(entry.name)
 
 
 def qemu_pids() -> Iterator[int]:
-    """Find QEMU processes. Those that hold no KVM VM emulate (TCG), and no probe of vftrace sees them."""
+    """Return the QEMU processes. QEMU without a KVM VM fd emulates (TCG), and no probe of vftrace sees it."""
     for entry in PROC.iterdir():
         if entry.name.isdigit() and _is_qemu(int(entry.name)):
             yield int(entry.name)
@@ -191,8 +191,8 @@ def _link(path: Path) -> str:
 
 
 def threads_in_kvm_run(pid: int) -> Iterator[int]:
-    """Threads that are inside KVM_RUN: blocked there by /proc/PID/task/TID/syscall, or running under
-    a vCPU thread's name (QEMU: `CPU 0/KVM`)."""
+    """Return the threads that are inside KVM_RUN: blocked there according to /proc/PID/task/TID/syscall, or running
+    under a vCPU thread's name (QEMU: `CPU 0/KVM`)."""
     try:
         tasks = list((PROC / str(pid) / "task").iterdir())
     except OSError:
@@ -214,8 +214,8 @@ _PF_USER_WORKER = 0x4000
 
 
 def _is_user_worker(task: Path) -> bool:
-    """Whether a thread is the kernel's own, such as KVM's for huge pages: it shows the registers of the vCPU thread
-    that made it, inside KVM_RUN (arch/x86/kvm/mmu/mmu.c, kvm_mmu_start_lpage_recovery)."""
+    """Whether a thread belongs to the kernel, such as KVM's worker for huge pages. It shows the registers of the vCPU
+    thread that made it, inside KVM_RUN (arch/x86/kvm/mmu/mmu.c, kvm_mmu_start_lpage_recovery)."""
     try:
         stat = (task / "stat").read_text()
     except OSError:

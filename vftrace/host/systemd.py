@@ -1,10 +1,11 @@
-"""What systemd gives a service in its environment (systemd.exec(5))."""
+"""Reads the variables that systemd sets in a service's environment (systemd.exec(5))."""
 
 import os
 from pathlib import Path
 
 
 def directory(variable: str) -> Path | None:
-    """The directory that a variable such as `STATE_DIRECTORY` names, the first if it names several; None without."""
+    """Return the directory that a variable such as `STATE_DIRECTORY` names, or the first of several; None without
+    one."""
     first = os.environ.get(variable, "").split(":")[0]
     return Path(first) if first else None

@@ -13,7 +13,7 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class ThreadUse:
-    """Totals of a thread, ns. `guest_ns` is in the guest, `user_ns` outside the kernel without that, `queue_ns` waiting
+    """Totals of a thread, ns: `guest_ns` in the guest, `user_ns` in user space without the guest, `queue_ns` waiting
     for a CPU. The kernel counts the first three by its timer interrupt (`kernel/sched/cputime.c`)."""
 
     guest_ns: int
@@ -23,7 +23,7 @@ class ThreadUse:
 
 
 def use_of(pid: int, tid: int) -> ThreadUse | None:
-    """Read the totals of a thread; None if it is gone."""
+    """Read the totals of a thread; None if it has ended."""
     task = PROC / str(pid) / "task" / str(tid)
     try:
         stat = (task / "stat").read_text()
@@ -36,8 +36,8 @@ def use_of(pid: int, tid: int) -> ThreadUse | None:
 
 
 def in_kvm_run(pid: int, tid: int) -> tuple[bool, bool]:
-    """Whether a thread is inside KVM_RUN, as far as /proc shows it, and whether it sleeps. A thread that runs is taken
-    to be inside."""
+    """Whether a thread is inside KVM_RUN, as far as /proc shows it, and whether it sleeps. A running thread counts as
+    inside."""
     try:
         words = (PROC / str(pid) / "task" / str(tid) / "syscall").read_text().split()
     except OSError:

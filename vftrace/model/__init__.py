@@ -1,1 +1,1 @@
-"""What results are: immutable objects that every output reads."""
+"""The results: immutable objects that every output reads."""

@@ -1,4 +1,4 @@
-"""Advice: what to change so that the next migration of this VM goes better, and what to expect of it."""
+"""Advice: a setting to change before the next migration of this VM, and the expected effect."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Literal
 
 
 class Rule(StrEnum):
-    """Which rule gave an advice (docs/reference/advice.md)."""
+    """The rule that gave an advice (docs/reference/advice.md)."""
 
     BANDWIDTH = "bandwidth"
     DOWNTIME_LIMIT = "downtime-limit"
@@ -25,18 +25,18 @@ class Rule(StrEnum):
 
 
 Figure = Literal["downtime", "total", "postcopy", "held", "service", "device"]
-"""What an effect is on: the vCPUs' downtime, the whole migration, its post-copy phase, the time that a vCPU was held or
-waited for pages, the time without answers to a ping, the time without the VF."""
+"""The time that an effect changes: the vCPUs' downtime, the whole migration, its post-copy phase, the time that a vCPU
+was held or waited for pages, the time without answers to a ping, the time without the VF."""
 
 Setting = str | int | bool
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """A figure as it was and as it is expected to be, in ns.
+    """A time as it was and as it is expected to become, in ns.
 
-    `was_ns` None: it never came to that, the migration did not complete. `expected_ns` None: only bounds are known.
-    `least_ns` and `most_ns` bound it; `error` says where the bounds are from.
+    `was_ns` None: the time has no value, because the migration did not complete. `expected_ns` None: only bounds are
+    known. `least_ns` and `most_ns` are the bounds; `error` names their source.
     """
 
     figure: Figure
@@ -49,10 +49,10 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """One thing to change. `evidence` is what was seen of this migration.
+    """One change. `evidence` has the figures of this migration that show why.
 
-    `parameters` are QEMU's migration parameters and capabilities, or options, with the values to set, where the change
-    is such a setting.
+    `parameters` are QEMU's migration parameters and capabilities, or options, with the values to set, if the change is
+    such a setting.
     """
 
     rule: Rule

@@ -1,4 +1,4 @@
-"""What the threads of a migrating VMM did while its guest stood still: calls, waits, and what took each step.
+"""The calls and waits of a migrating VMM's threads while its guest is stopped, and the causes of each step's time.
 
 Times are CLOCK_BOOTTIME nanoseconds on the clock of the migration.
 """
@@ -14,12 +14,13 @@ CallSide = Literal["source", "destination"]
 
 
 class CauseKind(StrEnum):
-    """What a thread was doing.
+    """What a thread did.
 
-    `call`: a system call that does something itself, `channel`: one that waits for the other end of a socket or a pipe,
-    `wait`: one that does nothing until somebody else does something. `on-cpu`: the VMM's own code. `run-queue`: it
-    waited for a CPU. `throttled`: the guest was held by auto-converge or the dirty limit before anybody stopped it.
-    `stopped`: by a signal. `page-fault`: it slept outside of system calls. `not-traced`: not seen.
+    `call`: a system call that works itself. `channel`: a call that waits for the other end of a socket or a pipe.
+    `wait`: a call that waits for another thread or process. `on-cpu`: the VMM's own code. `run-queue`: the thread
+    waited for a CPU. `throttled`: auto-converge or the dirty limit held the guest before the VMM stopped it.
+    `stopped`: a signal stopped the thread. `page-fault`: the thread slept outside of system calls. `not-traced`: not
+    seen.
     """
 
     CALL = "call"
@@ -34,15 +35,15 @@ class CauseKind(StrEnum):
 
 
 IDLE = frozenset({CauseKind.WAIT, CauseKind.NOT_TRACED})
-"""Kinds with which nobody did anything."""
+"""Kinds in which the thread did no work."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallSpan:
-    """A call of one thread, several short ones, or a time in which a thread did not run.
+    """A call of one thread, several short calls, or a time in which a thread did not run.
 
-    `tid` and `thread` (its part or its name) say who, `call` is a system call's or an ioctl request's name, `target`
-    what it was on. `ns` is the time of all `count` calls: less than `end_ns - start_ns` where they are several.
+    `thread` is the thread's part or its name, `call` a system call's or an ioctl request's name, `target` the file or
+    socket that it was on. `ns` is the time of all `count` calls: less than `end_ns - start_ns` for several calls.
     """
 
     side: CallSide
@@ -62,10 +63,10 @@ class CallSpan:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What took a part of a step: `ns` of it. Causes of a step do not overlap: their sum is the step.
+    """The cause of a part of a step's time, `ns` long. Causes of a step do not overlap: their sum is the step's time.
 
-    `thread` is None where several threads did it. `longest_ns` is the longest single call or wait, which may have begun
-    before the step.
+    `thread` is None if several threads are the cause. `longest_ns` is the longest single call or wait, which may have
+    begun before the step.
     """
 
     kind: CauseKind
@@ -80,7 +81,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class StepCauses:
-    """What took the time until a checkpoint, longest first."""
+    """The causes of the time until a checkpoint, longest first."""
 
     checkpoint: Checkpoint
     ns: int
@@ -89,7 +90,7 @@ class StepCauses:
 
 @dataclass(frozen=True, slots=True)
 class CallTotal:
-    """All calls of one kind on one target by one side in the blackout, whether they delayed it or not."""
+    """All calls of one kind on one target by one side in the blackout, also those that did not delay it."""
 
     side: CallSide
     call: str
@@ -103,10 +104,10 @@ class CallTotal:
 
 @dataclass(frozen=True, slots=True)
 class BlackoutCalls:
-    """The calls of one blackout. `missed` counts those that were not recorded.
+    """The calls of one blackout. `missed` counts the calls that were not recorded.
 
-    `spans` are all of them, or if not `whole` the longest; `critical` the threads that drive the migration.
-    `traced` has for each side from when to when it was traced; `attach_ns` is how long attaching the probes took.
+    `spans` are all calls, or if not `whole` the longest; `critical` are the threads that drive the migration.
+    `traced` has the beginning and end of tracing for each side; `attach_ns` is the time that attaching the probes took.
     """
 
     steps: tuple[StepCauses, ...]
@@ -125,7 +126,7 @@ class BlackoutCalls:
 
     @property
     def named_ns(self) -> int:
-        """The part of the steps that a call, a wait or the VMM's own code took."""
+        """The time of the steps that calls, waits and the VMM's own code took."""
         return sum(
             cause.ns
             for step in self.steps
@@ -135,12 +136,12 @@ class BlackoutCalls:
 
     @property
     def causes(self) -> tuple[Cause, ...]:
-        """What took the whole blackout, longest first."""
+        """The causes of the whole blackout, longest first."""
         return merged(cause for step in self.steps for cause in step.causes)
 
 
 def merged(causes: Iterable[Cause]) -> tuple[Cause, ...]:
-    """Add up causes that are the same, longest first."""
+    """Add up equal causes, longest first."""
     by_key: dict[tuple[object, ...], Cause] = {}
     for one in causes:
         key = (one.kind, one.side, one.call, one.target, one.thread)

@@ -6,8 +6,8 @@ from enum import StrEnum
 class Checkpoint(StrEnum):
     """The steps of the blackout in the order in which QEMU passes them.
 
-    `held` ends when a manager sends `cont`: kvmclock is set only then (QEMU hw/i386/kvm/clock.c,
-    kvmclock_vm_state_change), so it stands before `clock-set`.
+    `held` ends when the management sends `cont`. It precedes `clock-set`, because QEMU sets kvmclock only then
+    (hw/i386/kvm/clock.c, kvmclock_vm_state_change).
     """
 
     VCPUS_STOPPED = "vcpus-stopped"

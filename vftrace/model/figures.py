@@ -1,6 +1,6 @@
-"""Every figure that is derived from the model, each computed here and nowhere else.
+"""Computes every figure that is derived from the model; no other module computes one of them.
 
-Times are CLOCK_BOOTTIME nanoseconds, rates bytes per second; None is not known.
+Times are CLOCK_BOOTTIME nanoseconds, rates bytes per second; None means not known.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,8 @@ ClockSamples = Sequence[tuple[int, int, int]]
 _ON_DESTINATION = tuple(Checkpoint)[tuple(Checkpoint).index(Checkpoint.DEVICES_LOADED) :]
 
 _SETTLED_NS = 300_000_000
-"""Bytes are reported every now and then: the bandwidth of a younger round would jump about."""
+"""The age in ns from which a round's bandwidth is used: bytes are reported at intervals, so that of a younger round
+varies too much."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -37,12 +38,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def uuid_short(uuid: str | None) -> str | None:
-    """The first eight digits of a UUID, as people quote them."""
+    """Return the first eight digits of a UUID."""
     return None if uuid is None else uuid[:8]
 
 
 def title(name: str | None, uuid: str | None, pid: int) -> str:
-    """Return how a VM is called: its name with the short UUID, else the UUID, else the pid. Always printable."""
+    """Return a VM's title: its name with the short UUID, else the UUID, else the pid. Always printable."""
     if name:
         short = uuid_short(uuid)
         return printable(f"{name} ({short})" if short else name)
@@ -50,7 +51,7 @@ def title(name: str | None, uuid: str | None, pid: int) -> str:
 
 
 def label(name: str | None, uuid: str | None, pid: int) -> str:
-    """The same in one word: the name, else the short UUID, else the pid."""
+    """Return a VM's title in one word: the name, else the short UUID, else the pid."""
     return printable(name or uuid_short(uuid) or f"pid {pid}")
 
 
@@ -58,26 +59,26 @@ def label(name: str | None, uuid: str | None, pid: int) -> str:
 
 
 def realtime_offset_ns(clock: ClockSamples, at_ns: int) -> int | None:
-    """How much more the wall clock showed than CLOCK_BOOTTIME: by the latest sample up to then, else the first."""
+    """Return the wall clock minus CLOCK_BOOTTIME at a time, from the latest sample up to it, else from the first."""
     if not clock:
         return None
     return next((offset for at, offset, _ in reversed(clock) if at <= at_ns), clock[0][1])
 
 
 def realtime_ns(clock: ClockSamples, at_ns: int) -> int | None:
-    """Nanoseconds since the Unix epoch."""
+    """Return a time as nanoseconds since the Unix epoch."""
     offset = realtime_offset_ns(clock, at_ns)
     return None if offset is None else at_ns + offset
 
 
 def wall_time(clock: ClockSamples, at_ns: int) -> datetime | None:
-    """Date and time in UTC, cut to milliseconds; None also where a damaged time is not a date."""
+    """Return a time as date and time in UTC, cut to milliseconds; None also if a damaged time is not a date."""
     return utc_time(realtime_ns(clock, at_ns))
 
 
 def utc_time(unix_ns: int | None) -> datetime | None:
-    """Nanoseconds since the Unix epoch as date and time in UTC, cut to milliseconds; None too where a damaged time is
-    no date."""
+    """Return nanoseconds since the Unix epoch as date and time in UTC, cut to milliseconds; None also if a damaged time
+    is not a date."""
     if unix_ns is None:
         return None
     try:
@@ -90,8 +91,8 @@ Identity = tuple[str, int, int]
 
 
 def identity(m: Migration) -> Identity:
-    """What stays the same of a migration while more of it becomes known: a source's side is `source` also when its
-    destination is found."""
+    """Return the key of a migration that stays the same while vftrace learns more of it: a source's side is `source`
+    also after its destination was found."""
     side = Role.DESTINATION if m.role == Role.DESTINATION else Role.SOURCE
     return side, m.pid, m.started_at_ns
 
@@ -108,7 +109,7 @@ def elapsed_ns(m: Migration, now_ns: int) -> int:
 
 
 def current_phase(m: Migration) -> PhaseSpan | None:
-    """The phase that began last and lasts; the destination's where both began at once."""
+    """Return the latest phase that has not ended; the destination's if two phases began at the same time."""
     lasting = [p for p in m.phases if p.end_at_ns is None]
     return max(lasting, key=lambda p: (p.start_at_ns, p.role == Role.DESTINATION), default=None)
 
@@ -116,11 +117,13 @@ def current_phase(m: Migration) -> PhaseSpan | None:
 # -- the brownout -------------------------------------------------------------------------------
 
 _RECENT_NS = 2_000_000_000
-"""A guest at 1 % runs for 10 ms in a second: the speed of less time would jump about."""
+"""The least time over which a speed is computed: a guest at 1 % runs for 10 ms in a second, so the speed over less time
+varies too much."""
 
 
 def speed_now(m: Migration) -> float | None:
-    """The guest's speed in the last two seconds, as a part of before; None if it does not migrate or is not known."""
+    """Return the guest's speed in the last two seconds relative to before the migration; None without a migration or if
+    not known."""
     b = m.brownout
     if b is None or not b.timeline or m.outcome is not None:
         return None
@@ -137,9 +140,9 @@ def speed_now(m: Migration) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Blackout:
-    """A blackout that lasts: for how long, and since which checkpoint.
+    """A blackout that has not ended: how long it lasts so far, and its latest checkpoint.
 
-    `at_least`: this host's part is over, the rest cannot be seen here.
+    `at_least`: this host's part is over, and the rest is on another host.
     """
 
     ns: int
@@ -149,7 +152,7 @@ class Blackout:
 
 
 def blackout(m: Migration, now_ns: int) -> Blackout | None:
-    """The blackout up to `now_ns`; None if the guest runs or the migration has ended."""
+    """Return the blackout up to `now_ns`; None if the guest runs or the migration has ended."""
     passed = [(c.name, c.at_ns) for c in m.downtime.checkpoints if c.at_ns is not None]
     if m.outcome is not None or m.stopped_at_ns is None or not passed:
         return None
@@ -162,35 +165,35 @@ def blackout(m: Migration, now_ns: int) -> Blackout | None:
 
 
 def largest_step(downtime: Downtime) -> CheckpointTime | None:
-    """The checkpoint that set the downtime."""
+    """Return the checkpoint that took most of the downtime."""
     return next((c for c in downtime.checkpoints if c.name == downtime.set_by), None)
 
 
 def other_steps(downtime: Downtime) -> list[CheckpointTime]:
-    """The steps that took time beside the one that set the downtime, longest first."""
+    """Return the other steps that took time, longest first."""
     steps = [c for c in downtime.checkpoints if c.ns and c.name != downtime.set_by]
     return sorted(steps, key=lambda c: -(c.ns or 0))
 
 
 def clock_change(downtime: Downtime) -> CheckpointTime | None:
-    """The first checkpoint on the destination: its `ns` goes from one host's clock to the other's."""
+    """Return the first checkpoint on the destination: its `ns` spans both hosts' clocks."""
     passed = (c for c in downtime.checkpoints if c.name in _ON_DESTINATION and c.ns is not None)
     return next(passed, None)
 
 
 def bounds_ns(ns: int, uncertainty_ns: int | None) -> tuple[int, int]:
-    """The least and the most that a time may have been."""
+    """Return the least and the most that a time may have been."""
     return max(0, ns - (uncertainty_ns or 0)), ns + (uncertainty_ns or 0)
 
 
 def downtime_bounds_ns(found: MigrationReport) -> tuple[int, int] | None:
-    """The least and the most that the vCPUs' downtime may have been, by what is known of the clocks."""
+    """Return the bounds of the vCPUs' downtime, from the bounds of the clocks' difference."""
     ns = found.migration.downtime.vcpu_ns
     return None if ns is None else bounds_ns(ns, found.uncertainty_ns)
 
 
 def device_downtime_ns(m: Migration) -> int | None:
-    """The longest downtime of a device."""
+    """Return the longest downtime of a device."""
     return max((d.ns for d in m.downtime.devices if d.ns is not None), default=None)
 
 
@@ -201,12 +204,12 @@ def resumed_on_source(m: Migration) -> bool:
 
 
 def explained_part(outage: Outage) -> float:
-    """The part of an outage, 0 to 1, of which the hosts saw the reason."""
+    """Return the part of an outage, 0 to 1, whose reason the hosts saw."""
     return outage.explained_ns / outage.ns if outage.ns else 1.0
 
 
 def pinger_part(outage: Outage) -> float:
-    """The part of an outage, 0 to 1, of which the pinger saw the reason."""
+    """Return the part of an outage, 0 to 1, whose reason the pinger saw."""
     return outage.pinger_ns / outage.ns if outage.ns else 0.0
 
 
@@ -214,37 +217,39 @@ def pinger_part(outage: Outage) -> float:
 
 
 def byte_rate(count: int | None, ns: int) -> float | None:
-    """Bytes per second of so many bytes in so many ns."""
+    """Return bytes per second from a number of bytes and a time in ns."""
     return None if count is None or ns <= 0 else count * 1e9 / ns
 
 
 def page_rate(pages: int | None, page_size: int, ns: int) -> float | None:
-    """Bytes per second of so many pages in so many ns."""
+    """Return bytes per second from a number of pages and a time in ns."""
     return byte_rate(None if pages is None else pages * page_size, ns)
 
 
 def dirty_sync_count(m: Migration) -> int:
-    """Return how many dirty syncs were made, merged ones too: QEMU's dirty-sync-count."""
+    """Return the number of dirty syncs, merged ones included: QEMU's dirty-sync-count."""
     return sum(round_.syncs for round_ in m.rounds)
 
 
 def counted_since_ns(m: Migration) -> int | None:
-    """From when on new pages are counted: the first round; with dirty rings, which begin empty, the beginning."""
+    """Return the time from which new pages count: the first round; with dirty rings, which begin empty, the
+    beginning."""
     if m.dirty.ring:
         return m.started_at_ns
     return m.rounds[0].at_ns if m.rounds else None
 
 
 def dma_pages(round_: Round) -> int | None:
-    """Pages that devices and IOMMUs reported with a sweep; None where none did, or a part is not known."""
+    """Return the pages that devices and IOMMUs reported with a sweep; None if none reported, or if a part is not
+    known."""
     reported = [n for n in (round_.vfio_pages, round_.iommu_pages) if n is not None]
     return sum(reported) if reported else None
 
 
 def counted_rounds(m: Migration) -> Iterator[tuple[int, Round]]:
-    """The rounds whose pages are new pages, each with the time since when they became dirty.
+    """Return the rounds whose pages are new pages, each with the time from which its pages became dirty.
 
-    With bitmaps the first round finds what was dirty before anyone counted.
+    With bitmaps the first round is left out: it finds the pages that were dirty before logging began.
     """
     since = counted_since_ns(m)
     if since is None:
@@ -255,7 +260,7 @@ def counted_rounds(m: Migration) -> Iterator[tuple[int, Round]]:
 
 
 def round_dirty_rates(m: Migration) -> tuple[float | None, ...]:
-    """The dirty rate of each round: its new pages by the time since the round before."""
+    """Return the dirty rate of each round: its new pages divided by the time since the round before."""
     merged = [before for before in m.rounds if before.syncs > 1]
     after_merged = {id(after) for before, after in pairwise(m.rounds) if before.syncs > 1}
     unknown = {id(round_) for round_ in merged} | after_merged
@@ -268,12 +273,12 @@ def round_dirty_rates(m: Migration) -> tuple[float | None, ...]:
 
 
 def last_dirty_rate(m: Migration) -> float | None:
-    """The dirty rate of the latest round whose pages are known."""
+    """Return the dirty rate of the latest round whose pages are known."""
     return next((rate for rate in reversed(round_dirty_rates(m)) if rate is not None), None)
 
 
 def mean_dirty_rate(m: Migration) -> float | None:
-    """Return all new pages by the time from when they are counted to the last round."""
+    """Return the mean dirty rate: all new pages divided by the time from which they count to the last round."""
     since = counted_since_ns(m)
     if since is None:
         return None
@@ -282,21 +287,21 @@ def mean_dirty_rate(m: Migration) -> float | None:
 
 
 def dirty_rate(m: Migration) -> float | None:
-    """The dirty rate that stands for a migration: with bitmaps that of the latest round.
+    """Return the dirty rate that outputs show for a migration: with bitmaps that of the latest round.
 
-    With dirty rings it is the mean: a sync that finds nothing resets nothing and leaves no record, so what
-    lies between two resets is not always one round.
+    With dirty rings it is the mean: a sync that finds no page resets no ring and leaves no record, so the time
+    between two resets is not always one round.
     """
     return mean_dirty_rate(m) if m.dirty.ring else last_dirty_rate(m)
 
 
 def dirtied_bytes(m: Migration) -> int | None:
-    """The size of all new pages."""
+    """Return the size of all new pages in bytes."""
     return None if m.dirty.new_pages is None else m.dirty.new_pages * m.dirty.page_size
 
 
 def known_new_pages(m: Migration) -> int:
-    """The new pages of those rounds that are known: all of them, or fewer where records are missing."""
+    """Return the new pages that are known: fewer than all if records are missing."""
     return sum(round_.new_pages or 0 for _, round_ in counted_rounds(m))
 
 
@@ -304,7 +309,8 @@ def known_new_pages(m: Migration) -> int:
 
 
 def round_bandwidths(m: Migration) -> tuple[float | None, ...]:
-    """The bandwidth of each round: the bytes sent by the time until the next; None for the last round."""
+    """Return the bandwidth of each round: the bytes sent divided by the time until the next; None for the last
+    round."""
     following = (*(round_.at_ns for round_ in m.rounds[1:]), None)
     return tuple(
         None if until is None else byte_rate(round_.sent_bytes, until - round_.at_ns)
@@ -313,11 +319,11 @@ def round_bandwidths(m: Migration) -> tuple[float | None, ...]:
 
 
 def sent_so_far(m: Migration) -> Iterator[tuple[int, int]]:
-    """What had been sent in all at the beginning and at each round; nothing where a round's bytes are not known."""
+    """Return the bytes sent in total at the beginning and at each round; empty if a round's bytes are not known."""
     known = [round_.sent_bytes for round_ in m.rounds if round_.sent_bytes is not None]
     if m.channel.bytes is None or not m.rounds or len(known) < len(m.rounds):
         return
-    # The rounds' bytes are those sent since each began: what they lack was sent before the first.
+    # A round's bytes were sent since the round began: bytes of no round were sent before the first.
     total = max(0, m.channel.bytes - sum(known))
     yield min(m.started_at_ns, m.rounds[0].at_ns), 0
     for round_, sent in zip(m.rounds, known, strict=True):
@@ -326,7 +332,7 @@ def sent_so_far(m: Migration) -> Iterator[tuple[int, int]]:
 
 
 def bandwidth_now(m: Migration, at_ns: int) -> float | None:
-    """Bytes per second in this round, or in the round before while this one is young."""
+    """Return bytes per second in this round, or in the round before if this round is young."""
     if not m.rounds:
         return None
     last = m.rounds[-1]

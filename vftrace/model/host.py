@@ -1,4 +1,4 @@
-"""The traced host, and how it is traced."""
+"""The traced host, the probes on it, and the reader process."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class ProbeStatus:
     """How a probe is attached.
 
-    `method` is None if it is not; `reason` then says why, else why the methods that were tried first failed.
-    `waits`: it is not attached only because what it watches is not there yet.
+    `method` is None if it is not attached. `reason` is why not, or why the methods that were tried first failed.
+    `waits`: it is not attached only because the module or tracepoint that it needs does not exist yet.
     """
 
     name: str
@@ -19,7 +19,7 @@ class ProbeStatus:
 
 @dataclass(frozen=True)
 class HostInfo:
-    """Where a recording was made; `profiles` are the texts of the mailbox profiles it was made with."""
+    """The host on which a recording was made; `profiles` are the texts of the mailbox profiles in use."""
 
     name: str
     boot_id: str
@@ -32,8 +32,8 @@ class HostInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReaderUse:
-    """The reader process: its CPU time and memory so far, None where they cannot be read; `lateness_ns` is the age of
-    the oldest record that it took and that was not decoded yet."""
+    """The reader process: its CPU time and memory so far, None if they cannot be read. `lateness_ns` is the age of the
+    oldest record that the reader has read and the main process has not decoded yet."""
 
     lateness_ns: int
     cpu_ns: int | None = None

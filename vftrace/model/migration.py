@@ -1,5 +1,5 @@
-"""What the tracker returns: immutable, ready for any output. Times are CLOCK_BOOTTIME nanoseconds,
-None where they are not known."""
+"""The results of the tracker: immutable, ready for any output. Times are CLOCK_BOOTTIME nanoseconds, None if they are
+not known."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,7 +13,7 @@ from vftrace.model.vf import VfHistory
 
 
 class Role(StrEnum):
-    """Which side of a migration was seen; `stitched`: both, joined to one."""
+    """The side of a migration that was seen; `stitched`: both sides, joined to one migration."""
 
     SOURCE = "source"
     DESTINATION = "destination"
@@ -29,7 +29,7 @@ class Kind(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How it ended."""
+    """How a migration ended."""
 
     COMPLETED = "completed"
     CANCELLED = "cancelled"
@@ -38,7 +38,7 @@ class Outcome(StrEnum):
 
 
 class Strategy(StrEnum):
-    """What was done about passed-through devices (docs/reference/devices.md)."""
+    """How the passed-through devices of a VM migrated (docs/reference/devices.md)."""
 
     PLAIN = "plain"
     VFIO = "vfio"
@@ -49,7 +49,7 @@ class Strategy(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why it did not complete, or why its end is not known."""
+    """Why a migration did not complete, or why its end is not known."""
 
     CANCELLED = "cancelled"
     CHECKPOINTING = "checkpointing"
@@ -83,13 +83,13 @@ class Phase(StrEnum):
 CHANNEL_KINDS = frozenset(("tcp", "unix", "socket", "pipe", "file", "unknown"))
 
 DmaSource = Literal["none", "guest", "device", "iommu", "untracked"]
-"""Who reports the pages that devices wrote. none: there is no device; guest: its driver writes to them itself, as in a
-mailbox-assisted migration; device: the device's own DMA logging; iommu: an IOMMU driver or a container; untracked: the
-VMM asked nobody, so it has to send all memory that devices may write while the guest stands still."""
+"""Who reports the pages that devices wrote. none: the VM has no device. guest: the guest's driver writes to the pages
+itself, as in a mailbox-assisted migration. device: the device's own DMA logging. iommu: an IOMMU driver or a container.
+untracked: the VMM requested no log, so it has to send all memory that devices may write while the guest is stopped."""
 
 NotCounted = Literal["too-large", "size-unknown", "unreadable", "records-missing"]
-"""The bitmap is longer than bpf/bitmap.h walks in one call; the slot was made before the trace began; the bitmap
-was not in memory; parts of it did not arrive."""
+"""Why pages were not counted: the bitmap is longer than bpf/bitmap.h walks in one call; the slot was made before the
+trace began; the bitmap was not in memory; parts of it did not arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +103,18 @@ class Vm:
     vmm: str | None
     started_at_ns: int | None
     running: bool | None
-    """Whether its vCPUs run; None if not known."""
+    """Whether the VM's vCPUs run; None if not known."""
     devices: tuple["VmDevice", ...] = ()
     placement: "Placement" = field(default_factory=lambda: Placement())
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What is missing of a VM, by why.
+    """The losses of a VM, by reason.
 
-    `records`: the ring buffer had no room for them, or the VM had used up its share. `bitmap_parts`: the same of parts
-    of dirty bitmaps, or the reader dropped them because it held too many; they only make numbers of pages unknown.
-    `uncounted`: calls and sends for which a table of the kernel side had no room.
+    `records`: the ring buffer had no room for them, or the VM had used up its share. `bitmap_parts`: parts of dirty
+    bitmaps, lost in the same way or dropped by the reader because it held too many; their loss only makes numbers of
+    pages unknown. `uncounted`: calls and sends for which a table of the kernel side had no room.
     """
 
     records: int = 0
@@ -132,7 +132,7 @@ class Loss:
         )
 
     def since(self, before: "Loss") -> "Loss":
-        """Return what is missing more than before."""
+        """Return the losses since an earlier state."""
         return Loss(
             max(0, self.records - before.records),
             max(0, self.bitmap_parts - before.bitmap_parts),
@@ -142,7 +142,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class VmLoss:
-    """What is missing of one VMM process since it was first seen; `key` as of `Vm`."""
+    """The losses of one VMM process since it was first seen; `key` as in `Vm`."""
 
     key: str
     pid: int
@@ -152,7 +152,7 @@ class VmLoss:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A VM in the words of its orchestrator: KubeVirt's namespace, VirtualMachineInstance and pod, Proxmox VE's number;
+    """An orchestrator's names for a VM: KubeVirt's namespace, VirtualMachineInstance and pod, Proxmox VE's number;
     None where not known."""
 
     namespace: str | None = None
@@ -163,7 +163,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class VmDevice:
-    """A passed-through device of a VM, and its state; None where not seen."""
+    """A passed-through device of a VM, and its state; None if not seen."""
 
     address: str
     id: str | None
@@ -173,7 +173,7 @@ class VmDevice:
 
 @dataclass(frozen=True, slots=True)
 class PhaseSpan:
-    """A phase and when it was; `end_at_ns` None while it lasts."""
+    """A phase and its times; `end_at_ns` None while it lasts."""
 
     name: Phase
     role: Role
@@ -183,22 +183,22 @@ class PhaseSpan:
 
 @dataclass(frozen=True, slots=True)
 class SlotRound:
-    """One slot in one sweep."""
+    """The pages of one slot in one sweep."""
 
     slot: int
     new_pages: int | None
     logged_pages: int | None
     pages: int | None = None
-    """Pages of the slot."""
+    """The slot's size in pages."""
     heat: tuple[int, ...] | None = None
     """New pages in each of up to 128 equal parts of the slot (`dirty.heat`)."""
     not_counted: NotCounted | None = None
-    """Why `logged_pages` is None."""
+    """The reason if `logged_pages` is None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One sweep over all logged slots, and what was sent until the next."""
+    """One sweep over all logged slots, and the bytes sent until the next sweep."""
 
     at_ns: int
     duration_ns: int
@@ -209,19 +209,19 @@ class Round:
     slots: tuple[SlotRound, ...]
     burst_bytes: int | None = None
     burst_ns: int | None = None
-    """What was sent while the VMM did not hold itself back, and the time that took: their ratio is what the
-    channel can carry. None in recordings that do not have it."""
+    """The bytes sent while the VMM did not limit itself, and the time that took: their ratio is the bandwidth that the
+    channel can carry. None in recordings without these figures."""
     syncs: int = 1
-    """How many dirty syncs this entry stands for: of very many, older ones are merged."""
+    """How many dirty syncs this entry stands for: the older ones of very many syncs are merged."""
     vfio_pages: int | None = None
-    """Pages that devices reported with this sweep, as in `Dirty`; None where none did, or a part is not known."""
+    """Pages that devices reported with this sweep, as in `Dirty`; None if none reported, or if a part is not known."""
     iommu_pages: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Dirty:
-    """Totals. `new_pages` sums the rounds after the first (dirty ring: all rounds), `distinct_pages` counts each
-    page once; rates are in `figures`."""
+    """Totals of dirty pages. `new_pages` sums the rounds after the first (dirty ring: all rounds), `distinct_pages`
+    counts each page once; rates are in `figures`."""
 
     new_pages: int | None
     distinct_pages: int | None
@@ -230,13 +230,13 @@ class Dirty:
     ring: bool = False
     """Whether the VM uses dirty rings: each reset of them by the migration thread is a round."""
     counted_until_ns: int | None = None
-    """Until when new pages are counted, where that is not the last round: other threads reset rings too."""
+    """The time up to which new pages count, if that is not the last round: other threads reset rings too."""
     vfio_pages: int | None = None
-    """Pages that devices reported by their DMA logging, of the size each uses."""
+    """Pages that devices reported by their DMA logging, in each device's own page size."""
     iommu_pages: int | None = None
     """Pages that a container or an iommufd reported."""
     dma: DmaSource | None = None
-    """None where the source is not seen, or it is not known yet."""
+    """None if the source is not seen, or if this is not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +258,7 @@ class ChannelUse:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointTime:
-    """One step of the blackout: when it was passed, and how long since the one before."""
+    """A checkpoint of the blackout: its time, and the time since the checkpoint before."""
 
     name: Checkpoint
     at_ns: int | None
@@ -267,7 +267,8 @@ class CheckpointTime:
 
 @dataclass(frozen=True, slots=True)
 class DeviceDowntime:
-    """A device leaves RUNNING or is unplugged at `from_ns`; `ns` later its successor runs or is there."""
+    """The downtime of a device: it leaves RUNNING or is unplugged at `from_ns`; `ns` later its successor runs or is
+    plugged."""
 
     address: str
     id: str | None
@@ -277,7 +278,7 @@ class DeviceDowntime:
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """A state of enum vfio_device_mig_state and when it was reached."""
+    """A state of enum vfio_device_mig_state and the time at which the device reached it."""
 
     state: str
     at_ns: int
@@ -285,8 +286,8 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """A VMM's requests to map guest memory for a device, from the first to the end of the last; `took_ns` within
-    them."""
+    """A VMM's requests to map guest memory for a device, from the first to the end of the last; `took_ns` is the time
+    within the requests."""
 
     start_at_ns: int
     end_at_ns: int
@@ -296,7 +297,7 @@ class Mapping:
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """A device that transfers its state: its states during the migration, and the bytes saved or loaded.
+    """A device with a transferable state: its states during the migration, and the bytes saved or loaded.
 
     `address` is a PCI address or a mediated device's UUID, `id` QEMU's, `state_ns` the time in each state.
     """
@@ -311,12 +312,13 @@ class DeviceUse:
     bytes: int | None
     mapping: Mapping | None = None
     iommu_tracks: bool | None = None
-    """Whether its iommufd's page table can mark the pages that it writes; None without an iommufd, or if unseen."""
+    """Whether its iommufd's page table can mark the pages that the device writes; None without an iommufd, or if not
+    seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class VfPhase:
-    """What a virtual function was: unplugged or reset, absent, probing, configuring, ready."""
+    """A phase of a virtual function: unplugged or reset, absent, probing, configuring, ready."""
 
     name: str
     start_at_ns: int
@@ -333,16 +335,16 @@ class VfUse:
     role: Role
     phases: tuple[VfPhase, ...]
     mapping_at_ns: int | None = None
-    """When the VMM began to map the guest's memory for it: while it does its main loop stands still."""
+    """When the VMM began to map the guest's memory for it: meanwhile the VMM's main loop does not run."""
     mapped_at_ns: int | None = None
-    """When that was done, where it followed the VF's opening: a container maps before, an iommufd after."""
+    """When the mapping ended, if it followed the VF's opening: a container maps before it, an iommufd after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Downtime:
     """`vcpu_ns` is the sum of the checkpoints' `ns`; `set_by` names the largest.
 
-    `devices` has each device's own, `slowest_device` the address of the one that was away longest.
+    `devices` has each device's own, `slowest_device` the address of the one with the longest downtime.
     """
 
     vcpu_ns: int | None
@@ -352,7 +354,7 @@ class Downtime:
 
     @property
     def times(self) -> dict[Checkpoint, int]:
-        """When each checkpoint was passed, by name; those that were not are left out."""
+        """The time of each checkpoint that was passed, by name."""
         return {c.name: c.at_ns for c in self.checkpoints if c.at_ns is not None}
 
     @property
@@ -364,7 +366,7 @@ class Downtime:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a verdict rests on."""
+    """An event that supports a verdict."""
 
     event: str
     at_ns: int
@@ -372,10 +374,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class StrategyCost:
-    """One way to do it. Times in ns, None where not known.
+    """The forecast cost of one way to migrate. Times in ns, None if not known.
 
-    `total_ns` from the migration's beginning; `downtime_ns` that of the vCPUs; `device_ns` how long the guest is
-    without its VF, as far as the migration sets it: the drivers' own unplugging and probing come on top.
+    `total_ns` counts from the migration's beginning; `downtime_ns` is the vCPUs'. `device_ns` is the time that the
+    guest is without its VF because of the migration, without the drivers' own unplugging and probing.
     """
 
     strategy: str
@@ -386,20 +388,20 @@ class StrategyCost:
 
 
 LimitFrom = Literal["default", "given", "rounds"]
-"""Where the downtime limit of a forecast is from: it is QEMU's default; whoever asked gave it; the rounds refute the
-default, and imply this one: while the guest runs they show that the limit is below it."""
+"""The source of a forecast's downtime limit: QEMU's default; the user's `--what-if`; or the rounds, which refute the
+default: that the guest still runs shows that the real limit is lower."""
 
 Undecided = Literal["downtime-limit", "dirty-rate"]
-"""What decides whether precopy converges and is not known well enough: the limit lies between bounds of which one
-converges and the other does not; the guest dirties memory more and more slowly."""
+"""The unknown that decides whether precopy converges: the limit, if precopy converges with its upper bound and not with
+its lower one; or the guest, if it dirties memory more and more slowly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Made from the first `after_sweeps` sweeps. None: not known (yet).
+    """A forecast from the first `after_sweeps` sweeps. None: not known (yet).
 
-    `rounds_left` are sweeps still to come while the guest runs; `total_ns` counts from the migration's beginning,
-    and is None where precopy does not converge. `limit_assumed`: the downtime limit is QEMU's default.
+    `rounds_left` are future sweeps while the guest runs. `total_ns` counts from the migration's beginning,
+    and is None if precopy does not converge. `limit_assumed`: the downtime limit is QEMU's default.
     `undecided`: why `converges` is None although the rounds are known.
     """
 
@@ -421,10 +423,10 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Where a save goes, or a load comes from: channel file, pipe, snapshot or unknown.
+    """The target of a save or the source of a load: channel file, pipe, snapshot or unknown.
 
-    `path` is the file's, or the name of the snapshot inside the VM's own images; `program` holds the other end of
-    a pipe.
+    `path` is the file's path, or the name of the snapshot inside the VM's own images; `program` is at the other end
+    of a pipe.
     """
 
     channel: str
@@ -434,7 +436,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One attempt. `pid` is the source's, `peer_pid` the destination's, where both are seen."""
+    """One attempt to migrate. If both sides are seen, `pid` is the source's and `peer_pid` the destination's."""
 
     key: str
     attempt: int
@@ -446,13 +448,13 @@ class Migration:
     strategy: Strategy
     strategy_evidence: tuple[Evidence, ...]
     outcome: Outcome | None
-    """None while it runs."""
+    """None while the migration runs."""
     cause: Cause | None
     was_paused: bool | None
     postcopy: bool
     incomplete: bool
     missed_beginning: bool
-    """vftrace started in the middle of it."""
+    """Whether vftrace started in the middle of the migration."""
     started_at_ns: int
     ended_at_ns: int | None
     phases: tuple[PhaseSpan, ...]
@@ -461,36 +463,38 @@ class Migration:
     channel: ChannelUse
     downtime: Downtime
     stopped_at_ns: int | None
-    """Latest vCPU exit of the blackout that lasts or has been."""
+    """The latest vCPU exit of the blackout, which may still last."""
     forecast: Forecast | None = None
     cause_detail: str | None = None
     """The cause in words: `vf0: RESUMING refused, -22`."""
     devices: tuple[DeviceUse, ...] = ()
     vfs: tuple[VfUse, ...] = ()
     guest_clock_ns: int | None = None
-    """The guest's kvmclock as the source read it last and the destination set it: both know the attempt by it."""
+    """The guest's kvmclock that the source read last and the destination set: it identifies the attempt on both
+    sides."""
     stopped_before: tuple[int, int] | None = None
-    """The last vCPU exit and the clock read of a stop shortly before the migration of a paused guest, which may have
-    been made for it: whether it was depends on how soon the destination runs."""
+    """The last vCPU exit and the clock read of a stop shortly before the migration of a paused guest. The stop may
+    belong to the migration: that depends on how soon the destination runs."""
     contested: bool = False
     """Another VM with the same UUID may have been the destination, or this one only claims to be it."""
     kind: Kind = Kind.MOVE
     save: Save | None = None
-    """What a save is written to, or a load read from."""
+    """The target of a save, or the source of a load."""
     throttled: bool = False
-    """The VMM kept the vCPUs out of the guest for a good part of the time when it stopped them (auto-converge)."""
+    """Whether the VMM held the vCPUs for a large part of the time when it stopped them (auto-converge)."""
     vcpu_pause_ns: int | None = None
-    """The longest time that a vCPU stayed out of the guest before the stop: a throttled one sleeps so long."""
+    """The longest time that a vCPU was outside the guest before the stop: a throttled vCPU sleeps that long."""
     calls: BlackoutCalls | None = None
-    """What the VMMs' threads did in the blackout; None where that was not traced at all."""
+    """The calls of the VMMs' threads in the blackout; None if they were not traced."""
     brownout: Brownout | None = None
-    """How slow the guest was while it ran; None where its vCPUs were not followed."""
+    """How slow the guest was while it ran; None if its vCPUs were not followed."""
     awaits_device: bool = False
-    """A device left before it began, and none has come for it yet: whether this is an unplug is still open."""
+    """Whether a device left before the migration began, and no other has replaced it yet: it may be an unplug."""
     internal_error: str | None = None
-    """Where vftrace itself failed on it (`faults.place_of`): figures are missing or may be wrong."""
+    """The place where vftrace itself failed on the migration (`faults.place_of`): figures are missing or may be
+    wrong."""
     loss: Loss = Loss()
-    """What is missing of its VM while it went on, of both sides where both are seen."""
+    """The losses of its VM during the migration, of both sides if both are seen."""
 
 
 def bare_migration(
@@ -509,7 +513,7 @@ def bare_migration(
     page_size: int,
     internal_error: str,
 ) -> Migration:
-    """A migration on which vftrace failed: who and when, without any figure."""
+    """Return a migration on which vftrace failed: its VM and its times, without figures."""
     return Migration(
         key=key,
         attempt=attempt,
@@ -541,7 +545,7 @@ def bare_migration(
 
 
 def without_figures(migration: Migration, internal_error: str) -> Migration:
-    """The same migration for an output that failed on it."""
+    """Return the same migration without figures, for an output that failed on it."""
     return bare_migration(
         key=migration.key,
         attempt=migration.attempt,
@@ -574,15 +578,15 @@ class Snapshot:
     vfs: tuple[VfHistory, ...] = ()
     """Virtual functions, by their mailboxes."""
     transitions: tuple[tuple[str, str, str, int], ...] = ()
-    """How often each passed-through device, gone ones too, went from one state to another."""
+    """How often each passed-through device, removed ones included, changed from one state to another."""
     vfs_incomplete: bool = False
-    """Records of mailboxes are missing."""
+    """Whether records of mailboxes are missing."""
     network: tuple[NetAddress | NetLink, ...] = ()
-    """What changed of the host's interfaces and bridges, the latest."""
+    """The latest changes of the host's interfaces and bridges."""
     network_missed: int = 0
     stalls: tuple[tuple[int, int], ...] = ()
-    """From when to when the collector, which marks time every 100 ms, was not run: the host was too busy."""
+    """The times in which the collector, which writes a tick every 100 ms, did not run: the host was too busy."""
     tables_full: tuple[tuple[str, int], ...] = ()
-    """By table of the kernel side: how often it had no room for an entry."""
+    """For each table of the kernel side: how often it had no room for an entry."""
     losses: tuple[VmLoss, ...] = ()
-    """VMs of which something is missing, the one that lost most first."""
+    """The VMs with losses, the one that lost most first."""

@@ -1,4 +1,4 @@
-"""How a flight recorder does."""
+"""The state of a flight recorder."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class RecorderState:
     """`files` and `bytes` (on the disk) are in its directory now; the others count since it began.
 
-    `lost_files`: recordings that are missing, or of which something is. `write_errors`: what the disk refused.
+    `lost_files`: recordings that are missing or incomplete. `write_errors`: writes that failed.
     """
 
     files: int

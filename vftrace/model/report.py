@@ -13,7 +13,7 @@ from vftrace.model.migration import Migration, Role, Snapshot
 
 
 class Side(StrEnum):
-    """Who saw the reason of a part of an outage."""
+    """The side that saw the reason of a part of an outage."""
 
     SOURCE = "source"
     DESTINATION = "destination"
@@ -29,15 +29,15 @@ class WaitingVm:
     ready_at_ns: int
     ended_at_ns: int | None
     registers_set_ns: int | None = None
-    """When its vCPUs' registers were set last: by its boot, or by loading a state."""
+    """When its vCPUs' registers were last set: by its boot, or by loading a state."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostReport:
-    """One host between two boots: who it is, and everything that was seen there.
+    """One host between two boots: its identity, and everything that was seen on it.
 
-    `ready_at_ns` gives by pid when the process's last vCPU was created: a destination listens only after that.
-    `waiting` lists the VMs that waited for a migration and never ran.
+    `ready_at_ns` has for each pid the time when the process's last vCPU was created: a destination listens only after
+    it. `waiting` lists the VMs that waited for a migration and never ran.
     """
 
     info: HostInfo
@@ -58,7 +58,7 @@ class HostReport:
 
 @dataclass(frozen=True, slots=True)
 class PingRecording:
-    """The recording of a ping: the boot whose clock it is on, its clock samples, and its events."""
+    """The recording of a ping: the boot whose clock it uses, its clock samples, and its events."""
 
     boot_id: str
     clock: tuple[tuple[int, int, int], ...]
@@ -67,9 +67,9 @@ class PingRecording:
 
 @dataclass(frozen=True, slots=True)
 class ClockOffset:
-    """How much more the source's clock shows than the destination's, ns: between `low` and `high`.
+    """The source's clock minus the destination's, ns: between `low` and `high`.
 
-    `low_why` and `high_why` name what bounds it.
+    `low_why` and `high_why` name the events that bound it.
     """
 
     low: int
@@ -79,7 +79,7 @@ class ClockOffset:
 
     @property
     def middle(self) -> int:
-        """The offset that times are mapped with."""
+        """The offset that maps times from one clock to the other."""
         return (self.low + self.high) // 2
 
     @property
@@ -108,7 +108,7 @@ class Outage:
     """The longest gap of a ping around a migration, on the clock of the migration's times.
 
     `spans` follow each other without holes. `least_ns` and `most_ns` bound the true length, as PingGap has them.
-    `uncertainty_ns`: the whole outage may have been so much earlier or later.
+    `uncertainty_ns`: the whole outage may have been earlier or later by this time.
     """
 
     start_at_ns: int
@@ -120,7 +120,7 @@ class Outage:
 
     @property
     def explained_ns(self) -> int:
-        """The length of the spans that the hosts saw."""
+        """The length of the spans whose reason the hosts saw."""
         return sum(span.ns for span in self.spans if span.side in (Side.SOURCE, Side.DESTINATION))
 
     @property
@@ -131,10 +131,10 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class RoundTrips:
-    """How long the answers to a ping took in one part of the time; `lost` probes had none.
+    """The round trips of a ping in one part of the time; `lost` probes had no reply.
 
-    `half_ns`, `p90_ns` and `p99_ns` are what so many did not exceed (`vftrace.ping.histogram.ERROR`); `least_ns` and
-    `longest_ns` are exact. All are None where nothing was answered.
+    `half_ns`, `p90_ns` and `p99_ns` are the median and the 90 % and 99 % quantiles (error:
+    `vftrace.ping.histogram.ERROR`); `least_ns` and `longest_ns` are exact. All are None without a reply.
     """
 
     answered: int
@@ -148,22 +148,22 @@ class RoundTrips:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRoundTrips:
-    """The round trips of a ping before, during and after a migration; None where it surely sent no probe then."""
+    """The round trips of a ping before, during and after a migration; None if the ping certainly sent no probe then."""
 
     before: RoundTrips | None
     during: RoundTrips | None
     after: RoundTrips | None
 
     def parts(self) -> tuple[tuple[str, RoundTrips | None], ...]:
-        """Each with its name, in order of time."""
+        """The parts, each with its name, in order of time."""
         return ("before", self.before), ("during", self.during), ("after", self.after)
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationReport:
-    """A migration and where it was seen. Its times are on the clock of `host`; `peer` is the other side's host.
+    """A migration and the host that saw it. Its times are on the clock of `host`; `peer` is the other side's host.
 
-    `uncertainty_ns` bounds the error of `downtime.vcpu_ns`: 0 on one host, None where only one side is known.
+    `uncertainty_ns` bounds the error of `downtime.vcpu_ns`: 0 on one host, None if only one side is known.
     """
 
     migration: Migration
@@ -171,29 +171,29 @@ class MigrationReport:
     peer: HostReport | None
     uncertainty_ns: int | None
     offset: ClockOffset | None = None
-    """None where both sides are on one clock, or only one side is known."""
+    """None if both sides are on one clock, or if only one side is known."""
     service_ns: int | None = None
-    """The longest time without answers to a ping that the blackout touches."""
+    """The longest gap of a ping that overlaps the blackout."""
     warnings: tuple[str, ...] = ()
     outage: Outage | None = None
-    """The longest time without answers around it, in spans that the hosts saw."""
+    """The longest time without answers around the migration, in spans by reason."""
     round_trips: ServiceRoundTrips | None = None
-    """How long the answers to a ping took before, during and after it."""
+    """The round trips of a ping before, during and after the migration."""
 
     @classmethod
     def of_one_host(
         cls, host: HostReport, migration: Migration, warnings: tuple[str, ...] = ()
     ) -> "MigrationReport":
-        """A migration as one host saw it, with both its sides or one."""
+        """Return a migration as one host saw it, with one or both of its sides."""
         both = migration.role == Role.STITCHED
         return cls(migration, host, host if both else None, 0 if both else None, warnings=warnings)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What several recordings hold, or what is known live, by host.
+    """The contents of several recordings, or of a live trace, by host.
 
-    `damage` has one line for each file that is not whole: its path, and where or why it ends early.
+    `damage` has one line for each incomplete file: its path, and where or why it ends early.
     """
 
     hosts: tuple[HostReport, ...]
@@ -218,7 +218,7 @@ class Report:
         return cls(each, migrations, tuple(pings), tuple(damage))
 
     def with_hosts_of(self, other: "Report") -> "Report":
-        """The hosts of both, not joined."""
+        """Return a report with the hosts of both reports, not joined."""
         return Report.of_hosts(
             (*self.hosts, *other.hosts),
             (*self.pings, *other.pings),
@@ -227,5 +227,5 @@ class Report:
 
 
 def live_report(info: HostInfo, snapshot: Snapshot) -> Report:
-    """The report of one host as of a snapshot."""
+    """Return the report of one host from a snapshot."""
     return Report.of_hosts([HostReport(info, snapshot)])

@@ -1,4 +1,4 @@
-"""The VMs that `--vm` selects: by UUID, its first eight digits, name or pid."""
+"""Selects VMs by `--vm`: by UUID, its first eight digits, name or pid."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
@@ -9,11 +9,11 @@ from vftrace.model.migration import Migration, Snapshot, Vm
 from vftrace.model.report import Report
 
 MAX_NAMED = 5
-"""VMs that a message names at most."""
+"""The most VMs that a message names."""
 
 
 def select(snapshot: Snapshot, wanted: Collection[str]) -> Snapshot:
-    """Return only the VMs that are wanted and their migrations; all if `wanted` is empty."""
+    """Return only the wanted VMs and their migrations; all if `wanted` is empty."""
     if not wanted:
         return snapshot
     return replace(
@@ -24,7 +24,7 @@ def select(snapshot: Snapshot, wanted: Collection[str]) -> Snapshot:
 
 
 def select_report(report: Report, wanted: Collection[str]) -> Report:
-    """Return only the VMs that are wanted and their migrations, on every host; all if `wanted` is empty."""
+    """Return only the wanted VMs and their migrations, on every host; all if `wanted` is empty."""
     if not wanted:
         return report
     return replace(
@@ -35,13 +35,13 @@ def select_report(report: Report, wanted: Collection[str]) -> Report:
 
 
 def unmatched(snapshot: Snapshot, wanted: Collection[str]) -> tuple[str, ...]:
-    """Return those of `wanted` that no VM and no migration has."""
+    """Return the words of `wanted` that match no VM and no migration."""
     things = _things(snapshot)
     return tuple(word for word in wanted if not any(_matches(each, (word,)) for each in things))
 
 
 class Named(Protocol):
-    """What has a VM's name: a VM, a migration, a row of a list. It may have a `peer_pid`."""
+    """An object with a VM's name: a VM, a migration, a row of a list. It may have a `peer_pid`."""
 
     @property
     def name(self) -> str | None:
@@ -57,7 +57,7 @@ class Named(Protocol):
 
 
 def near(snapshot: Snapshot, word: str) -> tuple[str, ...]:
-    """The titles of VMs whose name, UUID or pid is much like a word that matches none."""
+    """Return the titles of VMs whose name, UUID or pid resembles a word that matches no VM."""
     return _near(_things(snapshot), word)
 
 
@@ -67,22 +67,22 @@ def _near(things: Iterable[Named], word: str) -> tuple[str, ...]:
         title = figures.title(each.name, each.uuid, each.pid)
         titles |= {name.casefold(): title for name in _names(each)}
     text = word.casefold()
-    # Only for the message about a mistake: a service does without it.
+    # Imported only for the message about a mistake: a service does not need it.
     from difflib import get_close_matches
 
     close = get_close_matches(text, titles, n=MAX_NAMED, cutoff=0.7)
-    # Only part of the name was given, or more than the name.
+    # The word is a part of the name, or contains the name.
     close += [name for name in titles if len(text) > 2 and (text in name or name in text)]
     return tuple(dict.fromkeys(titles[name] for name in close))[:MAX_NAMED]
 
 
 def no_match(snapshot: Snapshot, word: str) -> str:
-    """Return why a word selects nothing, with the VMs that may have been meant."""
+    """Return the message that a word matches no VM, with similar VMs."""
     return no_match_among(_things(snapshot), word)
 
 
 def no_match_among(things: Collection[Named], word: str) -> str:
-    """The same for VMs that are not in a snapshot."""
+    """Return the same message for VMs that are not in a snapshot."""
     said = f"no VM matches {word!r}"
     found = _near(things, word)
     if found:

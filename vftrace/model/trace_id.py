@@ -1,4 +1,4 @@
-"""The ids of traces and spans: the same migration gives the same ids, in a report and live, on either host."""
+"""Computes the ids of traces and spans: a migration has the same ids in a report and live, and on both hosts."""
 
 import hashlib
 
@@ -6,12 +6,12 @@ from vftrace.model.migration import Kind, Migration
 
 
 def trace_id(m: Migration, boot_id: str) -> str:
-    """The trace of one attempt, 32 hex digits; `boot_id` is that of the clock its times are on.
+    """Return the id of one attempt's trace, 32 hex digits; `boot_id` names the clock of its times.
 
-    SHA-256 over the VM's UUID and the attempt. The attempt is known by the guest's kvmclock: what the source
-    reads last the destination sets, to the nanosecond (QEMU hw/i386/kvm/clock.c), so two hosts write into one
-    trace without talking to each other. An attempt that never came so far is known by the source's boot and the
-    time it began there, and so are a save and each load of it, which have one clock.
+    The id is a SHA-256 over the VM's UUID and the attempt. The guest's kvmclock identifies the attempt: the destination
+    sets the value that the source reads last, to the nanosecond (QEMU hw/i386/kvm/clock.c), so two hosts write
+    into one trace without communication. An attempt without that value is identified by the source's boot and the
+    time at which it began there; so are a save and its loads, which share one clock value.
     """
     vm = (m.uuid or f"pid-{m.pid}").lower()
     if m.guest_clock_ns is not None and m.kind == Kind.MOVE:
@@ -20,7 +20,7 @@ def trace_id(m: Migration, boot_id: str) -> str:
 
 
 def span_id(trace: str, path: str) -> str:
-    """A span within its trace, 16 hex digits; `path` names it uniquely there."""
+    """Return a span's id within its trace, 16 hex digits; `path` is unique in the trace."""
     return _digest("span", trace, path)[:16]
 
 
