@@ -3,7 +3,7 @@
 import errno
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vftrace.analysis.calls.blackout import Side, calls_of
 from vftrace.analysis.devices import downtime as device_downtime
@@ -18,6 +18,7 @@ from vftrace.analysis.phases import checkpoint_times, downtime_of, phases_of
 from vftrace.analysis.process import BURST_NS, NEXT_LIFE, Process
 from vftrace.analysis.vcpus.brownout import Running, brownout_of
 from vftrace.analysis.verdict import Verdict, decide, device_verdict, facts_of, was_paused
+from vftrace.dataclass import dataclass
 from vftrace.model.brownout import Brownout
 from vftrace.model.migration import (
     Cause,

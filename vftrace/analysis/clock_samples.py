@@ -1,8 +1,9 @@
 """The offset of a host's wall clock over time, in few samples."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from vftrace import events
+from vftrace.dataclass import dataclass
 
 CLOCK_MOVED_NS = 1_000_000
 CLOCK_KEEP_NS = 5_000_000_000

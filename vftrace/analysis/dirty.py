@@ -6,8 +6,9 @@ carries more bits than the log has. Bitmaps are sparse: a dict of pieces of `PIE
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from vftrace.dataclass import dataclass
 from vftrace.events import Part
 
 PIECE_PAGES = 32768

@@ -1,6 +1,6 @@
 """A migration as its destination shows it."""
 
-from dataclasses import dataclass
+from vftrace.dataclass import dataclass
 
 
 @dataclass

@@ -8,11 +8,12 @@ ends, or when the next one begins: nothing that comes later changes it.
 
 import errno
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from vftrace.analysis import dirty
 from vftrace.analysis.devices.strategy import SETUP_BYTES
 from vftrace.analysis.dirty import Bitmap, SlotLog
+from vftrace.dataclass import dataclass
 from vftrace.events import (
     Burst,
     Channel,

@@ -6,13 +6,13 @@ stopped (QEMU hw/i386/kvm/clock.c: kvmclock_pre_save, kvmclock_vm_state_change).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from vftrace import events
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.kinds import saves
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
+from vftrace.dataclass import dataclass
 from vftrace.events import Event
 
 SETUP_NS = 10_000_000_000

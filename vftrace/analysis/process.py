@@ -1,7 +1,7 @@
 """One VMM process: its memslots, channels and vCPUs, and the outgoing and incoming migrations found in them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, get_args
 
 from vftrace import events
@@ -14,6 +14,7 @@ from vftrace.analysis.losses import LossLog
 from vftrace.analysis.outgoing import STOPPED_FOR_IT_NS, OutgoingMigration
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.analysis.vcpus.log import VcpuLog
+from vftrace.dataclass import dataclass
 from vftrace.events import Event
 from vftrace.events.layout import BITMAP_WORDS, PIECE_WORDS
 from vftrace.model.migration import CHANNEL_KINDS, Vm

@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, field, replace
 from typing import Any, get_args
 
 from vftrace import events
@@ -21,6 +21,7 @@ from vftrace.analysis.process import Process
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.analysis.unbuilt import unbuilt_migration
 from vftrace.analysis.vcpus.log import VcpuEvent
+from vftrace.dataclass import dataclass
 from vftrace.events import COLLECTOR, NO_PROCESS, Event
 from vftrace.faults import FAULTS, Where
 from vftrace.model.migration import Migration, Placement, Snapshot, Vm, VmLoss

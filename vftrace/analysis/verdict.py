@@ -6,11 +6,11 @@ migration to which no rule applies goes on.
 
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from vftrace.analysis.devices.downtime import MigrationDevices
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
+from vftrace.dataclass import dataclass
 from vftrace.model.migration import Cause, Checkpoint, Kind, Outcome
 
 MAY_RUN_ON_NS = 1_000_000_000

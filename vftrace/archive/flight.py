@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2s
 from pathlib import Path
@@ -31,6 +31,7 @@ from vftrace.archive.retention import Limits
 from vftrace.archive.writer import Handle, Writer
 from vftrace.collect.batch import Batch
 from vftrace.collect.recording import frames_of, head_of
+from vftrace.dataclass import dataclass
 from vftrace.events import COLLECTOR, NO_PROCESS, Event, wire
 from vftrace.events.layout import Kind
 from vftrace.model.host import HostInfo

@@ -11,7 +11,6 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -19,6 +18,7 @@ import msgspec
 from vftrace import __version__
 from vftrace.archive.names import FileName
 from vftrace.archive.regular import NotRegularError, open_regular
+from vftrace.dataclass import dataclass
 from vftrace.errors import VftraceError
 from vftrace.model import figures
 from vftrace.model.migration import Cause, Kind, Migration, Role

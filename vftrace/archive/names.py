@@ -5,9 +5,11 @@ Sorted by name the files are in the order of time.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Self
+
+from vftrace.dataclass import dataclass
 
 SUFFIX = ".vft.gz"
 RUNNING = "running"

@@ -1,7 +1,7 @@
 """The migrations of recordings and of directories of recordings, and the selection of some of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from vftrace.analysis.devices.vf_history import MAX_RECENT
@@ -10,6 +10,7 @@ from vftrace.archive import index
 from vftrace.archive.index import Entry, Row
 from vftrace.collect.merge import load
 from vftrace.collect.recording import BEING_WRITTEN
+from vftrace.dataclass import dataclass
 from vftrace.errors import UsageError, VftraceError
 from vftrace.host import systemd
 from vftrace.model.migration import Migration, Outcome, Role, Snapshot

@@ -3,12 +3,12 @@
 import os
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 from vftrace.archive.names import FileName
 from vftrace.archive.regular import open_regular
 from vftrace.collect.recording import lock
+from vftrace.dataclass import dataclass
 
 MAX_FILES = 20_000
 """Recordings of one directory, whatever their size: to list more takes longer than anybody waits."""

@@ -12,7 +12,6 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -22,6 +21,7 @@ from vftrace.archive.index import Row
 from vftrace.archive.names import FileName
 from vftrace.archive.retention import Limits, enforce
 from vftrace.collect.recording import lock
+from vftrace.dataclass import dataclass
 from vftrace.model.recorder import RecorderState
 
 LEVEL = 3

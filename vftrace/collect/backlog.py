@@ -1,8 +1,8 @@
 """What the reader holds for the main process: bounded, and where it is full the loudest VM's bitmaps go first."""
 
 from collections import Counter, deque
-from dataclasses import dataclass
 
+from vftrace.dataclass import dataclass
 from vftrace.events import wire
 
 LIMIT = 64 << 20

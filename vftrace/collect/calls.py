@@ -9,13 +9,14 @@ import platform
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from pathlib import Path
 
 from vftrace import events
 from vftrace.collect.batch import Intake
 from vftrace.collect.clock import boottime_ns
+from vftrace.dataclass import dataclass
 from vftrace.events import Event, wire
 from vftrace.events.layout import Kind
 from vftrace.host import processes

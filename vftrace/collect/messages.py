@@ -7,11 +7,11 @@ several messages of kind MORE and one of its own kind.
 import contextlib
 import socket
 import struct
-from dataclasses import dataclass
 from enum import IntEnum, auto
 
 import msgspec
 
+from vftrace.dataclass import dataclass
 from vftrace.faults import Where
 from vftrace.model.host import HostInfo
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from vftrace.analysis.tracker import Tracker
 from vftrace.collect.batch import Batch, Source
 from vftrace.collect.evidence import Evidence
 from vftrace.collect.order import Order
+from vftrace.dataclass import dataclass
 from vftrace.events import Event
 from vftrace.faults import FAULTS, Where
 from vftrace.mailbox.profile import drivers_of

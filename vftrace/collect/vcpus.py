@@ -5,11 +5,12 @@ or has all pages in postcopy. How a vCPU spent its time before is read from /pro
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from vftrace import events
 from vftrace.collect.batch import Intake
 from vftrace.collect.clock import boottime_ns
+from vftrace.dataclass import dataclass
 from vftrace.events import Event, layout
 from vftrace.events.layout import Kind
 from vftrace.host import threads

@@ -8,11 +8,11 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+from vftrace.dataclass import dataclass
 from vftrace.errors import VftraceError
 from vftrace.model import figures
 from vftrace.model.host import HostInfo

@@ -12,9 +12,9 @@ sliding, bursts) is the same few instructions and can be predicted exactly in Py
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
+from vftrace.dataclass import dataclass
 from vftrace.errors import VftraceError
 
 PAGE_SIZE = 4096

@@ -18,12 +18,13 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
 
+from vftrace.dataclass import dataclass
 from vftrace.errors import MachineError, VftraceError
 
 # A QEMU that is killed on purpose is an error to the library; it must not print that on the user's

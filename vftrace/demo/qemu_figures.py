@@ -1,7 +1,6 @@
 """vftrace's figures beside QEMU's own, for each migration of a scenario that was played."""
 
-from dataclasses import dataclass
-
+from vftrace.dataclass import dataclass
 from vftrace.demo.scenarios import Attempt, Truth
 from vftrace.model.migration import Checkpoint, Migration, Snapshot
 

@@ -12,10 +12,11 @@ import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+from vftrace.dataclass import dataclass
 from vftrace.demo import guest, libvirt, qemu
 from vftrace.demo.display import Viewer
 from vftrace.demo.guest import DirtySet

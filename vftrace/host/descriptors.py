@@ -9,9 +9,9 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from vftrace.dataclass import dataclass
 from vftrace.host import processes
 from vftrace.host.processes import MAX_PATH, printable
 

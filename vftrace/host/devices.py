@@ -9,9 +9,9 @@ import glob
 import itertools
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+from vftrace.dataclass import dataclass
 from vftrace.host.processes import printable
 
 PROC = Path("/proc")

@@ -8,8 +8,9 @@ import contextlib
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from vftrace.dataclass import dataclass
 
 PROC = Path("/proc")
 

@@ -4,9 +4,9 @@ OpenStack needs nothing here: the UUID on the command line is Nova's instance.
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+from vftrace.dataclass import dataclass
 from vftrace.host import processes
 
 _POD = re.compile(

@@ -7,10 +7,10 @@ QEMU takes its identity on the command line: `-uuid U` (or `-smbios type=1,uuid=
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from vftrace.dataclass import dataclass
 from vftrace.uapi import KVM_RUN
 
 PROC = Path("/proc")

@@ -1,9 +1,9 @@
 """Reads a thread's state and times from /proc."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
+from vftrace.dataclass import dataclass
 from vftrace.uapi import KVM_RUN
 
 PROC = Path("/proc")

@@ -7,10 +7,11 @@ looks its messages up.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Literal
 
+from vftrace.dataclass import dataclass
 from vftrace.events import Mailbox, Virtchnl
 
 Words = tuple[int, ...]

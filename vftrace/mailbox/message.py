@@ -1,7 +1,8 @@
 """One message with its sender, its time and its meaning; and requests paired with their replies."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from vftrace.dataclass import dataclass
 from vftrace.events import Mailbox, Virtchnl
 from vftrace.mailbox.driver import Arguments, Direction, Driver, Drivers, Result, Role
 from vftrace.mailbox.drivers import DRIVERS

@@ -14,9 +14,10 @@ words, a key could leave the kernel with them.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
+from vftrace.dataclass import dataclass
 from vftrace.mailbox.driver import Arguments, Drivers, Opcode, Reader, Role, Stage, Words
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.words import WORD_PROTOCOL

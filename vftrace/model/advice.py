@@ -1,9 +1,11 @@
 """Advice: a setting to change before the next migration of this VM, and the expected effect."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Literal
+
+from vftrace.dataclass import dataclass
 
 
 class Rule(StrEnum):

@@ -4,9 +4,9 @@ Times are CLOCK_BOOTTIME nanoseconds on the clock of the migration. Speeds and s
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 
+from vftrace.dataclass import dataclass
 from vftrace.model.calls import CallSide
 
 

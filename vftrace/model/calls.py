@@ -4,10 +4,10 @@ Times are CLOCK_BOOTTIME nanoseconds on the clock of the migration.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from vftrace.dataclass import dataclass
 from vftrace.model.checkpoint import Checkpoint
 
 CallSide = Literal["source", "destination"]

@@ -4,10 +4,10 @@ Times are CLOCK_BOOTTIME nanoseconds, rates bytes per second; None means not kno
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+from vftrace.dataclass import dataclass
 from vftrace.errors import printable as printable
 from vftrace.model.brownout import added
 from vftrace.model.migration import (

@@ -1,6 +1,6 @@
 """The traced host, the probes on it, and the reader process."""
 
-from dataclasses import dataclass
+from vftrace.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

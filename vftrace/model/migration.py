@@ -1,10 +1,11 @@
 """The results of the tracker: immutable, ready for any output. Times are CLOCK_BOOTTIME nanoseconds, None if they are
 not known."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Literal
 
+from vftrace.dataclass import dataclass
 from vftrace.events import NetAddress, NetLink
 from vftrace.model.brownout import Brownout
 from vftrace.model.calls import BlackoutCalls

@@ -1,6 +1,6 @@
 """The state of a flight recorder."""
 
-from dataclasses import dataclass
+from vftrace.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ A host here is one boot of a machine: all its times are CLOCK_BOOTTIME nanosecon
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
+from vftrace.dataclass import dataclass
 from vftrace.events import Event
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Role, Snapshot

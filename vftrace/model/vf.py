@@ -11,9 +11,9 @@
 Times are CLOCK_BOOTTIME nanoseconds.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
+from vftrace.dataclass import dataclass
 from vftrace.mailbox.driver import Direction, Result, Role
 from vftrace.mailbox.message import Message
 

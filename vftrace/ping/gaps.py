@@ -7,8 +7,10 @@ hold for any one interruption: it began after the probe answered before and at t
 first lost one, and ended after the last lost one and before the next answered.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import pairwise
+
+from vftrace.dataclass import dataclass
 
 LOST = "lost"
 HELD = "held"

@@ -1,7 +1,8 @@
 """Round trips by the time at which their probes were sent, in short intervals."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from vftrace.dataclass import dataclass
 from vftrace.ping.gaps import Probe
 from vftrace.ping.histogram import Histogram
 

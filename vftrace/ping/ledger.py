@@ -6,8 +6,8 @@ for the slot it was sent in and not for the time it came at.
 """
 
 from collections import Counter, deque
-from dataclasses import dataclass
 
+from vftrace.dataclass import dataclass
 from vftrace.ping.distribution import Distribution
 from vftrace.ping.gaps import HELD, LOST, OWN, Gap, HoldFinder, LossFinder, Probe
 from vftrace.ping.intervals import Interval, IntervalFinder

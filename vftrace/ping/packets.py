@@ -1,7 +1,8 @@
 """What a probe carries, and the ICMP header around it (RFC 792, RFC 4443)."""
 
 import struct
-from dataclasses import dataclass
+
+from vftrace.dataclass import dataclass
 
 COOKIE_BYTES = 8
 _PAYLOAD = struct.Struct(f"!{COOKIE_BYTES}sQ")

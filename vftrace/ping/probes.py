@@ -16,9 +16,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
+from vftrace.dataclass import dataclass
 from vftrace.errors import MachineError, UsageError, VftraceError
 from vftrace.ping.packets import COOKIE_BYTES, ECHO6_REPLY, ECHO_REPLY, Packets, without_ip_header
 

@@ -12,8 +12,8 @@ import select
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from vftrace.dataclass import dataclass
 from vftrace.ping.probes import OWN_ERRORS, Pinger
 
 RECORD = struct.Struct("@iiQQQ")

@@ -1,17 +1,21 @@
 """Reads BTF: offsets of structure members, ids and parameters of functions (Documentation/bpf/btf.rst)."""
 
 import functools
+import itertools
 import struct
+import sys
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from vftrace.dataclass import dataclass
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 _HEADER = struct.Struct("<HBBIIIII")
 _MAGIC = 0xEB9F
+_WORD = 4
 _STRUCT, _UNION, _FUNC, _FUNC_PROTO = 4, 5, 12, 13
 # Words behind the three of struct btf_type, by kind: (fixed, for each of its vlen members).
 _EXTRA = {
@@ -21,18 +25,25 @@ _EXTRA = {
 _WORDS_BEHIND = [_EXTRA.get(kind, (0, 0)) for kind in range(32)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Btf:
-    """`words`: the types; `structures`: where in them a structure or union begins; `functions`: the offset of
-    each function's name, `ids` its type id, `types` the type id of its prototype; `prototypes`: the type id of each
-    prototype, ascending, and `prototypes_at` where in the words it begins; `count`: how many types there are.
+    """`words`: the types, which begin at `begin` in `data`; `strings`: the names that they use."""
+
+    data: bytes
+    begin: int
+    words: "memoryview[int]"
+    strings: bytes
+
+
+@dataclass(frozen=True)
+class _Functions:
+    """`functions`: the offset of each function's name, `ids` its type id, `types` the type id of its prototype;
+    `prototypes`: the type id of each prototype, ascending, and `prototypes_at` where in the words it begins; `count`:
+    how many types there are.
 
     Arrays, because the memory of a hundred thousand Python numbers is not all given back.
     """
 
-    words: "array[int]"
-    strings: bytes
-    structures: "array[int]"
     functions: "array[int]"
     ids: "array[int]"
     types: "array[int]"
@@ -108,7 +119,7 @@ def function(name: str, modules: Sequence[str] = ()) -> tuple[int, str | None]:
                 base, read = _read(VMLINUX), _module(place)
                 number = _function_id(read, base.strings + read.strings, name)
                 if number is not None:
-                    return base.count + number, module
+                    return _functions(base).count + number, module
     except (OSError, struct.error, ValueError) as error:
         raise LookupError(f"the BTF of the kernel cannot be read: {error}") from error
     number = function_id(name)
@@ -119,9 +130,10 @@ def function(name: str, modules: Sequence[str] = ()) -> tuple[int, str | None]:
 
 def _function_id(read: _Btf, strings: bytes, name: str) -> int | None:
     wanted = _name_offsets(strings, name)
-    places = (i for i, offset in enumerate(read.functions) if offset in wanted)
+    found = _functions(read)
+    places = (i for i, offset in enumerate(found.functions) if offset in wanted)
     first = next(places, None)
-    return None if first is None else read.ids[first]
+    return None if first is None else found.ids[first]
 
 
 def parameters(name: str, module: str) -> tuple[str, ...] | None:
@@ -135,19 +147,19 @@ def parameters(name: str, module: str) -> tuple[str, ...] | None:
         read = _module(place) if place.exists() else base
     except (OSError, struct.error, ValueError):
         return None
-    own = 0 if read is base else base.count
+    own = 0 if read is base else _functions(base).count
     strings = base.strings if read is base else base.strings + read.strings
     wanted = _name_offsets(strings, name)
-    for offset, number in zip(read.functions, read.types, strict=True):
+    found = _functions(read)
+    for offset, number in zip(found.functions, found.types, strict=True):
         if offset in wanted:
-            btf, at = base, base.prototype(number)
-            if number > own:
-                btf, at = read, read.prototype(number - own)
+            btf, number = (read, number - own) if number > own else (base, number)
+            at = _functions(btf).prototype(number)
             return None if at is None else _parameters(btf.words, strings, at)
     return None
 
 
-def _parameters(words: "array[int]", strings: bytes, at: int) -> tuple[str, ...]:
+def _parameters(words: "memoryview[int]", strings: bytes, at: int) -> tuple[str, ...]:
     count = words[at + 1] & 0xFFFF
     starts = [words[i] for i in range(at + 3, at + 3 + 2 * count, 2)]
     return tuple(strings[i : strings.index(0, i)].decode() for i in starts)
@@ -157,11 +169,12 @@ def forget() -> None:
     """Give back the memory of what was read (some 10 MB for the kernel's own)."""
     _read.cache_clear()
     _read_module.cache_clear()
+    _functions.cache_clear()
 
 
 @functools.cache
 def _read(btf: Path) -> _Btf:
-    """Read once: a kernel has a hundred thousand types, and an emulated machine is slow."""
+    """Read once: the kernel's has some megabytes."""
     return _parse(btf.read_bytes())
 
 
@@ -181,16 +194,22 @@ def _parse(data: bytes) -> _Btf:
     magic, _, _, header, type_off, type_len, str_off, str_len = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise ValueError("not BTF")
-    words = array("I", data[header + type_off : header + type_off + type_len])
-    structures, functions, ids, types, prototypes, prototypes_at = (array("I") for _ in range(6))
-    at, end, number, behind = 0, len(words), 0, _WORDS_BEHIND
+    begin = header + type_off
+    words = memoryview(data)[begin : begin + type_len].cast("I")
+    return _Btf(data, begin, words, data[header + str_off : header + str_off + str_len])
+
+
+@functools.lru_cache(maxsize=2)
+def _functions(btf: _Btf) -> _Functions:
+    """Look at every type, once: a kernel has a hundred thousand, and an emulated machine is slow."""
+    functions, ids, types, prototypes, prototypes_at = (array("I") for _ in range(5))
+    words, behind = btf.words, _WORDS_BEHIND
+    at, end, number = 0, len(words), 0
     while at < end:
         number += 1
         info = words[at + 1]
         kind = info >> 24 & 0x1F
-        if kind in (_STRUCT, _UNION):
-            structures.append(at)
-        elif kind == _FUNC:
+        if kind == _FUNC:
             functions.append(words[at])
             ids.append(number)
             types.append(words[at + 2])
@@ -199,22 +218,37 @@ def _parse(data: bytes) -> _Btf:
             prototypes_at.append(at)
         fixed, each = behind[kind]
         at += 3 + fixed + each * (info & 0xFFFF)
-    strings = data[header + str_off : header + str_off + str_len]
-    lists = (structures, functions, ids, types, prototypes, prototypes_at)
-    return _Btf(words, strings, *lists, number)
+    return _Functions(functions, ids, types, prototypes, prototypes_at, number)
 
 
 def _member_offset(btf: _Btf, strings: bytes, structure: str, member: str) -> int | None:
     names, members = _name_offsets(strings, structure), _name_offsets(strings, member)
     words = btf.words
-    for at in btf.structures:
-        if words[at] in names:
-            info = words[at + 1]
-            for i in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
-                if words[i] in members:
-                    # with kind_flag set the upper byte is a bitfield's size
-                    return int(words[i + 2] & 0xFFFFFF if info >> 31 else words[i + 2]) // 8
+    # The whole string is the likely one, and each search looks through megabytes.
+    likely = sorted(names, key=lambda name: strings[name - 1] != 0)
+    for at in itertools.chain.from_iterable(_structures(btf, name) for name in likely):
+        for i in range(at + 3, at + 3 + 3 * (words[at + 1] & 0xFFFF), 3):
+            if words[i] in members:
+                # with kind_flag set the upper byte is a bitfield's size
+                offset = words[i + 2]
+                return (offset & 0xFFFFFF if words[at + 1] >> 31 else offset) // 8
     return None
+
+
+def _structures(btf: _Btf, name: int) -> Iterator[int]:
+    """Yield where in the words a structure or union of this name begins. `name`: its offset in the strings.
+
+    Found without looking at every type. Behind the same number elsewhere (a type's id, a size) stands a name or an id,
+    which is too small for the kind of a structure.
+    """
+    wanted = name.to_bytes(_WORD, sys.byteorder)
+    end = btf.begin + btf.words.nbytes
+    place = btf.data.find(wanted, btf.begin, end - 2 * _WORD)
+    while place >= 0:
+        at, odd = divmod(place - btf.begin, _WORD)
+        if not odd and btf.words[at + 1] >> 24 & 0x1F in (_STRUCT, _UNION):
+            yield at
+        place = btf.data.find(wanted, place + 1, end - 2 * _WORD)
 
 
 def _name_offsets(strings: bytes, name: str) -> set[int]:

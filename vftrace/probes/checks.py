@@ -2,9 +2,9 @@
 
 import os
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 
+from vftrace.dataclass import dataclass
 from vftrace.errors import MachineError
 from vftrace.host import namespaces
 from vftrace.probes import kernel

@@ -1,9 +1,9 @@
 """The mailbox probes: one BPF object, attached to the drivers whose modules are loaded."""
 
 import ctypes
-from dataclasses import dataclass
 from typing import Any
 
+from vftrace.dataclass import dataclass
 from vftrace.mailbox.driver import Driver, Drivers, HookedFunction
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.model.host import ProbeStatus

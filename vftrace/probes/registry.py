@@ -4,8 +4,7 @@ A probe is what `doctor` lists and `vftrace_probe_attached` names. Hooks are pai
 (tracepoint or kernel function) and which function of bpf/kvm.bpf.c runs there.
 """
 
-from dataclasses import dataclass
-
+from vftrace.dataclass import dataclass
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.model.host import ProbeStatus
 

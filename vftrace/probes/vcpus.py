@@ -2,9 +2,9 @@
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from vftrace.dataclass import dataclass
 from vftrace.events import layout
 from vftrace.model.host import ProbeStatus
 from vftrace.probes.on_demand import OnDemand

@@ -1,10 +1,10 @@
 """The calls of a migration's blackout, from the logs of both sides."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from vftrace.analysis.calls.causes import Traced, Who, steps_of, totals_of
 from vftrace.analysis.calls.log import CallLog
+from vftrace.dataclass import dataclass
 from vftrace.model.brownout import HELD_BY, HeldStop
 from vftrace.model.calls import BlackoutCalls, CallSide, CallSpan, CauseKind
 from vftrace.model.checkpoint import Checkpoint

@@ -1,9 +1,10 @@
 """The calls of one process, as they were recorded, and their names."""
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from vftrace import events, syscalls
+from vftrace.dataclass import dataclass
 from vftrace.model.calls import BlackoutCalls, CallSide, CallSpan, CauseKind
 
 MAX_RECORDS = 8192

@@ -5,9 +5,10 @@ State names are those of enum vfio_device_mig_state (include/uapi/linux/vfio.h).
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from vftrace import events
+from vftrace.dataclass import dataclass
 from vftrace.model.migration import (
     DeviceDowntime,
     DeviceState,

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 
 from vftrace.analysis.devices.device import (
@@ -40,6 +40,7 @@ from vftrace.analysis.devices.vf_phases import (
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
+from vftrace.dataclass import dataclass
 from vftrace.events import VfioData
 from vftrace.model.migration import (
     Checkpoint,

@@ -1,7 +1,6 @@
 """Collects what cards and VFs agreed on around a migration, with the VM that had each VF open at the time."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from vftrace.analysis.devices.device import PassedDevice
@@ -14,6 +13,7 @@ from vftrace.analysis.devices.vf_phases import VfHistories
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
+from vftrace.dataclass import dataclass
 from vftrace.model.vf import VfHistory
 
 

@@ -5,8 +5,8 @@ migration are stronger evidence than events before and after it.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from vftrace.dataclass import dataclass
 from vftrace.mailbox.driver import Role
 from vftrace.model.migration import Evidence, Strategy
 

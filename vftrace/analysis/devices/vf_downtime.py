@@ -1,9 +1,9 @@
 """Follows which VM has each VF, and computes for how long a VF's driver did not have it up."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 
+from vftrace.dataclass import dataclass
 from vftrace.model.migration import Snapshot
 from vftrace.model.vf import VfHistory
 

@@ -5,9 +5,10 @@ Times are those of the events; nothing here reads a clock.
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 
+from vftrace.dataclass import dataclass
 from vftrace.events import Event, Mailbox, MailboxFlood, Tick, VfAddress, VfReset, Virtchnl
 from vftrace.faults import FAULTS, Where
 from vftrace.mailbox.driver import Direction, Driver, Drivers, Result, Stage

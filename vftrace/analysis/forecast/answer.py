@@ -1,7 +1,7 @@
 """The parts that forecasts and replays share: assumptions, what stays the same while rounds are played, the answer."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vftrace.analysis.forecast.channel import Channel, page_bytes
 from vftrace.analysis.forecast.costs import Fitted, strategy_costs
@@ -9,6 +9,7 @@ from vftrace.analysis.forecast.history import History
 from vftrace.analysis.forecast.limit import DOWNTIME_LIMIT_NS
 from vftrace.analysis.forecast.rounds import Run, Setting, Start
 from vftrace.analysis.forecast.working_set import WorkingSet
+from vftrace.dataclass import dataclass
 from vftrace.model.migration import Forecast, StrategyCost, Undecided
 from vftrace.uapi import PAGE_SIZE
 

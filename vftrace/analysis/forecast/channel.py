@@ -1,9 +1,9 @@
 """How fast the migration channel is, from what each round sent."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from vftrace.analysis.forecast.history import History, Step
+from vftrace.dataclass import dataclass
 from vftrace.uapi import PAGE_SIZE
 
 PAGE_ON_WIRE = PAGE_SIZE + 8

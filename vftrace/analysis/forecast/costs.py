@@ -1,10 +1,11 @@
 """What each migration strategy would cost, from the rounds that are still to come."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from vftrace.analysis.forecast.channel import Channel
 from vftrace.analysis.forecast.rounds import Run
 from vftrace.analysis.forecast.working_set import Shape
+from vftrace.dataclass import dataclass
 from vftrace.model.migration import StrategyCost
 
 FIXED_DOWNTIME_NS = 7_000_000

@@ -5,9 +5,9 @@ the forecast computes with positive times and non-negative counts only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from vftrace.analysis.forecast.working_set import SHORTEST_NS, Interval
+from vftrace.dataclass import dataclass
 from vftrace.model.migration import Round
 
 LATEST = 64

@@ -7,11 +7,11 @@ window earlier.
 """
 
 import math
-from dataclasses import dataclass
 
 from vftrace.analysis.forecast.channel import PAGE_ON_WIRE, WINDOW_NS, Channel
 from vftrace.analysis.forecast.history import History, Step
 from vftrace.analysis.forecast.working_set import RECENT
+from vftrace.dataclass import dataclass
 from vftrace.uapi import PAGE_SIZE
 
 DOWNTIME_LIMIT_NS = 300_000_000

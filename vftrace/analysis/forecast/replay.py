@@ -5,7 +5,7 @@ how long the first round took, and what the stop cost.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vftrace.analysis.forecast.answer import (
     MAX_ROUNDS,
@@ -23,6 +23,7 @@ from vftrace.analysis.forecast.history import History, sweeps_before
 from vftrace.analysis.forecast.limit import threshold_bounds
 from vftrace.analysis.forecast.rounds import Run, Start, first_round_ns, play
 from vftrace.analysis.forecast.working_set import WorkingSet
+from vftrace.dataclass import dataclass
 from vftrace.model.migration import Forecast, Migration, Outcome, Round
 
 _AT_ONCE_NS = 10_000_000

@@ -6,10 +6,10 @@ a sweep adds what became dirty meanwhile; if that fits too, it stops the guest, 
 """
 
 import math
-from dataclasses import dataclass
 
 from vftrace.analysis.forecast.channel import TURN_NS, WINDOW_NS, Channel
 from vftrace.analysis.forecast.working_set import WorkingSet
+from vftrace.dataclass import dataclass
 
 LONGEST_NS = 30 * 86_400 * 1_000_000_000
 """A migration of a month does not converge."""

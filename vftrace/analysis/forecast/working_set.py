@@ -8,8 +8,9 @@ that were fitted on real migrations set its slope (docs/explanation/forecast.md)
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+
+from vftrace.dataclass import dataclass
 
 SHORTEST_NS = 2_000_000
 """A shorter interval is not used: one tick of the guest's timer more or less decides."""

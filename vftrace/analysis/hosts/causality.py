@@ -1,7 +1,6 @@
 """Finds events on two hosts whose order is certain, whatever the hosts' clocks show."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from vftrace.analysis.hosts.clocks import (
     Bounds,
@@ -14,6 +13,7 @@ from vftrace.analysis.hosts.clocks import (
     offset_between,
     tightest,
 )
+from vftrace.dataclass import dataclass
 from vftrace.events import PingGap
 from vftrace.model.migration import Checkpoint, Migration, Outcome, Phase
 from vftrace.model.report import ClockOffset, HostReport, PingRecording

@@ -8,8 +8,9 @@ are difference constraints; the tightest ones are shortest paths (`tightest`).
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from vftrace.dataclass import dataclass
 from vftrace.model.report import ClockOffset, HostReport
 
 UNSYNCHRONISED_NS = 16_000_000_000

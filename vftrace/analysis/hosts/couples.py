@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from vftrace.analysis.hosts.causality import handover_ns
 from vftrace.analysis.hosts.clocks import (
@@ -19,6 +18,7 @@ from vftrace.analysis.hosts.clocks import (
     tightest,
 )
 from vftrace.analysis.hosts.match import MAX_PAIRS, handed_over
+from vftrace.dataclass import dataclass
 from vftrace.model.migration import Kind, Migration, Outcome, Role
 from vftrace.model.report import HostReport, MigrationReport, WaitingVm
 

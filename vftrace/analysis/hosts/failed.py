@@ -6,10 +6,11 @@ Whose end came first says why the migration failed.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vftrace.analysis.hosts.couples import Couple, couples, failed, sure_of
 from vftrace.analysis.hosts.held import join_held
+from vftrace.dataclass import dataclass
 from vftrace.model.migration import Cause, Checkpoint, Migration, Outcome, Role
 from vftrace.model.report import HostReport, MigrationReport
 from vftrace.units import format_ns

@@ -5,9 +5,9 @@ span has the name that stands first in SPANS. For the rest the hosts saw no reas
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
+from vftrace.dataclass import dataclass
 from vftrace.events import Event, NetAddress, NetLink, PingGap
 from vftrace.model.migration import Checkpoint, Migration, Role, VfUse
 from vftrace.model.report import Outage, OutageSpan, Side

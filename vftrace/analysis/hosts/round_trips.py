@@ -7,11 +7,12 @@ or nearer to it than the clocks of the hosts are known, count for none.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from vftrace.analysis.hosts.clocks import slew
 from vftrace.analysis.hosts.service import SEVERAL_FIT, ping_offset
+from vftrace.dataclass import dataclass
 from vftrace.events import PingRoundTrips, PingSettings
 from vftrace.model.report import (
     HostReport,

@@ -1,11 +1,12 @@
 """Finds the service downtime of migrations: the gaps of pings' recordings around their blackouts."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from vftrace.analysis.hosts.clocks import Bounds, add_wall_clock, offset_between, tightest
 from vftrace.analysis.hosts.outage import HostSide, account
+from vftrace.dataclass import dataclass
 from vftrace.events import Event, PingGap, PingSettings, PingSummary
 from vftrace.model.migration import Checkpoint, Migration
 from vftrace.model.report import (

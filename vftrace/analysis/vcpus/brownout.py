@@ -1,10 +1,11 @@
 """How slow a guest was while it migrated, from the samples of its vCPUs on both sides."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from vftrace.analysis.vcpus.log import VcpuLog
+from vftrace.dataclass import dataclass
 from vftrace.events import VcpuBaseline
 from vftrace.model.brownout import (
     HOLDS,

@@ -1,10 +1,11 @@
 """The samples of one process's vCPUs: totals that only grow, from which any time between two samples is made."""
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from vftrace import events
+from vftrace.dataclass import dataclass
 from vftrace.model.brownout import STATES, FaultWaits, HeldStop, VcpuSpan, VcpuState
 
 VcpuEvent = events.VcpuTime | events.VcpuBaseline

@@ -7,12 +7,13 @@ CLOCK_BOOTTIME nanoseconds.
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from prometheus_client.samples import Exemplar
 
 from vftrace.analysis.devices.vf_downtime import VfDowntime, VfDowntimes
 from vftrace.analysis.settled import settled as settled_at
+from vftrace.dataclass import dataclass
 from vftrace.events import Event
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures

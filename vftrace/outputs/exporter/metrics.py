@@ -7,7 +7,7 @@ from fixed lists or are cleaned and bounded, whatever a guest does.
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import product
 from typing import Literal
 
@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from vftrace import __version__, events
 from vftrace.analysis.devices.vf_downtime import VfDowntime
 from vftrace.analysis.devices.vf_history import NOT_RECORDED
+from vftrace.dataclass import dataclass
 from vftrace.events import wire
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures

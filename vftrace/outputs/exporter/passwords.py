@@ -10,8 +10,9 @@ import base64
 import binascii
 import time
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from vftrace.dataclass import dataclass
 from vftrace.outputs.exporter.webconfig import Users
 
 MAX_WAITING = 4

@@ -10,8 +10,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
 from typing import Any
+
+from vftrace.dataclass import dataclass
 
 App = Callable[[Any, Any], Iterable[bytes]]
 

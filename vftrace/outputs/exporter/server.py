@@ -16,12 +16,13 @@ import time
 import urllib.parse
 from collections.abc import Callable, Coroutine, Iterable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from http import HTTPStatus
 from typing import Any
 
 import h11
 
+from vftrace.dataclass import dataclass
 from vftrace.errors import VftraceError
 from vftrace.host import privileges
 from vftrace.outputs.exporter.pages import App, Environ, FileBody, takes_long

@@ -7,11 +7,11 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import BinaryIO, Protocol
 
 from vftrace import __version__
+from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Outcome, Snapshot, Vm
 from vftrace.outputs.text.glyphs import UNICODE

@@ -10,10 +10,11 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from vftrace.dataclass import dataclass
 from vftrace.errors import UsageError, VftraceError
 from vftrace.units import parse_duration
 

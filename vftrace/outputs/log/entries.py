@@ -6,10 +6,10 @@ escaped depends on the format (`formats`).
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.figures import ClockSamples
 from vftrace.model.migration import Migration, Outcome

@@ -1,7 +1,9 @@
 """How many log lines migrations may cause: first by process, then in all; what is not logged is counted. Pure."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from vftrace.dataclass import dataclass
 
 WINDOW_NS = 60_000_000_000
 PER_PROCESS = 20

@@ -1,12 +1,13 @@
 """Two migrations side by side, checkpoint by checkpoint."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Outcome, Phase, Role
 from vftrace.model.report import MigrationReport, RoundTrips

@@ -1,10 +1,10 @@
 """The report as one HTML file that needs nothing else: no scripts, no fonts, no network."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from vftrace import __version__
 from vftrace.analysis.advice.advise import advise
+from vftrace.dataclass import dataclass
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.brownout import STATES, VcpuState

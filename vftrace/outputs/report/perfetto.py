@@ -5,11 +5,11 @@ Made with the messages of Perfetto's own Python package (extra `perfetto`).
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any
 
+from vftrace.dataclass import dataclass
 from vftrace.errors import MachineError
 from vftrace.faults import FAULTS, Where
 from vftrace.mailbox.driver import Value

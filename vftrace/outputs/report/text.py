@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.migration import Kind, Migration, Outcome, Role, Snapshot
 from vftrace.model.report import HostReport, MigrationReport, Report

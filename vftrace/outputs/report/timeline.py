@@ -1,8 +1,8 @@
 """A migration as lanes of intervals and as counters: what the drawn and the exported timelines share."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.brownout import STATES, VcpuSpan
 from vftrace.model.calls import CallSpan

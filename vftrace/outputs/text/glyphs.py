@@ -1,7 +1,8 @@
 """Characters for bars and lines, and the same in ASCII."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from vftrace.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

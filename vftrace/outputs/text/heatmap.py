@@ -7,12 +7,12 @@ slot. Slots in which nothing became dirty are left out.
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
+from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Role
 from vftrace.outputs.text.glyphs import Glyphs, glyphs

@@ -1,11 +1,11 @@
 """Memory slots of a migration: how fast each became dirty, round by round, and where."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rich.console import RenderableType
 from rich.text import Text
 
+from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.migration import Migration
 from vftrace.outputs.text.glyphs import Glyphs, sparkline

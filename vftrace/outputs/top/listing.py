@@ -1,13 +1,13 @@
 """The list: migrations that run, those that have ended, and the VMs, a line each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from rich.cells import set_cell_size
 from rich.console import RenderableType
 from rich.text import Text
 
+from vftrace.dataclass import dataclass
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.migration import Kind, Migration, Outcome, Role, Snapshot, Vm

@@ -1,9 +1,10 @@
 """What the live view shows at the moment, and how each key changes it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
+from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Snapshot, Vm
 from vftrace.model.vf import VfHistory

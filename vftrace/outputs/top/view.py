@@ -1,6 +1,6 @@
 """The live view: one frame, drawn from a snapshot, the time, and the state of the view."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -8,6 +8,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from vftrace.dataclass import dataclass
 from vftrace.faults import Where
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Snapshot

@@ -7,11 +7,12 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from vftrace import __version__
+from vftrace.dataclass import dataclass
 from vftrace.errors import MachineError, UsageError, VftraceError
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures

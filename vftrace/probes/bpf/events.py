@@ -7,9 +7,9 @@ import fcntl
 import itertools
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+from vftrace.dataclass import dataclass
 from vftrace.probes import kernel
 from vftrace.probes.bpf import syscall
 

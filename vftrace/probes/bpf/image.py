@@ -2,9 +2,11 @@
 
 import json
 from base64 import b64decode, b64encode
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
+
+from vftrace.dataclass import dataclass
 
 _INSTRUCTION = 8
 _LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
