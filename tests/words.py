@@ -20,7 +20,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     *sorted(ROOT.glob("docs/**/*.md")),
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "tests/lab/README.md")
+    ),
 )
 CODE = sorted(ROOT.glob("vftrace/**/*.py"))
 BOARDS = sorted(ROOT.glob("dashboards/boards/*.py"))
