@@ -79,7 +79,7 @@ AVOID_IN_PROSE = AVOID | {
     r"\bleads? out of\b": "'lead out of': end",
     r"\bcosts? nobody\b": "'cost nobody': does not delay, does not affect",
 }
-"""Also for pages, alerts and boards. Older docstrings and messages still have some of these."""
+"""Also for pages, alerts, boards and messages. Older docstrings still have some of these."""
 
 NOT_PROSE = r"^ *```.*?^ *```|^(?: {4,}\S.*\n)+|`[^`\n]*`|<!--.*?-->|\]\([^)]*\)"
 """Code, comments and the targets of links."""
@@ -138,7 +138,7 @@ def in_alerts(path: Path) -> Iterator[Find]:
                     yield Find(path, line, why, _around(note, at))
 
 
-def in_messages(path: Path, rules: Mapping[str, str] = AVOID) -> Iterator[Find]:
+def in_messages(path: Path, rules: Mapping[str, str] = AVOID_IN_PROSE) -> Iterator[Find]:
     """Those of the texts in a module: messages, helps, titles; docstrings are not texts."""
     tree = ast.parse(path.read_text())
     documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}

@@ -177,7 +177,7 @@ def test_the_default_is_the_recorders_directory(
     code, out, err = run(capsys, "list")
     assert (code, out) == (1, [])
     assert len(err) == 1
-    assert f"{kept / 'absent'} is not there" in err[0]
+    assert f"{kept / 'absent'} does not exist" in err[0]
 
 
 @pytest.mark.parametrize(

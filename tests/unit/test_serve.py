@@ -479,7 +479,7 @@ def test_a_cut_recording_is_served_and_said(tmp_path: Path) -> None:
         *("--web.listen-address", "127.0.0.1:0", "--duration", "4"),
     )
     assert done.returncode == 0
-    assert "the recording is not whole" in done.stderr
+    assert "the recording is incomplete" in done.stderr
 
 
 def test_only_the_vm_that_is_named() -> None:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     for note in listed.notes[:_MAX_NOTES]:
         say(note)
     if len(listed.notes) > _MAX_NOTES:
-        say(f"and {len(listed.notes) - _MAX_NOTES} more files that are not whole or not readable")
+        say(f"and {len(listed.notes) - _MAX_NOTES} more incomplete or unreadable files")
     unicode = (sys.stdout.encoding or "ascii").lower().startswith("utf")
     if args.json:
         for each in found:

@@ -372,5 +372,5 @@ def _open(
 
 def _say_end(replay: "ReplaySource") -> None:
     if replay.not_whole is not None:
-        warn(f"the recording is not whole: {replay.not_whole}")
+        warn(f"the recording is incomplete: {replay.not_whole}")
     inform("the replay has ended; its last state stays served (Ctrl-C ends)")

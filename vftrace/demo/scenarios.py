@@ -972,14 +972,14 @@ _TABLE = (
     ),
     Scenario(
         "dest-killed-blackout",
-        "destination hangs and is killed in the blackout; the guest goes on at the source",
+        "destination hangs and is killed in the blackout; the guest runs again on the source",
         _dest_killed_blackout,
         ("failed",),
     ),
     Scenario("libvirt", "completed as libvirt does it: the destination waits for cont", _libvirt),
     Scenario("paused-before", "completed with a guest that was paused before", _paused_before),
     Scenario("file", "the running guest saved to a file", _file),
-    Scenario("file-resumed", "saved to a file, after which the guest goes on", _file_resumed),
+    Scenario("file-resumed", "saved to a file, then the guest runs again", _file_resumed),
     Scenario("reboot", "completed, the guest reset in the middle of it", _reboot),
     Scenario(
         "retry",
