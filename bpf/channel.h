@@ -146,13 +146,21 @@ static __always_inline int send_enter(s32 fd, u32 op)
 	u64 id = bpf_get_current_pid_tgid();
 	struct vm *vm = current_vm();
 	struct sending s = { .fd = fd, .op = op };
+	struct sending *old;
 
 	if (vm && vm->logging) {
 		s.enter_ns = now_ns();
-		if (vm->nr_sending >= MAX_SENDING || sending.insert(&id, &s))
-			count_full(vm, TABLE_SENDING);
-		else
+		if (vm->nr_sending < MAX_SENDING && !sending.insert(&id, &s)) {
 			__sync_fetch_and_add(&vm->nr_sending, 1);
+			return 0;
+		}
+		/* No room, or the kernel skipped the program at the return of the thread's
+		 * last send. That send is counted as missed; its fd and its begin must not be
+		 * taken for this one's. */
+		old = sending.lookup(&id);
+		if (old)
+			*old = s;
+		count_full(vm, TABLE_SENDING);
 	}
 	return 0;
 }

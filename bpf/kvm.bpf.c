@@ -109,6 +109,15 @@ int tp_send_exit(struct syscall_exit *ctx)
 	return send_exit(ctx->ret);
 }
 
+/* write has a program of its own. Kernel 7.x runs programs of system calls preemptibly, and skips
+ * one that a preempted task is inside on that CPU (bpf_prog_run_array_sleepable): a thread that
+ * writes to eventfds, as QEMU's do to wake each other, would hide what another one sends to a
+ * socket. */
+int tp_write_exit(struct syscall_exit *ctx)
+{
+	return send_exit(ctx->ret);
+}
+
 #ifdef WAY_TRACEPOINT
 int tp_ioctl_enter(struct syscall_enter *ctx)
 {

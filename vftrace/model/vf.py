@@ -4,7 +4,7 @@
 |---|---|
 | absent | no message of the VF was seen yet |
 | reset | the VF was reset as a function or requested RESET; also when its driver starts and then stays idle |
-| negotiating | RESET was answered |
+| negotiating | RESET was answered, or its driver requests a version or the VF's resources |
 | configuring | its driver requests queues, filters, MAC, VLANs |
 | up | it sent the requests of a driver whose interface is brought up, and then none for 500 ms |
 

@@ -128,7 +128,13 @@ PROBES = (
             Way(
                 TRACEPOINT,
                 tuple(
-                    hook for c in SENDERS for hook in _syscalls(c, f"tp_{c}_enter", "tp_send_exit")
+                    hook
+                    for call in SENDERS
+                    for hook in _syscalls(
+                        call,
+                        f"tp_{call}_enter",
+                        "tp_write_exit" if call == "write" else "tp_send_exit",
+                    )
                 ),
             ),
         ),
