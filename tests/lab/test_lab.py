@@ -39,8 +39,9 @@ ESSENTIAL = (
 )
 # Where there is an iommufd, too.
 IOMMUFD = ("steer-dma-phys", "unplug-iommufd", "late-unplug-iommufd", "iommufd-requests")
-# Minutes of compiling under emulation, a flood, or no other tracer beside it: LAB_FULL=1 runs these too.
-LONG = {"ways", "late", "doctor", "mailbox-flood"}
+# Minutes of compiling under emulation, a flood, no other tracer beside it, or never booted yet (outage-*):
+# LAB_FULL=1 runs these too.
+LONG = {"ways", "late", "doctor", "mailbox-flood", "outage-i40e", "outage-ice"}
 # LAB_FULL=1: with no other tracer beside it; in a boot where vftrace starts before the modules it traces.
 ALONE, FOLLOW = "late-kvm", "follow"
 # What the messages of the helped migration are called.

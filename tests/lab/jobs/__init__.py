@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vftlab.job import Job
 
-from jobs import attach, basic, igb, iommufd, mailbox, steer, tiny, tracer, vfio
+from jobs import attach, basic, igb, iommufd, mailbox, outage, steer, tiny, tracer, vfio
 
 JOBS: dict[str, Callable[[Job], None]] = {
     **basic.JOBS,
@@ -15,6 +15,7 @@ JOBS: dict[str, Callable[[Job], None]] = {
     **steer.JOBS,
     **igb.JOBS,
     **mailbox.JOBS,
+    **outage.JOBS,
     **tiny.JOBS,
     **iommufd.JOBS,
     **tracer.JOBS,

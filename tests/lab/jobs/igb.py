@@ -12,7 +12,7 @@ from vftlab.job import Job, JobError, boottime_ns, modprobe, say
 from vftlab.vm import Vm, migrate, migration_truth, run_state, vm, vm_truth, wait_resumed
 
 
-def _unplug(machine: Vm, name: str) -> dict[str, object]:
+def unplug_device(machine: Vm, name: str) -> dict[str, object]:
     """Ask the guest to let go of the device, wait until it has; when it was asked and gone."""
     asked_at_ns = boottime_ns()
     machine.monitor("device_del", id=name)
@@ -21,7 +21,7 @@ def _unplug(machine: Vm, name: str) -> dict[str, object]:
     return {"what": "unplug", "asked_at_ns": asked_at_ns, "done_at_ns": event.at_ns}
 
 
-def _plug(machine: Vm, name: str, address: str, **more: object) -> dict[str, object]:
+def plug_device(machine: Vm, name: str, address: str, **more: object) -> dict[str, object]:
     asked_at_ns = boottime_ns()
     machine.monitor("device_add", driver="vfio-pci", host=address, id=name, **more)
     done_at_ns = boottime_ns()
@@ -29,7 +29,7 @@ def _plug(machine: Vm, name: str, address: str, **more: object) -> dict[str, obj
     return {"what": "plug", "asked_at_ns": asked_at_ns, "done_at_ns": done_at_ns}
 
 
-def _moved(source: Vm, destination: Vm) -> dict[str, object]:
+def moved(source: Vm, destination: Vm) -> dict[str, object]:
     """Migrate and wait until the destination runs."""
     migration = migrate(source)
     wait_resumed(destination)
@@ -46,7 +46,7 @@ def plain(job: Job) -> None:
         vm("source", job.results) as source,
         vm("destination", job.results, incoming=True) as destination,
     ):
-        migration = _moved(source, destination)
+        migration = moved(source, destination)
         job.write_truth(
             {
                 "vms": [vm_truth(source, "source"), vm_truth(destination, "destination")],
@@ -64,9 +64,9 @@ def _unplug_and_plug(job: Job, *, iommufd: bool = False) -> None:
         vm("source", job.results, devices=[device], options=options) as source,
         vm("destination", job.results, incoming=True, options=options) as destination,
     ):
-        acts = [{"vm": "source", "address": first, **_unplug(source, "vf0")}]
-        migration = _moved(source, destination)
-        back = _plug(destination, "vf0", second, **more)
+        acts = [{"vm": "source", "address": first, **unplug_device(source, "vf0")}]
+        migration = moved(source, destination)
+        back = plug_device(destination, "vf0", second, **more)
         acts.append({"vm": "destination", "address": second, **back})
         job.write_truth(
             {
@@ -94,8 +94,8 @@ def unplug_only(job: Job) -> None:
     (address,) = functions(1)
     with vm("source", job.results, devices=[f"vfio-pci,host={address},id=vf0"]) as source:
         acts = [
-            {"vm": "source", "address": address, **_unplug(source, "vf0")},
-            {"vm": "source", "address": address, **_plug(source, "vf1", address)},
+            {"vm": "source", "address": address, **unplug_device(source, "vf0")},
+            {"vm": "source", "address": address, **plug_device(source, "vf1", address)},
         ]
         job.write_truth({"vms": [vm_truth(source, "none")], "pf": PF, "acts": acts})
 
@@ -107,8 +107,10 @@ def plug_after(job: Job) -> None:
         vm("source", job.results) as source,
         vm("destination", job.results, incoming=True) as destination,
     ):
-        migration = _moved(source, destination)
-        acts = [{"vm": "destination", "address": address, **_plug(destination, "vf0", address)}]
+        migration = moved(source, destination)
+        acts = [
+            {"vm": "destination", "address": address, **plug_device(destination, "vf0", address)}
+        ]
         job.write_truth(
             {
                 "vms": [vm_truth(source, "source"), vm_truth(destination, "destination")],

@@ -25,13 +25,13 @@ KPROBES = Path("/sys/kernel/debug/kprobes/list")
 VIRTCHNL_KEY = bytes(range(0xA0, 0xA0 + 52))
 
 
-def _ip(*words: str) -> None:
+def ip(*words: str) -> None:
     result = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     if result.returncode:
         raise JobError(f"ip {' '.join(words)}: {result.stderr.strip()}")
 
 
-def _netdev(device: Path) -> str:
+def netdev(device: Path) -> str:
     wait_for(f"an interface of {device.name}", 20, lambda: any((device / "net").glob("*")))
     return next((device / "net").iterdir()).name
 
@@ -40,11 +40,11 @@ def mailbox_igb(job: Job) -> None:
     """A VF of igb with igbvf: bound, up, MAC, VLAN, frame size, refused, reset; then one of our own."""
     modprobe("igb", "igbvf", "8021q", "vfio-pci")
     card = PCI / "devices" / PF
-    pf = _netdev(card)
+    pf = netdev(card)
     carrier = Path("/sys/class/net") / pf / "carrier"
 
     def pf_up() -> None:
-        _ip("link", "set", pf, "up")
+        ip("link", "set", pf, "up")
         wait_for("igb's link", 20, lambda: carrier.read_text().strip() == "1")
 
     pf_up()
@@ -68,21 +68,21 @@ def mailbox_igb(job: Job) -> None:
         (PCI / "drivers_probe").write_text(address)
 
     step("bind", bind, 2.0)
-    vf = _netdev(card / "virtfn0")
+    vf = netdev(card / "virtfn0")
     mtu, mac = 1400, "02:00:00:00:00:77"
-    step("up", lambda: _ip("link", "set", vf, "up"), 2.0)
-    step("mac", lambda: _ip("link", "set", vf, "address", mac), mac=mac)
+    step("up", lambda: ip("link", "set", vf, "up"), 2.0)
+    step("mac", lambda: ip("link", "set", vf, "address", mac), mac=mac)
 
     def add_vlan() -> None:
-        _ip("link", "add", "link", vf, "name", "v100", "type", "vlan", "id", "100")
-        _ip("link", "set", "v100", "up")
+        ip("link", "add", "link", vf, "name", "v100", "type", "vlan", "id", "100")
+        ip("link", "set", "v100", "up")
 
     step("vlan", add_vlan, vlan=100)
-    step("vlan-gone", lambda: _ip("link", "del", "v100"), vlan=100)
-    step("mtu", lambda: _ip("link", "set", vf, "mtu", str(mtu)), 2.0, mtu=mtu)
+    step("vlan-gone", lambda: ip("link", "del", "v100"), vlan=100)
+    step("mtu", lambda: ip("link", "set", vf, "mtu", str(mtu)), 2.0, mtu=mtu)
     # From now on the host decides on the MAC, and the guest's own is refused.
     host_mac = "02:11:22:33:44:55"
-    step("host-mac", lambda: _ip("link", "set", pf, "vf", "0", "mac", host_mac), mac=host_mac)
+    step("host-mac", lambda: ip("link", "set", pf, "vf", "0", "mac", host_mac), mac=host_mac)
     step(
         "mac-refused",
         lambda: subprocess.run(
@@ -92,8 +92,8 @@ def mailbox_igb(job: Job) -> None:
         ),
         mac="02:00:00:00:00:78",
     )
-    step("pf-down", lambda: _ip("link", "set", pf, "down"))
-    step("pf-up", lambda: _ip("link", "set", pf, "up"), 4.0)
+    step("pf-down", lambda: ip("link", "set", pf, "down"))
+    step("pf-up", lambda: ip("link", "set", pf, "up"), 4.0)
     step("unbind", lambda: (PCI / "drivers/igbvf/unbind").write_text(address))
     # igbvf never asks for SET_PROMISC, so the rest is said by ourselves, through vfio-pci.
     steps.append({"at_ns": boottime_ns(), "what": "vfio-open"})
@@ -289,10 +289,10 @@ def mailbox_assisted(job: Job) -> None:
         )
 
 
-def _messages(driver: str) -> list[tuple[str, int, bytes]]:
+def messages(driver: str, vf: int = 1) -> list[tuple[str, int, bytes]]:
     """What iavf sends in its life (drivers/net/ethernet/intel/iavf/iavf_virtchnl.c), and messages that are wrong."""
-    # The VSI of VF 1 (modules/fakei40e, fakeice).
-    vsi = 1 if driver == "ice" else 102
+    # ice's VSI is 1 for every VF, i40e's is the VF's own (modules/fakei40e, fakeice).
+    vsi = 1 if driver == "ice" else 101 + vf
     address = struct.pack("<HH", vsi, 1) + bytes.fromhex("02aabbccdd01") + b"\1\0" + bytes(8)
     queues = struct.pack("<HHII", vsi, 0, 15, 15)
     rings = b"".join(
@@ -334,7 +334,7 @@ LOOP = (
 )
 
 
-def _wait_for_probes(function: str) -> None:
+def wait_for_probes(function: str) -> None:
     """Wait until a tracer has attached to a driver's function, its last one; without a tracer, some seconds."""
     until = time.monotonic() + 15
     while time.monotonic() < until and function not in KPROBES.read_text():
@@ -346,7 +346,7 @@ def _wait_for_probes(function: str) -> None:
 def _virtchnl(job: Job, driver: str) -> None:
     """The real driver answers the messages of an iavf over memory; the truth is what its firmware was given."""
     modprobe(driver, f"fake{driver}")
-    _wait_for_probes(f"{driver}_reset_vf")
+    wait_for_probes(f"{driver}_reset_vf")
     directory = Path(f"/sys/kernel/debug/fake{driver}")
     log: list[dict[str, object]] = []
 
@@ -357,7 +357,7 @@ def _virtchnl(job: Job, driver: str) -> None:
         answers = [[int(word) for word in line.split()[:4]] for line in lines]
         log.append({"at_ns": at_ns, "what": what, **facts, "answers": answers})
 
-    for what, opcode, content in _messages(driver):
+    for what, opcode, content in messages(driver):
         facts = {"vf": 1, "opcode": opcode, "content": content.hex()}
         command(what, f"send 1 {opcode} {content.hex()}", **facts)
     for what in ("flr 1", "link 0", "link 1", "notify"):
