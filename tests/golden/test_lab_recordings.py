@@ -19,6 +19,20 @@ from msgspec import structs
 from vftrace import events
 from vftrace.analysis import dirty
 from vftrace.analysis.devices.device import Devices, VfioEvent
+from vftrace.analysis.hosts.outage import (
+    BLACKOUT,
+    CONFIGURING,
+    GONE,
+    LINK,
+    MAPPING,
+    PROBING,
+    RESUME,
+    UNPLUG,
+    UNSEEN,
+    HostSide,
+    conditions,
+    spans_of,
+)
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
@@ -325,6 +339,8 @@ def test_an_unplug_without_a_migration_is_none() -> None:
 
 
 STRATEGIES = {
+    "outage-i40e": "unplug",
+    "outage-ice": "unplug",
     "unplug": "unplug",
     "unplug-iommufd": "unplug",
     "late-unplug": "late-unplug",
@@ -355,6 +371,44 @@ def test_the_functions_absence_is_timed(name: str, job: str) -> None:
     assert absent.end_at_ns is not None
     assert plug["asked_at_ns"] < absent.end_at_ns < plug["done_at_ns"]
     assert [d.ns for d in found.downtime.devices] == [absent.end_at_ns - absent.start_at_ns]
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("outage-"))
+def test_a_virtchnl_vfs_outage_is_told_from_both_ends(name: str, job: str) -> None:
+    """QEMU closed and opened the VF between QMP's request and answer, and the rest is what was sent to its card."""
+    truth = truths(name)[job]
+    unplug, plug = truth["acts"]
+    begins = [entry["at_ns"] for entry in truth["log"]]
+    sent = {
+        (entry["vf"], entry["what"]): (begin, end)
+        for entry, begin, end in zip(
+            truth["log"], begins, [*begins[1:], truth["ended_at_ns"]], strict=True
+        )
+    }
+    found = migration(name, job)
+    source, destination = found.vfs
+    assert [vf.pf for vf in found.vfs] == [truth["pf"]] * 2
+    assert [(vf.vf, vf.address) for vf in found.vfs] == [
+        (0, unplug["address"]),
+        (1, plug["address"]),
+    ]
+    assert [phase.name for phase in destination.phases] == ["probing", "configuring", "ready"]
+    histories = {(vf.pf, vf.vf): vf for vf in snapshot(name).vfs}
+    side = HostSide(found.pid, histories, (), (), 0)
+    start, end = sent[0, "down"][0], truth["ended_at_ns"]
+    spans = spans_of(start, end, conditions(found, side, side))
+    assert [span.name for span in spans] == [
+        *(UNSEEN, UNPLUG, GONE, BLACKOUT, RESUME, GONE, MAPPING, PROBING, CONFIGURING, LINK, UNSEEN)
+    ]
+    ends = {span.name: span.end_at_ns for span in spans[:-1]}
+    # Its driver has stopped once DISABLE_QUEUES is granted; the VMM closes it, and opens the next one after mapping.
+    assert sent[0, "down"][0] < ends[UNSEEN] < sent[0, "down"][1]
+    assert unplug["asked_at_ns"] < ends[UNPLUG] < unplug["done_at_ns"]
+    assert plug["asked_at_ns"] < ends[GONE] < ends[MAPPING] < plug["done_at_ns"]
+    # Its driver's first word is VERSION; it is up once ENABLE_QUEUES is granted, which the card's word on the link
+    # follows within the same call.
+    assert sent[1, "version"][0] < ends[PROBING] < sent[1, "version"][1]
+    assert sent[1, "up"][0] < ends[CONFIGURING] < ends[LINK] < sent[1, "up"][1]
 
 
 # The drivers of the lab's devices, by the bus that their names are of.

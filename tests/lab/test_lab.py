@@ -39,11 +39,12 @@ ESSENTIAL = (
 )
 # Where there is an iommufd, too.
 IOMMUFD = ("steer-dma-phys", "unplug-iommufd", "late-unplug-iommufd", "iommufd-requests")
-# Minutes of compiling under emulation, a flood, no other tracer beside it, or never booted yet (outage-*):
-# LAB_FULL=1 runs these too.
-LONG = {"ways", "late", "doctor", "mailbox-flood", "outage-i40e", "outage-ice"}
+# Minutes of compiling under emulation, a flood, or no other tracer beside it: LAB_FULL=1 runs these too.
+LONG = {"ways", "late", "doctor", "mailbox-flood"}
 # LAB_FULL=1: with no other tracer beside it; in a boot where vftrace starts before the modules it traces.
 ALONE, FOLLOW = "late-kvm", "follow"
+# LAB_FULL=1: each with a recording of its own, as their cards have the same address, and a card has one driver.
+OUTAGES = ("outage-i40e", "outage-ice")
 # What the messages of the helped migration are called.
 OPTIONS = "--profile /src/docs/profiles/assisted-ixgbe.toml"
 # VFIO got precopy, and mtty its migration, in 6.2 and later.
@@ -54,7 +55,7 @@ NOT_ON_6_1 = {name for name in JOBS if name.startswith("vfio-")} | {
 
 
 def _jobs(kernel: str) -> list[str]:
-    every = [job for job in JOBS if job not in (FOLLOW, ALONE)]
+    every = [job for job in JOBS if job not in (FOLLOW, ALONE, *OUTAGES)]
     if _full():
         return every
     if kernel == "6.12":
@@ -272,6 +273,16 @@ def test_kvm_comes_and_goes(kernel: str) -> None:
     _full_only("a boot with a tracer of its own")
     results = LAB / "results" / f"{kernel}-{ALONE}-test"
     assert run_jobs(kernel, [ALONE], results).codes == {ALONE: 0}
+
+
+@pytest.mark.parametrize("kernel", _kernels())
+def test_a_virtchnl_vfs_outage(kernel: str, tmp_path: Path) -> None:
+    """VFIO, KVM and the mailbox of an i40e or ice card in one recording."""
+    _full_only("a boot with recordings of their own")
+    results = LAB / "results" / f"{kernel}-outage-test"
+    done = run_jobs(kernel, OUTAGES, results, environment={"VFTRACE": "each"})
+    assert done.codes == dict.fromkeys(OUTAGES, 0)
+    golden.check_lab(results, kernel, tmp_path)
 
 
 def test_the_newest_bcc(tmp_path: Path) -> None:

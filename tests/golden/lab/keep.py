@@ -3,7 +3,8 @@
     VFTRACE=1 tests/lab/run 6.12 JOB... --results DIR
     .venv/bin/python tests/golden/lab/keep.py DIR NAME [TO]
 
-Writes NAME.vft.gz (one recording of all jobs) and NAME.truth.json (the truth of each job).
+Writes NAME.vft.gz (one recording of all jobs) and NAME.truth.json (the truth of each job). With a recording of its own
+for each job (VFTRACE=each), NAME-JOB of each.
 """
 
 import gzip
@@ -12,7 +13,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-KEPT = ("iommufd-", "late-unplug", "plain", "plug-after", "requests", "steer-", "unplug", "vfio-")
+KEPT = (
+    *("iommufd-", "late-unplug", "outage-", "plain", "plug-after", "requests", "steer-"),
+    *("unplug", "vfio-"),
+)
 """How the names of jobs begin that test_lab_recordings.py has checks for."""
 
 
@@ -24,13 +28,21 @@ def keep(results: Path, name: str, directory: Path = HERE) -> None:
         for job, code in codes.items()
         if code == 0 and job.startswith(KEPT)
     }
+    if (results / "recording.vft").exists():
+        _pack(results / "recording.vft", truths, directory / name)
+        return
+    for job, truth in truths.items():
+        _pack(results / job / "recording.vft", {job: truth}, directory / f"{name}-{job}")
+
+
+def _pack(recording: Path, truths: dict[str, object], to: Path) -> None:
     with (
-        (directory / f"{name}.vft.gz").open("wb") as out,
+        to.with_name(f"{to.name}.vft.gz").open("wb") as out,
         gzip.GzipFile("", "wb", fileobj=out, mtime=0) as packed,
     ):
-        packed.write((results / "recording.vft").read_bytes())
+        packed.write(recording.read_bytes())
     text = json.dumps(truths, separators=(",", ":"), sort_keys=True)
-    (directory / f"{name}.truth.json").write_text(text + "\n")
+    to.with_name(f"{to.name}.truth.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
