@@ -38,6 +38,7 @@ def board() -> models.Dashboard:
                     _lost(),
                     _internal_errors(),
                     _tables(),
+                    _missed_runs(),
                     _vms_lost(),
                 ],
             ),
@@ -225,7 +226,26 @@ def _tables() -> style.PanelBuilder:
                 f"{full} or 0 * sum by (instance) ({of('build_info')})", "{{instance}} {{table}}"
             ),
         )
-        .span(12)
+        .span(6)
+        .height(6)
+        .fill_opacity(0)
+    )
+
+
+def _missed_runs() -> style.PanelBuilder:
+    missed = f"sum by (instance, probe) ({of('probe_missed_runs_total')})"
+    return (
+        style.lines(
+            "Missed runs",
+            "Runs of probes that the kernel skipped, since vftrace started there, as another program was under way on"
+            " that CPU. Migrations under way then are marked incomplete, except for `calls`, `vcpus` and `process`.",
+            "none",
+            # A host without any has a line too, at 0.
+            query(
+                f"{missed} or 0 * sum by (instance) ({of('build_info')})", "{{instance}} {{probe}}"
+            ),
+        )
+        .span(6)
         .height(6)
         .fill_opacity(0)
     )

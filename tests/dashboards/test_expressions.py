@@ -40,7 +40,7 @@ RULES_TIMES = 15
 
 def lossy() -> Fault:
     """A guest that was held for a second; 200 records of its migration are gone, and the kernel counted them. A
-    kernel that takes no kprobes, and one of whose tables is full."""
+    kernel that takes no kprobes, one of whose tables is full, and that skipped three runs of a probe."""
     host, records = golden("pause-before-switchover")
     others = (probe for probe in host.probes if probe.name != "mailbox")
     refused = ProbeStatus("mailbox", None, "kprobe: not permitted")
@@ -49,7 +49,7 @@ def lossy() -> Fault:
     gone = set(kernels[400:600:3] + kernels[401:601:3] + kernels[402:602:3])
     kept = [record for record in records if record not in gone]
     ticks = [n for n, record in enumerate(kept) if isinstance(wire.decode(record), events.Tick)]
-    middle, after, then = ticks[len(ticks) // 2 :][:3]
+    middle, after, then, last = ticks[len(ticks) // 2 :][:4]
     tick = wire.decode(kept[middle])
     kept[middle] = wire.encode(
         events.Lost(tick.at_ns, tick.seq, tick.tgid, tick.tid, count=len(gone))
@@ -62,6 +62,11 @@ def lossy() -> Fault:
     vmm = wire.decode(kernels[400]).tgid
     kept[then] = wire.encode(
         events.VmLost(tick.at_ns, tick.seq, tick.tgid, tick.tid, vmm, len(gone), 0)
+    )
+    tick = wire.decode(kept[last])
+    head = (tick.at_ns, tick.seq, tick.tgid, tick.tid)
+    kept[last] = wire.encode(
+        events.MissedRuns(*head, "channel", "kprobe", 3, tick.at_ns - 10**9, tick.at_ns)
     )
     return host, kept
 

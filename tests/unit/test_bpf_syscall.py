@@ -31,6 +31,7 @@ STRUCTURES = {
     ),
     syscall.ById: ("union bpf_attr", {}),
     syscall.BtfInfo: ("struct bpf_btf_info", {}),
+    syscall.ProgramInfo: ("struct bpf_prog_info", {"gpl_compatible": ""}),  # a bit field
     syscall.PerfEvent: ("struct perf_event_attr", {"flags": ""}),  # bit fields in the header
 }
 NUMBERS: dict[str, int] = {

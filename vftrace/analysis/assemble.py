@@ -108,6 +108,7 @@ def build_migration(sides: Sides) -> Migration:
     error = sides.internal_error
     if error is not None and (error[0] < started or (ended is not None and error[0] > ended)):
         error = None
+    missed_runs = sides.context.missed.between(started, ended)
     handover = times.get(Checkpoint.STATE_SAVED) or times.get(Checkpoint.VCPUS_RUNNING)
     failed = verdict.outcome in (Outcome.FAILED, Outcome.CANCELLED)
     until = sides.context.now_ns if ended is None else ended
@@ -130,6 +131,7 @@ def build_migration(sides: Sides) -> Migration:
         postcopy=postcopy,
         incomplete=sides.contested
         or error is not None
+        or bool(missed_runs)
         or _incomplete(process, peer, started, ended, sides)
         or (outgoing is not None and outgoing.miscounts(fds))
         or (
@@ -179,6 +181,7 @@ def build_migration(sides: Sides) -> Migration:
             (p.lost.between(started - BURST_NS, ended) for p in (process, peer) if p is not None),
             Loss(),
         ),
+        missed_runs=missed_runs,
     )
 
 

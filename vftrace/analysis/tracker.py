@@ -15,6 +15,7 @@ from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.devices.vf_phases import VfHistories
 from vftrace.analysis.incoming import IncomingMigration
+from vftrace.analysis.missed import MissedLog
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.pairing import PAIRING_EVENTS, Pair, Pairing, is_impostor, local_source
 from vftrace.analysis.process import Process
@@ -84,6 +85,7 @@ class Tracker:
     _events: int = 0
     _lost: int = 0
     _tables_full: dict[str, int] = field(default_factory=dict)
+    _missed_runs: MissedLog = field(default_factory=MissedLog)
     _unknown: int = 0
     _clock: ClockSamples = field(default_factory=ClockSamples)
     _ended_at_ns: int | None = None
@@ -260,6 +262,13 @@ class Tracker:
 
     def _count_full(self, event: events.TableFull) -> None:
         self._tables_full[event.table] = max(self._tables_full.get(event.table, 0), event.count)
+
+    def _miss_runs(self, event: events.MissedRuns) -> None:
+        if self._missed_runs.report(event) and event.probe == "mailbox":
+            # The message may be older than the latest that was recorded.
+            self._mailbox_ns = min(self._mailbox_ns, event.since_ns)
+            self._mailbox_gap(event.until_ns)
+            self._unowned.overflow()
 
     def _miss_network(self, event: events.NetMissed) -> None:
         self._network_missed = max(self._network_missed, event.count)
@@ -472,6 +481,7 @@ class Tracker:
             stalls=tuple(self._stalls),
             tables_full=tuple(sorted(self._tables_full.items())),
             losses=self._vm_losses(),
+            missed_runs=self._missed_runs.total,
         )
 
     def _vm_losses(self) -> tuple[VmLoss, ...]:
@@ -521,7 +531,9 @@ class Tracker:
 
     def _context(self, histories: VfHistories, everyone: list[Process]) -> HostContext:
         loss = self._mailbox_loss if self._unowned.holes else None
-        return HostContext(histories, everyone, self._now_ns, loss, self.mailboxes.names_roles)
+        return HostContext(
+            histories, everyone, self._now_ns, loss, self.mailboxes.names_roles, self._missed_runs
+        )
 
     def _unsettled(self, everyone: list[Process]) -> Iterator[Unsettled]:
         """Yield what migrations that may still change are made of."""
@@ -657,6 +669,7 @@ _TAKES: dict[type[Event], Callable[[Tracker, Any], None]] = {
     events.Uncounted: Tracker._uncounted,
     events.Lost: Tracker._count_lost,
     events.TableFull: Tracker._count_full,
+    events.MissedRuns: Tracker._miss_runs,
     events.RecordedMigration: Tracker._record_only,
     events.VmLost: Tracker._count_lost_of,
     events.NetAddress: Tracker._change_network,

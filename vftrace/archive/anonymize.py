@@ -200,6 +200,7 @@ FIELDS: Mapping[type[Event], Mapping[str, Replace]] = {
     events.PingGap: {"kind": _same},
     events.PingRoundTrips: {"trips": _counts},
     events.TableFull: {"table": _same},
+    events.MissedRuns: {"probe": _same, "reason": _same},
     events.CallsTraced: {"machine": _same},
     events.CallThread: {"name": Words.thread},
     events.CallFd: {"target": Words.target},

@@ -93,7 +93,7 @@ class _File:
 
     def note(self, event: Event) -> None:
         """Add a record of the collector's own."""
-        if isinstance(event, (events.Lost, events.NetMissed, events.TableFull)):
+        if isinstance(event, _COUNTERS):
             event = replace(event, count=event.count - self.base.get(_counter(event), 0))
         elif isinstance(event, events.ClockSample):
             self.clock.add(event)
@@ -218,7 +218,7 @@ class FlightRecorder:
             self._take_identity(pid, event)
             return
         match event:
-            case events.Lost() | events.NetMissed() | events.TableFull():
+            case events.Lost() | events.NetMissed() | events.TableFull() | events.MissedRuns():
                 self._counters[_counter(event)] = event.count
             case events.VfAddress():
                 self._addresses[event.pf, event.vf] = event
@@ -503,8 +503,13 @@ def _row(migration: Migration, file: _File, name: str) -> index.Row:
     return index.row_of(found, name, 1)
 
 
+_COUNTERS = (events.Lost, events.NetMissed, events.TableFull, events.MissedRuns)
+
+
 def _counter(event: Event) -> Any:
     """Return what identifies a counter of losses whose records give its total since vftrace began."""
+    if isinstance(event, events.MissedRuns):
+        return type(event), event.probe, event.reason
     return type(event), getattr(event, "table", None)
 
 

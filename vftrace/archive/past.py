@@ -260,6 +260,7 @@ def _one(host: _Host) -> HostReport:
         network_missed=max(shot.network_missed for shot in shots),
         stalls=tuple(sorted({stall for shot in shots for stall in shot.stalls})),
         tables_full=latest.tables_full,
+        missed_runs=latest.missed_runs,
     )
     return HostReport(
         max((part.info for part in parts), key=lambda info: len(info.probes)),

@@ -73,6 +73,8 @@ class LiveSource:
         self._vm_lost: dict[int, tuple[int, int, int]] = {}
         self._uncounted: dict[int, int] = {}
         self._full: Counter[str] = Counter()
+        self._missed: dict[tuple[str, str], int] = {}
+        self._missed_read_ns = boottime_ns()
         self._next_tick_ns = 0
         self._next_second_ns = 0
         profiles = tuple(profiles)
@@ -118,6 +120,7 @@ class LiveSource:
         self._network.close()
         self._report_lost()
         self._report_uncounted()
+        self._report_missed_runs()
         self._report_floods()
         self._calls.close()
         self._vcpus.close()
@@ -185,6 +188,7 @@ class LiveSource:
             self._network.begin_second()
             self._identifier.retry_functions()
             self._report_uncounted()
+            self._report_missed_runs()
         if now >= self._next_tick_ns:
             self._next_tick_ns = now + TICK_NS
             self._report_lost()
@@ -211,6 +215,22 @@ class LiveSource:
             if count > self._full[table]:
                 self._full[table] = count
                 self._intake.write(events.TableFull, table=table, count=count)
+
+    def _report_missed_runs(self) -> None:
+        since, self._missed_read_ns = self._missed_read_ns, boottime_ns()
+        missed = self.probes.missed_runs()
+        until = boottime_ns()
+        for (probe, reason), count in missed.items():
+            if count > self._missed.get((probe, reason), 0):
+                self._intake.write(
+                    events.MissedRuns,
+                    probe=probe,
+                    reason=reason,
+                    count=count,
+                    since_ns=since,
+                    until_ns=until,
+                )
+        self._missed = missed
 
     def _report_lost(self) -> None:
         events_lost, bulk_lost = self.probes.lost()

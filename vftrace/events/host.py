@@ -77,6 +77,22 @@ class TableFull(Event, frozen=True):
     count: int
 
 
+class MissedRuns(Event, frozen=True):
+    """Runs of a probe's programs that the kernel skipped since vftrace started, in total.
+
+    The latest were skipped between `since_ns` and `until_ns`, when the counters were read. Whose calls they would have
+    seen is not known. `reason`: `recursion` (recursion_misses of struct bpf_prog_info), `kprobe` (nmissed of a kprobe).
+    """
+
+    KIND = Kind.MISSED_RUNS
+
+    probe: str
+    reason: str
+    count: int
+    since_ns: int
+    until_ns: int
+
+
 class Process(Event, frozen=True):
     """The identity of a VMM process, read from /proc when vftrace first saw it.
 

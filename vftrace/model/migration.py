@@ -496,6 +496,8 @@ class Migration:
     wrong."""
     loss: Loss = Loss()
     """The losses of its VM during the migration, of both sides if both are seen."""
+    missed_runs: tuple[tuple[str, int], ...] = ()
+    """By probe: runs that the kernel skipped while it went on. Whose calls they would have seen is not known."""
 
 
 def bare_migration(
@@ -591,3 +593,5 @@ class Snapshot:
     """For each table of the kernel side: how often it had no room for an entry."""
     losses: tuple[VmLoss, ...] = ()
     """The VMs with losses, the one that lost most first."""
+    missed_runs: tuple[tuple[str, str, int], ...] = ()
+    """By probe and reason (`events.MissedRuns`): runs of its programs that the kernel skipped."""

@@ -19,23 +19,30 @@ from vftrace.probes.bpf.object import Object
 from vftrace.probes.bpf.ring import RingBuffer, RingReader
 from vftrace.probes.calls import CallProbes
 from vftrace.probes.mailbox import MailboxProbes
+from vftrace.probes.missed import MissedRuns
 from vftrace.probes.module_watcher import ModuleProbes, instance
 from vftrace.probes.programs import compiled
 from vftrace.probes.registry import (
     BY_NAME,
+    CALLS,
     CHANNEL,
     DIRTY_RING,
     FENTRY,
     IOCTL,
     KPROBE,
     KVM_FUNCTIONS,
+    MAILBOX,
     NO_KVM,
     PROBES,
     PROCESS,
     TRACEPOINT,
+    VCPUS,
+    VFIO,
+    VFIO_DATA,
     WAITS,
     Probe,
     Way,
+    probe_of,
     status_of,
 )
 from vftrace.probes.tables import Tables
@@ -106,6 +113,7 @@ class Probes:
         self.calls = CallProbes(self._bpf)
         self.vcpus = VcpuProbes(self._bpf)
         self._tables = Tables(self._bpf)
+        self._missed = MissedRuns()
         self._watched = FIRST_WATCHED
         rings = [RingBuffer(self._bpf.raw(name).fd, self._bpf.size(name)) for name in RINGS]
         self._reader = RingReader(rings, self._on_ring)
@@ -179,6 +187,22 @@ class Probes:
     def full(self) -> dict[str, int]:
         """Return by table of the kernel side the entries so far for which it had no room."""
         return self._tables.full()
+
+    def missed_runs(self) -> dict[tuple[str, str], int]:
+        """Return by probe and reason the runs so far that the kernel skipped."""
+        loaded = (
+            (PROBES, self._bpf),
+            ((VFIO, VFIO_DATA), self.vfio.loaded),
+            ((MAILBOX,), self.mailbox.loaded),
+            ((CALLS,), self.calls.loaded),
+            ((VCPUS,), self.vcpus.loaded),
+        )
+        return self._missed.total(
+            (probe_of(missed.program, probes).name, missed)
+            for probes, bpf in loaded
+            if bpf is not None
+            for missed in bpf.missed_runs()
+        )
 
     def forget(self, tgid: int) -> None:
         """Stop watching a VMM that has gone without an Exit record."""

@@ -4,6 +4,8 @@ A probe is what `doctor` lists and `vftrace_probe_attached` names. Hooks are pai
 (tracepoint or kernel function) and which function of bpf/kvm.bpf.c runs there.
 """
 
+from collections.abc import Sequence
+
 from vftrace.dataclass import dataclass
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.model.host import ProbeStatus
@@ -271,3 +273,14 @@ VCPUS = Probe(
 
 
 BY_NAME = {probe.name: probe for probe in (*PROBES, VFIO, VFIO_DATA, MAILBOX, CALLS, VCPUS)}
+
+
+def probe_of(program: str, probes: Sequence[Probe]) -> Probe:
+    """Return which of the probes of one BPF object a program belongs to."""
+    for probe in probes:
+        for way in probe.ways:
+            if any(program == hook.function for hook in (*way.hooks, *way.optional)):
+                return probe
+    tied = program.startswith(("fentry__", "fexit__"))
+    by_fentry = (p for p in probes if tied and any(way.name == FENTRY for way in p.ways))
+    return next(by_fentry, probes[0])

@@ -65,6 +65,11 @@ class VcpuProbes:
         return self._probes.status
 
     @property
+    def loaded(self) -> Any:
+        """The BPF object; None if it cannot be loaded."""
+        return self._probes.bpf
+
+    @property
     def cached(self) -> tuple[bool, ...]:
         """Whether the programs came from the cache; empty without programs."""
         return self._probes.cached

@@ -91,6 +91,11 @@ class VfioProbes(ModuleProbes):
         """Whether the programs came from the cache; empty without programs."""
         return () if self._bpf is None else (self._bpf.cached,)
 
+    @property
+    def loaded(self) -> Any:
+        """The BPF object; None if it is not loaded."""
+        return self._bpf
+
     def close(self) -> None:
         """Detach everything."""
         if self._bpf is not None:

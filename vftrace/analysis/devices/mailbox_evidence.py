@@ -1,6 +1,7 @@
 """Collects what cards and VFs agreed on around a migration, with the VM that had each VF open at the time."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import field
 from functools import cached_property
 
 from vftrace.analysis.devices.device import PassedDevice
@@ -11,6 +12,7 @@ from vftrace.analysis.devices.strategy import (
 )
 from vftrace.analysis.devices.vf_phases import VfHistories
 from vftrace.analysis.incoming import IncomingMigration
+from vftrace.analysis.missed import MissedLog
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
 from vftrace.dataclass import dataclass
@@ -28,6 +30,7 @@ class HostContext:
     """The interval in which records of mailboxes were lost; None if none was."""
     has_roles: bool = False
     """Whether a profile gives messages a role, so that a card whose VFs no VM holds may have a part."""
+    missed: MissedLog = field(default_factory=MissedLog)
 
     def mailbox_lost(self, since_ns: int, until_ns: int | None) -> bool:
         """Whether records of mailboxes were lost that may belong to a migration from `since_ns` to `until_ns`."""

@@ -1,5 +1,6 @@
 """Makes one migration of the halves that two hosts saw."""
 
+from collections import Counter
 from dataclasses import replace
 
 from vftrace.analysis.calls.blackout import joined
@@ -54,6 +55,7 @@ def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
         + plug_evidence(source, destination),
         postcopy=destination.postcopy,
         incomplete=source.incomplete or destination.incomplete,
+        missed_runs=_both(source.missed_runs, destination.missed_runs),
         ended_at_ns=None if ended is None else max(ended, source.started_at_ns),
         channel=replace(source.channel, state_bytes=state_bytes),
         phases=_source_phases(source, destination, times)
@@ -70,6 +72,15 @@ def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
     return MigrationReport(
         migration, pair.source.host, pair.destination.host, offset.uncertainty_ns, offset
     )
+
+
+def _both(
+    source: tuple[tuple[str, int], ...], destination: tuple[tuple[str, int], ...]
+) -> tuple[tuple[str, int], ...]:
+    """The sums by name."""
+    total = Counter(dict(source))
+    total.update(dict(destination))
+    return tuple(sorted(total.items()))
 
 
 def _stopped_for_it(source: Migration, destination: Migration) -> Migration:

@@ -121,6 +121,11 @@ def _tables_full(view: View) -> Samples:
         yield (table,), count
 
 
+def _missed_runs(view: View) -> Samples:
+    for probe, reason, count in view.reading.snapshot.missed_runs:
+        yield (probe, reason), count
+
+
 def _not_recorded(view: View) -> Samples:
     yield (), view.reading.not_recorded
 
@@ -525,6 +530,18 @@ METRICS = (
         "all",
         "any increase; with table `vms`: vftrace does not trace some VMs at all",
         _tables_full,
+    ),
+    Metric(
+        "probe_missed_runs_total",
+        "counter",
+        "Runs of a probe's programs that the kernel skipped: another program was under way on that CPU (`recursion`),"
+        " or the probe was hit inside another one or had no instance left (`kprobe`). Migrations under way are marked"
+        " incomplete, except for probes `calls`, `vcpus` and `process`.",
+        "runs",
+        ("probe", "reason"),
+        "all",
+        "any increase, except with `calls` and `vcpus`: another tracer runs inside the same calls",
+        _missed_runs,
     ),
     Metric(
         "migrations_incomplete_total",

@@ -46,6 +46,10 @@ def host_json(host: HostReport) -> dict[str, Any]:
         "events": snapshot.events,
         "lost": snapshot.lost,
         "losses": [{"vm": vm.key, "pid": vm.pid, **asdict(vm.loss)} for vm in snapshot.losses],
+        "missed_runs": [
+            {"probe": probe, "reason": reason, "count": count}
+            for probe, reason, count in snapshot.missed_runs
+        ],
         "vfs": [vf_json(life) for life in snapshot.vfs],
     }
 
@@ -186,6 +190,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
         "missed_beginning": m.missed_beginning,
         "internal_error": m.internal_error,
         "loss": asdict(m.loss),
+        "missed_runs": [{"probe": probe, "count": count} for probe, count in m.missed_runs],
         "guest_clock_ns": m.guest_clock_ns,
         "started_at_ns": m.started_at_ns,
         "ended_at_ns": m.ended_at_ns,

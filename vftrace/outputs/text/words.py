@@ -1,5 +1,8 @@
 """The model's names in words: what a checkpoint stands for, why a migration ended as it did."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 from vftrace.model import figures
 from vftrace.model.brownout import HELD_BY
 from vftrace.model.migration import (
@@ -263,9 +266,13 @@ def warnings(migration: Migration) -> tuple[str, ...]:
     elif migration.contested:
         said.append("CONTESTED: several VMs with this UUID acted as its destination")
     elif migration.incomplete:
-        said.append(
-            f"INCOMPLETE: {_missing(migration.loss)} of this migration were lost; figures may be too small"
-        )
+        loss, missed_runs = migration.loss, migration.missed_runs
+        if missed_runs:
+            said.append(f"INCOMPLETE: {_missed(missed_runs)}; figures may be too small")
+        if loss.records or loss.uncounted or not missed_runs:
+            said.append(
+                f"INCOMPLETE: {_missing(loss)} of this migration were lost; figures may be too small"
+            )
     if migration.missed_beginning:
         said.append("BEGINNING MISSED: vftrace started in the middle of this migration")
     reasons = {s.not_counted for round_ in migration.rounds for s in round_.slots} - {None}
@@ -294,11 +301,23 @@ def _missing(loss: Loss) -> str:
     return " and ".join(counted) or "events"
 
 
+def _missed(runs: Sequence[tuple[str, int]]) -> str:
+    """`1 run of probe ioctl and 3 runs of probe channel were skipped by the kernel`."""
+    said = [f"{count} run{'' if count == 1 else 's'} of probe {probe}" for probe, count in runs]
+    verb = "was" if sum(count for _, count in runs) == 1 else "were"
+    return f"{' and '.join(said)} {verb} skipped by the kernel"
+
+
 def losses(snapshot: Snapshot) -> tuple[str, ...]:
     """Return what the trace as a whole lacks."""
     said = []
     if snapshot.lost:
         said.append(f"{snapshot.lost} EVENTS LOST: a ring buffer was full{_whose(snapshot.losses)}")
+    if snapshot.missed_runs:
+        by_probe: Counter[str] = Counter()
+        for probe, _, count in snapshot.missed_runs:
+            by_probe[figures.printable(probe)] += count
+        said.append(f"RUNS MISSED: {_missed(list(by_probe.items()))}")
     if snapshot.unknown_records:
         said.append(f"{snapshot.unknown_records} records of kinds this version does not know")
     return tuple(said)

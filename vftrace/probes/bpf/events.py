@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from vftrace.dataclass import dataclass
+from vftrace.errors import MachineError
 from vftrace.probes import kernel
 from vftrace.probes.bpf import syscall
 
@@ -88,6 +89,20 @@ def remove_left_over() -> None:
         for probe, pid in _OURS.findall(text):
             if not Path(f"/proc/{pid}").exists():
                 _order(f"-:{probe}")
+
+
+def missed_hits() -> dict[str, int]:
+    """Return by name, without the group, how often each probe in tracefs was hit and did not run: inside another
+    probe, or with all instances of a return probe in use. Empty if the list may not be read."""
+    try:
+        lines = (kernel.tracefs() / "kprobe_profile").read_text().splitlines()
+    except (OSError, MachineError):
+        return {}
+    # "  %-44s %15lu %15lu": name, hits, misses (kernel/trace/trace_kprobe.c, probes_profile_seq_show).
+    found = (line.split() for line in lines)
+    return {
+        fields[0]: int(fields[2]) for fields in found if len(fields) == 3 and fields[2].isdigit()
+    }
 
 
 def _event_in(place: Path) -> syscall.PerfEvent:

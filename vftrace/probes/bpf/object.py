@@ -6,10 +6,11 @@ import ctypes
 import errno
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from vftrace.dataclass import dataclass
 from vftrace.probes import btf
 from vftrace.probes.bpf import events, functions, maps, syscall
 from vftrace.probes.bpf.image import Image
@@ -21,6 +22,10 @@ SHARED = ("events", "bulk", "vms", "lost", "mailbox_seq")
 TRACING_PREFIXES = {"fentry__": syscall.TRACE_FENTRY, "fexit__": syscall.TRACE_FEXIT}
 """What the names of programs begin with that are tied to a kernel function, whose name follows (bpf/common.h)."""
 
+RECURSION, KPROBE = "recursion", "kprobe"
+"""Why the kernel skips a run: another program (of the same name, or any on a kprobe or tracepoint) is under way on the
+CPU; or the probe is hit inside another probe, or all instances of a return probe are in use."""
+
 T = TypeVar("T")
 
 _LOG_BYTES = 1 << 20
@@ -29,6 +34,17 @@ _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 class BpfError(Exception):
     """The kernel refused a map, a program or an attachment. The message is one line."""
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A counter of the kernel: how many runs of a program it skipped since the program was loaded or the probe made.
+    `counter` names it, for as long as vftrace runs."""
+
+    program: str
+    reason: str
+    counter: str
+    count: int
 
 
 class Object:
@@ -140,6 +156,22 @@ class Object:
         attached = self._attached.pop((place, name), None)
         if attached is not None:
             attached.close()
+
+    def missed_runs(self) -> Iterator[Missed]:
+        """Yield the kernel's counters of skipped runs, where it has them."""
+        for name, fd in list(self._programs.items()):
+            with contextlib.suppress(OSError):
+                found = syscall.missed_runs(fd)
+                if found is not None:
+                    yield Missed(name, RECURSION, str(found[0]), found[1])
+        # Another thread may detach meanwhile.
+        attached = list(self._attached.items())
+        probes = {at.probe: name for (_, name), at in attached if at.probe is not None}
+        hits = events.missed_hits() if probes else {}
+        for probe, name in probes.items():
+            own = probe.partition("/")[2]
+            if own in hits:
+                yield Missed(name, KPROBE, own, hits[own])
 
     def cleanup(self) -> None:
         """Detach and close everything; may be called again."""

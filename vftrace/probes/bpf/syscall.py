@@ -151,6 +151,48 @@ class BtfInfo(ctypes.Structure):
     )
 
 
+class ProgramInfo(ctypes.Structure):
+    """struct bpf_prog_info as far as `recursion_misses`, which the kernel has since 5.12."""
+
+    _fields_ = (
+        ("type", _u32),
+        ("id", _u32),
+        ("tag", ctypes.c_char * 8),
+        ("jited_prog_len", _u32),
+        ("xlated_prog_len", _u32),
+        ("jited_prog_insns", _u64),
+        ("xlated_prog_insns", _u64),
+        ("load_time", _u64),
+        ("created_by_uid", _u32),
+        ("nr_map_ids", _u32),
+        ("map_ids", _u64),
+        ("name", _Name),
+        ("ifindex", _u32),
+        ("gpl_compatible", _u32),
+        ("netns_dev", _u64),
+        ("netns_ino", _u64),
+        ("nr_jited_ksyms", _u32),
+        ("nr_jited_func_lens", _u32),
+        ("jited_ksyms", _u64),
+        ("jited_func_lens", _u64),
+        ("btf_id", _u32),
+        ("func_info_rec_size", _u32),
+        ("func_info", _u64),
+        ("nr_func_info", _u32),
+        ("nr_line_info", _u32),
+        ("line_info", _u64),
+        ("jited_line_info", _u64),
+        ("nr_jited_line_info", _u32),
+        ("line_info_rec_size", _u32),
+        ("jited_line_info_rec_size", _u32),
+        ("nr_prog_tags", _u32),
+        ("prog_tags", _u64),
+        ("run_time_ns", _u64),
+        ("run_cnt", _u64),
+        ("recursion_misses", _u64),
+    )
+
+
 class PerfEvent(ctypes.Structure):
     """struct perf_event_attr as far as PERF_ATTR_SIZE_VER1; `config1` and `config2` of a kprobe are the address
     of the function's name and the offset in it."""
@@ -268,6 +310,18 @@ def load_btf(data: bytes) -> int:
 def attach_tracing(program: int) -> int:
     """Attach a TRACING program; returns the fd that holds it. Raises OSError."""
     return bpf(RAW_TRACEPOINT_OPEN, RawTracepoint(prog_fd=program))
+
+
+def missed_runs(program: int) -> tuple[int, int] | None:
+    """Return a loaded program's id, and how many of its runs the kernel skipped because another one was under way on
+    that CPU, of all CPUs; None if this kernel does not count them. Raises OSError."""
+    info = ProgramInfo()
+    asked = ObjectInfo(bpf_fd=program, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
+    bpf(OBJ_GET_INFO, asked)
+    # The kernel sets info_len to as much as it has (kernel/bpf/syscall.c, bpf_prog_get_info_by_fd).
+    if asked.info_len < ctypes.sizeof(info):
+        return None
+    return info.id, info.recursion_misses
 
 
 def module_btf(module: str) -> int:
