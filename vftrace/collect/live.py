@@ -28,6 +28,9 @@ from vftrace.probes.loader import Probes
 
 TICK_NS = 100_000_000
 SECOND_NS = 1_000_000_000
+MISSED_EVERY_NS = 500_000_000
+"""How often the kernel's counters of skipped runs are read: sooner than a migration that ended is counted (settled.py
+in analysis)."""
 POLL_MS = 20
 _LOOKED_AT = LOOKED_AT | calls.LOOKED_AT | vcpus.LOOKED_AT | {Kind.VFIO_MIGRATION}
 """Kinds of records that are decoded as they come, as somebody has to be found or watched then."""
@@ -77,6 +80,7 @@ class LiveSource:
         self._missed_read_ns = boottime_ns()
         self._next_tick_ns = 0
         self._next_second_ns = 0
+        self._next_missed_ns = 0
         profiles = tuple(profiles)
         self.probes = Probes(self._on_kernel_record, way, drivers_of(profiles), guest_memory)
         self._vcpus = vcpus.VcpuWatch(self._intake, self.probes.vcpus)
@@ -188,6 +192,8 @@ class LiveSource:
             self._network.begin_second()
             self._identifier.retry_functions()
             self._report_uncounted()
+        if now >= self._next_missed_ns:
+            self._next_missed_ns = now + MISSED_EVERY_NS
             self._report_missed_runs()
         if now >= self._next_tick_ns:
             self._next_tick_ns = now + TICK_NS
