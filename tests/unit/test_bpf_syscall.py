@@ -29,6 +29,10 @@ STRUCTURES = {
         "union bpf_attr",
         {"name": "raw_tracepoint.name", "prog_fd": "raw_tracepoint.prog_fd", "pad": ""},
     ),
+    syscall.LinkCreate: (
+        "union bpf_attr",
+        {m: f"link_create.{m}" for m, *_ in syscall.LinkCreate._fields_},
+    ),
     syscall.ById: ("union bpf_attr", {}),
     syscall.BtfInfo: ("struct bpf_btf_info", {}),
     syscall.ProgramInfo: ("struct bpf_prog_info", {"gpl_compatible": ""}),  # a bit field
@@ -46,6 +50,8 @@ NUMBERS: dict[str, int] = {
     "BPF_MAP_LOOKUP_AND_DELETE_ELEM": syscall.MAP_LOOKUP_AND_DELETE,
     "BPF_BTF_GET_NEXT_ID": syscall.BTF_GET_NEXT_ID,
     "BPF_MAP_LOOKUP_BATCH": syscall.MAP_LOOKUP_BATCH,
+    "BPF_LINK_CREATE": syscall.LINK_CREATE,
+    "BPF_PERF_EVENT": syscall.PERF_EVENT,
     "BPF_PROG_TYPE_KPROBE": syscall.KPROBE,
     "BPF_PROG_TYPE_TRACEPOINT": syscall.TRACEPOINT,
     "BPF_PROG_TYPE_TRACING": syscall.TRACING,

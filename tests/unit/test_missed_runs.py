@@ -1,7 +1,9 @@
 """Runs that the kernel skipped: its counters, what they add up to, and which migrations they make incomplete."""
 
 import ctypes
+import fcntl
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from vftrace.model.report import live_report
 from vftrace.outputs.report.json import report_json
 from vftrace.outputs.text.words import losses, warnings
 from vftrace.probes import kernel
+from vftrace.probes.bpf import events as bpf_events
 from vftrace.probes.bpf import syscall
 from vftrace.probes.bpf.events import Attached, missed_hits
 from vftrace.probes.bpf.object import KPROBE, RECURSION, Missed, Object
@@ -74,6 +77,73 @@ def test_a_program_counts_from_5_12_on(release: str, monkeypatch: pytest.MonkeyP
     assert syscall.missed_runs(7) == (None if release == "5.11" else (99, 1 << 40))
 
 
+# struct bpf_link_info as far as perf_event.kprobe.addr (Linux 6.6), missed (6.7) and cookie (6.9): type, id, prog_id,
+# padding; perf_event.type and a hole; func_name, name_len, offset, addr.
+UP_TO_ADDR = struct.Struct("=IIIIIIQIIQ")
+LINK_ENDS = {"6.6": 48, "6.7": 56, "6.9": 64}
+
+
+def link_info(number: int, event: int, missed: int) -> bytes:
+    info = UP_TO_ADDR.pack(7, number, 8, 0, event, 0, 0, 0, 9, 10)
+    assert len(info) == LINK_ENDS["6.6"]
+    return info + struct.pack("=QQ", missed, 11)
+
+
+@pytest.mark.parametrize("release", LINK_ENDS)
+@pytest.mark.parametrize("event", [3, 4])
+def test_a_link_counts_from_6_7_on(
+    release: str, event: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        syscall, "bpf", kernel_with(LINK_ENDS[release], {7: link_info(5, event, 1 << 40)})
+    )
+    assert syscall.missed_hits(7) == (None if release == "6.6" else (5, 1 << 40))
+
+
+def test_a_link_to_another_event_has_no_such_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracepoint's (5) has its name's length there."""
+    monkeypatch.setattr(syscall, "bpf", kernel_with(64, {7: link_info(5, 5, 12)}))
+    assert syscall.missed_hits(7) is None
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_kprobe_is_linked_where_the_kernel_can(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event's own fd is closed behind a link, which holds it; without links the event's fd is kept."""
+    (tmp_path / "type").write_text("6\n")
+    monkeypatch.setattr(bpf_events, "_KPROBE_PMU", tmp_path)
+    opened: list[int] = []
+    orders: list[tuple[int, int, int]] = []
+
+    def open_fd() -> int:
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+        return opened[-1]
+
+    def bpf(command: int, asked: ctypes.Structure) -> int:
+        # union bpf_attr, link_create: prog_fd, target_fd, attach_type BPF_PERF_EVENT, flags
+        assert (command, bytes(asked)) == (28, struct.pack("=IIII", 3, opened[-1], 41, 0))
+        if not links:
+            raise OSError(22, "Invalid argument")
+        return open_fd()
+
+    monkeypatch.setattr(syscall, "perf_event_open", lambda _: open_fd())
+    monkeypatch.setattr(syscall, "bpf", bpf)
+    monkeypatch.setattr(fcntl, "ioctl", lambda *order: orders.append(order))
+    attached = bpf_events.kprobe(3, "kvm_vm_ioctl")
+    assert attached == Attached(opened[-1], None, linked=links)
+    enable, set_program = 0x2400, 0x40042408
+    if links:
+        assert orders == [(opened[0], enable, 0)]
+    else:
+        assert orders == [(opened[-1], set_program, 3), (opened[-1], enable, 0)]
+    os.fstat(attached.fd)
+    attached.close()
+    for fd in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
 PROFILE = """\
   kvm_dev_ioctl_77_0                                         12               0
   ksys_write_77_1                                         90210              41
@@ -101,22 +171,26 @@ def an_object(programs: dict[str, int], attached: dict[tuple[str, str], Attached
 def test_what_an_object_counts(tracefs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of its programs, and of its own probes in tracefs: not those of another process, and none twice."""
     programs = {7: prog_info(99, 3), 8: prog_info(100, 0)}
+    # One link of a kernel that shows nothing of it, and one that does.
+    programs |= {21: link_info(4, 0, 9), 23: link_info(5, 3, 6)}
     monkeypatch.setattr(syscall, "bpf", kernel_with(232, programs))
     bpf = an_object(
         {"kp_ioctl": 7, "kr_send": 8, "gone": 9},
         {
             ("kvm_vm_ioctl", "kp_ioctl"): Attached(20),
-            ("ksys_write", "kr_send"): Attached(21, "vftrace/ksys_write_77_1"),
+            ("ksys_write", "kr_send"): Attached(21, "vftrace/ksys_write_77_1", linked=True),
             ("do_writev", "kr_send"): Attached(22, "vftrace/do_writev_77_2"),
+            ("kvm_dev_ioctl", "kp_ioctl"): Attached(23, linked=True),
         },
     )
     assert list(bpf.missed_runs()) == [
         Missed("kp_ioctl", RECURSION, "99", 3),
         Missed("kr_send", RECURSION, "100", 0),
+        Missed("kp_ioctl", KPROBE, "link 5", 6),
         Missed("kr_send", KPROBE, "ksys_write_77_1", 41),
     ]
     (tracefs / "kprobe_profile").unlink()
-    assert [m.reason for m in bpf.missed_runs()] == [RECURSION, RECURSION]
+    assert [m.reason for m in bpf.missed_runs()] == [RECURSION, RECURSION, KPROBE]
 
 
 def test_without_tracefs_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

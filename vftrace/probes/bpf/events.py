@@ -23,10 +23,12 @@ _serial = itertools.count()
 
 @dataclass(frozen=True)
 class Attached:
-    """`fd`: the event that runs the program; `probe`: its name in tracefs if it was made there."""
+    """`fd`: the event that runs the program, or `linked` the link that holds the event; `probe`: its name in tracefs if
+    it was made there."""
 
     fd: int
     probe: str | None = None
+    linked: bool = False
 
     def close(self) -> None:
         """Detach the program."""
@@ -69,7 +71,7 @@ def kretprobe(program: int, function: str, instances: int, *, must: bool = True)
         (bit,) = re.findall(r"config:(\d+)", (_KPROBE_PMU / "format/retprobe").read_text())
         return _by_name(program, function, 1 << int(bit))
     try:
-        return Attached(_running(program, _event_in(kernel.tracefs() / "events" / probe)), probe)
+        return _linked(program, _event_in(kernel.tracefs() / "events" / probe), probe)
     except BaseException:
         _order(f"-:{probe}")
         raise
@@ -79,7 +81,7 @@ def _by_name(program: int, function: str, config: int) -> Attached:
     text = ctypes.create_string_buffer(function.encode())
     kind = int((_KPROBE_PMU / "type").read_text())
     event = syscall.PerfEvent(type=kind, config=config, config1=ctypes.addressof(text))
-    return Attached(_running(program, event))
+    return _linked(program, event)
 
 
 def remove_left_over() -> None:
@@ -93,7 +95,10 @@ def remove_left_over() -> None:
 
 def missed_hits() -> dict[str, int]:
     """Return by name, without the group, how often each probe in tracefs was hit and did not run: inside another
-    probe, or with all instances of a return probe in use. Empty if the list may not be read."""
+    probe, or with all instances of a return probe in use. Empty if the list may not be read.
+
+    The same is shown by a link since Linux 6.7 (`syscall.missed_hits`), also of probes that are not in tracefs.
+    """
     try:
         lines = (kernel.tracefs() / "kprobe_profile").read_text().splitlines()
     except (OSError, MachineError):
@@ -112,6 +117,25 @@ def _event_in(place: Path) -> syscall.PerfEvent:
         sample_period=1,
         wakeup_events=1,
     )
+
+
+def _linked(program: int, event: syscall.PerfEvent, probe: str | None = None) -> Attached:
+    """Run a program at a kprobe by a link, which shows how often the probe was hit and did not run, else without."""
+    fd = syscall.perf_event_open(event)
+    try:
+        link = syscall.link_perf_event(program, fd)
+    except OSError:
+        os.close(fd)
+        return Attached(_running(program, event), probe)
+    try:
+        fcntl.ioctl(fd, syscall.PERF_EVENT_IOC_ENABLE, 0)
+    except BaseException:
+        os.close(link)
+        raise
+    finally:
+        # The link holds the event (kernel/bpf/syscall.c, bpf_perf_link_attach).
+        os.close(fd)
+    return Attached(link, probe, linked=True)
 
 
 def _running(program: int, event: syscall.PerfEvent) -> int:

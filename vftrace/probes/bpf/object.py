@@ -166,7 +166,13 @@ class Object:
                     yield Missed(name, RECURSION, str(found[0]), found[1])
         # Another thread may detach meanwhile.
         attached = list(self._attached.items())
-        probes = {at.probe: name for (_, name), at in attached if at.probe is not None}
+        probes: dict[str, str] = {}
+        for (_, name), at in attached:
+            shown = _link_shows(at)
+            if shown is not None:
+                yield Missed(name, KPROBE, f"link {shown[0]}", shown[1])
+            elif at.probe is not None:
+                probes[at.probe] = name
         hits = events.missed_hits() if probes else {}
         for probe, name in probes.items():
             own = probe.partition("/")[2]
@@ -310,6 +316,16 @@ def reason_in(log: str) -> str:
     lines = [line.strip() for line in log.splitlines()]
     told = [line for line in lines if line and not line.startswith(("processed ", "verification "))]
     return told[-1] if told else ""
+
+
+def _link_shows(attached: events.Attached) -> tuple[int, int] | None:
+    """The link's id, and how often its kprobe was hit and did not run; None if the kernel does not show it."""
+    if not attached.linked:
+        return None
+    try:
+        return syscall.missed_hits(attached.fd)
+    except OSError:
+        return None
 
 
 def _make(name: str, image: MapImage) -> int:

@@ -16,6 +16,7 @@ _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE = 0, 1, 2, 3
 PROG_LOAD, OBJ_GET_INFO, RAW_TRACEPOINT_OPEN, BTF_LOAD = 5, 15, 17, 18
 BTF_GET_FD_BY_ID, MAP_LOOKUP_AND_DELETE, BTF_GET_NEXT_ID, MAP_LOOKUP_BATCH = 19, 21, 23, 24
+LINK_CREATE = 28
 
 RINGBUF = 27
 """BPF_MAP_TYPE_RINGBUF."""
@@ -23,6 +24,11 @@ KPROBE, TRACEPOINT, RAW_TRACEPOINT, TRACING = 2, 5, 17, 26
 """Types of programs (BPF_PROG_TYPE_*)."""
 TRACE_FENTRY, TRACE_FEXIT = 24, 25
 """Attach types of a TRACING program."""
+
+PERF_EVENT = 41
+"""The attach type of a link to a perf event (BPF_PERF_EVENT)."""
+_EVENT_KPROBE, _EVENT_KRETPROBE = 3, 4
+"""BPF_PERF_EVENT_*: what the perf event of a link is."""
 
 PERF_TYPE_TRACEPOINT = 2
 PERF_EVENT_IOC_ENABLE, PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
@@ -130,6 +136,31 @@ class RawTracepoint(ctypes.Structure):
     """BPF_RAW_TRACEPOINT_OPEN; without a name it attaches a TRACING program where it was loaded for."""
 
     _fields_ = (("name", _u64), ("prog_fd", _u32), ("pad", _u32))
+
+
+class LinkCreate(ctypes.Structure):
+    """BPF_LINK_CREATE."""
+
+    _fields_ = (("prog_fd", _u32), ("target_fd", _u32), ("attach_type", _u32), ("flags", _u32))
+
+
+class KprobeLinkInfo(ctypes.Structure):
+    """struct bpf_link_info of a kprobe as far as `missed`, which the kernel has since 6.7; `event` is
+    perf_event.type."""
+
+    _fields_ = (
+        ("type", _u32),
+        ("id", _u32),
+        ("prog_id", _u32),
+        ("pad", _u32),
+        ("event", _u32),
+        ("event_pad", _u32),
+        ("func_name", _u64),
+        ("name_len", _u32),
+        ("offset", _u32),
+        ("addr", _u64),
+        ("missed", _u64),
+    )
 
 
 class ById(ctypes.Structure):
@@ -322,6 +353,23 @@ def missed_runs(program: int) -> tuple[int, int] | None:
     if asked.info_len < ctypes.sizeof(info):
         return None
     return info.id, info.recursion_misses
+
+
+def link_perf_event(program: int, event: int) -> int:
+    """Attach a program to a perf event; returns the fd of the link, which holds both. Raises OSError, always where the
+    kernel is older than 5.15."""
+    return bpf(LINK_CREATE, LinkCreate(prog_fd=program, target_fd=event, attach_type=PERF_EVENT))
+
+
+def missed_hits(link: int) -> tuple[int, int] | None:
+    """Return the id of a link to a kprobe, and how often the probe was hit and did not run; None if this kernel does
+    not show that. Raises OSError."""
+    info = KprobeLinkInfo()
+    asked = ObjectInfo(bpf_fd=link, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
+    bpf(OBJ_GET_INFO, asked)
+    if asked.info_len < ctypes.sizeof(info) or info.event not in (_EVENT_KPROBE, _EVENT_KRETPROBE):
+        return None
+    return info.id, info.missed
 
 
 def module_btf(module: str) -> int:
