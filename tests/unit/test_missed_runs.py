@@ -1,6 +1,7 @@
 """Runs that the kernel skipped: its counters, what they add up to, and which migrations they make incomplete."""
 
 import ctypes
+import dataclasses
 import fcntl
 import json
 import os
@@ -12,15 +13,17 @@ import jsonschema
 import pytest
 from msgspec.structs import replace
 
+from tests.unit.test_join import Halves
 from tests.unit.test_losses import HOST, SCHEMA, others, replayed
 from tests.unit.test_metrics import Bench
+from tests.unit.two_hosts import join
 from vftrace import events
 from vftrace.analysis.missed import MATTERS, MAX_REPORTS, MissedLog
 from vftrace.archive.flight import _counter
 from vftrace.collect.batch import Intake
 from vftrace.collect.live import LiveSource
 from vftrace.events import COLLECTOR, wire
-from vftrace.model.migration import Migration, Snapshot
+from vftrace.model.migration import Migration, Role, Snapshot
 from vftrace.model.report import live_report
 from vftrace.outputs.report.json import report_json
 from vftrace.outputs.text.words import losses, warnings
@@ -401,3 +404,17 @@ def test_a_recording_of_one_migration_counts_each_by_itself() -> None:
         )
         == 3
     )
+
+
+def test_the_runs_that_both_hosts_skipped_are_added() -> None:
+    skipped = ((("ioctl", 2),), (("channel", 1), ("ioctl", 5)))
+    hosts = []
+    for host, runs in zip(Halves("completed-slow").boots(0, (1, 1)), skipped, strict=True):
+        (half,) = host.snapshot.migrations
+        marked = dataclasses.replace(half, incomplete=True, missed_runs=runs)
+        snapshot = dataclasses.replace(host.snapshot, migrations=(marked,))
+        hosts.append(dataclasses.replace(host, snapshot=snapshot))
+    (found,) = join(hosts)
+    assert found.migration.role == Role.STITCHED
+    assert found.migration.incomplete
+    assert found.migration.missed_runs == (("channel", 1), ("ioctl", 7))
