@@ -32,20 +32,6 @@ NOISE_NS = 20_000_000
 MODULES = ("kvm-amd", "vfio-pci", "mdev", "igb")
 
 
-def skipped_runs(pid: int) -> int:
-    """Runs of a process's BPF programs that the kernel skipped (kernel/bpf/syscall.c, bpf_prog_show_fdinfo).
-
-    Those on kprobes and tracepoints are counted since Linux 6.7. Unlike a look into a map, reading this skips none.
-    """
-    found = 0
-    for file in Path(f"/proc/{pid}/fdinfo").iterdir():
-        # A file that the process has just closed.
-        with contextlib.suppress(FileNotFoundError):
-            line = re.search(r"^recursion_misses:\s*(\d+)$", file.read_text(), re.MULTILINE)
-            found += int(line[1]) if line else 0
-    return found
-
-
 @contextlib.contextmanager
 def tracers(
     results: Path, options: dict[str, list[str]], modules: Sequence[str] = MODULES
@@ -77,8 +63,6 @@ def tracers(
                 f"vftrace {name} ready {(boottime_ns() - begun) / 1e9:.1f} s after all were started"
             )
         yield recordings
-        for name, process in started.items():
-            say(f"vftrace {name}: {skipped_runs(process.pid)} runs of its programs were skipped")
         for process in started.values():
             process.send_signal(signal.SIGINT)
         for name, process in started.items():
@@ -140,6 +124,37 @@ def _devices() -> tuple[str, str]:
     return source.name, target.name
 
 
+def _ways_agree(reports: dict[str, Any]) -> None:
+    """JobError unless all ways see the same migration, except for one whose programs the kernel did not run.
+
+    7.x preempts a task inside a program and inside bpf(2), and other tasks' runs on that CPU are skipped meanwhile
+    (docs/reference/probes.md): of three tracers on two emulated processors that is common. Figures may be missing then,
+    but not without a mark.
+    """
+    found = {}
+    for way, report in reports.items():
+        migrations = report["migrations"]
+        if len(migrations) != 1:
+            raise JobError(f"{way}: {len(migrations)} migrations instead of one")
+        (migration,) = migrations
+        missed = {m["probe"]: m["count"] for m in migration.pop("missed_runs")}
+        all_missed = {
+            (m["probe"], m["reason"]): m["count"] for m in report["hosts"][0]["missed_runs"]
+        }
+        said = f"{migration['strategy']}, {migration['outcome']}, {len(migration['rounds'])} rounds"
+        sent = migration["channel"]["bytes"]
+        say(f"{way}: {said}, {sent} bytes; skipped runs meanwhile {missed}, in all {all_missed}")
+        if migration["incomplete"] != bool(missed):
+            raise JobError(f"{way}: incomplete is {migration['incomplete']}, and {missed}")
+        if not missed:
+            found[way] = migration
+    if not found:
+        raise JobError("the kernel skipped runs of every tracer")
+    first, *others = found
+    for way in others:
+        _same(found[first], found[way], way)
+
+
 def ways(job: Job) -> None:
     """Three tracers, each attached in another way, see the same migration."""
     with tracers(job.results, {way: ["--way", way] for way in WAYS}) as recordings:
@@ -158,13 +173,7 @@ def ways(job: Job) -> None:
                     "migration": migration_truth(migration),
                 }
             )
-    found = {way: _replayed(recording) for way, recording in recordings.items()}
-    for way, migrations in found.items():
-        say(f"{way}: {[(m['strategy'], m['outcome'], len(m['rounds'])) for m in migrations]}")
-    if len(found[WAYS[0]]) != 1:
-        raise JobError(f"{len(found[WAYS[0]])} migrations instead of one")
-    for way in WAYS[1:]:
-        _same(found[WAYS[0]], found[way], way)
+    _ways_agree({way: _report(recording) for way, recording in recordings.items()})
 
 
 def late(job: Job) -> None:
