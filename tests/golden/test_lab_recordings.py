@@ -297,6 +297,30 @@ def test_the_blackouts_checkpoints_are_all_there(name: str, job: str) -> None:
     assert sum(c.ns or 0 for c in found.checkpoints) == found.vcpu_ns
 
 
+@pytest.mark.parametrize(("name", "job"), jobs("steer-downtime"))
+def test_a_device_that_takes_its_time_is_named_in_the_blackout(name: str, job: str) -> None:
+    """The longest arc of each side is a call to VFIO, and the step that waited for it is charged to that call."""
+    calls = migration(name, job).calls
+    if calls is None:
+        pytest.skip("recorded before calls were")
+    roles = {device["uuid"]: device["role"] for device in truths(name)[job]["devices"]}
+    for side in ("source", "destination"):
+        set_ns = max(
+            1000 * entry["us"]
+            for entry in truths(name)[job]["set_times"]
+            if roles[entry["uuid"]] == side
+        )
+        named = [
+            cause
+            for step in calls.steps
+            for cause in step.causes
+            if (cause.side, cause.call) == (side, "VFIO_DEVICE_FEATURE")
+        ]
+        assert {cause.target for cause in named} == {"vfio-device"}
+        assert max(cause.ns for cause in named) > set_ns - NEAR
+        assert max(cause.longest_ns for cause in named) > set_ns
+
+
 # -- how it ended -------------------------------------------------------------------------------
 
 NO_MIGRATION = ("unplug-only", "requests", "iommufd-requests")
@@ -386,7 +410,7 @@ def test_a_virtchnl_vfs_outage_is_told_from_both_ends(name: str, job: str) -> No
         )
     }
     found = migration(name, job)
-    source, destination = found.vfs
+    _, destination = found.vfs
     assert [vf.pf for vf in found.vfs] == [truth["pf"]] * 2
     assert [(vf.vf, vf.address) for vf in found.vfs] == [
         (0, unplug["address"]),

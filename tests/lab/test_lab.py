@@ -233,6 +233,12 @@ def test_devices_log_dma_themselves_on_every_kernel(kernel: str) -> None:
     assert truth(kernel, "steer-dma")["tracking"] == "device"
 
 
+def test_a_file_was_mapped_into_an_iommufd() -> None:
+    """Linux 6.13 and later can (IOMMU_IOAS_MAP_FILE). QEMU 10.0 never requests it, and tinyvmm does."""
+    for kernel in {"6.12", "7.x"} & set(_kernels()):
+        assert truth(kernel, "iommufd-requests")["maps_files"] == (kernel == "7.x")
+
+
 def test_an_iommu_that_tracks_is_asked_by_iommufd() -> None:
     for kernel in {"6.12", "7.x"} & set(_kernels()):
         found = truth(kernel, "steer-dma-phys")
@@ -282,6 +288,26 @@ def test_a_virtchnl_vfs_outage(kernel: str, tmp_path: Path) -> None:
     results = LAB / "results" / f"{kernel}-outage-test"
     done = run_jobs(kernel, OUTAGES, results, environment={"VFTRACE": "each"})
     assert done.codes == dict.fromkeys(OUTAGES, 0)
+    golden.check_lab(results, kernel, tmp_path)
+
+
+@pytest.mark.parametrize("kernel", _kernels())
+def test_devices_by_tracepoint(kernel: str, tmp_path: Path) -> None:
+    """By this method too each figure is what the VMMs and the drivers say."""
+    _full_only("a boot of its own")
+    names = ["steer-downtime", "steer-dma", "unplug", "requests"]
+    if kernel != "6.1":
+        names += [
+            "steer-dma-container",
+            "steer-dma-iommufd",
+            "vfio-iommufd",
+            "unplug-iommufd",
+            *IOMMUFD,
+        ]
+    results = LAB / "results" / f"{kernel}-tracepoint-test"
+    environment = {"VFTRACE": "1", "VFTRACE_OPTIONS": "--way tracepoint"}
+    done = run_jobs(kernel, names, results, timeout_s=900, environment=environment)
+    assert done.codes == dict.fromkeys(names, 0)
     golden.check_lab(results, kernel, tmp_path)
 
 

@@ -39,28 +39,29 @@ def _expect_cdev(machine: TinyVmm, name: str, *, tracks: bool) -> None:
         raise JobError(f"{name} has capabilities {answer['capabilities']:#x}")
 
 
-def _maps(machine: TinyVmm) -> None:
-    """More mappings of the same memory; a file can be mapped since 6.13."""
+def _maps(machine: TinyVmm) -> bool:
+    """More mappings of the same memory; whether this kernel maps a file too, as it does since 6.13."""
     expect(machine(f"iomap {MEMORY} {MIB}"), ret=0)
     expect(machine(f"iomap {MEMORY} {MIB}"), ret=EEXIST)
-    if machine(f"iomap {2 * MEMORY} {MIB} file")["ret"] == 0:
+    maps_files = bool(machine(f"iomap {2 * MEMORY} {MIB} file")["ret"] == 0)
+    say(f"a file {'is mapped' if maps_files else 'cannot be mapped on this kernel'}")
+    if maps_files:
         expect(machine(f"iounmap {2 * MEMORY} {MIB}"), ret=0)
-    else:
-        say("this kernel maps no files")
     expect(machine(f"iocopy {MEMORY} {MIB} {3 * MEMORY}"), ret=0)
     expect(machine(f"iounmap {3 * MEMORY} {MIB}"), ret=0)
     expect(machine(f"iounmap {MEMORY} {MIB}"), ret=0)
     expect(machine(f"iounmap {MEMORY} {MIB}"), ret=ENOENT)
+    return maps_files
 
 
-def _page_table(machine: TinyVmm) -> None:
-    """Two devices behind an IOMMU that tracks, on one page table."""
+def _page_table(machine: TinyVmm) -> bool:
+    """Two devices behind an IOMMU that tracks, on one page table; what `_maps` found."""
     first, second = Phys.take(0), Phys.take(1)
     _expect_cdev(machine, first.name, tracks=True)
     expect(machine("bind"), ret=EINVAL)
     expect(machine(f"cdev {second.name}"), hwpt_ret=0)
     expect(machine("bind"), ret=EINVAL)
-    _maps(machine)
+    maps_files = _maps(machine)
     expect_no_pages(machine(f"written {WHOLE}"))
     expect(machine("hwpt on"), ret=0)
     first.command(f"touch {8 * MIB} 7")
@@ -88,6 +89,7 @@ def _page_table(machine: TinyVmm) -> None:
     expect(machine("hwpt off"), ret=0)
     expect_no_pages(machine(f"written {WHOLE}"))
     machine("done")
+    return maps_files
 
 
 def _no_tracking(machine: TinyVmm, function: str) -> None:
@@ -116,12 +118,13 @@ def iommufd_requests(job: Job) -> None:
     try:
         with tiny_vmm() as machine:
             machine("run")
-            _page_table(machine)
+            maps_files = _page_table(machine)
             _no_tracking(machine, function)
             machine("stop")
             job.write_truth(
                 {
                     "pf": PF,
+                    "maps_files": maps_files,
                     "tiny": [{"pid": machine.pid, "role": "none", "log": machine.log}],
                     "devices": [{"uuid": device.name, "log": device.log()} for device in devices],
                 }
