@@ -327,6 +327,32 @@ def missed_runs(job: Job) -> None:
         raise JobError(f"{SENDERS} senders have {INSTANCES} instances, and the migration has none")
 
 
+KPROBE_EVENTS = Path("/sys/kernel/tracing/kprobe_events")
+
+
+def killed(job: Job) -> None:
+    """A tracer that is killed leaves its return probes in tracefs, and the next one removes them."""
+
+    def owners() -> set[int]:
+        return {int(p) for p in re.findall(r":vftrace/\w+_(\d+)_\d+ ", KPROBE_EVENTS.read_text())}
+
+    before, reader = owners(), 0
+    with contextlib.suppress(JobError), tracers(job.results, {"killed": ["--way", "kprobe"]}):
+        (reader,) = owners() - before
+        os.kill(reader, signal.SIGKILL)
+        # The main process ends with an error then, which is the JobError.
+    wait_for("the reader's end", 20, lambda: not Path(f"/proc/{reader}").exists())
+    left = owners() & {reader}
+    with tracers(job.results, {"next": ["--way", "kprobe"]}):
+        now = owners()
+    say(f"left by the killed one: {bool(left)}; by it beside the next one: {reader in now}")
+    if not left or reader in now or len(now - before) != 1:
+        raise JobError("expected probes of the killed tracer until the next one started")
+    if owners() != before:
+        raise JobError("the next one left probes behind, and was not killed")
+    job.write_truth({"reader": reader})
+
+
 # The functions that each of vftrace's probes cannot do without, where it has a choice.
 NEEDED = {
     "ioctl": ("kvm_dev_ioctl", "kvm_vm_ioctl", "kvm_vcpu_ioctl", "kvm_device_ioctl"),
@@ -382,4 +408,5 @@ JOBS: dict[str, Callable[[Job], None]] = {
     "late-kvm": late_kvm,
     "doctor": doctor,
     "missed-runs": missed_runs,
+    "killed": killed,
 }
