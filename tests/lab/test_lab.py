@@ -282,20 +282,11 @@ def test_jobs_with_a_tracer_of_their_own(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", _kernels())
-def test_a_virtchnl_vfs_outage(kernel: str, tmp_path: Path) -> None:
-    """VFIO, KVM and the mailbox of an i40e or ice card in one recording."""
+def test_outages_and_devices_by_tracepoint(kernel: str, tmp_path: Path) -> None:
+    """By this method too each figure is what the VMMs and the drivers say; and VFIO, KVM and the mailbox of an i40e or
+    ice card are in one recording."""
     _full_only("a boot with recordings of their own")
-    results = LAB / "results" / f"{kernel}-outage-test"
-    done = run_jobs(kernel, OUTAGES, results, environment={"VFTRACE": "each"})
-    assert done.codes == dict.fromkeys(OUTAGES, 0)
-    golden.check_lab(results, kernel, tmp_path)
-
-
-@pytest.mark.parametrize("kernel", _kernels())
-def test_devices_by_tracepoint(kernel: str, tmp_path: Path) -> None:
-    """By this method too each figure is what the VMMs and the drivers say."""
-    _full_only("a boot of its own")
-    names = ["steer-downtime", "steer-dma", "unplug", "requests"]
+    names = [*OUTAGES, "steer-downtime", "steer-dma", "unplug", "requests"]
     if kernel != "6.1":
         names += [
             "steer-dma-container",
@@ -305,7 +296,7 @@ def test_devices_by_tracepoint(kernel: str, tmp_path: Path) -> None:
             *IOMMUFD,
         ]
     results = LAB / "results" / f"{kernel}-tracepoint-test"
-    environment = {"VFTRACE": "1", "VFTRACE_OPTIONS": "--way tracepoint"}
+    environment = {"VFTRACE": "each", "VFTRACE_OPTIONS": "--way tracepoint"}
     done = run_jobs(kernel, names, results, timeout_s=900, environment=environment)
     assert done.codes == dict.fromkeys(names, 0)
     golden.check_lab(results, kernel, tmp_path)
