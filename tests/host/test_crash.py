@@ -11,9 +11,9 @@ import pytest
 
 from tests.crash import COMMANDS, Load, kill_once
 
-AT_MOST_NS = 10_000_000_000
-"""How long before the kill a recording may end here, where others take the processors (docs/results/crash.md);
-`tests.crash` measures it."""
+AT_MOST_NS = 400_000_000
+"""How long before the kill a recording may end, of two. `tests.crash` measures it: at most 200 ms where vftrace gets a
+CPU. Other work on the machine makes one of two late, a recorder that writes too seldom makes both late."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_what_was_recorded_before_a_kill_is_whole(command: str, load: Load, tmp_
     chance = random.Random(command)
     with load:
         kills = [kill_once(command, tmp_path / f"{n}.vft", load, chance) for n in range(2)]
-    assert max(kill.lost_ns for kill in kills) < AT_MOST_NS
+    assert min(kill.lost_ns for kill in kills) < AT_MOST_NS
 
 
 def _limited(limit: int, value: int) -> "subprocess.CompletedProcess[str]":
