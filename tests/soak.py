@@ -13,13 +13,14 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
 from vftrace import events
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.order import Order
-from vftrace.events import COLLECTOR, Event
+from vftrace.events import COLLECTOR, Event, layout
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Snapshot
 from vftrace.outputs.exporter.accounts import Reading
@@ -100,15 +101,48 @@ def sent(life: Life, pid: int, tid: int, total: int, first: int) -> Event:
     return events.Channel(*head, total, total // 1000 + 1, first, head[0], 0, 7, 0, tid, 0)
 
 
+def called(life: Life) -> Iterator[Event]:
+    """A write to the channel that waited for 60 ms, and a wait for a CPU."""
+    head, until = life.head(COLLECTOR, 1), life.at
+    began = until - 60 * MS
+    yield events.Call(*head, began, until, 60 * MS, 60 * MS, 59 * MS, 0, 9, PID, TID, 46, 0, 7, 1)
+    head = life.head(COLLECTOR, 1)
+    yield events.OffCpu(*head, until - MS, until, PID, TID, events.OffCpu.QUEUED, 0)
+
+
+def vcpu_time(life: Life, begun_ns: int, hold_ns: int) -> Event:
+    """A sample of a vCPU that ran for a quarter of the time since `begun_ns`, while auto-converge held it for the rest;
+    the last hold began at `hold_ns`."""
+    head, until = life.head(COLLECTOR, 1), life.at
+    passed = until - begun_ns
+    ran: dict[str, Any] = dict.fromkeys(events.VcpuTime.__struct_fields__[4:], 0)
+    known: dict[str, Any] = {
+        "begun_ns": begun_ns,
+        "until_ns": until,
+        "guest_ns": passed // 4,
+        "throttle_ns": passed - passed // 4,
+        "held_from_ns": hold_ns,
+        "held_state": events.VcpuTime.THROTTLE,
+        "pid": PID,
+        "thread": PID + 1,
+        "wait": (0,) * layout.VCPU_WAITS,
+    }
+    return events.VcpuTime(*head, **ran | known)
+
+
 def non_converging(rounds: int) -> Iterator[Event]:
-    """A migration whose guest dirties memory as fast as it is sent: a round every 72 ms, for two hours at 100,000."""
+    """A migration whose guest dirties memory as fast as it is sent, though auto-converge holds it: a round every 72 ms,
+    for two hours at 100,000. Its calls and its vCPU are traced as in a blackout, all the time."""
     life = Life()
     yield from begun(life)
     first = life.at + 1
+    yield events.CallsTraced(*life.head(COLLECTOR, 1), PID, True, first, "x86_64", 1000)
     for number in range(rounds):
         yield from synced(life, PID, TID, number % 64, (1 << 128) - 1 << number % 1000)
         yield sent(life, PID, TID, (number + 1) * 600_000, first)
+        yield from called(life)
         life.at += 72 * MS
+        yield vcpu_time(life, first, life.at - 54 * MS)
         yield from life.ticks()
 
 

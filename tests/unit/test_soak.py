@@ -11,7 +11,7 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("name", "count", "least_events"),
     [
-        ("non-converging", 1200, 6_000),
+        ("non-converging", 700, 6_000),
         ("sessions", 300, 2_000),
         ("slots-and-threads", 400, 30_000),
         ("vms", 400, 4_000),
@@ -24,6 +24,21 @@ def test_twice_as_much_takes_no_more_memory(name: str, count: int, least_events:
     assert twice.peak < 64 * MIB
     # 1024 migrations that have settled are kept, some KB each; no case has as many in its first run.
     assert twice.peak < 1.3 * once.peak + 1024 * 8192
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("non-converging", 5000), ("sessions", 1000), ("vms", 3000)]
+)
+def test_twice_as_much_takes_twice_as_long(name: str, count: int) -> None:
+    make, _ = soak.CASES[name]
+    once, twice = [], []
+    # It is CPU time, which other processes still lengthen now and then.
+    for _ in range(3):
+        once.append(soak.run(make(count), traced=False).seconds)
+        twice.append(soak.run(make(2 * count), traced=False).seconds)
+        if min(twice) < 2.4 * min(once) + 0.05:
+            return
+    pytest.fail(f"{count}: {once} s of CPU, {2 * count}: {twice} s")
 
 
 def test_a_thread_and_a_slot_cost_the_same_among_thousands() -> None:
