@@ -433,7 +433,7 @@ METRICS = (
         "counter",
         "Losses of a VM: `records` for which the ring buffer had no room, or for which the VM had used up its "
         "share; `bitmap_parts`, which only make numbers of pages unknown; `uncounted` calls and sends for which a "
-        "table of the kernel side had no room. A VM without losses has no such series.",
+        "kernel table had no room. A VM without losses has no such series.",
         "events",
         ("vm", "kind"),
         "all",
@@ -524,7 +524,7 @@ METRICS = (
     Metric(
         "kernel_table_full_total",
         "counter",
-        "Entries for which a BPF table had no room; vftrace marks a VM that needed one as incomplete.",
+        "Entries for which a kernel table had no room; vftrace marks a VM that needed one as incomplete.",
         "entries",
         ("table",),
         "all",
