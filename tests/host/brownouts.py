@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ POINTS = 5.0
 
 LEAST_PART_NS = 1_000_000_000
 
-Counts = list[tuple[int, int]]
-"""(CLOCK_BOOTTIME, the guest's counter)."""
+Counts = list[tuple[int, ...]]
+"""(CLOCK_BOOTTIME, each vCPU's counter)."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Stage:
     throttle: int | None = None
     limit: int | None = None
 
-    async def vm(self, spec: Spec, role: Any) -> Vm:
-        """Start a VM and begin to read its guest's counter."""
+    async def vm(self, spec: Spec, role: Any, vcpus: int) -> Vm:
+        """Start a VM and begin to read its guest's counters."""
         path = Path("/dev/shm") / f"vftrace-{os.getpid()}-{role}"
         path.write_bytes(b"")
         os.truncate(path, MEMORY_MIB * MIB)
@@ -78,18 +79,20 @@ class Stage:
             "-object",
             f"memory-backend-file,id=ram,size={MEMORY_MIB}M,mem-path={path},share=on",
         )
-        extra = (*spec.extra, *memory, "-machine", "memory-backend=ram")
+        extra = (*spec.extra, *memory, "-machine", "memory-backend=ram", "-smp", str(vcpus))
         vm = await self.run.start(dataclasses.replace(spec, extra=extra), role)
         file = os.open(path, os.O_RDONLY)
         self.stack.callback(os.close, file)
-        reading = asyncio.ensure_future(self._read(file, self.counts[role]))
+        reading = asyncio.ensure_future(self._read(file, vcpus, self.counts[role]))
         self.stack.callback(reading.cancel)
         return vm
 
-    async def _read(self, file: int, counts: Counts) -> None:
+    async def _read(self, file: int, vcpus: int, counts: Counts) -> None:
+        addresses = [guest.turns_address(vcpu) for vcpu in range(vcpus)]
         while True:
             at_ns = boottime_ns()
-            counts.append((at_ns, int.from_bytes(os.pread(file, 4, guest.TICKS_ADDRESS), "little")))
+            words = [os.pread(file, 4, address) for address in addresses]
+            counts.append((at_ns, *(int.from_bytes(word, "little") for word in words)))
             await asyncio.sleep(SAMPLE_S)
 
     async def begin(
@@ -98,6 +101,7 @@ class Stage:
         accel: str = "kvm",
         turns: int = TURNS,
         pages: int = PAGES,
+        vcpus: int = 1,
         capabilities: tuple[str, ...] = (),
         settings: Mapping[str, int] | None = None,
     ) -> tuple[Vm, Vm, Migration]:
@@ -105,10 +109,10 @@ class Stage:
         rom = self.run.directory / "counting.rom"
         rom.write_bytes(guest.counting_rom(FIRST_PAGE, pages, turns))
         spec = Spec(f"demo-{self.run.scenario}", None, rom, accel=accel)
-        source = await self.vm(spec, "source")
+        source = await self.vm(spec, "source", vcpus)
         _prefer(source)
         await asyncio.sleep(BEFORE_S)
-        destination = await self.vm(spec, "destination")
+        destination = await self.vm(spec, "destination", vcpus)
         _prefer(destination)
         migration = await self.run.migrate(
             source,
@@ -147,15 +151,19 @@ def _prefer(vm: Vm) -> None:
             os.setpriority(os.PRIO_PROCESS, int(task.name), -10)
 
 
-async def _none(stage: Stage) -> Truth:
-    source, destination, migration = await stage.begin()
-    await asyncio.sleep(DURING_S)
-    return await stage.end(source, destination, migration)
+def _none(vcpus: int = 1) -> Callable[[Stage], Awaitable[Truth]]:
+    async def play(stage: Stage) -> Truth:
+        source, destination, migration = await stage.begin(vcpus=vcpus)
+        await asyncio.sleep(DURING_S)
+        return await stage.end(source, destination, migration)
+
+    return play
 
 
-def _throttled(percent: int) -> Callable[[Stage], Awaitable[Truth]]:
+def _throttled(percent: int, vcpus: int = 1) -> Callable[[Stage], Awaitable[Truth]]:
     async def play(stage: Stage) -> Truth:
         source, destination, migration = await stage.begin(
+            vcpus=vcpus,
             capabilities=("auto-converge",),
             settings={
                 "cpu-throttle-initial": percent,
@@ -194,21 +202,36 @@ async def _ring_full(stage: Stage) -> Truth:
     return await stage.end(source, destination, migration)
 
 
-async def _cpu_hog(stage: Stage) -> Truth:
-    source, destination, migration = await stage.begin()
+@contextmanager
+def _hogged(threads: Iterable[int]) -> Iterator[None]:
+    """Let these threads share a CPU with two programs that never rest."""
     cpu = {max(os.sched_getaffinity(0))}
     hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
         for hog in hogs:
             os.sched_setaffinity(hog.pid, cpu)
             os.setpriority(os.PRIO_PROCESS, hog.pid, -10)
-        for task in Path(f"/proc/{source.qemu.pid}/task").iterdir():
-            os.sched_setaffinity(int(task.name), cpu)
-        await asyncio.sleep(DURING_S)
+        for thread in threads:
+            os.sched_setaffinity(thread, cpu)
+        yield
     finally:
         for hog in hogs:
             hog.kill()
             hog.wait()
+
+
+async def _cpu_hog(stage: Stage) -> Truth:
+    source, destination, migration = await stage.begin()
+    with _hogged(int(task.name) for task in Path(f"/proc/{source.qemu.pid}/task").iterdir()):
+        await asyncio.sleep(DURING_S)
+    return await stage.end(source, destination, migration)
+
+
+async def _one_hogged(stage: Stage) -> Truth:
+    source, destination, migration = await stage.begin(vcpus=2)
+    answer = await source.qemu.command_qmp("query-cpus-fast")
+    with _hogged(each["thread-id"] for each in answer if each["cpu-index"] == 1):
+        await asyncio.sleep(DURING_S)
     return await stage.end(source, destination, migration)
 
 
@@ -228,7 +251,7 @@ def _postcopy(bandwidth: int) -> Callable[[Stage], Awaitable[Truth]]:
 
 
 PLAYS: Mapping[str, tuple[str, Callable[[Stage], Awaitable[Truth]]]] = {
-    "none": ("a slow network, nothing else", _none),
+    "none": ("a slow network, nothing else", _none()),
     "throttle-20": ("auto-converge at 20 %", _throttled(20)),
     "throttle-50": ("auto-converge at 50 %", _throttled(50)),
     "throttle-99": ("auto-converge at 99 %", _throttled(99)),
@@ -237,6 +260,9 @@ PLAYS: Mapping[str, tuple[str, Callable[[Stage], Awaitable[Truth]]]] = {
     "cpu-hog": ("two other programs on the guest's CPU", _cpu_hog),
     "postcopy-fast": ("post-copy, 64 MiB/s", _postcopy(64 * MIB)),
     "postcopy-slow": ("post-copy, 4 MiB/s", _postcopy(4 * MIB)),
+    "two-vcpus": ("two vCPUs, a slow network, nothing else", _none(vcpus=2)),
+    "two-throttled": ("two vCPUs, auto-converge at 50 %", _throttled(50, vcpus=2)),
+    "one-hogged": ("two vCPUs, two other programs on the CPU of the second", _one_hogged),
 }
 
 
@@ -257,7 +283,7 @@ class Judged:
     """What vftrace made of a brownout, beside the guest's own count: speeds as parts of before, on the same times.
 
     `held`: the part of the time that the vCPUs were held, from when they first were. `part_errors` are those of rounds,
-    and of post-copy, that lasted for a second at least.
+    and of post-copy, that lasted for a second at least, `vcpu_errors` those of each vCPU on the source; in points.
     """
 
     speed: float
@@ -265,6 +291,7 @@ class Judged:
     held: float | None
     waited_ns: int
     part_errors: tuple[float, ...]
+    vcpu_errors: tuple[float, ...]
 
     @property
     def error(self) -> float:
@@ -272,13 +299,18 @@ class Judged:
         return 100 * (self.speed - self.counted)
 
 
-def turns(counts: Counts, at_ns: int) -> float:
-    """The guest's counter at a time."""
-    index = bisect_left(counts, (at_ns, 0))
+def turns(counts: Counts, at_ns: int, vcpu: int | None = None) -> float:
+    """The guest's counter at a time, of one vCPU or of all together."""
+
+    def count(row: tuple[int, ...]) -> int:
+        return sum(row[1:]) if vcpu is None else row[1 + vcpu]
+
+    index = bisect_left(counts, at_ns, key=itemgetter(0))
     if index in (0, len(counts)):
-        return counts[min(index, len(counts) - 1)][1]
-    (before, low), (after, high) = counts[index - 1], counts[index]
-    return low + (high - low) * (at_ns - before) / (after - before)
+        return count(counts[min(index, len(counts) - 1)])
+    before, after = counts[index - 1], counts[index]
+    part = (at_ns - before[0]) / (after[0] - before[0])
+    return count(before) + (count(after) - count(before)) * part
 
 
 def judge(found: Found, truth: Truth) -> Judged:
@@ -299,8 +331,10 @@ def judge(found: Found, truth: Truth) -> Judged:
     if late:
         # The guest goes on from the source's last count. Until the page with it has come, the destination has an older
         # copy of it, or none.
-        last = truth.source[-1][1]
-        continued = [(at_ns, max(count, last)) for at_ns, count in truth.destination]
+        last = truth.source[-1][1:]
+        continued: Counts = [
+            (at_ns, *map(max, counts, last)) for at_ns, *counts in truth.destination
+        ]
         pieces.append((late[0].vcpus.start_ns, late[-1].vcpus.end_ns, continued))
     assert brownout.speed is not None
     edges = [*(r.at_ns for r in found.rounds), stopped]
@@ -311,6 +345,15 @@ def judge(found: Found, truth: Truth) -> Judged:
     ]
     if late and (could_run := added(span.vcpus for span in late).could_run) is not None:
         parts.append((could_run / brownout.baseline.could_run, *pieces[-1]))
+    by_vcpu = []
+    for use in brownout.vcpus:
+        if use.side == "source" and use.number is not None and use.total.could_run is not None:
+            a, b, n = use.total.start_ns, use.total.end_ns, use.number
+            own_rate = (turns(truth.source, until, n) - turns(truth.source, since, n)) / (
+                until - since
+            )
+            own = (turns(truth.source, b, n) - turns(truth.source, a, n)) / own_rate / (b - a)
+            by_vcpu.append(100 * (use.total.could_run / brownout.baseline.could_run - own))
     waits = brownout.waits
     return Judged(
         brownout.speed,
@@ -322,12 +365,13 @@ def judge(found: Found, truth: Truth) -> Judged:
             for speed, start, end, counts in parts
             if end - start >= LEAST_PART_NS
         ),
+        tuple(by_vcpu),
     )
 
 
 def main() -> None:
     print(
-        "| run | guest speed | by its own count | error, points | held | QEMU says | worst part |"
+        "| run | guest speed | by its own count | error, points | held | QEMU says | worst part or vCPU |"
     )
     print("|---|---|---|---|---|---|---|")
     for name, recording, truth in played(PLAYS, play, KEPT):
@@ -342,7 +386,7 @@ def _row(name: str, judged: Judged, truth: Truth) -> str:
         said = f"limit {truth.limit_mb_per_second} MB/s"
     elif truth.blocked_ms is not None:
         said = f"blocked {truth.blocked_ms} ms; vftrace {judged.waited_ns / 1e6:.0f} ms"
-    worst = max(judged.part_errors, key=abs, default=None)
+    worst = max((*judged.part_errors, *judged.vcpu_errors), key=abs, default=None)
     return (
         f"| {name} | {100 * judged.speed:.1f} % | {100 * judged.counted:.1f} % | {judged.error:+.1f} "
         f"| {'-' if judged.held is None else f'{100 * judged.held:.0f} %'} | {said or '-'} "

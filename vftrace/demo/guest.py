@@ -257,28 +257,42 @@ def read_rom(rom: bytes) -> DirtySet:
 
 
 def counting_rom(first_page: int, pages: int, turns_per_page: int) -> bytes:
-    """A firmware image that never rests: it counts its turns at TICKS_ADDRESS, for ever, and writes to one page after
-    each `turns_per_page` of them, to `pages` pages from `first_page` in order. Each turn is the same few instructions,
-    so the counter says how fast the vCPU runs."""
+    """A firmware image whose vCPUs never rest: each counts its turns at `turns_address`, for ever, and writes to one
+    page after each `turns_per_page` of them, to `pages` pages of its own in order, the first vCPU from `first_page`
+    on. Each turn is the same few instructions, so a counter says how fast its vCPU runs."""
     if pages < 1 or not 1 <= turns_per_page < 1 << 32:
         raise GuestError("the guest must write at least one page, after at least one turn")
     code = _Code()
     code.emit("fa fc")  # cli; cld
     _enter_unreal_mode(code)
     code.emit("31 c0 8e d0 bc fc 7f")  # xor ax,ax; mov ss,ax; mov sp,0x7ffc
+    # The number of the vCPU is that of its local APIC.
+    code.emit("66 67 a1 20 00 e0 fe 66 c1 e8 18")  # mov eax,[0xfee00020]; shr eax,24
+    code.emit("66 89 c6 c1 e0 06 05").raw(struct.pack("<H", TICKS_ADDRESS))
+    code.emit("89 c3")  # mov esi,eax; shl ax,6; add ax,TICKS_ADDRESS; mov bx,ax
+    code.emit("66 85 f6").jump("75", "pass")  # test esi,esi; jnz pass
+    # The first one starts the others here, at f000:0 (INIT, then SIPI, to all but itself).
+    for command in (0x000C4500, 0x000C4600 | 0xF0000 >> 12):
+        code.emit("66 67 c7 05").raw(struct.pack("<II", 0xFEE00300, command))
     code.label("pass")
-    code.emit("66 bf").raw(struct.pack("<I", first_page * PAGE_SIZE))  # mov edi,address
+    code.emit("66 69 fe").raw(struct.pack("<I", pages * PAGE_SIZE))  # imul edi,esi,bytes
+    code.emit("66 81 c7").raw(struct.pack("<I", first_page * PAGE_SIZE))  # add edi,address
     code.emit("66 ba").raw(struct.pack("<I", pages))  # mov edx,pages
     code.label("page")
     code.emit("66 b9").raw(struct.pack("<I", turns_per_page))  # mov ecx,turns
     code.label("turn")
-    code.emit("66 ff 06").raw(struct.pack("<H", TICKS_ADDRESS))  # inc dword [ticks]
+    code.emit("66 ff 07")  # inc dword [bx]
     code.emit("66 49").jump("75", "turn")  # dec ecx; jnz turn
     code.emit("66 67 89 17")  # mov [edi],edx: the write
     code.emit("66 81 c7 00 10 00 00")  # add edi,4096
     code.emit("66 4a").jump("75", "page")  # dec edx; jnz page
     code.jump("eb", "pass")
     return _rom(code.assemble(), {})
+
+
+def turns_address(vcpu: int) -> int:
+    """Guest physical address of the u32 with the turns of a vCPU of `counting_rom`: a cache line for each."""
+    return TICKS_ADDRESS + 64 * vcpu
 
 
 def exits_rom(port: int = 0x5F0) -> bytes:
