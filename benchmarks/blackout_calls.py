@@ -3,13 +3,16 @@
     .venv/bin/python benchmarks/blackout_calls.py [--pairs N]
 
 Migrations are traced with and without the calls in turn, in one run; both have all other probes. The QEMUs run with a
-real-time priority, so that what else this machine does comes after them. `--log FILE` keeps the figures, and those that
-are in it already count too: a long measurement may be made in pieces.
+real-time priority, so that what else this machine does comes after them. Their CPU time depends less on the machine
+than the times of migrations do. Before that, the kernel counts how long the calls' programs run in blackouts. `--log
+FILE` keeps the figures of migrations, and those that are in it already count too: a long measurement may be made in
+pieces.
 """
 
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -18,36 +21,112 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 from vftrace.collect.live import LiveSource
 from vftrace.demo import guest, qemu
+from vftrace.demo.qemu import boottime_ns
 from vftrace.demo.scenarios import MIB, Run
+from vftrace.probes.bpf import syscall
 from vftrace.probes.loader import Probes
 
 CALLS = 300_000
 
 
-def trace(*, calls: bool) -> None:
-    """Trace until SIGTERM, with or without the calls of migrating VMMs."""
+def trace(*, calls: bool, log: Path | None = None) -> None:
+    """Trace until SIGTERM, with or without the calls of migrating VMMs. `log`: where the run times of the calls'
+    programs are written."""
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
     source = LiveSource()
     if not calls:
         source.probes.calls.trace = lambda *_, **__: None  # type: ignore[method-assign]
+    found: list[RunTimes] = []
+    if log is not None:
+        programs = source.probes.calls._probes.bpf._programs
+        threading.Thread(target=sample, args=(programs, found, ended), daemon=True).start()
     print("ready", flush=True)
     while not ended:
         source.read()
     source.close()
+    if log is not None:
+        log.write_text(json.dumps(found))
+
+
+RunTimes = tuple[int, dict[str, tuple[int, int]]]
+"""CLOCK_BOOTTIME, and by program how often it ran and for how many ns."""
+
+
+def sample(programs: Mapping[str, int], found: list[RunTimes], ended: list[int]) -> None:
+    """Read every millisecond what the kernel counts of BPF programs (bpf_prog_show_fdinfo in kernel/bpf/syscall.c)."""
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(2))
+    files = {name: os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY) for name, fd in programs.items()}
+    while not ended:
+        times = {}
+        for name, file in files.items():
+            text = os.pread(file, 4096, 0).decode()
+            said = dict(line.split(":\t") for line in text.splitlines())
+            times[name] = int(said["run_cnt"]), int(said["run_time_ns"])
+        found.append((boottime_ns(), times))
+        time.sleep(0.001)
+
+
+class EnableStats(ctypes.Structure):
+    """enable_stats of union bpf_attr (include/uapi/linux/bpf.h)."""
+
+    _fields_ = (("type", ctypes.c_uint32),)
 
 
 @contextlib.contextmanager
-def tracer(*, calls: bool) -> Iterator[None]:
+def run_times() -> Iterator[None]:
+    """Let the kernel measure how long BPF programs run, as long as this lasts."""
+    enable_stats, run_time = 32, 0
+    fd = syscall.bpf(enable_stats, EnableStats(run_time))
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def programs(runs: int, path_ns: float) -> None:
+    """How long the calls' programs ran in each blackout, of all processes and on all CPUs together, beside its length.
+
+    `path_ns`: what a call of another process takes longer, which is the kernel's own way to the programs.
+    """
+    print(f"The way to the programs: {path_ns:.0f} ns a call")
+    print("| blackout, ms | calls | runs | us | of the blackout | with the way to them |")
+    print("|---|---|---|---|---|---|")
+    parts = []
+    for _ in range(runs):
+        with tempfile.NamedTemporaryFile() as log, run_times():
+            with tracer(calls=True, log=Path(log.name)):
+                _, stop, resume, _ = asyncio.run(migrate())
+            found: list[RunTimes] = json.loads(Path(log.name).read_text())
+        before = [times for at_ns, times in found if at_ns <= stop][-1]
+        after = next(times for at_ns, times in found if at_ns >= resume)
+        count, ns = (sum(after[name][i] - before[name][i] for name in after) for i in range(2))
+        calls = after["raw_call_exit"][0] - before["raw_call_exit"][0]
+        lasted = resume - stop
+        part, whole = (100 * each / lasted for each in (ns, ns + calls * path_ns))
+        parts.append(whole)
+        print(
+            f"| {lasted / 1e6:.1f} | {calls} | {count} | {ns / 1e3:.0f} | {part:.2f} % | {whole:.2f} % |",
+            flush=True,
+        )
+    print(f"median {statistics.median(parts):.2f} %, largest {max(parts):.2f} %")
+
+
+@contextlib.contextmanager
+def tracer(*, calls: bool, log: Path | None = None) -> Iterator[None]:
     command = [sys.executable, __file__, "--trace", "calls" if calls else "plain"]
+    if log is not None:
+        command += ["--log", str(log)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -65,8 +144,9 @@ def first(*pids: int) -> None:
             os.sched_setscheduler(int(task.name), os.SCHED_FIFO, os.sched_param(1))
 
 
-async def migrate() -> tuple[float, float]:
-    """Milliseconds of one migration, by QEMU: in all, and from the event STOP to the event RESUME."""
+async def migrate() -> tuple[float, int, int, float]:
+    """One migration, by QEMU: milliseconds in all, and when its events STOP and RESUME came. The last is how many
+    milliseconds of CPU both QEMUs took for it without their vCPUs."""
     with tempfile.TemporaryDirectory() as directory:
         async with AsyncExitStack() as stack:
             run = Run("benchmark", qemu.find_qemu(), Path(directory), stack, lambda _: None)
@@ -74,34 +154,47 @@ async def migrate() -> tuple[float, float]:
             source = await run.source(run.firmware(dirty))
             destination = await run.destination(source)
             first(source.qemu.pid, destination.qemu.pid)
+            vcpus = {
+                vm.qemu.pid: (await vm.qemu.command_qmp("query-cpus-fast"))[0]["thread-id"]
+                for vm in (source, destination)
+            }
+            before = sum(starmap(cpu_ns, vcpus.items()))
             migration = await run.migrate(source, destination, bandwidth=256 * MIB, downtime_ms=100)
             await run.arrived(migration)
+            cpu = sum(starmap(cpu_ns, vcpus.items())) - before
             figures = migration.last
             for vm in (source, destination):
                 await run.send_signal(signal.SIGKILL, vm)
     assert figures is not None
     stop = next(e.at_ns for e in source.qemu.events if e.name == "STOP")
     resume = next(e.at_ns for e in destination.qemu.events if e.name == "RESUME")
-    return float(figures.total_time_ms or 0), (resume - stop) / 1e6
+    return float(figures.total_time_ms or 0), stop, resume, cpu / 1e6
+
+
+def cpu_ns(pid: int, without: int) -> int:
+    """CPU time of a process, with its threads that have ended, and without one that lives."""
+    process = time.clock_gettime_ns(~pid << 3 | 2)  # clock_getcpuclockid(3)
+    return process - int(Path(f"/proc/{pid}/task/{without}/schedstat").read_text().split()[0])
 
 
 def migrations(pairs: int, log: Path | None) -> None:
-    found: dict[str, list[tuple[float, float]]] = {"plain": [], "calls": []}
+    found: dict[str, list[tuple[float, float, float]]] = {"plain": [], "calls": []}
     if log is not None and log.exists():
         found = json.loads(log.read_text())
     for number in range(pairs):
         # Each way comes first as often as the other.
         for how in sorted(found, reverse=number % 2 == 0):
             with tracer(calls=how == "calls"):
-                found[how].append(asyncio.run(migrate()))
+                total_ms, stop, resume, cpu_ms = asyncio.run(migrate())
+                found[how].append((total_ms, (resume - stop) / 1e6, cpu_ms))
     if log is not None:
         log.write_text(json.dumps(found))
-    print("| tracing | total ms, median (quartiles) | QEMU's downtime ms, median (quartiles) |")
-    print("|---|---|---|")
+    print("| tracing | total ms, median (quartiles) | downtime ms | CPU ms |")
+    print("|---|---|---|---|")
     for how, times in found.items():
-        cells = [_spread([each[i] for each in times]) for i in range(2)]
-        print(f"| {how} | {cells[0]} | {cells[1]} |", flush=True)
-    for i, what in enumerate(("total", "downtime")):
+        cells = [_spread([each[i] for each in times]) for i in range(3)]
+        print(f"| {how} | {' | '.join(cells)} |", flush=True)
+    for i, what in enumerate(("total", "downtime", "CPU time")):
         plain, calls = ([each[i] for each in found[how]] for how in ("plain", "calls"))
         low, middle, high = _more(plain, calls)
         print(
@@ -140,8 +233,11 @@ for line in sys.stdin:
 """
 
 
-def each_call(rounds: int = 9) -> None:
-    """Nanoseconds of CPU that getppid takes, a Python loop around it included."""
+def each_call(rounds: int = 9) -> float:
+    """Nanoseconds of CPU that getppid takes, a Python loop around it included.
+
+    Returns how many more they are while another VMM migrates.
+    """
     loop = subprocess.Popen(
         [sys.executable, "-c", _LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -176,6 +272,7 @@ def each_call(rounds: int = 9) -> None:
     none = least["no VM migrates"]
     for name, ns in least.items():
         print(f"| {name} | {ns:.0f} | {ns - none:+.0f} |", flush=True)
+    return least["another VMM migrates"] - none
 
 
 def _running(probes: Probes, pid: int) -> None:
@@ -189,15 +286,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--log", type=Path, metavar="FILE")
     parser.add_argument("--trace", choices=("calls", "plain"))
-    parser.add_argument("--only", choices=("calls", "migrations"))
+    parser.add_argument("--only", choices=("calls", "programs", "migrations"))
     arguments = parser.parse_args()
     if arguments.trace:
-        trace(calls=arguments.trace == "calls")
+        trace(calls=arguments.trace == "calls", log=arguments.log)
         return
     print(f"{os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     if arguments.only != "migrations":
-        each_call()
-    if arguments.only != "calls":
+        path_ns = each_call()
+        if arguments.only != "calls":
+            programs(arguments.pairs, path_ns)
+    if arguments.only in (None, "migrations"):
         migrations(arguments.pairs, arguments.log)
 
 
