@@ -129,6 +129,8 @@ def _of_migration(
             rate = r["new_pages"] * dirty["page_size"] * 1e9 / (r["at_ns"] - since)
         yield f"round {number} rate", rate
         since = r["at_ns"]
+    for number, speed in enumerate(m["brownout"]["rounds"] if m["brownout"] else (), start=1):
+        yield f"round {number} speed", speed
 
 
 def _sums(migrations: list[dict[str, Any]]) -> Counter[tuple[Subject, str]]:
@@ -136,6 +138,8 @@ def _sums(migrations: list[dict[str, Any]]) -> Counter[tuple[Subject, str]]:
     sums: Counter[tuple[Subject, str]] = Counter()
     for m in migrations:
         vm = m["vm"]["uuid"] or f"pid-{m['vm']['pid']}"
+        for state, ns in (m["brownout"]["state_ns"] if m["brownout"] else {}).items():
+            sums[vm, f"vCPUs {state}"] += ns
         counted = m["kind"] == "move"
         if m["role"] != "destination":
             if m["channel"]["bytes"] is not None:
@@ -205,6 +209,9 @@ def _text_facts(section: list[str]) -> Iterator[tuple[str, Shown]]:
     }
     if "uuid" in facts:
         yield "uuid", Shown(facts["uuid"])
+    for line in section:
+        if speed := re.match(r"Brownout: guest speed (\S+ %) of before", line):
+            yield "guest speed", quantity(speed[1])
     total, _, started = facts["time"].partition(" in total, started ")
     yield "total", quantity(total)
     if started != "-":
@@ -243,6 +250,7 @@ ROUND_COLUMNS = {
     "logged": "logged_pages",
     "dirtied": "rate",
     "sent": "sent_bytes",
+    "speed": "speed",
 }
 """What the JSON report calls the columns of a text report's rounds."""
 
@@ -449,6 +457,7 @@ def of_spans(spans: Iterable[Span]) -> Figures:
             "downtime.uncertainty_ns": "uncertainty",
             "downtime.service_ns": "service",
             "downtime.set_by": "set by",
+            "brownout.guest_speed": "guest speed",
         }
         for key, name in names.items():
             found[index, name] = Shown(about.get(f"vftrace.{key}"))
@@ -506,6 +515,8 @@ def of_metrics(exposition: str) -> Figures:
                     found[vm, "rounds in all"] = Shown(value)
                 case "dirty_pages_total" if labels["source"] == "kvm":
                     found[vm, "new pages in all"] = Shown(value)
+                case "vm_vcpu_seconds_total":
+                    found[vm, f"vCPUs {labels['state']}"] = Shown(value * 1e9, 1)
                 case "migration_downtime_seconds_count":
                     found["host", f"downtimes {labels['kind']}"] = Shown(value)
                 case "migration_downtime_seconds_sum":

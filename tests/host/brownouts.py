@@ -110,10 +110,10 @@ class Stage:
         rom.write_bytes(guest.counting_rom(FIRST_PAGE, pages, turns))
         spec = Spec(f"demo-{self.run.scenario}", None, rom, accel=accel)
         source = await self.vm(spec, "source", vcpus)
-        _prefer(source)
+        prefer(source)
         await asyncio.sleep(BEFORE_S)
         destination = await self.vm(spec, "destination", vcpus)
-        _prefer(destination)
+        prefer(destination)
         migration = await self.run.migrate(
             source,
             destination,
@@ -144,7 +144,7 @@ class Stage:
         )
 
 
-def _prefer(vm: Vm) -> None:
+def prefer(vm: Vm) -> None:
     """Whatever else this machine does, it is not what slows the guest most."""
     for task in Path(f"/proc/{vm.qemu.pid}/task").iterdir():
         with suppress(OSError):
