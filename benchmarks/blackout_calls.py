@@ -187,8 +187,8 @@ def migrations(pairs: int, log: Path | None) -> None:
             with tracer(calls=how == "calls"):
                 total_ms, stop, resume, cpu_ms = asyncio.run(migrate())
                 found[how].append((total_ms, (resume - stop) / 1e6, cpu_ms))
-    if log is not None:
-        log.write_text(json.dumps(found))
+        if log is not None:
+            log.write_text(json.dumps(found))
     print("| tracing | total ms, median (quartiles) | downtime ms | CPU ms |")
     print("|---|---|---|---|")
     for how, times in found.items():

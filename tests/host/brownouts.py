@@ -33,7 +33,7 @@ from vftrace.model.migration import Checkpoint
 from vftrace.model.migration import Migration as Found
 
 KEPT = Path(__file__).parents[1] / "golden" / "brownouts"
-BEFORE_S, DURING_S = 3.0, 5.0
+BEFORE_S, DURING_S, AFTER_S = 3.0, 5.0, 0.5
 SAMPLE_S = 0.02
 PAGES, TURNS = 3000, 12
 NETWORK = 8 * MIB
@@ -132,7 +132,7 @@ class Stage:
         await migration.status("completed")
         said = await source.qemu.query_migrate()
         await destination.qemu.wait_event(lambda event: event.name == "RESUME", "RESUME")
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(AFTER_S)
         answer = await destination.qemu.command_qmp("query-migrate")
         return Truth(
             self.counts["source"],
