@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.answered import INTERVAL_MS
+from vftrace.analysis.hosts.join import join_hosts
 from vftrace.collect.merge import load
 from vftrace.model.report import MigrationReport, RoundTrips
 
@@ -17,7 +18,7 @@ SLICE_NS = 10 * MS
 
 @pytest.fixture(scope="module")
 def found() -> MigrationReport:
-    (only,) = load([KEPT / "host.vft.gz", KEPT / "ping.vft"]).migrations
+    (only,) = join_hosts(load([KEPT / "host.vft.gz", KEPT / "ping.vft"])).migrations
     return only
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.host.blackouts import migration_of
 from tests.host.brownouts import KEPT, POINTS, Truth, judge
 from vftrace.collect.merge import load
-from vftrace.model.brownout import VcpuState, VcpuUse
+from vftrace.model.brownout import VcpuState
 from vftrace.model.migration import Migration
 from vftrace.outputs.log import entries
 from vftrace.outputs.report.html import render_html
@@ -37,45 +37,6 @@ def test_the_guests_speed_is_what_it_counted(name: str) -> None:
 def test_each_vcpu_is_as_fast_as_it_counted(name: str) -> None:
     errors = judge(*_kept(name)).vcpu_errors
     assert errors == pytest.approx([0.0] * len(errors), abs=POINTS)
-
-
-@pytest.mark.parametrize(
-    ("name", "holds"),
-    [
-        ("throttle-99", [VcpuState.THROTTLE]),
-        ("two-throttled", [VcpuState.THROTTLE]),
-        ("dirty-limit", [VcpuState.LIMIT]),
-        ("ring-full", [VcpuState.RING_FULL]),
-        ("cpu-hog", []),
-        ("one-hogged", []),
-        ("postcopy-slow", []),
-    ],
-)
-def test_what_held_the_vcpus_is_told_apart(name: str, holds: list[VcpuState]) -> None:
-    found = _kept(name)[0].brownout
-    assert found is not None
-    assert [hold.by for hold in found.holds] == holds
-
-
-def test_a_vcpu_that_shares_its_cpu_waits_for_it() -> None:
-    """Two other programs had the same CPU for five seconds: it got a third."""
-    alone, hogged = (_use("one-hogged", vcpu).total.share(VcpuState.QUEUE) for vcpu in (0, 1))
-    assert alone < 0.2 < 0.4 < hogged
-    assert _use("cpu-hog", 0).total.share(VcpuState.QUEUE) > 0.4
-
-
-def test_waits_for_pages_are_as_long_as_qemu_says() -> None:
-    judged, blocked_ms = judge(*_kept("postcopy-slow")), _kept("postcopy-slow")[1].blocked_ms
-    assert blocked_ms is not None
-    assert blocked_ms > 1000
-    assert judged.waited_ns / 1e6 == pytest.approx(blocked_ms, rel=0.1)
-
-
-def _use(name: str, vcpu: int) -> VcpuUse:
-    found = _kept(name)[0].brownout
-    assert found is not None
-    (use,) = [u for u in found.vcpus if u.side == "source" and u.number == vcpu]
-    return use
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -34,7 +34,7 @@ MAC, OWN, ADDRESS = "52:54:00:12:34:56", "10.231.78.1/24", "10.231.78.2"
 PAGES = 3000
 NETWORK = 8 * MIB
 THROTTLE = 80
-AROUND_S, DURING_S = 10.0, 12.0
+AROUND_S, DURING_S = 6.0, 9.0
 INTERVAL_MS = 20
 
 
@@ -94,7 +94,7 @@ async def _play(directory: Path, ping: Path) -> Truth:
             return Spec(NAME, None, rom, extra=(*card, *device))
 
         source = await run.start(spec("tap0"), "source")
-        prefer(source)
+        prefer(source.qemu.pid)
         await asyncio.sleep(1)
         pinger = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "vftrace", "ping", ADDRESS, "--interval", f"{INTERVAL_MS}ms"),
@@ -103,7 +103,7 @@ async def _play(directory: Path, ping: Path) -> Truth:
         )
         await asyncio.sleep(AROUND_S)
         destination = await run.start(spec("tap1"), "destination")
-        prefer(destination)
+        prefer(destination.qemu.pid)
         begun = qemu.boottime_ns()
         migration = await run.migrate(
             source,

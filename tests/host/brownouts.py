@@ -110,10 +110,10 @@ class Stage:
         rom.write_bytes(guest.counting_rom(FIRST_PAGE, pages, turns))
         spec = Spec(f"demo-{self.run.scenario}", None, rom, accel=accel)
         source = await self.vm(spec, "source", vcpus)
-        prefer(source)
+        prefer(source.qemu.pid)
         await asyncio.sleep(BEFORE_S)
         destination = await self.vm(spec, "destination", vcpus)
-        prefer(destination)
+        prefer(destination.qemu.pid)
         migration = await self.run.migrate(
             source,
             destination,
@@ -144,11 +144,14 @@ class Stage:
         )
 
 
-def prefer(vm: Vm) -> None:
-    """Whatever else this machine does, it is not what slows the guest most."""
-    for task in Path(f"/proc/{vm.qemu.pid}/task").iterdir():
+def prefer(pid: int) -> None:
+    """Whatever else this machine does, it is not what slows this process most. It leads a session of its own."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, int(task.name), -10)
+    # With CONFIG_SCHED_AUTOGROUP the niceness counts within a session only, and this one between sessions.
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text("-10")
 
 
 def _none(vcpus: int = 1) -> Callable[[Stage], Awaitable[Truth]]:
@@ -206,11 +209,12 @@ async def _ring_full(stage: Stage) -> Truth:
 def _hogged(threads: Iterable[int]) -> Iterator[None]:
     """Let these threads share a CPU with two programs that never rest."""
     cpu = {max(os.sched_getaffinity(0))}
-    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    command = [sys.executable, "-c", "while True: pass"]
+    hogs = [subprocess.Popen(command, start_new_session=True) for _ in range(2)]
     try:
         for hog in hogs:
             os.sched_setaffinity(hog.pid, cpu)
-            os.setpriority(os.PRIO_PROCESS, hog.pid, -10)
+            prefer(hog.pid)
         for thread in threads:
             os.sched_setaffinity(thread, cpu)
         yield
