@@ -93,7 +93,7 @@ static __always_inline u64 pack_words(u64 *begin, u64 *word, u64 number)
 		u64 set = word[i], negative = -set;
 
 		*entry = set;
-		/* LLVM would make a branch of what it sees through. */
+		/* Hides the value from LLVM, which would make a branch of it. */
 		asm volatile("" : "+r"(negative));
 		set = (set | negative) >> 63;
 		mask |= set << i;
@@ -132,8 +132,7 @@ int loop_group(u64 index)
 	LOOP_CONTEXT(w);
 	if (index >= GROUPS)
 		return 1;
-	/* The verifier of 6.1 does not know that what was spilled before a comparison is the same.
-	 */
+	/* The verifier of 6.1 does not apply a comparison to a copy that was spilled before it. */
 	group = index;
 	asm volatile("" : "+r"(group));
 	group &= GROUPS - 1;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
- * What the threads of a migrating VMM do while its guest stands still: an object of its own,
- * attached only while one migrates. System calls by raw_syscalls, times off the CPU by sched.
+ * Traces the threads of a migrating VMM while its guest is stopped: system calls by raw_syscalls,
+ * times off the CPU by sched. An object of its own, attached only while a VM migrates.
  */
 #define SHARES_RING
 #include "common.h"

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
- * System calls of the threads of VMMs that migrate, and when these threads were off their CPU.
+ * System calls of the threads of migrating VMMs, and the times that these threads were off their
+ * CPU.
  *
- * A record is sent only while the guest stands still: while no thread of the process is inside
+ * A record is sent only while the guest is stopped: while no thread of the process is inside
  * KVM_RUN, or `always` for a destination, which has not run yet. A call of 100 us or more is a
  * record; shorter ones are summed up by thread and kind of call for 10 ms. A process sends at most
- * MAX_RECORDS in 100 ms, and has at most MAX_SUMS sums: what goes beyond is counted in `missed`.
+ * MAX_RECORDS in 100 ms, and has at most MAX_SUMS sums: `missed` counts the calls beyond that.
  */
 #define LONG_NS 100000
 #define SUM_NS 10000000
-#define WAKE_NS 10000000 /* the reader has to look at once what its fd is */
+#define WAKE_NS 10000000 /* the reader has to look up its fd at once */
 #define BUDGET_NS 100000000
 #define MAX_RECORDS 2000
 #define MAX_SUMS 2048
@@ -41,8 +42,8 @@ struct caller {
 	s32 fd;
 	u32 state;
 	u8 in_run;
-	u8 stopped; /* the call began while the guest stood still */
-	u8 seen; /* it has entered or left a call since it is traced */
+	u8 stopped; /* the call began while the guest was stopped */
+	u8 seen; /* it has entered or left a call since the tracing began */
 	u8 pad;
 };
 
@@ -88,7 +89,7 @@ union call_record {
 	struct vft_off_cpu off;
 };
 
-/* Whether the process may send one more record now. What may not is counted. */
+/* Returns whether the process may send one more record now; if not, `count` calls are missed. */
 static __always_inline bool within_budget(struct traced *p, u64 now, u64 count)
 {
 	if (now - p->budget_ns > BUDGET_NS) {
@@ -143,8 +144,8 @@ static __always_inline void send_sum(struct traced *p, struct sum_key *key, stru
 	send(NULL, &r, sizeof(r), NO_WAKE);
 }
 
-/* A sum that is 10 ms old; or that is from before the guest stood still, 100 us and more ago: the
- * calls of a blackout are counted apart from those before it. */
+/* Returns whether nothing is added to a sum any more: it is 10 ms old, or it began before the guest
+ * stopped, at least 100 us ago. So a blackout's calls are counted apart from those before it. */
 static __always_inline bool is_over(struct traced *p, struct sum *s, u64 now)
 {
 	u64 still = p->still_ns;
@@ -251,8 +252,8 @@ static __always_inline int call_exit(void *regs, s64 ret)
 			p->still_ns = now;
 		return 0;
 	}
-	/* It was in KVM_RUN since before it was traced, on a CPU, where /proc does not show the
-	 * call. */
+	/* The thread was in KVM_RUN, on a CPU, when the tracing began: /proc shows the call of a
+	 * sleeping thread only. */
 	if (!start && !p->running && (u32)register_at(regs, NUMBER_OFFSET) == SYS_IOCTL &&
 	    register_at(regs, SECOND_ARGUMENT_OFFSET) == KVM_RUN) {
 		p->still_ns = now;

@@ -129,7 +129,7 @@ int loop_channel(u64 index)
 }
 
 /* Reports the channels that sent since they were last reported. Others may be marked meanwhile, so
- * it ends after as many as a VM may have. */
+ * the loop ends after as many channels as a VM may have. */
 static __always_inline void report_channels(struct vm *vm)
 {
 	loop(MAX_FD, LOOP_CHANNEL, &vm, 0);

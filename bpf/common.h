@@ -7,8 +7,8 @@
 #include "wire.h"
 
 /* Sizes of tables, by the host (table_sizes in vftrace/probes/loader.py); these are the smallest.
- * The VMs of one user get half of a table at most, so that they cannot fill what all share (struct
- * owner). */
+ * The VMs of one user get half of a table at most, so that they cannot fill a table that all share
+ * (struct owner). */
 #ifndef VMS
 #define VMS 16384
 #define THREADS 65536
@@ -29,7 +29,7 @@
 /* One per process that holds a KVM VM fd. KVM_CREATE_VM makes the entry; the collector makes it for
  * VMs that already run. `id` is never used again: keys of a VM's entries in other tables begin with
  * it, so a process that gets the pid of an earlier one starts from zero. The collector deletes the
- * entries of VMs that have gone. */
+ * entries of VMs that have ended. */
 struct vm {
 	u64 seq;
 	u64 bulk_seq;
@@ -116,8 +116,8 @@ enum table {
 	NR_TABLES
 };
 
-/* By user: the entries that his VMs have in each table. The collector, which deletes those of VMs
- * that have ended, sets the numbers right then. */
+/* By user: the entries that the user's VMs have in each table. When the collector deletes the
+ * entries of VMs that have ended, it corrects the numbers. */
 struct owner {
 	u64 held[NR_TABLES];
 };
@@ -256,8 +256,8 @@ static __always_inline bool has_share(void *ring, u64 *until_ns, u64 now, u64 si
 
 	if (used_until > now + SHARE_NS && ring_query(ring, FILLED) > whole / 4 * 3)
 		return false;
-	/* What was sent while there was room is not held against a VM for longer than two seconds.
-	 */
+	/* Records that were sent while there was room count against the share for two seconds at
+	 * most. */
 	if (used_until < now + 2 * SHARE_NS && whole)
 		*until_ns = used_until + size * (SHARE_NS * SHARE) / whole;
 	return true;
@@ -268,7 +268,7 @@ static __always_inline u64 try_send(struct vm *vm, void *record, u64 size, u64 w
 {
 	u64 at_ns = ((struct vft_header *)record)->at_ns;
 
-	/* What wakes the reader is rare: a VM, a channel. */
+	/* Records that wake the reader (a VM, a channel) are rare and always sent. */
 	if (vm && wake == NO_WAKE && !has_share(MAP_EVENTS, &vm->control_until_ns, at_ns, size))
 		return 1;
 	return (u64)(s64)events.ringbuf_output(record, size, wake) >> 63;
@@ -308,7 +308,8 @@ static __always_inline bool has_room(u32 uid, u32 table, u64 size)
 {
 	struct owner *owner = owner_of(uid);
 
-	/* Below zero after the end of VMs that the collector found, which were not counted. */
+	/* The count is negative after the end of VMs that the collector found: they were not
+	 * counted. */
 	return !owner || (s64)owner->held[table] < (s64)size / 2;
 }
 
@@ -327,7 +328,7 @@ static __always_inline void count_held(u32 uid, u32 table, s64 entries)
 		send(vm, record, sizeof(*(record)), wake); \
 	} while (0)
 
-/* Without a wake-up: it would cost the VMM more than the record itself. */
+/* The reader is not woken: that would cost the VMM more than the record itself. */
 #define EMIT(vm, number, record) EMIT_WAKING(vm, number, record, NO_WAKE)
 
 static __always_inline struct vm *current_vm(void)

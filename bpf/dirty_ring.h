@@ -141,9 +141,9 @@ static __always_inline bool ship_chunk(struct walker *w, u32 index)
 	return true;
 }
 
-/* An index of the queue that has no entry: a vCPU has taken it and not written it yet, or there was
- * no room, which was counted. The next reset continues there; if the entry is still missing then,
- * it is passed over. Returns whether to go on. */
+/* Handles an index of the queue that has no entry: a vCPU has taken the index and not written the
+ * entry yet, or there was no room, which was counted. The next reset continues there; if the entry
+ * is still missing then, it is passed over. Returns whether to continue. */
 static __always_inline bool pass_missing(struct vm *vm, u64 index)
 {
 	if (vm->touched_missing == index + 1)

@@ -84,8 +84,8 @@ static __always_inline void keep_thread(struct vm *vm, u64 id, struct thread *t)
 		__sync_fetch_and_add(&vm->nr_threads, 1);
 }
 
-/* Of a thread that entered before its process had a VM, or that the collector found, nothing was
- * counted. */
+/* A thread that entered before its process had a VM, or that the collector found, was not counted.
+ */
 static __always_inline void forget_thread(struct vm *vm, u64 id)
 {
 	if (!threads.delete(&id) && vm && vm->nr_threads)
@@ -128,9 +128,9 @@ static __always_inline void run_exit(struct thread *t)
 		vm->last_exit_ns = now;
 }
 
-/* Stores the call. Its arguments are read when it returns, but for a memory region's: KVM reads
- * them at the beginning, and they say what later bitmaps mean, so another thread must not change
- * them. */
+/* Stores the call. Its arguments are read when it returns, except for a memory region's: KVM reads
+ * those at the beginning, and later bitmaps depend on them, so another thread must not be able to
+ * change them. */
 static __always_inline void kvm_enter(u64 id, u32 cmd, u64 arg)
 {
 	struct thread t = { .cmd = cmd, .arg = arg, .enter_ns = now_ns() };
@@ -352,8 +352,8 @@ static __always_inline void begin_walk(u64 id, struct vm *vm, struct thread *t)
 		walk->bytes = 0;
 }
 
-/* Completes what is known of a region call when it returns. If its argument is not what it was, one
- * of its records counts as lost: KVM may have read either. */
+/* Completes the data of a region call when it returns. If its argument has changed since the entry,
+ * one of the VM's records counts as lost: KVM may have read either value. */
 static __always_inline void read_region(struct vm *vm, struct thread *t)
 {
 	struct region now = {}, *before = &t->region;

@@ -54,7 +54,7 @@ int tp_process_exit(void *ctx)
 	e.lost = vm->lost;
 	e.bulk_lost = vm->bulk_lost;
 	fill_header(&e.h, vm, VFT_EXIT, sizeof(e));
-	/* Whatever the VM's share is. */
+	/* `vm` NULL: this record is sent even if the VM has used up its share. */
 	send(NULL, &e, sizeof(e), NO_WAKE);
 	count_held(vm->uid, TABLE_VMS, -1);
 	vms.delete(&tgid);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT
  *
- * Where the vCPUs of migrating VMs spend their time: an object of its own, attached only while one
- * migrates. All are raw tracepoints of which only the thread that they run in is of interest.
+ * Accounts where the vCPUs of migrating VMs spend their time. An object of its own, attached only
+ * while a VM migrates. All are raw tracepoints; most read nothing but the thread that they
+ * run in.
  */
 #define SHARES_RING
 #include "common.h"

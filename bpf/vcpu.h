@@ -4,8 +4,8 @@
  * asleep, or waiting for a CPU. Nothing is sent: the collector reads the totals from `vcpus`.
  *
  * A thread is in one state at a time. Each event ends a state and books its time, so that the sum
- * of `ns` is always since_ns - begun_ns: by that the collector knows an entry that it read while
- * it changed.
+ * of `ns` is always since_ns - begun_ns. If it is not, the collector has read the entry while it
+ * changed, and reads it again.
  */
 #define KVM_RUN 0xae80
 
@@ -36,7 +36,7 @@ struct vcpu {
 	u32 wait[WAITS];
 	u32 tgid;
 	u32 state;
-	u32 back; /* the state it goes on with when it has a CPU again */
+	u32 back; /* its state when it has a CPU again */
 	u32 held_state;
 	u8 asleep;
 	u8 slept; /* since the latest exit from the guest */
@@ -79,7 +79,7 @@ static __always_inline void move_to(struct vcpu *v, u32 state, u64 now)
 	v->state = state;
 }
 
-/* A vCPU that the collector did not know when the tracing began. */
+/* Adds a vCPU that the collector did not know when the tracing began. */
 static __always_inline struct vcpu *meet(u32 tid, u32 tgid, u64 now)
 {
 	u32 zero = 0;
@@ -104,7 +104,7 @@ static __always_inline struct vcpu *meet(u32 tid, u32 tgid, u64 now)
 	return v;
 }
 
-/* The number of the power of two, in us, that a wait is shorter than. */
+/* Returns the exponent of the least power of two, in us, that is longer than a wait. */
 static __always_inline u32 bucket_of(u64 ns)
 {
 	u64 us = ns / 1000;
@@ -283,7 +283,7 @@ static __always_inline void switch_out(u32 tid, u64 state)
 	if (!v)
 		return;
 	now = now_ns();
-	/* An event was missed: it had a CPU since then. */
+	/* If the vCPU is off its CPU already, an event was missed: it had a CPU in between. */
 	if (v->off)
 		v->state = v->back;
 	v->back = v->state;
@@ -300,7 +300,7 @@ static __always_inline void switch_out(u32 tid, u64 state)
 			move_to(v, VFT_VCPU_FAULT, now);
 			v->touched_ns = now;
 		} else if (state & TASK_INTERRUPTIBLE)
-			/* Also the time before, in which a vCPU that halts polls. */
+			/* The state also covers the time before, in which a halted vCPU polls. */
 			v->state = VFT_VCPU_IDLE;
 		return;
 	}
@@ -338,7 +338,7 @@ static __always_inline void switch_in(u32 tid)
 		return;
 	now = now_ns();
 	if (!v->off) {
-		/* It waited for a CPU when it was met, or an event was missed. */
+		/* It waited for a CPU when it was first seen, or an event was missed. */
 		u32 state = v->state;
 
 		v->state = VFT_VCPU_QUEUE;

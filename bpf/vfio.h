@@ -512,7 +512,8 @@ static __always_inline bool dirty_begin(u64 id, struct vm *vm, struct call *c)
 	return false;
 }
 
-/* Returns true if there is a bitmap to walk: the caller goes on in the walker, which ends it. */
+/* Returns true if there is a bitmap to walk: the caller continues in the walker, which ends the
+ * request. */
 static __always_inline bool vfio_exit(u64 id, struct vm *vm, struct call *c)
 {
 	struct thread *t = &c->t;

@@ -520,12 +520,12 @@ struct vft_exit {
 	u64 bulk_lost;
 };
 
-/* A thread of a process that logs dirty pages ended. Its process goes on, or ends with it. */
+/* A thread of a process that logs dirty pages ended. Its process continues, or ends with it. */
 struct vft_thread_exit {
 	struct vft_header h;
 };
 
-/* System calls of one thread while its guest stood still: one of at least 100 us (count 1), or the
+/* System calls of one thread while its guest was stopped: one of at least 100 us (count 1), or the
  * shorter ones with the same nr, cmd and fd that ended within 10 ms. start_ns 0: it began before
  * the calls were traced. cmd: the request of an ioctl, else 0. fd: the first argument if it can be
  * an fd, else -1. ret: what the last one returned. sleep_ns, queue_ns: times in them that the
