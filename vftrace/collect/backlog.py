@@ -1,4 +1,5 @@
-"""What the reader holds for the main process: bounded, and where it is full the loudest VM's bitmaps go first."""
+"""The records that wait in the reader for the main process. If it is full, the bitmaps of the VM that sends most are
+dropped."""
 
 from collections import Counter, deque
 
@@ -6,28 +7,28 @@ from vftrace.dataclass import dataclass
 from vftrace.events import wire
 
 LIMIT = 64 << 20
-"""Bytes of memory. 200 migrations of 4 GiB that begin at once make half of it."""
+"""The backlog's limit in bytes of memory: 200 migrations of 4 GiB that begin at once fill half of it."""
 
 OBJECT_BYTES = 64
-"""Memory of a record beside its bytes: a bytes object's head and its place in a list."""
+"""Memory that a record takes besides its bytes: a bytes object's head and its place in a list."""
 
 
 @dataclass(slots=True)
 class Parcel:
-    """Records that came together; `taken_ns`: when the reader took them (CLOCK_BOOTTIME)."""
+    """Records that the reader took at one time, `taken_ns` (CLOCK_BOOTTIME)."""
 
     taken_ns: int
     records: list[bytes]
     size: int
     first: int = 0
-    """Where in `records` the oldest is that was not taken."""
+    """The index in `records` of the oldest record that was not removed."""
 
 
 class Backlog:
-    """Parcels in their order of arrival. Pieces of bitmaps are dropped where there is no room, nothing else.
+    """Parcels in their order of arrival. Without room it drops pieces of bitmaps, and no other records.
 
-    A dropped piece is missing when its call's pieces are counted, as one that did not fit into the ring buffer is, so
-    what it would have said is known to be missing.
+    A dropped piece is missing when the pieces of its call are counted, like a piece that did not fit into the ring
+    buffer. So the pages of that call count as not known.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -41,11 +42,11 @@ class Backlog:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more can be taken in, as what is held may not be dropped."""
+        """Whether the backlog takes no more records: it is full, and its records may not be dropped."""
         return self._size > self._limit
 
     def add(self, taken_ns: int, records: list[bytes]) -> None:
-        """Append what the reader took."""
+        """Append records that the reader took."""
         if not records:
             return
         size = sum(map(len, records)) + OBJECT_BYTES * len(records)
@@ -77,12 +78,13 @@ class Backlog:
         return parcel.taken_ns, taken
 
     def take_dropped(self) -> Counter[int]:
-        """Return by process the records dropped since the last call."""
+        """Return for each process the number of records dropped since the last call."""
         dropped, self._dropped = self._dropped, Counter()
         return dropped
 
     def _drop(self) -> None:
-        """Drop all pieces of the loudest VMs until half is free, so that the next full is not at once."""
+        """Drop all pieces of the VMs that send most until half is free, so that the backlog is not full again at
+        once."""
         bulk: Counter[int] = Counter()
         for parcel in self._parcels:
             for record in parcel.records[parcel.first :]:

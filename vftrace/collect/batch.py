@@ -1,4 +1,4 @@
-"""Records with their events: every record is decoded once, where it comes in."""
+"""Records with their events: each record is decoded once, where it enters this process."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -20,11 +20,11 @@ class Batch:
         self.records: list[bytes] = [] if records is None else records
         self._events: list[Event | None] = [] if events is None else list(events)
         self._later: list[int] = []
-        """Where in `_events` the records are that are not decoded yet."""
+        """The indexes in `_events` of the records that are not decoded yet."""
 
     @property
     def events(self) -> list[Event]:
-        """The event of each record."""
+        """Return the event of each record."""
         if len(self._events) < len(self.records):
             self._events += wire.decode_all(self.records[len(self._events) :])
         for at in self._later:
@@ -34,7 +34,7 @@ class Batch:
 
     @classmethod
     def of(cls, records: Iterable[bytes]) -> Self:
-        """A batch of these records."""
+        """Return a batch of these records."""
         return cls(list(records))
 
     def add(self, record: bytes) -> None:
@@ -50,7 +50,7 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where records come from: `LiveSource`, `ReplaySource` or a `Session` around one."""
+    """A source of records: `LiveSource`, `ReplaySource` or a `Session` around one."""
 
     @property
     def host(self) -> HostInfo:
@@ -58,23 +58,23 @@ class Source(Protocol):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the source has no more records."""
 
     def now_ns(self) -> int:
         """The time on the clock of the events."""
 
     def read(self) -> Batch:
-        """Wait a moment, then return what came."""
+        """Wait a moment, then return the records that arrived."""
 
     def close(self) -> Batch:
-        """End; returns the last records."""
+        """Close the source; returns the last records."""
 
 
 class Intake:
-    """What a live source gathers between two reads: records of the kernel side and the collector's own.
+    """The records that a live source gathers between two reads: the kernel side's and the collector's own.
 
-    The collector's records are of the time up to which it has read, and not of now: where the reader is late, a
-    record of now among older ones of the kernel side would push these out of the window in which `Order` sorts.
+    The time of the collector's records is the time up to which it has read, not the present time. If the reader is
+    late, a record of the present time among older ones would push these out of the window in which `Order` sorts.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Intake:
         self._reached_ns = boottime_ns()
 
     def take_in(self, record: bytes, *, decode: bool) -> Event | None:
-        """Append a record of the kernel side; returns its event if it is to be decoded now."""
+        """Append a record of the kernel side; returns its event if the caller needs it now."""
         self.reach(wire.time_of(record))
         if not decode:
             self._batch.add(record)
@@ -97,19 +97,19 @@ class Intake:
         self._reached_ns = max(self._reached_ns, at_ns)
 
     def write(self, event_type: type[Event], /, **fields: Any) -> None:
-        """Append a record of the collector's own, of the time up to which it has read."""
+        """Append a record of the collector, with the time up to which it has read."""
         cut = {name: wire.cut_text(value) for name, value in fields.items()}
         event = event_type(self._reached_ns, self._seq, COLLECTOR, os.getpid(), **cut)
         self._seq += 1
         self._batch.append(wire.encode(event), event)
 
     def write_record(self, record: bytes) -> None:
-        """Append a record of the kernel side as one of the collector's own, as `write`: its contents are older."""
+        """Append a record of the kernel side as a record of the collector, as `write` does; its contents are older."""
         head = (self._reached_ns, self._seq, len(record), wire.kind_of(record), 0, COLLECTOR)
         self._seq += 1
         self._batch.add(wire.HEADER.pack(*head, os.getpid()) + record[wire.HEADER.size :])
 
     def drain(self) -> Batch:
-        """Return what came since the last call."""
+        """Return the records since the last call."""
         batch, self._batch = self._batch, Batch()
         return batch

@@ -1,8 +1,8 @@
 """Decides whose system calls are traced and when, and which of them are written.
 
-A source is traced from when a thread other than the main one logs dirty pages, a destination from when it starts to
-receive. Records are held back until the clock is read (the source has stopped) or set (the destination begins to
-run): what came before that belongs to no blackout and is forgotten.
+Tracing of a source begins when a thread other than the main thread logs dirty pages; tracing of a destination begins
+when it starts to receive. Records are held back until the clock is read (the source has stopped) or set (the
+destination begins to run). Calls that ended before the blackout are forgotten.
 """
 
 import platform
@@ -29,18 +29,18 @@ KINDS = frozenset({int(Kind.CALL), int(Kind.OFF_CPU)})
 """Kinds of the records that `CallWatch.take` wants."""
 
 MAX_HELD, MAX_HELD_IN_ALL, LEAST_HELD = 8192, 65_536, 512
-"""Records that are held back: for one process, for all together, and what each may have in any case. Beyond that, the
-oldest are forgotten: a destination receives for hours, and its blackout is the end of that."""
+"""How many records are held back: for one process, for all processes, and what each process may have in any case. The
+oldest records beyond that are forgotten: a destination may receive for hours, and its blackout is at the end."""
 
 QUIET_NS = 30_000_000_000
-"""A process without any sign of a migration for so long is traced no longer."""
+"""Tracing of a process ends after this time without any sign of a migration."""
 AFTER_RUN_NS = 500_000_000
-"""So long after its vCPUs ran again: calls that began in the blackout have ended."""
+"""Tracing ends this long after the vCPUs ran again: calls that began in the blackout have ended by then."""
 BUSY_NS = 1_000_000
-"""A waiting destination whose main thread ran for so long between two looks is receiving."""
+"""A waiting destination receives if its main thread ran for this time between two looks."""
 MAX_FDS = 1024
 FD_FRESH_NS = 200_000_000
-"""After this time an fd is looked at again: its number may stand for another file."""
+"""After this time an fd is looked up again: its number may stand for another file."""
 
 LOOKED_AT = frozenset(
     {
@@ -54,7 +54,7 @@ LOOKED_AT = frozenset(
         Kind.EXIT,
     }
 )
-"""Kinds of the records whose events `CallWatch.see` has a use for; of others the time is enough (`sign`)."""
+"""Kinds of records whose events `CallWatch.see` needs; for other kinds the time is enough (`sign`)."""
 
 _SIGNS = (events.GetDirtyLog, events.ResetDirtyRings)
 _MACHINE = platform.machine()
@@ -78,15 +78,15 @@ class _Traced:
     next_seq: int = 0
     held: deque[bytes] = field(default_factory=deque)
     passing: bool = False
-    """Whether records are written at once: the guest stands still."""
+    """Whether records are written at once: the guest is stopped."""
     ends_ns: int | None = None
-    """When to stop."""
+    """When to stop tracing."""
     lost: int = 0
     missed: int = 0
     fds: dict[int, tuple[int, str]] = field(default_factory=dict)
-    """When each fd was looked at last, and what it was."""
+    """For each fd: when it was last looked up, and its target."""
     written: dict[int, str] = field(default_factory=dict)
-    """What was written of each fd."""
+    """For each fd: the target that was written."""
     threads: set[int] = field(default_factory=set)
 
 
@@ -106,14 +106,14 @@ class CallWatch:
         is_incoming: Callable[[int], bool] = says_incoming,
     ) -> None:
         """`on_migration` is called with a process that begins to migrate, and whether it is a destination.
-        `is_incoming`: whether a process waits for a migration, by its command line."""
+        `is_incoming` returns whether a process waits for a migration, by its command line."""
         self._intake = intake
         self._is_incoming = is_incoming
         self._on_migration = on_migration
         self._probes = probes
         self._traced: dict[int, _Traced] = {}
         self._waiting: dict[int, int] = {}
-        """By pid of a destination that has not run: how long its main thread had run when it was last looked at."""
+        """For each destination that has not run, by pid: the time that its main thread had run at the last look."""
         self._vcpus: dict[int, set[int]] = {}
 
     # -- who is traced --------------------------------------------------------------------------
@@ -141,24 +141,24 @@ class CallWatch:
             self.forget(pid)
 
     def sign(self, pid: int, at_ns: int) -> None:
-        """A record of a process has come: if it is traced, it migrates still."""
+        """Note a record of a process: if the process is traced, it still migrates."""
         traced = self._traced.get(pid)
         if traced is not None:
             traced.sign_ns = at_ns
 
     def meet(self, pid: int) -> None:
-        """A VM is there: a destination may begin to receive at any time."""
+        """Note a new VM: a destination may begin to receive at any time."""
         if self._is_incoming(pid):
             self._waiting[pid] = 0
 
     def forget(self, pid: int) -> None:
-        """A process has ended."""
+        """Forget a process that has ended."""
         self._waiting.pop(pid, None)
         self._vcpus.pop(pid, None)
         self._untrace(pid)
 
     def tick(self) -> None:
-        """Look who receives, and end what is over."""
+        """Look for destinations that receive, and stop tracing processes whose migration is over."""
         now = boottime_ns()
         for pid, before in list(self._waiting.items()):
             ran = _main_thread_ns(pid)
@@ -176,12 +176,13 @@ class CallWatch:
                 self._untrace(pid)
 
     def close(self) -> None:
-        """Trace nobody any more."""
+        """Stop tracing all processes."""
         for pid in list(self._traced):
             self._untrace(pid)
 
     def _may_migrate(self, event: Event) -> bool:
-        """A migration has a thread of its own, which is not a vCPU's (`Process._may_migrate` in vftrace/analysis)."""
+        """Whether a thread may be a migration's: a migration has a thread of its own, which is not a vCPU's
+        (`Process._may_migrate` in vftrace/analysis)."""
         return event.tid != event.tgid and event.tid not in self._vcpus.get(event.tgid, ())
 
     def _region(self, event: events.Region, traced: _Traced | None) -> None:
@@ -220,7 +221,7 @@ class CallWatch:
         if attach_ns is None:
             return
         now = boottime_ns()
-        # QEMU closes an image right after its last flush, before anybody could look.
+        # QEMU closes an image right after its last flush, before the reader could look at the fd.
         fds = {fd: (0, target) for fd, target in _targets(pid)}
         self._traced[pid] = _Traced(destination, now, now, fds=fds)
         if not destination:
@@ -260,7 +261,7 @@ class CallWatch:
         self._take(pid, traced, record)
 
     def _take_all(self, records: Iterable[bytes]) -> None:
-        """Take sums, which have no number."""
+        """Take records of sums, which have no number."""
         for record in records:
             pid = _HEAD.unpack_from(record)[2]
             traced = self._traced.get(pid)
@@ -268,7 +269,7 @@ class CallWatch:
                 self._take(pid, traced, record)
 
     def _take(self, pid: int, traced: _Traced, record: bytes) -> None:
-        # At once: when it is written, the fd may be closed and the thread be gone.
+        # Look at once: when the record is written, the fd may be closed and the thread may have ended.
         if wire.kind_of(record) == Kind.CALL:
             nr, fd = _CALL.unpack_from(record)
             if nr in _TAKES_FD and fd >= 0:
@@ -285,7 +286,7 @@ class CallWatch:
             traced.since_ns = _end_ns(traced.held.popleft())
 
     def _pass(self, pid: int, traced: _Traced, from_ns: int) -> None:
-        """Write what was held back and ended after `from_ns`, and from now on everything."""
+        """Write the held-back records that ended after `from_ns`, and from now on all records."""
         if not traced.passing:
             traced.passing = True
             self._take_all(self._probes.settled())
@@ -322,7 +323,8 @@ class CallWatch:
 
 
 def target_of(pid: int, fd: int) -> str | None:
-    """Return what an fd is: a file's path, `socket`, `pipe`, or an anonymous inode's name; None if it has gone."""
+    """Return the target of an fd: a file's path, `socket`, `pipe`, or an anonymous inode's name; None if it is
+    closed."""
     try:
         target = str(Path(f"/proc/{pid}/fd/{fd}").readlink())
     except OSError:
@@ -334,7 +336,7 @@ def target_of(pid: int, fd: int) -> str | None:
 
 
 def _targets(pid: int) -> Iterator[tuple[int, str]]:
-    """Yield what the open fds of a process are, of very many only some."""
+    """Yield the targets of a process's open fds; only some if there are very many."""
     try:
         entries = list(islice(Path(f"/proc/{pid}/fd").iterdir(), MAX_FDS))
     except OSError:
@@ -351,7 +353,7 @@ def _end_ns(record: bytes) -> int:
 
 
 def _main_thread_ns(pid: int) -> int:
-    """Return how long a process's main thread has run (/proc/PID/schedstat); 0 if it is gone."""
+    """Return how long a process's main thread has run (/proc/PID/schedstat); 0 if the process has ended."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
     except (OSError, ValueError, IndexError):

@@ -1,11 +1,11 @@
-"""The clocks of this host: that of all events, and the wall clock beside it."""
+"""Reads the clocks of this host: CLOCK_BOOTTIME, the clock of all events, and the wall clock."""
 
 import ctypes
 import time
 
 
 def boottime_ns() -> int:
-    """CLOCK_BOOTTIME, the clock of all events."""
+    """Return CLOCK_BOOTTIME, the clock of all events."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
@@ -21,7 +21,8 @@ class _Timex(ctypes.Structure):
 
 
 def clock_sample() -> tuple[int, int]:
-    """CLOCK_REALTIME - CLOCK_BOOTTIME and its error bound, ns: the kernel's maxerror and how long both took to read."""
+    """Return CLOCK_REALTIME - CLOCK_BOOTTIME and its error bound, ns: the kernel's maxerror plus the time of both
+    reads."""
     before = boottime_ns()
     realtime = time.clock_gettime_ns(time.CLOCK_REALTIME)
     after = boottime_ns()

@@ -11,14 +11,14 @@ from vftrace.faults import Where
 from vftrace.model.host import HostInfo
 
 HEAD_BYTES = 64 << 10
-"""Bytes of each process's first records that are kept: who it is, and its memory."""
+"""How many bytes of each process's first records are kept: its identity and its memory."""
 
 TAIL_BYTES = 1 << 20
-"""Bytes of each process's latest records that are kept."""
+"""How many bytes of each process's latest records are kept."""
 
 TOTAL_BYTES = 16 << 20
 MAX_FILES = 16
-"""Errors whose records are kept in one directory; of more only the traceback is reported."""
+"""How many errors have their records kept in one directory; of further errors only the traceback is reported."""
 
 
 class _Records:
@@ -31,7 +31,7 @@ class _Records:
         self.tail_bytes = 0
 
     def add(self, record: bytes) -> int:
-        """Keep a record; returns by how much more is held."""
+        """Keep a record; returns by how many bytes the kept records grew."""
         if not self.tail and self._head_bytes + len(record) <= HEAD_BYTES:
             self.head.append(record)
             self._head_bytes += len(record)
@@ -51,14 +51,14 @@ class _Records:
 
     @property
     def held(self) -> int:
-        """Bytes of all its records."""
+        """The size of all its records in bytes."""
         return self._head_bytes + self.tail_bytes
 
 
 class Evidence:
-    """What an internal error is reproduced with: `take` batches, then `keep` writes them.
+    """Keeps the records that reproduce an internal error: `take` batches, then `keep` writes them.
 
-    `host` gives what the recording says of the host.
+    `host` returns the host for the recording's first line.
     """
 
     def __init__(self, directory: Path, host: Callable[[], HostInfo]) -> None:
@@ -71,7 +71,7 @@ class Evidence:
         """Remember the records of a batch."""
         for record, event in zip(batch.records, batch.events, strict=True):
             mine = self._of.pop(event.tgid, None) or _Records()
-            # Those that had no record for longest come first.
+            # The processes without a record for the longest time come first.
             self._of[event.tgid] = mine
             self._held += mine.add(record)
         while self._held > TOTAL_BYTES:
@@ -80,8 +80,8 @@ class Evidence:
     def keep(self, where: Where, pids: Collection[int], trace: str) -> Path | None:
         """Write the records of these processes (none: of all), and the traceback beside them.
 
-        Returns the recording's path, None where the directory has enough of them. Raises VftraceError or OSError
-        where it cannot be written.
+        Returns the recording's path, None if the directory has enough of them. Raises VftraceError or OSError if it
+        cannot be written.
         """
         present = len(list(self._directory.glob("internal-error-*.vft")))
         if present >= MAX_FILES:
@@ -105,7 +105,8 @@ class Evidence:
         return path
 
     def _forget_some(self) -> None:
-        """Drop the quietest process where there are many, else the oldest records of the loudest."""
+        """Drop the process that sends least if there are many, else the oldest records of the process that sends
+        most."""
         loudest = max(self._of.values(), key=lambda records: records.tail_bytes)
         if loudest.tail_bytes > HEAD_BYTES:
             while loudest.tail_bytes > HEAD_BYTES // 2:

@@ -1,4 +1,4 @@
-"""Finds who is who from the events of the kernel side: processes, fds, devices and virtual functions."""
+"""Identifies the processes, fds, devices and virtual functions in the events of the kernel side."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from vftrace.host.process_watch import ProcessWatch
 class Identifier:
     """Writes a record for each process, fd, device and function that appears in the events.
 
-    Reading /proc and /sys costs more than all else, so nothing is looked up twice unless an event says that it
+    Reading /proc and /sys costs more than all else, so nothing is looked up twice unless an event shows that it
     may have changed.
     """
 
@@ -24,16 +24,16 @@ class Identifier:
         self._watch = ProcessWatch()
         self._ended: set[int] = set()
         self._images: dict[int, tuple[str, ...] | None] = {}
-        """By process: what it was when its record was written (`processes.image_of`)."""
+        """For each process: its image when its record was written (`processes.image_of`)."""
         self._incoming: set[int] = set()
         self._described: dict[int, dict[int, int]] = {}
-        """By process: the fds that records have named."""
+        """For each process: the fds that records have named."""
         self._devices: dict[int, dict[int, devices.Device]] = {}
         self._vfs: dict[tuple[str, int], str | None] = {}
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The VMMs that live, as far as is known."""
+        """The pids of the VMMs that are known and have not ended."""
         return self._watch.pids
 
     def take(self, event: Event) -> None:
@@ -44,18 +44,18 @@ class Identifier:
                 look(self, event)
 
     def meet(self, pid: int, *, late: bool, running: bool = False) -> None:
-        """Write who a process is; `late` and `running` as in `events.Process`."""
+        """Write the identity of a process; `late` and `running` as in `events.Process`."""
         with _contained(pid):
             self._meet(pid, late=late, running=running)
 
     def is_incoming(self, pid: int) -> bool:
-        """Whether a VMM that was met waits for a migration, by its command line."""
+        """Whether a known VMM waits for a migration, by its command line."""
         return pid in self._incoming
 
     def _meet(self, pid: int, *, late: bool, running: bool) -> None:
         image = processes.image_of(pid)
         if image is not None and self._images.get(pid) == image:
-            # It makes VM after VM, as a test suite does, or one who wants to keep the tracer busy.
+            # The process makes VM after VM, as a test suite does, or a user who wants to keep the tracer busy.
             return
         self._images[pid] = image
         self._incoming.discard(pid)
@@ -87,7 +87,7 @@ class Identifier:
         )
 
     def find_device(self, pid: int, fd: int, name: str, *, late: bool) -> None:
-        """Write which device a VFIO device fd is."""
+        """Write a record about the device behind a VFIO device fd."""
         with _contained(pid):
             self._find_device(pid, fd, name, late=late)
 
@@ -109,8 +109,8 @@ class Identifier:
             )
 
     def report_gone(self) -> set[int]:
-        """Write which processes ended without an Exit record, and return them."""
-        # At the second look only: the first may come before the ring buffer's own record of the end.
+        """Write a record for each process that ended without an Exit record, and return these processes."""
+        # Only at the second look: at the first, the record of the end may still be in the ring buffer.
         ended = self._watch.ended()
         gone = ended & self._ended
         for pid in gone:
@@ -124,7 +124,7 @@ class Identifier:
         self._vfs = {key: address for key, address in self._vfs.items() if address is not None}
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Close all files."""
         self._watch.close()
 
     def _forget(self, pid: int) -> None:
@@ -141,7 +141,7 @@ class Identifier:
         self._forget(event.tgid)
 
     def _channel(self, event: events.Channel) -> None:
-        # An fd number that is used again is another channel, which sent first at another time.
+        # A reused fd number is another channel, which sent first at another time.
         if self._described.get(event.tgid, {}).get(event.fd) == event.first_ns:
             return
         found = descriptors.describe(event.tgid, event.fd)
@@ -168,7 +168,7 @@ class Identifier:
             self._find_function(event.pf, event.vf)
 
     def _vf_reset(self, event: events.VfReset) -> None:
-        # What has another address was reset when it was made.
+        # A function with another address was reset when it was made.
         self._find_function(event.pf, event.vf)
 
     def _find_function(self, pf: str, vf: int) -> None:
@@ -180,7 +180,7 @@ class Identifier:
 
 @contextmanager
 def _contained(pid: int) -> Iterator[None]:
-    """A process's own texts may make vftrace fail; it looks up the other processes all the same."""
+    """Contain an error on one process, whose own texts may cause it; the other processes are still looked up."""
     try:
         yield
     except Exception as error:
@@ -199,4 +199,4 @@ _LOOKS: dict[type[Event], Callable[[Identifier, Any], None]] = {
 }
 
 LOOKED_AT = frozenset(event.KIND for event in _LOOKS if event.KIND is not None)
-"""The kinds of records that `Identifier.take` has a use for."""
+"""The kinds of records that `Identifier.take` needs."""

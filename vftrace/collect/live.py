@@ -1,7 +1,7 @@
-"""The live source: what the kernel side sends, plus the collector's own records, in one sequence.
+"""The live source: the kernel side's records and the collector's own, in one sequence.
 
 The collector's records are ticks (so that time passes in a recording too), clock samples, losses,
-and who is who. Their `tgid` is `events.COLLECTOR`.
+and the identities of processes, fds and devices. Their `tgid` is `events.COLLECTOR`.
 """
 
 import platform
@@ -33,13 +33,13 @@ MISSED_EVERY_NS = 500_000_000
 in analysis)."""
 POLL_MS = 20
 _LOOKED_AT = LOOKED_AT | calls.LOOKED_AT | vcpus.LOOKED_AT | {Kind.VFIO_MIGRATION}
-"""Kinds of records that are decoded as they come, as somebody has to be found or watched then."""
+"""Kinds of records that are decoded on arrival, because a process has to be found or watched then."""
 READ_S = 0.2
-"""How long one `read` goes on where records come faster than it takes them."""
+"""How long one `read` continues if records arrive faster than it takes them."""
 
 
 def host_info(probes: Probes, profiles: tuple[str, ...]) -> HostInfo:
-    """The host that a recording is made on, for its first line."""
+    """Return this host, for a recording's first line."""
     return HostInfo(
         name=socket.gethostname(),
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
@@ -52,7 +52,7 @@ def host_info(probes: Probes, profiles: tuple[str, ...]) -> HostInfo:
 
 
 class LiveSource:
-    """Attached probes and a clock. `read()` gives the records that came since the last call."""
+    """Attached probes and a clock. `read()` returns the records since the last call."""
 
     ended = False
     """A live source never ends by itself."""
@@ -63,8 +63,9 @@ class LiveSource:
         profiles: Sequence[str] = (),
         guest_memory: int | None = None,
     ) -> None:
-        """Raises MachineError where this machine cannot do it. `way` and `guest_memory` as for `Probes`;
-        `profiles`: texts of mailbox profiles (ProfileError where one is no good).
+        """Attach the probes. Raises MachineError if this machine cannot be traced, ProfileError for a wrong profile.
+
+        `way` and `guest_memory` are as for `Probes`; `profiles` are texts of mailbox profiles.
         """
         namespaces.require_host_namespaces()
         self._intake = Intake()
@@ -91,20 +92,20 @@ class LiveSource:
             self._identifier.is_incoming,
         )
         self.host = host_info(self.probes, profiles)
-        # Probes first, then the VMs that run already: none can slip between.
+        # Attach the probes first, then look for running VMs, so that none is missed.
         self._meet_running()
 
     def now_ns(self) -> int:
-        """CLOCK_BOOTTIME."""
+        """Return CLOCK_BOOTTIME."""
         return boottime_ns()
 
     def count_dropped(self, dropped: Counter[int]) -> None:
-        """Count parts of bitmaps as lost that were dropped behind this source: so many more, by process."""
+        """Count more parts of bitmaps as lost, by process: they were dropped after this source had returned them."""
         self._dropped += dropped.total()
         self._dropped_of.update(dropped)
 
     def read(self, timeout_ms: int = POLL_MS) -> Batch:
-        """Wait a moment, then return what came, in order of arrival."""
+        """Wait a moment, then return the records that arrived, in order of arrival."""
         emptied = self.probes.poll(timeout_ms, READ_S)
         try:
             self._look_around(emptied=emptied)
@@ -115,10 +116,10 @@ class LiveSource:
         return self._intake.drain()
 
     def close(self) -> Batch:
-        """Detach; returns the last records, the End record among them."""
+        """Detach; returns the last records, including the End record."""
         self.probes.poll(0)
         streams = self.probes.streams()
-        # A process that ended in between has no stream any more: its last records have to come before End.
+        # A process that ended in between is no longer in `streams`: its last records have to come before End.
         self.probes.poll(0)
         self._network.read()
         self._network.close()
@@ -134,8 +135,8 @@ class LiveSource:
         return self._intake.drain()
 
     def _look_around(self, *, emptied: bool) -> None:
-        """Write what the collector itself reports; `emptied`: no record of the kernel side waits to be read."""
-        # A tick says that all before it is known, also where the reader is late.
+        """Write the collector's own records; `emptied`: no record of the kernel side waits to be read."""
+        # A tick means that all records before it are known, even if the reader is late.
         self._intake.reach(self.probes.known_ns)
         self._keep_time(emptied=emptied)
         if emptied:
@@ -183,7 +184,7 @@ class LiveSource:
                 self._identifier.find_device(pid, fd, "", late=True)
 
     def _keep_time(self, *, emptied: bool) -> None:
-        """Write what is due now; `emptied`: no record of the kernel side waits to be read."""
+        """Write ticks and samples that are due; `emptied`: no record of the kernel side waits to be read."""
         now = boottime_ns()
         if now >= self._next_second_ns:
             self._next_second_ns = now + SECOND_NS

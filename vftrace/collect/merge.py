@@ -1,4 +1,4 @@
-"""Several recordings: those of one boot share a clock and are read as one, whatever order they came in."""
+"""Reads several recordings: those of one boot share a clock and are read as one, in any order of the files."""
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ _PING = frozenset(
     )
 )
 _FIRST = 16
-"""Among so many records at its beginning stands what a recording is about."""
+"""The records at the beginning of a recording among which is the one that names its migration."""
 
 
 def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_RECENT) -> Report:
@@ -37,7 +37,7 @@ def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_
 
     `profiles`: texts of mailbox profiles, beside those in the recordings. `recent` is that of `Mailboxes`.
 
-    Raises VftraceError where a file cannot be read or is no recording.
+    Raises VftraceError if a file cannot be read or is not a recording.
     """
     by_boot: dict[str, list[Recording]] = {}
     for path in paths:
@@ -66,8 +66,8 @@ def load(paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_
 
 
 def _readers(recordings: list[Recording], drivers: Drivers, recent: int) -> "Iterator[Reader]":
-    """Read the recordings of one boot: those of the whole host as one, each that was kept for one migration by
-    itself, since it has parts of others."""
+    """Read the recordings of one boot: those of the whole host as one; each one that was kept for one migration by
+    itself, because it has parts of other migrations."""
 
     def new() -> Reader:
         return Reader(Mailboxes(drivers, recent))
@@ -103,9 +103,9 @@ def _drivers(recordings: Iterable[Recording], profiles: Sequence[str]) -> Driver
 
 
 class Reader:
-    """Feeds a tracker with one boot's events and keeps what only joining needs.
+    """Feeds a tracker with one boot's events and keeps the data that only joining needs.
 
-    `pings` and `clocks` go by the pid of who wrote them.
+    The keys of `pings` and `clocks` are the pids of the processes that wrote them.
     """
 
     def __init__(self, mailboxes: Mailboxes | None = None) -> None:
@@ -115,14 +115,14 @@ class Reader:
         self.clocks: dict[int, list[tuple[int, int, int]]] = {}
 
     def read(self, stream: Iterable[Event]) -> None:
-        """Everything of this boot, in order of time."""
+        """Read all events of this boot, in order of time."""
         for event in stream:
             self.tracker.feed(event)
             self._keep(event)
         self.tracker.finish()
 
     def note(self, stream: Iterable[Event]) -> None:
-        """A ping's own recording: nothing of it concerns the tracker."""
+        """Note a ping's own recording, which the tracker does not need."""
         for event in stream:
             self._keep(event)
 
@@ -146,10 +146,10 @@ class Reader:
 
 
 class _Stream:
-    """The events of a recording in order of time, for each iteration anew: the file is read each time, and
-    no more than a part of it is held. What can be read only once, such as a pipe, is held as its records.
+    """The events of a recording in order of time. Each iteration reads the file again, so that only a part of it is in
+    memory. An input that can be read only once, such as a pipe, is kept in memory as its records.
 
-    For each process `spans` has when it was seen and how many records there are of it.
+    For each process `spans` has the time in which it was seen and the number of its records.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -189,10 +189,10 @@ class _Stream:
 
 
 def merge(streams: list[_Stream]) -> Iterator[Event]:
-    """The recordings of one boot as one, in order of time.
+    """Merge the recordings of one boot into one sequence, in order of time.
 
-    A process that two of them saw at the same time is taken from the one that has more of it; one that they
-    saw after each other from both, with a hole between. The collectors' own records are numbered anew.
+    A process that two recordings saw at the same time is taken from the one with more records of it. A process that
+    they saw one after the other is taken from both, with a hole between. The collectors' records get new numbers.
     """
     chosen: dict[int, list[_Stream]] = {}
     for pid in sorted({pid for stream in streams for pid in stream.spans}):
@@ -213,7 +213,7 @@ def merge(streams: list[_Stream]) -> Iterator[Event]:
 
 
 def _choose(pid: int, streams: list[_Stream]) -> list[_Stream]:
-    """The recordings a process is taken from, in order of time."""
+    """Return the recordings from which a process is taken, in order of time."""
     kept: list[_Stream] = []
     for stream in sorted(streams, key=lambda s: -s.spans[pid][2]):
         first, last, _ = stream.spans[pid]
@@ -223,7 +223,7 @@ def _choose(pid: int, streams: list[_Stream]) -> list[_Stream]:
     number = 0
     for stream in kept:
         stream.shift[pid] = number
-        # A pid whose process has ended begins again; else what came between is missing.
+        # A pid whose process has ended begins again; otherwise the records in between are missing.
         number = 0 if pid in stream.exits else number + stream.last.get(pid, -1) + 2
     return kept
 
@@ -231,12 +231,12 @@ def _choose(pid: int, streams: list[_Stream]) -> list[_Stream]:
 def _of_chosen(
     stream: _Stream, chosen: dict[int, list[_Stream]], index: int
 ) -> Iterator[tuple[int, int, int, Event]]:
-    """Yield what is taken of a recording: time, `index`, before a record of the collector's how many of its own are
-    missing, and the event."""
+    """Yield the events taken from a recording: time, `index`, the number of the collector's records that are missing
+    before one of its own, and the event."""
     next_own = holes = 0
     for event in stream:
         if event.tgid != COLLECTOR:
-            # What another recorder has written since the first look is nobody's.
+            # Records that another recorder has written since the first read belong to no process here.
             if stream in chosen.get(event.tgid, ()):
                 shifted = structs.replace(event, seq=event.seq + stream.shift[event.tgid])
                 yield event.at_ns, index, 0, shifted
@@ -247,7 +247,7 @@ def _of_chosen(
             if event.pid in chosen and stream not in chosen[event.pid]:
                 continue
         elif isinstance(event, events.End):
-            # What another recording saw is not in this one's list, which would read as a loss.
+            # This list lacks the processes of another recording, which would look like a loss.
             continue
         yield event.at_ns, index, holes, event
         holes = 0

@@ -1,6 +1,6 @@
 """The messages between the reader process and the main process over a socket pair (unix(7), SOCK_SEQPACKET).
 
-A message is a kind, a time, and its content: JSON, or records as they are. One that is longer than `LONGEST` goes in
+A message is a kind, a time, and its content: JSON, or unchanged records. A message longer than `LONGEST` is sent as
 several messages of kind MORE and one of its own kind.
 """
 
@@ -16,7 +16,7 @@ from vftrace.faults import Where
 from vftrace.model.host import HostInfo
 
 LONGEST = 48 << 10
-"""Bytes of content: several messages fit into the socket's buffer, whose default is 208 KiB."""
+"""The longest content in bytes: several messages fit into the socket's buffer, whose default is 208 KiB."""
 _BUFFER = 4 << 20
 _HEAD = struct.Struct("<BxxxxxxxQ")
 _SO_SNDBUFFORCE = 32
@@ -28,21 +28,21 @@ class Kind(IntEnum):
     START = auto()
     """To the reader: `Start`."""
     CLOSE = auto()
-    """To the reader: detach, send what is left, end."""
+    """To the reader: detach, send the remaining records, end."""
     READY = auto()
     """The probes are attached: `Ready`."""
     FAILED = auto()
     """The reader ends: `Failed`."""
     HOST = auto()
-    """`HostInfo`: a probe's status has changed."""
+    """`HostInfo`: a probe's status changed."""
     FAULTS = auto()
     """`Faults`: an error was contained in the reader."""
     RECORDS = auto()
     """Records; the message's time is when the reader took them."""
     MORE = auto()
-    """The beginning of the next message."""
+    """The first part of the next message."""
     END = auto()
-    """There were no records after those that were sent."""
+    """All records have been sent."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -55,14 +55,14 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """The traced host, and why mailboxes cannot be traced there, if that is so."""
+    """The traced host, and the reason if mailboxes cannot be traced there."""
 
     host: HostInfo
     mailbox_refused: str | None
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """An error for the user: its class by name (errors.py), its line, and what mends it."""
+    """An error for the user: its class by name (errors.py), its message, and its fix."""
 
     error: str
     message: str
@@ -95,7 +95,7 @@ class Message:
     data: bytes
 
     def content(self) -> Content:
-        """The message that the JSON holds. Raises msgspec.MsgspecError for any other JSON."""
+        """Decode the JSON content. Raises msgspec.MsgspecError for any other JSON."""
         return msgspec.json.decode(self.data, type=_CONTENTS[self.kind])
 
 
@@ -114,16 +114,16 @@ class Link:
         self._buffer = bytearray(_HEAD.size + LONGEST)
 
     def fileno(self) -> int:
-        """The socket."""
+        """Return the socket's fd."""
         return self._socket.fileno()
 
     @property
     def busy(self) -> bool:
-        """Whether messages wait until the other side has read others."""
+        """Whether messages wait until the other side has read earlier ones."""
         return bool(self._unsent)
 
     def send(self, kind: Kind, data: bytes = b"", at_ns: int = 0) -> None:
-        """Send a message now, or with the next `flush`. Raises OSError if the other side has gone."""
+        """Send a message now, or with the next `flush`. Raises OSError if the other side has ended."""
         first = 0
         while len(data) - first > LONGEST:
             self._unsent.append(_HEAD.pack(Kind.MORE, at_ns) + data[first : first + LONGEST])
@@ -132,11 +132,11 @@ class Link:
         self.flush()
 
     def send_content(self, kind: Kind, content: Content, at_ns: int = 0) -> None:
-        """Send what is JSON; `at_ns` as in `send`."""
+        """Send content as JSON; `at_ns` as in `send`."""
         self.send(kind, msgspec.json.encode(content), at_ns)
 
     def flush(self) -> bool:
-        """Send what waits; whether all is sent. Raises OSError if the other side has gone."""
+        """Send the waiting messages; returns whether all are sent. Raises OSError if the other side has ended."""
         sent = 0
         try:
             for message in self._unsent:
@@ -149,7 +149,7 @@ class Link:
         return True
 
     def receive(self) -> Message | None:
-        """A whole message that has come; None if none has. Raises EOFError if the other side has gone."""
+        """Return a whole message; None if none has arrived. Raises EOFError if the other side has ended."""
         while True:
             try:
                 size = self._socket.recv_into(self._buffer)
@@ -170,7 +170,7 @@ class Link:
             return Message(Kind(kind), at_ns, data)
 
     def next_at_ns(self) -> int | None:
-        """The time of the message that would be received next; None if there is none. Any thread may ask."""
+        """Return the time of the message that would be received next; None without one. Any thread may call this."""
         try:
             head = self._socket.recv(_HEAD.size, socket.MSG_PEEK)
         except OSError:

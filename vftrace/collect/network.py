@@ -1,4 +1,4 @@
-"""Writes what changes among the interfaces and bridges of the host."""
+"""Writes records about changes of the host's interfaces and bridges."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,11 @@ from vftrace.collect.batch import Intake
 from vftrace.host import netlink
 
 MAX_A_SECOND = 200
-"""So many events of interfaces and bridges are recorded in a second; the others are counted."""
+"""How many events of interfaces and bridges are recorded per second; further ones are only counted."""
 
 
 class NetworkWatch:
-    """Reads rtnetlink; `pids` gives the VMMs, of which a port's tap may be one's."""
+    """Reads rtnetlink; `pids` returns the VMMs, which may own a port's tap."""
 
     def __init__(self, intake: Intake, pids: Callable[[], tuple[int, ...]]) -> None:
         self._intake = intake
@@ -22,7 +22,7 @@ class NetworkWatch:
         self._missed = self._reported = 0
 
     def read(self) -> None:
-        """Write what came since the last call."""
+        """Write the notifications since the last call."""
         for found in self._listener.read():
             if isinstance(found, netlink.LinkState) and not self._is_news(found):
                 continue
@@ -36,11 +36,11 @@ class NetworkWatch:
                 self._write_address(found)
 
     def begin_second(self) -> None:
-        """Allow as many events again."""
+        """Begin a new second with the full number of events."""
         self._left = MAX_A_SECOND
 
     def report_missed(self) -> None:
-        """Write how many events were too many, if more than before."""
+        """Write how many events were not recorded, if more than before."""
         missed = self._missed + self._listener.lost
         if missed != self._reported:
             self._reported = missed
@@ -51,7 +51,7 @@ class NetworkWatch:
         self._listener.close()
 
     def _is_news(self, link: netlink.LinkState) -> bool:
-        """Whether anything that is recorded has changed: the kernel reports much else."""
+        """Whether something that is recorded changed: the kernel notifies of much else."""
         if self._links.get(link.index) == link:
             return False
         self._links[link.index] = link

@@ -1,4 +1,4 @@
-"""Keeps of a live trace what concerns some VMs, for a recording of these only."""
+"""Selects the records of some VMs from a live trace, for a recording of these VMs only."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from vftrace.events import COLLECTOR, NO_PROCESS, Event, wire
 from vftrace.model.select import names_vm
 
 _MAX_WAITING = 65_536
-"""Records that wait at once for who sent them; a host that has named no process has fewer."""
+"""How many records may wait until their processes are named; a host has fewer."""
 
 
 class OnlyVms:
     """Drops the records of all processes but those of the wanted VMs.
 
-    What belongs to the host is kept: time, clocks, losses, interfaces, mailboxes. A VM that starts later is taken
-    as soon as the collector has named its process; what the kernel side sent before waits for that. The
-    collector's own records are numbered anew, so that what is left out does not read as lost.
+    Records of the host are kept: time, clocks, losses, interfaces, mailboxes. A VM that starts later is included
+    as soon as the collector has named its process; earlier records of the kernel side wait for that. The
+    collector's own records get new numbers, so that dropped records do not look like lost ones.
     """
 
     def __init__(self, wanted: Sequence[str]) -> None:
@@ -28,10 +28,10 @@ class OnlyVms:
         self._number_waiting = 0
         self._seq = 0
         self.found: set[str] = set()
-        """Those of the wanted words that a process has had."""
+        """The wanted words that have matched a process."""
 
     def keep(self, batch: Batch) -> Batch:
-        """The records of a batch that are kept, in their order."""
+        """Return the records of a batch that are kept, in their order."""
         kept: list[tuple[bytes, Event]] = []
         for record, event in zip(batch.records, batch.events, strict=True):
             if event.tgid == COLLECTOR:
@@ -42,7 +42,7 @@ class OnlyVms:
                     kept.append(self._numbered(record, event))
                 continue
             if isinstance(event, events.VmCreated):
-                # Its pid may be another process's now. The collector names it each time that it makes a VM.
+                # The pid may belong to another process now. The collector names it whenever it makes a VM.
                 self._is_wanted.pop(event.tgid, None)
             if event.tgid == NO_PROCESS or self._is_wanted.get(event.tgid):
                 kept.append((record, event))
@@ -57,7 +57,7 @@ class OnlyVms:
 
     def _wait(self, record: bytes, event: Event) -> None:
         if self._number_waiting >= _MAX_WAITING:
-            # The oldest: nobody has named them, and nobody will.
+            # Drop the oldest: the collector has not named their processes and will not.
             self._number_waiting -= len(self._waiting.pop(next(iter(self._waiting))))
         self._waiting.setdefault(event.tgid, []).append((record, event))
         self._number_waiting += 1
@@ -75,7 +75,7 @@ class OnlyVms:
     def _numbered(self, record: bytes, event: Event) -> tuple[bytes, Event]:
         seq, self._seq = self._seq, self._seq + 1
         if isinstance(event, events.End):
-            # A process that is not here at all would read as one whose records were lost.
+            # A process without any record here would look like one whose records were lost.
             streams = {
                 pid: number
                 for pid, number in event.streams.items()
@@ -87,5 +87,5 @@ class OnlyVms:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Those of the wanted words that no process has had so far."""
+        """Return the wanted words that have matched no process so far."""
         return tuple(word for word in self._wanted if word not in self.found)

@@ -1,4 +1,4 @@
-"""Records of several CPUs in the order of their times, within a window fixed by event time."""
+"""Sorts records of several CPUs by their times, within a window of event time."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -9,28 +9,28 @@ from msgspec.structs import replace
 from vftrace.events import BitmapPart, Event
 
 WINDOW_NS = 50_000_000
-"""A time stamp is taken before the record's place in the ring buffer, so neighbours may swap; nothing is
-held back longer than this, measured by the newest event and never by a clock."""
+"""The window. A record gets its time before its place in the ring buffer, so neighbours may be swapped. No event is
+held back longer than this, measured by the newest event and not by a clock."""
 
 MAX_HELD = 32_768
-"""Events that are held back at once. Where time stands still the oldest go on all the same, so that memory is
-bounded; a host has a few thousand of them in a window."""
+"""How many events are held back at most. If event time does not advance, the oldest events are still released, so that
+memory is bounded; a host has a few thousand events in a window."""
 
 _MAX_PROCESSES = 65_536
 _COMPACT = 4096
 _NEAR = 32
-"""Most records that come late come so few places late."""
+"""Most late records are at most this number of places late."""
 
 
 class Order:
-    """Releases events once an event that is `window_ns` younger has come.
+    """Releases an event once an event that is `window_ns` younger has arrived.
 
-    A record's time and its number are taken one after the other, so two CPUs may take them in opposite order.
-    What is released has its numbers in the order of its times: among the records of one process that are
-    held back, the oldest gets the smallest number. A number that no record has stays missing.
+    The kernel side takes a record's time and its number one after the other, so two CPUs may take them in opposite
+    order. Released events have their numbers in the order of their times: among the held-back records of one process,
+    the oldest gets the smallest number. A missing number stays missing.
 
-    Most records come in order, so the held ones are a list that grows at its end; only a record that comes too
-    late is searched its place.
+    Most records arrive in order, so the held-back events are a list that grows at its end; only for a late record
+    this class searches the place.
     """
 
     def __init__(self, window_ns: int = WINDOW_NS, most: int = MAX_HELD) -> None:
@@ -38,13 +38,13 @@ class Order:
         self._most = most
         self._held: list[Event] = []
         self._first = 0
-        """Where in `_held` the oldest is; what was before it has been released."""
+        """The index of the oldest event in `_held`; earlier ones have been released."""
         self._newest_ns = 0
         self._largest: dict[int, int] = {}
-        """By series of numbers (`_series`): the largest that has come."""
+        """For each series of numbers (`_series`): the largest that has arrived."""
 
     def push(self, events: Sequence[Event]) -> list[Event]:
-        """Take events in their order of arrival; returns those that are due, oldest first."""
+        """Take events in their order of arrival; returns the due events, oldest first."""
         held, largest = self._held, self._largest
         first, newest_ns, window_ns = self._first, self._newest_ns, self._window_ns
         due: list[Event] = []
@@ -57,7 +57,7 @@ class Order:
                 largest[series] = seq
                 newest_ns = at_ns
                 continue
-            # What is due must be out before: it keeps its place and its number.
+            # Release the due events first: they keep their places and numbers.
             released = self._due_until(first, newest_ns)
             due += held[first:released]
             first = released
@@ -75,7 +75,7 @@ class Order:
         return due
 
     def _due_until(self, first: int, newest_ns: int) -> int:
-        """Return where in `_held` the first event is that stays held back when `newest_ns` has come."""
+        """Return the index in `_held` of the first event that stays held back once `newest_ns` has arrived."""
         held, due_ns = self._held, newest_ns - self._window_ns
         at = max(first, len(held) - self._most)
         last = len(held)
@@ -84,16 +84,16 @@ class Order:
         return at
 
     def flush(self) -> list[Event]:
-        """Release everything that is still held back, oldest first."""
+        """Release all held-back events, oldest first."""
         rest = self._held[self._first :]
         self._held.clear()
         self._first = 0
         return rest
 
     def _insert(self, event: Event, first: int, due_ns: int) -> None:
-        """Put an event where its time belongs, and the numbers of its process in order again.
+        """Insert an event at the place of its time, and sort the numbers of its process again.
 
-        What is due, up to `due_ns`, keeps its numbers.
+        Due events, up to `due_ns`, keep their numbers.
         """
         held = self._held
         at_ns, seq, series = event.at_ns, event.seq, _series(event)
@@ -119,14 +119,14 @@ class Order:
                 first = bisect_right(held, due_ns, lo=first, key=attrgetter("at_ns"))
             older = self._same_series(series, range(place - 1, first - 1, -1))
             if older is None and younger is None:
-                # Nothing of it is held back: the pid's next process, which begins at 0.
+                # No event of the series is held back: this is the pid's next process, which begins at 0.
                 largest = seq
         self._largest[series] = max(largest, seq)
         if (older and older.seq > seq) or (younger and younger.seq < seq):
             self._renumber(series, first)
 
     def _same_series(self, series: int, places: Iterable[int]) -> Event | None:
-        """The first event of a series in these places."""
+        """Return the first event of a series in these places."""
         held = self._held
         return next((held[i] for i in places if _series(held[i]) == series), None)
 
@@ -140,7 +140,7 @@ class Order:
                 held[i] = replace(held[i], seq=seq)
 
     def _forget(self) -> None:
-        """Keep only the numbers of processes of which something is held back."""
+        """Keep only the numbers of processes with held-back events."""
         self._largest.clear()
         for event in self._held[self._first :]:
             series = _series(event)
@@ -148,7 +148,7 @@ class Order:
 
 
 def _series(event: Event) -> int:
-    """Return which numbers an event's is one of: those of its process, or of its process's bitmaps."""
+    """Return the series of an event's number: that of its process, or of its process's bitmaps."""
     return ~event.tgid if type(event) is BitmapPart else event.tgid
 
 

@@ -1,4 +1,4 @@
-"""The only loop: batches from a source, through sorting, to the tracker or whoever else takes events.
+"""The only loop: takes batches from a source, sorts their events, and gives them to the tracker or another consumer.
 
 One thread calls `step`; any thread may ask for `snapshot`.
 """
@@ -23,21 +23,21 @@ from vftrace.model.host import HostInfo, ReaderUse
 from vftrace.model.migration import Snapshot
 
 SNAPSHOT_NS = 150_000_000
-"""A snapshot is not built again before it is this old, however often outputs ask."""
+"""The least age at which a snapshot is built again, however often outputs request one."""
 
 
 @dataclass(slots=True)
 class Step:
-    """What one read of a source gave: the records that came, and the events that were due."""
+    """The result of one read of a source: the records that arrived, and the events that were due."""
 
     came: Batch
     due: list[Event]
 
 
 def steps(batches: Iterable[Batch]) -> Iterator[Step]:
-    """Take batches in, give events out in the order of their times; the last step has all that was held back.
+    """Take batches and yield events in the order of their times; the last step has all held-back events.
 
-    This is the only loop between records and whoever is fed with events.
+    This is the only loop between records and the consumers of events.
     """
     order = Order()
     for batch in batches:
@@ -53,19 +53,19 @@ def batches_of(source: Source, stop: Callable[[], bool] = lambda: False) -> Iter
 
 
 class Recorder(Protocol):
-    """What gets every batch beside the tracker (vftrace/archive/flight.py)."""
+    """A second receiver of every batch beside the tracker (vftrace/archive/flight.py)."""
 
     def take(self, batch: Batch, tracker: Tracker, host: HostInfo) -> None:
-        """Take what came, while the tracker may be some milliseconds behind."""
+        """Take a batch; the tracker may be some milliseconds behind."""
 
     def finish(self, tracker: Tracker, host: HostInfo) -> None:
         """End the input."""
 
 
 class Pump:
-    """Reads a source and keeps what is known.
+    """Reads a source and feeds the tracker and the recorder.
 
-    `profiles`: texts of mailbox profiles, beside those that the source brings. `recorder` gets what comes, too.
+    `profiles`: texts of mailbox profiles, in addition to those of the source. `recorder` gets every batch, too.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class Pump:
 
     @property
     def host(self) -> HostInfo:
-        """The traced host; probes come and go with what they watch."""
+        """The traced host; its probes are attached and detached with the modules that they need."""
         return self._source.host
 
     @property
     def not_recorded(self) -> int:
-        """How many records the disk of a recording did not take."""
+        """How many records could not be written to the recording."""
         return getattr(self._source, "not_recorded", 0)
 
     @property
@@ -100,15 +100,15 @@ class Pump:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come: a replay's end, or `close`."""
+        """Whether the source has no more records: a replay has ended, or `close` was called."""
         return self._closed
 
     def now_ns(self) -> int:
-        """CLOCK_BOOTTIME of the traced host; in a replay the time the replay has come to."""
+        """CLOCK_BOOTTIME of the traced host; in a replay the time that the replay has reached."""
         return self._source.now_ns()
 
     def step(self) -> int:
-        """Read once (waits some 20 ms when nothing comes) and feed; returns how many records."""
+        """Read once (waiting some 20 ms if no record arrives) and feed; returns the number of records."""
         if self._closed:
             return 0
         count = self._take(next(self._steps))
@@ -117,7 +117,7 @@ class Pump:
         return count
 
     def snapshot(self) -> Snapshot:
-        """The latest snapshot, at most some 150 ms old."""
+        """Return the latest snapshot, at most some 150 ms old."""
         with self._lock:
             now = time.monotonic_ns()
             if now - self._built_ns >= SNAPSHOT_NS:
@@ -139,7 +139,7 @@ class Pump:
             return dict(self._counts)
 
     def close(self) -> None:
-        """Close the source, take its last records, and end what has not ended."""
+        """Close the source, take its last records, and end the input of the recorder and the tracker."""
         if not self._closed:
             self._closing = True
             self._finish()

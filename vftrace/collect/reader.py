@@ -1,8 +1,9 @@
-"""The reader process: empties the ring buffers, finds who is who, and sends the records to the main process.
+"""The reader process: empties the ring buffers, identifies processes and devices, and sends the records to the main
+process.
 
-It alone is privileged, and it opens no socket of the internet. It decodes only what it needs to find processes and
-devices. The main process may be late: what it has not taken yet waits here, in bounded memory (backlog.py). The reader
-ends when the main process tells it to, and at once when that has gone.
+Only the reader is privileged, and it opens no internet socket. It decodes only the records that it needs to identify
+processes and devices. The main process may be late: records that it has not taken yet wait in the reader, in bounded
+memory (backlog.py). The reader ends on a message of the main process, and at once if the main process has ended.
 
 `python -P -m vftrace.collect.reader FD` runs it; FD is its end of the socket pair (messages.py).
 """
@@ -27,28 +28,28 @@ from vftrace.host import memory, privileges
 from vftrace.probes import kernel
 
 NICENESS = -10
-"""Better than what it reads about, where that is allowed: a ring buffer that is not emptied loses records."""
+"""The reader's niceness, better than that of the VMMs if the kernel allows it: a full ring buffer loses records."""
 CAPABILITIES = (
     privileges.CAP_BPF,
     privileges.CAP_PERFMON,
     privileges.CAP_SYS_PTRACE,
     privileges.CAP_DAC_READ_SEARCH,
 )
-"""What stays after attaching: BPF maps, perf events of modules that come later, and /proc/PID/fd of others."""
+"""The capabilities after attaching, for BPF maps, perf events of modules loaded later, and /proc/PID/fd of others."""
 
 _DEBUG_VARIABLE = "VFTRACE_DEBUG"
 
 
 def capabilities() -> tuple[int, ...]:
-    """What stays on this kernel. Probes of modules that come later, of devices that can migrate and of a migration's
-    system calls are attached by perf events."""
+    """Return the capabilities that the reader keeps on this kernel. It attaches probes of modules loaded later, of
+    devices that can migrate and of a migration's system calls by perf events."""
     if kernel.perf_events_need_admin():
         return (*CAPABILITIES, privileges.CAP_SYS_ADMIN)
     return CAPABILITIES
 
 
 class Reader:
-    """A live source, and what of it the main process has not taken yet."""
+    """A live source, and its records that the main process has not taken yet."""
 
     def __init__(self, source: LiveSource, link: Link) -> None:
         self._source = source
@@ -57,11 +58,12 @@ class Reader:
         self._host = source.host
         self._faults = sum(FAULTS.counts.values())
         self._said: list[str] = []
-        # The main process knows where such lines go.
+        # The main process prints or logs such lines.
         FAULTS.say = self._said.append
 
     def run(self) -> None:
-        """Read and send until the main process sends CLOSE, then send the rest. EOFError or OSError if it has gone."""
+        """Read and send until the main process sends CLOSE, then send the rest. Raises EOFError or OSError if it has
+        ended."""
         while not self._closing():
             if self._backlog:
                 # The ring buffer must not wait for the main process; only a full backlog may.
@@ -82,7 +84,7 @@ class Reader:
         return message is not None and message.kind is Kind.CLOSE
 
     def _take(self, batch: Batch) -> None:
-        # Also of what is no record: the oldest message that waits tells how late the main process is.
+        # Every message has the time: the oldest waiting message shows how late the main process is.
         now_ns = boottime_ns()
         self._backlog.add(now_ns, batch.records)
         if dropped := self._backlog.take_dropped():
@@ -131,7 +133,7 @@ def main(fd: int) -> int:
             _fail(link, Failed(errors.VftraceError.__name__, said, None))
             return errors.VftraceError.exit_code
     except (EOFError, BrokenPipeError, ConnectionError):
-        return 0  # the main process has gone, and with it whoever would read a message
+        return 0  # the main process has ended, and nobody would read a message
     return 0
 
 
@@ -161,7 +163,7 @@ def _wait(link: Link, event: int, timeout_ms: int | None) -> None:
 
 
 def _confine(user: str | None) -> None:
-    """Give up everything that is needed to attach only."""
+    """Drop the privileges and memory that only attaching needs."""
     if os.getpriority(os.PRIO_PROCESS, 0) > NICENESS:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, NICENESS)

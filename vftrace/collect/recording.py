@@ -1,14 +1,14 @@
-"""The recording: raw records as they came, plus what is needed to name them.
+"""Writes and reads recordings: raw records as they arrived, and the host that they are from.
 
-Layout: `MAGIC`, a u32 length and that many bytes of JSON (who recorded), then frames of a u32
-CRC-32 and one record (its header holds its size). A frame that is cut or damaged ends the file.
-gzip-compressed recordings are read as they are. The last record of a whole recording is `events.End`.
+Layout: `MAGIC`, a u32 length and that many bytes of JSON (the host), then frames of a u32
+CRC-32 and one record (its header has its size). A cut or damaged frame ends the file.
+gzip-compressed recordings are read directly. The last record of a complete recording is `events.End`.
 
-Its writer holds a lock (flock(2)) on a recording as long as it writes it, which the kernel releases however the
-writer ends: so a reader knows a recording that is being written from one whose writer was killed.
+The writer holds a lock (flock(2)) on a recording while it writes. The kernel releases the lock however the writer
+ends, so a reader can distinguish a recording that is being written from one whose writer was killed.
 
-The compatibility promise (docs/reference/recordings.md): keys of the first line and kinds of records that a version
-does not know are left out, and `VERSION` changes only where that would make what is read wrong.
+The compatibility promise (docs/reference/recordings.md): a version ignores keys of the first line and kinds of records
+that it does not know, and `VERSION` changes only if ignoring them would give wrong results.
 """
 
 import contextlib
@@ -37,9 +37,9 @@ from vftrace.probes.registry import WAITS
 MAGIC = b"VFTRACE1"
 VERSION = 1
 STANDARD = Path("-")
-"""Standard output for a writer, standard input for a reader."""
+"""The path that stands for standard output for a writer, and standard input for a reader."""
 _EARLIER_WAITS = frozenset({"no module ixgbe or igb is loaded"})
-"""Recordings of 0.1 do not name the probes that wait: their reasons show it. This one is no longer given."""
+"""A reason of a waiting probe in recordings of 0.1, which do not list waiting probes. vftrace no longer gives it."""
 _U32 = struct.Struct("<I")
 _FRAME = struct.Struct("<I16xI12x")
 """A frame's checksum and, behind two fields of the header, its record's size."""
@@ -50,7 +50,7 @@ NOT_CLOSED = "not closed: its writer was killed, or the file is cut"
 
 
 def check_output(path: Path, *, force: bool = False) -> None:
-    """Refuse, before anything is traced, a place where `RecordingWriter` would not write.
+    """Check before tracing that `RecordingWriter` can write there.
 
     Raises UsageError: the file exists (unless `force`), or standard output is a terminal.
     """
@@ -68,21 +68,21 @@ class RecordingWriter:
     """Writes a recording; every `write` of a batch reaches the file at once."""
 
     def __init__(self, path: Path, host: HostInfo, *, force: bool = False) -> None:
-        """Raises VftraceError where `path` cannot be written, exists (unless `force`), or is being written."""
+        """Raises VftraceError if `path` cannot be written, exists (unless `force`), or is being written."""
         check_output(path, force=force)
         self.path = path
-        # Without a buffer, which would keep what a full disk refused.
+        # No buffer, because a buffer would keep the bytes that a full disk refused.
         self._file: BinaryIO = (
             sys.stdout.buffer if path == STANDARD else create(path, force=force, buffering=0)
         )
         self._whole = 0
-        """Up to where the file has whole records."""
+        """The offset up to which the file has whole records."""
         self._write(head_of(host))
 
     def write(self, records: list[bytes]) -> None:
         """Append records; raises VftraceError if the disk refuses them, BrokenPipeError if a pipe's reader left.
 
-        Refused records are left out: others may be written when there is room again.
+        Refused records are missing in the file; later ones are written when there is room again.
         """
         self._write(frames_of(records))
 
@@ -103,7 +103,7 @@ class RecordingWriter:
             raise VftraceError(f"cannot write {self.path}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close the file; raises VftraceError if the disk refuses what is left of it. Standard output stays open."""
+        """Close the file; raises VftraceError if the disk refuses its last bytes. Standard output stays open."""
         try:
             if self.path == STANDARD:
                 self._file.flush()
@@ -116,8 +116,8 @@ class RecordingWriter:
 
 
 def create(path: Path, *, force: bool = False, mode: int = 0o666, buffering: int = -1) -> BinaryIO:
-    """Make a file and lock it; it is empty. Raises VftraceError where it exists (unless `force`) or is locked.
-    `buffering` is that of open()."""
+    """Make a file and lock it; it is empty. Raises VftraceError if it exists (unless `force`) or is locked.
+    `buffering` is as in open()."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
     if not force and not path.exists():
         flags |= os.O_EXCL
@@ -130,20 +130,21 @@ def create(path: Path, *, force: bool = False, mode: int = 0o666, buffering: int
     if not lock(file):
         file.close()
         raise VftraceError(f"{path} is being written by another vftrace")
-    # Not before it is known that nobody else writes it.
+    # Only now it is certain that no other process writes it.
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.truncate(0)
     return file
 
 
 def head_of(host: HostInfo) -> bytes:
-    """Return how a recording of this host begins."""
+    """Return the first bytes of a recording of this host."""
     meta = json.dumps({"version": VERSION, **meta_of(host)}).encode()
     return MAGIC + _U32.pack(len(meta)) + meta
 
 
 def frames_of(records: Iterable[bytes]) -> bytes:
-    """Records as a recording holds them. One that is longer than a reader takes would end the file: it is left out."""
+    """Return records as frames of a recording. A record longer than readers accept is left out: it would end the
+    file."""
     parts: list[bytes] = []
     for record in records:
         if len(record) <= wire.MAX_RECORD:
@@ -163,15 +164,15 @@ def lock(file: BinaryIO) -> bool:
 
 
 class Recording:
-    """An open recording: `host` is where it was made, iterating gives its records.
+    """An open recording: `host` is the host that it was made on; iteration gives its records.
 
-    After iteration `damage` is None, or one line on where and why the file cannot be read further. `has_end`: it
-    was closed in order; a recording without an end is not damaged. `not_whole` is one line on either. The path `-` is
-    standard input; pipes are read as files are.
+    After iteration `damage` is None, or one line with where and why the file cannot be read further. `has_end`: its
+    writer closed it; a recording without an end is not damaged. `not_whole` is one line about either. The path `-` is
+    standard input; pipes are read like files.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises VftraceError where `path` cannot be read or is not a recording of a version that this one reads."""
+        """Raises VftraceError if `path` cannot be read or is not a recording of a version that this one reads."""
         self.path = path
         self.damage: str | None = None
         self.has_end = False
@@ -183,7 +184,7 @@ class Recording:
             yield from batch
 
     def batches(self) -> Iterator[list[bytes]]:
-        """The records in lists as long as what one read of the file gives."""
+        """Yield the records in lists, one list for each read of the file."""
         rest, last = b"", b""
         while more := self._read_some():
             records, used = self._records_of(rest + more)
@@ -197,7 +198,7 @@ class Recording:
 
     @property
     def not_whole(self) -> str | None:
-        """One line on why what was read is not all that there was; None of a whole recording."""
+        """One line about why the recording is incomplete; None if it is complete."""
         if self.damage is not None or self.has_end:
             return self.damage
         return BEING_WRITTEN if self._is_being_written() else NOT_CLOSED
@@ -213,7 +214,7 @@ class Recording:
         return False
 
     def _records_of(self, data: bytes) -> tuple[list[bytes], int]:
-        """The whole records at the beginning of `data`, and how many bytes they take."""
+        """Return the whole records at the beginning of `data`, and their length in bytes."""
         records = []
         at, last = 0, len(data) - _FRAME.size
         while at <= last:
@@ -233,11 +234,11 @@ class Recording:
         return records, at
 
     def _read_some(self) -> bytes:
-        """Return what one read gives; nothing at the end, and where a gzip stream is cut or damaged."""
+        """Return the bytes of one read; empty at the end, and where a gzip stream is cut or damaged."""
         try:
             return self._file.read1(_BLOCK)
         except EOFError:
-            return b""  # it is compressed as it is written, and has no end yet
+            return b""  # the writer compresses it, and it has no end yet
         except (OSError, zlib.error) as error:
             self.damage = _damage(error)
             return b""
@@ -278,7 +279,7 @@ class Recording:
 
 
 def _damage(error: Exception) -> str:
-    """Return why a file cannot be read further: the disk refuses (an error with a number), or its content is wrong."""
+    """Return why a file cannot be read further: the disk fails (an error with a number), or its content is wrong."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read further: {error.strerror}"
     return "damaged inside its compression"
@@ -288,16 +289,16 @@ _NOT_ATTACHED = "not attached: "
 
 
 def meta_of(host: HostInfo) -> dict[str, Any]:
-    """The first line of a recording, where a probe's status is a string: its method, or why it has none.
+    """Return the JSON of a recording's first line. A probe's status is a string: its method, or why it is not attached.
 
-    `waits` names the probes that have none only because what they watch is not there yet.
+    `waits` names the probes that are not attached only because their module or tracepoint does not exist yet.
     """
     probes = {p.name: p.method or f"{_NOT_ATTACHED}{p.reason}" for p in host.probes}
     return {**asdict(host), "probes": probes, "waits": [p.name for p in host.probes if p.waits]}
 
 
 def _host_of(meta: dict[str, Any]) -> HostInfo:
-    """The host of a first line. Keys that this version does not know are left out: a later one wrote them."""
+    """Read the host in a first line. Keys that this version does not know are ignored: a later version wrote them."""
     probes: dict[str, str] = meta["probes"]
     profiles = tuple(meta.get("profiles", ()))
     waits: list[str] | None = meta.get("waits")
@@ -328,7 +329,7 @@ def _status_of(name: str, text: str, waits: list[str] | None) -> ProbeStatus:
 
 
 def _open(path: Path) -> tuple[BufferedReader, int]:
-    """A stream of the recording's own bytes, and the fd of the file."""
+    """Open a recording; returns a stream of its uncompressed bytes, and the fd of the file."""
     if path == STANDARD:
         if sys.stdin.isatty():
             raise UsageError("standard input is a terminal: name a file, or send a recording")
@@ -336,10 +337,10 @@ def _open(path: Path) -> tuple[BufferedReader, int]:
     try:
         if path != STANDARD:
             file = path.open("rb")
-        # One byte tells: MAGIC does not begin with it. A pipe cannot be wound back.
+        # One byte decides: MAGIC does not begin with it. A pipe cannot be rewound.
         compressed = file.peek(1)[:1] == b"\x1f"
     except OSError as error:
         raise VftraceError(f"cannot read {path}: {error.strerror}") from error
-    # it has read1 too, which gives all that can be read before the place of a damage
+    # it has read1 too, which returns all bytes before a damaged place
     stream = cast(BufferedReader, gzip.GzipFile(fileobj=file)) if compressed else file
     return stream, file.fileno()

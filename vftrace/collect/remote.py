@@ -1,4 +1,4 @@
-"""The reader process as the main process has it: a source whose records come over a socket pair."""
+"""The main process's side of the reader process: a source whose records arrive over a socket pair."""
 
 import contextlib
 import os
@@ -21,18 +21,18 @@ from vftrace.model.host import HostInfo, ReaderUse
 
 READER = "vftrace.collect.reader"
 POLL_MS = 100
-"""The reader writes ten ticks a second, so waiting is seldom that long, and seldom for nothing."""
+"""How long one read waits. The reader writes ten ticks per second, so a wait is seldom that long."""
 READ_BYTES = 512 << 10
 READ_S = 0.2
-"""What one read takes at most, so that whoever reads has its turn where records come faster than they are decoded."""
+"""What one read takes at most, so that the caller continues even if records arrive faster than they are decoded."""
 END_S = 20.0
-"""How long a reader may take to detach, send what is left, and end."""
+"""How long a reader may take to detach, send the remaining records, and end."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ReaderProcess:
-    """A reader that has been started: `wait` for it, or `close` it."""
+    """A reader process that has been started: `wait` for it, or `end` it."""
 
     def __init__(
         self,
@@ -41,19 +41,20 @@ class ReaderProcess:
         guest_memory: int | None = None,
         user: str | None = None,
     ) -> None:
-        """Start it; arguments as for `LiveSource`. `user`: whom it becomes when it has attached, if this is root."""
+        """Start the process; arguments as for `LiveSource`. It changes to `user` after attaching, if this is root."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             self._process = _run_reader(its)
         self.link = Link(ours)
         self._failure: errors.VftraceError | None = None
-        with contextlib.suppress(OSError):  # it has gone: receiving says why
+        with contextlib.suppress(OSError):  # the reader has ended: `receive` raises why
             self.link.send_content(Kind.START, Start(way, tuple(profiles), guest_memory, user))
             while not self.link.flush():
                 self._wait(select.POLLOUT, None)
 
     def wait(self) -> "RemoteSource":
-        """Return the source as soon as it has attached. Raises what `LiveSource` raises; the reader has ended then."""
+        """Return the source as soon as the reader has attached. Raises the errors of `LiveSource`, after the reader's
+        end."""
         try:
             ready = self.receive(None)
             assert ready is not None
@@ -65,7 +66,7 @@ class ReaderProcess:
         return RemoteSource(self, content)
 
     def receive(self, timeout_ms: int | None) -> Message | None:
-        """The next message; None if there is none in this time.
+        """Return the next message; None if none arrives in this time.
 
         Raises the reader's error, or VftraceError if it ended without one.
         """
@@ -87,7 +88,7 @@ class ReaderProcess:
         return message
 
     def end(self, *, kill: bool = False) -> None:
-        """Close the socket, at which the reader ends; wait for that."""
+        """Close the socket, so that the reader ends, and wait for its end."""
         self.link.close()
         if kill:
             self._process.kill()
@@ -99,7 +100,7 @@ class ReaderProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The reader's process id."""
         return self._process.pid
 
     def _wait(self, event: int, timeout_ms: int | None) -> None:
@@ -117,14 +118,14 @@ class ReaderProcess:
 
 
 class RemoteSource:
-    """What the reader process sends, as a source."""
+    """The records of the reader process, as a source."""
 
     def __init__(self, reader: ReaderProcess, ready: Ready) -> None:
         self.host: HostInfo = ready.host
         self.mailbox_refused = ready.mailbox_refused
         """Why mailboxes cannot be traced here; None if they can."""
         self.failure: errors.VftraceError | None = None
-        """Why the last records are missing, once this is closed; None if they are not."""
+        """After `close`: why the last records are missing, None if they are not."""
         self._reader = reader
         self._ended = False
 
@@ -139,9 +140,9 @@ class RemoteSource:
 
     @property
     def reader(self) -> ReaderUse:
-        """What the reader process has used; any thread may ask.
+        """The CPU time, memory and lateness of the reader process; any thread may call this.
 
-        The age of what waits is that of the next message: of what this process has not read, the oldest.
+        The lateness is the age of the next message, the oldest one that this process has not read.
         """
         waits_since_ns = None if self._ended else self._reader.link.next_at_ns()
         lateness = max(0, boottime_ns() - waits_since_ns) if waits_since_ns else 0
@@ -149,7 +150,7 @@ class RemoteSource:
         return ReaderUse(lateness) if use is None else ReaderUse(lateness, *use)
 
     def read(self) -> Batch:
-        """Wait a moment, then return what came, in order of arrival. Raises VftraceError if the reader has ended."""
+        """Wait a moment, then return the records in order of arrival. Raises VftraceError if the reader has ended."""
         records: list[bytes] = []
         size, stop_at = 0, time.monotonic() + READ_S
         message = self._reader.receive(POLL_MS)
@@ -161,20 +162,20 @@ class RemoteSource:
             try:
                 message = self._reader.receive(0)
             except errors.VftraceError:
-                break  # what came before it counts: the next read raises it again
+                break  # return the records before the error; the next read raises it again
         return Batch(records)
 
     def close(self) -> Batch:
-        """Let the reader detach and end; returns the last records, the End record among them.
+        """Let the reader detach and end; returns the last records, including the End record.
 
-        Whether it got to its end, `failure` says.
+        `failure` is set if the reader did not reach its end.
         """
         if self._ended:
             return Batch()
         self._ended = True
         records: list[bytes] = []
         try:
-            with contextlib.suppress(OSError):  # it has gone: receiving says why
+            with contextlib.suppress(OSError):  # the reader has ended: `receive` raises why
                 self._reader.link.send(Kind.CLOSE)
             while (message := self._reader.receive(int(END_S * 1000))) is not None:
                 if message.kind is Kind.END:
@@ -206,11 +207,11 @@ class RemoteSource:
 
 
 def _run_reader(end: socket.socket) -> "subprocess.Popen[bytes]":
-    """A program of its own, not a fork: it has none of this process's threads, files and memory.
+    """Start the reader as a program of its own, not a fork: it has none of this process's threads, files and memory.
 
     It looks for modules where this process does, and with -P nowhere else: the working directory may be anybody's. It
-    is in a process group of its own and has the signals blocked that end this process: it has to outlive them until
-    it has sent its last records, and ends with the socket.
+    is in a process group of its own and blocks the signals that end this process, because it has to run until it has
+    sent its last records. It ends with the socket.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:

@@ -1,4 +1,4 @@
-"""A recording through the same code as live data, at its own pace or all at once."""
+"""Replays a recording through the same code as live data, in real time, faster, or as fast as possible."""
 
 import math
 import time
@@ -15,20 +15,20 @@ from vftrace.errors import UsageError
 from vftrace.events import Event
 
 LONGEST_GAP_NS = 2_000_000_000
-"""A time without records is no longer in a replay: a recording has a tick every 100 ms."""
+"""The longest time without records in a replay: a recording has a tick every 100 ms."""
 _BATCH = 1024
 _READ = 4096
 _WAIT_SECONDS = 0.02
 
 
 def events_of(records: Iterable[bytes]) -> Iterator[Event]:
-    """Decode and sort; records that cannot be decoded at all are dropped by the recording's own checks."""
+    """Decode and sort a recording's records; its own checks have dropped those that cannot be decoded."""
     for step in steps(_batches(records)):
         yield from step.due
 
 
 def track(records: Iterable[bytes], mailboxes: Mailboxes | None = None) -> Tracker:
-    """A tracker that has seen everything, and knows that there is nothing more."""
+    """Return a tracker that has seen all events and the end of the input."""
     tracker = Tracker(mailboxes=mailboxes or Mailboxes())
     for step in steps(_batches(records)):
         for event in step.due:
@@ -49,11 +49,11 @@ def _batches(records: Iterable[bytes]) -> Iterator[Batch]:
 class ReplaySource:
     """A recording whose records are released at the times of their events, `speed` times as fast.
 
-    `speed` 0 or infinity: all at once. `not_whole` is as that of `Recording`.
+    `speed` 0 or infinity: as fast as possible. `not_whole` is as in `Recording`.
     """
 
     def __init__(self, path: Path, speed: float = 1.0) -> None:
-        """Raises VftraceError where `path` is not a recording."""
+        """Raises VftraceError if `path` is not a recording."""
         self._recording = Recording(path)
         self.host = self._recording.host
         self._batches = map(Batch.of, self._recording.batches())
@@ -61,7 +61,7 @@ class ReplaySource:
         self._speed = speed
         self._pending = Batch()
         self._taken = 0
-        """How many of the pending batch were released."""
+        """How many records of the pending batch were released."""
         self._first_ns: int | None = None
         self._started_ns = 0
         self._newest_ns = self.host.started_at_ns
@@ -76,7 +76,7 @@ class ReplaySource:
         return self._recording.not_whole
 
     def now_ns(self) -> int:
-        """The time the replay has come to; it stands still at the end."""
+        """The time that the replay has reached; it stops at the end."""
         if self._at_once or self.ended or self._first_ns is None:
             return self._newest_ns
         if self._taken == len(self._pending.events):
@@ -84,14 +84,14 @@ class ReplaySource:
         # Never past the next record, so that time does not jump back where the recording ends.
         next_ns = self._pending.events[self._taken].at_ns
         if next_ns - self._latest_ns > LONGEST_GAP_NS:
-            # Of a VM that has run for days a flight recorder keeps what it did then.
+            # A flight recorder keeps old records of a VM that has run for days.
             self._first_ns, self._started_ns = next_ns, time.monotonic_ns()
             self._latest_ns = next_ns
         passed = time.monotonic_ns() - self._started_ns
         return max(self._newest_ns, min(next_ns, self._first_ns + round(passed * self._speed)))
 
     def read(self) -> Batch:
-        """The records that are due, at most a few thousand; waits a moment if no record is due."""
+        """Return the due records, at most a few thousand; waits a moment if no record is due."""
         due = self._due()
         if not due.events and not self.ended:
             time.sleep(_WAIT_SECONDS)
@@ -99,12 +99,12 @@ class ReplaySource:
         return due
 
     def close(self) -> Batch:
-        """Nothing more is released."""
+        """End the replay: no more records are released."""
         self.ended = True
         return Batch()
 
     def _next_batch(self) -> Batch:
-        """Some thousands of records, fewer at the end."""
+        """Return some thousands of records, fewer at the end."""
         records: list[bytes] = []
         found: list[Event] = []
         for batch in self._batches:
@@ -136,7 +136,7 @@ class ReplaySource:
 
 
 def parse_speed(text: str) -> float:
-    """A replay's speed: 1 as it was, 10 ten times as fast, 0 or `inf` all at once.
+    """Read a replay's speed: 1 is real time, 10 is ten times as fast, 0 or `inf` is as fast as possible.
 
     Raises UsageError for anything else.
     """

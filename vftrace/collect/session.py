@@ -1,4 +1,4 @@
-"""The one place that opens a source, with the recording it is written to."""
+"""Opens a source, with the recording to which its records are written; no other module does."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ S = TypeVar("S", bound=Source)
 
 
 class Session(Generic[S]):
-    """A source whose records are written to a file first, if there is one; a source itself.
+    """A source that first writes the records of another source to a file, if there is one.
 
     Use it as a context manager, or call `close`, which may be called again.
     """
@@ -33,13 +33,14 @@ class Session(Generic[S]):
         only: "OnlyVms | None" = None,
         lose: Callable[[str], None] | None = None,
     ) -> None:
-        """Raises VftraceError where `output` cannot be written, or exists (unless `force`); the source is closed
-        then. `only`: which VMs' records are written; all are returned. `lose` gets one line when the disk no longer
-        takes records, and tracing goes on without them; without it, `read` and `close` raise VftraceError then.
+        """Raises VftraceError if `output` cannot be written, or exists (unless `force`), after closing the source.
+
+        `only`: the VMs whose records are written; `read` returns all records. `lose` gets one line if the disk refuses
+        records, and tracing continues without them in the file. Without `lose`, `read` and `close` raise VftraceError.
         """
         self.source = source
         self.not_recorded = 0
-        """Records that the disk did not take."""
+        """How many records could not be written."""
         self._lose = lose
         self._only = only
         self._closed = False
@@ -64,12 +65,12 @@ class Session(Generic[S]):
 
     @property
     def host(self) -> HostInfo:
-        """The traced host; probes come and go with what they watch."""
+        """The traced host; its probes are attached and detached with the modules that they need."""
         return self.source.host
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the source has no more records."""
         return self._closed or self.source.ended
 
     def now_ns(self) -> int:
@@ -77,7 +78,7 @@ class Session(Generic[S]):
         return self.source.now_ns()
 
     def read(self) -> Batch:
-        """Wait a moment, then return what came, which is in the recording by then."""
+        """Wait a moment, then return the records that arrived, after writing them to the recording."""
         return self._write(self.source.read())
 
     def close(self) -> Batch:
@@ -107,7 +108,7 @@ class Session(Generic[S]):
         return batch
 
     def _refused(self, error: VftraceError, records: int) -> None:
-        """The disk is full, or gone."""
+        """Note that the disk refused records, because it is full or removed."""
         if self._lose is None:
             raise error
         if self.not_recorded == 0:
@@ -116,15 +117,16 @@ class Session(Generic[S]):
 
 
 class LiveSession(Session[RemoteSource]):
-    """This host, traced by a reader process."""
+    """A session that traces this host by a reader process."""
 
     @property
     def reader(self) -> ReaderUse:
-        """What the reader process has used, and how late this one is; any thread may ask."""
+        """What the reader process has used, and how late this process is; any thread may call this."""
         return self.source.reader
 
     def close(self) -> Batch:
-        """As `Session.close`; raises VftraceError if the reader has not sent all: what came is written by then."""
+        """As `Session.close`; raises VftraceError if the reader has not sent all records, after writing those that
+        arrived."""
         batch = super().close()
         failure, self.source.failure = self.source.failure, None
         if failure is not None:
@@ -147,14 +149,15 @@ class Opening:
         user: str | None = None,
         keep_privileges: bool = False,
     ) -> None:
-        """Start it. The reader process gets `way` and `profiles`, `Session` the others; errors as of both.
+        """Start the reader process with `way` and `profiles`; `Session` gets the other arguments. Raises the errors of
+        both.
 
-        `finish` gives up all capabilities of its thread when the recording is open, and becomes `user` if one is named,
-        unless it is to `keep_privileges`; threads that run already have to do so themselves.
+        Once the recording is open, `finish` drops all capabilities of its thread and changes to `user` if one is named,
+        unless `keep_privileges` is set. Threads that run already have to do so themselves.
         """
         privileges.require_user(user)
         if output is not None:
-            # Before the probes are attached, which takes seconds.
+            # Check this before the probes are attached, which takes seconds.
             check_output(output, force=force)
         self._output, self._force, self._only, self._lose = output, force, only, lose
         self._user, self._keep_privileges = user, keep_privileges
@@ -176,6 +179,6 @@ class Opening:
         return session
 
     def cancel(self) -> None:
-        """End the reader if nobody has waited for it."""
+        """End the reader if `finish` was not called."""
         if self._reader is not None:
             self._reader.end()

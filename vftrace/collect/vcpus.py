@@ -1,7 +1,8 @@
 """Decides whose vCPUs are followed and when, and writes where their time goes.
 
-A source is followed from when it logs dirty pages, a destination from when it receives until it has run for a second,
-or has all pages in postcopy. How a vCPU spent its time before is read from /proc, seldom enough to cost nothing.
+A source is followed from the time at which it logs dirty pages. A destination is followed from the time at which it
+receives, until it has run for a second, or in postcopy until it has all pages. How a vCPU spent its time before is read
+from /proc, so seldom that it costs almost nothing.
 """
 
 from collections import deque
@@ -18,27 +19,27 @@ from vftrace.probes.vcpus import VcpuProbes, VcpuTotals
 from vftrace.uapi import KVM_MEM_LOG_DIRTY_PAGES
 
 LOOK_EVERY_NS = 60_000_000_000
-"""So often /proc is read of each VM's vCPUs: 20 us for each of them."""
+"""The interval of reading /proc for each VM's vCPUs, which takes 20 us for each vCPU."""
 MAX_LOOKED_AT = 16
-"""vCPUs of one VM whose use is read; of more, the first."""
+"""How many vCPUs of one VM are read; of more, only the first ones."""
 LEAST_BASELINE_NS = 10_000_000_000
-"""If a look was so lately, the baseline begins with the one before."""
+"""If the last look is more recent than this, the baseline begins with the look before."""
 
 SAMPLED_AT_ONCE = 8
-"""vCPUs whose totals are written at every tick; of more, at every second one, and so on."""
+"""How many vCPUs have their totals written at every tick; if there are more, at every second tick, and so on."""
 
 QUIET_NS = 30_000_000_000
-"""A process without any sign of a migration for so long is followed no longer."""
+"""Following a process ends after this time without any sign of a migration."""
 AFTER_OFF_NS = 500_000_000
-"""So long after logging was switched off, and after the pages of postcopy are there."""
+"""Following ends this long after logging was switched off, and after all pages of postcopy have arrived."""
 AFTER_RUN_NS = 1_000_000_000
-"""So long after a destination began to run: it is in postcopy, or it is over."""
+"""Following ends this long after a destination began to run, unless it is in postcopy."""
 
 AFTER_PAGE_NS = 10_000_000_000
-"""So long after a page of postcopy: its channel may be broken and mended."""
+"""Following ends this long after the last page of postcopy: its channel may break and recover."""
 
 LOOKED_AT = frozenset({Kind.VCPU_CREATED, Kind.REGION, Kind.RUN, Kind.CLOCK, Kind.UFFD, Kind.EXIT})
-"""Kinds of the records whose events `VcpuWatch.see` has a use for; of others the time is enough (`sign`)."""
+"""Kinds of records whose events `VcpuWatch.see` needs; for other kinds the time is enough (`sign`)."""
 
 NO_NUMBER = 0xFFFF_FFFF
 """The number of a vCPU that is not known."""
@@ -49,7 +50,7 @@ Look = dict[int, threads.ThreadUse]
 
 @dataclass
 class _Vm:
-    """What is known of a VM's vCPUs: by thread their numbers, and the last two looks, each with its time."""
+    """A VM's vCPUs: their numbers by thread, and the last two looks, each with its time."""
 
     numbers: dict[int, int] = field(default_factory=dict)
     looks: deque[tuple[int, Look]] = field(default_factory=lambda: deque(maxlen=2))
@@ -79,14 +80,14 @@ class VcpuWatch:
         self._ticks = 0
 
     def meet(self, pid: int, tids: list[int]) -> None:
-        """A VM is there, with these threads inside KVM_RUN."""
+        """Note a VM, with these threads inside KVM_RUN."""
         vm = self._vm(pid)
         for tid in tids:
             vm.numbers.setdefault(tid, NO_NUMBER)
         self._look(pid, vm, boottime_ns())
 
     def migrates(self, pid: int, *, destination: bool) -> None:
-        """A VM begins to migrate."""
+        """Note that a VM begins to migrate."""
         now = boottime_ns()
         followed = self._followed.get(pid)
         if followed is not None:
@@ -118,7 +119,8 @@ class VcpuWatch:
             return
         followed.sign_ns = event.at_ns
         if isinstance(event, events.Clock):
-            # The guest has stopped, or is about to run: between two samples times are taken in proportion.
+            # The guest has stopped, or is about to run: write a sample now, because times between samples are
+            # interpolated.
             self._write_of(pid)
         elif isinstance(event, events.Region):
             if event.flags & KVM_MEM_LOG_DIRTY_PAGES:
@@ -126,23 +128,24 @@ class VcpuWatch:
             elif not followed.destination and not event.ret:
                 followed.ends_ns = event.at_ns + AFTER_OFF_NS
         elif isinstance(event, events.Userfault) and followed.runs:
-            # QEMU registers and unregisters a page of its own before, to see whether the kernel can do it.
+            # QEMU registers and unregisters a page of its own before, to find out whether the kernel supports it.
             gone = event.op == events.Userfault.UNREGISTER
             followed.ends_ns = event.at_ns + (AFTER_OFF_NS if gone else AFTER_PAGE_NS)
 
     def sign(self, pid: int, at_ns: int) -> None:
-        """A record of a process has come: if it is followed, it migrates still."""
+        """Note a record of a process: if the process is followed, it still migrates."""
         followed = self._followed.get(pid)
         if followed is not None:
             followed.sign_ns = at_ns
 
     def forget(self, pid: int) -> None:
-        """A process has ended."""
+        """Forget a process that has ended."""
         self._unfollow(pid)
         self._vms.pop(pid, None)
 
     def tick(self) -> None:
-        """Write samples, end what is over, and look at the others now and then."""
+        """Write samples, stop following processes whose migration is over, and read the other VMs' vCPUs at
+        intervals."""
         now = boottime_ns()
         self._ticks += 1
         if self._followed:
@@ -164,7 +167,7 @@ class VcpuWatch:
                 self._due.append((now + LOOK_EVERY_NS, pid))
 
     def close(self) -> None:
-        """Follow nobody any more."""
+        """Stop following all processes."""
         for pid in list(self._followed):
             self._unfollow(pid)
 
@@ -199,7 +202,8 @@ class VcpuWatch:
             vm.looks.append((now, look))
 
     def _write_baseline(self, pid: int, vm: _Vm, now: int) -> None:
-        """Write how the vCPUs spent the time since the last look, or the one before if that was a moment ago."""
+        """Write how the vCPUs spent the time since the last look, or since the look before if the last is too
+        recent."""
         if not vm.looks:
             return
         recent = now - vm.looks[-1][0] < LEAST_BASELINE_NS
@@ -271,7 +275,7 @@ def _look(pid: int, vm: _Vm) -> Look:
 
 
 def _state_of(pid: int, tid: int) -> tuple[int, bool]:
-    """Return what a vCPU does now, of the states of bpf/wire.h, and whether it sleeps."""
+    """Return a vCPU's present state (bpf/wire.h), and whether it sleeps."""
     inside, asleep = threads.in_kvm_run(pid, tid)
     if not inside:
         return layout.VCPU_STOPPED, asleep
