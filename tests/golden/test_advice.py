@@ -28,6 +28,7 @@ MADE = {
     "recordings/libvirt": {Rule.HELD},
     "recordings/postcopy": {Rule.POSTCOPY_BANDWIDTH},
     "recordings/postcopy-recover": {Rule.POSTCOPY_BANDWIDTH},
+    "answered/host": {Rule.AUTO_CONVERGE},
     "blackouts/slow-flush": {Rule.SLOW_FLUSH},
     "blackouts/pre-switchover": {Rule.PRE_SWITCHOVER},
     "blackouts/held": {Rule.HELD},
