@@ -34,7 +34,7 @@ CHANGES: dict[str, tuple[tuple[str, str], ...]] = {
         NAMESPACE,
         (
             """\
-      # KubeVirt puts this label on nodes that can run VMs; take it out for other clusters.
+      # KubeVirt puts this label on nodes that can run VMs. Remove it for other clusters.
       nodeSelector: {kubevirt.io/schedulable: "true"}
       tolerations:
         - operator: Exists
