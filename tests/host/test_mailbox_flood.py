@@ -8,16 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.host.pumping import until
 from vftrace.collect.live import LiveSource
 from vftrace.collect.pump import Pump
+from vftrace.events import layout
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.probes.bcc.process import compile_text
 from vftrace.probes.bpf.object import Object
 from vftrace.probes.mailbox import export
 from vftrace.probes.text import program_text
 
-SECONDS = 10
+SECONDS = 5
 VFS = (0, 1, 63)
 RATE = 100_000
 GET_QUEUES, CONFIRMED = 0x09, 0xA000_0009
@@ -43,23 +46,26 @@ def _rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def _attach_flood(source: LiveSource, pid: int) -> Any:
+def _attach_flood(source: LiveSource, pid: int, program: str, driver: int) -> Any:
     """The mailbox's programs with flood.bpf.c behind them, as if a card's driver had come."""
     text = program_text("mailbox.bpf.c") + (Path(__file__).parent / "flood.bpf.c").read_text()
     image = compile_text(text, ["-Wno-everything"])
     bpf = Object(image, source.probes._bpf)
-    export(bpf, DRIVERS[1])
+    export(bpf, DRIVERS[driver])
     for index, word in enumerate((GET_QUEUES, CONFIRMED)):
         said = bpf["said"].Leaf()
         said.word[0] = word
         bpf["said"][index] = said
     bpf["flooder"][0] = ctypes.c_uint64(pid)
-    bpf.attach_tracepoint("syscalls:sys_enter_getpgid", "flood")
+    bpf.attach_tracepoint("syscalls:sys_enter_getpgid", program)
     source.probes.mailbox._bpf = bpf
     return bpf
 
 
-def test_ten_seconds_of_a_flood_are_recorded_or_counted_in_bounded_memory() -> None:
+@pytest.mark.parametrize(
+    ("program", "driver"), [("flood_words", layout.IXGBE), ("flood_virtchnl", layout.I40E)]
+)
+def test_a_flood_is_recorded_or_counted_in_bounded_memory(program: str, driver: int) -> None:
     source = LiveSource()
     pump = Pump(source)
     try:
@@ -68,7 +74,7 @@ def test_ten_seconds_of_a_flood_are_recorded_or_counted_in_bounded_memory() -> N
         ) as child:
             assert child.stdin is not None
             assert child.stdout is not None
-            bpf = _attach_flood(source, child.pid)
+            bpf = _attach_flood(source, child.pid, program, driver)
             child.stdin.write(b"\n")
             child.stdin.close()
             used: list[int] = []
