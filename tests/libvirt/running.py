@@ -298,6 +298,9 @@ right.
   QEMU stops it. vftrace counts and names this sleep, QEMU does not count it.
 - **Bytes.** vftrace's bytes include the device state, which QEMU 7.2 does not count.
 - **`two-at-once`.** libvirt's figures are those of the first domain.
+- **Columns.** vftrace: kind, outcome with its cause, downtime, rounds, bytes. QEMU: status, downtime, dirty syncs
+  (passes), bytes. libvirt: the daemon, A or B, that reports the figures; total time, downtime, downtime without the
+  network's part, memory, iterations.
 
 {table}
 """
