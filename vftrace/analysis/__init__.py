@@ -1,1 +1,1 @@
-"""Turns events into migrations. Pure: no clock, no I/O."""
+"""Makes migrations of events. Pure: no clock, no I/O."""

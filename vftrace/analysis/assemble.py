@@ -1,4 +1,4 @@
-"""From what was gathered to one immutable Migration: outcome, phases, checkpoints."""
+"""Builds one immutable Migration of the data of both sides: outcome, phases, checkpoints."""
 
 import errno
 import sys
@@ -44,12 +44,12 @@ Destination = tuple[Process, IncomingMigration]
 
 @dataclass(frozen=True)
 class Sides:
-    """What one migration is built from: at least one of `source` and `destination` is given.
+    """The data of one migration: at least one of `source` and `destination` is given.
 
     `context`: mailboxes and other processes. `peer_ended_ns`: when a destination that never acted ended.
-    `collector_loss_ns`: since when records of the collector itself are missing. `peer_loss_ns`: when records
-    went missing, latest, of whoever may be the side that is not given. `trace_ended_ns`: the end of the trace,
-    None while it goes on. `contested`: another VM may have been the destination.
+    `collector_loss_ns`: since when records of the collector itself are missing. `peer_loss_ns`: the latest loss of
+    records of a process that may be the side that is not given. `trace_ended_ns`: the end of the trace,
+    None while it runs. `contested`: another VM may have been the destination.
     """
 
     key: str
@@ -64,13 +64,13 @@ class Sides:
 
     @property
     def internal_error(self) -> tuple[int, str] | None:
-        """When vftrace failed on an event of one side, latest, and where."""
+        """The time and place of the latest failure of vftrace on an event of one side."""
         sides = [side[0].internal_error for side in (self.source, self.destination) if side]
         return max((error for error in sides if error is not None), default=None)
 
 
 def build_migration(sides: Sides) -> Migration:
-    """Build the migration that the two sides show."""
+    """Build the migration of the two sides."""
     process, outgoing = sides.source or (None, None)
     peer, incoming = sides.destination or (None, None)
     fds = outgoing.channel_fds(process.peers) if process and outgoing else set()
@@ -103,7 +103,7 @@ def build_migration(sides: Sides) -> Migration:
     assert main is not None
     ended = verdict.ended_at_ns
     if ended is not None:
-        # Records that came out of order (so it is incomplete) must not make a time negative.
+        # Records out of order make the migration incomplete, but must not make a time negative.
         ended = max(ended, started)
     error = sides.internal_error
     if error is not None and (error[0] < started or (ended is not None and error[0] > ended)):
@@ -138,7 +138,7 @@ def build_migration(sides: Sides) -> Migration:
             (
                 bool(judged.vfs)
                 or sides.context.has_roles
-                # With all messages of a function lost nothing else says that it had a part.
+                # If all messages of a function are lost, no other record shows that it took part.
                 or any(_had_function(p, started) for p in (process, peer) if p is not None)
             )
             and sides.context.mailbox_lost(started, ended)
@@ -191,8 +191,8 @@ def _call_sides(
     peer: Process | None,
     fds: set[int],
 ) -> Iterator[Side]:
-    """Both sides' calls, with the parts of their threads (QEMU migration/migration.c: the incoming coroutine runs
-    in the main thread)."""
+    """Return both sides' calls, with the parts of their threads (QEMU migration/migration.c: the incoming coroutine
+    runs in the main thread)."""
     if process is not None and outgoing is not None:
         parts = dict.fromkeys(process.vcpu_threads, _VCPU_THREAD) | {process.pid: _MAIN_THREAD}
         parts[outgoing.tid] = parts.get(outgoing.tid, "migration thread")
@@ -214,8 +214,8 @@ def _brownout(
     rounds: tuple[Round, ...],
     until: int,
 ) -> Brownout | None:
-    """The guest runs at the source until the blackout, and on where it failed; at the destination it migrates
-    until all pages of postcopy are there."""
+    """Return the brownout. On the source the guest runs until the blackout, and again after a failure; on the
+    destination it migrates until all pages of postcopy have arrived."""
     stopped, running = times.get(Checkpoint.VCPUS_STOPPED), times.get(Checkpoint.VCPUS_RUNNING)
     sides = []
     if process is not None and outgoing is not None:
@@ -250,7 +250,7 @@ def _stopped_before(outgoing: OutgoingMigration | None) -> tuple[int, int] | Non
 def _guest_clock(
     process: Process | None, outgoing: OutgoingMigration | None, incoming: IncomingMigration | None
 ) -> int | None:
-    """The kvmclock that went from one side to the other, from the side that is seen."""
+    """Return the kvmclock that the source read and the destination set, from a side that was seen."""
     if process is not None and outgoing is not None:
         read = process.clock_to_hand_over(outgoing)
         return None if read is None else read.clock or None
@@ -260,7 +260,7 @@ def _guest_clock(
 def _incomplete(
     process: Process | None, peer: Process | None, started: int, ended: int | None, sides: Sides
 ) -> bool:
-    """Whether a record that could matter is missing: since it began, or among the collector's own."""
+    """Whether a record that matters is missing: one since the beginning, or one of the collector."""
     losses = [p.last_loss_ns for p in (process, peer) if p is not None]
     losses.append(sides.peer_loss_ns)
     if any(loss is not None and loss >= started for loss in losses):
@@ -268,7 +268,7 @@ def _incomplete(
     if peer is not None and peer.last_loss_ns is not None:
         return True
     if process is not None and process.last_loss_ns is not None:
-        # Lost before it began, and still of weight: how it began, and what its devices did.
+        # Losses before the beginning matter for how the migration began, and for its devices.
         window = UNPLUG_WINDOW_NS if process.devices.all else BURST_NS
         if process.last_loss_ns >= started - window:
             return True
@@ -281,7 +281,7 @@ def _incomplete(
 def _dirty(outgoing: OutgoingMigration | None, rounds: tuple[Round, ...]) -> Dirty:
     if outgoing is None or not (rounds or outgoing.ring):
         return Dirty(None, None, PAGE_SIZE, None)
-    # With rings no dirty sync is needed to begin with, and one that finds nothing makes no request.
+    # With dirty rings a migration begins without a dirty sync, and a sync without dirty pages makes no request.
     later = [round_.new_pages for round_ in (rounds if outgoing.ring else rounds[1:])]
     if outgoing.ring:
         later.append(outgoing.pages_not_synced())
@@ -302,7 +302,7 @@ def _dirty(outgoing: OutgoingMigration | None, rounds: tuple[Round, ...]) -> Dir
 def _dma(
     devices: MigrationDevices, outgoing: OutgoingMigration | None, strategy: Strategy
 ) -> DmaSource | None:
-    """Who reported the pages that devices wrote; None while that is not known."""
+    """Return who reported the pages that devices wrote; None if that is not known yet."""
     if outgoing is None:
         return None
     if True in outgoing.dma_pages:

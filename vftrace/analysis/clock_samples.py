@@ -1,4 +1,4 @@
-"""The offset of a host's wall clock over time, in few samples."""
+"""Keeps the offset of a host's wall clock over time in few samples."""
 
 from dataclasses import field
 
@@ -8,8 +8,8 @@ from vftrace.dataclass import dataclass
 CLOCK_MOVED_NS = 1_000_000
 CLOCK_KEEP_NS = 5_000_000_000
 MAX_CLOCK_SAMPLES = 1440
-"""Clock samples are kept where the offset has moved by a millisecond, and every five seconds; of too many, every
-other one is forgotten."""
+"""A clock sample is kept if the offset has moved by a millisecond, and every five seconds; if there are too many, every
+other one is dropped."""
 
 
 @dataclass
@@ -21,7 +21,7 @@ class ClockSamples:
     def add(self, event: events.ClockSample) -> None:
         """Keep the first and the latest sample, and those between which the clock moved."""
         if event.error_ns < 0:
-            # No bound is negative: the record is damaged.
+            # A negative bound means a damaged record.
             return
         kept, sample = self.kept, (event.at_ns, event.realtime_offset_ns, event.error_ns)
         if len(kept) > 1:
@@ -38,6 +38,6 @@ class ClockSamples:
             ][-MAX_CLOCK_SAMPLES:]
 
     def _stands_still(self, index: int) -> bool:
-        """Whether the clock did not move around a sample, which then adds nothing to its neighbours."""
+        """Whether the clock did not move around a sample, so that the sample is not needed."""
         around = self.kept[index - 1 : index + 2]
         return all(abs(s[1] - self.kept[index][1]) < CLOCK_MOVED_NS for s in around)

@@ -1,8 +1,8 @@
-"""Exact dirty accounting, on bits.
+"""Counts dirty pages exactly, bit by bit.
 
-Under manual protect KVM_GET_DIRTY_LOG returns every page that was dirtied and not yet cleared, so what
-is new is `got & ~(got before & ~cleared since)`. Arithmetic on counts would be wrong: QEMU's CLEAR
-carries more bits than the log has. Bitmaps are sparse: a dict of pieces of `PIECE_PAGES` bits.
+Under manual protect KVM_GET_DIRTY_LOG returns every page that was dirtied and not yet cleared, so the new
+pages are `got & ~(got before & ~cleared since)`. Arithmetic on counts would be wrong: QEMU's CLEAR
+has more bits than the log. Bitmaps are sparse: a dict of pieces of `PIECE_PAGES` bits.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ Bitmap = dict[int, int]
 
 
 def bitmap_of(pieces: Iterable[Part]) -> Bitmap:
-    """The bitmap that pieces make; a piece may begin anywhere."""
+    """Return the bitmap of pieces; a piece may begin at any page."""
     bitmap: Bitmap = {}
     for piece in pieces:
         number, shift = divmod(piece.first_page, PIECE_PAGES)
@@ -39,12 +39,12 @@ def bitmap_of(pieces: Iterable[Part]) -> Bitmap:
 
 
 def count(bitmap: Bitmap) -> int:
-    """Pages in a bitmap."""
+    """Return the number of pages in a bitmap."""
     return sum(map(int.bit_count, bitmap.values()))
 
 
 def union(bitmap: Bitmap, other: Bitmap) -> Bitmap:
-    """Pages in either."""
+    """Return the pages that are in either bitmap."""
     merged = dict(bitmap)
     for number, bits in other.items():
         merged[number] = merged.get(number, 0) | bits
@@ -52,7 +52,7 @@ def union(bitmap: Bitmap, other: Bitmap) -> Bitmap:
 
 
 def minus(bitmap: Bitmap, other: Bitmap) -> Bitmap:
-    """Pages in the first and not in the second."""
+    """Return the pages that are in the first bitmap and not in the second."""
     rest = {}
     for number, bits in bitmap.items():
         left = bits & ~other.get(number, 0)
@@ -62,7 +62,7 @@ def minus(bitmap: Bitmap, other: Bitmap) -> Bitmap:
 
 
 def shifted(bitmap: Bitmap, pages: int) -> Bitmap:
-    """The same pages, counted from `pages` pages further down."""
+    """Return the same pages, numbered from a first page that is `pages` pages lower."""
     moved: Bitmap = {}
     by, inside = divmod(pages, PIECE_PAGES)
     for number, bits in bitmap.items():
@@ -74,7 +74,7 @@ def shifted(bitmap: Bitmap, pages: int) -> Bitmap:
 
 
 def outside(bitmap: Bitmap, first: int, pages: int) -> Bitmap:
-    """The pages that are not among the `pages` pages from `first` on."""
+    """Return the pages outside of the `pages` pages from `first` on."""
     rest = {}
     for number, bits in bitmap.items():
         begin = min(max(first - number * PIECE_PAGES, 0), PIECE_PAGES)
@@ -86,7 +86,7 @@ def outside(bitmap: Bitmap, first: int, pages: int) -> Bitmap:
 
 
 def common(bitmap: Bitmap, other: Bitmap) -> Bitmap:
-    """Pages in both."""
+    """Return the pages that are in both bitmaps."""
     both = {}
     for number, bits in bitmap.items():
         kept = bits & other.get(number, 0)
@@ -96,7 +96,7 @@ def common(bitmap: Bitmap, other: Bitmap) -> Bitmap:
 
 
 def heat(bitmap: Bitmap, pages: int) -> tuple[int, ...]:
-    """Return how many pages are set in each of at most HEAT_BUCKETS equal parts of the first `pages` pages."""
+    """Return the number of set pages in each of at most HEAT_BUCKETS equal parts of the first `pages` pages."""
     width = max(1, -(-pages // HEAT_BUCKETS))
     counts = [0] * -(-pages // width)
     for number, bits in bitmap.items():
@@ -108,7 +108,7 @@ def heat(bitmap: Bitmap, pages: int) -> tuple[int, ...]:
             bucket, inside = divmod(at, width)
             if bucket >= len(counts):
                 break
-            # No longer than a piece: a slot's size is what its VMM said, and may be anything.
+            # No longer than a piece: a slot's size comes from its VMM, and may be any number.
             take = min(width - inside, PIECE_PAGES)
             counts[bucket] += (bits & ((1 << take) - 1)).bit_count()
             bits >>= take
@@ -123,10 +123,10 @@ def covers(bitmap: Bitmap, pages: int) -> bool:
 
 @dataclass
 class Unread:
-    """What one reader of a slot's log has not taken yet.
+    """The pages of a slot's log that one reader has not taken yet.
 
-    `fresh` are pages that became dirty since it took last; `known` is False from the moment a part of a bitmap is
-    missing until it takes again; `initial`: the all-ones of KVM_DIRTY_LOG_INITIALLY_SET was among them.
+    `fresh` are pages that became dirty since the reader last took; `known` is False from the loss of a part of a bitmap
+    until the reader takes again; `initial`: the all-ones of KVM_DIRTY_LOG_INITIALLY_SET is among the pages.
     """
 
     fresh: Bitmap = field(default_factory=dict)
@@ -136,13 +136,13 @@ class Unread:
 
 @dataclass
 class SlotLog:
-    """The log of one memslot since logging went on for it.
+    """The log of one memslot since logging was switched on for it.
 
     `manual` is KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (None: not known), `initially_set` its second bit.
-    Every attempt of the process is a reader with its own `unread` pages: a dirty-rate measurement that reads the log
-    in the middle of a migration takes nothing from it. A reader has an entry only once there is something for it to
-    take, so that a process with many slots and many threads costs no more than its requests. `shadow_known` is False
-    from the moment a part of a bitmap is missing until the next whole GET.
+    Every attempt of the process is a reader with its own `unread` pages, so a dirty-rate measurement that reads the log
+    in the middle of a migration takes no pages from it. A reader has an entry only if it has pages to take, so that a
+    process with many slots and threads costs no more than its requests. `shadow_known` is False from the loss of a part
+    of a bitmap until the next complete GET.
     """
 
     pages: int
@@ -153,14 +153,14 @@ class SlotLog:
     shadow_known: bool = True
     first: bool = True
     losses: int = 0
-    """How many losses of its process have been applied to it (`Process.lost_something`)."""
+    """How many losses of its process were applied to this log (`Process.lost_something`)."""
 
     def got(self, bitmap: Bitmap, readers: Iterable[int] = (0,)) -> None:
-        """A GET_DIRTY_LOG returned this, while there were these readers."""
+        """Take the bitmap that a GET_DIRTY_LOG returned, for these readers."""
         initial = self.first and self.initially_set is not False and covers(bitmap, self.pages)
         self.first = False
         fresh = minus(bitmap, self.shadow)
-        # What it returns may have been dirty long before: the missing part would have shown it.
+        # The returned pages may have been dirty long before: the missing part would have shown that.
         known = self.manual is False or self.shadow_known
         self.unread = {reader: self.unread.get(reader) or Unread() for reader in readers}
         for reader in self.unread.values():
@@ -178,13 +178,13 @@ class SlotLog:
             self.shadow = minus(self.shadow, bitmap)
 
     def damaged(self, readers: Iterable[int] = (0,)) -> None:
-        """A part of a bitmap is missing: nothing is known until the next whole GET, by none of the readers."""
+        """Note that a part of a bitmap is missing: no reader knows its pages until the next complete GET."""
         self.shadow_known = False
         for reader in readers:
             self.unread.setdefault(reader, Unread()).known = False
 
     def take(self, reader: int = 0) -> tuple[Bitmap | None, bool]:
-        """Return what became dirty since this reader took last (None: not known), and whether that was the initial
-        all-ones."""
+        """Return the pages that became dirty since this reader last took (None: not known), and whether they are the
+        initial all-ones."""
         unread = self.unread.pop(reader, None) or Unread()
         return unread.fresh if unread.known else None, unread.initial

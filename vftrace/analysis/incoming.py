@@ -1,17 +1,17 @@
-"""A migration as its destination shows it."""
+"""A migration as seen on its destination."""
 
 from vftrace.dataclass import dataclass
 
 
 @dataclass
 class IncomingMigration:
-    """What a destination did, from its first act that loads a state."""
+    """The acts of a destination, from its first one that loads a state."""
 
     pid: int
     started_paused: bool
     first_act_ns: int
     ran_before: bool = False
-    """Its vCPUs ran already when its first act was seen: vftrace came late, in postcopy."""
+    """Whether its vCPUs ran already at its first act: vftrace started late, in postcopy."""
     loaded_at_ns: int | None = None
     clock_asked_at_ns: int | None = None
     clock_set_at_ns: int | None = None
@@ -23,4 +23,4 @@ class IncomingMigration:
     postcopy_done_ns: int | None = None
     postcopy_bytes: int = 0
     look_again_ns: int = 0
-    """When to see whether it has settled (`Tracker`)."""
+    """When the tracker next checks whether it has settled."""

@@ -12,10 +12,10 @@ TUNNELS = ("libvirtd", "virtqemud")
 (src/qemu/qemu_migration.c, qemuMigrationSrcPerformTunnel)."""
 
 _WRITEV = 3
-"""VFT_WRITEV: QEMU writes so to pipes and files, and never to a socket (io/channel-file.c)."""
+"""VFT_WRITEV: QEMU uses it to write to pipes and files, and never for a socket (io/channel-file.c)."""
 
 LOAD_CHANNELS = ("file", "pipe", "snapshot", "unknown")
-"""What a VM is loaded from; a damaged record may have any other value."""
+"""The channels that a VM is loaded from; a damaged record may have any other value."""
 
 
 def saved_to(
@@ -51,8 +51,8 @@ def loaded_from(
 ) -> Save | None:
     """Return what a destination loads its VM from, if that is not another process.
 
-    Its command line and its fds tell, and the guest's clock: one that a save on this host read before the
-    destination was there comes from that save.
+    Its command line and its fds show that, and the guest's clock: a value that a save on this host read before the
+    destination started comes from that save.
     """
     identity = process.identity
     if identity is not None and identity.load_channel in LOAD_CHANNELS:

@@ -1,4 +1,4 @@
-"""What is missing of one process, and when that became known."""
+"""Keeps the losses of one process, with the times of their reports."""
 
 from collections import deque
 
@@ -6,13 +6,13 @@ from vftrace import events
 from vftrace.model.migration import Loss
 
 REPORTED_NS = 1_000_000_000
-"""A loss is reported with the next tick, and a reader may be late by so much."""
+"""The largest delay of a report: a loss is reported with the next tick, and a reader may be late."""
 MAX_REPORTS = 1024
-"""Reports that are kept of one process; of more, the oldest become one."""
+"""How many reports are kept of one process; if there are more, the oldest are merged."""
 
 
 class LossLog:
-    """Totals as they were reported, each with its time."""
+    """The reported totals, each with its time."""
 
     def __init__(self) -> None:
         self._reports: deque[tuple[int, Loss]] = deque(maxlen=MAX_REPORTS)
@@ -24,11 +24,11 @@ class LossLog:
 
     @property
     def total(self) -> Loss:
-        """All that is missing so far."""
+        """The total losses so far."""
         return self._reports[-1][1] if self._reports else Loss()
 
     def report(self, event: events.VmLost | events.Exit | events.Uncounted) -> None:
-        """Take the totals that an event has. They only grow: one that comes late changes nothing."""
+        """Take the totals of an event. Totals only grow, so a late event changes nothing."""
         records, uncounted = self.total.records, self.total.uncounted
         if isinstance(event, events.Uncounted):
             uncounted = max(uncounted, event.count)
@@ -44,7 +44,7 @@ class LossLog:
             self._reports.append((event.at_ns, total))
 
     def between(self, since_ns: int, until_ns: int | None) -> Loss:
-        """Return what was lost from one time to another, or up to now, as far as the reports show."""
+        """Return the losses between two times, or up to now, as far as the reports show."""
         before, last = Loss(), Loss()
         for at_ns, total in self._reports:
             if at_ns < since_ns:

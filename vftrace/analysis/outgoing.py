@@ -1,9 +1,9 @@
-"""A migration as its source shows it: a thread that makes dirty syncs and sends.
+"""A migration as seen on its source: a thread that makes dirty syncs and sends.
 
 An attempt opens when a thread that is neither a vCPU's nor the main thread switches dirty logging on, or reads a
 dirty log that is on already. Dirty-rate measurements and dirty limits do that too; an attempt is a migration when the
-same thread also sends (docs/reference/phases.md). It is closed when logging goes off, when its thread or its process
-ends, or when the next one begins: nothing that comes later changes it.
+same thread also sends (docs/reference/phases.md). An attempt is closed when logging is switched off, when its thread or
+its process ends, or when the next attempt begins; later events do not change it.
 """
 
 import errno
@@ -26,30 +26,32 @@ from vftrace.events import (
 from vftrace.model.migration import NotCounted, Round, SlotRound
 
 _MAX_OTHER_SYNCS = 64
-"""Dirty syncs kept for a thread that has not sent: QEMU's dirty limit reads the logs as long as the VM lives."""
+"""How many dirty syncs are kept for a thread that has not sent: QEMU's dirty limit reads the logs as long as the VM
+runs."""
 
 MAX_SYNCS = 512
-"""Dirty syncs kept one by one, beside the first two; older ones are merged into one, whose counts stay exact."""
+"""How many dirty syncs are kept one by one, besides the first two; older ones are merged into one with exact counts."""
 
 _FEWEST_SYNCS = 16
 
 _MAX_UNPLACED = 1024
-"""Reports of DMA that wait for the next dirty sync; of more, the oldest belong to the one before."""
+"""How many reports of DMA wait for the next dirty sync; the oldest beyond that belong to the sync before."""
 
 _MAX_KEPT = 64
-"""Page tables whose uncleared pages are remembered; pages of others may be counted twice."""
+"""How many page tables have their uncleared pages remembered; pages of others may be counted twice."""
 
 MAX_SLOT_ROUNDS = 16_384
-"""Slots in all kept dirty syncs together: a VM with thousands of memslots keeps fewer of them. QEMU has some ten."""
+"""How many slots all kept dirty syncs may have together: a VM with thousands of slots keeps fewer syncs. QEMU has some
+ten."""
 
 STOPPED_FOR_IT_NS = 1_000_000_000
-"""A guest that a monitor stops so shortly before its migration may be stopped for it: libvirt's migration without
+"""A stop of the guest this shortly before its migration may belong to it: libvirt's migration without
 --live stops the CPUs first (src/qemu/qemu_migration.c, qemuMigrationSrcRun)."""
 
 THROTTLE_PAUSES = 10
 THROTTLE_SHARE = 0.2
-"""A vCPU that was kept out of the guest so often in a row, for at least this share of the time, was throttled:
-QEMU's auto-converge begins with 20 % (migration/options.c, cpu-throttle-initial) and sleeps outside KVM_RUN
+"""A vCPU was throttled if it was outside the guest this often in a row, for at least this share of the time: QEMU's
+auto-converge begins with 20 % (migration/options.c, cpu-throttle-initial) and sleeps outside KVM_RUN
 (softmmu/cpu-throttle.c)."""
 
 WRITE = 2
@@ -68,21 +70,21 @@ class DirtySync:
     redirtied: int | None = 0
     initial: bool = False
     syncs: int = 1
-    """How many dirty syncs this one stands for."""
+    """How many dirty syncs this entry stands for."""
     dma_pages: dict[bool, int | None] = field(default_factory=dict)
     """Pages that DMA wrote, as `OutgoingMigration.dma_pages`."""
 
 
 @dataclass
 class OutgoingMigration:
-    """What is known of one attempt. `tid` is the thread that makes the dirty syncs."""
+    """One attempt. `tid` is the thread that makes the dirty syncs."""
 
     pid: int
     tid: int
     number: int
     started_at_ns: int
     baseline: dict[int, int]
-    """Bytes each fd had sent before."""
+    """The bytes that each fd had sent before the attempt."""
     baseline_errors: dict[int, int]
     paused_before: bool | None
     """Whether the guest was stopped when the attempt began; None if that was not seen."""
@@ -90,11 +92,12 @@ class OutgoingMigration:
     """The fds in `baseline` that may have sent more before, where records are missing (else None)."""
     missed_beginning: bool = False
     switched_on: bool = True
-    """Whether its thread switched logging on; else it was on already."""
+    """Whether its thread switched logging on; if not, logging was on already."""
     reads_clock_twice: bool = True
     """Whether this VMM reads the clock again when it saves the state, as QEMU does."""
     memory_passed: bool = False
-    """The destination got the memory itself, as a file descriptor: nothing is logged, and no page is sent."""
+    """Whether the destination got the memory itself, as a file descriptor: the source logs nothing and sends no
+    page."""
     dirty_syncs: list[DirtySync] = field(default_factory=list)
     open_sync: DirtySync | None = None
     ever: dict[int, Bitmap] = field(default_factory=dict)
@@ -103,14 +106,14 @@ class OutgoingMigration:
     channels: dict[int, Channel] = field(default_factory=dict)
     """The latest totals of each fd since the attempt began."""
     bursts: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """By fd: bytes sent without pauses, and the ns they took."""
+    """For each fd: bytes sent without pauses, and the ns they took."""
     by_thread: dict[int, int] = field(default_factory=dict)
-    """Latest bytes of fds that the migration thread was seen to send on."""
+    """The latest bytes of the fds on which the migration thread sent."""
     by_main: set[int] = field(default_factory=set)
     stop: Clock | None = None
-    """The clock read of the guest's stop, whoever made it: the migration thread, or a monitor's `stop`."""
+    """The clock read of the guest's stop, by the migration thread or by a monitor's `stop`."""
     stopped_before: Clock | None = None
-    """The clock read of a stop shortly before a migration of a paused guest: maybe it was stopped for it."""
+    """The clock read of a stop shortly before the migration of a paused guest, which may belong to the migration."""
     saved: Clock | None = None
     """The second clock read of the migration thread, after the final dirty sync: the state has been read."""
     sent_at_save: dict[int, int] | None = None
@@ -122,9 +125,9 @@ class OutgoingMigration:
     ran_on_ns: int | None = None
     """The first vCPU entry since the attempt began, even if it was over then."""
     longest_pause_ns: int = 0
-    """The longest time that a vCPU stayed outside KVM_RUN before the stop: a throttled one sleeps there."""
+    """The longest time that a vCPU was outside KVM_RUN before the stop: a throttled vCPU sleeps there."""
     pauses: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=THROTTLE_PAUSES))
-    """The latest times that a vCPU stayed outside KVM_RUN before the stop."""
+    """The latest times that a vCPU was outside KVM_RUN before the stop."""
     closed_fd_ns: int | None = None
     """When a send of the migration thread first failed with EBADF: it had closed its channel after a failure."""
     logging_off_at_ns: int | None = None
@@ -133,35 +136,36 @@ class OutgoingMigration:
     """When another migration of the same process began."""
     process_ended_at_ns: int | None = None
     sent_at_close: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """By fd of a passed-through device: when it was closed, and what had been sent until then, as far as that
-    was reported (bpf/channel.h, REPORT_NS)."""
+    """For each fd of a passed-through device: when it was closed, and the bytes sent until then, as far as they
+    were reported (bpf/channel.h, REPORT_NS)."""
     sent_much_ns: int | None = None
-    """When it was first reported that more had been sent than a migration's head has."""
+    """When a report first showed more sent bytes than a migration's head has."""
     slot_rounds: int = 0
     """Slots in all dirty syncs but the latest."""
     ring: bool = False
     reader: int = 0
-    """Under which number it reads the slots' logs."""
+    """Its number as a reader of the slots' logs."""
     losses: int = 0
-    """How often its process had lost something before (`Process.losses`)."""
+    """The losses of its process before it began (`Process.losses`)."""
     look_again_ns: int = 0
-    """When to see whether it has settled (`Tracker`)."""
+    """When the tracker next checks whether it has settled."""
     unsynced: dict[int, Bitmap] = field(default_factory=dict)
-    """By slot: pages of the dirty ring that other threads collected since the last dirty sync."""
+    """For each slot: pages of the dirty ring that other threads collected since the last dirty sync."""
     unsynced_known: bool = True
     collected_ns: int | None = None
-    """When the dirty ring was collected last, by whichever thread."""
+    """When any thread last collected the dirty ring."""
     dma_pages: dict[bool, int | None] = field(default_factory=dict)
     """Pages that DMA wrote, reported by devices (True) and by the IOMMU driver; None: a part is missing."""
     dma_unplaced: list[tuple[int, bool, int | None]] = field(default_factory=list)
-    """Reports since the latest dirty sync began: when, by whom, pages. The next one may be the one they belong to."""
+    """Reports since the latest dirty sync began: time, reporter, pages. They may belong to the next dirty sync."""
     dma_kept: dict[tuple[int, int, int], Bitmap] = field(default_factory=dict)
-    """By iommufd, page table and size of a page: pages that were reported and not cleared, so come once more."""
+    """For each iommufd, page table and page size: pages that were reported and not cleared, so they are reported
+    again."""
     _rounds: tuple[frozenset[int], list[Round]] | None = None
 
     @property
     def over_at_ns(self) -> int | None:
-        """When the attempt was over while its process lived on."""
+        """When the attempt ended while its process continued."""
         off, thread, replaced = (
             self.logging_off_at_ns,
             self.thread_ended_at_ns,
@@ -173,7 +177,7 @@ class OutgoingMigration:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more can come of this attempt."""
+        """Whether later events cannot change this attempt."""
         return self.over_at_ns is not None or self.process_ended_at_ns is not None
 
     @property
@@ -193,13 +197,13 @@ class OutgoingMigration:
     # -- dirty syncs ----------------------------------------------------------------------------
 
     def got_dirty_log(self, event: GetDirtyLog, log: SlotLog | None, logged: Bitmap | None) -> None:
-        """A GET_DIRTY_LOG by the migration thread. `logged` None: its bits are not known."""
+        """Take a GET_DIRTY_LOG of the migration thread. `logged` None: its bits are not known."""
         self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
         sync = self.open_sync
         if sync is None or event.slot in sync.slots:
             sync = self._begin_sync(event.enter_ns, event.at_ns)
         fresh, initial = (None, False) if log is None else log.take(self.reader)
-        # Under INITIALLY_SET the first sync is all ones: logged, but nobody knows what is new.
+        # Under INITIALLY_SET the first sync is all ones: the pages are logged, but which are new is not known.
         if initial and len(self.dirty_syncs) == 1:
             fresh = None
             sync.initial = True
@@ -215,7 +219,7 @@ class OutgoingMigration:
         self._count_again(sync, event.slot, fresh)
 
     def collected_rings(self, at_ns: int, fresh: dict[int, Bitmap] | None) -> None:
-        """A KVM_RESET_DIRTY_RINGS, by any thread: QEMU's reaper and vCPUs with a full ring make it too
+        """Take a KVM_RESET_DIRTY_RINGS of any thread: QEMU's reaper and vCPUs with a full ring make it too
         (accel/kvm/kvm-all.c, kvm_dirty_ring_reap)."""
         self.ring = True
         self.collected_ns = at_ns
@@ -226,7 +230,7 @@ class OutgoingMigration:
             self.unsynced[slot] = dirty.union(self.unsynced.get(slot, {}), bitmap)
 
     def reset_rings(self, event: ResetDirtyRings) -> None:
-        """A KVM_RESET_DIRTY_RINGS by the migration thread: with rings each is a dirty sync."""
+        """Take a KVM_RESET_DIRTY_RINGS of the migration thread: with dirty rings each is a dirty sync."""
         self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
         sync = self._begin_sync(event.enter_ns, event.at_ns)
         known, unsynced = self.unsynced_known, self.unsynced
@@ -242,24 +246,25 @@ class OutgoingMigration:
             self._count_again(sync, slot, bitmap)
 
     def pages_not_synced(self) -> int | None:
-        """Pages of the dirty ring that were collected after the last dirty sync; None if a part is missing."""
+        """Return the pages of the dirty ring that were collected after the last dirty sync; None if a part is
+        missing."""
         if not self.unsynced_known:
             return None
         return sum(dirty.count(bitmap) for bitmap in self.unsynced.values())
 
     def closed_device(self, fd: int, at_ns: int) -> None:
-        """A passed-through device of the process was closed."""
+        """Note that the process closed a passed-through device."""
         self.sent_at_close[fd] = at_ns, self._sent()
 
     def _sent(self) -> int:
-        """Return what the migration thread has sent, as far as that was reported."""
+        """Return the bytes that the migration thread has sent, as far as they were reported."""
         return sum(
             max(0, total - self.baseline.get(channel, 0))
             for channel, total in self.by_thread.items()
         )
 
     def got_dma_pages(self, event: VfioDirty, bitmap: Bitmap | None) -> None:
-        """A bitmap of pages that DMA wrote, counted from `event.iova`. None: a part is missing."""
+        """Take a bitmap of pages that DMA wrote, counted from `event.iova`. None: a part is missing."""
         by_device = event.by == VfioDirtyTracking.DEVICE
         pages = None if bitmap is None else self._not_counted_yet(event, bitmap)
         _add_pages(self.dma_pages, by_device, pages)
@@ -269,7 +274,7 @@ class OutgoingMigration:
             del self.dma_unplaced[0]
 
     def _not_counted_yet(self, event: VfioDirty, bitmap: Bitmap) -> int:
-        """How many of the pages were not in an earlier bitmap that left them as they were (NO_CLEAR)."""
+        """Return how many of the pages were not in an earlier bitmap that did not clear them (NO_CLEAR)."""
         key = event.fd, event.page_table, event.page_size
         kept = self.dma_kept.get(key, {})
         if not (kept or event.kept) or event.page_size <= 0:
@@ -293,7 +298,7 @@ class OutgoingMigration:
     def _begin_sync(self, start_ns: int, end_ns: int) -> DirtySync:
         before = self.open_sync
         reports, self.dma_unplaced = self.dma_unplaced, []
-        # A VMM asks KVM and whoever tracks DMA one right after the other, in either order.
+        # A VMM reads the logs of KVM and of DMA one right after the other, in either order.
         earlier = [
             report
             for report in reports
@@ -321,13 +326,13 @@ class OutgoingMigration:
         return self.open_sync
 
     def _merge_older(self, latest: int) -> None:
-        """Make one of all dirty syncs but the first two and the latest."""
+        """Merge all dirty syncs except the first two and the latest ones."""
         self.dirty_syncs[2:-latest] = [_merged(self.dirty_syncs[2:-latest])]
         self.slot_rounds = sum(len(sync.slots) for sync in self.dirty_syncs[:-1])
         self._rounds = None
 
     def _count_again(self, sync: DirtySync, slot: int, fresh: Bitmap | None) -> None:
-        # A first sync's pages are what there was before, except with rings, which begin empty.
+        # The first sync's pages were dirty before, except with dirty rings, which begin empty.
         counts = self.ring or len(self.dirty_syncs) > 1
         if fresh is None:
             if not sync.initial:
@@ -349,7 +354,7 @@ class OutgoingMigration:
     # -- what it sends --------------------------------------------------------------------------
 
     def sent(self, fd: int, event: Channel) -> None:
-        """Totals of an fd of the process, `fd` unique for each time that its number was used."""
+        """Take the totals of an fd of the process; `fd` differs each time that a number is used again."""
         if fd < 0:
             self._failed_send(event)
             return
@@ -368,7 +373,7 @@ class OutgoingMigration:
             self.by_main.add(fd)
 
     def _failed_send(self, event: Channel) -> None:
-        """A send on fd -1: QEMU closes the socket when the return path breaks, and the migration thread's next
+        """Note a send on fd -1: QEMU closes the socket when the return path breaks, and the migration thread's next
         send fails (migration/migration.c, source_return_path_thread; io/channel-socket.c)."""
         if (
             event.sender_tid == self.tid
@@ -378,7 +383,7 @@ class OutgoingMigration:
             self.closed_fd_ns = event.error_ns
 
     def burst(self, fd: int, event: Burst) -> None:
-        """Totals of an fd without its pauses."""
+        """Take the totals of an fd without its pauses."""
         if not self.bursts:
             self._rounds = None
         self.bursts[fd] = (event.bytes, event.ns)
@@ -386,7 +391,7 @@ class OutgoingMigration:
     # -- the guest's stop -----------------------------------------------------------------------
 
     def clock_read(self, event: Clock) -> None:
-        """A KVM_GET_CLOCK: the first is the stop; the migration thread's second is made when the state is read
+        """Take a KVM_GET_CLOCK: the first is the stop; the migration thread's second is made when the state is read
         (QEMU hw/i386/kvm/clock.c: kvmclock_vm_state_change, kvmclock_pre_save)."""
         self.last_exit_ns = max(self.last_exit_ns, event.last_exit_ns)
         own = event.tid == self.tid
@@ -399,14 +404,14 @@ class OutgoingMigration:
             self.sent_at_save = {fd: channel.bytes for fd, channel in self.channels.items()}
 
     def adopt_stop(self, loaded_ns: int | None, ran_ns: int | None) -> None:
-        """A guest that was stopped just before, and whose destination ran as soon as it had loaded, was stopped for
-        the migration (libvirt without --live): its stop belongs to it."""
+        """Count a stop just before the migration as its stop, if the destination ran as soon as it had loaded (libvirt
+        without --live)."""
         at_once = loaded_ns and ran_ns and ran_ns - loaded_ns <= STOPPED_FOR_IT_NS
         if self.stop is None and at_once:
             self.stop = self.stopped_before
 
     def adopt_pause(self) -> None:
-        """So does the stop of a guest that was stopped just before a save and runs on as soon as that is over
+        """Count a stop just before a save as its stop, if the guest runs again as soon as the save is over
         (libvirt's dump: src/qemu/qemu_driver.c, qemuDomainCoreDumpWithFormat)."""
         over, ran_on = self.over_at_ns, self.ran_on_ns
         if self.stop is None and over and ran_on and ran_on - over <= STOPPED_FOR_IT_NS:
@@ -414,7 +419,7 @@ class OutgoingMigration:
             self.resumed_at_ns = ran_on if self.stop is not None else None
 
     def ran(self, at_ns: int, exit_ns: int = 0) -> None:
-        """A vCPU of the process entered the guest again, having left it at `exit_ns`."""
+        """Note that a vCPU entered the guest again, after leaving it at `exit_ns`."""
         over = self.over_at_ns
         if self.ran_on_ns is None and at_ns > self.started_at_ns:
             self.ran_on_ns = at_ns
@@ -429,7 +434,7 @@ class OutgoingMigration:
             self.resumed_at_ns = at_ns
 
     def final_sync(self) -> DirtySync | None:
-        """The last dirty sync after the stop."""
+        """Return the last dirty sync after the stop."""
         if self.stop is None or not self.dirty_syncs:
             return None
         last = self.dirty_syncs[-1]
@@ -438,10 +443,10 @@ class OutgoingMigration:
     # -- the channel ----------------------------------------------------------------------------
 
     def channel_fds(self, peers: dict[int, str | None]) -> set[int]:
-        """The fds of the migration channel: the one the migration thread sends on, and those to the same peer.
+        """Return the fds of the migration channel: the migration thread's fd, and those to the same peer.
 
-        The thread also writes QMP events and wakes others by eventfd, so the one with most bytes is
-        taken, and not one the main thread answers on.
+        The thread also writes QMP events and wakes other threads by eventfd, so its fd is the one with most bytes, and
+        not one on which the main thread answers.
         """
         candidates = {fd: n for fd, n in self.by_thread.items() if fd not in self.by_main}
         candidates = candidates or self.by_thread
@@ -450,7 +455,7 @@ class OutgoingMigration:
         sent = {fd: total - self.baseline.get(fd, 0) for fd, total in candidates.items()}
         refused = [fd for fd in sent if self.channels[fd].error]
         if refused and max(sent.values()) <= SETUP_BYTES:
-            # a channel that took nothing: what was sent went to the monitor
+            # the channel got no bytes: those that were sent went to the monitor
             sent = {fd: sent[fd] for fd in refused}
         main = max(sent, key=lambda fd: sent[fd])
         fds = {main}
@@ -465,7 +470,7 @@ class OutgoingMigration:
         return fds
 
     def sent_bytes(self, fds: set[int]) -> int:
-        """Bytes on these fds since the attempt began."""
+        """Return the bytes sent on these fds since the attempt began."""
         return sum(
             channel.bytes - self.baseline.get(fd, 0)
             for fd, channel in self.channels.items()
@@ -473,11 +478,11 @@ class OutgoingMigration:
         )
 
     def last_sent_ns(self, fds: set[int]) -> int | None:
-        """Return when it was last sent on these fds."""
+        """Return the time of the last send on these fds."""
         return max((self.channels[fd].last_ns for fd in fds if fd in self.channels), default=None)
 
     def miscounts(self, fds: set[int]) -> bool:
-        """Whether bytes sent before the attempt began may be among those of these fds."""
+        """Whether the bytes of these fds may include some that were sent before the attempt began."""
         if self.uncertain is None:
             return False
         new = {fd for fd in fds if fd in self.channels and fd not in self.baseline}
@@ -486,8 +491,8 @@ class OutgoingMigration:
         )
 
     def state_bytes(self, fds: set[int]) -> int | None:
-        """Bytes sent after the state was read: what vCPUs and devices are made of. None while they were not
-        reported: the last bytes of a source that lives on are reported when its thread ends."""
+        """Return the bytes sent after the state was read: the state of vCPUs and devices. None until they are reported:
+        the last bytes of a source that continues are reported when its thread ends."""
         if self.saved is None or self.sent_at_save is None:
             return None
         last = self.last_sent_ns(fds)
@@ -498,7 +503,7 @@ class OutgoingMigration:
         )
 
     def error(self, fds: set[int]) -> tuple[int, int] | None:
-        """The first error on these fds since the attempt began: (time, negative errno), or None."""
+        """Return the first error on these fds since the attempt began: (time, negative errno), or None."""
         errors = [
             (channel.error_ns, channel.error)
             for fd, channel in self.channels.items()
@@ -511,9 +516,9 @@ class OutgoingMigration:
     # -- rounds ---------------------------------------------------------------------------------
 
     def rounds(self, fds: set[int]) -> tuple[Round, ...]:
-        """The dirty syncs as rounds; the bytes of each are those sent until the next.
+        """Return the dirty syncs as rounds; the bytes of each round were sent until the next.
 
-        Only the last two may still change: the others are kept from one call to the next.
+        Only the last two may still change; the others are kept between calls.
         """
         key = frozenset(fds)
         kept = self._rounds[1] if self._rounds is not None and self._rounds[0] == key else []
@@ -550,11 +555,11 @@ class OutgoingMigration:
         )
 
     def _total(self, sync: DirtySync, fds: set[int]) -> int:
-        """Return what these fds had sent when a dirty sync began."""
+        """Return the bytes that these fds had sent when a dirty sync began."""
         return sum(n - self.baseline.get(fd, 0) for fd, n in sync.sent.items() if fd in fds)
 
     def distinct_pages(self) -> int | None:
-        """Pages that became dirty while it lasted, each counted once; None if a part is not known."""
+        """Return the pages that became dirty during the attempt, each counted once; None if a part is not known."""
         if not self.unsynced:
             return self.distinct if self.unsynced_known else None
         left = [
@@ -566,12 +571,13 @@ class OutgoingMigration:
 
 
 def _is_wakeup(event: Channel) -> bool:
-    """Whether an fd was only written eight bytes at a time: an eventfd, by which threads wake each other."""
+    """Whether all writes to an fd had eight bytes, as those to an eventfd, by which threads wake each other."""
     return event.op == WRITE and event.calls > 0 and event.bytes == 8 * event.calls
 
 
 def _merged(syncs: list[DirtySync]) -> DirtySync:
-    """Several dirty syncs as one: the first one's time, all counts and the time that all of them took."""
+    """Merge several dirty syncs into one with the first one's time, the sum of counts, and the time that all of them
+    took."""
     first = syncs[0]
     slots: dict[int, SlotRound] = {}
     for sync in syncs:
@@ -606,7 +612,7 @@ def _add_pages(totals: dict[bool, int | None], by_device: bool, pages: int | Non
 
 
 def _burst(bursts: dict[int, tuple[int, int]], fds: set[int]) -> tuple[int, int]:
-    """Bytes, and the time they took where channels send at the same time: the mean over those that send."""
+    """Return bytes and the time they took; for channels that send at the same time, the mean over those that send."""
     sent = [bursts[fd] for fd in fds if fd in bursts]
     return sum(n for n, _ in sent), sum(ns for _, ns in sent) // max(1, len(sent))
 

@@ -1,7 +1,7 @@
 """Finds which source and which destination on one host belong together.
 
-Anybody can start a process with another VM's UUID and `-incoming`, so a command line only suggests a destination.
-What proves one is the guest's clock: a destination sets the value, to the nanosecond, that its source read when it
+Anyone can start a process with another VM's UUID and `-incoming`, so a command line only suggests a destination.
+The guest's clock proves it: a destination sets the value, to the nanosecond, that its source read when it
 stopped (QEMU hw/i386/kvm/clock.c: kvmclock_pre_save, kvmclock_vm_state_change).
 """
 
@@ -22,7 +22,7 @@ SETUP_NS = 10_000_000_000
 PAIRING_EVENTS = frozenset(
     {events.Channel, events.Clock, events.VcpuState, events.Userfault, events.VfioState}
 )
-"""Types of the events that `Pairing.feed` does anything with."""
+"""Types of the events that `Pairing.feed` needs."""
 
 Everyone = Callable[[], Sequence[Process]]
 
@@ -57,12 +57,12 @@ class Pairing:
     def __init__(self) -> None:
         self.pairs: list[Pair] = []
         self._paired: set[int] = set()
-        """By id: what destinations did that have a source."""
+        """By id: the incoming migrations that have a source."""
         self._unpaired: dict[int, Process] = {}
         """By id: processes that acted as a destination and have no source yet."""
 
     def forget(self, process: Process) -> None:
-        """Drop everything of a process."""
+        """Drop all entries of a process."""
         self._unpaired.pop(id(process), None)
         self._keep(
             p for p in self.pairs if process is not p.source and process is not p.destination
@@ -77,7 +77,7 @@ class Pairing:
         self._paired = {id(pair.incoming) for pair in self.pairs}
 
     def feed(self, process: Process, event: Event, everyone: Everyone) -> None:
-        """Take an event that `process` has taken already; `everyone` gives all known processes."""
+        """Take an event that `process` has already taken; `everyone` returns all known processes."""
         if isinstance(event, events.Channel):
             if self._unpaired:
                 self._source_sends(process, everyone)
@@ -95,7 +95,7 @@ class Pairing:
             self._pair(process, everyone())
 
     def _source_sends(self, process: Process, everyone: Everyone) -> None:
-        """Make it a source only now: a destination with its UUID may have acted before."""
+        """Note that a process sends, which makes it a source: a destination with its UUID may have acted before."""
         for waiting in list(self._unpaired.values()):
             if waiting.incoming is None:
                 del self._unpaired[id(waiting)]
@@ -103,11 +103,11 @@ class Pairing:
                 self._pair(waiting, everyone())
 
     def _takes_over(self, process: Process, event: events.Clock, everyone: Everyone) -> None:
-        """A VM that never ran and sets the clock that another one has read is a destination.
+        """Pair a VM that never ran and sets the clock that another VM has read: it is a destination.
 
-        Where that one logged nothing, the memory itself was passed on: `cloud-hypervisor --local` sends its file
-        descriptor (vmm/src/lib.rs, send_migration). Its destination is there before the source stops; what loads a
-        save comes later.
+        If the source logged nothing, it passed the memory itself: `cloud-hypervisor --local` sends its file descriptor
+        (vmm/src/lib.rs, send_migration). Such a destination exists before the source stops; a VM that loads a save
+        starts later.
         """
         if event.op != events.Clock.SET or event.ret != 0 or not event.clock or process.has_run:
             return
@@ -127,7 +127,7 @@ class Pairing:
     def _loads(
         self, process: Process, event: events.VcpuState, everyone: Sequence[Process]
     ) -> None:
-        """Registers that a waiting VM sets after its source read its own are the load.
+        """Take the registers that a waiting VM sets after its source read its own: they are the load.
 
         A boot sets them earlier; a destination that gives up sets them while the source still runs.
         """
@@ -138,7 +138,7 @@ class Pairing:
             process.incoming.loaded_at_ns = event.at_ns
 
     def _prove(self, process: Process, everyone: Sequence[Process]) -> None:
-        """Pair a destination with the source whose clock it set, whatever was paired without proof."""
+        """Pair a destination with the source whose clock it set; this replaces a pair without proof."""
         found = self._by_clock(process, everyone)
         if found is not None and process.incoming is not None:
             self._add(Pair(*found, process, process.incoming, proved=True))
@@ -171,13 +171,13 @@ class Pairing:
             self._unpaired[id(pair.destination)] = pair.destination
 
     def _drop_refuted(self) -> None:
-        """A pair ends where its destination has set another clock than its source read."""
+        """End a pair if its destination set another clock than its source read."""
         for pair in [p for p in self.pairs if not p.proved]:
             if not _may_be_its(pair.source, pair.outgoing, pair.incoming):
                 self._drop(pair)
 
     def _by_clock(self, destination: Process, everyone: Iterable[Process]) -> _Source | None:
-        """The one source that read the clock which this destination set."""
+        """Return the one source that read the clock which this destination set."""
         incoming = destination.incoming
         if incoming is None or not incoming.guest_clock_ns:
             return None
@@ -198,7 +198,8 @@ class Pairing:
     def _by_uuid(
         self, destination: Process, at_ns: int, everyone: Sequence[Process]
     ) -> _Source | None:
-        """The latest source with this destination's UUID that may be its own; without a UUID the only one."""
+        """Return the latest source with this destination's UUID that may be its own; without a UUID the only possible
+        source."""
         taken = {id(pair.outgoing) for pair in self.pairs}
         incoming = destination.incoming
         candidates = [
@@ -223,8 +224,8 @@ class Pairing:
 
 
 def local_source(process: Process, everyone: Iterable[Process]) -> _Source | None:
-    """The source of a destination that got no memory over a channel: both share it (cloud-hypervisor --local), so
-    nothing is logged. It is the one VM that stands still since it read the clock that the destination set."""
+    """Return the source of a destination that got no memory over a channel: both share it (cloud-hypervisor --local),
+    so the source logs nothing. It is the one VM that has not run since it read the clock that the destination set."""
     incoming = process.incoming
     if incoming is None or not incoming.guest_clock_ns or incoming.clock_set_at_ns is None:
         return None
@@ -273,12 +274,12 @@ def is_impostor(process: Process, everyone: Iterable[Process]) -> bool:
 
 
 def _was_there(destination: Process, outgoing: OutgoingMigration) -> bool:
-    """Whether a destination was there when its source read the clock; one that came later loads a save."""
+    """Whether a destination had started when its source read the clock; one that starts later loads a save."""
     created = destination.created_at_ns
     reads = [read.at_ns for read in (outgoing.stop, outgoing.saved) if read is not None]
     if created is None or (reads and created < max(reads)):
         return True
-    # QEMU read the clock of a guest that was paused before at that pause.
+    # QEMU read the clock of a paused guest when it was paused.
     ends = (outgoing.over_at_ns, outgoing.process_ended_at_ns)
     over = min((end for end in ends if end is not None), default=created)
     return not reads and created <= over
@@ -293,7 +294,8 @@ def _goes_on_at(outgoing: OutgoingMigration, at_ns: int) -> bool:
 def _may_be_its(source: Process, outgoing: OutgoingMigration, incoming: IncomingMigration) -> bool:
     """Whether the clock that a destination set, if it did, can be the one that this source read.
 
-    A guest that was paused before was read then, which may not have been seen; and a record may be lost.
+    The clock of a guest that was paused before was read at the pause, which may not have been seen; and a record may be
+    lost.
     """
     if not incoming.guest_clock_ns or outgoing.paused_before is not False:
         return True
@@ -301,18 +303,18 @@ def _may_be_its(source: Process, outgoing: OutgoingMigration, incoming: Incoming
     if incoming.guest_clock_ns in reads:
         return True
     lost = source.last_loss_ns is not None and source.last_loss_ns >= outgoing.started_at_ns
-    # Recordings of before the clock's value was recorded have 0 for it.
+    # Older recordings, without the clock's value, have 0 for it.
     return lost or 0 in reads
 
 
 def _clocks_read(source: Process, outgoing: OutgoingMigration) -> set[int]:
-    """The values of the guest's clock that a source has read."""
+    """Return the values of the guest's clock that a source has read."""
     reads = (outgoing.stop, outgoing.saved, source.clock_to_hand_over(outgoing))
     return {read.clock for read in reads if read is not None}
 
 
 def _has_rival(destination: Process, everyone: Iterable[Process]) -> bool:
-    """Whether another VM with the same UUID, or also without one, waits too."""
+    """Whether another VM with the same UUID, or also without a UUID, waits too."""
     return any(
         p is not destination and p.ended_at_ns is None and p.waits and p.uuid == destination.uuid
         for p in everyone

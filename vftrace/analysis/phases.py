@@ -1,4 +1,4 @@
-"""Times of the checkpoints that a migration passed, and the phases between them."""
+"""Computes the times of the checkpoints that a migration passed, and the phases between them."""
 
 from vftrace.analysis.devices.downtime import MigrationDevices
 from vftrace.analysis.incoming import IncomingMigration
@@ -20,7 +20,7 @@ def checkpoint_times(
     incoming: IncomingMigration | None,
     devices: MigrationDevices,
 ) -> dict[Checkpoint, int]:
-    """The checkpoints that were passed. A time before that of an earlier one is not believed."""
+    """Return the checkpoints that were passed. A time before that of an earlier checkpoint is ignored."""
     times: dict[Checkpoint, int] = {}
     if outgoing is not None and outgoing.stop is not None:
         times[Checkpoint.VCPUS_STOPPED] = outgoing.stop.last_exit_ns
@@ -58,7 +58,7 @@ def phases_of(
     times: dict[Checkpoint, int],
     verdict: Verdict,
 ) -> tuple[PhaseSpan, ...]:
-    """The phases of both sides, each in the order in which QEMU passes them."""
+    """Return the phases of both sides, each in the order in which QEMU passes them."""
     phases: list[PhaseSpan] = []
     if outgoing is not None:
         phases += _source_phases(outgoing, incoming, times, verdict)
@@ -68,9 +68,9 @@ def phases_of(
 
 
 def _chain(role: Role, marks: list[tuple[Phase, int | None]], end: int | None) -> list[PhaseSpan]:
-    """Phases that follow each other: each begins at its mark and ends at the next one that is known.
+    """Return consecutive phases: each begins at its mark and ends at the next known mark.
 
-    A mark before an earlier one is not believed.
+    A mark before an earlier one is ignored.
     """
     known: list[tuple[Phase, int]] = []
     for name, at in marks:
@@ -138,7 +138,7 @@ def _destination_phases(
 
 
 def downtime_of(times: dict[Checkpoint, int]) -> Downtime:
-    """The blackout of these checkpoints, by name: CLOCK_BOOTTIME nanoseconds, in their order."""
+    """Return the blackout of these checkpoints, by name: CLOCK_BOOTTIME nanoseconds, in their order."""
     checkpoints = []
     before = times.get(Checkpoint.VCPUS_STOPPED)
     for name in Checkpoint:

@@ -1,1 +1,1 @@
-"""Derives advice from finished migrations: one function for each rule, none without evidence."""
+"""Derives advice from finished migrations: one function for each rule, and no advice without evidence."""

@@ -1,4 +1,4 @@
-"""The advice on a migration: every rule is asked, and few answer."""
+"""Collects the advice on a migration from all rules."""
 
 from collections.abc import Callable, Iterable
 
@@ -27,7 +27,7 @@ RULES: tuple[Ask, ...] = (
 
 
 def advise(found: MigrationReport) -> tuple[Advice, ...]:
-    """Give advice on a migration that is over; none where its record is incomplete, for figures may be wrong there."""
+    """Return the advice on a finished migration; empty if its records are incomplete, because figures may be wrong."""
     m = found.migration
     if m.kind is not Kind.MOVE or m.outcome is None or m.incomplete or m.internal_error:
         return ()

@@ -1,4 +1,4 @@
-"""Rules that rest on what took the blackout (`model.calls`), each for a part of it that need not be."""
+"""Rules about the causes of the blackout (`model.calls`), each for a part that can be avoided."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,18 +10,19 @@ from vftrace.model.report import MigrationReport
 from vftrace.units import format_bytes, format_ns
 
 LEAST_NS = 50_000_000
-"""A shorter part of a blackout is within what blackouts of one guest differ by."""
+"""The shortest part of a blackout that gives an advice: blackouts of one guest differ by less."""
 
 LEAST_PART = 0.25
-"""Nor is a part of the blackout worth a change that leaves three quarters of it."""
+"""The least share of the blackout that gives an advice."""
 
 MANAGEMENT_NS = 100_000_000
-"""libvirt takes some ten milliseconds between two steps of its own, more on a busy host."""
+"""The shortest wait for the management that gives an advice: libvirt takes some ten milliseconds between two of its
+steps, more on a busy host."""
 
 SETUP_CALLS = 64
 SETUP_NS = 20_000_000
 SETUP_PART = 0.2
-"""So many requests of one kind are one for each queue, vector or memory slot."""
+"""From this number on, requests of one kind are one for each queue, vector or memory slot."""
 
 REST_LEAST, REST_MOST, REST_NS = 0.25, 1.5, 20_000_000
 """The bounds for the rest of a blackout, which differs from run to run: a quarter to one and a half of its recorded
@@ -136,7 +137,7 @@ def cpu_wait(found: MigrationReport) -> Advice | None:
 
 
 def multifd(found: MigrationReport) -> Advice | None:
-    """One thread sent all pages, and was busy with it while the channel never made it wait."""
+    """One thread sent all pages and was busy all the time, because the channel never made it wait."""
     m, calls = found.migration, found.migration.calls
     if calls is None or _other_senders(calls):
         return None
@@ -174,7 +175,7 @@ def multifd(found: MigrationReport) -> Advice | None:
 
 
 def kvm_setup(found: MigrationReport) -> Advice | None:
-    """Requests that are made once for each queue, interrupt or memory slot took a good part of the blackout."""
+    """Requests that are made once for each queue, interrupt or memory slot took a large part of the blackout."""
     m = found.migration
     requests = _of_blackout(
         m,
@@ -214,13 +215,13 @@ def _other_senders(calls: BlackoutCalls) -> bool:
 
 
 def _of_step(m: Migration, checkpoint: Checkpoint, wanted: Wanted) -> list[Cause]:
-    """The wanted causes of one step."""
+    """Return the wanted causes of one step."""
     steps = () if m.calls is None else m.calls.steps
     return [c for step in steps if step.checkpoint is checkpoint for c in step.causes if wanted(c)]
 
 
 def _of_blackout(m: Migration, wanted: Wanted) -> list[Cause]:
-    """The wanted causes of the whole blackout, longest first."""
+    """Return the wanted causes of the whole blackout, longest first."""
     return [] if m.calls is None else [c for c in m.calls.causes if wanted(c)]
 
 
@@ -229,13 +230,13 @@ def _total(causes: Iterable[Cause]) -> int:
 
 
 def _large(m: Migration, ns: int, least_ns: int, part: float = LEAST_PART) -> bool:
-    """Whether it is worth to be changed."""
+    """Whether a part of the blackout is large enough for an advice."""
     down = m.downtime.vcpu_ns
     return down is not None and ns >= least_ns and ns >= part * down
 
 
 def _shorter(m: Migration, ns: int) -> Effect:
-    """The downtime without so much of it."""
+    """Return the effect of removing `ns` from the downtime."""
     down = m.downtime.vcpu_ns or 0
     rest = max(0, down - ns)
     least, most = round(rest * REST_LEAST), round(rest * REST_MOST) + REST_NS

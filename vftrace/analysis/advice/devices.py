@@ -1,4 +1,4 @@
-"""Rules that rest on what a virtual function did around the migration."""
+"""Rules about the virtual functions of a migration."""
 
 from vftrace.analysis.hosts.outage import LINK, MAPPING
 from vftrace.model.advice import Advice, Effect, Rule
@@ -8,15 +8,15 @@ from vftrace.units import format_ns
 
 MAPPING_NS = 200_000_000
 LINK_NS = 500_000_000
-"""Shorter ones are of no weight beside the rest of a plug."""
+"""The shortest mapping that gives an advice: the rest of a plug takes longer."""
 
 LEAST_PART = 0.25
-"""The part of the time without answers that is worth a change."""
+"""The least share of the time without answers that gives an advice."""
 
 
 def map_dma(found: MigrationReport) -> Advice | None:
-    """The destination mapped and pinned all memory for its VF, its main loop standing (QEMU hw/vfio/common.c,
-    vfio_listener_region_add). Where a ping shows that nobody noticed, there is no advice."""
+    """The destination mapped and pinned all memory for its VF, while its main loop did not run (QEMU hw/vfio/common.c,
+    vfio_listener_region_add). No advice if a ping shows that no client noticed."""
     times = [
         (vf.address or f"VF {vf.vf} of {vf.pf}", vf.phases[0].start_at_ns - vf.mapping_at_ns)
         for vf in found.migration.vfs

@@ -1,4 +1,4 @@
-"""Rules that rest on the rounds: the forecast's replay shows the effect of another setting.
+"""Rules about the rounds: the forecast's replay shows the effect of another setting.
 
 Errors are those that replays of real migrations had (docs/results/forecast.md).
 """
@@ -17,13 +17,14 @@ from vftrace.model.report import MigrationReport
 from vftrace.units import format_bytes, format_ns, format_rate
 
 SWEEPS = 5
-"""A precopy that was ended earlier may have had other reasons."""
+"""The least number of sweeps: a precopy that ended earlier may have had other reasons."""
 
 MARGIN = 1.5
-"""Within a fifth of the limit, convergence depends on which pages come next (docs/explanation/forecast.md)."""
+"""The margin of an advised value: near the limit, convergence depends on which pages the guest writes next
+(docs/explanation/forecast.md)."""
 
 MOST_LIMIT_NS = 2_000_000_000
-"""Nobody who migrates live wants a guest to stand longer."""
+"""The highest limit that is advised: a longer stop is no live migration."""
 
 _STEP = 1.1
 _TRIES = 80
@@ -39,7 +40,7 @@ _DOWN_ERROR = "the speed of the last pages varies by a factor of four; a busy ho
 
 HELD_NS = 1_000_000_000
 HELD_LONGER = 2.0
-"""Post-copy's wait is the worst that can be, and still it has to be less by so much."""
+"""How many times longer than post-copy's worst wait the vCPUs must have been held."""
 
 POSTCOPY_NS = 500_000_000
 POSTCOPY_BYTES = 4 << 20
@@ -50,7 +51,7 @@ POSTCOPY_PAGE_NS = 25_000
 
 
 def bandwidth(found: MigrationReport) -> Advice | None:
-    """max-bandwidth held the channel back, and precopy did not converge."""
+    """Advise a higher max-bandwidth: it limited the channel, and precopy did not converge."""
     m = found.migration
     now = _not_converging(m)
     if now is None or now.bandwidth_bytes_per_second is None:
@@ -126,7 +127,8 @@ def postcopy(found: MigrationReport) -> Advice | None:
 
 
 def auto_converge(found: MigrationReport) -> Advice | None:
-    """The VMM held the vCPUs for longer than post-copy would have let them wait at worst: for all that was left."""
+    """Advise post-copy: auto-converge held the vCPUs longer than the worst wait of post-copy, which is for all
+    remaining pages."""
     m = found.migration
     held_ns, words = _throttled(m)
     early = forecast(m.rounds[:2], m.started_at_ns)
@@ -167,7 +169,7 @@ def auto_converge(found: MigrationReport) -> Advice | None:
 
 
 def _throttled(m: Migration) -> tuple[int, str]:
-    """For how long auto-converge held each vCPU of the source, and what is reported of it."""
+    """Return how long auto-converge held each vCPU of the source, and the words of the report."""
     brownout = m.brownout
     hold = (
         next((h for h in brownout.holds if h.by is VcpuState.THROTTLE), None) if brownout else None
@@ -180,7 +182,7 @@ def _throttled(m: Migration) -> tuple[int, str]:
 
 
 def postcopy_bandwidth(found: MigrationReport) -> Advice | None:
-    """max-postcopy-bandwidth held the channel back while the guest waited for its pages."""
+    """Advise no max-postcopy-bandwidth: it limited the channel while the guest waited for its pages."""
     m = found.migration
     phase = next((p for p in m.phases if p.name is Phase.POSTCOPY and p.end_at_ns), None)
     if not m.postcopy or phase is None or m.outcome is not Outcome.COMPLETED:
@@ -223,13 +225,13 @@ def postcopy_bandwidth(found: MigrationReport) -> Advice | None:
 
 
 def _postcopy_ns(m: Migration, left: int, link: float) -> int:
-    """How long post-copy takes for so many bytes where nothing holds the channel back."""
+    """Return how long post-copy takes for `left` bytes if nothing limits the channel."""
     pages = left // m.dirty.page_size
     return max(round(left * 1e9 / link), pages * POSTCOPY_PAGE_NS)
 
 
 def _postcopy_cost(m: Migration, early: Forecast) -> tuple[int, int] | None:
-    """Total time and downtime with post-copy from `early` on."""
+    """Return total time and downtime with post-copy from `early` on."""
     cost, left, link = (
         _cost(early, "postcopy"),
         early.remaining_bytes,
@@ -242,7 +244,7 @@ def _postcopy_cost(m: Migration, early: Forecast) -> tuple[int, int] | None:
 
 
 def _not_converging(m: Migration) -> Forecast | None:
-    """The forecast of a precopy that ended without a stop of the guest, if the precopy would have gone on for ever."""
+    """Return the forecast of a precopy that ended without a stop of the guest and would never have converged."""
     now = m.forecast
     ended = m.outcome in (Outcome.CANCELLED, Outcome.UNKNOWN) and m.stopped_at_ns is None
     if now is None or not ended or m.missed_beginning or now.after_sweeps < SWEEPS:
@@ -253,7 +255,7 @@ def _not_converging(m: Migration) -> Forecast | None:
 def _least(
     m: Migration, low: float, high: float, assumed: Callable[[float], Assumptions]
 ) -> float | None:
-    """The least value above `low` from which on a replay converges; None if not even `high` does."""
+    """Return the least value above `low` from which on a replay converges; None if not even `high` does."""
     recorded = Recorded.of(m)
     least: float | None = None
     for number in range(_TRIES):
@@ -277,7 +279,7 @@ def _converging(
     setting: str,
     parameters: dict[str, int],
 ) -> Advice | None:
-    """The advice to set something with which the replay converges."""
+    """Return the advice to change a setting, if the replay converges with it."""
     cost = None if replayed is None or not replayed.converges else _cost(replayed, "plain")
     if cost is None:
         return None
@@ -297,7 +299,7 @@ def _why(m: Migration, now: Forecast) -> tuple[str, ...]:
 
 
 def _cost(answer: Forecast, strategy: str) -> tuple[int, int] | None:
-    """Total time and downtime of a strategy; None where they are not known."""
+    """Return total time and downtime of a strategy; None if they are not known."""
     found = next((cost for cost in answer.strategies if cost.strategy == strategy), None)
     if found is None or found.total_ns is None or found.downtime_ns is None:
         return None
@@ -305,7 +307,7 @@ def _cost(answer: Forecast, strategy: str) -> tuple[int, int] | None:
 
 
 def _burst_rate(rounds: list[Round]) -> float | None:
-    """Return what the channel carried while nothing held it back."""
+    """Return the rate of the channel while nothing limited it."""
     known = [(r.burst_bytes, r.burst_ns) for r in rounds if r.burst_bytes and r.burst_ns]
     return (
         figures.byte_rate(sum(b for b, _ in known), sum(ns for _, ns in known)) if known else None

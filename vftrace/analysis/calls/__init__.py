@@ -1,1 +1,1 @@
-"""From records of system calls to what took each step of a blackout."""
+"""Finds the causes of each step of a blackout in records of system calls."""

@@ -10,9 +10,9 @@ from vftrace.model.calls import BlackoutCalls, CallSide, CallSpan, CauseKind
 from vftrace.model.checkpoint import Checkpoint
 
 MAX_SPANS = 1024
-"""Spans that a migration keeps for drawings; of more, the longest."""
+"""How many spans a migration keeps for drawings; of more, the longest."""
 LOADS_FOR_NS = 5_000_000_000
-"""What a destination did so long before it had loaded: when its source stopped it does not know."""
+"""How long before the load ended a destination's calls count, if the time of its source's stop is not known."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def made_of(
     missed: int,
     attach_ns: int | None,
 ) -> BlackoutCalls:
-    """Return what took each step, and all calls, of spans that may reach beyond the blackout."""
+    """Return the causes of each step, and all calls, from spans that may begin before or end after the blackout."""
     start, end = _window(times)
     inside = [span for span in spans if span.start_ns < end and span.end_ns > start]
     kept = sorted(inside, key=lambda span: span.start_ns - span.end_ns)[:MAX_SPANS]
@@ -116,7 +116,7 @@ def joined(
     *,
     on_source: bool,
 ) -> BlackoutCalls | None:
-    """The calls of two halves that two hosts saw, on one clock."""
+    """Join the calls of the halves that two hosts saw, on one clock."""
     halves = [half for half in (source, destination) if half is not None]
     if not halves or not times:
         return None
@@ -136,6 +136,6 @@ def joined(
 
 
 def _window(times: Mapping[Checkpoint, int]) -> tuple[int, int]:
-    """Return from when to when calls matter."""
+    """Return the times between which calls count."""
     start, end = min(times.values()), max(times.values())
     return (start if Checkpoint.VCPUS_STOPPED in times else start - LOADS_FOR_NS), end

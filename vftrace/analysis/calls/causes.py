@@ -1,17 +1,17 @@
-"""Divides each step of a blackout among what the threads of both VMMs did in it.
+"""Divides the time of each blackout step among its causes: what the threads of both VMMs did.
 
-At each instant one thing is charged, so the causes of a step add up to it:
+At each instant one cause is charged, so the causes of a step add up to its time:
 
-0. that the VMM holds the vCPUs already, before it stops them: auto-converge, the dirty limit;
-1. what the threads that drive the migration do, on the side whose turn it is (the source until its state is saved,
-   then the destination);
+0. the VMM already holds the vCPUs before it stops them: auto-converge, the dirty limit;
+1. what the threads that drive the migration do, on the active side (the source until its state is saved, then the
+   destination);
 2. while these wait: what that side's other threads do, then what the other side does;
-3. while nobody does anything: the wait, of the channel first.
+3. while no thread works: the wait, a wait for the channel first.
 
-While a driving thread waits for a millisecond and a hundredth of the step, what others do counts only if all of its
-kind fills a tenth of that wait: a monitor's questions are no cause. If it is no system call it has to fill a half, and
-be done by a thread that drives the other side, or while the wait is for a lock: a busy host's queues are no cause. Of
-the same rank the longest is charged.
+While a driving thread waits for at least a millisecond and a hundredth of the step, work of other threads counts only
+if all work of its kind fills a tenth of that wait, because a monitor's questions are not a cause. Work outside of
+system calls has to fill a half of the wait, and belong to a thread that drives the other side or come while the wait is
+for a lock, because queues of a busy host are not a cause. Among causes of the same rank the longest is charged.
 """
 
 import heapq
@@ -33,7 +33,7 @@ from vftrace.model.calls import (
 from vftrace.model.checkpoint import Checkpoint
 
 Traced = Mapping[CallSide, Sequence[tuple[int, int | None]]]
-"""From when to when each side was traced."""
+"""The times between which each side was traced."""
 
 _SOURCES_TURN = frozenset(
     {
@@ -66,17 +66,17 @@ _OTHER_SIDE = 10
 LONG_WAIT_NS = 1_000_000
 LEAST_PART = {CauseKind.CALL: 0.1, CauseKind.STOPPED: 0.1, CauseKind.THROTTLED: 0.0}
 LEAST_PART_OF_REST, _NEVER = 0.5, 2.0
-"""What others do while a driving thread waits for so long has to fill this part of the wait."""
+"""The part of a driving thread's wait that work of other threads has to fill, for waits of at least this length."""
 
 MAX_CAUSES = 40
-"""Further ones are added up."""
+"""The most causes of a step; further ones are added up."""
 MAX_TOTALS = 64
-"""Kinds of calls that are listed: those that took longest."""
+"""How many kinds of calls are listed: those that took longest."""
 
 _Rank = tuple[int, int, int]
 
 Who = tuple[CallSide, int]
-"""A thread, by its side and its id: two hosts may use one number."""
+"""A thread, by its side and its id: two hosts may use the same id."""
 
 
 def steps_of(
@@ -87,7 +87,7 @@ def steps_of(
     *,
     on_source: bool,
 ) -> tuple[StepCauses, ...]:
-    """Return what took each step. `times`: the checkpoints that were passed; `critical`: who drives the migration.
+    """Return the causes of each step. `times`: the checkpoints that were passed; `critical`: the driving threads.
 
     `on_source`: the source's vCPUs ran again, so the last step is the source's too.
     """
@@ -109,8 +109,9 @@ def steps_of(
 def _counted(
     causes: Iterable[Cause], spans: Iterable[CallSpan], start: int, end: int
 ) -> list[Cause]:
-    """Causes with the number of all their calls in the step, charged or not: those whose middle is in it, because a
-    checkpoint is often the end of a call, seen a little earlier. A call that goes on is one."""
+    """Return the causes with the number of all their calls in the step, charged or not. A call counts if its middle is
+    in the step, because a checkpoint is often the end of a call, seen a little earlier. An unfinished call counts as
+    one."""
     made: dict[object, int] = defaultdict(int)
     for span in spans:
         if span.call is not None and start < (span.start_ns + span.end_ns) // 2 <= end:
@@ -159,7 +160,7 @@ def _charged(
     traced: Sequence[tuple[int, int | None]],
     critical: frozenset[Who],
 ) -> Iterator[Cause]:
-    """Sweep over a step: between two instants at which anything changes, the span of the best rank is charged."""
+    """Sweep over a step: between two changes of the spans, the span of the best rank is charged."""
     changes = sorted(
         {start, end}
         | {max(start, span.start_ns) for span in spans}
@@ -208,7 +209,7 @@ def _rank(span: CallSpan, side: CallSide, critical: frozenset[Who]) -> _Rank:
 def _relevant(
     spans: Sequence[CallSpan], start: int, end: int, side: CallSide, critical: frozenset[Who]
 ) -> list[CallSpan]:
-    """The spans of a step without what others did besides, while a driving thread waited."""
+    """Return the spans of a step without work of other threads that is not a cause of a driving thread's wait."""
     waits = [
         (max(start, span.start_ns), min(end, span.end_ns), span.call == "futex")
         for span in spans
@@ -258,7 +259,7 @@ def _group(span: CallSpan) -> object:
 
 
 def _limited(causes: Sequence[Cause]) -> tuple[Cause, ...]:
-    """The longest causes, the others added up by kind and side."""
+    """Return the longest causes, and the others added up by kind and side."""
     rest = (replace(c, call=None, target=None, thread=None) for c in causes[MAX_CAUSES:])
     return merged([*causes[:MAX_CAUSES], *rest])
 
@@ -266,7 +267,8 @@ def _limited(causes: Sequence[Cause]) -> tuple[Cause, ...]:
 def _nothing(
     side: CallSide, at: int, until: int, traced: Sequence[tuple[int, int | None]]
 ) -> Cause:
-    """Nothing was recorded: every thread slept in a call that has not ended, or nobody traced."""
+    """Return the cause of a time without records: every thread slept in an unfinished call, or the side was not
+    traced."""
     seen = any(since <= at and (end is None or until <= end) for since, end in traced)
     kind = CauseKind.WAIT if seen else CauseKind.NOT_TRACED
     return Cause(kind, side, None, None, None, until - at, 0, until - at)
@@ -278,8 +280,8 @@ def _nothing(
 def _placed(
     spans: Iterable[CallSpan], critical: frozenset[Who], from_ns: int
 ) -> Iterator[CallSpan]:
-    """Spans without holes: short calls are put where their thread did nothing else, and what is left between two
-    spans of a thread is its own code."""
+    """Return spans without holes: short calls are placed where their thread has no other span, and the remaining gaps
+    between two spans of a thread are its own code."""
     threads: dict[Who, list[CallSpan]] = defaultdict(list)
     for span in spans:
         threads[span.side, span.tid].append(span)
@@ -324,7 +326,7 @@ def _gaps(spans: Sequence[CallSpan], start: int, end: int) -> list[list[int]]:
 
 
 def _filled(span: CallSpan, gaps: list[list[int]]) -> Iterator[CallSpan]:
-    """Pieces of the gaps that short calls took, which are cut off the gaps."""
+    """Return the pieces of the gaps that short calls took, after removing them from the gaps."""
     left = span.ns
     index = bisect_left(gaps, span.start_ns, key=lambda gap: gap[1])
     while left > 0 and index < len(gaps) and gaps[index][0] < span.end_ns:

@@ -1,4 +1,4 @@
-"""The calls of one process, as they were recorded, and their names."""
+"""Keeps the recorded calls of one process, with their names."""
 
 from collections import deque
 from dataclasses import field
@@ -8,11 +8,12 @@ from vftrace.dataclass import dataclass
 from vftrace.model.calls import BlackoutCalls, CallSide, CallSpan, CauseKind
 
 MAX_RECORDS = 8192
-"""Calls that are kept of one process, and times off the CPU; of more the oldest are forgotten, and count as missed."""
+"""How many calls and times off the CPU are kept of one process; the oldest beyond that are dropped and count as
+missed."""
 MAX_NAMES = 4096
 
 _NOT_BEGUN = frozenset({"clone", "clone3", "fork", "vfork", "execve", "execveat", "ioctl"})
-"""Calls that are ignored where they began before they were traced: a new thread's first return is from the call that
+"""Calls that are ignored if they began before they were traced: a new thread's first return is from the call that
 made it, and an ioctl of unknown request is KVM_RUN."""
 
 CHANNEL = "migration channel"
@@ -29,16 +30,16 @@ CallEvent = (
 
 @dataclass
 class CallLog:
-    """Fed with the events of one process's calls. `version` changes with everything that comes."""
+    """The log of one process's calls, fed with events. `version` changes with each event."""
 
     version: int = 0
     calls: deque[tuple[events.Call, str | None]] = field(
         default_factory=lambda: deque(maxlen=MAX_RECORDS)
     )
-    """With what the fd was when it was recorded."""
+    """Each call with the target of its fd at that time."""
     off_cpu: deque[events.OffCpu] = field(default_factory=lambda: deque(maxlen=MAX_RECORDS))
     traced: list[tuple[int, int | None]] = field(default_factory=list)
-    """From when to when it was traced."""
+    """The times between which the process was traced."""
     threads: dict[int, str] = field(default_factory=dict)
     fds: dict[int, str] = field(default_factory=dict)
     machine: str = ""
@@ -46,7 +47,7 @@ class CallLog:
     missed: int = 0
     forgotten: int = 0
     made: tuple[object, BlackoutCalls] | None = None
-    """What was made of this state of the logs last, with what that was."""
+    """The latest result, with the state of the logs that it was made of."""
 
     def feed(self, event: CallEvent) -> None:
         """Take an event."""
@@ -77,7 +78,7 @@ class CallLog:
         if event.on:
             self.attach_ns = event.attach_ns or self.attach_ns
             if lasting:
-                # What was held back until now may begin later than the tracing.
+                # Calls that were held back until now may begin later than the tracing.
                 self.traced.pop()
             self.traced.append((event.since_ns, None))
         elif lasting:
@@ -92,7 +93,8 @@ class CallLog:
         parts: dict[int, str],
         channel_fds: frozenset[int],
     ) -> list[CallSpan]:
-        """What touches a time, and what came just before and after it. `parts` names threads by what they are for."""
+        """Return the calls that overlap a time, and those just before and after it. `parts` names the parts of
+        threads."""
         found = []
         for call, target in self.calls:
             name = syscalls.name_of(self.machine, call.nr)
@@ -107,7 +109,7 @@ class CallLog:
             kind = _kind(name, on, call)
             if name == "ioctl":
                 name = syscalls.request_name(call.cmd, on)
-                # A VM's, a vCPU's or KVM's own: the request says which.
+                # An fd of a VM, of a vCPU or of /dev/kvm: the request shows which.
                 on = None if (on or "").startswith(("kvm-", "/dev/kvm")) else on
             ns = call.ns if call.start_ns else call.end_ns - began
             found.append(
@@ -148,7 +150,7 @@ class CallLog:
         return found
 
     def _began(self, at_ns: int) -> int:
-        """Return from when a call that ended at a time, and began before it was traced, is known to have lasted."""
+        """Return the earliest known time inside a call that ended at a time and began before it was traced."""
         return max((since for since, _ in self.traced if since <= at_ns), default=at_ns)
 
     def _thread(self, tid: int, parts: dict[int, str]) -> str:
@@ -156,7 +158,7 @@ class CallLog:
 
 
 _AFTER_NS = 1_000_000_000
-"""What a thread did next shows until when it ran its own code."""
+"""Cut the time of a thread's own code where its next call began."""
 
 _OFF_CPU = {
     events.OffCpu.QUEUED: CauseKind.RUN_QUEUE,
@@ -166,7 +168,7 @@ _OFF_CPU = {
 
 
 def _kind(name: str, target: str | None, call: events.Call) -> CauseKind:
-    """Return what a call was to its thread. A transfer is work where it was mostly awake, or on a file."""
+    """Return the kind of a call. A transfer is work if its thread was mostly awake, or if it was on a file."""
     does = syscalls.does(name)
     if does == syscalls.Does.WAIT:
         return CauseKind.WAIT
