@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from vftrace import events
 from vftrace.analysis.outgoing import MAX_SYNCS
 from vftrace.analysis.tracker import Tracker
@@ -10,9 +12,10 @@ from vftrace.model import figures
 from vftrace.model.migration import Migration
 
 PID, MAIN, VCPU, MIGRATION, OTHER = 100, 100, 101, 110, 111
+MULTIFD, STORAGE = 120, 130
 RAM, BAR = 1 << 30, 1 << 34
 MS = 1_000_000
-SENDMSG, WRITE = 0, 2
+SENDMSG, SENDTO, WRITE, WRITEV, PWRITE, PWRITEV = range(6)
 
 
 class Bench:
@@ -270,3 +273,45 @@ def test_many_reports_without_a_sweep_are_bounded() -> None:
 
     found = _dma(lambda b: None, many, lambda b: None)
     assert sum(r.iommu_pages or 0 for r in found.rounds) == found.dirty.iommu_pages == 3000
+
+
+@pytest.mark.parametrize(
+    ("op", "kind"),
+    [
+        (SENDMSG, "socket"),
+        (SENDTO, "socket"),
+        (PWRITE, "file"),
+        (PWRITEV, "file"),
+        # A pipe or a file.
+        (WRITEV, "unknown"),
+    ],
+)
+def test_a_channel_that_nobody_looked_at_is_what_its_calls_need(op: int, kind: str) -> None:
+    """The collector had no CPU until the fd was closed, so no record describes it."""
+    bench = Bench()
+    bench.slot(0, RAM)
+    bench.slot(0, RAM, tid=MIGRATION, logged=True)
+    bench.sync(MIGRATION)
+    bench.send(MIGRATION, 9, 4000, op=op)
+    bench.slot(0, RAM, tid=MAIN)
+    (found,) = bench.migrations()
+    assert found.channel.kind == kind
+
+
+def test_what_another_thread_sends_to_the_destinations_host_is_no_channel() -> None:
+    """Storage on the host that a VM migrates to, beside multifd: only the port differs."""
+    bench = Bench()
+    peers = {9: "192.0.2.7:49152", 10: "192.0.2.7:49152", 11: "192.0.2.7:3260"}
+    bench.slot(0, RAM)
+    bench.slot(0, RAM, tid=MIGRATION, logged=True)
+    for fd, peer in peers.items():
+        found = events.FileDescriptor(bench.at, fd, events.COLLECTOR, 1, PID, fd, "tcp", peer)
+        bench.tracker.feed(found)
+    bench.sync(MIGRATION)
+    bench.send(MIGRATION, 9, 4000)
+    bench.send(MULTIFD, 10, 700_000)
+    bench.send(STORAGE, 11, 20_600_000)
+    bench.slot(0, RAM, tid=MAIN)
+    (migration,) = bench.migrations()
+    assert migration.channel.bytes == 704_000
+    assert migration.channel.peer == "192.0.2.7:49152"
