@@ -122,6 +122,13 @@ def _destination_phases(
     running = incoming.running_at_ns if resumed is None else None
     postcopy = incoming.postcopy_first_ns is not None and running is not None
     began = outgoing.started_at_ns if outgoing else incoming.first_act_ns
+    if incoming.ran_before and incoming.postcopy_first_ns is not None:
+        # vftrace came during post-copy: what was before was not seen.
+        late: list[tuple[Phase, int | None]] = [
+            (Phase.POSTCOPY, began),
+            (Phase.RUNNING, incoming.postcopy_done_ns),
+        ]
+        return _chain(Role.DESTINATION, late, incoming.ended_at_ns)
     marks: list[tuple[Phase, int | None]] = [
         (Phase.INCOMING, began),
         (
