@@ -1,5 +1,9 @@
 """The states of `vftrace doctor`: what is a fault, and what is only so."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Self
@@ -10,6 +14,8 @@ from vftrace.commands import doctor
 from vftrace.model.host import ProbeStatus
 from vftrace.probes import checks, loader
 from vftrace.probes.registry import NO_MIGRATION
+
+ROOT = Path(__file__).parents[2]
 
 
 class Attached:
@@ -49,3 +55,22 @@ def test_a_limit_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {f.name: f for f in checks.findings()}
     assert found["32-bit VMMs"].state == "note"
     assert (found["KVM"].state, found["KVM"].fix) == ("note", "modprobe kvm-intel or kvm-amd")
+
+
+def test_without_root_it_says_what_is_missing() -> None:
+    """It reads what anybody may read, loads nothing, and says what is missing."""
+    nobody = {"user": 65534, "group": 65534, "extra_groups": ()} if os.geteuid() == 0 else {}
+    done = subprocess.run(
+        [sys.executable, "-m", "vftrace", "doctor"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        **nobody,  # type: ignore[call-overload]
+    )
+    assert done.returncode == 3
+    assert re.search(
+        r"^bad +privileges .*needs root\n +to fix: run it with sudo$", done.stdout, re.M
+    )
+    assert done.stderr.startswith("vftrace: vftrace cannot trace here: privileges")
+    assert "Traceback" not in done.stdout + done.stderr

@@ -4,7 +4,9 @@ import dataclasses
 import gzip
 import io
 import json
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -276,3 +278,23 @@ def test_only_the_vm_that_is_named_is_reported(capsys: pytest.CaptureFixture[str
     assert "demo-four-at-once-2" not in said
     assert main(["report", file, "--vm", "demo-four-at-onec-1"]) == 2
     assert "did you mean demo-four-at-once-1" in capsys.readouterr().err
+
+
+def test_a_recording_is_read_from_a_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A named one, and standard input: `ssh host zcat migration.vft.gz | vftrace report -`."""
+    path = RECORDINGS / "completed-fast.vft.gz"
+    assert main(["report", str(path)]) == 0
+    expected = capsys.readouterr().out
+    assert "completed" in expected
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for target in (str(fifo), "-"):
+        writer = threading.Thread(target=fifo.write_bytes, args=(path.read_bytes(),))
+        writer.start()
+        if target == "-":
+            monkeypatch.setattr("sys.stdin", fifo.open())
+        assert main(["report", target]) == 0
+        writer.join()
+        assert capsys.readouterr() == (expected, "")
