@@ -1,4 +1,4 @@
-"""Runs of probes that the kernel skipped, and which migrations they make uncertain."""
+"""Keeps the runs of probes that the kernel skipped, and finds the migrations that they make uncertain."""
 
 from collections import Counter
 

@@ -23,17 +23,17 @@ from vftrace.uapi import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MEM_LOG_DIRTY_PA
 # A burst is one thread switching logging on slot by slot (QEMU memory_global_dirty_log_start).
 BURST_NS = 1_000_000_000
 _MAX_PENDING_PIECES = 65536
-"""Pieces of bitmaps, of 4 KiB, that wait for the record of their call: 256 MiB, of a VM of 8 TiB."""
+"""How many pieces of bitmaps, of 4 KiB, wait for the record of their call: 256 MiB, enough for a VM of 8 TiB."""
 _PIECES_OF_PART = BITMAP_WORDS // PIECE_WORDS
 MAX_OPEN = 64
-"""Attempts of one process that go on at once; beyond that, the oldest that is not a migration ends."""
+"""The most attempts of one process at once; beyond that, the oldest one that is not a migration ends."""
 
 MAX_ATTEMPTS = 64
-"""Attempts of one process that are kept beside migrations."""
+"""How many attempts of one process are kept besides migrations."""
 
 NEXT_LIFE = 1 << 32
 _SENT_BY_THE_END = (events.ThreadExit, events.Exit, events.Channel, events.Burst)
-"""What the kernel side sends when a thread or a process ends (bpf/process.h)."""
+"""The events that the kernel side sends when a thread or a process ends (bpf/process.h)."""
 
 FILE_OPS = (4, 5)
 SOCKET_OPS = (0, 1)
@@ -42,7 +42,7 @@ SOCKET_OPS = (0, 1)
 
 @dataclass
 class MemorySlot:
-    """What the last region call set for a slot."""
+    """A memory slot as the last region call set it."""
 
     size: int
     flags: int
@@ -59,33 +59,33 @@ class Process:
     identity: events.Process | None = None
     created_at_ns: int | None = None
     losses: int = 0
-    """How often something was lost, for logs that have not been looked at since (`SlotLog.losses`)."""
+    """The number of losses, for logs that have not been read since (`SlotLog.losses`)."""
     readers: int = 0
-    """How many attempts there were so far: each reads the logs under its own number."""
+    """The number of attempts so far: each reads the logs under its own number."""
     logged_sizes: Largest = field(default_factory=Largest)
-    """The sizes of the slots that are logged."""
+    """The sizes of the logged slots."""
     slots: dict[int, MemorySlot] = field(default_factory=dict)
     manual_protect: int | None = None
     channels: dict[int, events.Channel] = field(default_factory=dict)
-    """By channel: the fd, plus a multiple of NEXT_LIFE where the number was used before for something else."""
+    """For each channel: the fd, plus a multiple of NEXT_LIFE if its number was used before for another file."""
     channel_of_fd: dict[int, int] = field(default_factory=dict)
     senders: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """By channel: the thread that sent last, and how much had been sent when it began to."""
+    """For each channel: the thread that sent last, and the bytes sent before it began."""
     descriptors: dict[int, events.FileDescriptor] = field(default_factory=dict)
     pieces: dict[tuple[int, int], list[events.Part]] = field(default_factory=dict)
     switched_on: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    """By thread: (time, slot) of the flags it switched on in its last burst."""
+    """For each thread: (time, slot) of the flags that it switched on in its last burst."""
     vcpu_threads: set[int] = field(default_factory=set)
     ended_threads: dict[int, int] = field(default_factory=dict)
-    """By thread: when it ended, until something shows whether its process did too."""
+    """For each thread that ended: the time, until an event shows whether its process ended too."""
     devices: Devices = field(default_factory=Devices)
     calls: CallLog = field(default_factory=CallLog)
     vcpus: VcpuLog = field(default_factory=VcpuLog)
     outgoing: list[OutgoingMigration] = field(default_factory=list)
     settle_above: int = 0
-    """How many of `outgoing` are too many (`Tracker`)."""
+    """How many of `outgoing` exceed the limit (`Tracker`)."""
     attempts: int = 0
-    """How many migrations it began before the latest attempt."""
+    """The number of migrations that it began before the latest attempt."""
     open: dict[int, OutgoingMigration] = field(default_factory=dict)
     """By thread: the attempts that are not over. At most one of them is a migration."""
     incoming: IncomingMigration | None = None
@@ -97,14 +97,14 @@ class Process:
     ended_at_ns: int | None = None
     last_event_ns: int = 0
     last_loss_ns: int | None = None
-    """When something went missing or came out of order, latest."""
+    """The time of the latest loss, or of the latest record out of order."""
     lost: LossLog = field(default_factory=LossLog)
     shown: tuple[object, Vm] | None = None
-    """What its VM looked like in the last snapshot, and of what that was made."""
+    """Its VM in the last snapshot, and the state from which that was made."""
     pieces_held: int = 0
     ring_untracked: int = 0
     internal_error: tuple[int, str] | None = None
-    """When vftrace failed on an event of it, latest, and where."""
+    """The time and place of the latest failure of vftrace on one of its events."""
     internal_errors: int = 0
 
     @property
@@ -113,10 +113,10 @@ class Process:
         return {fd: found.peer for fd, found in self.descriptors.items()}
 
     def kind_of(self, fds: set[int]) -> str:
-        """What these channels are. Where /proc did not show it in time, the calls that were made distinguish a socket
-        from a file; `unknown` where they differ or do not show it."""
+        """Return the kind of these channels. If /proc did not show it in time, the calls on them distinguish a socket
+        from a file; `unknown` if the channels differ or the calls do not show it."""
         kinds = {self.descriptors[fd].kind for fd in fds if fd in self.descriptors}
-        # A damaged record may say anything.
+        # A damaged record may hold any value.
         kinds = (kinds & CHANNEL_KINDS) - {"unknown"}
         if not kinds:
             ops = {self.channels[fd].op for fd in fds if fd in self.channels}
@@ -126,28 +126,28 @@ class Process:
         return (kinds.pop() or "unknown") if len(kinds) == 1 else "unknown"
 
     def describe(self, event: events.FileDescriptor) -> None:
-        """Take what the collector found about an fd."""
+        """Take the collector's record about an fd."""
         self.descriptors[self.channel_of_fd.get(event.fd, event.fd)] = event
 
     @property
     def uuid(self) -> str | None:
-        """The VM's UUID by its command line."""
+        """The VM's UUID from its command line."""
         return self.identity.uuid if self.identity else None
 
     @property
     def migrates(self) -> bool:
-        """Whether it has a part in a migration that has not settled."""
+        """Whether it takes part in a migration that has not settled."""
         return self.incoming is not None or any(a.is_migration for a in self.outgoing)
 
     @property
     def has_run(self) -> bool:
-        """Whether a vCPU of it was ever in the guest."""
+        """Whether one of its vCPUs was ever in the guest."""
         return self.first_run_ns is not None or (
             self.identity is not None and self.identity.running
         )
 
     def ran_at(self, at_ns: int) -> bool:
-        """Whether its vCPUs are known to have run at a time."""
+        """Whether its vCPUs certainly ran at a time."""
         since = self.last_run_ns
         if since is None and self.identity is not None and self.identity.running:
             since = self.first_seen_ns
@@ -171,7 +171,7 @@ class Process:
         return True if self.created_at_ns is not None and self.last_loss_ns is None else None
 
     def released_ns(self, device: PassedDevice) -> int | None:
-        """Return when the process closed a device, or ended with it open; None while it has the device.
+        """Return when the process closed a device, or ended with it open; None while the device is open.
 
         An end is not a `closed_at_ns`: only a device that a running VMM closes was unplugged.
         """
@@ -196,26 +196,26 @@ class Process:
             take(self, event)
 
     def failed_on_event(self, at_ns: int, place: str) -> None:
-        """An event raised an error in vftrace: what it would have changed is not known, as if it were lost."""
+        """Note that an event raised an error in vftrace: its changes are not known, as if it were lost."""
         self.internal_errors += 1
         self.internal_error = at_ns, place
         self.lost_something(at_ns)
 
     def lost_something(self, at_ns: int) -> None:
-        """A record is missing: forget what it may have changed."""
+        """Note a missing record: forget everything that it may have changed."""
         self.last_loss_ns = max(self.last_loss_ns or 0, at_ns)
         if not self.vcpu_threads:
             # QEMU asks for it before it makes vCPUs (accel/kvm/kvm-all.c, kvm_init), and once.
             self.manual_protect = None
-        # Every log is damaged; which is applied when it is looked at next, for there may be many.
+        # Every log is damaged. That is applied to a log when it is next read, because there may be many logs.
         self.losses += 1
         if not self.open:
             self.slots.clear()
             self.logged_sizes.clear()
 
     def was_replaced_by(self, event: events.Process) -> bool:
-        """Whether the process now runs another program (execve), which has just made a VM of its own: the VM of the
-        one before has lost its memory (Linux virt/kvm/kvm_main.c, kvm_vm_ioctl: kvm->mm)."""
+        """Whether the process now runs another program (execve), which has just made a VM of its own: the earlier
+        program's VM has lost its memory (Linux virt/kvm/kvm_main.c, kvm_vm_ioctl: kvm->mm)."""
         before = self.identity
         if before is None or self.created_at_ns != event.at_ns:
             return False
@@ -223,7 +223,7 @@ class Process:
         return before.start_time == event.start_time and said[0] != said[1]
 
     def follows(self, before: "Process") -> None:
-        """Be what an exec has made of another: records are numbered on, and open files are still open."""
+        """Continue another process after its execve: the records' numbers continue, and open files stay open."""
         self.stream, self.last_loss_ns = before.stream, before.last_loss_ns
         self.channels, self.channel_of_fd = before.channels, before.channel_of_fd
         self.senders, self.descriptors = before.senders, before.descriptors
@@ -241,7 +241,7 @@ class Process:
         self.end(event.at_ns)
 
     def end(self, at_ns: int) -> None:
-        """The process is no more."""
+        """Note the end of the process."""
         if self.ended_at_ns is not None:
             return
         self.ended_at_ns = at_ns
@@ -260,7 +260,7 @@ class Process:
         was_on = before is not None and bool(before.flags & KVM_MEM_LOG_DIRTY_PAGES)
         is_on = bool(event.flags & KVM_MEM_LOG_DIRTY_PAGES)
         if was_on and is_on and self.last_loss_ns is not None:
-            # Nobody asks for what is there (kvm_slot_update_flags): that it went off is lost.
+            # QEMU does not set flags that are set already (kvm_slot_update_flags): the record of switching off is lost.
             was_on = False
         if before is not None and before.log is not None:
             self.logged_sizes.remove(before.size)
@@ -297,11 +297,11 @@ class Process:
         return [attempt.reader for attempt in self.open.values()]
 
     def _current(self, log: SlotLog) -> SlotLog:
-        """The log, with what was lost since it was looked at last applied to it."""
+        """Return the log, after applying the losses since it was last read."""
         if log.losses != self.losses:
             log.losses = self.losses
             opened = self.open.values()
-            # Who came after the loss has lost nothing.
+            # A reader that began after the loss has lost nothing.
             log.damaged([attempt.reader for attempt in opened if attempt.losses < self.losses])
         return log
 
@@ -314,7 +314,7 @@ class Process:
         burst.append((event.at_ns, event.slot))
         mine = self.open.get(event.tid)
         if mine is not None and (mine.dirty_syncs or mine.is_migration):
-            # A slot that is new while it migrates; or its end was lost, and this is the next.
+            # A slot that was added during the migration; or the migration's end was lost, and this is the next one.
             if self.last_loss_ns is None or event.at_ns - mine.started_at_ns <= BURST_NS:
                 return
             if len(burst) > 1:
@@ -323,7 +323,7 @@ class Process:
             return
         if self.last_loss_ns is not None:
             for other in list(self.open.values()):
-                # the end of what another thread began is lost
+                # the end of another thread's attempt is lost
                 self._close(other, "logging_off_at_ns", burst[0][0])
         self._open_attempt(event.tid, burst[0][0])
 
@@ -367,38 +367,39 @@ class Process:
             self.outgoing = [a for a in self.outgoing if a.is_migration or not a.ended]
 
     def _close_oldest(self, at_ns: int) -> None:
-        """End the oldest open attempt that is not a migration: every request of the process looks at all open ones."""
+        """End the oldest open attempt that is not a migration: every request of the process looks at all open
+        attempts."""
         for attempt in self.open.values():
             if not attempt.is_migration:
                 self._close(attempt, "replaced_at_ns", at_ns)
                 return
 
     def _sent_before(self, fd: int, tid: int) -> int:
-        """Return what had been sent on a channel before a thread began its migration: the stream's head is sent before
-        the first dirty sync."""
+        """Return the bytes sent on a channel before a thread began its migration: it sends the stream's head before the
+        first dirty sync."""
         sender, before = self.senders.get(fd, (0, 0))
         return before if sender == tid else self.channels[fd].bytes
 
     def _close(self, attempt: OutgoingMigration, what: str, at_ns: int) -> None:
-        """An attempt is over: nothing that comes later belongs to it."""
+        """Close an attempt: later events do not belong to it."""
         if getattr(attempt, what) is None:
             setattr(attempt, what, at_ns)
         self.open.pop(attempt.tid, None)
-        # A thread that migrates again sends its next stream's head after what it has sent by now.
+        # A thread that migrates again sends its next stream's head after the bytes sent so far.
         for channel, (sender, _) in self.senders.items():
             if sender == attempt.tid:
                 self.senders[channel] = sender, self.channels[channel].bytes
 
     def _became_migration(self, attempt: OutgoingMigration) -> None:
-        """A thread that makes dirty syncs has sent: one migration of a process goes on at a time, so the one
-        before is over, though its logging may go on for a dirty limit."""
+        """Note that a thread that makes dirty syncs has sent. A process has one migration at a time, so the earlier one
+        is over, although logging may continue for a dirty limit."""
         for other in list(self.open.values()):
             if other is not attempt and other.is_migration:
                 self._close(other, "replaced_at_ns", attempt.started_at_ns)
 
     def _lives_on(self) -> None:
-        """The process goes on, so a thread that ended before did so by itself: with a process that is killed all
-        of its threads end, and that says nothing of a migration."""
+        """Note that the process continues, so a thread that ended before ended by itself. If a process is killed all of
+        its threads end, which shows nothing about a migration."""
         for tid, at_ns in self.ended_threads.items():
             attempt = self.open.get(tid)
             if attempt is not None:
@@ -412,7 +413,7 @@ class Process:
         return self.paused if self.last_loss_ns is None or self.last_loss_ns < said else None
 
     def _uncertain(self) -> frozenset[int] | None:
-        """The fds whose totals may have gone on since they were last reported; None: no record is missing."""
+        """Return the fds whose totals may have grown since their last report; None: no record is missing."""
         loss = self.last_loss_ns
         if loss is None:
             return None
@@ -437,7 +438,7 @@ class Process:
         self.pieces_held += _held([event])
 
     def _take_pieces(self, tid: int, call_ns: int) -> list[events.Part]:
-        """The pieces of one call. Older ones of the same thread belong to nothing any more."""
+        """Remove and return the pieces of one call. Older pieces of the same thread belong to no call any more."""
         if not self.pieces:
             return []
         mine = self.pieces.pop((tid, call_ns), [])
@@ -472,8 +473,8 @@ class Process:
             attempt.got_dirty_log(event, log, bitmap)
 
     def _begins_by_reading(self, tid: int, at_ns: int, *, known: bool) -> None:
-        """A thread that reads dirty logs opens an attempt, if it has none: logging was on already, for a dirty-rate
-        measurement or a dirty limit, or vftrace came late (the slot is not known then)."""
+        """Open an attempt for a thread that reads dirty logs and has none: logging was on already, for a dirty-rate
+        measurement or a dirty limit, or vftrace started late (then the slot is not known)."""
         if tid in self.open or not self._may_migrate(tid):
             return
         late = self.identity is not None and self.identity.late
@@ -481,12 +482,12 @@ class Process:
             return
         for other in list(self.open.values()):
             if other.missed_beginning and not other.is_migration:
-                # a guess that has sent nothing gives way to the next
+                # an attempt that has sent nothing is replaced by the next
                 self._close(other, "replaced_at_ns", at_ns)
         self._open_attempt(tid, at_ns, missed_beginning=not known, switched_on=False)
 
     def _clear_dirty_log(self, event: events.ClearDirtyLog) -> None:
-        # Most clear what has no page: QEMU's clears come by GiB, and the log is sparse.
+        # Most clears contain no set page: QEMU clears by GiB, and the log is sparse.
         pieces = self._take_pieces(event.tid, event.enter_ns) if self.pieces else ()
         slot = self.slots.get(event.slot)
         if slot is None or slot.log is None or event.ret < 0:
@@ -545,7 +546,7 @@ class Process:
             self.takes_clock(event)
 
     def takes_clock(self, event: events.Clock) -> None:
-        """The clock that was set is that of another process's guest."""
+        """Note that the clock which was set is that of another process's guest."""
         self._arrive(event.at_ns)
         assert self.incoming is not None
         self.incoming.clock_set_at_ns = event.at_ns
@@ -555,7 +556,7 @@ class Process:
             self.incoming.loaded_at_ns = self.last_state_ns
 
     def clock_to_hand_over(self, attempt: OutgoingMigration) -> events.Clock | None:
-        """The clock read of this attempt whose value its destination sets; None if it was not seen.
+        """Return the clock read of this attempt whose value its destination sets; None if it was not seen.
 
         If the guest was paused before, it is the read of that pause; if the source ran on, the read that it saved.
         """
@@ -565,7 +566,7 @@ class Process:
         return attempt.saved or attempt.stop or attempt.stopped_before or before
 
     def passed_memory(self, stop: events.Clock) -> OutgoingMigration:
-        """Another process took the guest over since this stop, and nothing was logged: it got the memory itself."""
+        """Note that another process took the guest over after this stop without logging: it got the memory itself."""
         if self.outgoing and self.outgoing[-1].is_migration:
             self.attempts = self.outgoing[-1].number + 1
         attempt = OutgoingMigration(
@@ -586,8 +587,8 @@ class Process:
         return attempt
 
     def _takes_over(self, event: events.Clock) -> bool:
-        """Whether a guest that has not run yet is given a clock that shows more than its VM has lived: it
-        is another's. KVM starts the clock of a VM at 0 (arch/x86/kvm/x86.c, kvm_arch_init_vm)."""
+        """Whether a guest that has not run yet gets a clock value greater than its VM's age: the clock is another
+        guest's. KVM starts the clock of a VM at 0 (arch/x86/kvm/x86.c, kvm_arch_init_vm)."""
         created = self.created_at_ns
         if created is None or self.has_run or event.ret != 0:
             return False
@@ -658,8 +659,8 @@ class Process:
                     self.senders[channel] = event.sender_tid, event.bytes
 
     def _channel_of(self, event: events.Channel) -> int | None:
-        """The channel that an fd is now. A number is used again: the kernel side then counts from zero, or the
-        calls are a socket's where they were a file's. None: a late report of what the fd was before."""
+        """Return the channel that an fd is now. A number may be used again: then the kernel side counts from zero, or
+        the calls are a socket's after a file's. None: a late report about the file that the fd was before."""
         channel = self.channel_of_fd.get(event.fd, event.fd)
         before = self.channels.get(channel)
         if before is None or event.fd < 0:
@@ -672,7 +673,7 @@ class Process:
             self.channel_of_fd[event.fd] = channel
             self.senders[channel] = event.sender_tid, 0 if begins_anew else before.bytes
             if not begins_anew:
-                # its totals go on
+                # its totals continue
                 for attempt in self.open.values():
                     attempt.baseline[channel] = before.bytes
         return channel
@@ -701,12 +702,12 @@ class Process:
 
 
 def _held(parts: list[events.Part]) -> int:
-    """Return how many pieces of 4 KiB so many parts of one call's bitmap may have."""
+    """Return how many pieces of 4 KiB a number of parts of one call's bitmap may have."""
     return len(parts) * (_PIECES_OF_PART if type(parts[0]) is events.BitmapPart else 1)
 
 
 def _is_another(event: events.Channel, before: events.Channel) -> bool:
-    """Whether an fd was used in ways that one description is not: as a socket and as none; or written at positions by
+    """Whether an fd was used in ways that exclude one file: as a socket and as another file; or written at positions by
     one thread and in order by another."""
     if (event.op in SOCKET_OPS) != (before.op in SOCKET_OPS):
         return True
@@ -735,4 +736,4 @@ _TAKES: dict[type[Event], Callable[[Process, Any], None]] = {
     events.Exit: Process._exit,
     **dict.fromkeys(get_args(VfioEvent), Process._vfio),
 }
-"""What takes an event, by its type: one look-up, because every event comes through here."""
+"""The method that takes an event, by the event's type: one look-up, because every event passes here."""

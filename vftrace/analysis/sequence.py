@@ -1,19 +1,19 @@
-"""Finds what is missing from a stream of numbered records, whatever order they come in."""
+"""Finds missing records in a sequence of numbered records, in any order of arrival."""
 
 _MAX_MISSING = 4096
 
 
 class SequenceTracker:
-    """One process's records. `accept` returns whether a record is new, `holes` whether any is missing."""
+    """The records of one process. `accept` returns whether a record is new, `holes` whether any is missing."""
 
     def __init__(self, first: int = 0) -> None:
         self.next = first
-        """The number that comes next if nothing is missing."""
+        """The next number, if no record is missing."""
         self._missing: set[int] = set()
         self._overflow = False
 
     def accept(self, seq: int) -> bool:
-        """Take a record's number; False if it was there before."""
+        """Take a record's number; False if the same number was taken before."""
         if seq >= self.next:
             if seq - self.next > _MAX_MISSING:
                 self._overflow = True
@@ -27,16 +27,16 @@ class SequenceTracker:
         return False
 
     def skips_to(self, seq: int) -> bool:
-        """Whether records between the latest and this number have not come."""
+        """Whether records between the latest number and this one are missing."""
         return seq > self.next
 
     def ends_at(self, next_seq: int) -> None:
-        """Take the writer's count of records."""
+        """Take the writer's total number of records."""
         if next_seq > self.next:
             self._overflow = True
 
     def overflow(self) -> None:
-        """A record that came could not be used: it counts as missing."""
+        """Count a record that could not be used as missing."""
         self._overflow = True
 
     @property

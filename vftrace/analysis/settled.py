@@ -1,17 +1,17 @@
-"""When a migration that has ended is taken as it is."""
+"""Decides when an ended migration is final."""
 
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.model.migration import Migration
 
 SETTLE_NS = 1_000_000_000
-"""A migration is counted and logged this long after its end: a role or an outcome can still change when the other
-side's last events come in."""
+"""A migration is counted and logged this long after its end: a role or an outcome can still change with the other
+side's last events."""
 
 
 def settled(migration: Migration, now_ns: int, *, trace_ended: bool = False) -> bool:
-    """Whether it has ended, long enough ago that nothing more of it is expected.
+    """Whether a migration ended so long ago that no more events of it are expected.
 
-    `trace_ended`: nothing more will come at all, as at a replay's end.
+    `trace_ended`: there are no more events at all, as at a replay's end.
     """
     if migration.outcome is None:
         return False

@@ -1,4 +1,4 @@
-"""Events in, snapshots out: routes events to processes, finds who migrates to whom, and ages what ended."""
+"""Makes snapshots of events: routes events to processes, finds the two sides of migrations, and forgets old ones."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,47 +28,48 @@ from vftrace.faults import FAULTS, Where
 from vftrace.model.migration import Migration, Placement, Snapshot, Vm, VmLoss
 
 MAX_PROCESSES = 32_768
-"""Processes that live at once. Beyond that, as in a damaged recording, the oldest counts as gone."""
+"""The most processes at once. Beyond that, as in a damaged recording, the oldest counts as ended."""
 
 MAX_ENDED_PROCESSES = 256
-"""Ended processes that are kept for other processes' migrations; the oldest are forgotten first."""
+"""How many ended processes are kept for other processes' migrations; the oldest are forgotten first."""
 
 MAX_ENDED_MIGRATING = 1024
-"""Ended processes whose own migrations have not settled. Beyond that, the oldest settle at once."""
+"""How many ended processes may have migrations that have not settled. Beyond that, the oldest settle at once."""
 
 
 SETTLE_AFTER_NS = 30_000_000_000
 SETTLE_EVERY_NS = 1_000_000_000
 MAX_SETTLED = 1024
-"""A migration that ended half a minute ago does not change any more, unless it awaits a device; so many are
-remembered."""
+"""A migration that ended half a minute ago no longer changes, unless it waits for a device; and how many settled
+migrations are kept."""
 
 LOOK_AGAIN_NS = 20_000_000_000
-"""One that goes on is looked at so often: its end is seen before it has to settle."""
+"""How often a running migration is checked, so that its end is seen before it has to settle."""
 
 MAX_UNSETTLED = 64
-"""Ended migrations of one process that wait to settle. Where a process makes them faster, the oldest settle at once:
+"""How many ended migrations of one process wait to settle. If a process makes them faster, the oldest settle at once:
 every event of a process looks at its unsettled migrations."""
 
 Unsettled = tuple[Process, OutgoingMigration | IncomingMigration, Pair | None]
 """A source's attempt with its pair if it has one, or a destination without a source."""
 
 MAX_NETWORK = 4096
-"""Changes of interfaces and bridges that are remembered."""
+"""How many changes of interfaces and bridges are kept."""
 
 STALL_NS = 150_000_000
-"""The collector marks time every 100 to 120 ms (it polls for 20); one that comes so late had to wait to be run."""
+"""The collector writes a tick every 100 to 120 ms (it polls for 20); if a tick is this late, the collector waited for a
+CPU."""
 
 MAX_INTERNAL_ERRORS = 1000
 """Failures after which only a process's end is still processed, because each failure costs much."""
 
 GIVES_UP_NS = 10_000_000_000
-"""A destination ends when its source shuts the channel down; what ends later ended for another reason."""
+"""A destination ends this soon after its source shuts the channel down; a later end has another reason."""
 
 
 @dataclass
 class Tracker:
-    """Feed it events sorted by time; take a `snapshot` at any time."""
+    """Takes events in order of time; returns a `snapshot` at any time."""
 
     _processes: dict[int, Process] = field(default_factory=dict)
     _ended: list[Process] = field(default_factory=list)
@@ -100,8 +101,8 @@ class Tracker:
     _recorded: events.RecordedMigration | None = None
 
     def feed(self, event: Event) -> None:
-        """Take one event. Never raises: what makes no sense is counted or ignored, and an error in vftrace itself
-        costs the event, and the completeness of the migrations that it may belong to."""
+        """Take one event. Never raises: senseless events are counted or ignored. An error in vftrace itself
+        costs the event, and makes the migrations incomplete that it may belong to."""
         self._events += 1
         at_ns, tgid = event.at_ns, event.tgid
         if at_ns > self._now_ns:
@@ -123,7 +124,7 @@ class Tracker:
             process = self._new_process(tgid, at_ns)
         stream = process.stream
         if kind is events.BitmapPart:
-            # Their calls say how many there were.
+            # The records of their calls have their number.
             pass
         elif event.seq == stream.next:
             stream.next += 1
@@ -143,7 +144,7 @@ class Tracker:
             self._end(process, at_ns)
 
     def finish(self) -> None:
-        """End the input: what has not ended is `unknown` from here on."""
+        """End the input: migrations that have not ended become `unknown`."""
         self._ended_at_ns = self._now_ns
 
     def _failed_on(self, process: Process, event: Event, error: Exception) -> None:
@@ -154,7 +155,7 @@ class Tracker:
         process.failed_on_event(event.at_ns, place)
 
     def _failed_unowned(self, event: Event, error: Exception) -> None:
-        """An event of the collector's own or of a mailbox: it counts as lost."""
+        """Count an event of the collector or of a mailbox, on which vftrace failed, as lost."""
         concerned = self._processes.get(getattr(event, "pid", 0))
         if concerned is not None:
             self._failed_on(concerned, event, error)
@@ -172,7 +173,7 @@ class Tracker:
     # -- what goes on, for a recorder -----------------------------------------------------------
 
     def unsettled(self) -> list[Unsettled]:
-        """Return what migrations that may still change are made of; they are not built."""
+        """Return the parts of migrations that may still change, without building the migrations."""
         return list(self._unsettled(self._everyone()))
 
     def build(self, part: Unsettled) -> Migration:
@@ -180,8 +181,8 @@ class Tracker:
         return self._build(*part, self._context(self._vf_histories(), self._everyone()))
 
     def waits_since_ns(self, pid: int) -> int | None:
-        """When the first thread of a process began to read or switch on dirty logs without showing yet whether it
-        migrates the VM; None if no thread has."""
+        """Return when the first thread of a process began to read or switch on dirty logs and has not yet shown whether
+        it migrates the VM; None without such a thread."""
         process = self._processes.get(pid)
         if process is None or not process.open:
             return None
@@ -213,7 +214,7 @@ class Tracker:
             process.devices.identify(event)
 
     def _log_call(self, event: CallEvent) -> None:
-        # Its last calls are written when it has ended.
+        # A process's last calls are written after its end.
         process = self._latest(event.pid)
         if process is not None:
             process.calls.feed(event)
@@ -224,7 +225,7 @@ class Tracker:
             process.vcpus.feed(event)
 
     def _latest(self, pid: int) -> Process | None:
-        """The process that has a pid, else the latest that had it."""
+        """Return the process that has a pid, else the latest one that had it."""
         process = self._processes.get(pid)
         return process or next((p for p in reversed(self._ended) if p.pid == pid), None)
 
@@ -250,7 +251,7 @@ class Tracker:
             return
         before = process.lost.total.records
         process.lost.report(event)
-        # A part of a bitmap that is missing shows where its call is counted.
+        # A missing part of a bitmap shows when the parts of its call are counted.
         if event.records > before:
             process.last_loss_ns = max(process.last_loss_ns or 0, event.at_ns)
 
@@ -265,7 +266,7 @@ class Tracker:
 
     def _miss_runs(self, event: events.MissedRuns) -> None:
         if self._missed_runs.report(event) and event.probe == "mailbox":
-            # The message may be older than the latest that was recorded.
+            # The message may be older than the latest recorded one.
             self._mailbox_ns = min(self._mailbox_ns, event.since_ns)
             self._mailbox_gap(event.until_ns)
             self._unowned.overflow()
@@ -288,7 +289,7 @@ class Tracker:
         self._clock.add(event)
 
     def _settle(self) -> None:
-        """Keep of a migration that has long ended only what it came to: bitmaps are large."""
+        """Keep only the result of a migration that ended long ago, because bitmaps are large."""
         self._settled_ns = self._now_ns
         everyone = self._everyone()
         due = [each for each in self._unsettled(everyone) if self._may_settle(each[1])]
@@ -309,7 +310,7 @@ class Tracker:
                 process.incoming = None
 
     def _bound_settled(self) -> None:
-        """Forget the oldest migrations of the process that has most, until there are few enough."""
+        """Forget the oldest migrations of the process with most of them, until the limit is met."""
         excess = len(self._settled) - MAX_SETTLED
         if excess <= 0:
             return
@@ -328,7 +329,7 @@ class Tracker:
         self._settled = kept
 
     def _settle_oldest(self, process: Process) -> None:
-        """Settle all but the latest ended migrations of a process, as they are."""
+        """Settle all ended migrations of a process except the latest ones, as they are."""
         everyone = self._everyone()
         context = self._context(self._vf_histories(), everyone)
         oldest = {id(part) for part in process.outgoing[:-MAX_UNSETTLED] if part.ended}
@@ -341,14 +342,14 @@ class Tracker:
         process.settle_above = 2 * max(MAX_UNSETTLED, len(process.outgoing))
 
     def _may_settle(self, part: OutgoingMigration | IncomingMigration) -> bool:
-        """Whether it is time to see what a part came to: what began lately cannot have ended long ago."""
+        """Whether it is time to check a part: a migration that began recently cannot have ended long ago."""
         began = part.started_at_ns if isinstance(part, OutgoingMigration) else part.first_act_ns
         return max(part.look_again_ns, began + SETTLE_AFTER_NS) <= self._now_ns
 
     def _settle_parts(self, due: Iterable[Unsettled], everyone: list[Process]) -> set[int]:
-        """Settle those that ended long enough ago; returns the ids of their parts.
+        """Settle the parts whose migration ended long enough ago; returns their ids.
 
-        Building a migration is most of a tracer's work, so one that goes on is not looked at every second.
+        Building a migration is most of a tracer's work, so a running one is not checked every second.
         """
         done: set[int] = set()
         context = self._context(self._vf_histories(), everyone)
@@ -366,7 +367,7 @@ class Tracker:
         return done
 
     def _compare_streams(self, event: events.End) -> None:
-        """Take the writer's list of processes that lived at the end, with the records that each had sent."""
+        """Take the writer's list of processes that had not ended, with the number of records of each."""
         mailbox_records = event.streams.get(NO_PROCESS, 0)
         if self._unowned.skips_to(mailbox_records):
             self._mailbox_gap(event.at_ns)
@@ -393,10 +394,10 @@ class Tracker:
         if process.incoming is not None:
             process.incoming.started_paused = event.started_paused
 
-    # -- what the kernel side says --------------------------------------------------------------
+    # -- the kernel side's records ---------------------------------------------------------------
 
     def _feed_unowned(self, event: Event) -> None:
-        """Mailboxes: they belong to a card, whatever process their interrupt hit."""
+        """Take an event of a mailbox, which belongs to a card, whatever process its interrupt hit."""
         if self._unowned.skips_to(event.seq):
             self._mailbox_gap(event.at_ns)
         self._mailbox_ns = event.at_ns
@@ -404,12 +405,12 @@ class Tracker:
             self.mailboxes.feed(event)
 
     def _mailbox_gap(self, at_ns: int) -> None:
-        """Records of mailboxes were lost, or come late, between the latest one and this time."""
+        """Note that records of mailboxes are missing or late between the latest one and this time."""
         first = self._mailbox_ns if self._mailbox_loss is None else self._mailbox_loss[0]
         self._mailbox_loss = first, at_ns
 
     def _takes_out_of_sequence(self, process: Process, event: Event) -> bool:
-        """Whether a record whose number is not the next one is new."""
+        """Take a record whose number is not the next one; returns whether the record is new."""
         lost = process.stream.skips_to(event.seq)
         if not process.stream.accept(event.seq):
             return False
@@ -442,8 +443,9 @@ class Tracker:
             self._forget_one()
 
     def _forget_one(self) -> None:
-        """Forget the oldest ended process that had no migration, which matters little for others; one whose migration
-        has not settled only where there are very many of those, and its migration as it is."""
+        """Forget the oldest ended process that had no migration, because others seldom need it. A process whose
+        migration has not settled is forgotten only if there are very many of them; then its migration settles as it
+        is."""
         for at, process in enumerate(self._ended):
             if not process.migrates:
                 self._pairing.forget(self._ended.pop(at))
@@ -463,7 +465,7 @@ class Tracker:
     # -- results --------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """Return everything known now, immutable."""
+        """Return everything that is known now, immutable."""
         histories = self._vf_histories()
         return Snapshot(
             at_ns=self._now_ns,
@@ -536,7 +538,7 @@ class Tracker:
         )
 
     def _unsettled(self, everyone: list[Process]) -> Iterator[Unsettled]:
-        """Yield what migrations that may still change are made of."""
+        """Yield the parts of migrations that may still change."""
         by_outgoing = {id(pair.outgoing): pair for pair in self._pairing.pairs}
         paired = {id(pair.incoming) for pair in self._pairing.pairs}
         for process in everyone:
@@ -555,7 +557,7 @@ class Tracker:
         *,
         final: bool = False,
     ) -> Migration:
-        """`_build`; a migration that cannot be built is shown without figures, and the others as they are."""
+        """Do `_build`; if it fails, return the migration without figures, so that the others are still shown."""
         try:
             return self._build(process, part, pair, context, final=final)
         except Exception as error:
@@ -575,7 +577,7 @@ class Tracker:
         *,
         final: bool = False,
     ) -> Migration:
-        """`final`: what has no outcome yet will get none."""
+        """Build the migration of a part. `final`: without an outcome now it will not get one."""
         sides = Sides(
             key=_key(process),
             context=context,
@@ -600,8 +602,8 @@ class Tracker:
         )
 
     def _peer_loss(self, process: Process) -> int | None:
-        """Return when something went missing, latest, of a process that may be the other side of a migration of
-        which only `process` is known."""
+        """Return the time of the latest loss of a process that may be the other side of a migration of which only
+        `process` is known."""
         doubts = (
             p.last_loss_ns
             for p in self._everyone()
@@ -610,7 +612,8 @@ class Tracker:
         return max(doubts, default=None)
 
     def _peer_ended(self, source: Process, outgoing: OutgoingMigration) -> int | None:
-        """When a destination of the same UUID, which never ran, ended during the attempt or because of its end."""
+        """Return when a destination of the same UUID, which never ran, ended during the attempt or because of its
+        end."""
         uuid = source.uuid
         over = outgoing.over_at_ns or outgoing.process_ended_at_ns or self._now_ns
         for process in self._ended:
@@ -628,8 +631,8 @@ class Tracker:
 
 
 def _may_be_peer(other: Process, process: Process) -> bool:
-    """Whether another process may be the other side of a migration of this one: of the same VM, by its UUID. Where
-    neither has one, as with VMMs other than QEMU, a source's destination is a process that has not run before."""
+    """Whether another process may be the other side of this one's migration: it has the same UUID. If neither has a
+    UUID, as with VMMs other than QEMU, a source's destination is a process that has not run before."""
     if other.uuid != process.uuid:
         return False
     if process.uuid is not None or not process.outgoing:
@@ -639,7 +642,7 @@ def _may_be_peer(other: Process, process: Process) -> bool:
 
 
 def _only(recorded: events.RecordedMigration, found: list[Migration]) -> tuple[Migration, ...]:
-    """The migration that a recording was kept for, where others have only a beginning or an end."""
+    """Return the migration that a recording was kept for; other migrations in it lack a beginning or an end."""
     mine = [m for m in found if recorded.pid in (m.pid, m.peer_pid)]
     if not mine:
         return ()
@@ -683,4 +686,4 @@ _TAKES: dict[type[Event], Callable[[Tracker, Any], None]] = {
     events.VfAddress: Tracker._hear,
     events.End: Tracker._compare_streams,
 }
-"""What takes one of the collector's own events, by its type."""
+"""The method that takes one of the collector's own events, by its type."""

@@ -1,4 +1,4 @@
-"""What is left of a migration on which vftrace failed: who and when, from what needs no computation."""
+"""Makes a migration without figures if vftrace failed on it: the VM and the times, which need no computation."""
 
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
@@ -15,7 +15,7 @@ def unbuilt_migration(
     trace_ended_ns: int | None,
     internal_error: str,
 ) -> Migration:
-    """The migration without figures; `peer` is the destination where `part` is the source's and has one."""
+    """Return the migration without figures; `peer` is the destination of a source's `part`, if it has one."""
     if isinstance(part, OutgoingMigration):
         number, started = part.number, part.started_at_ns
         ends = (part.over_at_ns, part.process_ended_at_ns)

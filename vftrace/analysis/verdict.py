@@ -20,7 +20,7 @@ migration_iteration_finish)."""
 
 @dataclass(frozen=True)
 class Verdict:
-    """How it ended: `outcome` None while it runs."""
+    """The outcome of a migration; `outcome` None while it runs."""
 
     outcome: Outcome | None
     cause: Cause | None
@@ -30,50 +30,50 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules look at. Times in ns; None: it did not happen, or was not seen."""
+    """The facts that the rules use. Times in ns; None: it did not happen, or was not seen."""
 
     situation: str
     now_ns: int = 0
     postcopy: bool = False
     destination_acted: bool = False
-    """The destination began to load; else it only waited."""
+    """Whether the destination began to load; if not, it only waited."""
     was_paused: bool = False
-    """The guest was stopped before the migration, and all through it."""
+    """Whether the guest was stopped before the migration and during all of it."""
     state_read: bool = False
-    """The source read and sent its state."""
+    """Whether the source read and sent its state."""
     sent_ns: int | None = None
-    """The last send on the channel."""
+    """The time of the last send on the channel."""
     error_ns: int | None = None
-    """The first failed send that a cancel does not explain."""
+    """The time of the first failed send that a cancel does not explain."""
     broken: bool = False
-    """The last send on the channel failed."""
+    """Whether the last send on the channel failed."""
     resumed_ns: int | None = None
-    """The source's guest ran on after the stop, and precopy did not."""
+    """When the source's guest ran again after the stop, and precopy did not continue."""
     over_ns: int | None = None
-    """Logging went off or the migration thread ended, and the source lived on."""
+    """When logging was switched off or the migration thread ended, and the source's process continued."""
     source_ended_ns: int | None = None
     loaded_ns: int | None = None
     ran_ns: int | None = None
-    """The destination's first vCPU entry."""
+    """The time of the destination's first vCPU entry."""
     postcopy_done_ns: int | None = None
     destination_ended_ns: int | None = None
     checkpoints_again: bool = False
-    """The state was read more than once by one migration thread."""
+    """Whether one migration thread read the state more than once."""
 
     @property
     def stopped_ns(self) -> int | None:
-        """When the source was done with it, and lived on."""
+        """When the source ended the migration and its process continued."""
         return self.resumed_ns if self.resumed_ns is not None else self.over_ns
 
     def destination_ended_by(self, at_ns: int | None) -> bool:
-        """Whether the destination ended before that, or at that time."""
+        """Whether the destination ended before a time, or at it."""
         ended = self.destination_ended_ns
         return ended is not None and (at_ns is None or ended <= at_ns)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One row: `at` gives the time of the end where the evidence is there, else None."""
+    """One row of the table: `at` returns the time of the end if the evidence exists, else None."""
 
     evidence: str
     outcome: Outcome
@@ -265,7 +265,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 
 def decide(facts: Facts) -> Verdict:
-    """The first rule of the situation that fits."""
+    """Return the result of the first rule of the situation that applies."""
     for rule in RULES[facts.situation]:
         at_ns = rule.at(facts)
         if at_ns is not None:
@@ -292,7 +292,7 @@ def facts_of(
     peer_ended_ns: int | None,
     now_ns: int,
 ) -> Facts:
-    """Return what was seen of both sides."""
+    """Return the facts of both sides."""
     postcopy = incoming is not None and incoming.postcopy_first_ns is not None
     ended = incoming.ended_at_ns if incoming else None
     ran = incoming.running_at_ns if incoming else None
@@ -330,14 +330,14 @@ def facts_of(
 
 
 def _loaded_ns(outgoing: OutgoingMigration, incoming: IncomingMigration | None) -> int | None:
-    """Return when the destination had loaded what the source saved, whatever the source did then."""
+    """Return when the destination had loaded the state that the source saved, whatever the source did then."""
     if incoming is None or incoming.loaded_at_ns is None or outgoing.saved is None:
         return None
     return incoming.loaded_at_ns if incoming.loaded_at_ns >= outgoing.saved.enter_ns else None
 
 
 def _resumed_ns(outgoing: OutgoingMigration) -> int | None:
-    """When the source's guest ran on after the stop; None if precopy goes on: somebody stopped it for a while."""
+    """Return when the source's guest ran again after the stop; None if precopy continued, after a stop by a user."""
     resumed = outgoing.resumed_at_ns
     if resumed is None or outgoing.stop is None:
         return None
@@ -362,7 +362,7 @@ def _failure(
 
 
 def _broken(outgoing: OutgoingMigration, fds: set[int]) -> bool:
-    """Whether the last send of the migration thread failed. Postcopy goes on after a failure, on another channel
+    """Whether the last send of the migration thread failed. Postcopy continues after a failure, on another channel
     (QEMU migrate-recover)."""
     tried = fds | (outgoing.by_thread.keys() - outgoing.by_main)
     sent = [outgoing.channels[fd] for fd in tried if fd in outgoing.channels]
@@ -388,8 +388,8 @@ def _state_read(outgoing: OutgoingMigration, fds: set[int]) -> bool:
     """Whether the source read its state to the end: the second clock read.
 
     QEMU does not read the clock again if a monitor stopped the guest (hw/i386/kvm/clock.c, kvmclock_pre_save),
-    and some VMMs never do. Nothing becomes dirty then: the dirty logs are read once more only when all was sent,
-    and what is sent after that is the state.
+    and some VMMs never do. No page becomes dirty then: the dirty logs are read once more only after all pages were
+    sent, and the bytes sent after that are the state.
     """
     if outgoing.saved is not None:
         return True

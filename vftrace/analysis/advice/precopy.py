@@ -24,7 +24,7 @@ MARGIN = 1.5
 (docs/explanation/forecast.md)."""
 
 MOST_LIMIT_NS = 2_000_000_000
-"""The highest limit that is advised: a longer stop is no live migration."""
+"""The highest limit that is advised: users of live migration do not want a longer stop."""
 
 _STEP = 1.1
 _TRIES = 80
