@@ -27,6 +27,7 @@ from vftrace.model.migration import (
     Dirty,
     DmaSource,
     Evidence,
+    Forecast,
     Loss,
     Migration,
     Outcome,
@@ -153,12 +154,7 @@ def build_migration(sides: Sides) -> Migration:
         channel=channel,
         downtime=replace(downtime_of(times), devices=judged.downtimes),
         stopped_at_ns=times.get(Checkpoint.VCPUS_STOPPED),
-        forecast=of_migration(
-            rounds,
-            started,
-            times.get(Checkpoint.VCPUS_STOPPED),
-            device_state_bytes=devices.stop_copy_bytes(),
-        ),
+        forecast=_forecast(outgoing, rounds, started, times, devices.stop_copy_bytes()),
         cause_detail=verdict.detail,
         calls=calls_of(
             {name: times[name] for name in Checkpoint if name in times},
@@ -228,6 +224,28 @@ def _brownout(
     read = times.get(Checkpoint.CLOCK_READ)
     stop = None if stopped is None or read is None else (stopped, read)
     return brownout_of(sides, [round_.at_ns for round_ in rounds], stop)
+
+
+def _forecast(
+    outgoing: OutgoingMigration | None,
+    rounds: tuple[Round, ...],
+    started: int,
+    times: dict[Checkpoint, int],
+    device_state_bytes: int | None,
+) -> Forecast | None:
+    """A forecast, which changes with a sweep, not with each snapshot: what is sent after the latest one is of no
+    weight."""
+    if outgoing is None or not rounds:
+        return None
+    last = rounds[-1]
+    if len(rounds) > 1:
+        last = replace(last, sent_bytes=None, burst_bytes=None, burst_ns=None)
+    stopped = times.get(Checkpoint.VCPUS_STOPPED)
+    key = rounds[:-1], last, started, stopped, device_state_bytes
+    if outgoing.forecast is None or outgoing.forecast[0] != key:
+        made = of_migration(rounds, started, stopped, device_state_bytes=device_state_bytes)
+        outgoing.forecast = key, made
+    return outgoing.forecast[1]
 
 
 _MAIN_THREAD, _VCPU_THREAD = "main thread", "vCPU thread"

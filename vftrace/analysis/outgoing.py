@@ -23,7 +23,7 @@ from vftrace.events import (
     VfioDirty,
     VfioDirtyTracking,
 )
-from vftrace.model.migration import NotCounted, Round, SlotRound
+from vftrace.model.migration import Forecast, NotCounted, Round, SlotRound
 
 _MAX_OTHER_SYNCS = 64
 """How many dirty syncs are kept for a thread that has not sent: QEMU's dirty limit reads the logs as long as the VM
@@ -161,6 +161,8 @@ class OutgoingMigration:
     dma_kept: dict[tuple[int, int, int], Bitmap] = field(default_factory=dict)
     """For each iommufd, page table and page size: pages that were reported and not cleared, so they are reported
     again."""
+    forecast: tuple[object, Forecast | None] | None = None
+    """The latest forecast, with what it was made from."""
     _rounds: tuple[frozenset[int], list[Round]] | None = None
 
     @property

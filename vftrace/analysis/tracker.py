@@ -582,7 +582,7 @@ class Tracker:
             key=_key(process),
             context=context,
             collector_loss_ns=self._collector_loss_ns,
-            peer_loss_ns=None if pair else self._peer_loss(process),
+            peer_loss_ns=None if pair else _peer_loss(process, context),
             trace_ended_ns=self._now_ns if final else self._ended_at_ns,
         )
         if isinstance(part, IncomingMigration):
@@ -601,16 +601,6 @@ class Tracker:
             )
         )
 
-    def _peer_loss(self, process: Process) -> int | None:
-        """Return the time of the latest loss of a process that may be the other side of a migration of which only
-        `process` is known."""
-        doubts = (
-            p.last_loss_ns
-            for p in self._everyone()
-            if p.last_loss_ns is not None and p is not process and _may_be_peer(p, process)
-        )
-        return max(doubts, default=None)
-
     def _peer_ended(self, source: Process, outgoing: OutgoingMigration) -> int | None:
         """Return when a destination of the same UUID, which never ran, ended during the attempt or because of its
         end."""
@@ -628,6 +618,17 @@ class Tracker:
             ):
                 return ended
         return None
+
+
+def _peer_loss(process: Process, context: HostContext) -> int | None:
+    """Return the time of the latest loss of a process that may be the other side of a migration of which only
+    `process` is known."""
+    doubts = (
+        p.last_loss_ns
+        for p in context.lossy
+        if p.last_loss_ns is not None and p is not process and _may_be_peer(p, process)
+    )
+    return max(doubts, default=None)
 
 
 def _may_be_peer(other: Process, process: Process) -> bool:

@@ -76,11 +76,13 @@ class VcpuSpan:
 def added(spans: Iterable[VcpuSpan]) -> VcpuSpan:
     """The sum of several spans, of several vCPUs or one after another."""
     found = list(spans)
-    columns = zip(*(span.ns for span in found), strict=True)
+    if len(found) == 1:
+        return found[0]
+    columns = zip(*[span.ns for span in found], strict=True)
     return VcpuSpan(
-        min(span.start_ns for span in found),
-        max(span.end_ns for span in found),
-        tuple(sum(column) for column in columns),
+        min([span.start_ns for span in found]),
+        max([span.end_ns for span in found]),
+        tuple(map(sum, columns)),
     )
 
 

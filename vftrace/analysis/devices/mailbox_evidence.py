@@ -48,6 +48,11 @@ class HostContext:
                 found.setdefault(key, []).append(process)
         return found
 
+    @cached_property
+    def lossy(self) -> list[Process]:
+        """The processes of which records are missing."""
+        return [process for process in self.processes if process.last_loss_ns is not None]
+
     def alone(self, outgoing: OutgoingMigration | None, incoming: IncomingMigration | None) -> bool:
         """Whether no other migration ran at the same time as this source or destination."""
         own = [part for part in (outgoing, incoming) if part is not None]

@@ -1,6 +1,6 @@
 """How slow a guest was while it migrated, from the samples of its vCPUs on both sides."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -69,8 +69,13 @@ def _made(
 ) -> Brownout | None:
     baseline = next((found for r in sides if (found := _baseline(r.log))), None)
     before = baseline.could_run if baseline is not None else 1.0
-    timeline = [span for running in sides for span in _timeline(running, before)]
-    vcpus = [use for running in sides for use in _vcpus(running)]
+    timeline: list[VmSpan] = []
+    vcpus: list[VcpuUse] = []
+    for running in sides:
+        edges = _edges(running)
+        pieces = {thread: vcpu.pieces(edges) for thread, vcpu in running.log.vcpus.items()}
+        timeline += _timeline(running, pieces, before)
+        vcpus += _vcpus(running, pieces)
     if not timeline or not vcpus:
         return None
     source = next((r for r in sides if r.side == "source"), None)
@@ -153,28 +158,28 @@ def _edges(running: Running) -> list[int]:
     return [running.start_ns + lasted * i // count for i in range(count + 1)]
 
 
-def _timeline(running: Running, before: float) -> Iterator[VmSpan]:
-    vcpus = list(running.log.vcpus.values())
-    for start, end in pairwise(_edges(running)):
-        span = added(samples.between(start, end) for samples in vcpus)
-        if span.total_ns:
+def _timeline(
+    running: Running, pieces: Mapping[int, list[VcpuSpan]], before: float
+) -> Iterator[VmSpan]:
+    """`pieces`: by thread, those between the edges."""
+    for of_vcpus in zip(*pieces.values(), strict=True):
+        span = added(of_vcpus)
+        if any(span.ns):
             yield VmSpan(running.side, span, _speed(span, before))
 
 
-def _vcpus(running: Running) -> Iterator[VcpuUse]:
-    edges = _edges(running)
-    draw = len(running.log.vcpus) <= MAX_DRAWN
+def _vcpus(running: Running, pieces: Mapping[int, list[VcpuSpan]]) -> Iterator[VcpuUse]:
+    draw = len(pieces) <= MAX_DRAWN
     for thread, samples in running.log.vcpus.items():
         last = samples.last
         if last is None:
             continue
-        spans = tuple(samples.between(a, b) for a, b in pairwise(edges)) if draw else ()
         yield VcpuUse(
             side=running.side,
             thread=thread,
             number=samples.number,
             total=samples.between(running.start_ns, running.end_ns),
-            spans=tuple(span for span in spans if span.total_ns),
+            spans=tuple([span for span in pieces[thread] if any(span.ns)]) if draw else (),
             exits=last.exits,
             faults=last.faults,
             ring_full=last.ring_full,
@@ -218,7 +223,10 @@ def _windows(timeline: Sequence[VmSpan]) -> Iterator[VcpuSpan]:
 def _holds(timeline: Sequence[VmSpan], by_round: Sequence[VcpuSpan | None]) -> Iterator[Hold]:
     """Return by what the VMM held the vCPUs, and from when on."""
     own = [span.vcpus for span in timeline if span.side == "source"]
+    everything = added(own) if own else None
     for state in HOLDS:
+        if everything is None or not everything.of(state):
+            continue
         first = next((at for at, w in enumerate(own) if w.share(state) >= LEAST_HELD), None)
         if first is None:
             continue

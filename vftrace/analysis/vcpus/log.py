@@ -1,7 +1,9 @@
 """The samples of one process's vCPUs: totals that only grow, from which any time between two samples is made."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import field
+from itertools import pairwise
 from typing import Any
 
 from vftrace import events
@@ -77,9 +79,15 @@ class VcpuSamples:
 
     def between(self, start_ns: int, end_ns: int) -> VcpuSpan:
         """Return where the thread's time went between two times, as far as it was followed."""
-        before, after = self._at(start_ns), self._at(end_ns)
-        ns = tuple(max(0, b - a) for a, b in zip(before, after, strict=True))
-        return VcpuSpan(start_ns, end_ns, ns)
+        return self.pieces((start_ns, end_ns))[0]
+
+    def pieces(self, edges: Sequence[int]) -> list[VcpuSpan]:
+        """Return `between` each edge and the next, which is cheaper for all of them at once."""
+        totals = [self._at(edge) for edge in edges]
+        return [
+            VcpuSpan(start, end, tuple([b - a if b > a else 0 for a, b in zip(*both, strict=True)]))
+            for (start, end), both in zip(pairwise(edges), pairwise(totals), strict=True)
+        ]
 
     @property
     def waits(self) -> FaultWaits:
@@ -118,7 +126,7 @@ class VcpuSamples:
         before, after = self.at_ns[index - 1], self.at_ns[index]
         part, whole = at_ns - before, after - before
         pairs = zip(self.times[index - 1], self.times[index], strict=True)
-        return tuple(a + (b - a) * part // whole for a, b in pairs)
+        return tuple([a + (b - a) * part // whole if b != a else a for a, b in pairs])
 
 
 @dataclass
