@@ -3,8 +3,10 @@
  *     fleet MIGRATING IDLE GIB ROUND_MS SECONDS [truth | sums]
  *
  * With `truth` each dirty sync is printed: pid and CLOCK_BOOTTIME in ns when it had returned (tests/crash.py). With
- * `sums` one line for each migration: "moved", pid, CLOCK_BOOTTIME in ns before its vCPU was stopped and after its
- * clock was read, the number of dirty syncs, and the bytes it sent.
+ * `sums` each migration has a destination, a VM of a process of its own, and two lines are printed for it: "moved", pid,
+ * CLOCK_BOOTTIME in ns before its vCPU was stopped, after its clock was read and when its vCPU had left KVM_RUN, the
+ * number of dirty syncs, and the bytes it sent; "resumed", the same pid, and CLOCK_BOOTTIME before the destination's
+ * first KVM_RUN and after it, in which the guest has made one exit.
  * Prints "ready" when all VMs run, and begins all migrations when a byte comes on standard input, spread over the
  * first round: the dirty syncs of real ones do not fall into the same millisecond. Each is one thread that does what
  * QEMU's migration thread does: logging on, GET_DIRTY_LOG, CLEAR_DIRTY_LOG by 1 GiB, bytes on a socket; after
@@ -42,6 +44,7 @@
 #define SEND_EVERY_US 100000
 
 static const unsigned char halts[] = { 0xf4, 0xeb, 0xfd };	/* hlt; jmp to it */
+static const unsigned char resumes[] = { 0xe6, 0x80, 0xf4, 0xeb, 0xfd };	/* out to port 0x80; the same */
 static unsigned long long slot_bytes;
 static long round_ms, seconds;
 static int truth, sums;
@@ -53,7 +56,13 @@ struct vm {
 	pthread_t runs;
 	volatile int stop, dirties;
 	int syncs;
-	long long sent;
+	long long sent, left_ns;
+};
+
+/* The end of what is sent: what the destination has to know. */
+struct tail {
+	pid_t pid;
+	struct kvm_clock_data clock;
 };
 
 static void fail(const char *what)
@@ -132,6 +141,14 @@ static void kicked(int number)
 	(void)number;
 }
 
+static long long now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
 /* Only this thread may write to the vCPU: KVM_RUN holds its lock. */
 static void *run_vcpu(void *arg)
 {
@@ -140,6 +157,7 @@ static void *run_vcpu(void *arg)
 	while (!vm->stop) {
 		if (ioctl(vm->vcpu, KVM_RUN, 0) < 0 && errno != EINTR)
 			fail("KVM_RUN");
+		vm->left_ns = now_ns();
 		if (vm->dirties) {
 			vm->dirties = 0;
 			dirty_some(vm);
@@ -155,14 +173,6 @@ static void *drain(void *arg)
 	while (read((int)(long)arg, buffer, sizeof(buffer)) > 0)
 		;
 	return NULL;
-}
-
-static long long now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_BOOTTIME, &now);
-	return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
 static void send_for(struct vm *vm, long ms)
@@ -198,18 +208,21 @@ static void sync_log(struct vm *vm, void *bitmap)
 	}
 }
 
-static void read_clock(struct vm *vm)
+static struct kvm_clock_data read_clock(struct vm *vm)
 {
 	struct kvm_clock_data clock;
 
 	if (ioctl(vm->fd, KVM_GET_CLOCK, &clock) < 0)
 		fail("KVM_GET_CLOCK");
+	return clock;
 }
 
 static void *migrate(void *arg)
 {
 	struct vm *vm = arg;
+	struct tail tail = { .pid = getpid() };
 	long long from_ns, until_ns;
+	char byte;
 	void *high = map(slot_bytes), *bitmap = map(slot_bytes / PAGE / 8);
 
 	usleep(vm->begins_ms * 1000);
@@ -231,14 +244,22 @@ static void *migrate(void *arg)
 	read_clock(vm);
 	until_ns = now_ns();
 	sync_log(vm, bitmap);
-	read_clock(vm);
+	tail.clock = read_clock(vm);
 	send_for(vm, 20);
-	if (sums)
-		dprintf(1, "moved %d %lld %lld %d %lld\n", getpid(), from_ns, until_ns, vm->syncs, vm->sent);
+	if (!sums)
+		return NULL;
+	if (write(vm->out, &tail, sizeof(tail)) != sizeof(tail))
+		fail("write");
+	vm->sent += sizeof(tail);
+	/* The source lives until its destination has the guest, as QEMU does with a return path. */
+	if (shutdown(vm->out, SHUT_WR) < 0 || read(vm->out, &byte, 1) != 1)
+		fail("shutdown");
+	dprintf(1, "moved %d %lld %lld %lld %d %lld\n", getpid(), from_ns, until_ns, vm->left_ns, vm->syncs, vm->sent);
 	return NULL;
 }
 
-static void migrating(int ready, int go, long begins_ms)
+/* `out`: the socket to its destination; negative where it has none. */
+static void migrating(int ready, int go, int out, long begins_ms)
 {
 	struct kvm_enable_cap protect = { .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .args = { 3 } };
 	struct sigaction kick = { .sa_handler = kicked };
@@ -251,16 +272,57 @@ static void migrating(int ready, int go, long begins_ms)
 	make(&vm, halts, sizeof(halts));
 	if (ioctl(vm.fd, KVM_ENABLE_CAP, &protect) < 0)
 		fail("KVM_ENABLE_CAP");
-	if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) < 0)
-		fail("socketpair");
-	vm.out = ends[0];
-	pthread_create(&sink, NULL, drain, (void *)(long)ends[1]);
+	vm.out = out;
+	if (out < 0) {
+		if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) < 0)
+			fail("socketpair");
+		vm.out = ends[0];
+		pthread_create(&sink, NULL, drain, (void *)(long)ends[1]);
+	}
 	pthread_create(&vm.runs, NULL, run_vcpu, &vm);
 	if (write(ready, &byte, 1) != 1 || read(go, &byte, 1) < 0)
 		fail("pipe");
 	pthread_create(&thread, NULL, migrate, &vm);
 	pthread_join(thread, NULL);
 	exit(0);
+}
+
+/* Reads what the source sends; at its end sets the source's clock, as QEMU does, and runs the guest. */
+static void arriving(int ready, int in)
+{
+	static char buffer[1 << 20];
+	struct tail tail;
+	struct vm vm = { 0 };
+	size_t have = 0;
+	long long before_ns, after_ns;
+	ssize_t got;
+	char byte = 0;
+
+	make(&vm, resumes, sizeof(resumes));
+	if (write(ready, &byte, 1) != 1)
+		fail("pipe");
+	/* The last bytes stay at the beginning of the buffer. */
+	while ((got = read(in, buffer + have, sizeof(buffer) - have)) > 0) {
+		size_t all = have + got;
+
+		have = all < sizeof(tail) ? all : sizeof(tail);
+		memmove(buffer, buffer + all - have, have);
+	}
+	if (got < 0 || have != sizeof(tail))
+		fail("read");
+	memcpy(&tail, buffer, sizeof(tail));
+	tail.clock.flags = 0;
+	if (ioctl(vm.fd, KVM_SET_CLOCK, &tail.clock) < 0)
+		fail("KVM_SET_CLOCK");
+	before_ns = now_ns();
+	if (ioctl(vm.vcpu, KVM_RUN, 0) < 0)
+		fail("KVM_RUN");
+	after_ns = now_ns();
+	dprintf(1, "resumed %d %lld %lld\n", tail.pid, before_ns, after_ns);
+	if (write(in, &byte, 1) != 1)
+		fail("write");
+	for (;;)
+		ioctl(vm.vcpu, KVM_RUN, 0);
 }
 
 static void idle(int ready)
@@ -280,11 +342,22 @@ static double cpu_seconds(const struct rusage *r)
 	return r->ru_utime.tv_sec + r->ru_stime.tv_sec + (r->ru_utime.tv_usec + r->ru_stime.tv_usec) / 1e6;
 }
 
+/* Waits until so many VMs have said that they run. */
+static void await(int ready, int count)
+{
+	char byte;
+
+	for (int i = 0; i < count; i++)
+		if (read(ready, &byte, 1) != 1)
+			fail("ready");
+}
+
 int main(int argc, char **argv)
 {
 	struct rusage after;
 	struct rlimit files = { 65536, 65536 };
-	int ready[2], go[2], status, well = 0, first = 0, count, rest;
+	int ready[2], go[2], status, well = 0, first = 0, count, rest, arrive;
+	int (*channels)[2];
 	pid_t *pids;
 	char byte;
 
@@ -298,24 +371,46 @@ int main(int argc, char **argv)
 	round_ms = atol(argv[4]);
 	seconds = atol(argv[5]);
 	setrlimit(RLIMIT_NOFILE, &files);
+	arrive = sums ? count : 0;
+	rest += arrive;
 	pids = calloc(count + rest, sizeof(*pids));
-	if (!pids || pipe(ready) < 0 || pipe(go) < 0)
+	channels = calloc(arrive + 1, sizeof(*channels));
+	if (!pids || !channels || pipe(ready) < 0 || pipe(go) < 0)
 		fail("pipe");
+	for (int i = 0; i < arrive; i++)
+		if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, channels[i]) < 0)
+			fail("socketpair");
+	/* The destinations last: KVM's clock begins with a VM, and a destination's is younger than its source's. */
 	for (int i = 0; i < count + rest; i++) {
+		int to = i - (count + rest - arrive);
+
+		if (to == 0)
+			await(ready[0], i);
 		pids[i] = fork();
 		if (pids[i] < 0)
 			fail("fork");
 		if (pids[i] == 0) {
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			close(go[1]);
+			/* An end that another process has open would not end. */
+			for (int j = 0; j < arrive; j++) {
+				if (j != i)
+					close(channels[j][0]);
+				if (j != to)
+					close(channels[j][1]);
+			}
 			if (i < count)
-				migrating(ready[1], go[0], round_ms * i / count);
+				migrating(ready[1], go[0], i < arrive ? channels[i][0] : -1, round_ms * i / count);
+			if (to >= 0)
+				arriving(ready[1], channels[to][1]);
 			idle(ready[1]);
 		}
 	}
-	for (int i = 0; i < count + rest; i++)
-		if (read(ready[0], &byte, 1) != 1)
-			fail("ready");
+	for (int i = 0; i < arrive; i++) {
+		close(channels[i][0]);
+		close(channels[i][1]);
+	}
+	await(ready[0], arrive ? arrive : count + rest);
 	puts("ready");
 	fflush(stdout);
 	if (read(0, &byte, 1) < 0)

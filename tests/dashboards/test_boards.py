@@ -124,6 +124,7 @@ NOT_SHOWN = {
     "flight_recorder_bytes": "bounded by --max-size",
     "flight_recorder_lost_files_total": "an alert's business: 0 unless a disk fails",
     "flight_recorder_write_errors_total": "beside flight_recorder_lost_files_total",
+    "figures_timestamp_seconds": "reader_lateness_seconds is shown, and a prepared text adds a second at most",
 }
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from vftrace.outputs.exporter.scrapes import MAX_KEPT, Scrapes
+from vftrace.outputs.exporter import scrapes
+from vftrace.outputs.exporter.scrapes import COSTLY_S, FRESH_S, MAX_KEPT, MAX_SCRAPERS, Scrapes
 
 Answer = tuple[str, dict[str, str], bytes]
 
@@ -43,74 +44,100 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def costly() -> float:
+    return 2 * COSTLY_S
+
+
 def test_every_scrape_is_of_its_own_moment() -> None:
-    app = Scrapes(Metrics(), patience_s=5)
+    app = Scrapes(Metrics())
     assert [ask(app)[2] for _ in range(3)] == [b"text 1", b"text 2", b"text 3"]
     assert "Age" not in ask(app)[1]
 
 
-def test_a_busy_tracer_gives_the_text_before_and_the_new_one_next() -> None:
+def test_a_text_is_ready_when_a_scraper_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
+    monkeypatch.setattr(scrapes, "MARGIN_S", 0.3)
     metrics = Metrics()
-    app = Scrapes(metrics, patience_s=0.05)
+    app = Scrapes(metrics, costly)
     assert ask(app)[2] == b"text 1"
+    time.sleep(FRESH_S + 0.1)
+    # It comes for the second time: from now on its interval is known.
+    assert ask(app)[2] == b"text 2"
+    until(lambda: metrics.made == 3)
+    until(lambda: not app._making)
     metrics.gate.clear()
     begun = time.monotonic()
     status, headers, body = ask(app)
-    assert time.monotonic() - begun < 1
-    assert (status, body, headers["Age"]) == ("200 OK", b"text 1", "0")
-    # Others do not begin once more what is being made.
-    assert [ask(app)[2] for _ in range(3)] == [b"text 1"] * 3
+    assert time.monotonic() - begun < FRESH_S
+    assert (status, headers["Age"], body) == ("200 OK", "0", b"text 3")
+    metrics.gate.set()
+
+
+def test_a_scraper_that_does_not_come_again_costs_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
+    monkeypatch.setattr(scrapes, "MARGIN_S", 0.1)
+    monkeypatch.setattr(scrapes, "FRESH_S", 0.0)
+    metrics = Metrics()
+    app = Scrapes(metrics, costly)
+    ask(app)
+    time.sleep(0.2)
+    ask(app)
+    until(lambda: metrics.made == 3)
+    time.sleep(0.6)
+    assert metrics.made == 3
+
+
+def test_no_text_is_made_ahead_where_it_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
+    monkeypatch.setattr(scrapes, "MARGIN_S", 0.1)
+    metrics = Metrics()
+    app = Scrapes(metrics)
+    ask(app)
+    time.sleep(0.2)
+    ask(app)
+    time.sleep(0.4)
     assert metrics.made == 2
-    metrics.gate.set()
-    until(lambda: not app._making)
-    metrics.gate.clear()
-    assert ask(app)[2] == b"text 2"
-    metrics.gate.set()
 
 
-def test_who_is_busy_for_long_is_hardly_waited_for() -> None:
-    """Each scrape took the whole patience, and what a busy machine adds to it."""
+def test_an_old_text_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics()
-    app = Scrapes(metrics, patience_s=2)
-    metrics.gate.clear()
-    threading.Timer(2.5, metrics.gate.set).start()
+    app = Scrapes(metrics, costly)
     assert ask(app)[2] == b"text 1"
-    metrics.gate.clear()
-    begun = time.monotonic()
-    status, headers, body = ask(app)
-    assert 0.1 < time.monotonic() - begun < 1.5
-    assert (status, body) == ("200 OK", b"text 1")
-    assert int(headers["Age"]) >= 2
-    metrics.gate.set()
-    until(lambda: not app._making)
-    # That text took as long as this thread kept the gate shut: the next one is waited for again.
-    assert ask(app)[2] in (b"text 2", b"text 3")
-
-
-def test_without_a_text_before_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics = Metrics()
-    metrics.gate.clear()
-    app = Scrapes(metrics, patience_s=0.01)
-    threading.Timer(0.2, metrics.gate.set).start()
     assert ask(app)[2] == b"text 1"
-    # Nor is one served that is too old.
-    monkeypatch.setattr("vftrace.outputs.exporter.scrapes.OLDEST_S", 0.0)
+    monkeypatch.setattr(scrapes, "FRESH_S", 0.0)
     metrics.gate.clear()
     threading.Timer(0.2, metrics.gate.set).start()
     assert ask(app)[2] == b"text 2"
+
+
+def test_those_who_ask_at_once_wait_for_one_text() -> None:
+    metrics = Metrics()
+    metrics.gate.clear()
+    app = Scrapes(metrics)
+    bodies: list[bytes] = []
+    threads = [threading.Thread(target=lambda: bodies.append(ask(app)[2])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    metrics.gate.set()
+    for thread in threads:
+        thread.join()
+    assert bodies == [b"text 1"] * 4
 
 
 def test_what_was_asked_for_is_answered() -> None:
-    app = Scrapes(Metrics(), patience_s=5)
+    app = Scrapes(Metrics(), costly)
     assert ask(app, HTTP_ACCEPT="a")[1]["Content-Type"] == "a"
     assert ask(app, HTTP_ACCEPT="b")[1]["Content-Type"] == "b"
+    assert ask(app, HTTP_ACCEPT="a")[1]["Content-Type"] == "a"
     for number in range(3 * MAX_KEPT):
-        ask(app, QUERY_STRING=f"name[]={number}")
+        ask(app, QUERY_STRING=f"name[]={number}", REMOTE_ADDR=f"::{number}")
     assert len(app._kept) == MAX_KEPT
+    assert len(app._scrapers) == MAX_SCRAPERS
 
 
 def test_an_error_is_the_scrapes_own_and_the_next_is_answered() -> None:
-    app = Scrapes(Metrics(), patience_s=5)
+    app = Scrapes(Metrics(), costly)
     with pytest.raises(ValueError, match="no such metric"):
         ask(app, QUERY_STRING="fail")
     assert not app._making

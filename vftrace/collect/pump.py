@@ -18,12 +18,18 @@ from vftrace.collect.order import Order
 from vftrace.dataclass import dataclass
 from vftrace.events import Event
 from vftrace.faults import FAULTS, Where
+from vftrace.host import memory
 from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo, ReaderUse
 from vftrace.model.migration import Snapshot
 
 SNAPSHOT_NS = 150_000_000
 """The least age at which a snapshot is built again, however often outputs request one."""
+
+TRIM_BYTES = 16 << 20
+"""After so many bytes of records, and when no more wait, free memory is given back."""
+FEW_BYTES = 64 << 10
+"""A batch with less is all that there was to read."""
 
 
 @dataclass(slots=True)
@@ -80,6 +86,7 @@ class Pump:
         self._counts: Counter[type[Event]] = Counter()
         self._evidence: Evidence | None = None
         self._built_ns = 0
+        self._untrimmed = 0
         self._closed = False
         self._snapshot = self._tracker.snapshot()
 
@@ -111,9 +118,11 @@ class Pump:
         """Read once (waiting some 20 ms if no record arrives) and feed; returns the number of records."""
         if self._closed:
             return 0
-        count = self._take(next(self._steps))
+        step = next(self._steps)
+        count = self._take(step)
         if self._source.ended:
             self._finish()
+        self._trim(sum(map(len, step.came.records)))
         return count
 
     def snapshot(self) -> Snapshot:
@@ -158,6 +167,13 @@ class Pump:
             except Exception as error:
                 FAULTS.contained(Where.RECORDER, error, "recordings of migrations may miss records")
         return len(step.came.events)
+
+    def _trim(self, came: int) -> None:
+        """Give back the memory of a flood that is over; `came`: bytes of the latest records."""
+        self._untrimmed += came
+        if self._untrimmed > TRIM_BYTES and came < FEW_BYTES:
+            self._untrimmed = 0
+            memory.trim()
 
     def _finish(self) -> None:
         try:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 
 from vftrace import errors
 from vftrace.collect.backlog import Backlog
@@ -37,6 +38,7 @@ CAPABILITIES = (
 )
 """The capabilities after attaching, for BPF maps, perf events of modules loaded later, and /proc/PID/fd of others."""
 
+_AUTOGROUP = Path("/proc/self/autogroup")
 _DEBUG_VARIABLE = "VFTRACE_DEBUG"
 
 
@@ -167,6 +169,9 @@ def _confine(user: str | None) -> None:
     if os.getpriority(os.PRIO_PROCESS, 0) > NICENESS:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    # A niceness counts within a session only (sched(7), "The autogroup feature"): VMs are in others.
+    with contextlib.suppress(OSError):
+        _AUTOGROUP.write_text(f"{NICENESS}\n")
     privileges.keep_only(capabilities(), user)
     privileges.deny_internet()
     privileges.end_with_parent(signal.SIGKILL)

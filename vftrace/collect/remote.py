@@ -210,8 +210,9 @@ def _run_reader(end: socket.socket) -> "subprocess.Popen[bytes]":
     """Start the reader as a program of its own, not a fork: it has none of this process's threads, files and memory.
 
     It looks for modules where this process does, and with -P nowhere else: the working directory may be anybody's. It
-    is in a process group of its own and blocks the signals that end this process, because it has to run until it has
-    sent its last records. It ends with the socket.
+    is in a session of its own and blocks the signals that end this process, because it has to run until it has sent its
+    last records. It ends with the socket. If the kernel shares CPUs between sessions (CONFIG_SCHED_AUTOGROUP), the
+    reader's priority is that of its session.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -221,7 +222,7 @@ def _run_reader(end: socket.socket) -> "subprocess.Popen[bytes]":
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            process_group=0,
+            start_new_session=True,
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -194,7 +194,14 @@ class Service:
         registry.register(self._exporter)
         archive = None if args.record_dir is None else IndexedArchive(args.record_dir)
         self._site = HostSite(self._reading, archive) if args.web_reports == "on" else None
-        app = pages.make_app(registry, args.web_path, lambda: self._ready, self._site)
+        self._update_cost_s = 0.0
+        app = pages.make_app(
+            registry,
+            args.web_path,
+            lambda: self._ready,
+            self._site,
+            lambda: self._update_cost_s,
+        )
         self._servers = http.Servers(sockets, app, config, args.user)
         self._ready = False
         self._read: Callable[[], Reading] | None = None
@@ -216,8 +223,10 @@ class Service:
         """Count what has ended, at most once a second, so that scrapes may be rare."""
         begun = time.monotonic()
         if begun >= self._next_update:
+            cpu_s = time.thread_time()
             try:
                 self._exporter.update()
+                self._update_cost_s = time.thread_time() - cpu_s
                 self._send_traces()
             except Exception as error:
                 FAULTS.contained(Where.METRICS, error, "ended migrations are counted later")

@@ -1,4 +1,4 @@
-"""Gives unused memory back to the system after a start, which needs more than what follows."""
+"""Gives unused memory back to the system, after a start or a flood of records."""
 
 import contextlib
 import ctypes
@@ -6,7 +6,12 @@ import gc
 
 
 def give_back() -> None:
-    """Run the garbage collector, and make the C library return free pages (malloc_trim(3), only in glibc)."""
+    """Run the garbage collector, and `trim`."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Make the C library return free pages (malloc_trim(3), only in glibc), which it would keep."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -74,6 +74,13 @@ def _build_info(view: View) -> Samples:
     yield (__version__, clean(view.reading.host.kernel), platform.python_version()), 1
 
 
+def _figures_timestamp(view: View) -> Samples:
+    snapshot = view.reading.snapshot
+    seconds = view.unix_seconds(snapshot.at_ns) if snapshot.clock else None
+    if seconds is not None:
+        yield (), seconds
+
+
 def _probe_attached(view: View) -> Samples:
     for probe in view.reading.probes:
         method = probe.method or (WAITING if probe.waits else "none")
@@ -395,6 +402,17 @@ METRICS = (
         "none",
         "versions that differ within a fleet",
         _build_info,
+    ),
+    Metric(
+        "figures_timestamp_seconds",
+        "gauge",
+        "Unix time up to which this host's events are in the other metrics. On a busy host a scrape gets a text that "
+        "was prepared for it up to a second before.",
+        "seconds",
+        (),
+        "none",
+        "timestamp() minus this over some seconds for minutes: what is shown is old",
+        _figures_timestamp,
     ),
     Metric(
         "probe_attached",

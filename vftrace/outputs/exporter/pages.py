@@ -69,13 +69,18 @@ def takes_long(path: str) -> bool:
 
 
 def make_app(
-    registry: CollectorRegistry, path: str, is_ready: Callable[[], bool], site: Site | None = None
+    registry: CollectorRegistry,
+    path: str,
+    is_ready: Callable[[], bool],
+    site: Site | None = None,
+    cost_s: Callable[[], float] = lambda: 0.0,
 ) -> App:
     """Make the pages: metrics at `path`, a landing page, healthy and ready; with a `site` the host's page and reports.
 
+    `cost_s`: CPU time that it took lately to read the figures (scrapes.py).
     HEAD is answered as GET; the server leaves out the body (prometheus_client knows no HEAD).
     """
-    metrics: App = Scrapes(make_wsgi_app(registry))
+    metrics: App = Scrapes(make_wsgi_app(registry), cost_s)
     links = ((path, "metrics"), (HEALTHY, "healthy"), (READY, "ready"))
 
     def route(environ: Environ, start: StartResponse) -> Iterable[bytes]:

@@ -1,28 +1,37 @@
 """Scrapes that do not wait for a busy tracer.
 
-Making the metrics of hundreds of migrations takes a while, and longer where all CPUs are busy. A scrape that would wait
-longer than `PATIENCE_S` gets the text of the scrape before, with its age in the header `Age`; the new text is ready for
-the next one. Where the tracer is not busy every scrape is of its own moment.
+Making the metrics of hundreds of migrations takes a while, and longer where all CPUs are busy. Scrapers ask at regular
+times. So where the text costs much, the next one is made shortly before the scraper that asked for it is expected
+again, and is served at once. A scraper that comes at another time waits for a text of its own. Where a text costs
+little every scrape is of its own moment.
 """
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Any
 
 from vftrace.dataclass import dataclass
 
 App = Callable[[Any, Any], Iterable[bytes]]
+Asked = tuple[str, ...]
 
-PATIENCE_S = 0.15
-_HARDLY = 0.1
-"""Which part of that a scrape waits while texts take longer."""
-OLDEST_S = 60.0
-"""A text that is older is not served: the scrape waits."""
+COSTLY_S = 0.03
+"""A text that costs more CPU time is made before the scraper comes."""
+FRESH_S = 1.0
+"""How long such a text is served after it was made."""
+MARGIN_S = 0.3
+"""It is to be ready so long before the scraper comes, if it takes half as long again as the one before."""
+SLACK = 1.5
 MAX_KEPT = 8
 """How many different answers are kept: one for each combination of format, compression and `name[]`."""
+MAX_SCRAPERS = 16
+"""How many scrapers are expected again."""
+MIN_INTERVAL_S, MAX_INTERVAL_S = 1.0, 300.0
+"""Who asks more often or more rarely is not expected again."""
 
 _ASKED = ("HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING", "QUERY_STRING")
 
@@ -33,55 +42,118 @@ class _Text:
     headers: tuple[tuple[str, str], ...]
     body: bytes
     made_at: float
-    took_s: float
+    """When its making began: its figures are of that moment."""
+    ready_at: float
+    cpu_s: float
+
+
+@dataclass(slots=True)
+class _Scraper:
+    """Somebody who scrapes one kind of text: the latest request, and when it came."""
+
+    environ: Any
+    asked_at: float
+    due_at: float | None = None
+    """When the next text is to be begun."""
 
 
 class Scrapes:
     """An application around prometheus_client's."""
 
-    def __init__(self, app: App, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, app: App, cost_s: Callable[[], float] = lambda: 0.0) -> None:
+        """`cost_s`: CPU time that it took lately to read the figures, where that is known from elsewhere."""
         self._app = app
-        self._patience_s = patience_s
+        self._cost_s = cost_s
         self._lock = threading.Lock()
-        self._making: dict[tuple[str, ...], Future[_Text]] = {}
-        self._kept: OrderedDict[tuple[str, ...], _Text] = OrderedDict()
+        self._due = threading.Condition(self._lock)
+        self._making: dict[Asked, Future[_Text]] = {}
+        self._kept: OrderedDict[Asked, _Text] = OrderedDict()
+        self._scrapers: OrderedDict[tuple[Asked, str], _Scraper] = OrderedDict()
+        self._thread: threading.Thread | None = None
 
     def __call__(self, environ: Any, start: Any) -> Iterable[bytes]:
         """Answer one scrape; raises what the application raises."""
         asked = tuple(str(environ.get(name, "")) for name in _ASKED)
+        now = time.monotonic()
         with self._lock:
-            kept = self._kept.get(asked)
-            making = self._making.get(asked)
-            if making is None:
-                making = self._making[asked] = Future()
-                # In a thread of its own: whoever asks may stop waiting, and others wait for the same text.
-                threading.Thread(
-                    target=self._make, args=(asked, environ, making), name="metrics", daemon=True
-                ).start()
-        usable = kept is not None and time.monotonic() - kept.made_at < OLDEST_S
-        if kept is not None and usable and not self._done(making, kept):
-            age = ("Age", str(int(time.monotonic() - kept.made_at)))
-            start(kept.status, [*kept.headers, age])
-            return [kept.body]
-        text = making.result()
-        start(text.status, list(text.headers))
+            text = self._kept.get(asked)
+        if text is None or not self._is_costly(text) or now - text.ready_at > FRESH_S:
+            text = self._new(asked, environ)
+            start(text.status, list(text.headers))
+        else:
+            start(text.status, [*text.headers, ("Age", str(int(now - text.made_at)))])
+        self._expect(asked, environ, now)
         return [text.body]
 
-    def _done(self, making: "Future[_Text]", kept: _Text) -> bool:
-        """Wait for the text; hardly, where the one before was not ready in time either."""
-        patience_s = self._patience_s
-        if kept.took_s > patience_s:
-            patience_s *= _HARDLY
-        return bool(wait([making], patience_s).done)
+    def _is_costly(self, text: _Text | None) -> bool:
+        return max(0.0 if text is None else text.cpu_s, self._cost_s()) > COSTLY_S
 
-    def _make(self, asked: tuple[str, ...], environ: Any, making: "Future[_Text]") -> None:
+    def _expect(self, asked: Asked, environ: Any, now: float) -> None:
+        """Have the next text begun in time if this scraper keeps its interval."""
+        who = asked, str(environ.get("REMOTE_ADDR", ""))
+        with self._lock:
+            before = self._scrapers.pop(who, None)
+            self._scrapers[who] = scraper = _Scraper(environ, now)
+            while len(self._scrapers) > MAX_SCRAPERS:
+                self._scrapers.popitem(last=False)
+            interval = 0.0 if before is None else now - before.asked_at
+            if not MIN_INTERVAL_S <= interval <= MAX_INTERVAL_S:
+                return
+            text = self._kept.get(asked)
+            took = 0.0 if text is None else text.ready_at - text.made_at
+            lead = SLACK * min(max(took, self._cost_s()), interval / 2) + MARGIN_S
+            scraper.due_at = now + interval - lead
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._prepare, name="metrics", daemon=True)
+                self._thread.start()
+            self._due.notify()
+
+    def _prepare(self) -> None:
+        """Make the texts that are due."""
+        while True:
+            asked, environ = self._next_due()
+            with self._lock:
+                costly = self._is_costly(self._kept.get(asked))
+            # A scraper that asks is answered with the error.
+            with contextlib.suppress(Exception):
+                if costly:
+                    self._new(asked, environ)
+
+    def _next_due(self) -> tuple[Asked, Any]:
+        """Wait until a text is due; returns which one, and the request."""
+        with self._lock:
+            while True:
+                now = time.monotonic()
+                next_at = None
+                for (asked, _), scraper in self._scrapers.items():
+                    if scraper.due_at is None:
+                        continue
+                    if scraper.due_at <= now:
+                        scraper.due_at = None
+                        return asked, scraper.environ
+                    next_at = min(next_at or scraper.due_at, scraper.due_at)
+                self._due.wait(None if next_at is None else next_at - now)
+
+    def _new(self, asked: Asked, environ: Any) -> _Text:
+        """Make a text, or wait for one that is being made."""
+        with self._lock:
+            making = self._making.get(asked)
+            mine = making is None
+            if making is None:
+                making = self._making[asked] = Future()
+        if mine:
+            self._make(asked, environ, making)
+        return making.result()
+
+    def _make(self, asked: Asked, environ: Any, making: "Future[_Text]") -> None:
         started: list[tuple[str, list[tuple[str, str]]]] = []
-        made_at = time.monotonic()
+        made_at, cpu_s = time.monotonic(), time.thread_time()
         try:
             parts = self._app(environ, lambda status, headers: started.append((status, headers)))
             status, headers = started[-1]
             body = b"".join(parts)
-            text = _Text(status, tuple(headers), body, made_at, time.monotonic() - made_at)
+            cpu_s = time.thread_time() - cpu_s
+            text = _Text(status, tuple(headers), body, made_at, time.monotonic(), cpu_s)
         except BaseException as error:
             with self._lock:
                 del self._making[asked]
