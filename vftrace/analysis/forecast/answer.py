@@ -1,4 +1,4 @@
-"""The parts that forecasts and replays share: assumptions, what stays the same while rounds are played, the answer."""
+"""The parts that forecasts and replays share: assumptions, the setting of the played rounds, the answer."""
 
 import math
 from dataclasses import replace
@@ -14,25 +14,25 @@ from vftrace.model.migration import Forecast, StrategyCost, Undecided
 from vftrace.uapi import PAGE_SIZE
 
 MAX_ROUNDS = 30
-"""A precopy that would need more rounds does not converge."""
+"""The most rounds: a precopy that would need more does not converge."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What a forecast rests on beside what was seen. None: as seen, or as given in this package."""
+    """The assumptions of a forecast. None: as measured, or the default of this package."""
 
     bandwidth_bytes_per_second: float | None = None
     """The rate of the rounds."""
     link_bytes_per_second: float | None = None
-    """What the channel can carry once nothing holds it back."""
+    """The rate that the channel can carry if nothing limits it."""
     downtime_limit_ns: int | None = None
     device_state_bytes: int | None = None
-    """What VFIO devices have to transfer while stopped; None: not known."""
+    """The bytes that VFIO devices have to transfer while stopped; None: not known."""
     max_rounds: int = MAX_ROUNDS
 
 
 def unknown(history: History, channel: Channel | None, assumed: Assumptions) -> Forecast:
-    """The forecast before anything is played."""
+    """Return the forecast before any round is played."""
     given = assumed.downtime_limit_ns
     return Forecast(
         after_sweeps=history.sweeps,
@@ -53,13 +53,13 @@ def unknown(history: History, channel: Channel | None, assumed: Assumptions) -> 
 
 
 def with_limit(answer: Forecast, threshold: float, channel: Channel) -> Forecast:
-    """The answer with the limit that the rounds imply."""
+    """Return the answer with the limit that the rounds imply."""
     limit_ns = max(1, round(threshold * 1e9 / channel.rate))
     return replace(answer, downtime_limit_ns=limit_ns, limit_assumed=False, limit_from="rounds")
 
 
 def undecided_answer(answer: Forecast, undecided: Undecided) -> Forecast:
-    """The answer where it is not known well enough whether precopy converges: only post-copy's cost is."""
+    """Return the answer if it is not certain whether precopy converges: only post-copy's cost is known."""
     costs = tuple(
         cost if cost.strategy == "postcopy" else StrategyCost(cost.strategy, None, None, None, None)
         for cost in answer.strategies
@@ -84,7 +84,7 @@ def with_run(
     assumed: Assumptions,
     fitted: Fitted,
 ) -> Forecast:
-    """The answer with the figures of a run that was played from `start`, `passed_ns` after the beginning."""
+    """Return the answer with the figures of a run that was played from `start`, `passed_ns` after the beginning."""
     costs = strategy_costs(run, start.left, passed_ns, channel, assumed.device_state_bytes, fitted)
     return replace(
         answer,
@@ -98,7 +98,7 @@ def with_run(
 
 
 def assumed_channel(measured: Channel | None, assumed: Assumptions) -> Channel | None:
-    """The measured channel with what is assumed of it."""
+    """Return the measured channel with the assumptions applied."""
     if measured is None:
         return None
     return measured.limited_to(assumed.bandwidth_bytes_per_second, assumed.link_bytes_per_second)
@@ -107,22 +107,22 @@ def assumed_channel(measured: Channel | None, assumed: Assumptions) -> Channel |
 def setting_of(
     history: History, channel: Channel, known: WorkingSet, threshold: float, max_rounds: int
 ) -> Setting:
-    """Return what stays the same while rounds are played."""
+    """Return the setting of the played rounds."""
     threshold = max(1.0, threshold)
     cost = page_bytes(history.later, unsent_before_sweep(threshold, channel))
     return Setting(known, channel, cost, threshold, max_rounds)
 
 
 def unsent_before_sweep(threshold: float, channel: Channel) -> float:
-    """Bytes left when a sweep begins: less than the threshold, and QEMU sees that only after a whole quota."""
+    """Return the bytes left when a sweep begins: below the threshold, which QEMU checks only after a whole quota."""
     return max(0.0, threshold - channel.quota / 2)
 
 
 def unsent_after_first(history: History, threshold: float, quota: float) -> float:
-    """Bytes that QEMU still counts as unsent at the end of the first round.
+    """Return the bytes that QEMU still counts as unsent at the end of the first round.
 
-    Zero pages count as whole ones and go in no time: the emptier the memory, the more of it a quota covers. Whether
-    they lie where the round ended is not seen; the square root is between a tail that is full and the mean.
+    Zero pages count as whole pages and take almost no time: the emptier the memory, the more of it a quota covers. It
+    is not known whether they are at the end of the round; the square root is between a full tail and the mean.
     """
     logged, sent = history.memory_pages, history.first.sent_bytes if history.first else 0
     if logged is None or not sent:

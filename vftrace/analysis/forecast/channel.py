@@ -1,4 +1,4 @@
-"""How fast the migration channel is, from what each round sent."""
+"""Measures the rate of the migration channel from the bytes of each round."""
 
 from collections.abc import Sequence
 
@@ -13,39 +13,39 @@ WINDOW_NS = 100_000_000
 """QEMU sends a tenth of a second's worth at once and then sleeps (migration.c, BUFFER_DELAY)."""
 
 TURN_NS = 50_000_000
-"""QEMU sends for this long at most before it looks again, where nothing holds it back (migration/ram.c, MAX_WAIT)."""
+"""The longest time that QEMU sends before it checks again, if nothing limits it (migration/ram.c, MAX_WAIT)."""
 
 _WHOLE_NS = 0.95 * WINDOW_NS
-"""Within one window nothing holds back: a shorter round does not show the rate. Rounds of one window are measured from
-sweep to sweep, which are not as regular as QEMU's windows."""
+"""The shortest round that shows the rate, because nothing limits QEMU within one window. Rounds are measured from sweep
+to sweep, and sweeps are not as regular as QEMU's windows."""
 
 _HELD_BACK = 1.25
-"""A channel that can carry this much more than is sent is held back by max-bandwidth."""
+"""max-bandwidth limits a channel that can carry this many times the bytes sent."""
 
 _FADING = 0.5
-"""How much each round counts beside the one after it."""
+"""The weight of each round relative to the one after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """Bytes per second over time (`rate`), and while the channel is not held back (`link`)."""
+    """Bytes per second over time (`rate`), and while nothing limits the channel (`link`)."""
 
     rate: float
     link: float
     held_back: bool
     fresh: float
-    """As `link`, for pages that the destination receives for the first time: its kernel has to find memory for them."""
+    """As `link`, for pages that the destination receives for the first time: its kernel has to allocate memory for
+    them."""
 
     @property
     def quota(self) -> float:
-        """Bytes that QEMU sends before it looks how much is left: one window's worth, or what ram_save_iterate
-        sends in its longest turn."""
+        """The bytes that QEMU sends before it checks how much is left: those of one window, or of the longest turn of
+        ram_save_iterate."""
         bytes_ = self.rate * WINDOW_NS if self.held_back else self.link * TURN_NS
         return max(float(PAGE_ON_WIRE), bytes_ / 1e9)
 
     def limited_to(self, rate: float | None, link: float | None) -> "Channel":
-        """The same channel at another rate, and over another link. A rate above what the link carries needs a faster
-        link."""
+        """Return the same channel with another rate and another link. A rate above the link's needs a faster link."""
         if rate is None and link is None:
             return self
         rate = self.rate if rate is None else rate
@@ -55,13 +55,13 @@ class Channel:
         return Channel(rate, link, link >= rate * _HELD_BACK, min(link, max(rate, fresh)))
 
     def bytes_in(self, ns: float) -> float:
-        """Bytes sent within a time."""
+        """Return the bytes sent within a time."""
         return self.rate * ns / 1e9
 
 
 def measured_channel(history: History, fading: float = _FADING) -> Channel | None:
-    """The channel as the rounds measured it, each counting `fading` times the one after it; None if nothing was
-    sent."""
+    """Return the channel that the rounds measured, each with `fading` times the weight of the one after it; None if no
+    bytes were sent."""
     steps = history.steps
     sent, ns = sum(s.sent_bytes for s in steps), sum(s.ns for s in steps)
     if not sent:
@@ -77,7 +77,7 @@ def measured_channel(history: History, fading: float = _FADING) -> Channel | Non
 
 
 def _weighted(measured: Sequence[tuple[int, int]], fading: float) -> float | None:
-    """Bytes per second of (bytes, ns), oldest first; None if nothing was measured."""
+    """Return the weighted bytes per second of (bytes, ns), oldest first; None if nothing was measured."""
     bytes_ = ns = 0.0
     for more_bytes, more_ns in measured:
         bytes_ = bytes_ * fading + more_bytes
@@ -86,7 +86,7 @@ def _weighted(measured: Sequence[tuple[int, int]], fading: float) -> float | Non
 
 
 def page_bytes(later: Sequence[Step], unsent_bytes: float) -> float:
-    """Bytes that a dirty page costs on the channel: as the last whole round had it, else a page and its header.
+    """Return the bytes that a dirty page takes on the channel: as in the last whole round, else a page and its header.
 
     Compression and zero pages make it less; the first round, which sends all memory, does not show it. A round
     leaves about `unsent_bytes` unsent.
@@ -96,6 +96,6 @@ def page_bytes(later: Sequence[Step], unsent_bytes: float) -> float:
         pages = (step.began_with or 0) - unsent
         if step.sent_bytes and step.ns > WINDOW_NS and pages > 64:
             cost = max(16.0, step.sent_bytes / pages)
-            # What was unsent is known to a quota only: a little less is no sign of compression.
+            # The unsent bytes are known only to within a quota: slightly fewer bytes do not mean compression.
             return cost if cost < 0.7 * PAGE_ON_WIRE else float(PAGE_ON_WIRE)
     return float(PAGE_ON_WIRE)

@@ -1,4 +1,4 @@
-"""What each migration strategy would cost, from the rounds that are still to come."""
+"""Computes the cost of each migration strategy from the forecast rounds."""
 
 from dataclasses import field, replace
 
@@ -20,31 +20,31 @@ class Fitted:
     shape: Shape = field(default_factory=Shape)
     fixed_downtime_ns: int = FIXED_DOWNTIME_NS
     sustained: float = 1.0
-    """How much faster a channel is that is no longer held back than it is in its bursts: at the beginning of each burst
+    """How many times faster an unlimited channel is than a limited one in its bursts: at the beginning of each burst
     the receiver has to wake up."""
     last_bytes_per_second: float | None = None
-    """How fast the last pages went, where that was measured."""
+    """The rate of the last pages, if it was measured."""
 
 
 FITTED = Fitted(Shape(full=1.5), sustained=1.25)
 
 
 SMALL_STOP_BYTES = 4 << 20
-"""Fewer bytes than these go in a time that is short beside the fixed part."""
+"""Fewer bytes than these take a time that is short compared with the fixed part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """What was sent while the guest was stopped, and for how long it was."""
+    """The bytes sent while the guest was stopped, and the length of the stop."""
 
     bytes: int
     ns: int
     fixed: bool = False
-    """Whether most of the time went into something else: devices that transfer their state."""
+    """Whether devices that transferred their state took most of the time."""
 
     def applied(self, measured: Channel, channel: Channel, fitted: Fitted) -> Fitted:
-        """The constants as this stop on the measured channel shows them, for the assumed one: many bytes show the speed
-        of the last pages, few the fixed part."""
+        """Return the constants that this stop shows on the measured channel, applied to the assumed channel: many bytes
+        show the speed of the last pages, few show the fixed part."""
         wire_ns = self.ns - fitted.fixed_downtime_ns
         if self.fixed or self.bytes < SMALL_STOP_BYTES or wire_ns <= 0:
             fixed = max(0, round(self.ns - self.bytes * 1e9 / measured.link))
@@ -61,7 +61,8 @@ def strategy_costs(
     device_state_bytes: int | None,
     fitted: Fitted,
 ) -> tuple[StrategyCost, ...]:
-    """Return every strategy; plain precopy first. `left` bytes are to be sent, `passed_ns` after the beginning."""
+    """Return the cost of every strategy, plain precopy first. `left` bytes are unsent `passed_ns` after the
+    beginning."""
     down = round(_downtime_ns(run, channel, fitted)) if run.converges else None
     total = None if down is None else round(passed_ns + run.ns + down)
     late = None if down is None else round(run.last_round_ns + down)
@@ -80,7 +81,7 @@ def strategy_costs(
 
 
 def _downtime_ns(run: Run, channel: Channel, fitted: Fitted) -> float:
-    """The fixed part and the last pages, which QEMU sends without max-bandwidth."""
+    """Return the downtime: the fixed part and the last pages, which QEMU sends without max-bandwidth."""
     again = run.last_bytes - run.last_fresh
     if fitted.last_bytes_per_second is not None:
         return fitted.fixed_downtime_ns + run.last_bytes * 1e9 / fitted.last_bytes_per_second
@@ -89,7 +90,7 @@ def _downtime_ns(run: Run, channel: Channel, fitted: Fitted) -> float:
 
 
 def _vfio(run: Run, total: int | None, down: int | None, device_ns: int | None) -> StrategyCost:
-    """Plain, and the device's data while the guest is stopped."""
+    """Return the cost of plain precopy plus the device's data while the guest is stopped."""
     if total is None or down is None or device_ns is None:
         return StrategyCost("vfio", run.converges, None, None, None)
     return StrategyCost(

@@ -1,4 +1,4 @@
-"""What the sweeps of a migration measured: cleaned, and bounded however many rounds it takes.
+"""Collects the measurements of a migration's sweeps, without senseless ones and for a bounded number of rounds.
 
 A recording may be damaged: counters that run backwards, sweeps out of order. Such rounds are left out here, so that
 the forecast computes with positive times and non-negative counts only.
@@ -11,7 +11,7 @@ from vftrace.dataclass import dataclass
 from vftrace.model.migration import Round
 
 LATEST = 64
-"""Rounds that the forecast looks at beside the first: older ones have no weight, and cost the same each time."""
+"""How many rounds the forecast uses besides the first: older ones have almost no weight, and would cost as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +23,30 @@ class Step:
     burst_bytes: int
     burst_ns: int
     began_with: int | None
-    """Pages that the sweep at its beginning found."""
+    """The pages that the sweep at its beginning found."""
     new_pages: int | None
-    """Pages that became dirty while it lasted: found by the sweep at its end."""
+    """The pages that became dirty in the round, found by the sweep at its end."""
     redirtied_pages: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The first round and the latest ones, as far as sweeps ended them while the guest ran."""
+    """The first round and the latest ones that a sweep ended while the guest ran."""
 
     sweeps: int
-    """All of them, those that are merged into one round too."""
+    """The number of all sweeps, including those of merged rounds."""
     at_ns: int
-    """The latest sweep."""
+    """The time of the latest sweep."""
     setup_ns: int
-    """From the beginning to the first sweep."""
+    """The time from the beginning to the first sweep."""
     passed_ns: int
-    """From the beginning to the latest sweep."""
+    """The time from the beginning to the latest sweep."""
     setup_pages: int | None
-    """Pages that the first sweep found: only with a dirty ring are they those of the setup."""
+    """The pages that the first sweep found; only with a dirty ring did they become dirty in the setup."""
     memory_pages: int | None
-    """Pages that the first sweep logged: all memory, where the log begins full."""
+    """The pages that the first sweep logged: all memory, if the log begins full."""
     sent_first: int
-    """Bytes sent since the first sweep, until the second or until now."""
+    """The bytes sent since the first sweep, until the second or until now."""
     first: Step | None
     """The first round, which sends all memory; None before the second sweep."""
     later: tuple[Step, ...]
@@ -58,7 +58,7 @@ class History:
     def of(
         cls, rounds: Sequence[Round], started_at_ns: int, entries: int | None = None
     ) -> "History | None":
-        """The history of the first `entries` rounds (None: all). None before the first sweep."""
+        """Return the history of the first `entries` rounds (None: all). None before the first sweep."""
         count = len(rounds) if entries is None else entries
         if count < 1:
             return None
@@ -80,11 +80,11 @@ class History:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """The first round and the latest ones."""
+        """Return the first round and the latest ones."""
         return self.later if self.first is None else (self.first, *self.later)
 
     def intervals(self) -> tuple[Interval, ...]:
-        """Return how many pages became dirty within which time, oldest first; left out where that is not known.
+        """Return the numbers of pages that became dirty, each with its time, oldest first, without unknown ones.
 
         With a dirty ring the first sweep measures too.
         """
@@ -96,7 +96,7 @@ class History:
 
 
 def sweeps_before(rounds: Sequence[Round], stopped_at_ns: int | None) -> int:
-    """Return how many sweeps were made while the guest ran."""
+    """Return the number of sweeps while the guest ran."""
     count = len(rounds)
     while stopped_at_ns is not None and count and rounds[count - 1].at_ns >= stopped_at_ns:
         count -= 1
@@ -104,7 +104,7 @@ def sweeps_before(rounds: Sequence[Round], stopped_at_ns: int | None) -> int:
 
 
 def _step(begin: Round, end: Round) -> Step | None:
-    """The round between two sweeps; None where the second is not after the first."""
+    """Return the round between two sweeps; None if the second is not after the first."""
     ns = end.at_ns - begin.at_ns
     if ns <= 0:
         return None
@@ -120,5 +120,5 @@ def _step(begin: Round, end: Round) -> Step | None:
 
 
 def _known(count: int | None) -> int | None:
-    """A counter's difference; None where it ran backwards."""
+    """Return a counter's difference; None if the counter ran backwards."""
     return count if count is not None and count >= 0 else None

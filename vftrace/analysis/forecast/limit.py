@@ -1,9 +1,9 @@
-"""What QEMU's behaviour shows of the downtime limit, which cannot be seen from outside.
+"""Bounds the downtime limit, which cannot be seen from outside, by QEMU's behaviour.
 
-QEMU sweeps when what is left fits `threshold` = bandwidth x downtime limit, and begins another round when what is left
-after the sweep does not fit (migration/migration.c, migration_iteration_run). So each further round shows that the
-limit is below what was left then; each sweep shows that it is above what was left before, and below what was left one
-window earlier.
+QEMU sweeps when the unsent bytes are below `threshold` = bandwidth x downtime limit, and begins another round if the
+unsent bytes after the sweep exceed it (migration/migration.c, migration_iteration_run). So each further round shows
+that the threshold is below the bytes that were left after its sweep. Each sweep shows that the threshold is above the
+bytes that were left before it, and below those that were left one window earlier.
 """
 
 import math
@@ -18,33 +18,33 @@ DOWNTIME_LIMIT_NS = 300_000_000
 """QEMU's default (migration/options.c, downtime-limit)."""
 
 _SLOW = 0.8
-"""A round this much slower than the others was disturbed: QEMU, which knows the last window's speed only, may have gone
-on for that."""
+"""A round this much slower than the others was disturbed. QEMU, which knows only the last window's speed, may have
+continued for that reason."""
 
 _IRREGULAR = 1.25
 """A window may send this much more than its quota."""
 
 _MORE = 1.05
-"""The same guest that does the same in each round dirties a few pages more or less."""
+"""A guest that does the same in each round dirties a few pages more or less."""
 
 _SLOWER = 1.1
-"""A guest that is this much slower than before is slowed down, or does something else."""
+"""A guest that is this much slower than before is throttled, or does something else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bytes between which the threshold lies; `high` is infinite where no round bounds it."""
+    """The bounds of the threshold in bytes; `high` is infinite if no round bounds it."""
 
     low: float = 0.0
     high: float = math.inf
 
     @property
     def middle(self) -> float:
-        """The threshold in the middle of finite bounds."""
+        """Return the threshold in the middle of finite bounds."""
         return max(1.0, (min(self.low, self.high) + self.high) / 2)
 
     def recorded(self, threshold: float, sent_at_stop: float) -> float:
-        """The threshold that a recorded migration had: this one, unless the rounds or the stop refute it. QEMU stopped
+        """Return the threshold of a recorded migration: this one, unless the rounds or the stop refute it. QEMU stopped
         the guest when `sent_at_stop` bytes were left."""
         if threshold > self.high:
             return max(self.middle, sent_at_stop)
@@ -52,12 +52,12 @@ class Bounds:
 
 
 def threshold_bounds(history: History, channel: Channel) -> Bounds:
-    """The bounds that the rounds give."""
+    """Return the bounds that the rounds give."""
     return Bounds(_low(history) * PAGE_SIZE, _high(history, channel) * PAGE_SIZE)
 
 
 def _low(history: History) -> float:
-    """Pages that had not been sent when a sweep was made.
+    """Return the pages that had not been sent at a sweep.
 
     A round cannot send more than was unsent before it and what its sweep found; nor can several.
     """
@@ -74,8 +74,8 @@ def _low(history: History) -> float:
 
 
 def _high(history: History, channel: Channel) -> float:
-    """The fewest pages that did not fit the limit: those that were left after a sweep which another round followed, and
-    those that were left one window before a sweep.
+    """Return the fewest pages that exceeded the limit: those left after a sweep that another round followed, and those
+    left one window before a sweep.
 
     After a sweep there are the pages it found, and of those that had not been sent at most those that did not become
     dirty again: pages dirtied before, and in the beginning the rest of the first round.
@@ -98,7 +98,7 @@ def _high(history: History, channel: Channel) -> float:
         sent = step.sent_bytes / PAGE_ON_WIRE
         fresh = max(0.0, fresh - sent)
         if sent > left + window:
-            # More than pages went over the channel: what is left is not known.
+            # The channel carried more than pages: the unsent bytes are not known.
             unsent = math.inf
             continue
         unsent = max(0.0, left - sent)
@@ -108,7 +108,7 @@ def _high(history: History, channel: Channel) -> float:
 
 
 def _never_sent(history: History, channel: Channel) -> float:
-    """Pages that the first round may have left: as many as the default limit allows."""
+    """Return the pages that the first round may have left: as many as the default limit allows."""
     if not history.whole:
         return 0.0
     left = channel.bytes_in(DOWNTIME_LIMIT_NS) / PAGE_SIZE
@@ -118,9 +118,9 @@ def _never_sent(history: History, channel: Channel) -> float:
 
 
 def falls(history: History) -> bool:
-    """Whether what is left becomes less from sweep to sweep, so that QEMU may stop where it did not stop before.
+    """Whether the unsent bytes decrease from sweep to sweep, so that QEMU may stop although it did not stop before.
 
-    It surely does where the last two rounds sent more than their sweeps found, and may where the latest sweep found
+    They certainly do if the last two rounds sent more than their sweeps found, and may if the latest sweep found
     clearly fewer pages than each of those before it.
     """
     latest = history.later[-2:]
@@ -137,7 +137,7 @@ def slows(history: History) -> bool:
     """Whether the guest dirties memory more slowly than it did: all latest rounds found fewer pages for their time than
     all of the oldest ones known, although they are no longer.
 
-    auto-converge does that (QEMU migration/ram.c, mig_throttle_guest_down), and goes on until precopy converges.
+    auto-converge does that (QEMU migration/ram.c, mig_throttle_guest_down), and continues until precopy converges.
     """
     steps = [step for step in history.later if step.new_pages is not None]
     old, new = steps[:RECENT], steps[-RECENT:]

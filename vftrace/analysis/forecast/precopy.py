@@ -1,6 +1,6 @@
-"""Forecasts whether a precopy migration converges, when, and what each strategy would cost.
+"""Forecasts whether a precopy migration converges, when, and the cost of each strategy.
 
-Where nothing is known yet the answer is None. docs/explanation/forecast.md has the model.
+The answer is None if nothing is known yet. docs/explanation/forecast.md has the model.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ AFTER_SWEEPS = 3
 """The second round is over with the third sweep."""
 
 CONTRADICTIONS = 3
-"""So many forecasts that QEMU would have stopped by now show that the limit, or the model, is wrong here."""
+"""After this number of forecasts that QEMU would have stopped by now, the limit or the model counts as wrong."""
 
 
 def forecast(
@@ -38,9 +38,9 @@ def forecast(
     assumptions: Assumptions | None = None,
     fitted: Fitted = FITTED,
 ) -> Forecast | None:
-    """Forecasts from these rounds, the last of them a sweep with the guest still running.
+    """Forecast from these rounds; the guest still ran at the last sweep.
 
-    Bytes sent after the last sweep are not looked at. None before the first sweep.
+    Bytes sent after the last sweep are not used. None before the first sweep.
     """
     return _forecast(rounds, started_at_ns, len(rounds), assumptions or Assumptions(), fitted)
 
@@ -52,8 +52,8 @@ def of_migration(
     *,
     device_state_bytes: int | None = None,
 ) -> Forecast | None:
-    """Forecasts a migration: from all sweeps while the guest runs, or where it was never stopped. Afterwards: from
-    those until the second round was over, to compare with what happened."""
+    """Forecast a migration, from all sweeps while the guest runs, or if it was never stopped. After the stop, forecast
+    from the sweeps until the end of the second round, to compare with the result."""
     sweeps = sweeps_before(rounds, stopped_at_ns)
     if stopped_at_ns is not None:
         sweeps = min(sweeps, AFTER_SWEEPS)
@@ -68,7 +68,7 @@ def _forecast(
     assumed: Assumptions,
     fitted: Fitted,
 ) -> Forecast | None:
-    """Forecasts from the first `sweeps` rounds."""
+    """Forecast from the first `sweeps` rounds."""
     history = History.of(rounds, started_at_ns, sweeps)
     if history is None:
         return None
@@ -88,8 +88,8 @@ def _forecast(
 def _behind(
     history: History, assumed: Assumptions, fitted: Fitted, *, contradicted: bool = False
 ) -> Forecast:
-    """Goes on behind the latest sweep. `contradicted`: QEMU would have stopped by now if earlier forecasts were right,
-    so that rounds which go on as before do not converge."""
+    """Play the rounds after the latest sweep. `contradicted`: QEMU would have stopped by now if earlier forecasts were
+    right, so rounds that continue as before do not converge."""
     measured = measured_channel(history)
     channel = assumed_channel(measured, assumed)
     answer = unknown(history, channel, assumed)
@@ -111,7 +111,7 @@ def _behind(
         answer = with_limit(answer, bounds.high, measured)
         run, start = played(bounds.middle)
         if run.converges and not falls(history):
-            # The rounds go on as those did after which QEMU did not stop.
+            # The rounds continue like those after which QEMU did not stop.
             run = replace(run, converges=False)
         elif run.converges and not played(bounds.low)[0].converges:
             undecided = "downtime-limit"
@@ -129,7 +129,7 @@ def _after_sweep(history: History, setting: Setting, new_pages: int) -> Start:
     """Return what is to be sent after the latest sweep, which found `new_pages`."""
     channel, threshold = setting.channel, setting.threshold
     at_first = unsent_after_first(history, threshold, channel.quota)
-    # QEMU goes on where it stopped: what was never sent goes first.
+    # QEMU continues where it stopped: pages that were never sent are sent first.
     sent = sum(step.sent_bytes for step in history.later)
     fresh = max(0.0, at_first - sent) if history.whole else 0.0
     unsent = unsent_before_sweep(threshold, channel) if history.later else at_first
@@ -140,9 +140,10 @@ def _after_sweep(history: History, setting: Setting, new_pages: int) -> Start:
 
 
 def _overlap(history: History) -> float:
-    """The part of the pages unsent before the latest sweep that became dirty again by then.
+    """Return the part of the pages unsent before the latest sweep that became dirty again by then.
 
-    After the first round those are any of the guest's memory; later they come from what is dirtied over and over.
+    After the first round these may be any pages of the guest; later they are among the pages that it dirties
+    repeatedly.
     """
     if not history.later:
         return 0.0

@@ -1,7 +1,7 @@
 """Replays a recorded migration from its beginning under other assumptions (`report --what-if`).
 
-What the assumptions leave open is as in the recording: the bandwidth that was used, the limit that the rounds imply,
-how long the first round took, and what the stop cost.
+Without an assumption, a value is taken from the recording: the bandwidth, the limit that the rounds imply, the length
+of the first round, and the cost of the stop.
 """
 
 from collections.abc import Sequence
@@ -27,41 +27,40 @@ from vftrace.dataclass import dataclass
 from vftrace.model.migration import Forecast, Migration, Outcome, Round
 
 _AT_ONCE_NS = 10_000_000
-"""The final sweep follows QEMU's own stop within this time; a guest that somebody else stopped waits for the round's
-end."""
+"""The final sweep follows QEMU's own stop within this time; a guest that a user stopped waits for the round's end."""
 
 _LIMITS = tuple(2 ** (step / 2) for n in range(1, 17) for step in (-n, n))
-"""Limits that are tried in place of the assumed one, nearest first: from a 256th of it to 256 times as much."""
+"""Limits that are tried in place of the assumed one, nearest first: from a 256th of it to 256 times it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a replay takes from a migration that is over."""
+    """The data that a replay takes from a finished migration."""
 
     rounds: tuple[Round, ...]
     started_at_ns: int
     stopped_at_ns: int | None
     downtime_ns: int | None
-    """None where it did not complete, or where its memory followed the guest (post-copy)."""
+    """None if it did not complete, or if its memory followed the guest (post-copy)."""
     state_bytes: int = 0
     has_devices: bool = False
     """Whether devices transferred their state."""
 
     @classmethod
     def of(cls, migration: Migration) -> "Recorded":
-        """Takes it from the model."""
+        """Take the data from the model."""
         m = migration
         moved = m.outcome is Outcome.COMPLETED and not m.postcopy
         down, state = m.downtime.vcpu_ns if moved else None, m.channel.state_bytes or 0
         return cls(m.rounds, m.started_at_ns, m.stopped_at_ns, down, state, bool(m.devices))
 
     def sweeps(self) -> int:
-        """How many sweeps ended a round of the guest's. Where all was sent before a second one, the sweep after the
-        stop ended the first round."""
+        """Return how many sweeps ended a round while the guest ran. If all was sent before a second sweep, the sweep
+        after the stop ended the first round."""
         return max(sweeps_before(self.rounds, self.stopped_at_ns), min(2, len(self.rounds)))
 
     def stop(self) -> Stop | None:
-        """Return how the guest was stopped; None where QEMU did not stop it by its own rule."""
+        """Return the stop of the guest; None if QEMU did not stop it by its own rule."""
         sweeps = sweeps_before(self.rounds, self.stopped_at_ns)
         if self.downtime_ns is None or not 0 < sweeps < len(self.rounds):
             return None
@@ -72,7 +71,7 @@ class Recorded:
                 return None
             return Stop(max(0, final.new_pages or 0) * PAGE_ON_WIRE, self.downtime_ns, fixed=True)
         if last.sent_bytes:
-            # It goes on sending after a sweep unless it stops the guest at once.
+            # QEMU continues to send after a sweep unless it stops the guest at once.
             return None
         if self.has_devices:
             # Nothing separates the last pages from the devices' state: at least what the last sweep found was sent.
@@ -83,7 +82,7 @@ class Recorded:
 
 
 def of_replay(recorded: Recorded, assumptions: Assumptions) -> Forecast | None:
-    """Replays a migration that is over. None where its rounds do not show enough."""
+    """Replay a finished migration. None if its rounds do not show enough."""
     history = History.of(recorded.rounds, recorded.started_at_ns, recorded.sweeps())
     return None if history is None else _replay(history, assumptions, FITTED, recorded.stop())
 
@@ -94,7 +93,7 @@ def replay(
     assumptions: Assumptions,
     fitted: Fitted = FITTED,
 ) -> Forecast | None:
-    """Replays these rounds, all of a guest that ran. None where they do not show enough."""
+    """Replay these rounds, in all of which the guest ran. None if they do not show enough."""
     history = History.of(rounds, started_at_ns)
     return None if history is None else _replay(history, assumptions, fitted, None)
 
@@ -128,7 +127,7 @@ def _replay(
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    """What the recorded rounds show of guest and channel."""
+    """The guest and the channel that the recorded rounds show."""
 
     history: History
     measured: Channel
@@ -136,13 +135,13 @@ class _Recording:
     stop: Stop | None
 
     def bounded(self, threshold: float) -> float:
-        """The threshold, unless the recording's rounds or its stop refute it."""
+        """Return the threshold, unless the recording's rounds or its stop refute it."""
         sent_at_stop = float(self.stop.bytes if self.stop else 0)
         return threshold_bounds(self.history, self.measured).recorded(threshold, sent_at_stop)
 
     def implied(self, threshold: float) -> float:
-        """The threshold with which a replay makes as many rounds as the recording has: this one if it does, else the
-        best that there is."""
+        """Return the threshold with which a replay makes as many rounds as the recording has: this one if it does, else
+        the best one."""
         if self.stop is None or self.stop.fixed or not self.history.whole:
             return threshold
         best, least = threshold, self._off(threshold)
@@ -155,7 +154,7 @@ class _Recording:
         return best
 
     def _off(self, threshold: float) -> tuple[int, float]:
-        """Return how many rounds, and how much time, a replay with this threshold is off."""
+        """Return the error of a replay with this threshold, in rounds and in time."""
         run, _ = self.play(self.measured, threshold, threshold, self.history.sweeps + MAX_ROUNDS)
         lasted = self.history.passed_ns - self.history.setup_ns
         return abs(run.rounds - (self.history.sweeps - 1)), abs(run.ns - lasted)
@@ -163,7 +162,7 @@ class _Recording:
     def play(
         self, channel: Channel, threshold: float, recorded: float, rounds: int
     ) -> tuple[Run, Start]:
-        """The migration on this channel with this threshold; it was recorded with `recorded`."""
+        """Play the migration on this channel with this threshold; it was recorded with `recorded`."""
         start = self._start(channel, recorded)
         return play(start, setting_of(self.history, channel, self.known, threshold, rounds)), start
 
@@ -178,7 +177,7 @@ class _Recording:
         return replace(start, since_ns=_at_other_rate(more, lasted, self.measured, channel))
 
     def _unsent(self, threshold: float) -> float:
-        """Bytes that were left when the first round ended: what was sent afterwards beside the pages that sweeps
+        """Return the bytes left at the end of the first round: those sent later besides the pages that sweeps
         found."""
         history = self.history
         if self.stop is None:
@@ -192,7 +191,7 @@ class _Recording:
 def _at_other_rate(more: float, first_ns: int, measured: Channel, channel: Channel) -> float:
     """Return how much longer than its pages the first round takes on `channel`, where it took `more` in the recording.
 
-    Zero pages take time, send nothing and count as left. Within one window the time is that of looking through them,
-    which no bandwidth changes.
+    Zero pages take time, send no bytes and count as left. Within one window the time is that of scanning them, which
+    does not depend on the bandwidth.
     """
     return more if first_ns <= WINDOW_NS else more * measured.rate / channel.rate

@@ -1,8 +1,9 @@
-"""Plays the rounds to come as QEMU makes them.
+"""Plays future rounds as QEMU makes them.
 
 QEMU (migration/migration.c, migration_iteration_run, and migration/ram.c, ram_save_pending, 7.2;
-ram_state_pending_exact from 8.0 on) sends pages until what is left fits `threshold` = bandwidth x downtime limit; then
-a sweep adds what became dirty meanwhile; if that fits too, it stops the guest, else the next round begins.
+ram_state_pending_exact from 8.0 on) sends pages until the unsent bytes are below `threshold` = bandwidth x downtime
+limit. Then a sweep adds the pages that became dirty meanwhile. If the unsent bytes are still below the threshold, QEMU
+stops the guest, else the next round begins.
 """
 
 import math
@@ -12,24 +13,24 @@ from vftrace.analysis.forecast.working_set import WorkingSet
 from vftrace.dataclass import dataclass
 
 LONGEST_NS = 30 * 86_400 * 1_000_000_000
-"""A migration of a month does not converge."""
+"""The longest play: a migration of a month does not converge."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What stays the same while the rounds are played."""
+    """The values that stay the same in all played rounds."""
 
     known: WorkingSet
     channel: Channel
     page_bytes: float
     threshold: float
-    """Bytes that may be left when the guest is stopped."""
+    """The bytes that may be left when the guest is stopped."""
     max_rounds: int
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where the play begins: behind a sweep, or at the beginning of the first round."""
+    """The start of the play: after a sweep, or at the beginning of the first round."""
 
     left: float
     """Bytes to send."""
@@ -38,19 +39,19 @@ class Start:
     used: float = 0.0
     """The part of the window's quota that is already spent."""
     since_ns: float = 0.0
-    """How long this round has lasted."""
+    """The time since this round began."""
     blind_ns: float = 0.0
-    """How long QEMU does not know its bandwidth yet, so that it stops only when all is sent."""
+    """The time until QEMU knows its bandwidth; before that it stops only when all bytes are sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A precopy as it was played to its end."""
+    """A precopy that was played to its end."""
 
     converges: bool
     rounds: int
     ns: float
-    """Until the guest is stopped; until the play was ended where it does not converge."""
+    """The time until the guest is stopped, or if precopy does not converge, until the end of the play."""
     last_bytes: float
     last_fresh: float
     """The part of them that the destination does not have yet."""
@@ -68,20 +69,20 @@ class _State:
     since_ns: float
     rounds: int = 0
     ns: float = 0.0
-    """All rounds that are over."""
+    """The number of finished rounds."""
 
     @property
     def fits(self) -> bool:
-        """Whether what is left may be sent while the guest is stopped."""
+        """Whether the unsent bytes may be sent while the guest is stopped."""
         return self.left < self.setting.threshold
 
     def send(self) -> None:
-        """Send what the window allows, and wait for the next window where that was all it allows."""
+        """Send as much as the window allows, and wait for the next window if the quota is used up."""
         channel = self.setting.channel
         quota = channel.quota
         window_ns = WINDOW_NS if channel.held_back else TURN_NS
         if self.used == 0.0:
-            # Windows after which more than the threshold is left are all the same.
+            # All windows after which more than the threshold is left are alike.
             whole = max(0, math.floor((self.left - self.setting.threshold) / quota) - 1)
             self._sent(whole * quota)
             self.since_ns += whole * window_ns
@@ -98,10 +99,10 @@ class _State:
         self.fresh = max(0.0, self.fresh - bytes_)
 
     def sweep(self) -> float:
-        """Add what became dirty in this round, and begin the next; how long this one lasted."""
+        """Add the pages that became dirty in this round, and begin the next; returns how long this round lasted."""
         new = self.dirtied()
         largest = self.setting.known.largest * self.setting.page_bytes
-        # What was not sent stays, unless it became dirty again and is counted there.
+        # Unsent pages stay, except those that became dirty again and are counted there.
         again = max(0.0, self.left - self.fresh)
         self.left = new + again * (1 - min(1.0, new / largest)) + self.fresh
         lasted, self.since_ns = self.since_ns, 0.0
@@ -110,16 +111,16 @@ class _State:
         return lasted
 
     def dirtied(self) -> float:
-        """Bytes that became dirty in this round."""
+        """Return the bytes that became dirty in this round."""
         return self.setting.known.pages(self.since_ns) * self.setting.page_bytes
 
     def end(self, *, converges: bool, lasted: float) -> Run:
-        """The play's end, after a sweep."""
+        """Return the play's result, after a sweep."""
         return Run(converges, self.rounds, self.ns, self.left, self.fresh, lasted)
 
 
 def first_round_ns(start: Start, setting: Setting) -> float:
-    """Return how long the play's first round is."""
+    """Return the length of the play's first round."""
     state = _State(setting, start.left, start.fresh, start.used, start.since_ns)
     while state.left > 0 and (state.since_ns < start.blind_ns - 1 or not state.fits):
         if state.since_ns > LONGEST_NS:
@@ -129,7 +130,7 @@ def first_round_ns(start: Start, setting: Setting) -> float:
 
 
 def play(start: Start, setting: Setting) -> Run:
-    """Sends and sweeps until what is left fits the threshold, or the rounds or the time are used up."""
+    """Send and sweep until the unsent bytes are below the threshold, or the rounds or the time are used up."""
     state = _State(setting, start.left, start.fresh, start.used, start.since_ns)
     lasted = 0.0
     if start.blind_ns == 0.0 and state.fits:
@@ -138,7 +139,7 @@ def play(start: Start, setting: Setting) -> Run:
         state.send()
         if state.ns + state.since_ns < start.blind_ns - 1:
             if state.left == 0.0:
-                # Nothing is left: QEMU stops the guest without another sweep.
+                # All bytes are sent: QEMU stops the guest without another sweep.
                 ns = state.since_ns
                 return Run(True, 0, ns, state.dirtied(), 0.0, ns)
         elif state.fits:

@@ -1,9 +1,9 @@
-"""The working-set curve: how many distinct pages a guest dirties within a time.
+"""Computes the working-set curve: how many distinct pages a guest dirties within a time.
 
 Every round measures one point of it: the pages that became dirty between two sweeps. Between points and
-above them the curve is drawn in logarithms, which holds both ends true: a guest that writes ever new pages
-(slope 1) and one whose set is full (slope 0). Below the shortest point it is a line through zero. Two constants
-that were fitted on real migrations set its slope (docs/explanation/forecast.md).
+above them the curve is drawn in logarithms, which is right for both extremes: a guest that always writes new
+pages (slope 1) and a guest whose set is full (slope 0). Below the shortest point it is a line through zero. Two
+constants that were fitted on real migrations set its slope (docs/explanation/forecast.md).
 """
 
 import math
@@ -13,18 +13,18 @@ from itertools import pairwise
 from vftrace.dataclass import dataclass
 
 SHORTEST_NS = 2_000_000
-"""A shorter interval is not used: one tick of the guest's timer more or less decides."""
+"""The shortest interval that is used: in a shorter one, one tick of the guest's timer more or less decides."""
 
 RECENT = 4
-"""Only so many last intervals count: what a guest did long ago it need not do again."""
+"""How many of the latest intervals count: a guest may not repeat what it did long ago."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How much faster than on average of the shortest interval pages become dirty at its beginning.
+    """How many times faster pages become dirty at the beginning of the shortest interval than on its average.
 
-    `alone`: where that is the only point there is. `full`: where several points all have the same pages, so that
-    the set was full early; nearer to 1 the more the points differ.
+    `alone`: if it is the only point. `full`: if several points all have the same pages, so that the set was full early;
+    the more the points differ, the nearer to 1.
     """
 
     alone: float = 1.0
@@ -48,7 +48,7 @@ class WorkingSet:
 
     @classmethod
     def of(cls, measured: Sequence[Interval], shape: Shape) -> "WorkingSet | None":
-        """None where nothing was measured."""
+        """Return the curve; None if nothing was measured."""
         recent = measured[-RECENT:]
         if not recent:
             return None
@@ -65,11 +65,11 @@ class WorkingSet:
 
     @property
     def largest(self) -> int:
-        """The most pages any interval dirtied; at least 1."""
+        """The most pages that an interval dirtied; at least 1."""
         return max(1, *(point.pages for point in self.points))
 
     def pages(self, ns: float) -> float:
-        """Distinct pages dirtied within `ns`."""
+        """Return the distinct pages dirtied within `ns`."""
         if ns <= 0:
             return 0.0
         first, last = self.points[0], self.points[-1]
@@ -93,7 +93,7 @@ class WorkingSet:
 
 
 def _slope(shorter: Interval, longer: Interval) -> float:
-    """Between 0, the same pages in any time, and 1, as many more as the time is longer."""
+    """Return the slope: 0 if the pages are the same in any time, 1 if they grow in proportion to the time."""
     if shorter.pages <= 0 or longer.pages <= shorter.pages:
         return 0.0 if longer.pages > 0 else 1.0
     slope = math.log(longer.pages / shorter.pages) / math.log(longer.ns / shorter.ns)

@@ -1,1 +1,1 @@
-"""Joins what two hosts saw of one migration."""
+"""Joins the halves of migrations that two hosts saw."""

@@ -75,7 +75,7 @@ def orders_of(pair: Pair) -> list[Order]:
 
 
 def _last_page(destination: Migration) -> int | None:
-    """Return when postcopy's last page came; None if it did not."""
+    """Return when postcopy's last page arrived; None if it did not."""
     if destination.outcome != Outcome.COMPLETED:
         return None
     return next((p.end_at_ns for p in destination.phases if p.name == Phase.POSTCOPY), None)
@@ -84,7 +84,7 @@ def _last_page(destination: Migration) -> int | None:
 def offset_of(
     pair: Pair, hosts: Sequence[HostReport], orders: Sequence[Order], pings: Sequence[PingRecording]
 ) -> ClockOffset | str:
-    """Return how much more the source's clock shows than the destination's, or in one line why that is not known."""
+    """Return the source's clock minus the destination's, or one line with the reason why it is not known."""
     here, there = pair.source.host.boot_id, pair.destination.host.boot_id
     moments = _moments(pair)
     samples = clock_samples(hosts, pings)
@@ -99,7 +99,8 @@ def offset_of(
 
 
 def _moments(pair: Pair) -> dict[str, int]:
-    """The moment for which the offset is wanted, on each clock: when the source stopped and the destination ran."""
+    """Return the moment for which the offset is computed, on each clock: when the source stopped and the destination
+    ran."""
     source, destination = pair.source.migration, pair.destination.migration
     times = destination.downtime.times
     return {
@@ -111,7 +112,7 @@ def _moments(pair: Pair) -> dict[str, int]:
 
 
 def handover_ns(source: Migration) -> int:
-    """Return when the source stopped; where it did not have to, when it read memory last."""
+    """Return when the source stopped, or if it did not have to stop, when it last read memory."""
     stopped = source.downtime.times.get(Checkpoint.VCPUS_STOPPED)
     if stopped is not None:
         return stopped
@@ -122,7 +123,7 @@ ClockOf = Mapping[str, tuple[tuple[int, int, int], ...]]
 
 
 def clock_samples(hosts: Iterable[HostReport], pings: Iterable[PingRecording]) -> ClockOf:
-    """The clock samples of each host; those of a ping where nothing else of its host was recorded."""
+    """Return the clock samples of each host; those of a ping if it is the only recording of its host."""
     samples = {host.boot_id: host.snapshot.clock for host in hosts if host.snapshot.clock}
     for ping in pings:
         samples.setdefault(ping.boot_id, ping.clock)
@@ -138,10 +139,10 @@ def _bounds(orders: Iterable[Order], samples: ClockOf, moments: Mapping[str, int
 
 
 def _orders_of_pings(pair: Pair, tight: Bounds, pings: Iterable[PingRecording]) -> Iterator[Order]:
-    """The orders of events that the guest's answers to pings prove.
+    """Return the orders of events that the guest's answers to pings prove.
 
-    Only the destination can answer what was sent after the stop, and only the source can have sent an answer that
-    came before the destination ran.
+    Only the destination can answer a probe that was sent after the stop, and only the source can have sent an answer
+    that arrived before the destination ran.
     """
     here, there = pair.source.host.boot_id, pair.destination.host.boot_id
     stopped = pair.source.migration.downtime.times.get(Checkpoint.VCPUS_STOPPED)
@@ -153,7 +154,7 @@ def _orders_of_pings(pair: Pair, tight: Bounds, pings: Iterable[PingRecording]) 
         for gap in ping.events:
             if not isinstance(gap, PingGap) or gap.kind == OWN:
                 continue
-            # A ping on the source's own clock says nothing of the source, nor one on the destination's of that.
+            # A ping on the source's own clock gives no order with the source; likewise for the destination.
             sent = earliest(tight, clock, gap.after_sent_ns, here)
             reply = gap.after_reply_ns
             if reply is not None and sent is not None and sent > stopped and clock != there:

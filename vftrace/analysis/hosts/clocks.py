@@ -1,7 +1,7 @@
 """Bounds the difference of two hosts' clocks.
 
-A clock here is the CLOCK_BOOTTIME of one boot. The difference of two clocks is bounded, never guessed, by what
-cannot have happened in another order and by wall clocks with the kernel's own error bounds. All bounds together
+A clock here is the CLOCK_BOOTTIME of one boot. The difference of two clocks is bounded, never guessed, by events whose
+order is certain and by wall clocks with the kernel's own error bounds. All bounds together
 are difference constraints; the tightest ones are shortest paths (`tightest`).
 """
 
@@ -14,7 +14,7 @@ from vftrace.dataclass import dataclass
 from vftrace.model.report import ClockOffset, HostReport
 
 UNSYNCHRONISED_NS = 16_000_000_000
-"""NTP_PHASE_LIMIT (include/linux/timex.h): an error bound that has grown to it bounds nothing any more."""
+"""NTP_PHASE_LIMIT (include/linux/timex.h): an error bound that has grown to this limit is no longer a bound."""
 
 SLEW_PPM = 500
 """MAXFREQ (include/linux/timex.h): the most that a clock is made faster or slower, parts in a million."""
@@ -41,22 +41,22 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The most that one clock shows beyond another, ns."""
+    """The most by which one clock is ahead of another, ns."""
 
     ns: int
     why: str
 
 
 Bounds = dict[tuple[str, str], Bound]
-"""`bounds[x, y]` is the most that x's clock shows beyond y's."""
+"""`bounds[x, y]` is the most by which x's clock is ahead of y's."""
 
 
 class ContradictionError(Exception):
-    """No difference of the clocks fits everything that was seen."""
+    """No difference of the clocks fits all bounds."""
 
 
 def with_clock_error(host: HostReport, error_ns: int) -> HostReport:
-    """Give the host's wall clock this error bound, ns, where its kernel knows none."""
+    """Give the host's wall clock this error bound, ns, if its kernel reports none."""
     clock = with_error(host.snapshot.clock, error_ns)
     return replace(host, snapshot=replace(host.snapshot, clock=clock))
 
@@ -75,14 +75,15 @@ def slew(ns: int) -> int:
 
 
 def tighten(bounds: Bounds, x: str, y: str, bound: Bound) -> None:
-    """Add a bound, unless a tighter one is there."""
+    """Add a bound, unless a tighter one exists."""
     before = bounds.get((x, y))
     if before is None or bound.ns < before.ns:
         bounds[x, y] = bound
 
 
 def tightest_orders(orders: Iterable[Order]) -> list[Order]:
-    """The orders that bound each two clocks most, MOST_ORDERS from one to the other: hosts may share thousands."""
+    """Return the orders that bound each pair of clocks most, MOST_ORDERS in each direction: hosts may share
+    thousands."""
     by_clocks: dict[tuple[str, str], list[Order]] = defaultdict(list)
     for order in orders:
         by_clocks[order.first, order.then].append(order)
@@ -109,7 +110,7 @@ def add_orders(bounds: Bounds, orders: Iterable[Order], moments: Mapping[str, in
 def add_wall_clock(
     bounds: Bounds, boot_id: str, clock: ClockSamples, moment_ns: int | None
 ) -> None:
-    """Add the bound of the sample nearest to the moment (the last one where no moment is known)."""
+    """Add the bound of the sample nearest to the moment (the last sample if no moment is known)."""
     known = [sample for sample in clock if 0 <= sample[2] < UNSYNCHRONISED_NS]
     if not known:
         return
@@ -122,9 +123,9 @@ def add_wall_clock(
 
 
 def tightest(bounds: Bounds) -> Bounds:
-    """The tightest bound of every two clocks (Floyd and Warshall).
+    """Return the tightest bound of every pair of clocks (Floyd and Warshall).
 
-    Raises ContradictionError where no difference satisfies all bounds.
+    Raises ContradictionError if no difference satisfies all bounds.
     """
     tight = dict(bounds)
     nodes = sorted({node for bound in bounds for node in bound})
@@ -141,7 +142,7 @@ def tightest(bounds: Bounds) -> Bounds:
 
 
 def offset_between(tight: Bounds, here: str, there: str) -> ClockOffset | None:
-    """Return how much more `here`'s clock shows than `there`'s; None where one side is not bounded."""
+    """Return `here`'s clock minus `there`'s; None if one side has no bound."""
     if here == there:
         return ClockOffset(0, 0, "one clock", "one clock")
     high, low = tight.get((here, there)), tight.get((there, here))
@@ -151,7 +152,7 @@ def offset_between(tight: Bounds, here: str, there: str) -> ClockOffset | None:
 
 
 def earliest(tight: Bounds, clock: str, at_ns: int | None, target: str) -> int | None:
-    """The earliest that `target`'s clock may have shown when `clock` showed `at_ns`."""
+    """Return the earliest time that `target`'s clock may have shown when `clock` showed `at_ns`."""
     if at_ns is None or clock == target:
         return at_ns
     bound = tight.get((clock, target))
@@ -159,7 +160,7 @@ def earliest(tight: Bounds, clock: str, at_ns: int | None, target: str) -> int |
 
 
 def latest(tight: Bounds, clock: str, at_ns: int | None, target: str) -> int | None:
-    """The latest that `target`'s clock may have shown when `clock` showed `at_ns`."""
+    """Return the latest time that `target`'s clock may have shown when `clock` showed `at_ns`."""
     if at_ns is None or clock == target:
         return at_ns
     bound = tight.get((target, clock))

@@ -1,4 +1,4 @@
-"""Finds which VM, that waited on another host and never ran, was the destination of a source without one."""
+"""Finds the destination of a source without one among the VMs that waited on another host and never ran."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ from vftrace.model.report import HostReport, MigrationReport, WaitingVm
 class Couple:
     """A source and a VM that waited on another host; `tight` bounds the difference of their clocks.
 
-    `loaded`: the VM set its registers after the source began, so not when it booted; None: that is not known.
+    `loaded`: the VM set its registers after the source began, so not at its boot; None: not known.
     """
 
     source: MigrationReport
@@ -55,7 +55,7 @@ class Couple:
 def couples(
     joined: Sequence[MigrationReport], hosts: Sequence[HostReport]
 ) -> Iterator[list[Couple]]:
-    """Yield for each VM every source without a destination with every VM that may have waited for it."""
+    """Yield for each VM the couples of every source without a destination and every VM that may have waited for it."""
     offsets = [found for found in joined if found.offset is not None]
     sources: dict[str, list[MigrationReport]] = defaultdict(list)
     for found in joined:
@@ -90,7 +90,7 @@ def _couple(
     waiting: WaitingVm,
     joined: Iterable[MigrationReport],
 ) -> Couple | None:
-    """The source and the waiting VM, unless the clocks or what it did contradict that they belong together."""
+    """Return the couple, unless the clocks or the acts of the waiting VM contradict it."""
     here, there = found.host.boot_id, host.boot_id
     began, gone = found.migration.started_at_ns, waiting.ended_at_ns
     moments = {here: began, there: gone or waiting.ready_at_ns}
@@ -116,8 +116,8 @@ def _couple(
 def _loaded(m: Migration, waiting: WaitingVm, tight: Bounds, here: str, there: str) -> bool | None:
     """Whether the waiting VM loaded a state from this source; None if the clocks do not show it.
 
-    A destination is booted before it listens (softmmu/vl.c, qmp_x_exit_preconfig), so registers that it sets after
-    the source began are those of the stream's end. One that fails sets them too, before the source saved its state
+    A destination boots before it listens (softmmu/vl.c, qmp_x_exit_preconfig), so registers that it sets after the
+    source began are those at the stream's end. A failing destination sets them too, before the source saved its state
     (migration/savevm.c, qemu_loadvm_state).
     """
     at = waiting.registers_set_ns
@@ -140,7 +140,7 @@ def _add_offset(bounds: Bounds, other: MigrationReport, moments: dict[str, int])
 
 
 def sure_of(group: Sequence[Couple]) -> list[Couple]:
-    """The couples of one VM with which no other competes, or all of them in order if they are of two hosts."""
+    """Return the couples of one VM without a competing couple, or all couples in order if they are of two hosts."""
     times = Counter(id(c.source) for c in group) + Counter(id(c.waiting) for c in group)
     between = {(c.source.host.boot_id, c.host.boot_id) for c in group}
     sources = _by_time((id(c.source), c.source.migration.started_at_ns) for c in group)

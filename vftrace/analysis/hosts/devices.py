@@ -20,7 +20,7 @@ _UNPLUGGED = (Strategy.UNPLUG, Strategy.LATE_UNPLUG, Strategy.FAILOVER)
 
 
 def join_devices(source: Migration, destination: Migration) -> tuple[DeviceUse, ...]:
-    """The devices of both sides, each with its counterpart's address."""
+    """Return the devices of both sides, each with its counterpart's address."""
     here = [
         replace(use, peer_address=other.address if other else use.peer_address)
         for use in source.devices
@@ -37,9 +37,9 @@ def join_devices(source: Migration, destination: Migration) -> tuple[DeviceUse, 
 
 
 def join_vfs(source: Migration, destination: Migration) -> tuple[VfUse, ...]:
-    """The virtual functions of both sides.
+    """Return the virtual functions of both sides.
 
-    One that is absent on the source is absent until the destination opened its own.
+    A function that is absent on the source is absent until the destination opened its own.
     """
     there = tuple(_since(vf, source.started_at_ns) for vf in destination.vfs)
     opened = [vf.phases[0].start_at_ns for vf in there if _begins(vf, "probing")]
@@ -54,7 +54,7 @@ def join_vfs(source: Migration, destination: Migration) -> tuple[VfUse, ...]:
 
 
 def join_device_downtimes(source: Migration, destination: Migration) -> tuple[DeviceDowntime, ...]:
-    """Each source device's downtime, which ends on the destination."""
+    """Return each source device's downtime, which ends on the destination."""
     opened = _opened_by_destination(join_vfs(source, destination))
     return tuple(
         _until_ready(_until_running(device, _successor(device, source, destination)), vf)
@@ -64,7 +64,7 @@ def join_device_downtimes(source: Migration, destination: Migration) -> tuple[De
 
 
 def plug_evidence(source: Migration, destination: Migration) -> tuple[Evidence, ...]:
-    """Return when the destination opened a function for one that was unplugged on the source."""
+    """Return the evidence that the destination opened a function for one that was unplugged on the source."""
     if source.strategy not in _UNPLUGGED:
         return ()
     return tuple(
@@ -76,7 +76,7 @@ def plug_evidence(source: Migration, destination: Migration) -> tuple[Evidence, 
 def _successor(
     device: DeviceUse | DeviceDowntime, source: Migration, destination: Migration
 ) -> DeviceUse | None:
-    """The destination's device of the same id, else the only one of each side."""
+    """Return the destination's device with the same id, else the only device of each side."""
     same = [use for use in destination.devices if use.id is not None and use.id == device.id]
     if same:
         return same[0]
@@ -85,7 +85,7 @@ def _successor(
 
 
 def _until_running(device: DeviceDowntime, successor: DeviceUse | None) -> DeviceDowntime:
-    """The downtime until the successor runs with the state it was given: RUNNING after RESUMING."""
+    """Return the downtime until the successor runs with its loaded state: RUNNING after RESUMING."""
     if device.ns is not None or device.from_ns is None or successor is None:
         return device
     resuming = [state.at_ns for state in successor.states if state.state == "RESUMING"]
@@ -98,7 +98,8 @@ def _until_running(device: DeviceDowntime, successor: DeviceUse | None) -> Devic
 
 
 def _until_ready(device: DeviceDowntime, vf: VfUse | None) -> DeviceDowntime:
-    """The downtime of an unplugged function until its successor was ready, or opened where no mailbox was seen."""
+    """Return the downtime of an unplugged function until its successor was ready, or without a traced mailbox,
+    opened."""
     if device.ns is not None or device.from_ns is None or vf is None:
         return device
     ready = next((p.start_at_ns for p in vf.phases if p.name == "ready"), vf.phases[0].start_at_ns)
@@ -106,12 +107,12 @@ def _until_ready(device: DeviceDowntime, vf: VfUse | None) -> DeviceDowntime:
 
 
 def _opened_by_destination(vfs: tuple[VfUse, ...]) -> list[VfUse]:
-    """The functions that the destination opened since the migration began."""
+    """Return the functions that the destination opened since the migration began."""
     return [vf for vf in vfs if vf.role == Role.DESTINATION and _begins(vf, "probing")]
 
 
 def _since(vf: VfUse, started_ns: int) -> VfUse:
-    """The function without the wait that it had on the destination before the migration began."""
+    """Return the function without its phases on the destination before the migration began."""
     early = _begins(vf, "probing") and vf.phases[0].start_at_ns < started_ns
     return replace(vf, phases=vf.phases[1:], mapping_at_ns=None, mapped_at_ns=None) if early else vf
 

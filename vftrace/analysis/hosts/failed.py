@@ -1,8 +1,8 @@
 """Joins a migration's source with the VM that waited for it on another host and never ran.
 
-The destination of a failed migration may never have acted, and a destination that is held has not run yet: its
-host knows only a VM that waited. The source knows that its channel broke, or that it stopped the migration itself.
-Whose end came first says why the migration failed.
+The destination of a failed migration may never have acted, and a held destination has not run yet: its host knows only
+a VM that waited. The source's host knows that the channel broke, or that the source stopped the migration itself. The
+order of their ends shows why the migration failed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ UNCLEAR_RESUME = "the clocks do not show whether the destination ended before th
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """How a migration ended by both hosts; `warning` where their clocks do not show it."""
+    """The end of a migration according to both hosts; `warning` if their clocks do not show it."""
 
     outcome: Outcome | None
     cause: Cause | None
@@ -33,11 +33,11 @@ class _Ending:
 def join_failed(
     joined: Sequence[MigrationReport], hosts: Sequence[HostReport]
 ) -> tuple[MigrationReport, ...]:
-    """The same migrations, each source without a destination joined with the VM that waited for it and never ran.
+    """Return the same migrations, with each source without a destination joined with the VM that waited for it.
 
-    They belong together by UUID, and because the waiting VM was ready before the source began and not gone by
-    then, as far as the clocks tell; attempts of one VM keep their order. Where several fit, none is taken. A source
-    that handed its guest over is joined only with a VM that loaded a state since it began.
+    They belong together if they have the same UUID, and as far as the clocks show, the waiting VM was ready before the
+    source began and had not ended then. Attempts of one VM keep their order. If several VMs fit, none is taken. A
+    source that handed its guest over is joined only with a VM that loaded a state since it began.
     """
     by_source: dict[int, Couple] = {}
     doubted: set[int] = set()
@@ -61,7 +61,7 @@ def join_failed(
 
 
 def _of_both(couple: Couple, joined: Sequence[MigrationReport]) -> MigrationReport:
-    """The source's account with the destination's part in it."""
+    """Return the source's migration with the destination's part in it."""
     m = couple.source.migration
     if not failed(m):
         return join_held(couple)
@@ -85,7 +85,7 @@ def _of_both(couple: Couple, joined: Sequence[MigrationReport]) -> MigrationRepo
 
 
 def _destination_of(couple: Couple, joined: Iterable[MigrationReport]) -> Migration | None:
-    """The waiting VM's own migration, if it acted."""
+    """Return the waiting VM's own migration, if it acted."""
     for other in joined:
         m = other.migration
         here = other.host.boot_id == couple.host.boot_id
@@ -95,7 +95,7 @@ def _destination_of(couple: Couple, joined: Iterable[MigrationReport]) -> Migrat
 
 
 def _ending(m: Migration, theirs: Migration | None, couple: Couple) -> _Ending:
-    """Return how it ended, by the rules that verdict.py has for both sides on one host."""
+    """Return how it ended, by the rules of verdict.py for both sides on one host."""
     if theirs is not None and theirs.cause in (Cause.DEVICE_REFUSED, Cause.DEVICE_FAILED):
         return _Ending(Outcome.FAILED, theirs.cause, theirs.cause_detail)
     said = _Ending(m.outcome, m.cause, m.cause_detail)
@@ -119,10 +119,10 @@ def _ending(m: Migration, theirs: Migration | None, couple: Couple) -> _Ending:
 
 
 def _ending_after_load(said: _Ending, ran_ns: int | None, couple: Couple) -> _Ending:
-    """Return how it ended where the source had sent its whole state and ran on later.
+    """Return how it ended if the source had sent its whole state and ran again later.
 
-    QEMU had completed the migration; whoever manages it resumed the source, because the destination had ended or
-    for a reason of his own.
+    QEMU had completed the migration; the management resumed the source, because the destination had ended or for
+    another reason.
     """
     if couple.loaded is False or ran_ns is None or couple.waiting.ended_at_ns is None:
         return said

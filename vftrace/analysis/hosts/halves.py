@@ -31,7 +31,7 @@ from vftrace.model.report import ClockOffset, MigrationReport
 
 
 def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
-    """One migration of two halves, on the source's clock.
+    """Make one migration of two halves, on the source's clock.
 
     Times of the destination are moved by the middle of the offset.
     """
@@ -77,16 +77,16 @@ def join_pair(pair: Pair, offset: ClockOffset) -> MigrationReport:
 def _both(
     source: tuple[tuple[str, int], ...], destination: tuple[tuple[str, int], ...]
 ) -> tuple[tuple[str, int], ...]:
-    """The sums by name."""
+    """Return the sums by name."""
     total = Counter(dict(source))
     total.update(dict(destination))
     return tuple(sorted(total.items()))
 
 
 def _stopped_for_it(source: Migration, destination: Migration) -> Migration:
-    """The source with the stop that was made shortly before, if the destination ran at once when it had loaded.
+    """Return the source with a stop shortly before the migration, if the destination ran as soon as it had loaded.
 
-    Whoever stops a guest for its migration resumes it at once (libvirt's migration without --live).
+    A management that stops a guest for its migration resumes it at once (libvirt's migration without --live).
     """
     times = destination.downtime.times
     loaded, ran = times.get(Checkpoint.DEVICES_LOADED), times.get(Checkpoint.VCPUS_RUNNING)
@@ -107,9 +107,9 @@ def _stopped_for_it(source: Migration, destination: Migration) -> Migration:
 def _join_times(
     source: dict[Checkpoint, int], destination: dict[Checkpoint, int]
 ) -> dict[Checkpoint, int]:
-    """The checkpoints of both sides, none before the one that precedes it.
+    """Return the checkpoints of both sides, none before the one that precedes it.
 
-    The offset is that of the moment the destination ran; a little earlier it may be a little different.
+    The offset is that of the moment at which the destination ran; earlier it may be slightly different.
     """
     times = destination | source
     latest = 0
@@ -122,10 +122,10 @@ def _join_times(
 def _ending(
     source: Migration, destination: Migration, times: dict[Checkpoint, int]
 ) -> tuple[Outcome, int | None]:
-    """Outcome and end, by the rules that verdict.py has for both sides on one host."""
+    """Return outcome and end, by the rules of verdict.py for both sides on one host."""
     loaded = times.get(Checkpoint.DEVICES_LOADED)
     if source.was_paused and loaded is not None and not destination.postcopy:
-        # Whoever resumes it does so when he likes.
+        # A user may resume it at any time.
         return Outcome.COMPLETED, loaded
     if destination.outcome == Outcome.COMPLETED:
         ran, ended = times.get(Checkpoint.VCPUS_RUNNING, 0), destination.ended_at_ns
@@ -138,10 +138,10 @@ def _ending(
 
 
 def _downtime(times: dict[Checkpoint, int], uncertainty_ns: int) -> Downtime:
-    """The blackout of these checkpoints.
+    """Return the blackout of these checkpoints.
 
-    The step that goes from clock to clock is only as sure as the offset: where it could have been smaller or
-    larger than the largest other step, `set_by` is None.
+    The step that spans both clocks is only as certain as the offset: if it may have been smaller or larger than
+    the largest other step, `set_by` is None.
     """
     downtime = downtime_of(times)
     crossing = clock_change(downtime)
@@ -170,7 +170,7 @@ def _source_phases(
         done = next((p.end_at_ns for p in destination.phases if p.name == Phase.POSTCOPY), None)
         cleanup = None if done is None else max(ran, done)
         phases.append(PhaseSpan(Phase.POSTCOPY, Role.SOURCE, ran, cleanup))
-    # A source that ended before the destination ran has nothing to clean up any more.
+    # A source that ended before the destination ran has no cleanup phase.
     if cleanup is not None and (last_end is None or last_end >= cleanup):
         phases.append(PhaseSpan(Phase.CLEANUP, Role.SOURCE, cleanup, last_end))
     return tuple(_in_order(phase) for phase in phases)
@@ -192,7 +192,7 @@ def _destination_phases(
         for (name, at), end in zip(known, ends, strict=True)
     ]
     later = [phase for phase in destination.phases if phase.name in (Phase.POSTCOPY, Phase.RUNNING)]
-    # What is moved to another clock, or damaged, may seem to end before it began.
+    # A phase that is moved to another clock, or damaged, may seem to end before it began.
     return tuple(
         _in_order(phase)
         for phase in (

@@ -24,7 +24,7 @@ NOT_TOLD = "not joined: a VM waits on another host, and the clocks do not show w
 
 
 def join_held(couple: Couple) -> MigrationReport:
-    """The migration with its destination, or with a warning why that is not known."""
+    """Return the migration with its destination, or with a warning why the destination is not known."""
     found = couple.source
     if not couple.loaded:
         return replace(found, warnings=(*found.warnings, NOT_TOLD))
@@ -36,7 +36,7 @@ def join_held(couple: Couple) -> MigrationReport:
 
 
 def _half(couple: Couple) -> Migration:
-    """The destination's half: it loaded the state, and may have ended after that."""
+    """Make the destination's half: it loaded the state, and may have ended after that."""
     source, waiting = couple.source.migration, couple.waiting
     loaded = waiting.registers_set_ns
     assert loaded is not None

@@ -14,11 +14,10 @@ from vftrace.model.report import HostReport, MigrationReport, PingRecording, Rep
 
 
 def join_hosts(report: Report, clock_error_ns: int | None = None) -> Report:
-    """The same report with its migrations joined across hosts, as far as their clocks allow.
+    """Return the report with its migrations joined across hosts, as far as their clocks allow.
 
-    `clock_error_ns` is the assumed wall-clock error for hosts whose kernel reports none; None: such a clock says
-    nothing. Where clocks contradict each other, or nothing bounds their difference, both halves stay, each with
-    a warning.
+    `clock_error_ns` is the assumed wall-clock error for hosts whose kernel reports none; None: such a clock is not
+    used. If clocks contradict each other, or nothing bounds their difference, both halves stay, each with a warning.
     """
     hosts, pings = report.hosts, report.pings
     if clock_error_ns is not None:
@@ -26,7 +25,7 @@ def join_hosts(report: Report, clock_error_ns: int | None = None) -> Report:
         pings = tuple(replace(p, clock=with_error(p.clock, clock_error_ns)) for p in pings)
     joined = join_failed(with_service(_join_halves(hosts, pings), hosts, pings), hosts)
     joined = with_round_trips(joined, hosts, pings)
-    # The assumption serves joining only: what is reported of a host's clock is what was recorded.
+    # The assumption is for joining only: the report shows each host's clock as recorded.
     recorded = {host.boot_id: host for host in report.hosts}
     return replace(
         report,

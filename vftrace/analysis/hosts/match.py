@@ -12,17 +12,17 @@ OTHER_CLOCK = "not joined: the destination set another guest clock than the sour
 TOO_MANY = "not joined: this VM has more attempts than vftrace compares"
 
 MAX_PAIRS = 4096
-"""Pairs of one VM that are compared one by one; of more only those that the guest's clock proves."""
+"""How many pairs of one VM are compared one by one; of more, only those that the guest's clock proves."""
 
 Warnings = dict[int, tuple[str, ...]]
 """By id of a migration."""
 
 
 def match(hosts: Sequence[HostReport]) -> tuple[list[Pair], Warnings]:
-    """The pairs of halves that belong together, and why another migration has none.
+    """Return the pairs of halves that belong together, and for each other migration why it has no pair.
 
     The guest's clock proves a pair: a destination sets, to the nanosecond, what its source read. Without it halves
-    belong together by UUID; without a UUID, only if no other half comes into question.
+    belong together by UUID; without a UUID, only if no other half is possible.
     """
     warnings: Warnings = {}
     chosen: list[Pair] = []
@@ -42,7 +42,7 @@ def match(hosts: Sequence[HostReport]) -> tuple[list[Pair], Warnings]:
 def _possible(
     candidates: Iterable[Pair], hosts: Sequence[HostReport], warnings: Warnings
 ) -> Iterator[Pair]:
-    """The candidates that neither the hosts' clocks nor the guest's contradict."""
+    """Return the candidates that neither the hosts' clocks nor the guest's contradict."""
     for pair in candidates:
         if _clocks_agree(pair) is False:
             warnings |= dict.fromkeys(_ids(pair), (OTHER_CLOCK,))
@@ -55,14 +55,14 @@ def _possible(
 
 
 def _clocks_agree(pair: Pair) -> bool | None:
-    """Whether the destination set the guest's clock that the source had read; None where one is not known."""
+    """Whether the destination set the guest's clock that the source had read; None if one is not known."""
     read = pair.source.migration.guest_clock_ns
     written = pair.destination.migration.guest_clock_ns
     return None if read is None or written is None else read == written
 
 
 def _without_refuted(possible: list[Pair]) -> list[Pair]:
-    """The pairs without the rivals of those that the guest's clock proves."""
+    """Return the pairs without the rivals of those that the guest's clock proves."""
     proved = {_ids(pair) for pair in possible if _clocks_agree(pair)}
     taken = {migration for ids in proved for migration in ids}
     return [p for p in possible if _ids(p) in proved or not taken.intersection(_ids(p))]
@@ -89,7 +89,7 @@ def _candidates(hosts: Sequence[HostReport], warnings: Warnings) -> Iterator[lis
 
 
 def _proved(sources: Iterable[Half], destinations: Iterable[Half]) -> Iterator[Pair]:
-    """The pairs that the guest's clock proves, where no clock occurs twice on a side."""
+    """Return the pairs that the guest's clock proves, if no clock value occurs twice on a side."""
     by_clock: dict[int | None, list[Half]] = defaultdict(list)
     for half in destinations:
         by_clock[half.migration.guest_clock_ns].append(half)
@@ -121,7 +121,7 @@ def _ids(pair: Pair) -> _Ids:
 
 
 def _sure(possible: Sequence[Pair]) -> set[_Ids]:
-    """The pairs of one VM with which no other pair competes.
+    """Return the pairs of one VM without a competing pair.
 
     With a UUID, attempts between the same two hosts keep their order: if there are as many sources as destinations,
     the first belongs to the first.
@@ -147,7 +147,7 @@ def _sure(possible: Sequence[Pair]) -> set[_Ids]:
 
 
 def _in_order(group: Sequence[Pair]) -> set[_Ids]:
-    """First source with first destination, and so on; nothing if their numbers differ."""
+    """Pair the first source with the first destination, and so on; empty if their numbers differ."""
     sources = _by_time(pair.source.migration for pair in group)
     destinations = _by_time(pair.destination.migration for pair in group)
     if len(sources) != len(destinations):

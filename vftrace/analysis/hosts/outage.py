@@ -1,7 +1,7 @@
 """Divides a time without answers to a ping into spans, by what both hosts saw of the guest meanwhile.
 
-A span says what was the case at that time, not that it caused the outage. Where several things were the case, the
-span has the name that stands first in SPANS. For the rest the hosts saw no reason.
+A span names a condition at that time, which did not necessarily cause the outage. If several conditions held, the span
+has the name that comes first in SPANS. For the rest of the time the hosts saw no reason.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,22 +41,22 @@ SPANS = {
     LATE: "the destination's vCPUs run, and answered the probes that were sent since then, but late",
     UNSEEN: "none of the above",
 }
-"""What each span means, first those that go before others."""
+"""The meaning of each span, in order of precedence."""
 
 LINK_NS = 4_000_000_000
 """A driver that is up looks for its link every two seconds (igbvf/netdev.c, igbvf_watchdog_task), and may look twice
-before it says so. What is longer, and ends without a word on the network, has another reason."""
+before it reports the link. A longer time that ends without a packet on the network has another reason."""
 
 ANNOUNCED_NS = 5_000_000_000
 """QEMU announces a guest in the first two seconds (migration/options.c, announce-initial to announce-step)."""
 
 AROUND_NS = 60_000_000_000
-"""A gap further than this from the migration has another reason."""
+"""A gap that is further than this from the migration has another reason."""
 
 
 @dataclass(frozen=True)
 class HostSide:
-    """What one host recorded beside the migration; `shift_ns` brings its times to the migration's clock."""
+    """The other records of one host; `shift_ns` brings its times to the migration's clock."""
 
     pid: int | None
     lives: Mapping[tuple[str, int], VfHistory]
@@ -73,9 +73,9 @@ def account(
     offset_ns: int,
     uncertainty_ns: int,
 ) -> Outage | None:
-    """The longest gap of a ping that begins or ends around the migration; None if there is none.
+    """Return the longest gap of a ping that begins or ends around the migration; None without one.
 
-    `offset_ns`: how much more the clock of the migration's times shows than the ping's.
+    `offset_ns`: the clock of the migration's times minus the ping's.
     """
     begin, end = _around(m, source, destination)
     gaps = [
@@ -102,7 +102,7 @@ def account(
 
 
 def _around(m: Migration, source: HostSide, destination: HostSide) -> tuple[int, int]:
-    """The time from the first to the last thing that the migration did to the guest."""
+    """Return the time from the first to the last effect of the migration on the guest."""
     known = [span for span in conditions(m, source, destination) if span.name != BUSY]
     last = m.ended_at_ns if m.ended_at_ns is not None else m.started_at_ns
     begin = min([m.started_at_ns, *(s.start_at_ns for s in known)])
@@ -129,7 +129,7 @@ def spans_of(start_ns: int, end_ns: int, held: Iterable[OutageSpan]) -> tuple[Ou
 
 
 def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
-    """Yield everything that may have kept the guest from answering, in any order; spans may overlap."""
+    """Yield every condition that may have kept the guest from answering, in any order; spans may overlap."""
     times = m.downtime.times
     yield from _blackout(times)
     yield from _busy(m, source, destination)
@@ -137,7 +137,7 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
     heard = sorted((*_heard(source), *_heard(destination)))
     if ran is not None:
         here = [at for at in _heard(destination) if ran <= at <= ran + ANNOUNCED_NS]
-        # Without any word of it the bridge knew the guest, or there is none.
+        # Without any notification the bridge knew the guest already, or the host has no bridge.
         if here:
             yield OutageSpan(UNHEARD, Side.DESTINATION, ran, min(here))
     came = [
@@ -170,7 +170,7 @@ def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[Out
 def _late(
     m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int
 ) -> Iterator[OutageSpan]:
-    """The time from the first ping that was answered late until that answer came, while the destination ran."""
+    """Return the time from the first probe with a late answer until that answer arrived, while the destination ran."""
     ran = m.downtime.times.get(Checkpoint.VCPUS_RUNNING)
     if gap.kind != HELD or ran is None:
         return
@@ -198,12 +198,13 @@ def _blackout(times: Mapping[Checkpoint, int]) -> Iterator[OutageSpan]:
 def _source_spans(
     vf: VfUse, m: Migration, source: HostSide, heard: Sequence[int], opened: int | None
 ) -> Iterator[OutageSpan]:
-    """The time from when the guest's driver released the source's VF until there was another way to the guest."""
+    """Yield the time from when the guest's driver released the source's VF until the guest had another way to the
+    network."""
     absent = next((phase for phase in vf.phases if phase.name == "absent"), None)
     until = m.stopped_at_ns if absent is None else absent.start_at_ns
     life = source.lives.get((vf.pf, vf.vf))
     rested = None if until is None else _rested(life, until - source.shift_ns)
-    # A failover's primary is kept until the migration is over; whatever let go before that was another time.
+    # A failover's primary is kept until the migration is over; an earlier release belongs to another time.
     since = m.started_at_ns - (0 if absent is None else AROUND_NS)
     if rested is not None and rested + source.shift_ns < since:
         rested = None
@@ -232,7 +233,8 @@ def _rested(life: VfHistory | None, closed_ns: int) -> int | None:
 
 
 def destination_spans(vf: VfUse, source: HostSide, destination: HostSide) -> Iterator[OutageSpan]:
-    """The time from the opening of the destination's VF until a bridge received the guest's address through it."""
+    """Yield the times from the opening of the destination's VF until a bridge received the guest's address through
+    it."""
     names = {"probing": PROBING, "configuring": CONFIGURING}
     mapped = vf.mapped_at_ns
     if vf.mapping_at_ns is not None and vf.phases:
@@ -240,7 +242,7 @@ def destination_spans(vf: VfUse, source: HostSide, destination: HostSide) -> Ite
         begun = vf.mapping_at_ns if mapped is None else opened
         yield OutageSpan(MAPPING, Side.DESTINATION, begun, opened if mapped is None else mapped)
     for phase in vf.phases:
-        # Until memory is mapped for a device of an iommufd, its guest has not got it.
+        # The guest gets a device of an iommufd only after memory is mapped for it.
         start = phase.start_at_ns if mapped is None else max(phase.start_at_ns, mapped)
         if phase.name in names:
             end = phase.end_at_ns if phase.end_at_ns is not None else start + AROUND_NS

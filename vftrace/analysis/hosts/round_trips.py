@@ -1,8 +1,8 @@
-"""Finds how long a service's answers took before, during and after migrations: the brownout that a client sees.
+"""Finds the round trips to a service before, during and after migrations: the brownout that a client sees.
 
 The round trips of a ping are recorded in short intervals, by the time at which the probes were sent. An interval
-counts for a part of the time only if all of its probes were surely sent in it: those that lie across a boundary,
-or nearer to it than the clocks of the hosts are known, count for none.
+counts for a part of the time only if all of its probes were certainly sent in it: an interval across a boundary, or
+nearer to it than the uncertainty of the hosts' clocks, does not count.
 """
 
 from collections import defaultdict
@@ -24,19 +24,19 @@ from vftrace.model.report import (
 from vftrace.ping.histogram import Histogram, sum_of
 
 AROUND_NS = 60_000_000_000
-"""How much of the time before and after a migration it is compared with."""
+"""The length of the times before and after a migration with which it is compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A time on a ping's clock, which was between these two."""
+    """A time on a ping's clock, between two bounds."""
 
     least_ns: int
     most_ns: int
 
     @property
     def middle(self) -> int:
-        """The likeliest."""
+        """The likeliest time."""
         return (self.least_ns + self.most_ns) // 2
 
 
@@ -54,8 +54,8 @@ def with_round_trips(
 ) -> tuple[MigrationReport, ...]:
     """Give each migration the round trips of the ping that ran then; of several pings, the one with most probes.
 
-    A ping names no VM: where several migrations fit at one time, the one whose VM has the name of the ping's
-    target gets them, or none does.
+    A ping names no VM: if several migrations fit at one time, the one whose VM has the name of the ping's target
+    gets the round trips, or none does.
     """
     found_by: dict[int, list[tuple[int, ServiceRoundTrips]]] = defaultdict(list)
     unclear: set[int] = set()
@@ -91,7 +91,7 @@ def with_round_trips(
 
 
 def intervals_of(ping: PingRecording) -> list[PingRoundTrips]:
-    """The intervals of a ping's recording; those that no ping writes are left out."""
+    """Return the intervals of a ping's recording, without impossible ones."""
     return [e for e in ping.events if isinstance(e, PingRoundTrips) and _is_sound(e)]
 
 
@@ -105,7 +105,7 @@ def _is_sound(interval: PingRoundTrips) -> bool:
 
 
 def trips_of(interval: PingRoundTrips) -> Histogram:
-    """The round trips of an interval. Raises ValueError where no ping writes such."""
+    """Return the round trips of an interval. Raises ValueError if no ping writes such an interval."""
     return Histogram.of(interval.trips, interval.least_ns, interval.most_ns, interval.sum_ns)
 
 
@@ -114,7 +114,7 @@ def divide(
 ) -> ServiceRoundTrips:
     """Return the round trips before, during and after a migration.
 
-    Before and after are `AROUND_NS` long, and end where the VM migrated another time (`others`).
+    The times before and after are `AROUND_NS` long, and are cut at other migrations of the VM (`others`).
     """
     start, end = span.start, span.end
     others = list(others)
@@ -164,7 +164,7 @@ def _part(intervals: Sequence[PingRoundTrips]) -> RoundTrips | None:
 
 
 def _span(found: MigrationReport, ping: PingRecording, hosts: Sequence[HostReport]) -> Span | None:
-    """A migration on the ping's clock, as far as that is known."""
+    """Return a migration on the ping's clock, as far as that is known."""
     offset = ping_offset(found, ping, hosts)
     if offset is None:
         return None
@@ -186,6 +186,7 @@ def _touches(interval: PingRoundTrips, span: Span) -> bool:
 
 
 def _overlap(spans: Iterable[Span]) -> bool:
-    """Whether two were at one time. The clocks may not show it: attempts of one VM can be close together."""
+    """Whether two migrations may overlap in time. The clocks may not exclude it: attempts of one VM can be close
+    together."""
     ordered = sorted(spans, key=lambda span: span.start.middle)
     return any(then.start.middle < first.end.middle for first, then in pairwise(ordered))

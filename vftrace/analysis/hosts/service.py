@@ -25,12 +25,12 @@ SEVERAL_FIT = (
 
 @dataclass(frozen=True, slots=True)
 class ServiceGap:
-    """The longest time without replies that touches a span. Times are CLOCK_BOOTTIME, ns.
+    """The longest time without replies that overlaps a span. Times are CLOCK_BOOTTIME, ns.
 
     `ns` is 0 (and `start_at_ns` None) if every probe was answered in time. With one interruption
     the true length lies between `least_ns` and `most_ns` (None: no end was seen). `blind_ns` is
-    how much of the span the pinger sent nothing in, which may hide a gap of that length.
-    `last_reply_at_ns` and `next_reply_at_ns` are when the replies around the gap came.
+    the part of the span in which the pinger sent no probe, which may hide a gap of that length.
+    `last_reply_at_ns` and `next_reply_at_ns` are the times of the replies around the gap.
     """
 
     start_at_ns: int | None
@@ -45,9 +45,9 @@ class ServiceGap:
 
 
 def service_gap(events: Iterable[Event], start_ns: int, end_ns: int) -> ServiceGap | None:
-    """The longest gap of a ping's events that overlaps `start_ns` to `end_ns`.
+    """Return the longest gap of a ping's events that overlaps `start_ns` to `end_ns`.
 
-    None where the ping cannot tell: it did not cover the whole span, and no gap touches it.
+    None if that is not known: the ping did not cover the whole span, and no gap overlaps it.
     """
     longest: PingGap | None = None
     summary: PingSummary | None = None
@@ -83,10 +83,10 @@ def service_gap(events: Iterable[Event], start_ns: int, end_ns: int) -> ServiceG
 def with_service(
     joined: Sequence[MigrationReport], hosts: Sequence[HostReport], pings: Sequence[PingRecording]
 ) -> tuple[MigrationReport, ...]:
-    """Give each migration the gap of the pings that its blackout touches.
+    """Give each migration the gap of the pings that overlaps its blackout.
 
-    A ping names no VM: where several migrations fit at one time, the one whose VM has the name of the ping's
-    target gets the gap, or none does.
+    A ping names no VM: if several migrations fit at one time, the one whose VM has the name of the ping's target
+    gets the gap, or none does.
     """
     service: dict[int, int] = {}
     touching: dict[int, list[PingRecording]] = {}
@@ -115,7 +115,7 @@ def with_service(
 def _gaps(
     joined: Sequence[MigrationReport], ping: PingRecording, hosts: Sequence[HostReport]
 ) -> dict[int, int]:
-    """The ping's longest gap in each migration's blackout, ns, by the migration's index."""
+    """Return the ping's longest gap in each migration's blackout, ns, by the migration's index."""
     gaps = {}
     for index, found in enumerate(joined):
         span = _blackout_on_ping_clock(found, ping, hosts)
@@ -128,7 +128,7 @@ def _gaps(
 def _longest_gap(
     found: MigrationReport, pings: Sequence[PingRecording], hosts: Sequence[HostReport]
 ) -> Outage | None:
-    """The longest time without answers around a migration, in spans that the hosts saw."""
+    """Return the longest time without answers around a migration, in spans by reason."""
     if found.peer is None:
         return None
     m = found.migration
@@ -166,7 +166,7 @@ def _blackout(m: Migration) -> tuple[int, int] | None:
 def _blackout_on_ping_clock(
     found: MigrationReport, ping: PingRecording, hosts: Sequence[HostReport]
 ) -> tuple[int, int] | None:
-    """The blackout on the ping's clock, widened by what is not known of the clocks."""
+    """Return the blackout on the ping's clock, widened by the uncertainty of the clocks."""
     span = _blackout(found.migration)
     offset = ping_offset(found, ping, hosts)
     if span is None or offset is None:
@@ -177,7 +177,7 @@ def _blackout_on_ping_clock(
 def ping_offset(
     found: MigrationReport, ping: PingRecording, hosts: Sequence[HostReport]
 ) -> ClockOffset | None:
-    """Return how much more the clock of the migration's times shows than the ping's; None where nothing bounds it."""
+    """Return the clock of the migration's times minus the ping's; None if nothing bounds it."""
     here = found.host.boot_id
     if found.peer is not None and found.offset and ping.boot_id == found.peer.boot_id:
         return found.offset

@@ -1,4 +1,4 @@
-"""Moves what one host saw to another host's clock."""
+"""Moves the times of a migration from one host's clock to another's."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -11,7 +11,7 @@ _Interval = TypeVar("_Interval", PhaseSpan, VfPhase)
 
 
 def shifted(m: Migration, ns: int) -> Migration:
-    """A destination's migration with every time `ns` later.
+    """Return a destination's migration with every time `ns` later.
 
     A destination's half has no rounds, no forecast and no bytes of a channel.
     """
@@ -32,7 +32,7 @@ def shifted(m: Migration, ns: int) -> Migration:
 
 
 def _brownout(b: Brownout, ns: int) -> Brownout:
-    """A destination's, which has no baseline, no rounds and no holds."""
+    """Move a destination's brownout, which has no baseline, rounds or holds."""
     return replace(
         b,
         timeline=tuple(replace(span, vcpus=_span(span.vcpus, ns)) for span in b.timeline),

@@ -1,4 +1,4 @@
-"""Keeps which VMs of a host waited for a migration, and when their VMM could listen for it."""
+"""Keeps the VMs of a host that waited for a migration, and the times at which their VMMs could listen for it."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ class WaitingVms:
 
     def __init__(self) -> None:
         self._made_ns: dict[int, int] = {}
-        """By pid: when the latest vCPU was made before any ran."""
+        """By pid: when the latest vCPU was made before any vCPU ran."""
         self._incoming: set[int] = set()
         self._ran: set[int] = set()
         self._waiting: dict[int, WaitingVm] = {}
@@ -23,15 +23,15 @@ class WaitingVms:
 
     @property
     def ready_at_ns(self) -> dict[int, int]:
-        """By pid: when the last vCPU of a VM was made that QEMU's `-incoming` makes a destination.
+        """Return by pid when the last vCPU was made, for VMs that QEMU's `-incoming` makes destinations.
 
         QEMU listens once its machine is made (softmmu/vl.c, qmp_x_exit_preconfig). Cloud Hypervisor listens first
-        and makes its vCPUs when the state comes.
+        and makes its vCPUs when the state arrives.
         """
         return {pid: at for pid, at in self._made_ns.items() if pid in self._incoming}
 
     def found(self) -> tuple[WaitingVm, ...]:
-        """The VMs that were started to be migrated to and never ran."""
+        """Return the VMs that were started as destinations and never ran."""
         return (*self._gone, *(self._as_ready(vm) for vm in self._waiting.values()))
 
     def feed(self, event: Event) -> None:
@@ -40,7 +40,7 @@ class WaitingVms:
             case events.VcpuCreated() if event.tgid not in self._ran:
                 self._made_ns[event.tgid] = event.at_ns
             case events.Run():
-                # What is made after it ran was plugged in later.
+                # A vCPU that is made after the VM ran was plugged later.
                 self._ran.add(event.tgid)
                 self._waiting.pop(event.tgid, None)
             case events.VcpuState():

@@ -1,1 +1,1 @@
-"""From samples of what vCPUs do to how slow a guest was, and why."""
+"""Computes from samples of vCPUs how slow a guest was, and why."""
