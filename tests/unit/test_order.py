@@ -63,6 +63,15 @@ def test_equal_times_keep_the_order_of_arrival() -> None:
     assert [event.seq for event in order.flush()] == [0, 1, 2, 3, 4]
 
 
+def test_equal_times_of_two_processes_keep_the_order_of_arrival() -> None:
+    """What the collector reads of a device has the time of the device's opening, and a number of its own series."""
+    order = Order()
+    for seq, tgid in ((19, 7), (14, 8), (20, 7), (3, 8), (21, 7)):
+        order.push([_tick(50, seq, tgid)])
+    # 3 is of the other series, and before 14.
+    assert [(e.tgid, e.seq) for e in order.flush()] == [(7, 19), (8, 3), (8, 14), (7, 20), (7, 21)]
+
+
 def test_numbers_follow_times_and_a_missing_one_stays_missing() -> None:
     """Seen: a CPU took its time before another's and its number after it."""
     order = Order()

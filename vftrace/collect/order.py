@@ -102,15 +102,22 @@ class Order:
         younger: Event | None = None
         while place > near:
             before = held[place - 1]
-            if before.at_ns < at_ns or (before.at_ns == at_ns and before.seq <= seq):
+            if before.at_ns <= at_ns:
                 break
             if _series(before) == series:
                 younger = before
             place -= 1
         else:
             if place > first:
-                place = bisect_right(held, (at_ns, seq), lo=first, hi=place, key=_key)
+                place = bisect_right(held, at_ns, lo=first, hi=place, key=attrgetter("at_ns"))
                 younger = self._same_series(series, range(place, len(held)))
+        if seq <= self._largest.get(series, -1):
+            # Of the same time, which says nothing about two series: those stay in their order of arrival.
+            for i in range(place - 1, max(first, place - _NEAR) - 1, -1):
+                if held[i].at_ns < at_ns:
+                    break
+                if _series(held[i]) == series and held[i].seq > seq:
+                    place, younger = i, held[i]
         held.insert(place, event)
         largest = self._largest.get(series, -1)
         older: Event | None = None
@@ -150,7 +157,3 @@ class Order:
 def _series(event: Event) -> int:
     """Return the series of an event's number: that of its process, or of its process's bitmaps."""
     return ~event.tgid if type(event) is BitmapPart else event.tgid
-
-
-def _key(event: Event) -> tuple[int, int]:
-    return event.at_ns, event.seq
