@@ -154,13 +154,16 @@ static __always_inline int send_enter(s32 fd, u32 op)
 			__sync_fetch_and_add(&vm->nr_sending, 1);
 			return 0;
 		}
-		/* No room, or the kernel skipped the program at the return of the thread's
-		 * last send. That send is counted as missed; its fd and its begin must not be
-		 * taken for this one's. */
 		old = sending.lookup(&id);
-		if (old)
-			*old = s;
-		count_full(vm, TABLE_SENDING);
+		if (!old) {
+			count_full(vm, TABLE_SENDING);
+			return 0;
+		}
+		/* The kernel skipped the program at the return of the thread's last send. That
+		 * send is counted as missed; its fd and its begin must not be taken for this
+		 * one's. */
+		*old = s;
+		__sync_fetch_and_add(&vm->not_counted, 1);
 	}
 	return 0;
 }

@@ -115,7 +115,8 @@ class Loss:
 
     `records`: the ring buffer had no room for them, or the VM had used up its share. `bitmap_parts`: parts of dirty
     bitmaps, lost in the same way or dropped by the reader because it held too many; their loss only makes numbers of
-    pages unknown. `uncounted`: calls and sends for which a table of the kernel side had no room.
+    pages unknown. `uncounted`: calls and sends for which a table of the kernel side had no room, and sends whose
+    return the kernel did not show.
     """
 
     records: int = 0
