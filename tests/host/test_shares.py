@@ -17,7 +17,6 @@ import pytest
 from tests.host.pumping import until
 from vftrace.collect.live import LiveSource
 from vftrace.collect.pump import Pump
-from vftrace.model.migration import Migration
 from vftrace.probes import loader
 
 HERE = Path(__file__).parent
@@ -80,16 +79,17 @@ def migrate() -> tuple[int, list[int | None]]:
     return child.pid, truth["new"]
 
 
-def rounds_of(pump: Pump, pid: int) -> list[int | None]:
-    """The new pages of each round that were counted, once the migration of a process has ended; None where a record
-    was lost. The migration may be marked incomplete for losses of the other VM, which may be its destination, since
-    neither has a UUID."""
+def rounds_of(pump: Pump, pid: int, count: int) -> list[int | None]:
+    """The new pages of each round of a process's migration, once there are so many; None where a record was lost. The
+    migration may be marked incomplete for losses of the other VM, which may be its destination, since neither has a
+    UUID."""
 
-    def ended() -> list[Migration]:
-        return [m for m in pump.snapshot().migrations if m.pid == pid and m.ended_at_ns]
+    def seen() -> list[int | None]:
+        found = [m for m in pump.snapshot().migrations if m.pid == pid]
+        return [r.new_pages for m in found for r in m.rounds]
 
-    until(pump, lambda: bool(ended()))
-    return [r.new_pages for r in ended()[0].rounds]
+    until(pump, lambda: len(seen()) >= count)
+    return seen()
 
 
 def wait_for(done: Callable[[], bool]) -> None:
@@ -107,7 +107,7 @@ def test_a_user_gets_half_of_the_table_of_vms(
     with neighbour(program, "vms", str(VMS)):
         assert source.probes.full()["vms"] - before == VMS - TABLES["VMS"] // 2
         pid, new_pages = migrate()
-        assert rounds_of(pump, pid) == new_pages
+        assert rounds_of(pump, pid, len(new_pages)) == new_pages
 
 
 def test_a_user_gets_half_of_the_table_of_slots(
@@ -118,7 +118,7 @@ def test_a_user_gets_half_of_the_table_of_slots(
         assert source.probes.uncounted()[loud.pid] >= SLOTS_OF_ONE - TABLES["SLOTS"] // 2
         pid, new_pages = migrate()
         assert list(source.probes.uncounted()) == [loud.pid]
-        assert rounds_of(pump, pid) == new_pages
+        assert rounds_of(pump, pid, len(new_pages)) == new_pages
 
 
 @pytest.mark.parametrize("attack", [("clocks",), ("logs", "2")])
@@ -130,4 +130,4 @@ def test_a_quiet_vm_has_room_in_a_ring_buffer_that_another_fills(
         loud.send_signal(signal.SIGSTOP)
         pid, new_pages = migrate()
         assert list(source.probes.lost_by_vm()) == [loud.pid]
-        assert rounds_of(pump, pid) == new_pages
+        assert rounds_of(pump, pid, len(new_pages)) == new_pages
