@@ -215,6 +215,15 @@ def test_records_of_two_ring_buffers_come_in_the_order_of_their_times(two: Two) 
     assert two.reader.known_ns >= begun + 1000
 
 
+def test_records_that_nobody_wants_are_left_out_once(two: Two) -> None:
+    for at in (1, 2, 3):
+        two.control.send(record(at))
+    two.reader.leave_out(lambda record: time_of(record) == 2)
+    two.control.send(record(2))
+    assert two.reader.read()
+    assert two.times == [1, 2, 3]
+
+
 def test_a_record_that_is_younger_than_the_look_waits_for_the_next(two: Two) -> None:
     """An older one may still be written to the other ring buffer."""
     future = now_ns() + 10**9

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Self
+from typing import ClassVar, Self
 
 import pytest
 
@@ -32,6 +32,8 @@ class Attached:
         ProbeStatus("calls", None, NO_MIGRATION, waits=True),
     )
 
+    unproved: ClassVar[dict[str, str]] = {"ioctl": "/dev/kvm: Permission denied"}
+
     def __init__(self, *_: object) -> None: ...
 
     def __enter__(self) -> Self:
@@ -47,6 +49,16 @@ def test_absent_hardware_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["probe vfio"] == found["probe mailbox"] == "note"
     assert found["probe dirty-ring"] == "warn"
     assert found["probe calls"] == "ok"
+
+
+def test_what_was_not_seen_to_run_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "Probes", Attached)
+    (found,) = [f for f in doctor._probe_findings(None) if f.name == "runs"]
+    assert (found.state, found.text) == (
+        "note",
+        "not proved for ioctl: /dev/kvm: Permission denied",
+    )
+    assert checks.proved({}).state == "ok"
 
 
 def test_a_limit_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:

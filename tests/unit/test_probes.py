@@ -6,14 +6,26 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from vftrace.probes import kernel, loader
+from vftrace.errors import MachineError
+from vftrace.probes import kernel, loader, proof
 from vftrace.probes import module_watcher as follow
 from vftrace.probes.bpf.object import BpfError, Object
-from vftrace.probes.loader import KvmProbes, ring_bytes, table_sizes
-from vftrace.probes.registry import DIRTY_RING, IOCTL, KPROBE, KVM_FUNCTIONS, NO_KVM, Hook, Way
+from vftrace.probes.loader import KvmProbes, Probes, ring_bytes, table_sizes
+from vftrace.probes.registry import (
+    CHANNEL,
+    DIRTY_RING,
+    IOCTL,
+    KPROBE,
+    KVM_FUNCTIONS,
+    NO_KVM,
+    TRACEPOINT,
+    Hook,
+    Way,
+)
 
 GIB = 1 << 30
 
@@ -161,6 +173,80 @@ assert (os.geteuid(), capabilities()) == (0, before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class Loaded:
+    """An object whose programs all load."""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def load_together(self, _: object) -> None: ...
+
+    def load(self, *_: object) -> int:
+        return 0
+
+    def __getitem__(self, _: str) -> dict[int, object]:
+        return {}
+
+    def cleanup(self) -> None:
+        self.ended = True
+
+
+@pytest.fixture(name="unused")
+def _unused(monkeypatch: pytest.MonkeyPatch) -> Probes:
+    """Probes before anything is loaded, on a kernel that takes every way."""
+    probes = Probes.__new__(Probes)
+    probes._bpf, probes._guest_memory = cast("Object", Loaded()), GIB
+    probes._ways, probes.unproved = {}, {}
+    monkeypatch.setattr(loader, "_refused", lambda _: None)
+    monkeypatch.setattr(loader, "attach_all", lambda *_: None)
+    monkeypatch.setattr(loader, "detach_all", lambda *_: None)
+    monkeypatch.setattr(Probes, "_attach_ioctl", lambda *_: None)
+    return probes
+
+
+def test_a_way_that_never_runs_gives_way_to_the_next(
+    unused: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ftrace's list fentry does not run, by a request of vftrace's own kprobes do not: the tracepoints are left."""
+    objects: list[Loaded] = []
+
+    def compiled(*_: object, **__: object) -> Loaded:
+        objects.append(Loaded())
+        return objects[-1]
+
+    monkeypatch.setattr(loader, "compiled", compiled)
+    monkeypatch.setattr(kernel, "never_runs", lambda _: "ftrace has not enabled it")
+
+    def never_runs(_: object, asked: proof.Proof) -> str | None:
+        return "kp runs never" if asked == proof.PROOFS[IOCTL.name, KPROBE] else None
+
+    monkeypatch.setattr(proof, "never_runs", never_runs)
+    unused._load(None)
+    reasons = "fentry: ftrace has not enabled it; kprobe: kp runs never"
+    assert unused._ways[IOCTL.name] == (TRACEPOINT, reasons)
+    assert [each.ended for each in objects] == [True, True, False]
+    monkeypatch.setattr(proof, "never_runs", lambda *_: "never")
+    with pytest.raises(MachineError, match="tracepoint: never"):
+        unused._load(None)
+
+
+def test_a_way_that_cannot_be_proved_is_taken(
+    unused: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> None:
+        raise proof.CannotProveError("no /dev/kvm")
+
+    monkeypatch.setattr(proof, "never_runs", cannot)
+    assert unused._attach(CHANNEL, None) == (KPROBE, None)
+    assert unused.unproved == {"channel": "no /dev/kvm"}
+    detached: list[str] = []
+    monkeypatch.setattr(loader, "detach_all", lambda _, way: detached.append(way.name))
+    monkeypatch.setattr(proof, "never_runs", lambda *_: "never")
+    assert unused._attach(CHANNEL, None) == (None, "kprobe: never; tracepoint: never")
+    assert detached == [KPROBE, TRACEPOINT]
+    assert unused.unproved == {}
 
 
 def test_fentry_on_a_site_that_the_kernel_has_disabled(

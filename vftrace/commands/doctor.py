@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _probe_findings(way: str | None) -> "list[Finding]":
-    from vftrace.probes.checks import Finding, programs
+    from vftrace.probes.checks import Finding, programs, proved
     from vftrace.probes.loader import Probes
     from vftrace.probes.registry import BY_NAME, MAILBOX, NO_MIGRATION
 
@@ -68,6 +68,6 @@ def _probe_findings(way: str | None) -> "list[Finding]":
                 else:
                     tried = f" ({status.reason})" if status.reason else ""
                     found.append(Finding(name, "ok", f"{status.method}: {probe.what}{tried}"))
-            return [*found, programs(probes.cached)]
+            return [*found, proved(probes.unproved), programs(probes.cached)]
     except MachineError as error:
         return [Finding("probes", "bad", str(error))]

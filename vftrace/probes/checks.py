@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 from vftrace.dataclass import dataclass
@@ -47,6 +48,16 @@ def programs(cached: tuple[bool, ...]) -> Finding:
         return Finding("programs", "ok", f"{text}, {place}")
     where = f" in {place}" if place else ""
     return Finding("programs", "note", f"{text}; none is kept{where}: {reason}")
+
+
+def proved(unproved: Mapping[str, str]) -> Finding:
+    """Return whether the kernel was seen to run the programs; `unproved`: by probe, why it could not be."""
+    if not unproved:
+        return Finding(
+            "runs", "ok", "the kernel runs the programs: each saw a request of vftrace's own"
+        )
+    reasons = "; ".join(dict.fromkeys(unproved.values()))
+    return Finding("runs", "note", f"not proved for {', '.join(unproved)}: {reasons}")
 
 
 def _privileges() -> Finding:

@@ -11,7 +11,7 @@ from vftrace.errors import MachineError
 from vftrace.mailbox.driver import Drivers
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.model.host import ProbeStatus
-from vftrace.probes import btf, kernel
+from vftrace.probes import btf, kernel, proof
 from vftrace.probes.attach import attach_all, detach_all, first_line, programs
 from vftrace.probes.bcc.process import package
 from vftrace.probes.bpf.events import remove_left_over
@@ -98,6 +98,8 @@ class Probes:
         package()
         remove_left_over()
         self._ways: dict[str, tuple[str | None, str | None]] = {}
+        self.unproved: dict[str, str] = {}
+        """By probe: why it is not known whether its programs run."""
         self._load(way)
         for probe in (CHANNEL, PROCESS):
             self._ways[probe.name] = self._attach(probe, way)
@@ -117,6 +119,9 @@ class Probes:
         self._watched = FIRST_WATCHED
         rings = [RingBuffer(self._bpf.raw(name).fd, self._bpf.size(name)) for name in RINGS]
         self._reader = RingReader(rings, self._on_ring)
+        # The VM that proved that programs run.
+        self._reader.leave_out(lambda record: self._tables.tgid_of(record) == os.getpid())
+        self._tables.forget(os.getpid())
         btf.forget()
 
     def __enter__(self) -> Self:
@@ -279,7 +284,7 @@ class Probes:
             self._bpf.load_together({walker: kind} | programs(way, *PROCESS.ways))
             self._bpf["walkers"][0] = ctypes.c_int(self._bpf.load(walker, kind))
             never = kernel.never_runs(KVM_FUNCTIONS) if way.name == FENTRY else None
-            reason = never or self._attach_ioctl(way)
+            reason = never or self._attach_ioctl(way) or self._never_runs(IOCTL, way)
         except Exception as error:
             reason = first_line(error)
         if reason is not None:
@@ -296,6 +301,15 @@ class Probes:
         reason = self._kvm.reasons[IOCTL.name]
         return None if reason in WAITS else reason
 
+    def _never_runs(self, probe: Probe, way: Way) -> str | None:
+        """Which attached programs the kernel does not run, None if it runs all, or if that cannot be found out."""
+        self.unproved.pop(probe.name, None)
+        try:
+            return proof.never_runs(self._bpf, proof.PROOFS[probe.name, way.name])
+        except proof.CannotProveError as error:
+            self.unproved[probe.name] = str(error)
+            return None
+
     def _attach(self, probe: Probe, forced: str | None) -> tuple[str | None, str | None]:
         """Return which way, and why not in those before."""
         reasons: list[str] = []
@@ -303,7 +317,10 @@ class Probes:
         for way in ways:
             reason = _refused(way) or attach_all(self._bpf, way)
             if reason is None:
-                return way.name, "; ".join(reasons) or None
+                reason = self._never_runs(probe, way)
+                if reason is None:
+                    return way.name, "; ".join(reasons) or None
+                detach_all(self._bpf, way)
             reasons.append(f"{way.name}: {reason}")
         return None, "; ".join(reasons)
 

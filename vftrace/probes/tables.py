@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vftrace.events.layout import Kind
+from vftrace.uapi import KVM_CREATE_VM
 
 NAMES = ("vms", "threads", "slot_pages", "channels", "sending", "chunks", "touched")
 """Tables that may be full, in the order of enum table in bpf/common.h."""
@@ -30,7 +31,6 @@ CHUNK_PAGES = 32768
 """Pages of a chunk (bpf/dirty_ring.h)."""
 
 _LOG_DIRTY_PAGES = 1
-_KVM_CREATE_VM = 0xAE01
 _HEADER = struct.Struct("=20xH2xI4x")
 _REGION = struct.Struct("=32x4xI")
 """The kind and the tgid of a record, and the flags of a region call (bpf/wire.h)."""
@@ -89,6 +89,11 @@ class Tables:
             if records or bulk:
                 found[tgid] = records, bulk
         return found
+
+    @staticmethod
+    def tgid_of(record: bytes) -> int:
+        """Return the process that a kernel record is of."""
+        return int(_HEADER.unpack_from(record)[1])
 
     def forget(self, tgid: int) -> None:
         """Delete a VM whose end no record reported."""
@@ -166,7 +171,7 @@ class Tables:
     def _creates_vm(self, thread: bytes) -> bool:
         """Whether a thread is inside KVM_CREATE_VM, which is traced before there is a VM."""
         at = self._bpf["threads"].Leaf.cmd.offset
-        return int.from_bytes(thread[at : at + 4], "little") == _KVM_CREATE_VM
+        return int.from_bytes(thread[at : at + 4], "little") == KVM_CREATE_VM
 
     def _delete_chunks(self, slots: Iterable[tuple[bytes, bytes]]) -> None:
         chunks = self._bpf.raw("chunks")

@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -156,6 +156,12 @@ class Object:
         attached = self._attached.pop((place, name), None)
         if attached is not None:
             attached.close()
+
+    def runs(self, names: Iterable[str]) -> dict[str, int]:
+        """Return how often each of these programs ran while runs were counted, without those that are not attached.
+        Raises OSError."""
+        attached = {name for _, name in self._attached} | self._links.keys()
+        return {name: syscall.runs(self._programs[name]) for name in names if name in attached}
 
     def missed_runs(self) -> Iterator[Missed]:
         """Yield the kernel's counters of skipped runs, where it has them."""

@@ -166,6 +166,11 @@ class RingReader:
         if timeout_ms and not self._more:
             self._epoll.poll(timeout_ms / 1000)
 
+    def leave_out(self, unwanted: Callable[[bytes], bool]) -> None:
+        """Take what is there, to be handed over later without the records that `unwanted` is true of."""
+        self._take(math.inf)
+        self._held = [record for record in self._held if not unwanted(record)]
+
     def read(self, most_s: float = math.inf) -> bool:
         """Hand over what is there. False if there is more: it ends after `most_s` all the same."""
         begun = time.monotonic()

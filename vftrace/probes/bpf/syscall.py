@@ -16,7 +16,7 @@ _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE = 0, 1, 2, 3
 PROG_LOAD, OBJ_GET_INFO, RAW_TRACEPOINT_OPEN, BTF_LOAD = 5, 15, 17, 18
 BTF_GET_FD_BY_ID, MAP_LOOKUP_AND_DELETE, BTF_GET_NEXT_ID, MAP_LOOKUP_BATCH = 19, 21, 23, 24
-LINK_CREATE = 28
+LINK_CREATE, ENABLE_STATS = 28, 32
 
 RINGBUF = 27
 """BPF_MAP_TYPE_RINGBUF."""
@@ -161,6 +161,12 @@ class KprobeLinkInfo(ctypes.Structure):
         ("addr", _u64),
         ("missed", _u64),
     )
+
+
+class EnableStats(ctypes.Structure):
+    """BPF_ENABLE_STATS; type 0 is BPF_STATS_RUN_TIME."""
+
+    _fields_ = (("type", _u32),)
 
 
 class ById(ctypes.Structure):
@@ -353,6 +359,20 @@ def missed_runs(program: int) -> tuple[int, int] | None:
     if asked.info_len < ctypes.sizeof(info):
         return None
     return info.id, info.recursion_misses
+
+
+def count_runs() -> int:
+    """Make the kernel count and time the runs of all programs until the returned fd is closed. Raises OSError: EPERM
+    without CAP_SYS_ADMIN (kernel/bpf/syscall.c, bpf_enable_stats)."""
+    return bpf(ENABLE_STATS, EnableStats())
+
+
+def runs(program: int) -> int:
+    """Return how often a loaded program ran on all CPUs while runs were counted. Raises OSError."""
+    info = ProgramInfo()
+    asked = ObjectInfo(bpf_fd=program, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
+    bpf(OBJ_GET_INFO, asked)
+    return int(info.run_cnt)
 
 
 def link_perf_event(program: int, event: int) -> int:
