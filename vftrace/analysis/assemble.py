@@ -187,7 +187,7 @@ def _call_sides(
     peer: Process | None,
     fds: set[int],
 ) -> Iterator[Side]:
-    """Return both sides' calls, with the parts of their threads (QEMU migration/migration.c: the incoming coroutine
+    """Yield both sides' calls, with the parts of their threads (QEMU migration/migration.c: the incoming coroutine
     runs in the main thread)."""
     if process is not None and outgoing is not None:
         parts = dict.fromkeys(process.vcpu_threads, _VCPU_THREAD) | {process.pid: _MAIN_THREAD}

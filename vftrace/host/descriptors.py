@@ -159,7 +159,7 @@ def _other_end(process: Path, fd: int, target: str) -> str | None:
 
 
 def _fds_of(process: Path, target: str) -> Iterator[int]:
-    """Return the fds of a process that refer to the given file."""
+    """Yield the fds of a process that refer to the given file."""
     try:
         for entry in (process / "fd").iterdir():
             if str(entry.readlink()) == target:

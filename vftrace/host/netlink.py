@@ -59,7 +59,7 @@ Notification = LinkState | Learned
 
 
 def parse(datagram: bytes) -> Iterator[Notification]:
-    """Return the notifications in the result of one read, without cut or unknown ones and a bridge's own addresses."""
+    """Yield the notifications in the result of one read, without cut or unknown ones and a bridge's own addresses."""
     at = 0
     while at + _NLMSGHDR.size <= len(datagram):
         length, kind, *_ = _NLMSGHDR.unpack_from(datagram, at)

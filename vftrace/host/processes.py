@@ -157,14 +157,14 @@ def _other_threads(pid: int) -> bool:
 
 
 def vmm_pids() -> Iterator[int]:
-    """Return the processes that have a KVM VM fd (`anon_inode:kvm-vm`)."""
+    """Yield the processes that have a KVM VM fd (`anon_inode:kvm-vm`)."""
     for entry in PROC.iterdir():
         if entry.name.isdigit() and _holds_vm(entry):
             yield int(entry.name)
 
 
 def qemu_pids() -> Iterator[int]:
-    """Return the QEMU processes. QEMU without a KVM VM fd emulates (TCG), and no probe of vftrace sees it."""
+    """Yield the QEMU processes. QEMU without a KVM VM fd emulates (TCG), and no probe of vftrace sees it."""
     for entry in PROC.iterdir():
         if entry.name.isdigit() and _is_qemu(int(entry.name)):
             yield int(entry.name)
@@ -191,7 +191,7 @@ def _link(path: Path) -> str:
 
 
 def threads_in_kvm_run(pid: int) -> Iterator[int]:
-    """Return the threads that are inside KVM_RUN: blocked there according to /proc/PID/task/TID/syscall, or running
+    """Yield the threads that are inside KVM_RUN: blocked there according to /proc/PID/task/TID/syscall, or running
     under a vCPU thread's name (QEMU: `CPU 0/KVM`)."""
     try:
         tasks = list((PROC / str(pid) / "task").iterdir())

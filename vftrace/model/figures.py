@@ -247,7 +247,7 @@ def dma_pages(round_: Round) -> int | None:
 
 
 def counted_rounds(m: Migration) -> Iterator[tuple[int, Round]]:
-    """Return the rounds whose pages are new pages, each with the time from which its pages became dirty.
+    """Yield the rounds whose pages are new pages, each with the time from which its pages became dirty.
 
     With bitmaps the first round is left out: it finds the pages that were dirty before logging began.
     """
@@ -319,7 +319,7 @@ def round_bandwidths(m: Migration) -> tuple[float | None, ...]:
 
 
 def sent_so_far(m: Migration) -> Iterator[tuple[int, int]]:
-    """Return the bytes sent in total at the beginning and at each round; empty if a round's bytes are not known."""
+    """Yield the bytes sent in total at the beginning and at each round; empty if a round's bytes are not known."""
     known = [round_.sent_bytes for round_ in m.rounds if round_.sent_bytes is not None]
     if m.channel.bytes is None or not m.rounds or len(known) < len(m.rounds):
         return

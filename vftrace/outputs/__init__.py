@@ -1,1 +1,1 @@
-"""What people and programs read: each output is made from a snapshot."""
+"""The outputs for people and programs: each is made from a snapshot."""

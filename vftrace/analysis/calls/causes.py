@@ -280,7 +280,7 @@ def _nothing(
 def _placed(
     spans: Iterable[CallSpan], critical: frozenset[Who], from_ns: int
 ) -> Iterator[CallSpan]:
-    """Return spans without holes: short calls are placed where their thread has no other span, and the remaining gaps
+    """Yield spans without holes: short calls are placed where their thread has no other span, and the remaining gaps
     between two spans of a thread are its own code."""
     threads: dict[Who, list[CallSpan]] = defaultdict(list)
     for span in spans:
@@ -326,7 +326,7 @@ def _gaps(spans: Sequence[CallSpan], start: int, end: int) -> list[list[int]]:
 
 
 def _filled(span: CallSpan, gaps: list[list[int]]) -> Iterator[CallSpan]:
-    """Return the pieces of the gaps that short calls took, after removing them from the gaps."""
+    """Yield the pieces of the gaps that short calls took, after removing them from the gaps."""
     left = span.ns
     index = bisect_left(gaps, span.start_ns, key=lambda gap: gap[1])
     while left > 0 and index < len(gaps) and gaps[index][0] < span.end_ns:

@@ -139,7 +139,7 @@ def _bounds(orders: Iterable[Order], samples: ClockOf, moments: Mapping[str, int
 
 
 def _orders_of_pings(pair: Pair, tight: Bounds, pings: Iterable[PingRecording]) -> Iterator[Order]:
-    """Return the orders of events that the guest's answers to pings prove.
+    """Yield the orders of events that the guest's answers to pings prove.
 
     Only the destination can answer a probe that was sent after the stop, and only the source can have sent an answer
     that arrived before the destination ran.

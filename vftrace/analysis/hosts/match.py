@@ -42,7 +42,7 @@ def match(hosts: Sequence[HostReport]) -> tuple[list[Pair], Warnings]:
 def _possible(
     candidates: Iterable[Pair], hosts: Sequence[HostReport], warnings: Warnings
 ) -> Iterator[Pair]:
-    """Return the candidates that neither the hosts' clocks nor the guest's contradict."""
+    """Yield the candidates that neither the hosts' clocks nor the guest's contradict."""
     for pair in candidates:
         if _clocks_agree(pair) is False:
             warnings |= dict.fromkeys(_ids(pair), (OTHER_CLOCK,))
@@ -89,7 +89,7 @@ def _candidates(hosts: Sequence[HostReport], warnings: Warnings) -> Iterator[lis
 
 
 def _proved(sources: Iterable[Half], destinations: Iterable[Half]) -> Iterator[Pair]:
-    """Return the pairs that the guest's clock proves, if no clock value occurs twice on a side."""
+    """Yield the pairs that the guest's clock proves, if no clock value occurs twice on a side."""
     by_clock: dict[int | None, list[Half]] = defaultdict(list)
     for half in destinations:
         by_clock[half.migration.guest_clock_ns].append(half)

@@ -170,7 +170,7 @@ def _busy(m: Migration, source: HostSide, destination: HostSide) -> Iterator[Out
 def _late(
     m: Migration, gap: PingGap, gaps: Iterable[PingGap], offset_ns: int
 ) -> Iterator[OutageSpan]:
-    """Return the time from the first probe with a late answer until that answer arrived, while the destination ran."""
+    """Yield the time from the first probe with a late answer until that answer arrived, while the destination ran."""
     ran = m.downtime.times.get(Checkpoint.VCPUS_RUNNING)
     if gap.kind != HELD or ran is None:
         return

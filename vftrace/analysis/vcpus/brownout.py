@@ -221,7 +221,7 @@ def _windows(timeline: Sequence[VmSpan]) -> Iterator[VcpuSpan]:
 
 
 def _holds(timeline: Sequence[VmSpan], by_round: Sequence[VcpuSpan | None]) -> Iterator[Hold]:
-    """Return by what the VMM held the vCPUs, and from when on."""
+    """Yield by what the VMM held the vCPUs, and from when on."""
     own = [span.vcpus for span in timeline if span.side == "source"]
     everything = added(own) if own else None
     for state in HOLDS:

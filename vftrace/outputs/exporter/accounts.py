@@ -1,4 +1,4 @@
-"""What Prometheus needs beyond a snapshot: totals that only grow, and which process is which `vm`.
+"""Keeps the data that Prometheus needs beyond a snapshot: totals that only grow, and the `vm` of each process.
 
 `Accounts.update` takes a snapshot and gives a `View`, from which every metric is read. Times are
 CLOCK_BOOTTIME nanoseconds.
@@ -37,19 +37,19 @@ from vftrace.model.recorder import RecorderState
 from vftrace.model.trace_id import trace_id
 
 UPDATE_NS = 1_000_000_000
-"""`Accounts.update` is called so often at least: what it has noticed may be older by that."""
+"""The longest time between two calls of `Accounts.update`: a change may be noticed this much late."""
 
 MAX_ENDED_VMS = 1000
-"""Ended VMs that are kept; a host that starts and ends VMs in a loop must not fill the memory."""
+"""How many ended VMs are kept: a host that starts and ends VMs in a loop must not fill the memory."""
 
 OUTCOME_KEEP_NS = 3600 * 1_000_000_000
-"""How long the name and the last outcome of a VM that has ended stay, where `keep_ns` is less: an alert that fires
+"""How long the name and the last outcome of an ended VM stay if `keep_ns` is less: an alert that fires
 minutes after a failure, and the board that is opened then, still name the VM."""
 
 _LONGEST_LABEL = 80
 
 DOWNTIME_KINDS = ("vcpu", "device")
-"""Without `service`: a pinger measures that, and reports it itself."""
+"""The kinds without `service`, which a pinger measures and reports."""
 
 DOWNTIME_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
@@ -78,14 +78,14 @@ SOURCE_PHASES = (
     Phase.CLEANUP,
 )
 DESTINATION_PHASES = (Phase.INCOMING, Phase.DEVICE_LOAD, Phase.RESUME, Phase.POSTCOPY)
-"""Without `running`: that is the VM's life, and has no duration of interest."""
+"""The phases without `running`, which is the VM's life and not a part of a migration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What is known now.
+    """The present data.
 
-    `ended`: nothing more will come (a replay's end).
+    `ended`: there are no more events (a replay's end).
     """
 
     snapshot: Snapshot
@@ -95,7 +95,7 @@ class Reading:
     event_counts: Mapping[type[Event], int]
     ended: bool = False
     traced: bool = False
-    """Whether traces are sent too, which the downtime's exemplars name."""
+    """Whether traces are sent too: the downtime's exemplars name them."""
     not_recorded: int = 0
     """Records that could not be written to the file of `--record`."""
     recorder: RecorderState | None = None
@@ -134,8 +134,8 @@ class Histogram:
 
 @dataclass
 class VmTotals:
-    """What only grows of one `vm`: bytes sent, pages dirtied by source, rounds, its vCPUs' time by state while it
-    migrated, what is missing of it."""
+    """The totals of one `vm`: bytes sent, pages dirtied by source, rounds, its vCPUs' time by state while it migrated,
+    and its losses."""
 
     sent_bytes: int = 0
     dirty_pages: Counter[str] = field(default_factory=Counter)
@@ -146,7 +146,7 @@ class VmTotals:
 
 @dataclass
 class _Seen:
-    """How much of one migration has been added to the totals."""
+    """The parts of one migration that have been added to the totals."""
 
     sent_bytes: int = 0
     dirty_pages: Counter[str] = field(default_factory=Counter)
@@ -159,7 +159,7 @@ class _Seen:
 
 @dataclass
 class _Kept:
-    """A `vm` that is or was there: its process, and when it was last seen."""
+    """A present or past `vm`: its process, and the time at which it was last seen."""
 
     vm: Vm
     seen_ns: int
@@ -179,8 +179,8 @@ class VmView:
     """One `vm` at one scrape.
 
     `source` and `destination` are its latest migrations seen from that side, each None without one that
-    runs or has ended within the time that ended things are kept. `paused` None: not known, or ended.
-    `devices` are those of all its processes; none of a VM that ended.
+    runs or ended within the time that ended migrations are kept. `paused` None: not known, or the VM ended.
+    `devices` are those of all its processes; empty for an ended VM.
     """
 
     label: str
@@ -191,7 +191,7 @@ class VmView:
     destination: Migration | None
     totals: VmTotals
     last_outcome: LastOutcome | None = None
-    """None until a migration of it has settled."""
+    """None until one of its migrations has settled."""
 
     @property
     def sides(self) -> Iterator[tuple[str, Migration]]:
@@ -203,19 +203,19 @@ class VmView:
 
     @property
     def migrations(self) -> tuple[Migration, ...]:
-        """The one or two migrations, the one that began last first."""
+        """The one or two migrations, the latest first."""
         found = {id(m): m for _, m in self.sides}
         return tuple(sorted(found.values(), key=lambda m: m.started_at_ns, reverse=True))
 
     @property
     def moves(self) -> tuple[Migration, ...]:
-        """Those of `migrations` that are no saves or loads: what is loaded from a file some day was not down."""
+        """The migrations that are moves: a VM that is loaded from a file later had no downtime meanwhile."""
         return tuple(m for m in self.migrations if m.kind == Kind.MOVE)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything a scrape reads."""
+    """The data that a scrape reads."""
 
     reading: Reading
     vms: tuple[VmView, ...]
@@ -223,7 +223,7 @@ class View:
     accounts: "Accounts"
 
     def unix_seconds(self, at_ns: int) -> float | None:
-        """CLOCK_BOOTTIME as Unix time; None where no clock sample is known."""
+        """Return CLOCK_BOOTTIME as Unix time; None without a clock sample."""
         ns = figures.realtime_ns(self.reading.snapshot.clock, at_ns)
         return None if ns is None else ns / 1e9
 
@@ -231,7 +231,7 @@ class View:
 class Accounts:
     """The totals. Not thread-safe: its user holds a lock.
 
-    `keep_ns`: how long what has ended stays. `warn` gets a line about what an operator should know.
+    `keep_ns`: how long ended VMs and migrations stay. `warn` gets lines for the operator.
     """
 
     def __init__(self, keep_ns: int, warn: Callable[[str], None]) -> None:
@@ -259,13 +259,13 @@ class Accounts:
         self.sync = Histogram(SYNC_BUCKETS)
 
     def update(self, reading: Reading) -> View:
-        """Add what is new, forget what has been gone for long; returns what a scrape reads."""
+        """Add new events and forget old ones; returns the data that a scrape reads."""
         processes, migrations = self._count_all(reading)
         vms = self._views(self._kept, processes, migrations, reading)
         return View(reading, vms, self._vfs(vms, reading), self)
 
     def count(self, reading: Reading) -> None:
-        """As `update`, once a second or more often; an idle VM, which has nothing to count, costs next to nothing."""
+        """Count as `update` does, once a second or more often; an idle VM costs almost nothing."""
         processes, migrations = self._count_all(reading)
         migrating = {label: self._kept[label] for label in migrations if label in self._kept}
         self._vfs(self._views(migrating, processes, migrations, reading), reading)
@@ -282,7 +282,7 @@ class Accounts:
             try:
                 self._add(migration, reading)
             except Exception as error:
-                # One migration that cannot be counted must not end the metrics of the others.
+                # An error on one migration must not end the metrics of the others.
                 what = f"a migration of {self._label(migration)} is not counted"
                 FAULTS.contained(Where.METRICS, error, what, (migration.pid,))
         identities = {figures.identity(migration) for migration in snapshot.migrations}
@@ -356,7 +356,7 @@ class Accounts:
             label: kept
             for label, kept in self._kept.items()
             if now_ns - kept.seen_ns <= self._keep_ns_of(label)
-            # A process that has got its UUID now is not also an ended VM called pid-N.
+            # A process whose UUID is known now is not also an ended VM `pid-N`.
             and labels.get(kept.vm.pid, label) == label
         }
         ended = sorted(
@@ -416,7 +416,7 @@ class Accounts:
         rounds = figures.dirty_sync_count(migration)
         totals.rounds += max(0, rounds - seen.rounds)
         seen.rounds = max(rounds, seen.rounds)
-        # The newest dirty sync may still be going on.
+        # The newest dirty sync may not have ended yet.
         going_on = 0 if migration.outcome is not None else 1
         done = rounds - going_on
         latest = migration.rounds[: len(migration.rounds) - going_on]
@@ -427,7 +427,7 @@ class Accounts:
             self._count(migration, seen, reading)
 
     def _add_losses(self, losses: Sequence[VmLoss]) -> None:
-        """Add what is missing since the last time, of each process to its `vm`."""
+        """Add the losses of each process since the last call to its `vm`."""
         seen = self._lost
         self._lost = {(vm.pid, vm.first_seen_ns): vm.loss for vm in losses}
         for vm in losses:
@@ -459,7 +459,7 @@ class Accounts:
             self._last_outcomes[label] = last
 
     def _count_save(self, migration: Migration, seen: _Seen) -> None:
-        """Count a VM that was saved or loaded: it has not moved."""
+        """Count a save or a load of a VM."""
         if not seen.counted:
             seen.counted = True
             self.saves[migration.kind, migration.outcome or Outcome.UNKNOWN] += 1
@@ -473,18 +473,18 @@ class Accounts:
 
 
 def downtimes(migration: Migration) -> dict[str, int]:
-    """Each kind of downtime that is known of it, ns; `device` is the longest of a device."""
+    """Return each known kind of downtime, ns; `device` is the longest downtime of a device."""
     known = {"vcpu": migration.downtime.vcpu_ns, "device": figures.device_downtime_ns(migration)}
     return {kind: ns for kind, ns in known.items() if ns is not None}
 
 
 def clean(text: str | None) -> str:
-    """A label value that is bounded and printable, whatever a command line holds."""
+    """Return a bounded, printable label value, whatever a command line holds."""
     return figures.printable(str(text or "")[:_LONGEST_LABEL])
 
 
 def settled(migration: Migration, reading: Reading) -> bool:
-    """Whether it has ended, long enough ago that nothing more of it is expected."""
+    """Whether a migration ended so long ago that no more events of it are expected."""
     return settled_at(migration, reading.now_ns, trace_ended=reading.ended)
 
 
@@ -502,7 +502,7 @@ def _paused(processes: list[Vm]) -> bool | None:
 
 
 def _devices(processes: list[Vm]) -> tuple[VmDevice, ...]:
-    """Return those of all processes of a VM, each address once: the running one's first."""
+    """Return the devices of all processes of a VM, each address once, those of the running process first."""
     ordered = sorted(processes, key=lambda vm: vm.running is not True)
     found: dict[str, VmDevice] = {}
     for device in (device for vm in ordered for device in vm.devices):
@@ -511,7 +511,7 @@ def _devices(processes: list[Vm]) -> tuple[VmDevice, ...]:
 
 
 def _arrival(vm: VmView) -> tuple[int, int] | None:
-    """The process that came here by migration, and when its guest ran."""
+    """Return the process that arrived here by migration, and when its guest ran."""
     m = vm.destination
     pid = None if m is None else m.pid if m.role == Role.DESTINATION else m.peer_pid
     at_ns = None if m is None else m.downtime.checkpoints[-1].at_ns
@@ -535,5 +535,5 @@ def _latest(migrations: list[Migration], roles: tuple[str, ...]) -> Migration | 
 
 
 def _vm_of(migration: Migration) -> Vm:
-    """A VM of which only its migration is left."""
+    """Return a VM of which only a migration is known."""
     return Vm(migration.key, migration.pid, migration.uuid, migration.name, None, None, None)

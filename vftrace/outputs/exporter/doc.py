@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md, made from the table of metrics.
+"""Makes docs/reference/metrics.md from the table of metrics.
 
 python -m vftrace.outputs.exporter.doc > docs/reference/metrics.md
 """
@@ -30,7 +30,7 @@ This page lists the metrics of `vftrace serve`. It is made from the table in `vf
 
 
 def metrics_page() -> str:
-    """The page as Markdown."""
+    """Return the page as Markdown."""
     return _HEAD + "".join(f"{_row(metric)}\n" for metric in METRICS)
 
 

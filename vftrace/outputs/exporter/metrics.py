@@ -62,7 +62,7 @@ class Metric:
 
 
 WAITING = "waiting"
-"""The method of a probe that is not attached because what it watches is not there."""
+"""The method of a probe that is not attached because its module or tracepoint does not exist yet."""
 
 NO_CAUSE = "none"
 """The cause of a migration that completed."""
@@ -138,7 +138,7 @@ def _not_recorded(view: View) -> Samples:
 
 
 def _recorder(value: Callable[[RecorderState], int]) -> Callable[[View], Samples]:
-    """A figure of the flight recorder; none without one."""
+    """Return the samples of a figure of the flight recorder; empty without a recorder."""
 
     def samples(view: View) -> Samples:
         if view.reading.recorder is not None:
@@ -227,7 +227,7 @@ def _last_ended(view: View) -> Samples:
 def _last_checkpoint(view: View) -> Samples:
     for vm in view.vms:
         for migration in vm.moves:
-            # The first checkpoint is where the blackout begins: it has no time before it.
+            # The blackout begins at the first checkpoint, so no time precedes it.
             passed = [c for c in migration.downtime.checkpoints[1:] if c.ns is not None]
             if passed:
                 for checkpoint in passed:
@@ -271,7 +271,7 @@ def _resumed(view: View) -> Samples:
 
 
 def _latest_blackout(vm: VmView) -> tuple[int | None, int | None]:
-    """Return when it began and ended, as far as seen here; of one migration, never the ends of two."""
+    """Return when the latest blackout began and ended, as far as seen here, both from one migration."""
     for migration in vm.moves:
         resumed = migration.downtime.checkpoints[-1].at_ns
         if migration.stopped_at_ns is not None or resumed is not None:
@@ -318,7 +318,7 @@ def _dirty_sync(view: View) -> Samples:
 def _forecasts(view: View) -> Iterator[tuple[str, Forecast]]:
     for vm in view.vms:
         m = vm.source
-        # Once the guest has stopped there is nothing left to forecast.
+        # Once the guest has stopped, no forecast is shown.
         if m is not None and m.outcome is None and m.stopped_at_ns is None and m.forecast:
             yield vm.label, m.forecast
 
@@ -337,7 +337,7 @@ def _forecast_converges(view: View) -> Samples:
 
 
 def _device_state(view: View) -> Samples:
-    # Only the current one: eight series a device would be most of what a host exports.
+    # Only the current state: eight series for each device would be most of a host's series.
     for vm in view.vms:
         devices = [(_state(d.state), clean(d.address)) for d in vm.devices if d.state is not None]
         for state, address in sorted(devices, key=_unusual_first)[: _devices_shown(vm)]:
@@ -350,7 +350,8 @@ def _unusual_first(device: tuple[str, str]) -> tuple[int, str]:
 
 
 def _devices_shown(vm: VmView) -> int:
-    """So many that no VM has more series than is promised (`docs/reference/metrics.md`)."""
+    """Return the devices that are shown, so few that no VM exceeds the promised number of series
+    (docs/reference/metrics.md)."""
     return (1, 8, 4)[len(tuple(vm.sides))]
 
 
@@ -906,9 +907,9 @@ METRICS = (
 
 
 class Exporter(Collector):
-    """A prometheus_client collector: builds every family at each scrape from what `read` gives.
+    """A prometheus_client collector: builds every family at each scrape from the data that `read` returns.
 
-    `read` None until there is a source: then nothing is exposed. `keep_ns`: how long VMs and migrations
+    `read` is None until there is a source; until then there are no metrics. `keep_ns`: how long VMs and migrations
     that ended stay. `warn` gets lines for the operator.
     """
 
@@ -918,17 +919,17 @@ class Exporter(Collector):
         self._lock = threading.Lock()
 
     def update(self) -> None:
-        """Count what has ended since the last call; once a second, so that scrapes may be rare."""
+        """Count migrations that ended since the last call; called once a second, so that scrapes may be rare."""
         if self.read is not None:
             with self._lock:
                 self._accounts.count(self.read())
 
     def describe(self) -> Iterable[Family]:
-        """The families without samples, so that registering reads nothing."""
+        """Return the families without samples, so that registering reads no data."""
         return [_family(metric) for metric in METRICS]
 
     def collect(self) -> Iterator[Family]:
-        """The families of this moment."""
+        """Yield the families with their present values."""
         if self.read is None:
             return
         with self._lock:
@@ -943,7 +944,7 @@ def families_of(view: View) -> Iterator[Family]:
         try:
             samples = list(metric.samples(view))
         except Exception as error:
-            # The other metrics are served.
+            # The other metrics are still served.
             FAULTS.contained(Where.METRICS, error, f"metric {family.name} has no samples")
             samples = []
         for labels, value in samples:

@@ -1,7 +1,8 @@
 """The pages of `vftrace serve` as one WSGI application.
 
-The exposition itself (text, OpenMetrics, gzip, `name[]`) is prometheus_client's. Who may read them is decided before a
-request gets here (server.py). `/` is the host's page and `/migrations/ID` a report (site.py), if there is a `Site`.
+The exposition itself (text, OpenMetrics, gzip, `name[]`) is prometheus_client's. server.py checks who may read the
+pages before a request arrives here. `/` is the host's page and `/migrations/ID` a report (site.py), if there is a
+`Site`.
 """
 
 import re
@@ -49,7 +50,7 @@ class FileBody:
         self._left = download.size
 
     def read(self) -> bytes:
-        """The next part; nothing at the end, and where the file has become shorter."""
+        """Read the next part; empty at the end, and if the file has become shorter."""
         part = self._file.read(min(_CHUNK, self._left))
         self._left -= len(part)
         return part
@@ -64,7 +65,7 @@ class FileBody:
 
 
 def takes_long(path: str) -> bool:
-    """Whether the page is one that scrapes do not wait for."""
+    """Whether a page may take long, so that scrapes must not wait for it."""
     return path == "/" or path.startswith(MIGRATIONS)
 
 
@@ -77,7 +78,7 @@ def make_app(
 ) -> App:
     """Make the pages: metrics at `path`, a landing page, healthy and ready; with a `site` the host's page and reports.
 
-    `cost_s`: CPU time that it took lately to read the figures (scrapes.py).
+    `cost_s` returns the CPU time of recent readings of the figures (scrapes.py).
     HEAD is answered as GET; the server leaves out the body (prometheus_client knows no HEAD).
     """
     metrics: App = Scrapes(make_wsgi_app(registry), cost_s)
@@ -124,7 +125,7 @@ def _readable(environ: Environ) -> Environ:
 
 
 def _migration(site: Site, asked: str, start: StartResponse) -> Iterable[bytes]:
-    """A report, or with `/recording` behind the id the recording itself."""
+    """Answer with a report, or if `/recording` follows the id, with the recording itself."""
     migration = asked.removesuffix(RECORDING)
     if not ID.fullmatch(migration):
         return plain(start, HTTPStatus.NOT_FOUND)
@@ -136,7 +137,7 @@ def _migration(site: Site, asked: str, start: StartResponse) -> Iterable[bytes]:
     except VftraceError as error:
         said = f"There is no report of this migration: {error}\n"
         return plain(start, HTTPStatus.INTERNAL_SERVER_ERROR, said, _CAREFUL)
-    # The report's style sheet is in the page.
+    # The report contains its style sheet.
     return _gone(start) if report is None else _html(start, report, "style-src 'unsafe-inline'")
 
 
@@ -151,7 +152,7 @@ def _html(start: StartResponse, page: bytes, style: str) -> Iterable[bytes]:
 
 
 def _file(start: StartResponse, download: Download) -> Iterable[bytes]:
-    # Names of recordings are made of safe characters; a file that somebody else put there is renamed.
+    # Names of recordings have safe characters only; a file of another origin gets a safe name.
     name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in download.name)
     headers = [
         ("Content-Type", "application/octet-stream"),

@@ -1,8 +1,8 @@
-"""Password checks that guessing cannot turn against the tracer or against the right user.
+"""Checks passwords so that guessing slows down neither the tracer nor the right user.
 
-bcrypt is slow on purpose. A password that was right once is known again without it; all others are checked one at a
-time, in turn by client address, and each check is followed by a pause of four times its length. So guessing costs at
-most a fifth of one CPU, and who comes from another address waits for one check of each address before, no longer.
+bcrypt is slow on purpose. A password that was right once is recognised without it. All others are checked one at a
+time, in turn by client address, and a pause of four times its length follows each check. So guessing costs at most a
+fifth of one CPU, and a client at another address waits for at most one check of each address before it.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from vftrace.dataclass import dataclass
 from vftrace.outputs.exporter.webconfig import Users
 
 MAX_WAITING = 4
-"""Checks of one address that may wait; more are refused at once."""
+"""How many checks of one address may wait; further ones are refused at once."""
 MAX_ADDRESSES = 64
 PAUSE = 4
-"""So many times its own length is the pause after a check."""
+"""The length of the pause after a check, as a multiple of the check's length."""
 
 
 @dataclass
@@ -32,13 +32,13 @@ class _Check:
 
 @dataclass
 class PasswordChecks:
-    """Checks passwords without blocking the event loop it is used from."""
+    """Checks passwords without blocking the event loop of its user."""
 
     _waiting: "OrderedDict[str, deque[_Check]]" = field(default_factory=OrderedDict)
     _worker: "asyncio.Task[None] | None" = None
 
     async def check(self, users: Users, address: str, user: str, password: str) -> bool | None:
-        """Whether the password is the user's; None where so many checks wait that this one is refused."""
+        """Whether the password is the user's; None if this check is refused because too many wait."""
         if users.knows(user, password):
             return True
         mine = self._waiting.get(address, deque())
@@ -70,7 +70,7 @@ class PasswordChecks:
 
 
 def credentials(header: str) -> tuple[str, str] | None:
-    """User and password of a Basic Authorization header; None for anything else."""
+    """Return user and password of a Basic Authorization header; None for anything else."""
     scheme, _, encoded = header.partition(" ")
     if scheme.lower() != "basic":
         return None

@@ -1,9 +1,9 @@
 """The HTTP side of `vftrace serve`: addresses, connections, TLS, and who may read.
 
 One event loop in a thread of its own holds all connections, so a slow client costs a file descriptor, not a thread.
-The number of connections is bounded; a new one takes the place of an old one of whoever holds most, so a scraper that
-sends its request at once is served beside any number of clients that do not. HTTP/1.1 is parsed by h11; sockets and
-TLS are asyncio's; what is answered is in pages.py.
+The number of connections is bounded. A new connection replaces an old one of the address with most connections, so a
+scraper that sends its request at once is served beside any number of clients that do not. h11 parses HTTP/1.1; sockets
+and TLS are asyncio's; pages.py makes the answers.
 """
 
 import asyncio
@@ -34,14 +34,14 @@ BACKLOG = 4096
 CLIENT_SECONDS = 10
 """How long a client may take for a TLS handshake, for a request, or to read an answer."""
 IDLE_SECONDS = 75
-"""How long a connection is kept between two requests: longer than a usual scrape interval of a minute."""
+"""How long a connection is kept between two requests: longer than the usual scrape interval of a minute."""
 MAX_CONNECTIONS = 512
 WORKERS = 4
-"""Requests that are answered at the same time; others wait."""
+"""How many requests are answered at the same time; others wait."""
 SLOW_WORKERS = 2
-"""The same of pages that may take long, which scrapes never wait for."""
+"""How many requests for pages that may take long are answered at the same time; scrapes never wait for them."""
 MAX_SLOW = 16
-"""Such requests that wait or are worked on; more are refused."""
+"""How many such requests may wait or be answered; further ones are refused."""
 
 _MAX_REQUEST = 16 * 1024
 _MAX_BODY = 64 * 1024
@@ -58,11 +58,11 @@ class Answer:
     headers: list[tuple[str, str]]
     body: bytes
     file: FileBody | None = None
-    """Sent instead of `body`, and closed by whoever sends it."""
+    """A file that is sent instead of `body`; the sender closes it."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; `::` and no host mean IPv4 too. Raises VftraceError, one line, if refused."""
+    """Return a listening socket; `::` and no host mean IPv4 too. Raises VftraceError, one line, if refused."""
     try:
         if host in ("", "::") and socket.has_dualstack_ipv6():
             return socket.create_server(
@@ -77,9 +77,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def activated_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
-    """The listening sockets systemd passes (sd_listen_fds(3)), and forget that it did; usually none.
+    """Take the listening sockets that systemd passes (sd_listen_fds(3)); usually systemd passes no socket.
 
-    Raises VftraceError for what is no listening TCP socket.
+    Raises VftraceError for anything that is not a listening TCP socket.
     """
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     environ.pop("LISTEN_FDNAMES", None)
@@ -101,7 +101,7 @@ def activated_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
 
 @dataclass(eq=False, slots=True)
 class _Connection:
-    """One client's connection; `answering` while its request is worked on."""
+    """One client's connection; `answering` while its request is answered."""
 
     address: str
     task: "asyncio.Task[None]"
@@ -110,14 +110,14 @@ class _Connection:
 
 @dataclass
 class Places:
-    """Who holds the connections: at most `limit` of them."""
+    """The open connections by client address: at most `limit` of them."""
 
     limit: int = MAX_CONNECTIONS
     _by_address: dict[str, dict[_Connection, None]] = field(default_factory=dict)
     _count: int = 0
 
     def take(self, connection: _Connection) -> None:
-        """Add a connection. Where there is no place, the oldest idle one of the address with most is cut off."""
+        """Add a connection. If the limit is reached, the oldest idle connection of the address with most is closed."""
         if self._count >= self.limit:
             victim = self._victim()
             if victim is not None:
@@ -127,7 +127,7 @@ class Places:
         self._count += 1
 
     def free(self, connection: _Connection) -> None:
-        """Remove a connection; one that is not there (any more) changes nothing."""
+        """Remove a connection; an unknown connection changes nothing."""
         held = self._by_address.get(connection.address, {})
         if connection in held:
             del held[connection]
@@ -144,7 +144,7 @@ class Places:
 
 
 class Servers:
-    """The application on every socket. `config` is asked anew for each connection, so that it may change."""
+    """The application on every socket. `config` is called for each connection, so that the configuration may change."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class Servers:
         config: Callable[[], WebConfig],
         user: str | None = None,
     ) -> None:
-        """`user`: whose rights the threads that answer have, if this is root; UsageError where there is none."""
+        """`user`: the user of the threads that answer, if this is root; UsageError if the user does not exist."""
         privileges.require_user(user)
         self._user = user
         self._sockets = list(sockets)
@@ -171,17 +171,17 @@ class Servers:
 
     @property
     def urls(self) -> list[str]:
-        """Where the servers are, e.g. `http://127.0.0.1:9843`."""
+        """The URLs of the servers, e.g. `http://127.0.0.1:9843`."""
         scheme = "http" if self._config().tls is None else "https"
         addresses = [listening.getsockname()[:2] for listening in self._sockets]
         return [f"{scheme}://{_shown(host, port)}" for host, port in addresses]
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer requests."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Close the sockets; answers under way are not waited for."""
+        """Close the sockets, without waiting for unfinished answers."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -191,7 +191,7 @@ class Servers:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
-        # Clients are answered in this thread and in those that it starts.
+        # This thread and the threads that it starts answer clients.
         privileges.keep_only((), self._user)
         asyncio.set_event_loop(self._loop)
         for listening in self._sockets:
@@ -200,7 +200,7 @@ class Servers:
         self._loop.run_forever()
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
-        # One turn, in which the tasks end and their transports close.
+        # One turn of the loop, so that tasks end and their transports close.
         self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
@@ -215,12 +215,12 @@ class Servers:
             try:
                 client, address = await self._loop.sock_accept(listening)
             except OSError as error:
-                # EMFILE, ENFILE: those who hold connections give some back meanwhile.
+                # EMFILE, ENFILE: connections are closed meanwhile.
                 self._complain("a client", os.strerror(error.errno or 0))
                 await asyncio.sleep(_NO_FDS_SECONDS)
                 continue
             self._spawn(self._client(client, str(address[0])))
-            # A done accept does not yield: nobody else would be served while clients pour in.
+            # A finished accept does not yield: with many new clients no other task would run.
             await asyncio.sleep(0)
 
     async def _client(self, client: socket.socket, address: str) -> None:
@@ -242,7 +242,7 @@ class Servers:
         except ssl.SSLError as error:
             self._complain(address, f"TLS: {error.reason or error}")
         except (OSError, TimeoutError, h11.ProtocolError):
-            pass  # the client's own business: it has gone, is too slow, or speaks no HTTP
+            pass  # the client's fault: it has left, is too slow, or does not speak HTTP
         except Exception as error:
             self._complain(address, f"{type(error).__name__}: {error}")
         finally:
@@ -273,7 +273,7 @@ class Servers:
         writer: asyncio.StreamWriter,
         config: WebConfig,
     ) -> None:
-        """Answer one request after the other, until the client has enough or breaks the protocol."""
+        """Answer one request after the other, until the client closes the connection or breaks the protocol."""
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST)
         patience = CLIENT_SECONDS
         while True:
@@ -326,7 +326,7 @@ class Servers:
         future = self._loop.run_in_executor(self._slow_pool, _call, self._app, environ)
         future.add_done_callback(self._slow_is_done)
         try:
-            # A client that goes meanwhile ends its wait, not the work.
+            # If the client leaves meanwhile, only its wait ends, not the work.
             answer = await asyncio.shield(future)
         except asyncio.CancelledError:
             future.add_done_callback(_drop)
@@ -339,7 +339,8 @@ class Servers:
     async def _send_file(
         self, http: h11.Connection, writer: asyncio.StreamWriter, file: FileBody
     ) -> None:
-        """Send a file part by part; a client that does not take one within `CLIENT_SECONDS` is left."""
+        """Send a file part by part; the connection of a client that does not take a part within `CLIENT_SECONDS` is
+        closed."""
         while part := await self._loop.run_in_executor(self._slow_pool, file.read):
             data = http.send(h11.Data(data=part))
             if data:
@@ -351,7 +352,7 @@ class Servers:
             writer.write(end)
 
     def _complain(self, address: str, reason: str) -> None:
-        # Anybody can cause these: never more than one line in ten seconds.
+        # Any client can cause these lines: at most one line in ten seconds.
         now = time.monotonic()
         if now - self._complained >= _COMPLAIN_SECONDS:
             self._complained = now
@@ -359,7 +360,7 @@ class Servers:
 
 
 def _drop(future: "asyncio.Future[Answer]") -> None:
-    """Close the file of an answer that nobody waits for any more."""
+    """Close the file of an answer whose client has left."""
     if not future.cancelled() and future.exception() is None:
         file = future.result().file
         if file is not None:
@@ -367,7 +368,7 @@ def _drop(future: "asyncio.Future[Answer]") -> None:
 
 
 async def _request(http: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
-    """Read one whole request; its body, for which no page has a use, is dropped. None: the client has gone."""
+    """Read one whole request and drop its body, which no page needs. None: the client has left."""
     request: h11.Request | None = None
     body = 0
     while True:
@@ -425,7 +426,7 @@ def _call(app: App, environ: Environ) -> Answer:
 
 
 def _environ(request: h11.Request, address: str) -> Environ:
-    """Return what the application reads of a request (PEP 3333, as far as our pages and prometheus_client ask)."""
+    """Return the WSGI environment of a request (PEP 3333, as far as the pages and prometheus_client need it)."""
     path, _, query = request.target.decode("latin-1").partition("?")
     environ: MutableMapping[str, Any] = {
         "REQUEST_METHOD": request.method.decode("latin-1"),
@@ -451,7 +452,7 @@ def _line(status: HTTPStatus, *headers: tuple[str, str]) -> Answer:
 
 
 def _may_connect(writer: asyncio.StreamWriter, config: WebConfig) -> bool:
-    """Whether the client's certificate names one of `client_allowed_sans`, where the configuration requires it."""
+    """Whether the client's certificate names one of `client_allowed_sans`, if the configuration requires it."""
     if not config.allowed_sans:
         return True
     certificate = writer.get_extra_info("peercert") or {}

@@ -1,6 +1,6 @@
-"""The host's page of `vftrace serve`: its VMs, what migrates now, and the migrations that ended, as plain HTML.
+"""The host's page of `vftrace serve`: its VMs, running migrations and ended migrations, as plain HTML.
 
-It needs no script, no font and no other server. What it shows comes from a `Site`, which `commands` fills.
+The page needs no script, no font and no other server. Its data comes from a `Site`, which `commands` implements.
 """
 
 import base64
@@ -22,20 +22,20 @@ from vftrace.units import format_bytes, format_ns, format_rate
 VMS_SHOWN = 500
 MIGRATING_SHOWN = 200
 PAST_SHOWN = 200
-"""Rows of each table; a page of a host with more has their number."""
+"""How many rows each table has; of further rows the page shows their number."""
 _MIGRATING_SECONDS = 3
 _IDLE_SECONDS = 30
-"""How soon the page is loaded again."""
+"""The interval at which the browser reloads the page."""
 
 _LONGEST_UUID = 40
 
 ID = re.compile(r"[0-9a-f]{8}-[0-9]{1,10}-[0-9]{1,20}")
-"""What names a migration in an address: never a path."""
+"""The form of a migration's id in an address: never a path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A migration that ended. Durations are nanoseconds, None is not known; `kept` if there is a recording of it."""
+    """A migration that ended. Durations are nanoseconds, None is not known; `kept` if it has a recording."""
 
     id: str
     started: datetime | None
@@ -54,9 +54,10 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """What is known of this host now: `past` is newest first, `past_count` how many there are in all.
+    """The present data of this host: `past` is newest first, `past_count` the number of all ended migrations.
 
-    `recordings` names the directory of the recordings, None if migrations are not kept. `notes` are for the reader.
+    `recordings` names the directory of the recordings, None if migrations are not kept. `notes` are lines for the
+    reader.
     """
 
     host: str
@@ -72,7 +73,7 @@ class HostView:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A recording to send: `size` bytes of `file`, which whoever sends it closes."""
+    """A recording to send: `size` bytes of `file`, which the sender closes."""
 
     name: str
     file: BinaryIO
@@ -80,20 +81,20 @@ class Download:
 
 
 class Site(Protocol):
-    """What the pages about migrations are made of. Its methods may be called by several threads and may take long."""
+    """The source of the pages about migrations. Several threads may call its methods, which may take long."""
 
     def view(self) -> HostView | None:
-        """The host now; None before there is anything to look at."""
+        """Return the host now; None before there is data."""
 
     def report(self, migration: str) -> bytes | None:
-        """The HTML report of a migration by its id; None if it is not known (any more). Raises VftraceError."""
+        """Return the HTML report of a migration by its id; None if the migration is not known. Raises VftraceError."""
 
     def recording(self, migration: str) -> Download | None:
-        """The recording that a migration is kept in; None if there is none (any more)."""
+        """Return the recording of a migration; None if it has none."""
 
 
 def id_of(boot_id: str, pid: int, started_at_ns: int) -> str:
-    """The migration's name in addresses: the same in memory and in the recordings."""
+    """Return the migration's id in addresses, which is the same in memory and in the recordings."""
     boot = hashlib.sha256(boot_id.encode(errors="surrogatepass")).hexdigest()[:8]
     return f"{boot}-{max(0, pid)}-{max(0, started_at_ns)}"
 
@@ -102,7 +103,7 @@ def id_of(boot_id: str, pid: int, started_at_ns: int) -> str:
 
 
 def host_page(view: HostView | None, links: Sequence[tuple[str, str]]) -> str:
-    """The whole page; `links` are the other pages: (address, what is there)."""
+    """Return the whole page; `links` are the other pages: (address, title)."""
     if view is None:
         body = ['<p class="quiet">vftrace is starting: the probes are not attached yet.</p>']
         return _page("vftrace", _head("vftrace", None), body, links, _MIGRATING_SECONDS)
@@ -271,7 +272,8 @@ def _more(count: int, shown: int) -> Iterator[str]:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already. On a narrow screen a row becomes a block whose cells have their headings before them."""
+    """Return a table of HTML cells. On a narrow screen a row becomes a block whose cells have their headings before
+    them."""
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join(
         "<tr>"
@@ -347,4 +349,4 @@ td:last-child a{padding:6px 0}
 """
 
 STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-"""What lets the browser apply this style sheet and no other one (Content-Security-Policy)."""
+"""The hash that allows this style sheet only (Content-Security-Policy)."""

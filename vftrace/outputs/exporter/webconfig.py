@@ -1,6 +1,6 @@
-"""`--web.config.file`: TLS, client certificates and basic auth in exporter-toolkit's format.
+"""Reads `--web.config.file`: TLS, client certificates and basic auth in exporter-toolkit's format.
 
-Keys that this server cannot honour are refused, never ignored: who writes a cipher list into the
+Keys that this server cannot honour are refused, never ignored: a user who writes a cipher list into the
 file must not believe that it is in force.
 """
 
@@ -19,7 +19,7 @@ from vftrace.errors import UsageError, VftraceError
 from vftrace.units import parse_duration
 
 LOOK_SECONDS = 1.0
-"""How often the files are looked at."""
+"""How often the files are checked for changes."""
 _MAX_CACHED = 100
 _BCRYPT_HASH = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}", re.ASCII)
 _BCRYPT_LONGEST = 72
@@ -72,11 +72,11 @@ class Users:
         return bool(self._hashes)
 
     def knows(self, user: str, password: str) -> bool:
-        """Whether this password was found right before: an answer without bcrypt."""
+        """Whether this password was accepted before, without bcrypt."""
         return self._mark(user, password) in self._right
 
     def accepts(self, user: str, password: str) -> bool:
-        """Whether the password is the user's; slow on purpose, unless it is known."""
+        """Whether the password is the user's; slow on purpose, unless it was accepted before."""
         import bcrypt
 
         mark = self._mark(user, password)
@@ -94,7 +94,7 @@ class Users:
         return True
 
     def remember(self, other: "Users") -> None:
-        """Take over what another set of users found right, as far as the hashes are the same."""
+        """Take over the passwords that another set of users accepted, if the hashes are the same."""
         self._salt, self._right = other._salt, other._right
 
     def _mark(self, user: str, password: str) -> bytes:
@@ -121,7 +121,7 @@ class RateLimit:
         self._counted_ns: int | None = None
 
     def allows(self, now_ns: int) -> bool:
-        """Whether a request at this time, of a clock that never goes back, is to be answered; it then counts."""
+        """Whether a request at this time (of a monotonic clock) is allowed; if so, it counts."""
         if self._interval_ns == 0:
             return True
         if self._counted_ns is not None:
@@ -136,7 +136,7 @@ class RateLimit:
 
 @dataclass(frozen=True)
 class WebConfig:
-    """What the file sets. `tls` None: plain HTTP. `allowed_sans` empty: every verified client."""
+    """The settings of the file. `tls` None: plain HTTP. `allowed_sans` empty: every verified client."""
 
     tls: ssl.SSLContext | None = None
     allowed_sans: frozenset[str] = frozenset()
@@ -144,11 +144,11 @@ class WebConfig:
     headers: tuple[tuple[str, str], ...] = ()
     rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0, 0))
     files: tuple[Path, ...] = ()
-    """What it was read from: the file itself, certificates, keys."""
+    """The files that it was read from: the file itself, certificates, keys."""
 
 
 def read_web_config(path: Path) -> WebConfig:
-    """Read the file; VftraceError, one line, for whatever is wrong with it."""
+    """Read the file. Raises VftraceError, one line, for any error in it."""
     import yaml
 
     def complain(what: str) -> VftraceError:
@@ -196,12 +196,12 @@ def read_web_config(path: Path) -> WebConfig:
 class WebConfigFile:
     """A web configuration that follows its files: certificates are renewed without a restart.
 
-    `current` may be called for each connection: it looks at the files once a second, reads them again where one has
-    changed, and keeps what it has, with one line to `say`, while they are no good.
+    `current` may be called for each connection: it checks the files once a second and reads them again if one has
+    changed. While they are invalid it keeps the earlier configuration, with one line to `say`.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        """Raises VftraceError where the file is invalid at the start."""
+        """Raises VftraceError if the file is invalid at the start."""
         self._path = path
         self._say = say
         self._config = read_web_config(path)
@@ -209,7 +209,7 @@ class WebConfigFile:
         self._next_look = time.monotonic() + LOOK_SECONDS
 
     def current(self) -> WebConfig:
-        """The configuration as the files have it now."""
+        """Return the present configuration of the files."""
         now = time.monotonic()
         if now < self._next_look:
             return self._config
@@ -229,7 +229,7 @@ class WebConfigFile:
 
 
 def _signature(files: tuple[Path, ...]) -> tuple[tuple[int, int, int] | None, ...]:
-    """Return what changes with the files: of each its inode, size and time of change."""
+    """Return the inode, size and time of change of each file."""
     return tuple(_file_signature(file) for file in files)
 
 

@@ -1,7 +1,7 @@
-"""The contents of a log line: a message and its fields, made from a migration. Pure.
+"""Makes the contents of a log line from a migration: a message and its fields. Pure.
 
-Values are those of the report; None is not known. Text of a command line is cut, but not yet escaped: how a value is
-escaped depends on the format (`formats`).
+Values are those of the report; None is not known. Text of a command line is cut, but not yet escaped: the format
+(`formats`) decides how a value is escaped.
 """
 
 import logging
@@ -17,14 +17,14 @@ from vftrace.outputs.text.calls import top_calls
 
 Value = str | int | bool | None
 FileOf = Callable[[Migration], Path | None]
-"""Finds the recording that a migration is kept in; None where it is not kept."""
+"""A function that returns the recording of a migration; None without one."""
 
 BEGAN = "migration began"
 ENDED = "migration ended"
 NOT_LOGGED = "migrations not logged one by one"
 
 LONGEST_TEXT = 256
-"""Characters of a name or a path: argv has no limit that a log could live with."""
+"""The longest name or path in characters: argv has no limit that suits a log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Entry:
 
 
 def began(m: Migration, clock: ClockSamples) -> Entry:
-    """The line of a migration that began. Its recording is not named: at the end it gets another name."""
+    """Return the line of a migration that began. Its recording is not named, because its name changes at the end."""
     return Entry(logging.INFO, BEGAN, {"time": _time(clock, m.started_at_ns), **_who(m)})
 
 
 def ended(m: Migration, clock: ClockSamples, file: Path | None) -> Entry:
-    """The line of a migration that ended: a warning if it failed. Durations are nanoseconds."""
+    """Return the line of a migration that ended: a warning if it failed. Durations are nanoseconds."""
     at_ns = m.ended_at_ns
     fields: dict[str, Value] = {
         "time": None if at_ns is None else _time(clock, at_ns),
@@ -64,7 +64,7 @@ def ended(m: Migration, clock: ClockSamples, file: Path | None) -> Entry:
 
 
 def iso_time(at: datetime) -> str:
-    """`2026-02-03T04:05:06.789Z` of a time in UTC."""
+    """Format a time in UTC as `2026-02-03T04:05:06.789Z`."""
     return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03}Z"
 
 
@@ -85,7 +85,7 @@ def _who(m: Migration) -> dict[str, Value]:
 
 
 def _peer(m: Migration) -> str | None:
-    """The other side: its process on this host, else the address that the source sends to."""
+    """Return the other side: its process on this host, else the address to which the source sends."""
     if m.peer_pid is not None:
         return f"pid-{m.peer_pid}"
     return _text(m.channel.peer)

@@ -1,6 +1,7 @@
 """A log entry as a line of text, as JSON, or as a datagram for systemd's journal. Pure.
 
-Names come from the command lines of VMMs: no format lets one end the line, steer the terminal or add a field.
+Names come from the command lines of VMMs: in no format can a name end the line, send control characters to a terminal
+or add a field.
 """
 
 import json
@@ -17,7 +18,7 @@ MESSAGE_IDS = {
     ENDED: "8904204b6a9e4ef28e15a33d6c79f869",
     NOT_LOGGED: "ace11517dc7c4e9eaad25babcc0b21ad",
 }
-"""What `journalctl MESSAGE_ID=` finds these lines by. They never change."""
+"""The ids of these lines for `journalctl MESSAGE_ID=`. They never change."""
 
 _BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:/@+,[]#%~-")
 
@@ -31,25 +32,25 @@ def level_name(level: int) -> str:
 
 
 def text_line(entry: Entry) -> str:
-    """`migration ended time=... name=... downtime=12.3ms`: what is not known, or not the case, is left out."""
+    """`migration ended time=... name=... downtime=12.3ms`: unknown and false values are left out."""
     shown = (_text_field(key, value) for key, value in _said(entry))
     return " ".join((_printable(entry.message), *shown))
 
 
 def json_line(entry: Entry, now: datetime) -> str:
-    """One JSON object of ASCII characters; `time` is the event's, else that of the line."""
+    """Return one JSON object of ASCII characters; `time` is the event's, else that of the line."""
     document: dict[str, Value] = {
         "time": iso_time(now.astimezone(UTC)),
         "level": level_name(entry.level),
         "msg": entry.message,
     }
     known = {key: value for key, value in entry.fields.items() if key != "time" or value}
-    # Escapes all but ASCII: what it prints is harmless to a terminal too.
+    # Escape everything but ASCII, so that the line is harmless to a terminal too.
     return json.dumps(document | known, ensure_ascii=True)
 
 
 def journal_datagram(entry: Entry) -> bytes:
-    """The entry in the journal's native protocol, with a field of its own for each value that is known."""
+    """Return the entry in the journal's native protocol, with a field for each known value."""
     fields: dict[str, str] = {
         "MESSAGE": text_line(entry),
         "PRIORITY": str(_priority(entry.level)),
@@ -71,7 +72,7 @@ def _journal_fields(fields: Mapping[str, str]) -> Iterable[bytes]:
     for key, value in fields.items():
         data = value.encode(errors="replace")
         if b"\n" in data:
-            # A value with a newline goes with its length before it: it cannot begin a field of its own.
+            # A value with a newline is sent with its length before it, so that it cannot begin another field.
             yield key.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
         else:
             yield key.encode() + b"=" + data + b"\n"
@@ -98,7 +99,7 @@ def _quoted(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Control characters, line ends and marks that change the direction of writing as `\\u202e`."""
+    """Return a text with control characters, line ends and marks that change the direction of writing as `\\u202e`."""
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 

@@ -1,6 +1,6 @@
-"""Where log lines go: standard error, or systemd's journal if standard error is connected to it.
+"""Writes log lines to standard error, or to systemd's journal if standard error is connected to it.
 
-A line is never waited for: whoever does not read standard error loses lines, which are counted, and stops nothing.
+Writing never waits: if nobody reads standard error, lines are lost and counted, and tracing continues.
 """
 
 import logging
@@ -80,8 +80,8 @@ class Journal:
 def configure(
     form: Format = "text", level: str = "info", environ: Mapping[str, str] = os.environ
 ) -> None:
-    """Let vftrace's log go to standard error in this format; called again it replaces what was set before."""
-    # Of a terminal the stream of the moment: the live view holds back what is printed while it draws.
+    """Send vftrace's log to standard error in this format; a later call replaces the format."""
+    # For a terminal use the present stream: the live view holds back lines while it draws.
     stream = None if sys.stderr.isatty() else sys.stderr
     journal = JOURNAL_SOCKET if is_journal(sys.stderr, environ) else None
     LOGGER.handlers = [Handler(form, stream, journal)]

@@ -1,4 +1,4 @@
-"""How many log lines migrations may cause: first by process, then in all; what is not logged is counted. Pure."""
+"""Limits the log lines of migrations, by process and in total; lines that are not logged are counted. Pure."""
 
 from collections import Counter
 from dataclasses import field
@@ -7,18 +7,18 @@ from vftrace.dataclass import dataclass
 
 WINDOW_NS = 60_000_000_000
 PER_PROCESS = 20
-"""Lines of one process in a window: more than anybody migrates a VM for a purpose."""
+"""The most lines of one process in a window: no useful VM migrates more often."""
 ALWAYS = 2
-"""Lines of one process in a window that others cannot take from it: a migration's beginning and end."""
+"""The lines of one process in a window that are always allowed: a migration's beginning and end."""
 IN_ALL = 1000
-"""Lines in a window, beyond those that each process always has: a host that is evacuated stays below."""
+"""The most lines in a window beyond those: the evacuation of a host needs fewer."""
 MAX_PROCESSES = 5000
-"""Processes that are counted separately in a window; further ones are counted together."""
+"""How many processes are counted separately in a window; further ones are counted together."""
 
 
 @dataclass(slots=True)
 class Window:
-    """One process's lines since the window began; `more` counts by word what was not logged."""
+    """One process's lines since the window began; `more` counts by word the lines that were not logged."""
 
     who: str | None
     lines: int = 0
@@ -53,9 +53,10 @@ class Limit:
         return True
 
     def over(self, now_ns: int, *, finish: bool = False) -> list[Window]:
-        """The windows that had more than was logged, once the minute is over; the next line begins a new one.
+        """Return the windows with lines that were not logged, once the minute is over; the next line begins a new
+        window.
 
-        Of many only the first 20 come one by one; the others are added up.
+        Only the first 20 are returned one by one; the others are added up.
         """
         since = self._since_ns
         if since is None or (now_ns - since < WINDOW_NS and not finish):

@@ -1,4 +1,4 @@
-"""Follows snapshots and gives a log entry for each migration that began and each that ended. No I/O."""
+"""Makes a log entry of snapshots for each migration that began and each that ended. No I/O."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from vftrace.outputs.log.limit import Limit, Window
 
 
 class MigrationLog:
-    """The entries of what happened between two calls of `update`.
+    """Makes the entries of the time between two calls of `update`.
 
     A migration's end is logged once it has settled (a second after it), so that its outcome is final.
     """
@@ -21,15 +21,15 @@ class MigrationLog:
     def __init__(self, file_of: FileOf = lambda _: None) -> None:
         self._file_of = file_of
         self._logged: dict[figures.Identity, bool] = {}
-        """Migrations whose beginning was logged, and whether their end was."""
+        """The migrations whose beginning was logged, and whether their end was logged."""
         self._limit = Limit()
 
     def update(
         self, snapshot: Snapshot, now_ns: int, *, trace_ended: bool = False
     ) -> Iterator[Entry]:
-        """Compare with what was logged; `trace_ended` as of `settled`."""
+        """Yield entries for changes since the last call; `trace_ended` as in `settled`."""
         before = self._logged
-        # What began as a destination is not begun again when the source is found on this host too.
+        # A destination whose source is later found on this host does not begin again.
         destinations = {pid for side, pid, _ in before if side == Role.DESTINATION}
         self._logged = {}
         for m in sorted(snapshot.migrations, key=lambda m: m.started_at_ns):
@@ -62,7 +62,7 @@ def _made(m: Migration, make: Callable[[], Entry]) -> Iterator[Entry]:
     try:
         yield make()
     except Exception as error:
-        # One line that cannot be made leaves the others.
+        # An error in one line does not affect the others.
         pids = [pid for pid in (m.pid, m.peer_pid) if pid is not None]
         FAULTS.contained(Where.LOG, error, f"a migration of pid {m.pid} is not logged", pids)
 

@@ -1,4 +1,4 @@
-"""Two migrations side by side, checkpoint by checkpoint."""
+"""Compares two migrations side by side, checkpoint by checkpoint."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,7 +21,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of both. `unit` is ns, bytes, bytes/s or count; `difference` is b - a, null where one is."""
+    """One figure of both migrations. `unit` is ns, bytes, bytes/s or count; `difference` is b - a, null if one figure
+    is null."""
 
     name: str
     unit: str
@@ -42,7 +43,7 @@ class Comparison:
 
 
 def compare(a: MigrationReport, b: MigrationReport) -> Comparison:
-    """Return every figure that either has. Durations in ns."""
+    """Return every figure that one of the migrations has. Durations in ns."""
     return Comparison(
         a=a,
         b=b,
@@ -60,7 +61,7 @@ def compare(a: MigrationReport, b: MigrationReport) -> Comparison:
 def pairs_of(
     a: Sequence[MigrationReport], b: Sequence[MigrationReport]
 ) -> list[tuple[MigrationReport, MigrationReport]]:
-    """Which migrations are compared with each other: attempts of one UUID in order, then what is left in order."""
+    """Return the pairs to compare: attempts of one UUID in order, then the remaining migrations in order."""
     left_a, left_b = list(a), list(b)
     pairs = []
     for first in a:
@@ -108,7 +109,7 @@ def verdict(found: Comparison) -> str:
     if a == b:
         return f"{said}: no difference"
     said += f", {_difference(b - a, 'ns')}"
-    # A step that only one has passed counts as none in the other: `held`, say.
+    # A step that only one migration has, such as `held`, counts as 0 in the other.
     steps = [(row, (row.b or 0) - (row.a or 0)) for row in found.checkpoints]
     largest, by = max(steps, key=lambda step: abs(step[1]))
     unsure = sum(each.uncertainty_ns or 0 for each in (found.a, found.b))
@@ -182,7 +183,7 @@ def _rounds(m: Migration) -> int | None:
 
 def _phases(a: Migration, b: Migration) -> list[Row]:
     both = [_durations(a), _durations(b)]
-    # In the order of a; what only b has comes where b has it.
+    # In the order of a; rows that only b has are inserted at their place in b.
     names = list(both[0])
     for index, name in enumerate(both[1]):
         if name not in names:
@@ -192,7 +193,7 @@ def _phases(a: Migration, b: Migration) -> list[Row]:
 
 
 def _durations(m: Migration) -> dict[str, int | None]:
-    """Without the destination's `running`, which ends with the VM."""
+    """Return the durations of phases without the destination's `running`, which ends with the VM."""
     return {
         f"{p.role} {p.name}": None if p.end_at_ns is None else p.end_at_ns - p.start_at_ns
         for p in m.phases
@@ -224,5 +225,5 @@ def _percent(row: Row) -> str:
     percent = 100 * row.difference / row.a
     if abs(percent) < 0.5:
         return "0%" if row.difference == 0 else "<1%"
-    # Beyond ten times as much, percents say less than the figures do.
+    # Beyond ten times as much, a percentage is less clear than the figures.
     return f"{percent:+.0f}%" if abs(percent) < 1000 else f"×{(row.b or 0) / row.a:.0f}"

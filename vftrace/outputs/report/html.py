@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no scripts, no fonts, no network."""
+"""Renders the report as one HTML file without scripts, fonts or network access."""
 
 from collections.abc import Iterator, Sequence
 
@@ -33,7 +33,7 @@ from vftrace.units import format_bytes, format_ns, format_rate
 
 
 def render_html(report: Report) -> str:
-    """The whole page."""
+    """Return the whole page."""
     names = ", ".join(dict.fromkeys(host.name for host in report.hosts))
     body = [
         f"<header><h1>Live migration on {escape(names)}</h1>",
@@ -90,7 +90,7 @@ def _outcome(m: Migration) -> str:
 
 
 def _section(number: int, found: MigrationReport) -> Sequence[str]:
-    """A migration, or why it could not be drawn: the others are drawn anyway."""
+    """Return a migration's section, or why it could not be drawn: the others are still drawn."""
     try:
         return tuple(_migration(number, found))
     except Exception as error:
@@ -176,18 +176,18 @@ _CHARACTER = 7.0
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """From times to the drawing's coordinates."""
+    """Maps times to the drawing's coordinates."""
 
     start_ns: int
     end_ns: int
 
     def x(self, at_ns: int) -> float:
-        """Left edge at the start, right edge at the end."""
+        """Return the x coordinate of a time: the left edge is the start, the right edge the end."""
         length = max(1, self.end_ns - self.start_ns)
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (at_ns - self.start_ns) / length
 
     def axis(self, y: float) -> Iterator[str]:
-        """Ticks at round times, measured from the start, with lines upward to the lanes."""
+        """Yield ticks at round times, measured from the start, with lines upward to the lanes."""
         step = _step(max(1, self.end_ns - self.start_ns) / 8)
         at = 0
         while self.start_ns + at <= self.end_ns:
@@ -200,7 +200,7 @@ class _Scale:
 
 
 def _step(least: float) -> int:
-    """1, 2 or 5 times a power of ten, not smaller."""
+    """Return the next number that is 1, 2 or 5 times a power of ten, and not smaller."""
     step = 1
     while True:
         for factor in (1, 2, 5):
@@ -255,7 +255,7 @@ def _lane(lane: Lane, scale: _Scale, y: float, height: float = _LANE) -> Iterato
 
 def _slice(lane: Lane, part: Slice, scale: _Scale, y: float, height: float) -> str:
     x = scale.x(part.start_ns)
-    # What is too short to see is drawn a pixel wide: it happened.
+    # A slice that is too short to see is drawn a pixel wide.
     width = max(1.5, scale.x(part.end_ns) - x)
     took = format_ns(part.end_ns - part.start_ns)
     shown = next(
@@ -275,7 +275,7 @@ def _slice(lane: Lane, part: Slice, scale: _Scale, y: float, height: float) -> s
 
 
 def _colour(kind: str, name: str) -> str:
-    """The CSS class of a slice: states of the same meaning look the same in every lane."""
+    """Return the CSS class of a slice: states of the same meaning look the same in every lane."""
     if kind == "rounds":
         return "c3"
     return _COLOURS.get(name, "c0")
@@ -321,7 +321,7 @@ _COLOURS: dict[str, str] = {
 
 
 def _counter(counter: Counter, scale: _Scale, y: float) -> Iterator[str]:
-    """Filled down to the base line: rates as steps, totals as lines between what is known of them."""
+    """Draw a counter as a filled area: rates as steps, totals as lines between known values."""
     largest = max(value for _, value in counter.values)
     base = y + _COUNTER
     shown = _value(largest, counter.unit)
@@ -361,7 +361,7 @@ def _blackout_table(m: Migration) -> str:
 
 
 def _calls(m: Migration) -> Iterator[str]:
-    """Yield what took each step, and all calls of the blackout."""
+    """Yield the causes of each step, and all calls of the blackout."""
     calls = m.calls
     if calls is None or not calls.steps:
         return
@@ -391,7 +391,7 @@ def _calls(m: Migration) -> Iterator[str]:
 
 
 def _brownout(m: Migration) -> Iterator[str]:
-    """How slow the guest was, and why."""
+    """Yield how slow the guest was, and why."""
     b = m.brownout
     if b is None:
         return
@@ -417,7 +417,7 @@ def _round_trips(found: MigrationReport) -> Iterator[str]:
 
 
 def _advice(found: MigrationReport) -> Iterator[str]:
-    """Yield what to change, with its evidence and what to expect of it."""
+    """Yield each advice with its evidence and its expected effect."""
     given = advise(found)
     if given:
         yield f"<h3>{TITLE}</h3>"
@@ -467,7 +467,7 @@ def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    """Cells are HTML already."""
+    """Return a row of HTML cells."""
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 

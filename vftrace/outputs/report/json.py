@@ -24,7 +24,7 @@ SCHEMA = 1
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """The whole report. Integers are nanoseconds or counts, None is not known."""
+    """Return the whole report. Integers are nanoseconds or counts, None is not known."""
     return {
         "schema": SCHEMA,
         "hosts": [host_json(host) for host in report.hosts],
@@ -33,7 +33,7 @@ def report_json(report: Report) -> dict[str, Any]:
 
 
 def host_json(host: HostReport) -> dict[str, Any]:
-    """One host between two boots, with its clock samples and its virtual functions."""
+    """Return one host between two boots, with its clock samples and its virtual functions."""
     snapshot = host.snapshot
     return {
         "name": host.name,
@@ -55,10 +55,10 @@ def host_json(host: HostReport) -> dict[str, Any]:
 
 
 def state_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
-    """Return all that is known at `at_ns`, as `vftrace top --json` prints it.
+    """Return the state at `at_ns`, as `vftrace top --json` prints it.
 
-    Migrations are those of `report --format json`, except that `outcome` is null while one runs, and
-    with the `phase` it is in and its `blackout_ns` so far. Times are CLOCK_BOOTTIME nanoseconds.
+    Migrations are as in `report --format json`, except that `outcome` is null while a migration runs; in addition
+    they have the present `phase` and `blackout_ns` so far. Times are CLOCK_BOOTTIME nanoseconds.
     """
     report = report_json(live_report(host, snapshot))
     migrations = []
@@ -95,7 +95,7 @@ def state_json(host: HostInfo, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _now(migration: Migration, at_ns: int) -> tuple[str | None, int | None]:
-    """The phase that a migration is in, and its blackout so far."""
+    """Return the present phase of a migration, and its blackout so far."""
     try:
         phase = figures.current_phase(migration) if migration.outcome is None else None
         stop = figures.blackout(migration, at_ns)
@@ -109,7 +109,7 @@ def _now(migration: Migration, at_ns: int) -> tuple[str | None, int | None]:
 
 
 def vf_json(life: VfHistory) -> dict[str, Any]:
-    """Return what is known of a virtual function; `states`, `changes` and `messages` hold the latest."""
+    """Return a virtual function; `states`, `changes` and `messages` have the latest entries."""
     return {
         "pf": life.pf,
         "vf": life.vf,
@@ -148,7 +148,7 @@ def vf_json(life: VfHistory) -> dict[str, Any]:
 
 
 def _contained_json(found: MigrationReport) -> dict[str, Any]:
-    """`migration_json`; one that cannot be written stands without its figures."""
+    """Do `migration_json`; if it fails, return the migration without figures."""
     try:
         return migration_json(found)
     except Exception as error:
@@ -167,7 +167,7 @@ def _contained_json(found: MigrationReport) -> dict[str, Any]:
 
 
 def migration_json(found: MigrationReport) -> dict[str, Any]:
-    """One migration; its times are on the clock of `host`."""
+    """Return one migration; its times are on the clock of `host`."""
     m = found.migration
     return {
         "vm": {"uuid": m.uuid, "name": m.name, "pid": m.pid},
@@ -301,7 +301,7 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
 
 
 def _brownout(b: Brownout) -> dict[str, Any]:
-    """Speeds and shares are parts of one. `state_ns` has the time of all vCPUs together."""
+    """Return the brownout. Speeds and shares are parts of one. `state_ns` has the sum of all vCPUs' times."""
     total, waits = b.total, b.waits
     return {
         "guest_speed": b.speed,
@@ -346,7 +346,7 @@ def _brownout(b: Brownout) -> dict[str, Any]:
 
 
 def _round_trips(trips: ServiceRoundTrips) -> dict[str, Any]:
-    """Each part is null where the ping surely sent no probe in it."""
+    """Return the round trips. A part is null if the ping certainly sent no probe in it."""
     return {name: None if part is None else asdict(part) for name, part in trips.parts()}
 
 
@@ -355,7 +355,7 @@ def _states(span: VcpuSpan) -> dict[str, int]:
 
 
 def _waits(waits: FaultWaits) -> dict[str, Any]:
-    """Entry i of `buckets` counts the waits shorter than 2**i us."""
+    """Return waits. Entry i of `buckets` counts the waits shorter than 2**i us."""
     return {
         "count": waits.count,
         "ns": waits.ns,
@@ -367,7 +367,7 @@ def _waits(waits: FaultWaits) -> dict[str, Any]:
 
 
 def _calls(calls: BlackoutCalls) -> dict[str, Any]:
-    """Return what took each step: causes of a step add up to it. `totals` are the calls that took longest."""
+    """Return the causes of each step, which add up to its time. `totals` are the calls that took longest."""
     return {
         "named_ns": calls.named_ns,
         "missed": calls.missed,
@@ -389,7 +389,7 @@ def _calls(calls: BlackoutCalls) -> dict[str, Any]:
 
 
 def _outage(outage: Outage) -> dict[str, Any]:
-    """Times are on the clock of the migration's; `seen_on` is null for what the hosts did not see."""
+    """Return the outage. Times are on the migration's clock; `seen_on` is null for spans without a reason."""
     return {
         "start_at_ns": outage.start_at_ns,
         "ns": outage.ns,

@@ -1,6 +1,6 @@
-"""Migrations and virtual functions as a trace for Perfetto's UI (ui.perfetto.dev): tracks, slices, counters.
+"""Makes a trace for Perfetto's UI (ui.perfetto.dev) of migrations and virtual functions: tracks, slices, counters.
 
-Made with the messages of Perfetto's own Python package (extra `perfetto`).
+It uses the messages of Perfetto's own Python package (extra `perfetto`).
 """
 
 import hashlib
@@ -27,20 +27,20 @@ Arguments = Mapping[str, Value]
 
 @dataclass(frozen=True, slots=True)
 class PerfettoTrace:
-    """A serialised `perfetto.protos.Trace`; `left_out` names what is not in it because it could not be written."""
+    """A serialised `perfetto.protos.Trace`; `left_out` names the parts that could not be written."""
 
     data: bytes
     left_out: tuple[str, ...]
 
 
 def perfetto_trace(report: Report) -> PerfettoTrace:
-    """A track for each migration, with its lanes and counters, and for each virtual function: states and messages.
+    """Return a trace with a track for each migration (lanes and counters) and each virtual function (states, messages).
 
-    Times are CLOCK_BOOTTIME of the first host; another host's are laid beside it by the wall clocks.
-    Raises MachineError, saying what to install, where the extra is missing.
+    Times are CLOCK_BOOTTIME of the first host; times of other hosts are mapped to it by the wall clocks.
+    Raises MachineError, which names the package to install, if the extra is missing.
     """
     try:
-        # The package comes without types.
+        # The package has no types.
         pb2 = import_module("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
     except ImportError as error:
         raise MachineError(
@@ -49,7 +49,8 @@ def perfetto_trace(report: Report) -> PerfettoTrace:
     trace: Any = pb2.Trace()
     left_out = []
     for what, write in _parts(report):
-        # Each into a trace of its own: a time that no packet can hold, as damaged recordings have, spoils one part.
+        # Write each part into its own trace, so that a time that no packet can hold (damaged recordings) spoils one
+        # part only.
         part = pb2.Trace()
         try:
             write(_Writer(pb2, part))
@@ -65,7 +66,7 @@ def perfetto_trace(report: Report) -> PerfettoTrace:
 
 
 def _parts(report: Report) -> Iterator[tuple[str, "Callable[[_Writer], None]"]]:
-    """Yield what the trace is made of: for each part its name, and what writes it."""
+    """Yield the parts of the trace: for each part its name, and the function that writes it."""
     first = report.hosts[0] if report.hosts else None
     if first is not None and first.snapshot.clock:
         at, offset, _ = first.snapshot.clock[0]
@@ -94,7 +95,7 @@ def _write_vf(
 
 
 def _shift(host: HostReport, first: HostReport | None, at_ns: int) -> int:
-    """How much more the first host's CLOCK_BOOTTIME showed when this one's showed `at_ns`, by their wall clocks."""
+    """Return the first host's CLOCK_BOOTTIME minus this host's at `at_ns`, by their wall clocks."""
     if first is None or host is first:
         return 0
     realtime = figures.realtime_ns(host.snapshot.clock, at_ns)
@@ -114,7 +115,7 @@ class _Writer:
         return packet
 
     def clock(self, at_ns: int, offset_ns: int) -> None:
-        """Write what ties boot time to the time of day."""
+        """Write the snapshot that relates boot time to the time of day."""
         packet = self._packet()
         clocks = self._pb2.ClockSnapshot.Clock
         packet.timestamp = at_ns
@@ -124,7 +125,7 @@ class _Writer:
         snapshot.primary_trace_clock = self._pb2.BUILTIN_CLOCK_BOOTTIME
 
     def migration(self, number: int, found: MigrationReport, shift: int) -> None:
-        """A parent track with the lanes and counters of one migration below it."""
+        """Write a parent track with the lanes and counters of one migration below it."""
         line = timeline_of(found)
         outcome = found.migration.outcome or Outcome.UNKNOWN
         parent = self._track(f"{number}", None, f"migration {line.title}, {outcome}")
@@ -135,7 +136,7 @@ class _Writer:
             self._counter(track, counter, shift)
 
     def vf(self, host: HostReport, life: VfHistory, shift: int) -> None:
-        """A parent track with the states and the messages of one virtual function below it."""
+        """Write a parent track with the states and the messages of one virtual function below it."""
         path = f"{host.boot_id}/{life.pf}/{life.vf}"
         name = figures.printable(f"VF {life.vf} of {life.pf} on {host.name}")
         parent = self._track(path, None, name)
@@ -194,8 +195,8 @@ class _Writer:
 
 
 def _exchanges(messages: Sequence[Message]) -> Iterator[tuple[int, int | None, str, Arguments]]:
-    """Messages, each with begin, end, name and arguments: a request and its answer are one; the end is None for
-    what is neither or has no answer."""
+    """Yield messages, each with begin, end, name and arguments: a request and its answer are one entry; the end is None
+    for a message without an answer."""
     waiting: Message | None = None
     for message in messages:
         if message.latency_ns is not None:

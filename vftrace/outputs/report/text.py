@@ -1,4 +1,4 @@
-"""The report as text: what set the downtime first, then each migration with its figures."""
+"""Renders the report as text: first the cause of the downtime, then each migration with its figures."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -55,9 +55,9 @@ NAME_WIDTH = 22
 
 
 def render_report(report: Report, *, ascii: bool) -> RenderableType:  # noqa: A002
-    """The whole report for rich's console; its first line names what set the downtime.
+    """Return the whole report for rich's console; its first line names the cause of the downtime.
 
-    `ascii` forces what is also done where the console's encoding cannot do better. Unknown figures are shown
+    `ascii` draws with ASCII characters, as on a console whose encoding has no others. Unknown figures are shown
     as `-`.
     """
     return _Text(report, ascii)
@@ -94,7 +94,7 @@ class _Text:
             yield from part
 
     def _host(self, host: HostReport, g: Glyphs) -> Iterator[RenderableType]:
-        """Yield what its trace lacks, then where and how it was traced."""
+        """Yield the losses of a host's trace, then where and how it was traced."""
         name, snapshot = clean(host.name, g), host.snapshot
         several = len(self.report.hosts) > 1
         for warning in losses(snapshot):
@@ -109,7 +109,8 @@ class _Text:
 
 
 def first_line(report: Report, g: Glyphs) -> str:
-    """Return what set the downtime; of several migrations how they ended, and which of them had the longest one."""
+    """Return the cause of the downtime; of several migrations, their outcomes, and the one with the longest
+    downtime."""
     found = report.migrations
     if not found:
         if report.pings:
@@ -129,7 +130,7 @@ def first_line(report: Report, g: Glyphs) -> str:
 
 
 def _summary(found: Sequence[MigrationReport]) -> str:
-    """Return how many migrations there are, of how many VMs, and how they ended."""
+    """Return the number of migrations and of VMs, and the outcomes."""
     migrations = [each.migration for each in found]
     vms = len({m.uuid or (m.pid, m.peer_pid) for m in migrations})
     ends = Counter(_ended(m) for m in migrations)
@@ -138,7 +139,7 @@ def _summary(found: Sequence[MigrationReport]) -> str:
 
 
 def _ended(m: Migration) -> str:
-    """Return how a migration ended, with its kind where it is not a move."""
+    """Return how a migration ended, with its kind if it is not a move."""
     if m.kind != Kind.MOVE and m.outcome == Outcome.COMPLETED:
         return {Kind.SAVE: "saved", Kind.LOAD: "loaded"}[m.kind]
     kind = "" if m.kind == Kind.MOVE else f"{m.kind} "
@@ -168,7 +169,7 @@ def _overview(report: Report, g: Glyphs) -> RenderableType:
 
 
 def render_vfs(snapshot: Snapshot, width: int, g: Glyphs) -> Iterator[RenderableType]:
-    """The virtual functions of a host, if any sent a mailbox message."""
+    """Yield the virtual functions of a host, if any sent a mailbox message."""
     part = list(vfs_part(snapshot.vfs, snapshot, width, g))
     if part:
         yield Text()
@@ -180,7 +181,7 @@ def render_vfs(snapshot: Snapshot, width: int, g: Glyphs) -> Iterator[Renderable
 def render_migration(
     found: MigrationReport, report: Report, width: int, g: Glyphs
 ) -> Iterator[RenderableType]:
-    """One migration: verdict, blackout, advice, brownouts, phases, devices, rounds, outage."""
+    """Yield one migration: verdict, blackout, advice, brownouts, phases, devices, rounds, outage."""
     m, now = found.migration, found.host.snapshot.at_ns
     for warning in found.warnings:
         yield Text(f"! {warning}", WARNING)
@@ -250,7 +251,7 @@ def _facts(found: MigrationReport, report: Report, g: Glyphs) -> Iterator[tuple[
 
 
 def _hosts(found: MigrationReport, g: Glyphs) -> str:
-    """Return which process on which host was which side."""
+    """Return the process and the host of each side."""
     m, here = found.migration, clean(found.host.name, g)
     if found.peer is None:
         return f"{m.role} pid {m.pid} on {here}, the other side is not in these recordings"

@@ -1,4 +1,4 @@
-"""A migration as lanes of intervals and as counters: what the drawn and the exported timelines share."""
+"""Makes a timeline of a migration, lanes of intervals and counters, for the drawn and the exported timelines."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """Values by time. `unit` is `bytes` for totals so far, or `bytes/s` and `%` for what holds until the next."""
+    """Values by time. `unit` is `bytes` for totals so far, or `bytes/s` and `%` for values that hold until the next."""
 
     title: str
     unit: str
@@ -50,9 +50,9 @@ class Timeline:
 
 
 def timeline_of(found: MigrationReport) -> Timeline:
-    """The timeline of a migration, on the clock of its host.
+    """Return the timeline of a migration, on the clock of its host.
 
-    The destination's `running` and what has no end are drawn to the end of everything else.
+    The destination's `running` and intervals without an end are drawn to the end of everything else.
     """
     m = found.migration
     start, end = m.started_at_ns, _end(found)
@@ -93,7 +93,7 @@ def _vcpus(m: Migration, start: int, end: int) -> Iterator[Slice]:
     times = m.downtime.times
     stopped, running = times.get(Checkpoint.VCPUS_STOPPED), times.get(Checkpoint.VCPUS_RUNNING)
     if m.role == Role.DESTINATION:
-        # What ran before is on the other host.
+        # The time before is on the other host.
         if running is not None:
             yield Slice("running", running, end)
         return
@@ -126,12 +126,12 @@ def _rounds(m: Migration) -> Iterator[Slice]:
 
 
 def _device(device: DeviceUse) -> str:
-    """QEMU's id, which is short and the same on both sides, else the address."""
+    """Return QEMU's id, which is short and the same on both sides, else the address."""
     return figures.printable(f"{device.id or device.address} ({device.role})")
 
 
 def _states(device: DeviceUse, begin: int, end: int) -> Iterator[Slice]:
-    """Count from the migration's begin on: the state it was in before may be days old."""
+    """Yield the states from the migration's beginning on: the state before may be days old."""
     until = end
     slices = []
     for state in reversed(device.states):
@@ -143,11 +143,11 @@ def _states(device: DeviceUse, begin: int, end: int) -> Iterator[Slice]:
 
 
 MAX_VCPUS = 32
-"""vCPUs that are drawn, of both sides."""
+"""How many vCPUs are drawn, of both sides."""
 
 
 def _each_vcpu(m: Migration) -> Iterator[Lane]:
-    """A lane for each vCPU: the state that it was in most, of pieces of at least 100 ms."""
+    """Yield a lane for each vCPU: the most frequent state in pieces of at least 100 ms."""
     for use in m.brownout.vcpus[:MAX_VCPUS] if m.brownout is not None else ():
         number = f"thread {use.thread}" if use.number is None else str(use.number)
         yield Lane("vcpu", f"{use.side} vCPU {number}", tuple(_mostly(use.spans)))
@@ -168,11 +168,12 @@ def _mostly(spans: tuple[VcpuSpan, ...]) -> Iterator[Slice]:
 
 
 MAX_THREADS = 32
-"""Threads that are drawn: those that did most."""
+"""How many threads are drawn: those with most call time."""
 
 
 def _threads(m: Migration) -> Iterator[Lane]:
-    """A lane for each thread with calls in the blackout. Several short calls are drawn from the first to the last."""
+    """Yield a lane for each thread with calls in the blackout. Several short calls are drawn from the first to the
+    last."""
     threads: dict[tuple[str, int, str], list[CallSpan]] = {}
     for span in m.calls.spans if m.calls is not None else ():
         threads.setdefault((span.side, span.tid, span.thread), []).append(span)
@@ -183,7 +184,7 @@ def _threads(m: Migration) -> Iterator[Lane]:
 
 
 def _calls(spans: list[CallSpan]) -> Iterator[Slice]:
-    """Slices that follow each other: a wait for a CPU inside a call is cut out of it."""
+    """Yield consecutive slices: a wait for a CPU inside a call is cut out of it."""
     at = 0
     for span in sorted(spans, key=lambda span: (span.start_ns, span.end_ns)):
         start = max(at, span.start_ns)
@@ -196,7 +197,7 @@ def _calls(spans: list[CallSpan]) -> Iterator[Slice]:
 
 
 def _vf_title(vf: VfUse) -> str:
-    """Name it with its side: both hosts' cards may have one address."""
+    """Return a VF's title with its side: both hosts' cards may have the same address."""
     return figures.printable(f"VF {vf.vf} of {vf.pf} ({vf.role})")
 
 
@@ -215,7 +216,7 @@ def _speed(m: Migration) -> Iterator[Counter]:
 
 def _counters(m: Migration, end: int) -> Iterator[Counter]:
     yield from _speed(m)
-    # A round finds what was dirtied since the one before: the rate holds from there.
+    # A round finds the pages dirtied since the round before: the rate holds from there.
     counted = {id(round_): since for since, round_ in figures.counted_rounds(m)}
     rates = [
         (counted[id(round_)], rate)

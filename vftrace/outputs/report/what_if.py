@@ -1,4 +1,4 @@
-"""Shows forecasts as text: one line for each migration, and what each strategy would cost."""
+"""Shows forecasts as text: one line for each migration, and the cost of each strategy."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from vftrace.units import format_ns, parse_bits_per_second, parse_duration
 
 
 def parse_what_if(text: str) -> Assumptions:
-    """Reads `bandwidth=25Gbit,link=40Gbit,downtime-limit=300ms`, or some of these. Raises UsageError for anything
+    """Read `bandwidth=25Gbit,link=40Gbit,downtime-limit=300ms`, or some of these. Raises UsageError for anything
     else."""
     assumed = Assumptions()
     for part in text.split(","):
@@ -48,7 +48,7 @@ def render_forecasts(
     *,
     ascii: bool,  # noqa: A002
 ) -> RenderableType:
-    """Shows the forecast of each migration that has rounds. Unknown figures are shown as `-`."""
+    """Return the forecast of each migration that has rounds. Unknown figures are shown as `-`."""
     g = glyphs(ascii=ascii)
     parts: list[RenderableType] = []
     for migration in migrations:

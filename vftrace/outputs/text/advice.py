@@ -35,7 +35,7 @@ def effect_words(effect: Effect) -> str:
 
 
 def advice_rows(advice: Advice) -> Iterator[tuple[str, str]]:
-    """The parts of an advice with their headings."""
+    """Yield the parts of an advice with their headings."""
     yield "because", "; ".join(advice.evidence)
     yield "change", advice.setting
     for effect in advice.effects:

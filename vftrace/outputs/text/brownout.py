@@ -1,4 +1,4 @@
-"""How slow a guest was while it migrated, in words and in one line of a drawing."""
+"""Shows how slow a guest was while it migrated, in words and as a drawing of one line."""
 
 from collections.abc import Iterator
 
@@ -51,7 +51,7 @@ def slow_words(brownout: Brownout) -> str:
 
 
 def lost_words(brownout: Brownout) -> str:
-    """Return what kept the vCPUs from running, the largest first, beside how it was before."""
+    """Return what kept the vCPUs from running, the largest first, with the values before the migration."""
     total = brownout.total
     if total is None:
         return ""
@@ -68,7 +68,7 @@ def lost_words(brownout: Brownout) -> str:
 
 
 def waits_words(brownout: Brownout) -> str:
-    """Return how long vCPUs slept in page faults, as in postcopy; empty where they did not."""
+    """Return how long vCPUs slept in page faults, as in postcopy; empty if they did not."""
     waits = brownout.waits
     half, most = (waits.quantile_ns(0.5), waits.quantile_ns(0.99)) if waits else (None, None)
     if waits is None or half is None or most is None:
@@ -80,7 +80,7 @@ def waits_words(brownout: Brownout) -> str:
 
 
 def drawn(brownout: Brownout, width: int, g: Glyphs) -> str:
-    """The speed over time, a full cell for the speed before."""
+    """Draw the speed over time; a full cell is the speed before the migration."""
     speeds = [span.speed for span in brownout.timeline]
     if len(speeds) > width > 0:
         groups = [
@@ -109,7 +109,7 @@ def brownout_part(m: Migration, width: int, g: Glyphs) -> Iterator[RenderableTyp
 
 
 def top_line(m: Migration, width: int, g: Glyphs) -> str:
-    """The speed in one line of a live view; empty where it is not known."""
+    """Return the speed in one line of a live view; empty if it is not known."""
     if m.brownout is None or m.brownout.speed is None:
         return ""
     last = figures.speed_now(m)

@@ -1,4 +1,4 @@
-"""What took each step of a blackout, in words."""
+"""Shows the causes of each step of a blackout in words."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 TOP = 3
 LEAST_PART = 0.01
-"""A step that took less than this part of the blackout is not explained, nor a cause of less than this of its step."""
+"""The least part of the blackout that a step, and of its step that a cause, must take to be shown."""
 
 
 def top_calls(migration: Migration, most: int = TOP) -> str:
-    """Return what took the blackout, the longest first, in one line; empty where nothing is known."""
+    """Return the causes of the blackout, longest first, in one line; empty if none is known."""
     calls = migration.calls
     if calls is None:
         return ""
@@ -55,7 +55,7 @@ def cause_words(cause: Cause) -> str:
 
 
 def step_words(step: StepCauses, most: int = TOP) -> tuple[str, ...]:
-    """The causes of one step, longest first, and how much is left."""
+    """Return the causes of one step, longest first, and the rest of its time."""
     shown = [cause for cause in step.causes[:most] if cause.ns >= LEAST_PART * step.ns]
     said = [cause_words(cause) for cause in shown]
     held = _held(step)
@@ -68,12 +68,12 @@ def step_words(step: StepCauses, most: int = TOP) -> tuple[str, ...]:
 
 
 def told_steps(calls: BlackoutCalls) -> list[StepCauses]:
-    """The steps that took long enough to be explained."""
+    """Return the steps that took long enough to be shown."""
     return [step for step in calls.steps if step.ns >= LEAST_PART * calls.ns]
 
 
 def caveats(calls: BlackoutCalls) -> Iterator[str]:
-    """Yield what is missing."""
+    """Yield the losses of the calls."""
     if calls.missed:
         yield f"{calls.missed} calls were not recorded: too many in a moment"
     unseen = calls.ns - calls.named_ns
@@ -83,7 +83,7 @@ def caveats(calls: BlackoutCalls) -> Iterator[str]:
 
 def calls_part(m: Migration, g: Glyphs) -> "Iterator[RenderableType]":
     """The part of the report: one line for each step that took long enough."""
-    # The words above are for logs too, whose process does without rich and its 5 MiB.
+    # Logs need the functions above too, in processes that do not import rich (5 MiB).
     from rich.table import Table
     from rich.text import Text
 
@@ -103,13 +103,13 @@ def calls_part(m: Migration, g: Glyphs) -> "Iterator[RenderableType]":
 
 
 def top_line(m: Migration, width: int, g: Glyphs) -> str:
-    """The top three in one line of a live view; empty where nothing is known."""
+    """Return the top three causes in one line of a live view; empty if none is known."""
     said = top_calls(m)
     return shorten(f"took it: {clean(said, g)}", width, g) if said else ""
 
 
 def _held(step: StepCauses) -> str:
-    """Who lets a guest stand still, where nobody did anything."""
+    """Return who kept the guest stopped, if no thread worked."""
     waits: Sequence[Cause] = merged(c for c in step.causes if c.kind == CauseKind.WAIT)
     waited = sum(cause.ns for cause in waits)
     if waited * 2 < step.ns or not waits or step.causes[0].kind != CauseKind.WAIT:

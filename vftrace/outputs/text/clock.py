@@ -1,4 +1,4 @@
-"""Event times as times of day in the local time zone; `-` where no wall clock is known."""
+"""Formats event times as times of day in the local time zone; `-` without a wall clock."""
 
 from datetime import datetime
 
@@ -15,7 +15,7 @@ def wall_time(snapshot: Snapshot, at_ns: int) -> str:
 
 
 def at_clock(clock: ClockSamples, at_ns: int) -> str:
-    """The same for anything else that has clock samples."""
+    """Format a time as `wall_time` does, with the clock samples of any object."""
     when = _local(clock, at_ns)
     if when is None:
         return UNKNOWN_TIME

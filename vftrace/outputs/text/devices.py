@@ -1,4 +1,4 @@
-"""Passed-through devices of a migration: states, bytes, and the downtime of each."""
+"""Shows the passed-through devices of a migration: states, bytes, and the downtime of each."""
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -20,7 +20,7 @@ AWAY = ("unplugged", "reset", "absent", "probing", "configuring")
 
 
 def devices_part(m: Migration, now_ns: int, width: int, g: Glyphs) -> list[RenderableType]:
-    """Return what was seen of the devices of a migration; nothing where it has none."""
+    """Return the devices of a migration; empty without devices."""
     part: list[RenderableType] = []
     if m.devices or m.downtime.devices:
         part += [Text(), Text("Devices", "bold"), *_devices(m, g)]
@@ -52,7 +52,7 @@ def _devices(m: Migration, g: Glyphs) -> list[RenderableType]:
 
 
 def _use(m: Migration, use: DeviceUse, g: Glyphs) -> list[Text]:
-    """Who it is, then its states with the time at which each was reached."""
+    """Show a device, then its states with the time at which each was reached."""
     name = clean(use.address, g) + (f" ({clean(use.id, g)})" if use.id else "")
     peer = f", peer {clean(use.peer_address, g)}" if use.peer_address else ""
     driver = f", driver {clean(use.driver, g)}" if use.driver else ""

@@ -9,9 +9,9 @@ NOT_ENOUGH = "no forecast: the pages of the last round, or the bytes sent, are n
 
 
 def forecast_of(migration: Migration) -> str | None:
-    """The forecast line of a migration; None at its destination, and where it is over and no round ended.
+    """Return the forecast line of a migration; None at its destination, and if it is over and no round ended.
 
-    Where the guest was stopped, the forecast was made when the second round was over.
+    If the guest was stopped, the forecast is that at the end of the second round.
     """
     m = migration
     if m.role is Role.DESTINATION:
@@ -25,7 +25,7 @@ def forecast_of(migration: Migration) -> str | None:
 
 
 def forecast_line(forecast: Forecast | None) -> str:
-    """Whether precopy converges, when, and with which downtime."""
+    """Return whether precopy converges, when, and with which downtime."""
     if forecast is None:
         return NOTHING
     if forecast.undecided == "downtime-limit":

@@ -1,4 +1,4 @@
-"""Characters for bars and lines, and the same in ASCII."""
+"""The characters for bars and lines, in Unicode and in ASCII."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from vftrace.dataclass import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """What to draw with. `levels` rise from nothing to a full cell."""
+    """A set of characters. `levels` rise from an empty to a full cell."""
 
     ascii: bool
     full: str
@@ -51,25 +51,25 @@ ASCII = Glyphs(
 
 
 def glyphs(*, ascii: bool) -> Glyphs:  # noqa: A002
-    """The set for this terminal."""
+    """Return the set for this terminal."""
     return ASCII if ascii else UNICODE
 
 
 def clean(text: str, g: Glyphs) -> str:
-    """A name from a command line, made harmless: no control characters, ASCII where needed."""
+    """Return a name from a command line without control characters, and in ASCII if needed."""
     shown = "".join(c if c.isprintable() else "?" for c in text)
     return shown.encode("ascii", "replace").decode() if g.ascii else shown
 
 
 def shorten(text: str, width: int, g: Glyphs) -> str:
-    """At most `width` characters, the end cut off with an ellipsis."""
+    """Cut a text to at most `width` characters, with an ellipsis at the end."""
     if len(text) <= width:
         return text
     return (text[: max(0, width - len(g.ellipsis))] + g.ellipsis)[:width]
 
 
 def shorten_middle(text: str, width: int, g: Glyphs) -> str:
-    """At most `width` characters, cut in the middle: names often differ in their ends."""
+    """Cut a text to at most `width` characters in the middle, because names often differ in their ends."""
     if len(text) <= width or width < len(g.ellipsis) + 2:
         return text[:width]
     kept = width - len(g.ellipsis)
@@ -77,9 +77,9 @@ def shorten_middle(text: str, width: int, g: Glyphs) -> str:
 
 
 def span(start: float, end: float, width: int, g: Glyphs) -> str:
-    """An interval on a line of `width` cells; `start` and `end` are fractions of the line.
+    """Draw an interval on a line of `width` cells; `start` and `end` are fractions of the line.
 
-    What is shorter than half a cell gets a thin mark, so that nothing that happened is invisible.
+    An interval shorter than half a cell gets a thin mark, so that it is visible.
     """
     if width <= 0:
         return ""
@@ -92,14 +92,14 @@ def span(start: float, end: float, width: int, g: Glyphs) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int, g: Glyphs) -> str:
-    """The last `width` values, each as high as its share of the largest; `?` where not known."""
+    """Draw the last `width` values, each as high as its share of the largest; `?` if not known."""
     shown = values[-width:] if width > 0 else ()
     largest = max((v for v in shown if v is not None), default=0)
     return "".join(level(value, largest, g) for value in shown)
 
 
 def level(value: float | None, largest: float, g: Glyphs) -> str:
-    """One cell as high as a value's share of the largest; `?` where it is not known."""
+    """Draw one cell as high as a value's share of the largest; `?` if it is not known."""
     if value is None:
         return "?"
     if value <= 0 or largest <= 0:

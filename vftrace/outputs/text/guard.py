@@ -1,4 +1,4 @@
-"""Draws a part so that an error in it leaves the other parts."""
+"""Draws a part so that an error in it does not affect the other parts."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,7 +13,7 @@ STYLE = "bold yellow"
 def guarded(
     what: str, render: Callable[[], Iterable[RenderableType]], where: Where = Where.REPORT
 ) -> Sequence[RenderableType]:
-    """The part, or one line with the reason why it could not be drawn; the error is counted."""
+    """Return the part, or one line with the reason why it could not be drawn; the error is counted."""
     try:
         return tuple(render())
     except Exception as error:

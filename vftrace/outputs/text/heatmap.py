@@ -1,7 +1,7 @@
-"""Which parts of memory are hot: a strip for each slot and round, as text or as a PNG image.
+"""Draws which parts of memory became dirty: a strip for each slot and round, as text or as a PNG image.
 
-Cells come from what the tracker kept of the bitmaps (`SlotRound.heat`): new pages in up to 128 equal parts of a
-slot. Slots in which nothing became dirty are left out.
+Cells come from the tracker's summary of the bitmaps (`SlotRound.heat`): new pages in up to 128 equal parts of a
+slot. Slots without new pages are left out.
 """
 
 import struct
@@ -37,7 +37,7 @@ class Strip:
 
 
 def strips(migration: Migration) -> tuple[Strip, ...]:
-    """The slots in which pages became dirty, largest first. Rounds before counting began are left out."""
+    """Return the slots in which pages became dirty, largest first, without rounds before counting began."""
     found: dict[int, list[tuple[int, tuple[float, ...] | None]]] = {}
     sizes: dict[int, int] = {}
     numbers = {id(round_): number for number, round_ in enumerate(migration.rounds, start=1)}
@@ -54,7 +54,7 @@ def strips(migration: Migration) -> tuple[Strip, ...]:
 
 
 def squeeze(cells: Sequence[float], columns: int) -> tuple[float, ...]:
-    """The same strip in at most so many cells: the mean of those that fall together."""
+    """Return the strip in at most `width` cells: the mean of those that are merged."""
     if len(cells) <= columns:
         return tuple(cells)
     edges = [at * len(cells) // columns for at in range(columns + 1)]
@@ -85,9 +85,9 @@ class _Heatmap:
 
 
 def strip_line(cells: Sequence[float], columns: int, g: Glyphs) -> str:
-    """A strip in at most so many characters, each as high as the part of its pages that became dirty."""
+    """Draw a strip in at most `width` characters, each as high as the part of its pages that became dirty."""
     top = len(g.levels) - 1
-    # One page of a part is something: it must not look like none.
+    # A single dirty page of a part must be visible.
     return "".join(
         g.levels[min(top, int(cell * top) + (cell > 0))] for cell in squeeze(cells, columns)
     )
@@ -98,14 +98,14 @@ def render_heatmap(
     *,
     ascii: bool,  # noqa: A002
 ) -> RenderableType:
-    """The strips of every migration's source, for rich's console."""
+    """Return the strips of every migration's source, for rich's console."""
     return Group(*(_Heatmap(m, ascii) for m in migrations if m.role != Role.DESTINATION))
 
 
 def heatmap_png(migrations: Sequence[Migration]) -> bytes:
-    """The same as a PNG image: slots from top to bottom, a line of cells for each round, dark is cold.
+    """Return the strips as a PNG image: slots from top to bottom, a line of cells for each round, dark is cold.
 
-    What is not known is grey. Without anything to draw the image is one dark pixel.
+    Unknown cells are grey. Without strips the image is one dark pixel.
     """
     rows: list[list[tuple[int, int, int]]] = []
     for migration in migrations:
@@ -129,7 +129,7 @@ def _stretch(line: list[tuple[int, int, int]], columns: int) -> list[tuple[int, 
 
 
 def _colour(cell: float) -> tuple[int, int, int]:
-    """Between the colours of the scale; a square root lifts what is nearly cold out of the dark."""
+    """Return a colour of the scale; a square root makes nearly cold cells visible."""
     place = min(1.0, cell) ** 0.5 * (len(_COLOURS) - 1)
     low = min(int(place), len(_COLOURS) - 2)
     part = place - low

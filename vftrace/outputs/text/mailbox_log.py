@@ -1,4 +1,4 @@
-"""The conversation as text, like a packet dump, or as JSON, one object a line.
+"""Prints mailbox messages as text, like a packet dump, or as JSON, one object per line.
 
     23:41:07.501234  0000:01:00.0 vf0 >  SET_VLAN add=yes vlan=100
     23:41:07.501301  0000:01:00.0 vf0 <  SET_VLAN ACK  67 us
@@ -24,12 +24,12 @@ ARROWS = {"from-vf": ">", "to-vf": "<"}
 
 
 def printable(text: str) -> str:
-    """Text from a recording, which can hold anything: nothing of it steers a terminal."""
+    """Return a text from a recording, which can hold any characters, without control characters."""
     return figures.printable(text).encode("ascii", "replace").decode()[:64]
 
 
 class Dump:
-    """Feed it all events in order of time; each call gives the lines to print."""
+    """Takes all events in order of time; each call returns the lines to print."""
 
     def __init__(
         self,
@@ -49,13 +49,13 @@ class Dump:
         self._stream = SequenceTracker()
         self._states: dict[tuple[str, int], StateSpan] = {}
         self._clock: tuple[tuple[int, int, int], ...] = ()
-        """The latest sample."""
+        """The latest clock sample."""
         self._lost = 0
         self.heard = False
-        """Whether there was anything of a mailbox."""
+        """Whether there was an event of a mailbox."""
 
     def feed(self, event: Event) -> Iterator[str]:
-        """The lines of one event: a message, a reset, a change of state, a flood, a loss."""
+        """Yield the lines of one event: a message, a reset, a change of state, a flood, a loss."""
         if isinstance(event, events.ClockSample):
             self._clock = ((event.at_ns, event.realtime_offset_ns, event.error_ns),)
         if isinstance(event, events.Lost) and event.count > self._lost:
@@ -83,14 +83,14 @@ class Dump:
             yield from self._state(event.pf, event.vf)
 
     def summary(self) -> Iterator[str]:
-        """Yield what became of each VF; call it at the end."""
+        """Yield the final state of each VF; call it at the end."""
         yield from self._quiet()
         for life in self._mailboxes.vf_histories():
             if self._wanted(life.pf, life.vf):
                 yield json.dumps(_life_fields(life)) if self._json else _life_line(life)
 
     def _quiet(self) -> Iterator[str]:
-        """States that were reached because no message came."""
+        """Yield states that were reached because no message arrived."""
         for pf, vf in tuple(self._states):
             yield from self._state(pf, vf)
 
@@ -159,7 +159,7 @@ class Dump:
         return f"{self._time(at_ns)}  {printable(pf)} vf{vf}"
 
     def _time(self, at_ns: int) -> str:
-        """Wall time where the clock is known, else seconds since boot."""
+        """Return the wall time if the clock is known, else seconds since boot."""
         realtime = figures.realtime_ns(self._clock, at_ns)
         if realtime is None:
             return f"{at_ns / 1e9:15.6f}"
@@ -174,7 +174,7 @@ class Dump:
 
 
 def message_words(message: Message) -> str:
-    """A message as people read it: name, result, arguments, what it means, latency."""
+    """Return a message as text: name, result, arguments, meaning, latency."""
     words = [message.title, *(f"{k}={_value(v)}" for k, v in message.arguments.items())]
     if message.result != "none":
         words.insert(1, message.result)

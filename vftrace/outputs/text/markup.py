@@ -1,4 +1,4 @@
-"""Text in HTML."""
+"""Escapes text for HTML."""
 
 import html
 
@@ -6,6 +6,6 @@ from vftrace.model import figures
 
 
 def escape(text: str) -> str:
-    """Text for HTML and its attributes: no markup, nothing that steers a terminal or turns the writing around, and
-    nothing that UTF-8 cannot encode (a recording may hold lone surrogates)."""
+    """Escape a text for HTML and its attributes: without markup, control characters, marks that change the direction of
+    writing, and characters that UTF-8 cannot encode (a recording may hold lone surrogates)."""
     return html.escape(figures.printable(text))

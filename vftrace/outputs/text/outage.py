@@ -1,4 +1,4 @@
-"""A ping's longest gap around a migration, and what the hosts saw of the guest meanwhile, as text."""
+"""Shows a ping's longest gap around a migration, and what the hosts saw of the guest meanwhile."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ from vftrace.outputs.text.tables import milliseconds, plain_table, seconds
 from vftrace.units import format_ns
 
 _COLUMNS = 72
-"""What the other columns take."""
+"""The width of the other columns."""
 
 
 def render_outage(
     outage: Outage, started_ns: int, width: int, g: Glyphs
 ) -> Iterator[RenderableType]:
-    """The outage's length and its spans; times count from the migration's start."""
+    """Yield the outage's length and its spans; times count from the migration's start."""
     most = "open" if outage.most_ns is None else format_ns(outage.most_ns)
     yield Text()
     yield Text(

@@ -13,12 +13,12 @@ from vftrace.outputs.text.tables import plain_table
 from vftrace.units import format_ns
 
 MAX_GAPS = 20
-"""The longest ones; more are counted."""
+"""How many gaps are shown, the longest ones; further ones are counted."""
 _WORDS = {"lost": "without a reply", "held": "until held replies came"}
 
 
 def first_line_of_pings(report: Report, g: Glyphs) -> str:
-    """The longest time without replies, and of whom."""
+    """Return the longest time without replies, and the ping's target."""
     found = [(summary, p) for p in report.pings if (summary := _summary(p)) is not None]
     if not found:
         return "no probe of this ping was settled"
@@ -32,7 +32,7 @@ def first_line_of_pings(report: Report, g: Glyphs) -> str:
 
 
 def render_pings(ping: PingRecording, g: Glyphs) -> Iterator[Text | Table]:
-    """Its totals, and its gaps in order of time."""
+    """Yield each ping's totals, and its gaps in order of time."""
     settings, summary = _settings(ping), _summary(ping)
     what = f"ping of {clean(_target(ping), g)}"
     if settings is not None:

@@ -1,4 +1,4 @@
-"""How long the answers to a ping took before, during and after a migration, as text."""
+"""Shows the round trips of a ping before, during and after a migration."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ HEADS = ("probes sent", "answered", "median", "90 %", "99 %", "worst", "lost")
 
 
 def round_trip_rows(trips: ServiceRoundTrips, unknown: str = UNKNOWN) -> Iterator[list[str]]:
-    """One row for each part of the time, as `HEADS` names its cells."""
+    """Yield one row for each part of the time; `HEADS` names its cells."""
     for name, part in trips.parts():
         yield [name, *(_cells(part, unknown) if part else [unknown] * (len(HEADS) - 1))]
 

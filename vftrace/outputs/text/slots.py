@@ -1,4 +1,4 @@
-"""Memory slots of a migration: how fast each became dirty, round by round, and where."""
+"""Shows the memory slots of a migration: how fast each became dirty, by round, and where."""
 
 from collections.abc import Iterator
 
@@ -13,15 +13,15 @@ from vftrace.outputs.text.heatmap import Strip, strip_line, strips
 from vftrace.outputs.text.tables import UNKNOWN, count, plain_table, rate, size
 
 SHOWN = 4
-"""Slots that are shown, the largest; the others are counted."""
+"""How many slots are shown, the largest; the others are counted."""
 
 _FIXED = 52
-"""Columns beside the history and the heat strip."""
+"""The width of the columns beside the history and the heat strip."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotHistory:
-    """A slot over the rounds after the first; None where a round is not known, or the slot was not there."""
+    """A slot over the rounds after the first; None if a round is not known, or if the slot did not exist then."""
 
     slot: int
     pages: int
@@ -66,7 +66,7 @@ def slots_part(m: Migration, width: int, g: Glyphs) -> Iterator[RenderableType]:
 
 
 def slot_histories(m: Migration) -> tuple[SlotHistory, ...]:
-    """The slots that are known by size, largest first."""
+    """Return the slots of known size, largest first."""
     counted = list(figures.counted_rounds(m))
     found = []
     sizes = {s.slot: s.pages for _, r in counted for s in r.slots if s.pages is not None}
@@ -85,7 +85,7 @@ def slot_histories(m: Migration) -> tuple[SlotHistory, ...]:
 
 
 def _where(strip: Strip, room: int, g: Glyphs) -> str:
-    """The mean of the rounds that are known."""
+    """Return the mean of the known rounds."""
     known = [cells for _, cells in strip.rows if cells is not None]
     if not known or len({len(cells) for cells in known}) > 1:
         return UNKNOWN

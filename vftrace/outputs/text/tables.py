@@ -1,4 +1,4 @@
-"""Tables of one migration, drawn the same in the report and in the live view."""
+"""Draws the tables of one migration, the same in the report and in the live view."""
 
 from rich.console import RenderableType
 from rich.style import StyleType
@@ -14,7 +14,7 @@ from vftrace.units import format_bytes, format_rate
 
 UNKNOWN = "-"
 WIDE = 100
-"""From this many columns on there is room for more than the necessary."""
+"""From this many columns on, tables have optional columns."""
 
 FIRST_ROUNDS = 10
 LAST_ROUNDS = 30
@@ -33,16 +33,16 @@ OUTCOME_STYLES: dict[Outcome | None, str] = {
     Outcome.CANCELLED: "yellow",
 }
 BLACKOUT_STYLE = "red"
-"""The guest stands still."""
+"""The phases in which the guest is stopped."""
 
 
 def milliseconds(ns: int | None) -> str:
-    """In one unit and to the microsecond, so that a column can be compared."""
+    """Return a time in one unit and to the microsecond, so that a column can be compared."""
     return UNKNOWN if ns is None else f"{ns / 1e6:.3f} ms"
 
 
 def seconds(ns: int | None) -> str:
-    """Since the migration began."""
+    """Return the time since the migration began."""
     return UNKNOWN if ns is None else f"{ns / 1e9:.3f} s"
 
 
@@ -52,22 +52,22 @@ def offset(ns: int) -> str:
 
 
 def count(number: int | None) -> str:
-    """A number of pages."""
+    """Return a number of pages as text."""
     return UNKNOWN if number is None else str(number)
 
 
 def size(number: int | None) -> str:
-    """A size in bytes."""
+    """Return a size in bytes as text."""
     return UNKNOWN if number is None else format_bytes(number)
 
 
 def rate(bytes_per_second: float | None) -> str:
-    """A rate in bytes per second."""
+    """Return a rate in bytes per second as text."""
     return UNKNOWN if bytes_per_second is None else format_rate(bytes_per_second)
 
 
 def compact(number: float | None) -> str:
-    """Bytes in at most six characters: `3.92M` is MiB."""
+    """Return bytes in at most six characters: `3.92M` is MiB."""
     if number is None:
         return UNKNOWN
     figure, unit = format_bytes(number).split(" ")
@@ -88,7 +88,7 @@ class _PlainTable(Table):
 
 
 def plain_table(*columns: tuple[str, str]) -> Table:
-    """No lines, columns two spaces apart; `columns` are heading and `left` or `right`."""
+    """Return a table without lines, columns two spaces apart; `columns` are heading and `left` or `right`."""
     table = _PlainTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for heading, justify in columns:
         table.add_column(
@@ -102,9 +102,9 @@ def plain_table(*columns: tuple[str, str]) -> Table:
 
 
 def blackout_table(migration: Migration, now_ns: int, width: int, g: Glyphs) -> Table:
-    """The checkpoints, one below the other: each bar begins where the one before ended.
+    """Return the checkpoints, one below the other: each bar begins where the bar before ended.
 
-    While a blackout lasts, only those that were passed, and what goes on now.
+    While a blackout lasts, the table has the passed checkpoints and the present step.
     """
     table = plain_table(
         ("checkpoint", "left"),
@@ -152,13 +152,13 @@ def blackout_table(migration: Migration, now_ns: int, width: int, g: Glyphs) -> 
 
 
 def phases_table(migration: Migration, now_ns: int, width: int, g: Glyphs) -> Table:
-    """The phases of both roles on one time line, from the migration's start to its end."""
+    """Return the phases of both roles on one time line, from the migration's start to its end."""
     table = plain_table(
         ("role", "left"), ("phase", "left"), ("from", "right"), ("lasted", "right"), ("", "left")
     )
     start = migration.started_at_ns
     end = max(migration.ended_at_ns or now_ns, start + 1)
-    # A blackout that was not the end, and cleaning up, are drawn too; running for good is not.
+    # A blackout before the end, and the cleanup, are drawn too; the final `running` is not.
     for phase in migration.phases:
         if phase.end_at_ns is not None and phase.name != Phase.RUNNING:
             end = max(end, phase.end_at_ns)
@@ -180,7 +180,7 @@ def phases_table(migration: Migration, now_ns: int, width: int, g: Glyphs) -> Ta
 
 
 def rounds_table(migration: Migration, width: int, *, last: int | None = None) -> Table:
-    """The rounds; `last` limits them to the newest, None shows all that are worth it."""
+    """Return the rounds; `last` limits them to the newest, None shows the relevant ones."""
     wide = width >= WIDE
     columns = [
         ("round", "right"),

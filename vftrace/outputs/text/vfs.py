@@ -26,14 +26,14 @@ def name_of(life: VfHistory) -> str:
 
 
 def state_of(life: VfHistory) -> str:
-    """Return what it is in one word, of a function in trouble the trouble."""
+    """Return the state of a function in one word, or its trouble."""
     if life.keeps_resetting:
         return "resetting"
     return "no answer" if _waits(life) else life.state
 
 
 def vf_warnings(life: VfHistory) -> Iterator[str]:
-    """Yield what is wrong with it, in words."""
+    """Yield what is wrong with a function, in words."""
     if life.keeps_resetting:
         often = (
             f"down {MAX_FALLS} times, or reset {MAX_RESETS} times, within {format_ns(RESETTING_NS)}"
@@ -53,7 +53,7 @@ def vf_warnings(life: VfHistory) -> Iterator[str]:
 def vf_lines(
     life: VfHistory, snapshot: Snapshot, width: int, g: Glyphs, messages: int = LAST_MESSAGES
 ) -> list[RenderableType]:
-    """One function in full: state, the way there, its settings, its last message."""
+    """Return one function in full: its state, the states before, its settings, its last message."""
     now = snapshot.at_ns
     address = f" ({clean(life.address, g)})" if life.address else ""
     since = "" if life.since_ns is None else f" for {format_ns(max(0, now - life.since_ns))}"
@@ -79,7 +79,7 @@ def vf_lines(
 def vfs_part(
     lives: Sequence[VfHistory], snapshot: Snapshot, width: int, g: Glyphs
 ) -> Iterator[RenderableType]:
-    """Yield all functions with a state or a message; nothing if there is no such function."""
+    """Yield all functions with a state or a message; empty without such a function."""
     heard = [life for life in lives if life.states or life.recent or life.not_recorded]
     if heard:
         yield Text(f"Virtual functions, by their mailboxes: {len(heard)}", TITLE)
@@ -89,7 +89,7 @@ def vfs_part(
 
 
 def last_message(life: VfHistory, g: Glyphs) -> str:
-    """The last message, in one line."""
+    """Return the last message in one line."""
     if not life.recent:
         return "-"
     message = life.recent[-1]
@@ -97,12 +97,12 @@ def last_message(life: VfHistory, g: Glyphs) -> str:
 
 
 def _waits(life: VfHistory) -> bool:
-    """Whether its last request has no answer, and has had none for long."""
+    """Whether its last request has been without an answer for long."""
     return bool(life.unanswered and life.recent and life.recent[-1].is_request)
 
 
 def _way(states: Sequence[StateSpan], now_ns: int, g: Glyphs) -> str:
-    """The last states, each with how long it took."""
+    """Return the last states, each with its duration."""
     shown = states[-LAST_STATES:]
     ends = [now_ns if span.end_at_ns is None else span.end_at_ns for span in shown]
     words = [

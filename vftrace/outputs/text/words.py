@@ -1,4 +1,4 @@
-"""The model's names in words: what a checkpoint stands for, why a migration ended as it did."""
+"""Turns the model's names into words: what a checkpoint means, how and why a migration ended."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from vftrace.model.report import MigrationReport
 from vftrace.outputs.text.glyphs import Glyphs, clean
 from vftrace.units import format_bytes, format_ns
 
-# What passes between the checkpoint before and this one, as QEMU's code has it (10.0):
+# The step from the checkpoint before to this one, by QEMU's code (10.0):
 # vm_stop -> migration/savevm.c qemu_savevm_state_complete_precopy -> loadvm -> vm_start.
 HAPPENS = {
     Checkpoint.VCPUS_STOPPED: "last vCPU left the guest",
@@ -35,7 +35,7 @@ HAPPENS = {
     Checkpoint.CLOCK_SET: "destination sets guest clock",
     Checkpoint.VCPUS_RUNNING: "vCPUs enter the guest",
 }
-"""At most 33 characters each, so that they stand beside a bar in 80 columns."""
+"""At most 33 characters each, so that they fit beside a bar in 80 columns."""
 
 _DURING = {
     Checkpoint.DEVICES_STOPPED: "the source's passed-through devices were being stopped",
@@ -58,31 +58,31 @@ AWAITED = {
     Checkpoint.HELD: "destination waits to run",
     Checkpoint.CLOCK_SET: "destination starts its vCPUs",
 }
-"""What is going on after the last checkpoint that was passed."""
+"""The step that follows the last passed checkpoint."""
 
-# A sync that takes less than this part of its interval is not what the interval was spent on.
+# A sync that takes less than this part of its interval is not the cause of the interval's time.
 _SMALL_PART = 10
 
 
 def title(vm: Vm | Migration, g: Glyphs) -> str:
-    """Return how a VM is called: its name with the short UUID, else the UUID, else the pid."""
+    """Return a VM's title: its name with the short UUID, else the UUID, else the pid."""
     return clean(figures.title(vm.name, vm.uuid, vm.pid), g)
 
 
 def label(vm: Vm | Migration, g: Glyphs) -> str:
-    """The same in one word: the name, else the short UUID, else the pid."""
+    """Return a VM's title in one word: the name, else the short UUID, else the pid."""
     return clean(figures.label(vm.name, vm.uuid, vm.pid), g)
 
 
 def happens(migration: Migration, checkpoint: Checkpoint) -> str:
-    """Return what happens up to this checkpoint, short."""
+    """Return a short text about the step up to this checkpoint."""
     if checkpoint == Checkpoint.VCPUS_RUNNING and figures.resumed_on_source(migration):
         return "vCPUs run again on the source"
     return HAPPENS[checkpoint]
 
 
 def during(migration: Migration, checkpoint: CheckpointTime) -> str:
-    """Return what happened up to this checkpoint as a clause, with the figure that supports it."""
+    """Return a clause about the step up to this checkpoint, with the figure that supports it."""
     name = checkpoint.name
     if name == Checkpoint.VCPUS_RUNNING and figures.resumed_on_source(migration):
         if migration.outcome == Outcome.COMPLETED:
@@ -108,7 +108,7 @@ def during(migration: Migration, checkpoint: CheckpointTime) -> str:
 
 
 def headline(migration: Migration, now_ns: int) -> str:
-    """One line: the downtime and what set it, or why there is none."""
+    """Return one line: the downtime and its cause, or why it is not known."""
     downtime = migration.downtime.vcpu_ns
     largest = figures.largest_step(migration.downtime)
     if downtime is not None and largest is not None and largest.ns is not None:
@@ -120,7 +120,7 @@ def headline(migration: Migration, now_ns: int) -> str:
 
 
 def downtime_line(found: MigrationReport) -> str:
-    """The same of a migration that two hosts may have seen: a range where their clocks are less than certain."""
+    """Return the headline of a migration that two hosts may have seen: a range if their clocks are not certain."""
     said = headline(found.migration, found.host.snapshot.at_ns)
     total = found.migration.downtime.vcpu_ns
     if not found.uncertainty_ns or total is None:
@@ -136,7 +136,7 @@ def downtime_range(found: MigrationReport) -> str | None:
 
 
 def clocks_line(found: MigrationReport) -> str | None:
-    """Return what is known of two hosts' clocks; None where there is one."""
+    """Return the difference of two hosts' clocks; None for one clock."""
     offset = found.offset
     if offset is None:
         return None
@@ -156,7 +156,7 @@ def _range(least_ns: int, most_ns: int) -> str:
 
 
 def _signed_seconds(ns: int) -> str:
-    """Return every digit: an offset of days may be known to the microsecond."""
+    """Return all digits: an offset of days may be known to the microsecond."""
     return f"{'-' if ns < 0 else ''}{abs(ns) // 10**9}.{abs(ns) % 10**9:09} s"
 
 
@@ -192,7 +192,7 @@ def _why_no_downtime(migration: Migration, now_ns: int) -> str:
 
 
 def verdict(migration: Migration, g: Glyphs) -> str:
-    """Outcome and cause, in words."""
+    """Return outcome and cause in words."""
     m = migration
     match m.outcome, m.cause:
         case None, _:
@@ -236,7 +236,7 @@ def save_line(migration: Migration, g: Glyphs) -> str:
 
 
 def roles(migration: Migration, g: Glyphs) -> str:
-    """Return which sides were seen, with their pids."""
+    """Return the sides that were seen, with their pids."""
     if migration.role == Role.STITCHED:
         return f"source pid {migration.pid} {g.arrow} destination pid {migration.peer_pid}"
     other = Role.DESTINATION if migration.role == Role.SOURCE else Role.SOURCE
@@ -252,11 +252,11 @@ _NOT_COUNTED = {
 
 
 NAMED_LOSSES = 3
-"""VMs that lost events and are named; all of them have a metric."""
+"""How many VMs with lost events are named; all of them have a metric."""
 
 
 def warnings(migration: Migration) -> tuple[str, ...]:
-    """Return what makes the figures of this migration less than certain."""
+    """Return the reasons why the figures of this migration are uncertain."""
     said = []
     if migration.internal_error is not None:
         said.append(
@@ -285,7 +285,7 @@ def warnings(migration: Migration) -> tuple[str, ...]:
 
 
 def _whose(lost: tuple[VmLoss, ...]) -> str:
-    """The VMs that lost most, in brackets; nothing where that is not known."""
+    """Return the VMs that lost most, in brackets; empty if they are not known."""
     counts = [(vm.key, vm.loss.records + vm.loss.bitmap_parts) for vm in lost]
     said = [
         f"{count} of VM {figures.printable(key)}" for key, count in counts[:NAMED_LOSSES] if count
@@ -294,7 +294,7 @@ def _whose(lost: tuple[VmLoss, ...]) -> str:
 
 
 def _missing(loss: Loss) -> str:
-    """`12 events and 3 calls`; where it is not known how many, `events`."""
+    """Return `12 events and 3 calls`; `events` if the number is not known."""
     counted = [f"{loss.records} events"] if loss.records else []
     if loss.uncounted:
         counted.append(f"{loss.uncounted} calls or sends")
@@ -309,7 +309,7 @@ def _missed(runs: Sequence[tuple[str, int]]) -> str:
 
 
 def losses(snapshot: Snapshot) -> tuple[str, ...]:
-    """Return what the trace as a whole lacks."""
+    """Return the losses of the trace as a whole."""
     said = []
     if snapshot.lost:
         said.append(f"{snapshot.lost} EVENTS LOST: a ring buffer was full{_whose(snapshot.losses)}")

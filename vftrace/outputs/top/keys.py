@@ -1,4 +1,4 @@
-"""The keyboard, one key at a time: a small reader that leaves the terminal as it found it."""
+"""Reads the keyboard one key at a time, and restores the terminal afterwards."""
 
 import os
 import select
@@ -29,9 +29,9 @@ ESCAPE_SECONDS = 0.05
 
 
 def parse(data: bytes) -> tuple[list[str], bytes]:
-    """Keys in `data`, and what is left over because it may go on.
+    """Return the keys in `data`, and the rest that may be incomplete.
 
-    Printable characters stand for themselves; sequences that are not known are dropped whole.
+    Printable characters stand for themselves; unknown sequences are dropped as a whole.
     """
     keys: list[str] = []
     while data:
@@ -59,7 +59,8 @@ def parse(data: bytes) -> tuple[list[str], bytes]:
 
 
 def _sequence_length(data: bytes) -> int | None:
-    """The length of the escape sequence at the start (CSI of ECMA-48, or SS3); 1: Esc itself, None: cut."""
+    """Return the length of the escape sequence at the start (CSI of ECMA-48, or SS3); 1: Esc itself, None:
+    incomplete."""
     if len(data) == 1:
         return None
     if data[1:2] == b"O":
@@ -73,7 +74,7 @@ def _sequence_length(data: bytes) -> int | None:
 
 
 def _character_length(first: int) -> int:
-    """The bytes of the UTF-8 character that begins with this byte."""
+    """Return the length in bytes of the UTF-8 character that begins with this byte."""
     if first >= 0xF0:
         return 4
     if first >= 0xE0:
@@ -82,7 +83,7 @@ def _character_length(first: int) -> int:
 
 
 class KeyReader:
-    """Keys from the terminal `fd`, without waiting. Signals stay: Ctrl-C still interrupts.
+    """Reads keys from the terminal `fd` without waiting. Ctrl-C still interrupts.
 
     Ctrl-Z is switched off, because a stopped program would leave its picture on the shell's screen.
     """
@@ -109,7 +110,7 @@ class KeyReader:
         termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)  # type: ignore[arg-type]
 
     def read(self) -> list[str]:
-        """Keys pressed since the last call."""
+        """Return the keys pressed since the last call."""
         data = self._rest
         while self._ready(ESCAPE_SECONDS if data == b"\x1b" else 0):
             more = os.read(self._fd, 1024)

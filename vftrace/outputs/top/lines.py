@@ -1,4 +1,4 @@
-"""The live view where there is no terminal: a line for each change, or a JSON document."""
+"""Shows changes without a terminal: a line for each change, or a JSON document."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ from vftrace.outputs.text.words import headline, label, losses, roles, verdict, 
 from vftrace.units import format_bytes, format_ns, format_rate
 
 Change = tuple[int, str]
-"""When it happened, and what, beginning with the VM's name."""
+"""The time of a change, and its text, which begins with the VM's name."""
 
 
 def changes(before: Snapshot | None, after: Snapshot, g: Glyphs) -> list[str]:
-    """Return what happened between two snapshots, a line each, by the time at which it happened.
+    """Return the changes between two snapshots, one line each, in order of time.
 
-    Without a snapshot before, everything that is known has just happened.
+    Without an earlier snapshot, everything in the present one counts as a change.
     """
     found = [*_vm_changes(before, after, g), *_vf_changes(before, after, g)]
     old = {} if before is None else {(m.pid, m.started_at_ns): m for m in before.migrations}
@@ -55,7 +55,7 @@ def _vm_changes(before: Snapshot | None, after: Snapshot, g: Glyphs) -> Iterator
 
 
 def _vf_changes(before: Snapshot | None, after: Snapshot, g: Glyphs) -> Iterator[Change]:
-    """States that virtual functions came to, and what is wrong with them."""
+    """Yield the new states of virtual functions, and what is wrong with them."""
     old = {} if before is None else {(life.pf, life.vf): life for life in before.vfs}
     for life in after.vfs:
         earlier = old.get((life.pf, life.vf))

@@ -1,4 +1,4 @@
-"""The list: migrations that run, those that have ended, and the VMs, a line each."""
+"""Draws the list: running migrations, ended migrations and VMs, one line each."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -85,7 +85,7 @@ ROLE_WORDS = {Role.SOURCE: "source", Role.DESTINATION: "dest.", Role.STITCHED: "
 def list_page(
     snapshot: Snapshot, now_ns: int, state: ViewState, width: int, g: Glyphs, *, cursor: bool = True
 ) -> tuple[list[RenderableType], int]:
-    """The lines of the list, and which of them the cursor is on (0 without a cursor)."""
+    """Return the lines of the list, and the index of the cursor's line (0 without a cursor)."""
     rows = view_state.all_rows(snapshot, state)
     if not rows:
         return _nothing(snapshot, state, g), 0
@@ -143,7 +143,7 @@ def _why_none(name: str, section: Sequence[object]) -> str:
 
 
 def _nothing(snapshot: Snapshot, state: ViewState, g: Glyphs) -> list[RenderableType]:
-    """Return what is waited for when there is nothing to show."""
+    """Return a text for an empty list."""
     if state.filter and (snapshot.vms or snapshot.migrations):
         return [
             Text(),
@@ -174,7 +174,7 @@ def _nothing(snapshot: Snapshot, state: ViewState, g: Glyphs) -> list[Renderable
 
 
 def _cells(make: Callable[[], list[str]], name: str, columns: Sequence[Column]) -> list[str]:
-    """The cells of a line, or an error in their place: the other lines are drawn."""
+    """Return the cells of a line, or an error in their place: the other lines are still drawn."""
     try:
         return make()
     except Exception as error:
@@ -185,7 +185,7 @@ def _cells(make: Callable[[], list[str]], name: str, columns: Sequence[Column]) 
 def _row(
     columns: Sequence[Column], cells: Sequence[str], width: int, g: Glyphs, mark: str, style: str
 ) -> Text:
-    """One line of a section."""
+    """Return one line of a section."""
     shown = [(c, cell) for c, cell in zip(columns, cells, strict=True) if width >= c.from_width]
     fixed = sum(c.width for c, _ in shown) + len(shown) + 1
     flexible = min(40, max(8, width - fixed))

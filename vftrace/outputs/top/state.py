@@ -1,4 +1,4 @@
-"""What the live view shows at the moment, and how each key changes it."""
+"""Keeps the state of the live view, and changes it for each key."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,7 +14,7 @@ Sort = Literal["newest", "name", "dirty rate", "downtime"]
 SORTS: tuple[Sort, ...] = ("newest", "name", "dirty rate", "downtime")
 
 Row = tuple[str, int | str, int]
-"""What the cursor stands on: `migration` or `vm`, its pid, and when it started (0 for a VM); or `vf`, its
+"""The row under the cursor: `migration` or `vm`, its pid, and when it started (0 for a VM); or `vf`, its
 card's address and its number."""
 
 Action = Literal[
@@ -37,7 +37,7 @@ Action = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Keys that do the same. `footer` is the text of the bottom line, None: not there."""
+    """Keys with the same effect. `footer` is the text in the bottom line, None: not shown there."""
 
     action: Action
     keys: tuple[str, ...]
@@ -84,7 +84,7 @@ _FAR = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class ViewState:
-    """Everything about the view that is not data."""
+    """The state of the view, without the data."""
 
     screen: Screen = "list"
     selected: Row | None = None
@@ -95,21 +95,21 @@ class ViewState:
     sort: Sort = "newest"
     filter: str = ""
     typing: bool = False
-    """Keys go into the filter."""
+    """Whether keys are added to the filter."""
     paused: bool = False
     saving: Row | None = None
-    """A migration, or the VM whose newest one, is to be saved as a report."""
+    """The migration to save as a report, or the VM whose newest migration is saved."""
     said: str = ""
-    """What came of the last key, until the next one."""
+    """The result of the last key, shown until the next one."""
     quit: bool = False
     wanted: tuple[str, ...] = ()
-    """What `--vm` names: printed where no VM has it."""
+    """The words of `--vm`, printed if no VM matches."""
     without_kvm: int = 0
-    """QEMU processes without KVM: printed where there is no VM to show."""
+    """The number of QEMU processes without KVM, printed if there is no VM to show."""
 
 
 def press(state: ViewState, key: str, snapshot: Snapshot) -> ViewState:
-    """The state after a key; a key that means nothing changes nothing."""
+    """Return the state after a key; an unknown key changes nothing."""
     state = replace(state, said="")
     if state.typing:
         return _type(state, key)
@@ -200,12 +200,12 @@ def _move(state: ViewState, step: int, snapshot: Snapshot) -> ViewState:
 
 
 def cursor(state: ViewState, rows: list[Row]) -> Row:
-    """The row under the cursor: what was selected, if it is still there, else the first."""
+    """Return the row under the cursor: the selected row if it still exists, else the first."""
     return state.selected if state.selected in rows else rows[0]
 
 
 def _opens(state: ViewState, snapshot: Snapshot) -> Row | None:
-    """Return what opens under the cursor: a virtual function, or a migration, for a VM its newest."""
+    """Return the row that opens under the cursor: a virtual function or a migration, for a VM its newest."""
     rows = all_rows(snapshot, state)
     under = cursor(state, rows) if rows else None
     if under is None or under[0] == "vf":
@@ -218,7 +218,7 @@ def _opens(state: ViewState, snapshot: Snapshot) -> Row | None:
 
 
 def row_of(thing: Migration | Vm | VfHistory) -> Row:
-    """Return how the cursor remembers it."""
+    """Return the key by which the cursor remembers an object."""
     if isinstance(thing, VfHistory):
         return "vf", thing.pf, thing.vf
     if isinstance(thing, Migration):
@@ -227,7 +227,7 @@ def row_of(thing: Migration | Vm | VfHistory) -> Row:
 
 
 def all_rows(snapshot: Snapshot, state: ViewState) -> list[Row]:
-    """The rows in the order in which they are drawn."""
+    """Return the rows in the order in which they are drawn."""
     migrations = (*active(snapshot, state), *finished(snapshot, state))
     return [
         *map(row_of, migrations),
@@ -276,14 +276,14 @@ def find(snapshot: Snapshot, row: Row | None) -> Migration | None:
 
 
 def migration_of(row: Row, snapshot: Snapshot) -> Migration | None:
-    """The migration a row stands for: itself, or a VM's newest."""
+    """Return the migration of a row, or the newest migration of a VM's row."""
     if row[0] != "vm":
         return find(snapshot, row)
     return newest([m for m in snapshot.migrations if row[1] in (m.pid, m.peer_pid)])
 
 
 def newest(found: Iterable[Migration]) -> Migration | None:
-    """The one that began last."""
+    """Return the migration that began last."""
     return max(found, key=lambda m: m.started_at_ns, default=None)
 
 

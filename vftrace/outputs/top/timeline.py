@@ -1,4 +1,4 @@
-"""One migration in full."""
+"""Draws one migration in full."""
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -25,14 +25,14 @@ from vftrace.outputs.text.words import headline, roles, title, verdict, warnings
 from vftrace.units import format_ns
 
 SIDE_BY_SIDE = 150
-"""From this many columns on, the blackout and the phases stand beside each other."""
+"""From this many columns on, the blackout and the phases are side by side."""
 
 TITLE = "bold"
 WARNING = "bold yellow"
 
 
 def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[RenderableType]:
-    """One migration in full: verdict, blackout, phases, rounds."""
+    """Return one migration in full: verdict, blackout, phases, rounds."""
     m = migration
     page: list[RenderableType] = [
         one_line(
@@ -79,7 +79,7 @@ def timeline(migration: Migration, now_ns: int, width: int, g: Glyphs) -> list[R
 
 
 def _sparklines(m: Migration, width: int, g: Glyphs) -> list[RenderableType]:
-    """New pages and dirty rate of each round, newest on the right."""
+    """Draw new pages and dirty rate of each round, newest on the right."""
     pages = [r.new_pages for r in m.rounds]
     rates = figures.round_dirty_rates(m)
     room = max(1, min(60, width - 44))
@@ -98,5 +98,5 @@ def _sparklines(m: Migration, width: int, g: Glyphs) -> list[RenderableType]:
 
 
 def one_line(text: str, width: int, g: Glyphs, style: str = "") -> Text:
-    """Text that is cut rather than wrapped."""
+    """Return a text that is cut instead of wrapped."""
     return Text(shorten(text, width, g), style, no_wrap=True)

@@ -1,4 +1,4 @@
-"""The live view: one frame, drawn from a snapshot, the time, and the state of the view."""
+"""Draws one frame of the live view from a snapshot, the time, and the state of the view."""
 
 from dataclasses import replace
 from functools import partial
@@ -39,10 +39,10 @@ BAR = "reverse"
 
 @dataclass(frozen=True)
 class Frame:
-    """What one picture is made of. `note`: what else goes on, such as a replay or a recording.
+    """The data of one picture. `note`: another activity, such as a replay or a recording.
 
-    `now_ns` is for the clock and for ages. What goes on is shown as of the snapshot, which is a little
-    older: counted up to now, a blackout that has just ended would be shown longer than it was.
+    `now_ns` is for the clock and for ages. Running times count up to the snapshot, which is slightly older:
+    counted up to now, a blackout that has just ended would be too long.
     """
 
     host: HostInfo
@@ -78,7 +78,7 @@ class Frame:
     def _lines(
         self, console: Console, options: ConsoleOptions, head: int
     ) -> tuple[list[list[Segment]], int | None, int]:
-        """Return all lines of the page, the one that must be seen, and how many there is room for."""
+        """Return all lines of the page, the one that must be visible, and the number of lines that fit."""
         width, height = options.max_width, options.height or console.height
         room = max(0, height - head - 1)
         body, focus = _body(self, width, room, glyphs(ascii=self.ascii or options.ascii_only))
@@ -86,7 +86,7 @@ class Frame:
         return console.render_lines(Group(*body), inner, pad=True), focus, room
 
     def settled(self, console: Console) -> ViewState:
-        """The state, scrolled no further than this page goes on this screen."""
+        """Return the state, scrolled no further than the end of this page."""
         options = console.options
         g = glyphs(ascii=self.ascii or options.ascii_only)
         head = len(_header(self, options.max_width, g))
@@ -97,7 +97,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Once:
-    """The list as lines, all of them, without a cursor: for a pipe, or a look in passing."""
+    """The whole list as lines, without a cursor, for a pipe or for `--once`."""
 
     frame: Frame
 
@@ -113,7 +113,7 @@ class Once:
 
 
 def _top(state: ViewState, length: int, room: int, focus: int | None) -> int:
-    """The first line shown: so that the cursor is in sight, or as far as was scrolled."""
+    """Return the first visible line: so that the cursor is visible, or as far as the user scrolled."""
     furthest = max(0, length - room)
     if focus is None:
         return min(state.scroll, furthest)
@@ -121,7 +121,7 @@ def _top(state: ViewState, length: int, room: int, focus: int | None) -> int:
 
 
 def _place(foot: Text, top: int, length: int, room: int, width: int) -> Text:
-    """The bottom line, with where we are on the right if not all is shown."""
+    """Return the bottom line, with the position on the right if not all is visible."""
     if length <= room:
         return foot
     where = f" {top + 1}-{min(length, top + room)}/{length} "
@@ -134,7 +134,7 @@ def _place(foot: Text, top: int, length: int, room: int, width: int) -> Text:
 
 
 def _header(frame: Frame, width: int, g: Glyphs) -> list[Text]:
-    """Where, when, what is attached, what is lost; then what set the last downtime."""
+    """Return the header: host, time, attached probes, losses, and the cause of the last downtime."""
     host, snapshot = frame.host, frame.snapshot
     right = clock_time(snapshot, frame.now_ns)
     if frame.state.paused:
@@ -152,7 +152,7 @@ def _header(frame: Frame, width: int, g: Glyphs) -> list[Text]:
 
 
 def _last_word(frame: Frame, width: int, g: Glyphs) -> list[Text]:
-    """Return what set the downtime of the newest migration, in one line, two where it needs them."""
+    """Return the cause of the newest migration's downtime, in one line, or two if needed."""
     newest = view_state.newest(frame.snapshot.migrations)
     if newest is None:
         return []
@@ -212,7 +212,7 @@ def _footer(state: ViewState, width: int) -> Text:
 def _body(
     frame: Frame, width: int, room: int, g: Glyphs
 ) -> tuple[list[RenderableType], int | None]:
-    """The page, and the line that must be seen (None: as scrolled)."""
+    """Return the page, and the line that must be visible (None: as scrolled)."""
     match frame.state.screen:
         case "help":
             return _help(), None
@@ -251,7 +251,7 @@ def _timeline_page(frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
 
 
 def _guarded_timeline(m: Migration, frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
-    """Tracing, recording and serving go on where a migration cannot be drawn."""
+    """Return a migration in full; if it cannot be drawn, tracing, recording and serving continue."""
     draw = partial(timeline, m, frame.snapshot.at_ns, width, g)
     return list(guarded(label(m, g), draw, Where.TOP))
 
@@ -267,7 +267,7 @@ def _vf_page(frame: Frame, width: int, g: Glyphs) -> list[RenderableType]:
 def _list_page(
     frame: Frame, width: int, room: int, g: Glyphs
 ) -> tuple[list[RenderableType], int | None]:
-    """The list, and where there is room the migration under the cursor below it."""
+    """Return the list, and if there is room, the migration under the cursor below it."""
     snapshot, state = frame.snapshot, frame.state
     page, focus = list_page(snapshot, frame.now_ns, state, width, g)
     rows = view_state.all_rows(snapshot, state)
@@ -279,7 +279,7 @@ def _list_page(
 
 
 def _ends(left: str, right: str, width: int, g: Glyphs, style: str = "") -> Text:
-    """One line with something at both ends; the right end is kept whole."""
+    """Return one line with texts at both ends; the right one is never cut."""
     right = right[:width]
     left = shorten(left, max(0, width - len(right) - 1), g)
     gap = " " * max(0, width - len(left) - len(right))

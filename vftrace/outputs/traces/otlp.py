@@ -1,6 +1,6 @@
-"""Migrations as OpenTelemetry traces over OTLP/HTTP.
+"""Sends migrations as OpenTelemetry traces over OTLP/HTTP.
 
-What the spans are is decided here, in plain data; the SDK makes them and sends them (extra `otlp`).
+This module describes the spans in plain data; the SDK makes and sends them (extra `otlp`).
 """
 
 import logging
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 ROOT = "live migration"
 FROM_ENVIRONMENT = "env"
-"""An endpoint of this name is taken from OTEL_EXPORTER_OTLP_(TRACES_)ENDPOINT."""
+"""The endpoint that stands for OTEL_EXPORTER_OTLP_(TRACES_)ENDPOINT."""
 
 Attributes = Mapping[str, str | int | float | bool]
 
 
 @dataclass(frozen=True, slots=True)
 class SpanNode:
-    """A span to be: times in ns since the Unix epoch, `path` unique within its trace."""
+    """The description of a span: times in ns since the Unix epoch, `path` unique within its trace."""
 
     name: str
     path: str
@@ -48,9 +48,9 @@ class SpanNode:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One attempt: `id` is 32 hex digits, `host` the name of the host its clock is of.
+    """The trace of one attempt: `id` is 32 hex digits, `host` the host whose clock it uses.
 
-    `half` keeps the spans of two hosts that write into one trace apart.
+    `half` distinguishes the spans of two hosts that write into one trace.
     """
 
     id: str
@@ -60,9 +60,9 @@ class Trace:
 
 
 def trace_of(found: MigrationReport) -> Trace | None:
-    """The trace of a migration that has ended. None where its host's wall clock is not known."""
+    """Return the trace of a migration that has ended. None if its host's wall clock is not known."""
     m, host = found.migration, found.host
-    # One offset for all: a wall clock that is set in between must not tear a migration apart.
+    # One offset for all times: a wall clock that is set in between must not split a migration.
     offset = figures.realtime_offset_ns(host.snapshot.clock, m.started_at_ns)
     if offset is None:
         return None
@@ -71,7 +71,7 @@ def trace_of(found: MigrationReport) -> Trace | None:
 
 
 def traces_of(migrations: Iterable[MigrationReport]) -> tuple[list[Trace], list[str]]:
-    """The traces of all that have one, and a line for each migration of which none could be made."""
+    """Return the traces of all migrations, and a line for each migration without a trace."""
     traces, failed = [], []
     for found in migrations:
         try:
@@ -170,7 +170,7 @@ class _Tree:
         about = {"vftrace.phase": str(phase.name), "vftrace.role": str(phase.role)}
         path = f"phase/{number}/{name}"
         span = self._span(name, path, phase.start_at_ns, phase.end_at_ns, about)
-        # A sweep that the stop interrupts ends a moment later than its phase.
+        # A sweep that the stop interrupts ends shortly after its phase.
         last = max([span.end_ns, *(child.end_ns for child in rounds)])
         return replace(span, end_ns=last, children=tuple(rounds))
 
@@ -226,7 +226,7 @@ class _Tree:
 
 
 def _brownout(b: Brownout | None) -> Iterator[tuple[str, str | int | float | None]]:
-    """What the guest felt: its speed, and by what the VMM held it most."""
+    """Yield the attributes of the brownout: the guest's speed, and what held it most."""
     if b is None:
         return
     yield "vftrace.brownout.guest_speed", b.speed
@@ -238,7 +238,7 @@ def _brownout(b: Brownout | None) -> Iterator[tuple[str, str | int | float | Non
 
 
 def check_available() -> None:
-    """Raises MachineError, which names the package to install, where the extra is missing."""
+    """Raise MachineError, which names the package to install, if the extra is missing."""
     try:
         import opentelemetry.exporter.otlp.proto.http
         import opentelemetry.sdk.trace  # noqa: F401
@@ -251,7 +251,7 @@ def check_available() -> None:
 def traces_url(endpoint: str) -> str | None:
     """The URL that spans are posted to; None leaves it to OTEL_EXPORTER_OTLP_*.
 
-    A URL without a path gets OTLP's own, `/v1/traces`. Raises UsageError for what is no HTTP URL.
+    A URL without a path gets OTLP's own, `/v1/traces`. Raises UsageError for anything but an HTTP URL.
     """
     if endpoint == FROM_ENVIRONMENT:
         return None
@@ -265,7 +265,7 @@ def traces_url(endpoint: str) -> str | None:
 def send(endpoint: str, traces: Sequence[Trace]) -> int:
     """Send traces to a collector; returns how many spans it took.
 
-    Raises VftraceError where it does not take them, MachineError where the extra is missing. Headers,
+    Raises VftraceError if it does not accept them, MachineError if the extra is missing. Headers,
     timeout, compression, certificates and resource attributes come from the OTEL_* variables.
     """
     check_available()
@@ -289,7 +289,7 @@ def send(endpoint: str, traces: Sequence[Trace]) -> int:
 
 
 class _LastWord(logging.Handler):
-    """Keeps what the exporter logs last: its only account of a failure."""
+    """Keeps the exporter's last log line, which is its only report of a failure."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -318,7 +318,7 @@ def _sdk_spans(trace: Trace) -> "list[ReadableSpan]":
     from opentelemetry.sdk.trace.id_generator import IdGenerator
 
     class Ids(IdGenerator):
-        """Gives the ids of the node that is being made."""
+        """Returns the ids of the span that is being made."""
 
         node = trace.root
 
@@ -329,7 +329,7 @@ def _sdk_spans(trace: Trace) -> "list[ReadableSpan]":
             return int(span_id(trace.id, f"{trace.half}/{self.node.path}"), 16)
 
     ids, kept = Ids(), InMemorySpanExporter()
-    # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before our own.
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence over vftrace's values.
     own = {"service.name": "vftrace", "service.version": __version__, "host.name": trace.host}
     resource = Resource(own).merge(Resource.create())
     said = dict(resource.attributes)
@@ -354,7 +354,7 @@ def _emit(
     from opentelemetry.context import Context
     from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
-    # An empty context: what the environment carries is not our parent.
+    # An empty context: a context in the environment is not the parent.
     context = Context() if parent is None else set_span_in_context(parent, Context())
     before(node)
     tracer = provider.get_tracer("vftrace", __version__)
@@ -374,7 +374,7 @@ def _emit(
 class Sender:
     """Sends traces from a thread of its own, so that tracing never waits for a collector.
 
-    `warn` gets a line for what could not be sent. Close it to send what is left.
+    `warn` gets a line for each trace that could not be sent. `close` sends the remaining traces.
     """
 
     endpoint: str
@@ -388,7 +388,7 @@ class Sender:
         return trace in self._seen
 
     def offer(self, trace: Trace) -> None:
-        """Send this one, unless it was offered before."""
+        """Queue a trace, unless it was offered before."""
         if self.knows(trace.id):
             return
         self._seen.add(trace.id)
@@ -401,7 +401,7 @@ class Sender:
             self.warn("traces come faster than the collector takes them: one is dropped")
 
     def close(self, timeout_seconds: float = 15.0) -> None:
-        """Send what is left; gives up after the timeout."""
+        """Send the remaining traces, until the timeout."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join(timeout_seconds)
