@@ -62,6 +62,7 @@ class Load:
         return cls(program)
 
     def __enter__(self) -> Self:
+        self._stop.clear()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         return self
@@ -74,6 +75,13 @@ class Load:
     ) -> None:
         self._stop.set()
         self._thread.join()
+
+    def wait_for_sync(self, since_ns: int) -> None:
+        """Wait for a dirty sync after this time. AssertionError after a minute."""
+        deadline = time.monotonic() + 60
+        while not self.syncs or self.syncs[-1][1] <= since_ns:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -132,11 +140,15 @@ class Kill:
     lost_ns: int
 
 
-def kill_once(command: str, path: Path, load: Load, chance: random.Random) -> Kill:
-    """Start a recorder, kill it at a random moment, and check what it left. Raises AssertionError."""
+def kill_once(
+    command: str, path: Path, load: Load, chance: random.Random, latest_s: float = 2.5
+) -> Kill:
+    """Start a recorder, kill it 0.5 to `latest_s` seconds after the first dirty sync that it sees, and check what it
+    left. Raises AssertionError."""
     with recorder(command, path) as process:
         ready_ns = boottime_ns()
-        time.sleep(chance.uniform(0.5, 2.5))
+        load.wait_for_sync(ready_ns)
+        time.sleep(chance.uniform(0.5, latest_s))
         killed_ns = boottime_ns()
         process.send_signal(signal.SIGKILL)
         process.wait()

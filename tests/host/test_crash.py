@@ -26,7 +26,8 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 def test_what_was_recorded_before_a_kill_is_whole(command: str, load: Load, tmp_path: Path) -> None:
     chance = random.Random(command)
     with load:
-        kills = [kill_once(command, tmp_path / f"{n}.vft", load, chance) for n in range(2)]
+        kills = [kill_once(command, tmp_path / f"{n}.vft", load, chance, 1.0) for n in range(2)]
+    assert all(kill.syncs for kill in kills)
     assert min(kill.lost_ns for kill in kills) < AT_MOST_NS
 
 
