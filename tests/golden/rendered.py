@@ -16,7 +16,11 @@ from itertools import pairwise
 from typing import Any
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+
+from vftrace.outputs.exporter.accounts import Reading
+from vftrace.outputs.exporter.metrics import Exporter
 
 Subject = int | str
 
@@ -493,6 +497,18 @@ def _attributes(span: Span) -> dict[str, Any]:
 # -- metrics ------------------------------------------------------------------------------------
 
 
+def scraped(reading: Reading) -> str:
+    """What a scrape gets."""
+    warned: list[str] = []
+    exporter = Exporter(keep_ns=10**18, warn=warned.append)
+    exporter.read = lambda: reading
+    registry = CollectorRegistry()
+    registry.register(exporter)
+    text = generate_latest(registry).decode()
+    assert not [line for line in warned if "error in vftrace" in line]
+    return text
+
+
 def of_metrics(exposition: str) -> Figures:
     """What Prometheus reads, after the last migration has ended."""
     found: Figures = {}
@@ -515,6 +531,8 @@ def of_metrics(exposition: str) -> Figures:
                     found[vm, "rounds in all"] = Shown(value)
                 case "dirty_pages_total" if labels["source"] == "kvm":
                     found[vm, "new pages in all"] = Shown(value)
+                case "migration_guest_speed_ratio":
+                    found[vm, "guest speed now"] = Shown(value)
                 case "vm_vcpu_seconds_total":
                     found[vm, f"vCPUs {labels['state']}"] = Shown(value * 1e9, 1)
                 case "migration_downtime_seconds_count":

@@ -4,11 +4,16 @@ import json
 
 import pytest
 
+from tests.golden import rendered
 from tests.host.blackouts import migration_of
-from tests.host.brownouts import KEPT, POINTS, Truth, judge
+from tests.host.brownouts import KEPT, POINTS, Truth, judge, turns
+from vftrace.analysis.tracker import Tracker
 from vftrace.collect.merge import load
+from vftrace.collect.recording import Recording
+from vftrace.collect.replay import events_of
 from vftrace.model.brownout import VcpuState
-from vftrace.model.migration import Migration
+from vftrace.model.migration import Checkpoint, Migration
+from vftrace.outputs.exporter.accounts import Reading
 from vftrace.outputs.log import entries
 from vftrace.outputs.report.html import render_html
 from vftrace.outputs.report.json import report_json
@@ -17,6 +22,7 @@ from vftrace.outputs.report.timeline import timeline_of
 from vftrace.outputs.text.brownout import top_line
 from vftrace.outputs.text.glyphs import UNICODE
 
+SECOND = 1_000_000_000
 NAMES = sorted(path.name.removesuffix(".vft.gz") for path in KEPT.glob("*.vft.gz"))
 
 
@@ -68,3 +74,28 @@ def test_every_output_shows_the_throttle() -> None:
     fields = entries.ended(migration, clock, None).fields
     assert fields["guest_speed_percent"] == int(said)
     assert f" {said} % of before" in top_line(migration, 80, UNICODE)
+
+
+def test_metrics_say_the_speed_of_the_last_two_seconds() -> None:
+    """While the guest is held, as a scrape just before its stop shows it, beside what it counted in that time."""
+    migration, truth = _kept("throttle-99")
+    before = migration.brownout and migration.brownout.baseline
+    assert before
+    now = migration.downtime.times[Checkpoint.VCPUS_STOPPED] - SECOND // 5
+    recording = Recording(KEPT / "throttle-99.vft.gz")
+    tracker = Tracker()
+    for event in events_of(recording):
+        if event.at_ns <= now:
+            tracker.feed(event)
+    text = rendered.scraped(Reading(tracker.snapshot(), now, recording.host, (), {}))
+    ((_, shown),) = [
+        each for each in rendered.of_metrics(text).items() if each[0][1] == "guest speed now"
+    ]
+
+    def rate(start_ns: int, end_ns: int) -> float:
+        counted = turns(truth.source, end_ns) - turns(truth.source, start_ns)
+        return counted / (end_ns - start_ns)
+
+    counted = rate(now - 2 * SECOND, now) / rate(before.from_ns, before.until_ns)
+    assert isinstance(shown.value, float)
+    assert 100 * shown.value == pytest.approx(100 * counted, abs=POINTS)
