@@ -29,6 +29,7 @@ MADE = {
     "recordings/postcopy": {Rule.POSTCOPY_BANDWIDTH},
     "recordings/postcopy-recover": {Rule.POSTCOPY_BANDWIDTH},
     "answered/host": {Rule.AUTO_CONVERGE},
+    "brownouts/postcopy-slow": {Rule.POSTCOPY_BANDWIDTH},
     "blackouts/slow-flush": {Rule.SLOW_FLUSH},
     "blackouts/pre-switchover": {Rule.PRE_SWITCHOVER},
     "blackouts/held": {Rule.HELD},

@@ -302,6 +302,8 @@ def dirtied_bytes(m: Migration) -> int | None:
 
 def known_new_pages(m: Migration) -> int:
     """Return the new pages that are known: fewer than all if records are missing."""
+    if not m.rounds:  # only vCPUs have reset their rings, because they were full
+        return m.dirty.new_pages or 0
     return sum(round_.new_pages or 0 for _, round_ in counted_rounds(m))
 
 
