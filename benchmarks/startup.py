@@ -1,6 +1,6 @@
 """How long vftrace takes until it is ready, and how much memory it then holds.
 
-    sudo .venv/bin/python benchmarks/startup.py [--runs 10] [--command record] [TREE...]
+    sudo .venv/bin/python benchmarks/startup.py [--runs 10] [--command record] [--kept] [TREE...]
 
 Each tree (this one, if none is given) is started in turn, so that a busy machine is busy for all alike: without the
 cache of compiled programs, and with what the start before left there. Prints medians: time by the clock and its least,
@@ -101,11 +101,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--command", choices=("record", "serve"), default="record")
+    parser.add_argument("--kept", action="store_true", help="only starts from kept programs")
     parser.add_argument("trees", nargs="*", type=Path, default=[HERE])
     args = parser.parse_args()
     taken: dict[tuple[Path, str], list[Start]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as programs:
         ways = {"compiled": {"VFTRACE_NO_CACHE": "1"}, "kept": {"CACHE_DIRECTORY": programs}}
+        if args.kept:
+            del ways["compiled"]
         for tree in args.trees:
             start(tree, args.command, ways["kept"])
         for _ in range(args.runs):

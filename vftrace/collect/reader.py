@@ -5,7 +5,8 @@ Only the reader is privileged, and it opens no internet socket. It decodes only 
 processes and devices. The main process may be late: records that it has not taken yet wait in the reader, in bounded
 memory (backlog.py). The reader ends on a message of the main process, and at once if the main process has ended.
 
-`python -P -m vftrace.collect.reader FD` runs it; FD is its end of the socket pair (messages.py).
+It is a fork of the main process, or `python -P -m vftrace.collect.reader FD` (remote.py). FD is its end of the socket
+pair (messages.py).
 """
 
 import contextlib

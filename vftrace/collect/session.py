@@ -1,5 +1,6 @@
 """Opens a source, with the recording to which its records are written; no other module does."""
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -161,12 +162,16 @@ class Opening:
             check_output(output, force=force)
         self._output, self._force, self._only, self._lose = output, force, only, lose
         self._user, self._keep_privileges = user, keep_privileges
+        # Until it is ready, both processes import modules, which leaves nothing to collect. The search for garbage
+        # would take a sixth of that time.
+        gc.disable()
         self._reader: ReaderProcess | None = ReaderProcess(way, profiles, user=user)
 
     def finish(self) -> LiveSession:
         """Return the session as soon as the reader has attached."""
         assert self._reader is not None
         reader, self._reader = self._reader, None
+        gc.enable()
         session = LiveSession(
             reader.wait(), self._output, force=self._force, only=self._only, lose=self._lose
         )
@@ -180,5 +185,6 @@ class Opening:
 
     def cancel(self) -> None:
         """End the reader if `finish` was not called."""
+        gc.enable()
         if self._reader is not None:
             self._reader.end()

@@ -311,14 +311,14 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.speed is not None and args.replay is None:
         raise UsageError("--speed is for --replay")
-    from vftrace.outputs.log.handler import configure
-
-    configure(args.log_format, args.log_level)
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt(args.replay))
         deadline = Deadline(args.duration)
         opening = _begin(args, stack)
-        # While the reader process attaches its probes.
+        # The reader has none of what is imported from here on, and attaches its probes meanwhile.
+        from vftrace.outputs.log.handler import configure
+
+        configure(args.log_format, args.log_level)
         service = Service(args)
         stack.callback(service.close)
         # What was traced is logged after the pump is closed, which takes the last records.

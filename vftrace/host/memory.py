@@ -7,6 +7,7 @@ import gc
 
 def give_back() -> None:
     """Run the garbage collector, and `trim`."""
+    gc.enable()  # disabled since the start
     gc.collect()
     trim()
 

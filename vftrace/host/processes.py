@@ -158,9 +158,10 @@ def _other_threads(pid: int) -> bool:
 
 def vmm_pids() -> Iterator[int]:
     """Yield the processes that have a KVM VM fd (`anon_inode:kvm-vm`)."""
-    for entry in PROC.iterdir():
-        if entry.name.isdigit() and _holds_vm(entry):
-            yield int(entry.name)
+    # Strings, not paths: a host has tens of thousands of open files, and a start looks at each.
+    for name in os.listdir(PROC):  # noqa: PTH208
+        if name.isdigit() and _holds_vm(f"{PROC}/{name}/fd"):
+            yield int(name)
 
 
 def qemu_pids() -> Iterator[int]:
@@ -176,16 +177,17 @@ def _is_qemu(pid: int) -> bool:
     return name.startswith(("qemu-system-", "qemu-kvm"))
 
 
-def _holds_vm(process: Path) -> bool:
+def _holds_vm(directory: str) -> bool:
     try:
-        return any(_link(fd) == "anon_inode:kvm-vm" for fd in (process / "fd").iterdir())
+        names = os.listdir(directory)  # noqa: PTH208
     except OSError:
         return False
+    return any(_link(f"{directory}/{name}") == "anon_inode:kvm-vm" for name in names)
 
 
-def _link(path: Path) -> str:
+def _link(path: str) -> str:
     try:
-        return str(path.readlink())
+        return os.readlink(path)  # noqa: PTH115
     except OSError:
         return ""
 
