@@ -691,7 +691,7 @@ def test_a_service_does_without_what_draws() -> None:
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr.splitlines()[1:]) == (0, ["ready"])
+    assert (done.returncode, done.stderr.splitlines()[1]) == (0, "ready")
 
 
 def test_a_rate_limit_is_a_token_bucket() -> None:
