@@ -26,7 +26,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,8 @@ from processes import tree_of
 HERE = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
 IDLE_S, BEGIN_S, SCRAPE_S = 10, 3, 15
+CONTROL_GROUPS = Path("/sys/fs/cgroup/cpu")
+SLOW_SCRAPE_S = 0.25
 NEAR_NS = 1_000_000
 CLOCKS_NS = 1000
 """A metric in seconds has less digits than its time in ns."""
@@ -66,7 +68,34 @@ def build(directory: Path) -> Path:
 
 
 @contextmanager
-def tracer(tree: Path, arguments: list[str], nice: int = NICE) -> Iterator[subprocess.Popen[str]]:
+def control_groups() -> Iterator[tuple[Path, Path]]:
+    """Two control groups of equal weight, as system.slice and machine.slice are: for the tracer and for the VMs."""
+    pair = [
+        CONTROL_GROUPS / f"vftrace-fleet-{os.getpid()}-{name}" for name in ("system", "machine")
+    ]
+    for group in pair:
+        group.mkdir()
+    try:
+        yield pair[0], pair[1]
+    finally:
+        for group in pair:
+            while group.exists():
+                with suppress(OSError):  # processes that end leave it a moment later
+                    group.rmdir()
+                time.sleep(0.1)
+
+
+def within(group: Path | None, command: list[str]) -> list[str]:
+    """The command, in a control group if one is given."""
+    if group is None:
+        return command
+    return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
+
+
+@contextmanager
+def tracer(
+    tree: Path, arguments: list[str], nice: int = NICE, group: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """A vftrace that is ready; ended by SIGINT."""
     # As systemd's unit: the reader cannot raise its priority above that of the main process.
     command = [
@@ -79,7 +108,12 @@ def tracer(tree: Path, arguments: list[str], nice: int = NICE) -> Iterator[subpr
     ]
     command += [sys.executable, "-m", "vftrace", *arguments]
     with subprocess.Popen(
-        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        within(group, command),
+        cwd=tree,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     ) as child:
         assert child.stdout is not None
         child.said = ""  # type: ignore[attr-defined]
@@ -95,9 +129,10 @@ def tracer(tree: Path, arguments: list[str], nice: int = NICE) -> Iterator[subpr
 
 
 @contextmanager
-def busy(count: int) -> Iterator[None]:
+def busy(count: int, group: Path | None) -> Iterator[None]:
     """Processes that compute."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    loop = within(group, [sys.executable, "-c", "while True: pass"])
+    loops = [subprocess.Popen(loop) for _ in range(count)]
     try:
         yield
     finally:
@@ -108,12 +143,12 @@ def busy(count: int) -> Iterator[None]:
 
 def scrape(
     url: str,
-    took: list[float],
+    took: list[tuple[float, float]],
     stop: threading.Event,
     every_s: float = SCRAPE_S,
     ages: list[float] | None = None,
 ) -> None:
-    """Scrape as Prometheus does, and remember how long each took, and how old its figures were when it came."""
+    """Scrape as Prometheus does, and remember when each began, how long it took, and how old its figures were then."""
     # What is measured is the tracer, not how long this thread waits for a CPU.
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -19)
     next_at = time.monotonic() + every_s
@@ -122,16 +157,21 @@ def scrape(
         next_at = max(begun, next_at + every_s)
         at = time.time()
         text = urllib.request.urlopen(url, timeout=60).read()
-        took.append(time.monotonic() - begun)
+        took.append((begun, time.monotonic() - begun))
         of = re.search(rb"^vftrace_figures_timestamp_seconds (\S+)", text, re.M)
         if ages is not None and of is not None:
             ages.append(at - float(of[1]))
 
 
-def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, object]:
-    """One fleet under one command."""
+def run(
+    args: argparse.Namespace,
+    command: str,
+    directory: Path,
+    groups: tuple[Path | None, Path | None] = (None, None),
+) -> dict[str, object]:
+    """One fleet under one command; `groups`: the tracer's and the VMs' control groups."""
     recording = directory / f"{command}.vft"
-    arguments = [command, "-o", str(recording)]
+    arguments = [command, "--force", "-o", str(recording)]
     kept = directory / "kept"
     if command in ("serve", "flight"):
         arguments = ["serve", "--web.listen-address", "127.0.0.1:0"]
@@ -139,17 +179,17 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
         arguments += ["--record-dir", str(kept)]
     fleet = [str(args.program), str(args.migrating), str(args.idle), str(args.gib)]
     fleet += [str(args.round_ms), str(args.seconds), "sums"]
-    took: list[float] = []
+    took: list[tuple[float, float]] = []
     ages: list[float] = []
     stop = threading.Event()
-    with tracer(args.tree, arguments, args.nice) as traced:
+    with tracer(args.tree, arguments, args.nice, groups[0]) as traced:
         url = "".join(re.findall(r"serving (\S+)", traced.said))  # type: ignore[attr-defined]
         if url:
             threading.Thread(
                 target=scrape, args=(url, took, stop, args.scrape, ages), daemon=True
             ).start()
         with subprocess.Popen(
-            fleet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            within(groups[1], fleet), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as vms:
             assert vms.stdin is not None
             assert vms.stdout is not None
@@ -158,6 +198,7 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
             idle = percent(traced.pid, IDLE_S)
             vms.stdin.write("\n")
             vms.stdin.flush()
+            began = time.monotonic()
             begin = percent(traced.pid, BEGIN_S)
             steady = percent(traced.pid, args.seconds - BEGIN_S - 1)
             moved: dict[int, Moved] = {}
@@ -187,9 +228,13 @@ def run(args: argparse.Namespace, command: str, directory: Path) -> dict[str, ob
         "vms": done,
     }
     if url:
+        seconds = sorted(seconds for _, seconds in took)
         result["scrapes"] = len(took)
-        result["median scrape s"] = round(sorted(took)[len(took) // 2], 3) if took else None
-        result["slowest scrapes s"] = [round(seconds, 3) for seconds in sorted(took)[-5:]]
+        result["median scrape s"] = round(seconds[len(took) // 2], 3) if took else None
+        result["slowest scrapes s"] = [round(each, 3) for each in seconds[-5:]]
+        result["slow scrapes, s after the begin"] = [
+            (round(at - began, 1), round(each, 3)) for at, each in took if each > SLOW_SCRAPE_S
+        ]
         counted = re.findall(
             r"^vftrace_((?:migrations|events_lost|migrations_incomplete)_total\S*) (\S+)",
             metrics,
@@ -235,7 +280,7 @@ def idle_seconds(args: argparse.Namespace, command: str, tree: Path, count: int)
         if command != "record":
             arguments = ["serve", "--web.listen-address", "127.0.0.1:0"]
         fleet = [str(args.program), "0", str(count), "1", str(args.round_ms), "1"]
-        took: list[float] = []
+        took: list[tuple[float, float]] = []
         stop = threading.Event()
         with (
             subprocess.Popen(
@@ -352,11 +397,16 @@ def main() -> None:
     parser.add_argument("--nice", type=int, default=NICE, help="the tracer's niceness")
     parser.add_argument("--busy", type=int, default=0, help="processes that keep the CPUs busy")
     parser.add_argument(
+        "--groups",
+        action="store_true",
+        help="the tracer and the VMs in control groups of equal weight, as with systemd and libvirt",
+    )
+    parser.add_argument(
         "--keep", type=Path, help="directory for the recordings, which are deleted else"
     )
     parser.add_argument("--tree", type=Path, default=HERE, help="another tree of vftrace")
     parser.add_argument("--idle-cost", action="store_true", help="only what an idle VM costs")
-    parser.add_argument("--times", type=int, default=3, help="how often that is measured")
+    parser.add_argument("--times", type=int, help="how often each is measured (1; idle cost 3)")
     parser.add_argument("commands", nargs="*", default=["record", "serve"], metavar="COMMAND")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -365,10 +415,15 @@ def main() -> None:
         kept.mkdir(parents=True, exist_ok=True)
         for command in args.commands:
             if not args.idle_cost:
-                with busy(args.busy):
-                    print(json.dumps(run(args, command, kept)), flush=True)
+                for _ in range(args.times or 1):
+                    with ExitStack() as stack:
+                        groups: tuple[Path | None, Path | None] = None, None
+                        if args.groups:
+                            groups = stack.enter_context(control_groups())
+                        stack.enter_context(busy(args.busy, groups[1]))
+                        print(json.dumps(run(args, command, kept, groups)), flush=True)
                 continue
-            for _ in range(args.times):
+            for _ in range(args.times or 3):
                 for tree in dict.fromkeys((args.tree, HERE)):
                     cost = round(idle_cost(args, command, tree), 1)
                     print(

@@ -29,7 +29,7 @@ SLOTS = HERE.parents[1] / "benchmarks" / "kvmslots.py"
 BACK_S = 2
 LATE_NS = 400_000_000
 """The reader writes ten ticks a second, which say up to when all is known."""
-READER_KIB, MAIN_KIB = 16 << 10, 128 << 10
+READER_KIB, MAIN_KIB = 16 << 10, 32 << 10
 """How much more memory the processes may have. The main process keeps an attacker's figures for half a minute, as
 those of any migration that ended, and they are bounded."""
 

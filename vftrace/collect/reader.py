@@ -9,7 +9,6 @@ It is a fork of the main process, or `python -P -m vftrace.collect.reader FD` (r
 pair (messages.py).
 """
 
-import contextlib
 import errno
 import os
 import select
@@ -17,7 +16,6 @@ import signal
 import socket
 import sys
 import traceback
-from pathlib import Path
 
 from vftrace import errors
 from vftrace.collect.backlog import Backlog
@@ -26,7 +24,7 @@ from vftrace.collect.clock import boottime_ns
 from vftrace.collect.live import POLL_MS, LiveSource
 from vftrace.collect.messages import LONGEST, Failed, Faults, Kind, Link, Message, Ready, Start
 from vftrace.faults import FAULTS
-from vftrace.host import memory, privileges
+from vftrace.host import memory, priority, privileges
 from vftrace.probes import kernel
 
 NICENESS = -10
@@ -39,7 +37,6 @@ CAPABILITIES = (
 )
 """The capabilities after attaching, for BPF maps, perf events of modules loaded later, and /proc/PID/fd of others."""
 
-_AUTOGROUP = Path("/proc/self/autogroup")
 _DEBUG_VARIABLE = "VFTRACE_DEBUG"
 
 
@@ -167,12 +164,7 @@ def _wait(link: Link, event: int, timeout_ms: int | None) -> None:
 
 def _confine(user: str | None) -> None:
     """Drop the privileges and memory that only attaching needs."""
-    if os.getpriority(os.PRIO_PROCESS, 0) > NICENESS:
-        with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
-    # A niceness counts within a session only (sched(7), "The autogroup feature"): VMs are in others.
-    with contextlib.suppress(OSError):
-        _AUTOGROUP.write_text(f"{NICENESS}\n")
+    priority.improve(NICENESS)
     privileges.keep_only(capabilities(), user)
     privileges.deny_internet()
     privileges.end_with_parent(signal.SIGKILL)

@@ -30,7 +30,7 @@ from vftrace.commands.common import (
 )
 from vftrace.errors import UsageError
 from vftrace.faults import FAULTS, Where
-from vftrace.host import privileges
+from vftrace.host import priority, privileges
 from vftrace.units import parse_duration
 
 if TYPE_CHECKING:
@@ -311,6 +311,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.speed is not None and args.replay is None:
         raise UsageError("--speed is for --replay")
+    priority.extend_to_session()
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt(args.replay))
         deadline = Deadline(args.duration)

@@ -62,8 +62,9 @@ class RingBuffer:
         self._producer = memoryview(self._producer_page).cast("Q")
         self._position = self._consumer[0]
         self._window_bytes = min(WINDOW_BYTES, size)
-        self._window: mmap.mmap | None = None
         self._window_at = 0
+        # From the start: a mapping holds a duplicate of the fd, and later none may be left for it.
+        self._window = self._map_window()
 
     def read(self, on_record: Callable[[bytes], object], stop_at: float) -> bool:
         """Hand over the records that are there, until time.monotonic() is `stop_at`; False if there are more.
@@ -115,28 +116,25 @@ class RingBuffer:
     def _mapped(self, offset: int, size: int) -> tuple[mmap.mmap, int]:
         """A window with `size` bytes from this offset of the data, and where in it they begin."""
         at = offset - self._window_at
-        if self._window is None or at < 0 or at + size > self._window_bytes:
-            if self._window is not None:
-                self._window.close()
+        if at < 0 or at + size > self._window_bytes:
+            self._window.close()
             self._window_at = offset & -PAGE
             at = offset - self._window_at
             if at + size > self._window_bytes:
                 raise ValueError(f"a record of {size} bytes in the ring buffer")
-            self._window = mmap.mmap(
-                self.fd,
-                self._window_bytes,
-                prot=mmap.PROT_READ,
-                offset=2 * PAGE + self._window_at,
-            )
+            self._window = self._map_window()
         return self._window, at
+
+    def _map_window(self) -> mmap.mmap:
+        offset = 2 * PAGE + self._window_at
+        return mmap.mmap(self.fd, self._window_bytes, prot=mmap.PROT_READ, offset=offset)
 
     def close(self) -> None:
         """Unmap it. The fd stays open."""
         self._consumer.release()
         self._producer.release()
         for mapped in (self._consumer_page, self._producer_page, self._window):
-            if mapped is not None:
-                mapped.close()
+            mapped.close()
 
 
 class RingReader:
