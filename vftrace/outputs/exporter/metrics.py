@@ -407,12 +407,12 @@ METRICS = (
     Metric(
         "figures_timestamp_seconds",
         "gauge",
-        "Unix time up to which this host's events are in the other metrics. On a busy host a scrape gets a text that "
-        "was prepared for it up to a second before.",
+        "Unix time up to which the other metrics include this host's events. On a busy host, vftrace prepares them up "
+        "to a second before the scrape.",
         "seconds",
         (),
         "none",
-        "timestamp() minus this over some seconds for minutes: what is shown is old",
+        "timestamp() minus this over some seconds for minutes: the other metrics are old",
         _figures_timestamp,
     ),
     Metric(
