@@ -1,4 +1,4 @@
-"""`vftrace anonymize`: a recording without names and addresses, to attach to a bug report."""
+"""`vftrace anonymize`: writes a recording without names and addresses, to attach to a bug report."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """FILE, `-o OUT`, `--key`, `--force`."""
+    """Add FILE, `-o OUT`, `--key`, `--force`."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording")
     parser.add_argument(
         "-o",
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write it, and print what is left in it."""
+    """Write the anonymized recording, and print what it still reveals."""
     from vftrace.archive.anonymize import anonymize
     from vftrace.collect.recording import Recording, check_output
 

@@ -1,4 +1,4 @@
-"""What the live subcommands share: ending cleanly, durations, the ready line."""
+"""The parts that live subcommands share: a clean end, durations, the ready line, log lines."""
 
 import argparse
 import contextlib
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 _LOG_SECONDS = 1.0
 _LOG_SHARE = 0.02
-"""Hundreds of migrations are looked through more rarely, to take no more of the time."""
+"""The share of the time that looking through migrations may take: hundreds of them are looked through more rarely."""
 
 
 def add_live_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of every subcommand that traces this host."""
+    """Add the arguments of every subcommand that traces this host."""
     parser.add_argument(
         "--duration", type=parse_duration, metavar="TIME", help="end after this time, e.g. 30s"
     )
@@ -48,7 +48,7 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_utc_argument(parser: argparse.ArgumentParser) -> None:
-    """`--utc`, for whoever prints times of day; the command then runs in `local_time_is_utc`."""
+    """Add `--utc`, for commands that print times of day; they then run in `local_time_is_utc`."""
     parser.add_argument(
         "--utc", action="store_true", help="print times of day in UTC instead of local time"
     )
@@ -56,7 +56,7 @@ def add_utc_argument(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def local_time_is_utc() -> "Iterator[None]":
-    """Local time is UTC meanwhile, for all of this process (tzset(3))."""
+    """Make local time UTC in this context, for the whole process (tzset(3))."""
     before = os.environ.get("TZ")
     os.environ["TZ"] = "UTC"
     time.tzset()
@@ -71,14 +71,14 @@ def local_time_is_utc() -> "Iterator[None]":
 
 
 def add_force_argument(parser: argparse.ArgumentParser) -> None:
-    """`--force`, for whoever writes a recording."""
+    """Add `--force`, for commands that write a recording."""
     parser.add_argument(
         "--force", action="store_true", help="overwrite the recording FILE if it exists"
     )
 
 
 def add_profile_argument(parser: argparse.ArgumentParser) -> None:
-    """`--profile`, for whoever decodes mailboxes or records them."""
+    """Add `--profile`, for commands that decode or record mailboxes."""
     parser.add_argument(
         "--profile",
         action="append",
@@ -91,7 +91,7 @@ def add_profile_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_log_arguments(parser: argparse.ArgumentParser, *, default: str | None) -> None:
-    """`--log.format` and `--log.level`, exporter-toolkit's names; no level means that migrations are not logged."""
+    """Add `--log.format` and `--log.level`, exporter-toolkit's names; without a level migrations are not logged."""
     group = parser.add_argument_group("log")
     group.add_argument(
         "--log.format",
@@ -111,7 +111,7 @@ def add_log_arguments(parser: argparse.ArgumentParser, *, default: str | None) -
 
 
 def add_recorder_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--record-dir`, `--retain` and `--max-size`."""
+    """Add `--record-dir`, `--retain` and `--max-size`."""
     group = parser.add_argument_group("flight recorder")
     group.add_argument(
         "--record-dir",
@@ -136,7 +136,7 @@ def add_recorder_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def make_record_dir(args: argparse.Namespace) -> None:
-    """Make the directory of `--record-dir` while this process still may; what goes wrong, the recorder reports."""
+    """Make the directory of `--record-dir` before privileges are dropped; the recorder reports errors."""
     from vftrace.host import privileges
 
     if args.record_dir is not None and not args.record_dir.exists():
@@ -148,9 +148,9 @@ def make_record_dir(args: argparse.Namespace) -> None:
 def open_recorder(
     args: argparse.Namespace, wanted: "Sequence[str]", say: "Callable[[str], None]"
 ) -> "FlightRecorder | None":
-    """The flight recorder of the options of `add_recorder_arguments`, which the pump closes.
+    """Return the flight recorder for the options of `add_recorder_arguments`; the pump closes it.
 
-    Its thread has the privileges that this one has now.
+    Its thread has the present privileges of this thread.
     """
     if args.record_dir is None:
         return None
@@ -161,14 +161,14 @@ def open_recorder(
 
 
 def file_of(recorder: "FlightRecorder | None") -> "FileOf":
-    """Return what gives the recording of a migration, if there is a flight recorder."""
+    """Return the function that finds the recording of a migration, if there is a flight recorder."""
     return (lambda _: None) if recorder is None else recorder.file_of
 
 
 class LogLines:
     """The log of a subcommand: lines on standard error, one for each migration that began and each that ended.
 
-    `tick` belongs into the loop that steps the pump. `close` logs what has ended since.
+    Call `tick` in the loop that steps the pump. `close` logs the migrations that ended since.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class LogLines:
         self._next = 0.0
 
     def tick(self) -> None:
-        """Log what has happened, at most once a second."""
+        """Log new beginnings and ends, at most once a second."""
         begun = time.monotonic()
         if self._log is not None and begun >= self._next:
             self._update(self._log)
@@ -195,7 +195,7 @@ class LogLines:
             self._next = ended + max(_LOG_SECONDS, (ended - begun) / _LOG_SHARE)
 
     def close(self) -> None:
-        """Log what the pump knows at its end."""
+        """Log the last beginnings and ends after the pump has closed."""
         if self._log is not None:
             self._update(self._log)
 
@@ -203,7 +203,7 @@ class LogLines:
         from vftrace.model.select import select
         from vftrace.outputs.log.handler import log as write
 
-        # `ended` first: what is settled by the end must be in the snapshot that says so.
+        # Read `ended` first: a migration that settles at the end must be in the snapshot.
         trace_ended = self._pump.ended
         snapshot = select(self._pump.snapshot(), self._wanted)
         for entry in log.update(snapshot, self._pump.now_ns(), trace_ended=trace_ended):
@@ -211,7 +211,7 @@ class LogLines:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, as of a command that has no log."""
+    """Print a line on standard error, for a command without a log."""
     print(f"vftrace: {printable(line)}", file=sys.stderr)
 
 
@@ -226,7 +226,7 @@ def warn(line: str) -> None:
 
 
 def profile_texts(args: argparse.Namespace) -> list[str]:
-    """Return what `--profile` names. Raises UsageError for an invalid profile."""
+    """Return the texts of the files of `--profile`. Raises UsageError for an invalid profile."""
     from vftrace.mailbox.profile import ProfileError, drivers_of
 
     texts: list[str] = []
@@ -244,7 +244,7 @@ def profile_texts(args: argparse.Namespace) -> list[str]:
 
 
 def keep_evidence(pump: "Pump") -> None:
-    """Keep the records that reproduce an internal error, where systemd gives a directory for it (systemd.exec(5))."""
+    """Keep the records that reproduce an internal error, if systemd provides a directory (systemd.exec(5))."""
     from vftrace.host import systemd
 
     directory = systemd.directory("STATE_DIRECTORY")
@@ -253,21 +253,21 @@ def keep_evidence(pump: "Pump") -> None:
 
 
 class Deadline:
-    """A duration in nanoseconds from now, or None for ever."""
+    """A deadline after a duration in ns from now; None: never."""
 
     def __init__(self, duration_ns: int | None) -> None:
         self._end = None if duration_ns is None else time.monotonic_ns() + duration_ns
 
     def passed(self) -> bool:
-        """Whether the time is over."""
+        """Whether the deadline has passed."""
         return self._end is not None and time.monotonic_ns() >= self._end
 
 
 class Interrupt:
-    """SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process in the middle of something."""
+    """Makes SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process at once."""
 
     def __init__(self, replay: Path | None = None) -> None:
-        """`replay` that is a pipe may keep vftrace waiting for ever: there the signals end it at once."""
+        """A `replay` from a pipe may block for ever, so the signals then end the process at once."""
         self.set = False
         self._at_once = replay is not None and not replay.is_file()
         self._before: dict[int, object] = {}
@@ -275,7 +275,7 @@ class Interrupt:
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # started by nohup(1), which means that a hangup shall not end it
+                continue  # started by nohup(1): a hangup does not end it
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -290,10 +290,11 @@ class Interrupt:
 
 
 class Selection:
-    """The VMs that `--vm` selects. `check` complains once, when vftrace has looked and a word matches no VM.
+    """The VMs that `--vm` selects. `check` reports once, after vftrace has looked at the host, a word that matches no
+    VM.
 
-    A word that is much like a VM's is a typing error, which ends the command; else the VM may still come. In a
-    replay (`live` False) it may come until the end, so the end decides.
+    A word that resembles a VM's name is a typing error and ends the command; otherwise the VM may still start. In a
+    replay (`live` False) a VM may start until the end, so the check is made at the end.
     """
 
     def __init__(self, wanted: "Sequence[str]" = (), *, live: bool = True) -> None:
@@ -302,13 +303,13 @@ class Selection:
         self._checked = not self.wanted
 
     def check(self, pump: "Pump") -> None:
-        """Look once there is something to look at. Raises VftraceError for a typing error."""
+        """Check the words once vftrace has looked at the host. Raises VftraceError for a typing error."""
         if not self._checked and (pump.ended or (self._live and has_looked(pump))):
             self._checked = True
             self._complain(pump.snapshot(), ended=pump.ended)
 
     def require(self, snapshot: "Snapshot") -> None:
-        """The same where nothing more will be looked at: raises VftraceError if no VM is selected at all."""
+        """Check the words at the end: raises VftraceError if no VM was selected."""
         self._checked = True
         self._complain(snapshot, ended=True)
 
@@ -324,7 +325,7 @@ class Selection:
 
 
 def has_looked(pump: "Pump") -> bool:
-    """Whether a tick, and with it all that came before, has gone through the order window into the snapshot."""
+    """Whether a tick, and with it all earlier events, has passed the order window into the snapshot."""
     return pump.event_counts().get(events.Tick, 0) > 1
 
 

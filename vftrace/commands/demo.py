@@ -1,4 +1,4 @@
-"""`vftrace demo`: a real migration on this machine, traced, and the report beside QEMU's own figures."""
+"""`vftrace demo`: traces a real migration on this machine, and prints the report beside QEMU's own figures."""
 
 import argparse
 import os
@@ -33,7 +33,7 @@ SAMPLE = Path(__file__).resolve().parent.parent / "demo" / "sample.vft.gz"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--scenario`, `--list`, `--keep`, `--replay`, `--ascii`, `--no-live`."""
+    """Add `--scenario`, `--list`, `--keep`, `--replay`, `--ascii`, `--no-live`."""
     parser.add_argument(
         "--scenario",
         default="completed-slow",
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Play, trace, report. Where the machine cannot, print why and replay a real recording."""
+    """Play, trace and report a scenario. If the machine cannot, print why and replay a real recording."""
     if args.list:
         for scenario in _scenarios().values():
             print(f"{scenario.name:26} {scenario.title}")
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scenarios() -> "Mapping[str, Scenario]":
-    """Return everything that can be played. Raises MachineError where the library that drives QEMU is missing."""
+    """Return all scenarios. Raises MachineError if the library that drives QEMU is missing."""
     try:
         from vftrace.demo.scenarios import SCENARIOS
     except ModuleNotFoundError as error:
@@ -87,7 +87,7 @@ def _scenarios() -> "Mapping[str, Scenario]":
 
 
 def _check_machine() -> None:
-    """Raises MachineError that names what is missing and how to get it. QEMU itself is looked for later."""
+    """Raise MachineError, which names what is missing and how to install it. QEMU itself is checked later."""
     kvm = Path("/dev/kvm")
     if not kvm.exists():
         raise MachineError("there is no /dev/kvm", fix="modprobe kvm-intel   (or kvm-amd)")
@@ -112,14 +112,14 @@ def _play(args: argparse.Namespace) -> int:
     from vftrace.outputs.text.printing import show
 
     live = sys.stdout.isatty() and not args.no_live
-    # A polite kill is Ctrl-C: the VMs are ended first.
+    # SIGTERM works like Ctrl-C: the VMs are ended first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1)
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="vftrace-demo-") as directory:
         player = Player(args.scenario, Path(directory))
         output = args.keep or Path(directory) / "demo.vft"
-        # The VMs that it starts have the rights of whoever called it.
+        # The VMs that it starts have the rights of its caller.
         with Opening(output=output, force=args.force, keep_privileges=True).finish() as session:
             pump = Pump(session)
             try:
@@ -152,21 +152,21 @@ class Player:
         self.lines: list[str] = []
 
     def start(self) -> None:
-        """Begin."""
+        """Start to play."""
         self._thread.start()
 
     @property
     def playing(self) -> bool:
-        """Whether it still plays."""
+        """Whether the scenario still plays."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """End all VMs if it still plays, and wait for that."""
+        """End all VMs if the scenario still plays, and wait for their end."""
         self._cancel.set()
         self._thread.join()
 
     def result(self) -> "Truth":
-        """QEMU's own account of it. Raises what the scenario raised."""
+        """Return QEMU's own account. Raises the scenario's error."""
         if self._error is not None:
             raise self._error
         assert self._truth is not None
@@ -192,13 +192,13 @@ class Player:
 
 
 def _watch(pump: "Pump", player: Player, *, live: bool, ascii: bool) -> None:  # noqa: A002
-    """Read events while the scenario plays; draw the live view, or print what happens line by line."""
+    """Read events while the scenario plays; draw the live view, or print one line for each change."""
     own = OwnVms()
     if live:
         from vftrace.commands.top import watch
 
         watch(pump, until=lambda: not player.playing, ascii=ascii, choose=own.of)
-    # Also after q: the scenario is played to its end, and told line by line.
+    # Also after q: the scenario is played to its end, with one line for each change.
     said = 0
     seen: dict[tuple[int, int], str] = {}
     while player.playing:
@@ -211,13 +211,13 @@ def _watch(pump: "Pump", player: Player, *, live: bool, ascii: bool) -> None:  #
 
 
 class OwnVms:
-    """Knows the VMs that this process started from those of others on this machine."""
+    """Distinguishes the VMs that this process started from others on this machine."""
 
     def __init__(self) -> None:
         self._own: dict[int, bool] = {}
 
     def of(self, snapshot: "Snapshot") -> "Snapshot":
-        """The snapshot with only the VMs whose parent this process is, and their migrations."""
+        """Return the snapshot with only the VMs that are children of this process, and their migrations."""
         return replace(
             snapshot,
             vms=tuple(vm for vm in snapshot.vms if self._is_own(vm.pid)),
@@ -235,7 +235,7 @@ class OwnVms:
 
 
 def _news(snapshot: "Snapshot", seen: dict[tuple[int, int], str]) -> list[str]:
-    """A line for each migration whose phase or round has changed."""
+    """Return a line for each migration whose phase or round has changed."""
     lines = []
     for m in snapshot.migrations:
         current = [phase.name for phase in m.phases if phase.end_at_ns is None]

@@ -1,4 +1,4 @@
-"""`vftrace doctor`: each probe, how it is attached, or why not and what to do."""
+"""`vftrace doctor`: prints how each probe is attached, or why not and the fix."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--way`."""
+    """Add `--way`."""
     parser.add_argument(
         "--way",
         choices=("fentry", "kprobe", "tracepoint"),

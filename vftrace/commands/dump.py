@@ -1,4 +1,4 @@
-"""`vftrace dump`: every event of a recording, one line each."""
+"""`vftrace dump`: prints every event of a recording, one line each."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """FILE and in which form."""
+    """Add FILE and the options of the format."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording (`-`: standard input)")
     parser.add_argument("--json", action="store_true", help="print JSON, one document per line")
     parser.add_argument(
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the events, and at the end why there are no more, if the recording is not whole."""
+    """Print the events, and at the end why the recording is incomplete, if it is."""
     from vftrace.archive.dump import lines
     from vftrace.collect.recording import Recording
     from vftrace.commands.common import say

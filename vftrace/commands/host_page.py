@@ -1,4 +1,4 @@
-"""What the host's page of `vftrace serve` is made of: what the tracker knows, and the recordings that are kept."""
+"""Provides the data of the host's page of `vftrace serve`, from the tracker and from the kept recordings."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ REPORT_SECONDS = 60
 """How long the report of a recording may take."""
 REPORT_BYTES = 64 << 20
 REPORT_MEMORY = 2 << 30
-"""Address space, of which a report uses a part; a recording made to fill the memory ends there."""
+"""The limit of a report's address space, against recordings that are made to fill the memory."""
 CACHED_BYTES = 32 << 20
 CACHED_REPORTS = 32
 
@@ -45,11 +45,11 @@ class Kept:
 
 
 class Archive(Protocol):
-    """The recordings that a flight recorder keeps. Its methods may be called by several threads."""
+    """The recordings that a flight recorder keeps. Several threads may call its methods."""
 
     @property
     def directory(self) -> Path:
-        """Where they are."""
+        """The directory of the recordings."""
 
     def kept(self) -> Sequence[Kept]:
         """Return every migration that is kept, newest first. Raises VftraceError where the directory cannot be read."""
@@ -59,17 +59,17 @@ class HostSite:
     """A `Site`: the migrations in memory and in the archive, each once."""
 
     def __init__(self, read: Callable[[], Reading | None], archive: Archive | None = None) -> None:
-        """`read` gives None until there is something to read."""
+        """`read` returns None until there is data."""
         self._read = read
         self._archive = archive
         self._reports = Reports()
 
     def close(self) -> None:
-        """End what is being made."""
+        """End the reports that are being made."""
         self._reports.close()
 
     def view(self) -> HostView | None:
-        """The host now."""
+        """Return the present host."""
         reading = self._read()
         if reading is None:
             return None
@@ -81,7 +81,7 @@ class HostSite:
         except VftraceError as error:
             kept, notes = (), (str(error),)
         past = {p.id: p for p in _in_memory(host, snapshot)}
-        # What is kept knows as much, and has a recording.
+        # The kept migration has the same data, and a recording.
         past |= {k.past.id: k.past for k in kept}
         newest = sorted(past.values(), key=lambda p: p.started or _EPOCH, reverse=True)
         return HostView(
@@ -97,7 +97,7 @@ class HostSite:
         )
 
     def report(self, migration: str) -> bytes | None:
-        """The report: of the recording if there is one, else of what is in memory."""
+        """Return the report, of the recording if there is one, else of the migration in memory."""
         path = self._file(migration)
         if path is not None:
             found = self._reports.of(path)
@@ -106,12 +106,12 @@ class HostSite:
         return self._from_memory(migration)
 
     def recording(self, migration: str) -> Download | None:
-        """The recording that it is kept in."""
+        """Return the recording of a migration."""
         path = self._file(migration)
         if path is None:
             return None
         try:
-            # Only what is in the directory itself, whatever its name has become.
+            # Only files of the directory itself, under their present names.
             file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
             return Download(path.name, file, os.fstat(file.fileno()).st_size)
         except OSError:
@@ -165,10 +165,10 @@ def _past_of(host: HostInfo, snapshot: Snapshot, m: Migration) -> Past:
 
 
 class IndexedArchive:
-    """The archive as the index beside the recordings knows it; no recording is read.
+    """The archive according to the index beside the recordings; no recording is read.
 
-    What is still written is not in the index: it is in memory. Looked at again when the directory or its index has
-    changed.
+    A recording that is still being written is not in the index: its migration is in memory. The index is read again
+    when the directory or the index has changed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -218,8 +218,8 @@ class IndexedArchive:
 
 
 class Reports:
-    """HTML reports of recordings, made by a process of their own, so that a large or hostile recording costs neither
-    the tracing nor the scrapes; the latest are kept."""
+    """Makes HTML reports of recordings in a process of their own, so that a large or hostile recording affects neither
+    the tracing nor the scrapes; the latest reports are kept."""
 
     def __init__(self) -> None:
         self._cache: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
@@ -236,7 +236,8 @@ class Reports:
                 process.kill()
 
     def of(self, path: Path) -> bytes | None:
-        """The report of a recording; None if the file is gone. Raises VftraceError where there is none."""
+        """Return the report of a recording; None if the file does not exist. Raises VftraceError if it cannot be
+        made."""
         try:
             status = path.stat()
         except OSError:
@@ -244,7 +245,7 @@ class Reports:
         key = (str(path), status.st_size, status.st_mtime_ns)
         with self._lock:
             building = self._building.setdefault(key, threading.Lock())
-        # Whoever asks for the same report meanwhile waits for it.
+        # Other requests for the same report wait for it.
         with building:
             found = self._cached(key)
             if found is None:
@@ -273,7 +274,7 @@ class Reports:
                 self._cache.popitem(last=False)
 
     def _build(self, path: Path) -> bytes:
-        """Run `vftrace report`, at low priority and with little of the memory. Raises VftraceError, one line."""
+        """Run `vftrace report` at low priority and with limited memory. Raises VftraceError, one line."""
         module = ["-P", "-m", "vftrace", "report", "--format", "html", "--", str(path)]
         with _memory("report") as output, _memory("errors") as errors:
             with self._lock:
@@ -301,7 +302,7 @@ class Reports:
                 process.wait()
                 with self._lock:
                     self._processes.discard(process)
-            # A write that meets the limit is cut, and the writer may not notice.
+            # A write that reaches the limit is cut, and the writer may not notice.
             if output.seek(0, os.SEEK_END) >= REPORT_BYTES:
                 raise VftraceError(f"it is larger than {REPORT_BYTES >> 20} MiB")
             output.seek(0)
@@ -313,7 +314,7 @@ class Reports:
 
 
 def _memory(name: str) -> BinaryIO:
-    """A file without a file system, which a container may have read-only."""
+    """Return a file in memory, because a container may have a read-only file system."""
     return os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC), "w+b")
 
 

@@ -1,4 +1,4 @@
-"""`vftrace list`: the migrations that recordings hold, one line each."""
+"""`vftrace list`: prints the migrations of recordings, one line each."""
 
 import argparse
 import os
@@ -25,7 +25,7 @@ _MAX_NOTES = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """DIR or FILE..., which migrations, and in which form."""
+    """Add DIR or FILE..., the selection of migrations, and the format."""
     parser.add_argument(
         "paths",
         type=Path,
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the list; 1 if one of the recordings that were named cannot be read."""
+    """Print the list; returns 1 if a named recording cannot be read."""
     from vftrace.archive.listing import document, lines
     from vftrace.archive.past import default_directory, gather, select
     from vftrace.commands import pager

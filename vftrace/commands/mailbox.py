@@ -1,4 +1,4 @@
-"""`vftrace mailbox`: the conversation between network cards and their virtual functions, a line a message."""
+"""`vftrace mailbox`: prints the messages between network cards and their virtual functions, one line each."""
 
 import argparse
 import sys
@@ -91,7 +91,7 @@ def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:
         if status.method is None and refused:
             raise MachineError(f"mailboxes cannot be traced here: {refused}")
         if status.reason is not None:
-            # Its module may be loaded later, and is then traced.
+            # The driver's module may be loaded later; then vftrace attaches to it.
             print(f"vftrace: mailbox: {status.reason}", file=sys.stderr)
         deadline = Deadline(args.duration)
         say_ready()

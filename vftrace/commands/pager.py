@@ -12,12 +12,12 @@ DEFAULT = "less -FRSX"
 
 
 def is_wanted(*, no_pager: bool) -> bool:
-    """Whether a pager is to be used: standard output is a terminal, and nobody has chosen to do without."""
+    """Whether a pager is used: standard output is a terminal, and no option or variable turns the pager off."""
     return not no_pager and sys.stdout.isatty() and command() is not None
 
 
 def command() -> list[str] | None:
-    """$VFTRACE_PAGER, else $PAGER, else less; None where that is empty, `cat`, or not installed."""
+    """Return $VFTRACE_PAGER, else $PAGER, else less; None if that is empty, `cat`, or not installed."""
     chosen = next(
         (os.environ[name] for name in ("VFTRACE_PAGER", "PAGER") if name in os.environ), DEFAULT
     )
@@ -31,11 +31,11 @@ def command() -> list[str] | None:
 
 
 def page(text: str) -> None:
-    """Show a text; whoever leaves the pager early has read enough."""
+    """Show a text in the pager, until the user leaves it."""
     words = command()
     environment = {"LESS": "FRSX", **os.environ}
     if "SUDO_UID" in os.environ:
-        # less(1) can run commands and write files: not as somebody else.
+        # less(1) can run commands and write files, so it must not run as another user.
         environment["LESSSECURE"] = "1"
     process = None
     if words is not None:
@@ -44,7 +44,7 @@ def page(text: str) -> None:
     if process is None or process.stdin is None:
         sys.stdout.write(text)
         return
-    # Ctrl-C is for the pager, which ends a search by it.
+    # Ctrl-C is for the pager: it ends a search.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with contextlib.suppress(BrokenPipeError):

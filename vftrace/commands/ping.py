@@ -1,4 +1,4 @@
-"""`vftrace ping`: how long a guest does not answer, measured from a client's side."""
+"""`vftrace ping`: measures from a client's side how long a guest does not answer."""
 
 import argparse
 import contextlib
@@ -43,7 +43,7 @@ _SECOND_NS = 1_000_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """ADDRESS, how and how often to probe, what to print and record."""
+    """Add ADDRESS, the options of the probes, and what to print and record."""
     parser.add_argument("address", metavar="ADDRESS", help="a guest's address or host name")
     parser.add_argument(
         "--interval", type=parse_duration, default=DEFAULT_INTERVAL_NS, metavar="TIME",
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ping until Ctrl-C, SIGTERM or the duration's end; 1 if nothing was ever answered."""
+    """Ping until Ctrl-C, SIGTERM or the duration's end; returns 1 if no probe was answered."""
     from vftrace.ping.probes import ECHO_PORT, ICMP, open_pinger, resolve
     from vftrace.ping.session import SenderProcess, Session, schedule_from_now
 
@@ -126,7 +126,7 @@ def _ping(
     recorder: "_Recorder | None",
     live: bool,
 ) -> "list[Gap]":
-    """Until the end; returns the gaps longer than three intervals, in order."""
+    """Ping until the end; returns the gaps longer than three intervals, in order."""
     from vftrace.ping.text import gap_line, live_line
 
     line = _LiveLine(live and sys.stderr.isatty())
@@ -156,7 +156,7 @@ def _ping(
         if interrupt.set:
             interrupt.set = False
             interrupts += 1
-            # First wait for what is on its way, then do not.
+            # At the first signal wait for outstanding replies, at the second do not.
             process.stop() if interrupts == 1 else process.finish()
         if session.stopped and not session.ledger.waiting:
             process.finish()
@@ -168,7 +168,7 @@ def _ping(
 
 
 class _LiveLine:
-    """A line on the terminal that is drawn over ten times a second; nothing elsewhere."""
+    """A line on the terminal that is redrawn ten times a second; without a terminal nothing is drawn."""
 
     def __init__(self, on: bool) -> None:
         self._on = on

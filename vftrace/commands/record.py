@@ -1,4 +1,4 @@
-"""`vftrace record`: write what the kernel side sees to a file, for `vftrace report`."""
+"""`vftrace record`: writes the records of the kernel side to a file, for `vftrace report`."""
 
 import argparse
 from collections.abc import Callable
@@ -33,11 +33,11 @@ EXAMPLES = (
 )
 
 _PATIENCE_NS = 2_000_000_000
-"""After this time a VM of `--vm` that does not run yet is named."""
+"""After this time a line names the VMs of `--vm` that do not run yet."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`-o FILE`, `--record-dir`, `--vm`, `--profile`, `--duration`, `--way`."""
+    """Add `-o FILE`, `--record-dir`, `--vm`, `--profile`, `--duration`, `--way`."""
     parser.add_argument(
         "-o",
         "--output",
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         recorder = open_recorder(args, args.vm, inform)
         tick: Callable[[], None] = lambda: None  # noqa: E731
         if recorder is not None or args.log_level is not None:
-            # Else nothing is decoded, which takes a third of the time.
+            # Without a recorder nothing is decoded, which saves a third of the time.
             from vftrace.collect.pump import Pump
 
             pump = Pump(session, recorder=recorder)

@@ -41,11 +41,11 @@ EXAMPLES = (
 _FILE_WIDTH = 100
 
 _DRAWN_MESSAGES = 10_000
-"""How many of the latest messages of each virtual function a trace has."""
+"""How many of the latest messages of each virtual function a Perfetto trace has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """FILE... and in which form, where to, and against what."""
+    """Add FILE..., the format, the output, and what to compare with."""
     parser.add_argument(
         "files",
         type=Path,
@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report. A recording that ends early is reported up to there, with a warning."""
+    """Print the report. A recording that ends early is reported up to its end, with a warning."""
     if args.compare and args.format not in ("text", "json"):
         raise UsageError(
             f"--compare prints text or json, not {args.format}: leave out --format, or use --format json"
@@ -124,14 +124,14 @@ def run(args: argparse.Namespace) -> int:
         _print_text(args, _text(args, report))
     else:
         _write(args.output, _FORMATS[args.format](report))
-    # Last, so that a collector that does not answer costs no report.
+    # Send traces last, so that a collector that does not answer does not delay the report.
     if args.otlp_endpoint is not None:
         _send(args.otlp_endpoint, report)
     return 0
 
 
 def _asked_for(args: argparse.Namespace, profiles: Sequence[str], recent: int) -> "Report":
-    """The migrations that the arguments name. VftraceError where a directory has none of them."""
+    """Return the migrations that the arguments name. Raises VftraceError if a directory has none of them."""
     from vftrace.archive.past import (
         default_directory,
         files_of,
@@ -183,7 +183,7 @@ def _join(report: "Report", what_if: str | None, clock_error_ns: int | None) -> 
 
 
 def _selected(report: "Report", wanted: Sequence[str]) -> "Report":
-    """Return only the VMs that `--vm` names. UsageError for a word that no VM on any host has."""
+    """Return only the VMs that `--vm` names. Raises UsageError for a word that matches no VM on any host."""
     from vftrace.model.select import no_match, select_report, unmatched
 
     snapshots = [host.snapshot for host in report.hosts]
@@ -205,7 +205,7 @@ def _assumptions(text: str) -> "Assumptions":
 
 
 def _replay(report: "Report", assumed: "Assumptions") -> "Report":
-    """Return every migration's forecast as it would be from the beginning under other assumptions."""
+    """Return the report with every migration's forecast replayed from its beginning under other assumptions."""
     from vftrace.analysis.forecast.replay import Recorded, of_replay
     from vftrace.model.report import Report
 
@@ -230,7 +230,7 @@ def _heatmap_png(report: "Report") -> bytes:
 
 
 def _text(args: argparse.Namespace, report: "Report") -> "RenderableType":
-    """The report, or the comparison, heat map or forecast that the options select instead."""
+    """Return the report, or the comparison, heat map or forecast that the options select instead."""
     from rich.console import Group
 
     from vftrace.outputs.report.text import render_report
@@ -318,7 +318,7 @@ def _write(path: Path | None, content: bytes) -> None:
 
 
 def _send(endpoint: str, report: "Report") -> None:
-    """Send the traces, and print how many went where."""
+    """Send the traces, and print how many were sent and where."""
     from vftrace.outputs.traces.otlp import send, traces_of
 
     traces, failed = traces_of(report.migrations)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add_select_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--vm`, `--since`, `--until`, `--failed`, `--longer-than`, `--last`."""
+    """Add `--vm`, `--since`, `--until`, `--failed`, `--longer-than`, `--last`."""
     group = parser.add_argument_group("which migrations")
     group.add_argument(
         "--vm",
@@ -51,7 +51,7 @@ def _count(text: str) -> int:
 
 
 def selectors_of(args: argparse.Namespace) -> "Selectors":
-    """The selection that the options make; times are local. Raises UsageError for an invalid time."""
+    """Return the selection that the options make; times are local. Raises UsageError for an invalid time."""
     from vftrace.archive.past import Selectors
     from vftrace.archive.when import parse_when
 

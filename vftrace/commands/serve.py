@@ -1,4 +1,4 @@
-"""`vftrace serve`: metrics of this host's migrations for Prometheus."""
+"""`vftrace serve`: serves metrics of this host's migrations to Prometheus."""
 
 import argparse
 import os
@@ -63,7 +63,7 @@ _UPDATE_SHARE = 0.02
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of what is traced, what is served, and where."""
+    """Add the options of tracing, serving and the addresses."""
     add_live_arguments(parser)
     parser.add_argument(
         "--vm",
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_web_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of every subcommand that serves metrics; exporter-toolkit's names."""
+    """Add the arguments of every subcommand that serves metrics; the names are exporter-toolkit's."""
     web = parser.add_argument_group("metrics")
     web.add_argument(
         "--web.listen-address",
@@ -151,22 +151,22 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def parse_path(text: str) -> str:
-    """Check a path for the metrics. Raises UsageError where it is none, or is taken."""
+    """Check a path for the metrics. Raises UsageError if it is not a path, or is taken."""
     if not text.startswith("/") or not text.isprintable() or "?" in text or text.startswith("/-/"):
         raise UsageError(f"not a path for the metrics: {text!r} (such as {DEFAULT_PATH})")
     return text
 
 
 class Service:
-    """The metrics over HTTP: listens at once, is ready when `attach` was called.
+    """Serves the metrics over HTTP: listens at once, and is ready after `attach`.
 
-    `tick` belongs into the loop that steps the pump; `close` ends it.
+    Call `tick` in the loop that steps the pump; `close` ends the service.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         """`args` as `add_web_arguments` made them, with `record_dir`, whose recordings the host's page offers.
 
-        Raises VftraceError where the address or the file is no good.
+        Raises VftraceError if the address or the file is invalid.
         """
         from prometheus_client import ProcessCollector
         from prometheus_client.registry import CollectorRegistry
@@ -177,7 +177,7 @@ class Service:
         from vftrace.outputs.exporter.metrics import Exporter
 
         self._sender = _sender(args.otlp_endpoint)
-        # What is read again later, without privileges, must be readable so from the start.
+        # Files that are read again later, without privileges, must be readable without them from the start.
         with privileges.suspended():
             config = (
                 webconfig.WebConfig
@@ -212,7 +212,7 @@ class Service:
     def attach(
         self, pump: "Pump", wanted: list[str], recorder: "FlightRecorder | None" = None
     ) -> None:
-        """Serve what this pump knows, of the `wanted` VMs (all if none is named), and how its recorder does."""
+        """Serve the data of this pump for the `wanted` VMs (all if none is named), and the state of its recorder."""
         traced = self._sender is not None
         self._read = self._exporter.read = lambda: reading_of(
             pump, wanted, traced=traced, recorder=recorder
@@ -220,7 +220,7 @@ class Service:
         self._ready = True
 
     def tick(self) -> None:
-        """Count what has ended, at most once a second, so that scrapes may be rare."""
+        """Count ended migrations, at most once a second, so that scrapes may be rare."""
         begun = time.monotonic()
         if begun >= self._next_update:
             cpu_s = time.thread_time()
@@ -234,7 +234,7 @@ class Service:
             self._next_update = ended + max(_UPDATE_SECONDS, (ended - begun) / _UPDATE_SHARE)
 
     def close(self) -> None:
-        """Stop listening; traces that are not sent yet have some seconds left."""
+        """Stop listening; traces that are not sent yet get some seconds."""
         self._servers.stop()
         if self._site is not None:
             self._site.close()
@@ -282,11 +282,11 @@ def reading_of(
     traced: bool = False,
     recorder: "FlightRecorder | None" = None,
 ) -> "Reading":
-    """Return what the metrics are made of, now."""
+    """Return the present data of the metrics."""
     from vftrace.model.select import select
     from vftrace.outputs.exporter.accounts import Reading
 
-    # `ended` first: what is settled by the end must be in the snapshot that says so.
+    # Read `ended` first: a migration that settles at the end must be in the snapshot.
     ended = pump.ended
     return Reading(
         snapshot=select(pump.snapshot(), wanted),
@@ -322,7 +322,7 @@ def run(args: argparse.Namespace) -> int:
         configure(args.log_format, args.log_level)
         service = Service(args)
         stack.callback(service.close)
-        # What was traced is logged after the pump is closed, which takes the last records.
+        # Log the last migrations after the pump has closed, because closing takes the last records.
         logs = ExitStack()
         stack.enter_context(logs)
         pump, replay, recorder = _open(args, opening, stack)
@@ -362,7 +362,7 @@ def _begin(args: argparse.Namespace, stack: ExitStack) -> "Opening | None":
 def _open(
     args: argparse.Namespace, opening: "Opening | None", stack: ExitStack
 ) -> "tuple[Pump, ReplaySource | None, FlightRecorder | None]":
-    """The pump, closed by `stack`; the replay if it is one; the flight recorder if there is one."""
+    """Return the pump, which `stack` closes; the replay, if it is one; the flight recorder, if there is one."""
     from vftrace.collect.pump import Pump
 
     if opening is None:

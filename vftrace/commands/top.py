@@ -1,4 +1,4 @@
-"""`vftrace top`: VMs and their migrations, live; lines or JSON where there is no terminal."""
+"""`vftrace top`: shows VMs and their migrations live; prints lines or JSON without a terminal."""
 
 import argparse
 import contextlib
@@ -62,17 +62,17 @@ DRAWING_SHARE = 0.1
 IDLE_SECONDS = 0.05
 ONCE_NS = 1_000_000_000
 ONCE_PATIENCE_NS = 30_000_000_000
-"""How much longer `--once` waits on a host so busy that vftrace has not been run for long enough to look."""
+"""How much longer `--once` waits on a host so busy that vftrace got no CPU time to look."""
 MAX_SAVED = 100
-"""Reports of one migration that the key `s` writes at most."""
+"""The most reports of one migration that the key `s` writes."""
 NO_KVM_SECONDS = 5.0
-"""How old the count of QEMU processes without KVM may be."""
+"""The greatest age of the count of QEMU processes without KVM."""
 
 Until = Callable[[], bool]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of what is watched, how it is shown, and what else is made of it."""
+    """Add the options of the view, of recording and of serving."""
     from vftrace.commands.serve import add_web_arguments
 
     parser.add_argument(
@@ -105,14 +105,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show what happens until q, Ctrl-C, SIGTERM or the duration's end."""
+    """Show VMs and migrations until q, Ctrl-C, SIGTERM or the duration's end."""
     from vftrace.outputs.log.handler import configure
 
     _check(args)
     configure(args.log_format, args.log_level or "info")
     with Interrupt(args.replay) as interrupt, ExitStack() as stack:
         service = _serve(args, stack)
-        # What was traced is logged after the pump is closed, which takes the last records.
+        # Log the last migrations after the pump has closed, because closing takes the last records.
         logs = ExitStack()
         stack.enter_context(logs)
         pump, recorder = _open(args, stack)
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         deadline = Deadline(args.duration)
 
         def until() -> bool:
-            # Asked in every turn of the loops below: what has ended is counted on the way.
+            # The loops below call this in every turn, so it also counts ended migrations.
             if service is not None:
                 service.tick()
             log.tick()
@@ -161,7 +161,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, FlightRecorder | None]":
-    """Return what is to be watched, which `stack` closes in order, and the flight recorder if there is one."""
+    """Return the pump, which `stack` closes in order, and the flight recorder, if there is one."""
     from vftrace.collect.pump import Pump
     from vftrace.collect.replay import ReplaySource, parse_speed
     from vftrace.collect.session import Opening
@@ -181,7 +181,7 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> "tuple[Pump, FlightReco
 
 
 def _serve(args: argparse.Namespace, stack: ExitStack) -> "Service | None":
-    """The metrics, listening before anything is attached; None without --serve."""
+    """Return the service, which listens before probes are attached; None without --serve."""
     if not args.serve:
         if args.web_addresses or args.web_config is not None:
             raise UsageError("--web.* options need --serve")
@@ -214,7 +214,7 @@ def _can_draw() -> bool:
 
 
 def _step(pump: "Pump") -> None:
-    """Read once; at the end of a replay there is nothing to wait for but the keys."""
+    """Read once; at the end of a replay wait only for keys."""
     if pump.ended:
         time.sleep(IDLE_SECONDS)
     else:
@@ -222,7 +222,7 @@ def _step(pump: "Pump") -> None:
 
 
 class _NoKvm:
-    """Counts QEMU processes without KVM on this host, for when there is nothing else to show."""
+    """Counts QEMU processes without KVM on this host, for an empty list."""
 
     def __init__(self, args: argparse.Namespace, pump: "Pump") -> None:
         self._live = args.replay is None
@@ -231,11 +231,11 @@ class _NoKvm:
         self._counted_at = -math.inf
 
     def count(self, snapshot: "Snapshot") -> int:
-        """Return how many there are; 0 where VMs are shown, and of a replay."""
+        """Return their number; 0 if VMs are shown, and in a replay."""
         if not self._live or snapshot.vms or snapshot.migrations or not has_looked(self._pump):
             return 0
         if time.monotonic() - self._counted_at > NO_KVM_SECONDS:
-            # All VMs, whatever is selected: this process may not look into others' open files.
+            # All VMs, whatever is selected: this process may not read the open files of others.
             known = {vm.pid for vm in self._pump.snapshot().vms}
             self._count = sum(pid not in known for pid in processes.qemu_pids())
             self._counted_at = time.monotonic()
@@ -278,7 +278,7 @@ def _state(args: argparse.Namespace, pump: "Pump", snapshot: "Snapshot") -> "Vie
 
 
 def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
-    """A line, or with `--json` a document, for each change."""
+    """Print a line, or with `--json` a document, for each change."""
     from vftrace.model.select import select
     from vftrace.outputs.report.json import state_json
     from vftrace.outputs.text.glyphs import glyphs
@@ -292,7 +292,7 @@ def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
     while not last:
         last = until() or pump.ended
         if last:
-            # what has come but is still held back for its order belongs to the last line
+            # held-back events belong to the last line too
             pump.close()
         else:
             pump.step()
@@ -309,7 +309,7 @@ def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
 
 
 def _same(before: "Snapshot", after: "Snapshot") -> bool:
-    """Whether nothing but time has passed."""
+    """Whether nothing but the time has changed."""
     return (before.vms, before.migrations, before.vfs, before.lost) == (
         after.vms,
         after.migrations,
@@ -332,7 +332,7 @@ def watch(
 
     Steps the pump meanwhile. The terminal is left as it was, whatever happens. `selection` has
     the VMs to show; `note` is shown in the first line; `no_kvm` counts QEMU processes without
-    KVM where a snapshot shows no VM; `choose` takes away from a snapshot what is not to be shown.
+    KVM if a snapshot has no VM; `choose` removes from a snapshot what is not shown.
     """
     from rich.console import Console
 
@@ -345,7 +345,7 @@ def watch(
     state = ViewState(wanted=selection.wanted)
     frozen: Frame | None = None
     with _keyboard() as keys, _alternate_screen(console):
-        # The first picture is due at once, however short ago the machine booted (CLOCK_MONOTONIC starts at 0).
+        # The first picture is due at once, also right after boot (CLOCK_MONOTONIC starts at 0).
         drawn_at, drawn_size, cost = -math.inf, console.size, 0.0
         while not state.quit and not until():
             _step(pump)
@@ -372,13 +372,14 @@ def watch(
             frozen = frame if state.paused else None
             began = time.monotonic()
             _draw(console, frame)
-            # Not the size of now: a window that was resized meanwhile is drawn again at once.
+            # Keep the size before drawing: a window that is resized meanwhile is drawn again at once.
             drawn_at, drawn_size = time.monotonic(), size
             cost = drawn_at - began
 
 
 def _save(host: "HostInfo", snapshot: "Snapshot", row: "Row") -> str:
-    """Write the report of a migration into the working directory; returns the file's name, or why there is none."""
+    """Write the report of a migration into the working directory; returns the file's name, or why it was not
+    written."""
     from vftrace.archive.names import safe_vm
     from vftrace.faults import FAULTS, Where
     from vftrace.model import figures
@@ -394,7 +395,7 @@ def _save(host: "HostInfo", snapshot: "Snapshot", row: "Row") -> str:
     stem = f"vftrace-{safe_vm(m.name, m.uuid, m.pid)}-{at}"
     try:
         page = render_html(live_report(host, replace(snapshot, migrations=(m,))))
-        # A migration that runs is saved more than once; a file that is there stays as it is.
+        # A running migration may be saved several times; existing files are not changed.
         for number in range(1, MAX_SAVED):
             path = Path(f"{stem}.html" if number == 1 else f"{stem}-{number}.html")
             with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
@@ -408,7 +409,7 @@ def _save(host: "HostInfo", snapshot: "Snapshot", row: "Row") -> str:
 
 
 def _draw(console: "Console", frame: "Frame") -> None:
-    """Draw a picture; where vftrace fails on it, a line reports that, and the next one is tried."""
+    """Draw a picture; if vftrace fails on it, a line reports that, and the next picture is tried."""
     from rich.text import Text
 
     from vftrace.faults import FAULTS, Where
@@ -422,7 +423,7 @@ def _draw(console: "Console", frame: "Frame") -> None:
 
 @contextlib.contextmanager
 def _alternate_screen(console: "Console") -> Iterator[None]:
-    """Lines on standard error would spoil the picture, so they are printed afterwards."""
+    """Use the alternate screen, and hold back lines on standard error, which would spoil the picture."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -437,7 +438,7 @@ def _alternate_screen(console: "Console") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _keyboard() -> Iterator["KeyReader | None"]:
-    """The terminal's keys: of standard input, else of the controlling terminal, else none."""
+    """Read keys from standard input, else from the controlling terminal, else none."""
     from vftrace.outputs.top.keys import KeyReader
 
     with ExitStack() as stack:

@@ -1,14 +1,14 @@
 """Real QEMU/KVM migrations made on this machine, and QEMU's own account of them.
 
-Nothing here knows about tracing: what the guest does (`guest`), how QEMU is driven (`qemu`) and
-what is played (`scenarios`) are the independent truth that the tracer is held against.
+Nothing here knows about tracing: the guest (`guest`), the control of QEMU (`qemu`) and the scenarios
+(`scenarios`) are the independent truth with which the tracer's results are compared.
 """
 
 import sys
 from pathlib import Path
 
 _VENDOR = Path(__file__).with_name("_vendor")
-"""Where Debian's package vftrace-demo brings qemu.qmp, which Debian itself does not have."""
+"""The directory in which the Debian package vftrace-demo installs qemu.qmp, which Debian itself lacks."""
 
 if _VENDOR.is_dir():
     sys.path.append(str(_VENDOR))

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.name is None:
         parser.error("give a scenario's name, or --list")
-    # A polite kill is Ctrl-C: all VMs are ended first.
+    # SIGTERM works like Ctrl-C: all VMs are ended first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup(1)
         signal.signal(signal.SIGHUP, signal.default_int_handler)

@@ -1,12 +1,12 @@
-"""vftrace's figures beside QEMU's own, for each migration of a scenario that was played."""
+"""Compares vftrace's figures with QEMU's own, for each migration of a played scenario."""
 
 from vftrace.dataclass import dataclass
 from vftrace.demo.scenarios import Attempt, Truth
 from vftrace.model.migration import Checkpoint, Migration, Snapshot
 
 # QEMU's `downtime` runs from before vm_stop until the source has sent its last byte, in whole
-# milliseconds (migration/migration.c: downtime_start, migration_calculate_complete). What the
-# destination still does is not in it.
+# milliseconds (migration/migration.c: downtime_start, migration_calculate_complete). It does not
+# include the destination's part.
 _IN_QEMU_DOWNTIME = (
     Checkpoint.CLOCK_READ,
     Checkpoint.DEVICES_STOPPED,
@@ -35,7 +35,7 @@ class Comparison:
 
 
 def compare(truth: Truth, snapshot: Snapshot) -> tuple[Comparison, ...]:
-    """Each of QEMU's attempts with the migration that belongs to it: same source process, in order."""
+    """Pair each of QEMU's attempts with its migration: the same source process, in order."""
     unused = list(snapshot.migrations)
     found = []
     for attempt in truth.attempts:
@@ -47,7 +47,7 @@ def compare(truth: Truth, snapshot: Snapshot) -> tuple[Comparison, ...]:
 
 
 def source_downtime_ns(migration: Migration) -> int | None:
-    """The part of the blackout that QEMU's `downtime` covers: vCPUs stopped until the state was read."""
+    """Return the part of the blackout that QEMU's `downtime` covers: from the vCPUs' stop until the state was read."""
     by_name = {c.name: c for c in migration.downtime.checkpoints}
     if by_name[Checkpoint.STATE_SAVED].at_ns is None or migration.stopped_at_ns is None:
         return None

@@ -1,4 +1,4 @@
-"""Durations, counted by the microsecond, and their percentiles."""
+"""Counts durations by the microsecond, and computes their percentiles."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ class Distribution:
         self.most_ns = 0
 
     def add(self, ns: int) -> None:
-        """Count one duration; less than nothing (two clock readings apart) is nothing."""
+        """Count one duration; a negative one (from two clock readings) counts as 0."""
         ns = max(ns, 0)
         self.least_ns = min(self.least_ns, ns) if self.count else ns
         self.most_ns = max(self.most_ns, ns)
@@ -23,11 +23,11 @@ class Distribution:
         self._by_us[ns // _NS_PER_US] += 1
 
     def counts_ns(self) -> Counter[int]:
-        """How many durations there are of each length, to a microsecond."""
+        """The number of durations of each length, to a microsecond."""
         return Counter({us * _NS_PER_US: count for us, count in self._by_us.items()})
 
     def quantile_ns(self, share: float) -> int:
-        """The least duration that `share` (0 to 1) of all do not exceed, to a microsecond; 0 for none."""
+        """Return the least duration that `share` (0 to 1) of all do not exceed, to a microsecond; 0 without any."""
         wanted = share * self.count
         seen = 0
         for us in sorted(self._by_us):

@@ -1,10 +1,10 @@
-"""Times without replies, found in settled probes that come in the order of their slots.
+"""Finds times without replies in settled probes, which arrive in the order of their slots.
 
 A gap is counted from sending times: from its first unanswered probe to one interval after its
-last. That is unbiased (its ends each fall anywhere in one interval), and a slot that the pinger
+last. That is unbiased (each end falls anywhere in one interval), and a slot that the pinger
 missed before the first or after the last of them adds nothing. The bounds `least_ns` and `most_ns`
-hold for any one interruption: it began after the probe answered before and at the latest with the
-first lost one, and ended after the last lost one and before the next answered.
+hold for any one interruption: it began after the last answered probe and not later than the first
+lost one, and ended after the last lost probe and before the next answered one.
 """
 
 from dataclasses import field, replace
@@ -32,7 +32,7 @@ class Gap:
     """A time without replies (fields as in `events.PingGap`).
 
     `kind` LOST: never answered; HELD: lost or answered late, up to the first reply; OWN: the
-    pinger sent nothing, which says nothing about the guest.
+    pinger sent no probe, which shows nothing about the guest.
     """
 
     kind: str
@@ -111,10 +111,10 @@ class LossFinder:
 
 
 def _join(runs: list[_Run], interval_ns: int) -> list[_Run]:
-    """Join runs whose hole (slots missed between them) is no longer than their losses together.
+    """Join runs if the hole between them (missed slots) is not longer than their losses together.
 
-    Between two long losses a moment in which the pinger was late belongs to the outage; between
-    two single lost probes a long stall of the pinger does not. The shortest hole is judged first.
+    Between two long losses a short delay of the pinger belongs to the outage; between two single lost
+    probes a long stall of the pinger does not. The shortest hole is checked first.
     """
     runs = list(runs)
     while len(runs) > 1:
@@ -191,7 +191,7 @@ class HoldFinder:
         self._first, self._first_reply_ns, self._lost, self._late = None, None, 0, 0
         if first is None or reply_ns is None:
             return []
-        # A path that got longer for good (the guest moved) is slow from now on, not held.
+        # If the path got longer permanently (the guest moved), replies are slow from now on, not held.
         self._quickest_ns = self._quickest_late_ns
         ns = min(reply_ns - first.sent_ns, (lost + late) * self.interval_ns)
         least_ns = max(ns - self.interval_ns, 0)

@@ -1,4 +1,4 @@
-"""Durations in buckets whose width grows with them, so that a histogram is short and its quantiles are near."""
+"""Counts durations in buckets whose width grows with the duration: few buckets, and quantiles with a small error."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,16 +6,17 @@ from typing import Self
 
 _BITS = 5
 _PER_DOUBLING = 1 << _BITS
-"""Buckets between a duration and its double."""
+"""The number of buckets between a duration and its double."""
 
 LARGEST_NS = (1 << 63) - 1
 
 ERROR = 1 / (2 * _PER_DOUBLING)
-"""A quantile differs from that of the durations themselves by at most this part (1.6 %): half a bucket's width."""
+"""The largest relative error of a quantile (1.6 %): half a bucket's width."""
 
 
 def bucket_of(ns: int) -> int:
-    """The number of the bucket that holds this duration, 0 to `LARGEST_NS`, in ns; short durations have one each."""
+    """Return the number of the bucket for a duration of 0 to `LARGEST_NS` ns; each short duration has its own
+    bucket."""
     if ns < _PER_DOUBLING:
         return ns
     shift = ns.bit_length() - _BITS - 1
@@ -23,7 +24,7 @@ def bucket_of(ns: int) -> int:
 
 
 def middle_of(bucket: int) -> int:
-    """The duration in the middle of a bucket, ns."""
+    """Return the duration in the middle of a bucket, ns."""
     if bucket < _PER_DOUBLING:
         return bucket
     shift = (bucket >> _BITS) - 1
@@ -46,7 +47,7 @@ class Histogram:
 
     @classmethod
     def of(cls, text: str, least_ns: int, most_ns: int, sum_ns: int) -> Self:
-        """Read a histogram as it was recorded (`text`). Raises ValueError where none can be so."""
+        """Read a recorded histogram (`text`). Raises ValueError for an impossible one."""
         pairs = [word.split(":") for word in text.split(" ", LAST_BUCKET + 1)] if text else []
         counts = {int(bucket): int(count) for bucket, count in pairs}
         if len(counts) < len(pairs):
@@ -67,16 +68,16 @@ class Histogram:
 
     @property
     def counts(self) -> dict[int, int]:
-        """How many durations each bucket has that has any, by the bucket's number."""
+        """The number of durations in each bucket with any, by the bucket's number."""
         return dict(sorted(self._counts.items()))
 
     @property
     def text(self) -> str:
-        """The counts as they are recorded: `BUCKET:COUNT`, in order, with spaces between."""
+        """The counts in the recorded form: `BUCKET:COUNT`, in order, with spaces between."""
         return " ".join(f"{bucket}:{count}" for bucket, count in self.counts.items())
 
     def add(self, ns: int) -> None:
-        """Count one duration; less than nothing (two clock readings apart) is nothing."""
+        """Count one duration; a negative one (from two clock readings) counts as 0."""
         ns = min(max(ns, 0), LARGEST_NS)
         self.least_ns = min(self.least_ns, ns) if self.count else ns
         self.most_ns = max(self.most_ns, ns)
@@ -85,7 +86,7 @@ class Histogram:
         self._counts[bucket_of(ns)] += 1
 
     def quantile_ns(self, share: float) -> int | None:
-        """The least duration that `share` (0 to 1) of all do not exceed, but for `ERROR`; None for none."""
+        """Return the least duration that `share` (0 to 1) of all do not exceed, within `ERROR`; None without any."""
         seen = 0
         for bucket in sorted(self._counts):
             seen += self._counts[bucket]
@@ -95,7 +96,7 @@ class Histogram:
 
 
 def sum_of(parts: Iterable[Histogram]) -> Histogram:
-    """One histogram of the durations of all."""
+    """Return one histogram of the durations of all histograms."""
     whole = Histogram()
     for part in parts:
         if part.count:

@@ -1,4 +1,4 @@
-"""Round trips by the time at which their probes were sent, in short intervals."""
+"""Collects round trips in short intervals, by the time at which their probes were sent."""
 
 from dataclasses import field
 
@@ -7,7 +7,7 @@ from vftrace.ping.gaps import Probe
 from vftrace.ping.histogram import Histogram
 
 INTERVAL_NS = 200_000_000
-"""Short beside a migration: an interval that has probes of two of its parts counts for neither."""
+"""The length of an interval. It is short compared with a migration: an interval across two parts counts for neither."""
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Interval:
 
 
 class IntervalFinder:
-    """Divides settled probes, oldest first, into intervals. `take` has to be called, or they add up."""
+    """Divides settled probes, oldest first, into intervals. Call `take` often, because intervals accumulate."""
 
     def __init__(self) -> None:
         self._open: Interval | None = None
@@ -46,6 +46,6 @@ class IntervalFinder:
         self._open = None
 
     def take(self) -> list[Interval]:
-        """The intervals that were completed since the last time."""
+        """Return the intervals that were completed since the last call."""
         complete, self._complete = self._complete, []
         return complete

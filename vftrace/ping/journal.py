@@ -1,4 +1,4 @@
-"""A ping as events of a recording: settings, gaps, round trips, totals, and the ticks and clocks of any recording."""
+"""Makes the events of a ping's recording: settings, gaps, round trips, totals, ticks and clock samples."""
 
 from vftrace import events
 from vftrace.events import COLLECTOR, Event
@@ -29,7 +29,7 @@ class Journal:
         )
 
     def gap(self, at_ns: int, gap: Gap) -> Event:
-        """A gap that was settled at `at_ns`."""
+        """Return the event of a gap that was settled at `at_ns`."""
         return events.PingGap(
             *self._head(at_ns),
             kind=gap.kind,
@@ -47,7 +47,7 @@ class Journal:
         )
 
     def round_trips(self, at_ns: int, interval: Interval) -> Event:
-        """The round trips of an interval that was settled at `at_ns`."""
+        """Return the event of an interval's round trips that were settled at `at_ns`."""
         trips = interval.trips
         return events.PingRoundTrips(
             *self._head(at_ns),
@@ -61,7 +61,7 @@ class Journal:
         )
 
     def summary(self, at_ns: int, ledger: Ledger) -> Event:
-        """Totals so far."""
+        """Return the event of the totals so far."""
         return events.PingSummary(
             *self._head(at_ns),
             since_ns=ledger.since_ns or 0,
@@ -85,15 +85,15 @@ class Journal:
         )
 
     def tick(self, at_ns: int) -> Event:
-        """Time passed."""
+        """Return a tick."""
         return events.Tick(*self._head(at_ns))
 
     def clock(self, at_ns: int, realtime_offset_ns: int, error_ns: int) -> Event:
-        """The wall clock's time."""
+        """Return a clock sample."""
         return events.ClockSample(*self._head(at_ns), realtime_offset_ns, error_ns)
 
     def end(self, at_ns: int) -> Event:
-        """The recording is complete."""
+        """Return the event that ends the recording."""
         return events.End(*self._head(at_ns), streams={})
 
     def _head(self, at_ns: int) -> tuple[int, int, int, int]:

@@ -1,8 +1,8 @@
-"""The books of a ping: what was sent, what came back, in which order, and what is missing.
+"""Keeps account of a ping: sent probes, received replies, their order, and missing replies.
 
-Pure: all times are given, in nanoseconds of one clock. A probe is settled when its reply has come
-or its timeout is over; probes are settled in the order of their slots, so that a late reply counts
-for the slot it was sent in and not for the time it came at.
+Pure: all times are arguments, in nanoseconds of one clock. A probe is settled when its reply has arrived
+or its timeout has passed. Probes are settled in the order of their slots, so that a late reply counts
+for the slot of its probe and not for the time of its arrival.
 """
 
 from collections import Counter, deque
@@ -26,7 +26,7 @@ class _Open:
 
 
 class Ledger:
-    """Feed it `sent`, `replied` and `advance` as they happen, then `close`.
+    """The account of one ping: call `sent`, `replied` and `advance` in order of time, then `close`.
 
     `advance` and `close` return gaps as they are settled: every loss, holds longer than
     GAP_INTERVALS, and the pinger's own pauses of that length.
@@ -61,16 +61,16 @@ class Ledger:
 
     @property
     def waiting(self) -> int:
-        """Probes without a reply that have not timed out yet."""
+        """The number of probes without a reply that have not timed out yet."""
         return self.sent_count - self.received - self.lost
 
     def silence_ns(self, now_ns: int) -> int:
-        """Return how long nothing that was sent has been answered, up to now; 0 if the last probe was."""
+        """Return how long no sent probe has been answered, up to now; 0 if the last probe was answered."""
         since = self._unanswered_since_ns
         return 0 if since is None else max(now_ns - since, 0)
 
     def sent(self, slot: int, late_ns: int, sent_ns: int, done_ns: int) -> None:
-        """A probe left in `slot`, `late_ns` after its time; slots since the last one were missed."""
+        """Note a probe sent in `slot`, `late_ns` after its time; slots since the last probe were missed."""
         missed = slot - self._next_slot
         if missed > GAP_INTERVALS:
             ns = missed * self.interval_ns
@@ -88,12 +88,12 @@ class Ledger:
         self._order.append(slot)
 
     def stopped(self, slot: int) -> None:
-        """Nothing is sent in `slot` or later; those between the last sent one and it were missed."""
+        """Note that no probe is sent in `slot` or later; slots between the last sent one and it were missed."""
         self.missed_slots += slot - self._next_slot
         self._next_slot = slot
 
     def replied(self, slot: int, reply_ns: int) -> None:
-        """A reply came for the probe of `slot`."""
+        """Note a reply to the probe of `slot`."""
         probe = self._open.get(slot)
         if probe is None:
             if slot in self._lost_slots:
@@ -117,7 +117,7 @@ class Ledger:
         self._unanswered_since_ns = None if following is None or later is None else later.sent_ns
 
     def advance(self, now_ns: int) -> list[Gap]:
-        """Settle what can be: all replies that came before `now_ns` must have been given."""
+        """Settle probes: all replies that arrived before `now_ns` must have been noted."""
         gaps, self._own = self._own, []
         while self._order:
             probe = self._open[self._order[0]]
@@ -127,9 +127,9 @@ class Ledger:
         return self._count(gaps)
 
     def close(self) -> list[Gap]:
-        """No more will come: what waits is taken back as if it had not been sent.
+        """End the input: unsettled probes count as not sent, because their result is not known.
 
-        Nothing is known of it. Call `advance` with a late enough time first.
+        Call `advance` with a late enough time first.
         """
         gaps, self._own = self._own, []
         for slot in self._order:
@@ -143,7 +143,7 @@ class Ledger:
         return self._count(gaps)
 
     def take_intervals(self) -> list[Interval]:
-        """Return the round trips settled since the last call, by interval; call it often, or they add up."""
+        """Return the round trips settled since the last call, by interval; call it often, because they accumulate."""
         return self._intervals.take()
 
     def _settle(self, slot: int) -> list[Gap]:

@@ -1,4 +1,4 @@
-"""What a probe carries, and the ICMP header around it (RFC 792, RFC 4443)."""
+"""Makes and reads a probe's payload, and the ICMP header around it (RFC 792, RFC 4443)."""
 
 import struct
 
@@ -19,20 +19,20 @@ class Packets:
     cookie: bytes
 
     def payload(self, slot: int) -> bytes:
-        """Return what is sent for a slot, and comes back unchanged."""
+        """Return the payload of a slot's probe, which the reply carries unchanged."""
         return _PAYLOAD.pack(self.cookie, slot)
 
     def slot_of(self, payload: bytes) -> int | None:
-        """The slot that a reply answers; None if it is not ours."""
+        """Return the slot that a reply answers; None for a foreign packet."""
         if len(payload) < _PAYLOAD.size:
             return None
         cookie, slot = _PAYLOAD.unpack_from(payload)
         return slot if cookie == self.cookie else None
 
     def echo_request(self, slot: int, version: int) -> bytes:
-        """An ICMP echo request; the kernel itself fills in the checksum of ICMPv6."""
+        """Return an ICMP echo request; the kernel itself fills in the checksum of ICMPv6."""
         kind = ECHO_REQUEST if version == 4 else ECHO6_REQUEST
-        # Only switches and firewalls on the way look at these two; a reply is known by its cookie.
+        # Only switches and firewalls read these two fields; the cookie identifies a reply.
         identifier = int.from_bytes(self.cookie[:2], "big")
         body = self.payload(slot)
         header = _ICMP.pack(kind, 0, 0, identifier, slot & 0xFFFF)
@@ -41,7 +41,7 @@ class Packets:
         return header + body
 
     def slot_of_echo(self, packet: bytes, version: int) -> int | None:
-        """The slot that an ICMP message answers; None if it is not an echo reply of ours."""
+        """Return the slot that an ICMP message answers; None if it is not an echo reply to one of our probes."""
         wanted = ECHO_REPLY if version == 4 else ECHO6_REPLY
         if len(packet) < _ICMP.size or packet[0] != wanted or packet[1] != 0:
             return None
@@ -56,7 +56,7 @@ def without_ip_header(packet: bytes) -> bytes:
 
 
 def checksum(data: bytes) -> int:
-    """The internet checksum (RFC 1071) of an even number of bytes."""
+    """Return the internet checksum (RFC 1071) of an even number of bytes."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

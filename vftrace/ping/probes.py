@@ -1,4 +1,4 @@
-"""The sockets: resolving the address, sending probes, reading replies with the kernel's time stamps.
+"""Resolves the address, sends probes and reads replies with the kernel's time stamps.
 
 ICMP: a raw socket (CAP_NET_RAW), else a ping socket (net.ipv4.ping_group_range). UDP: an echo
 service. TCP: a connection attempt for each probe, answered by SYN-ACK or by RST, both of which come
@@ -37,8 +37,8 @@ _CONTROL_SPACE = 64
 _TIMESPEC = struct.Struct("@qq")
 
 SYN_RETRY_NS = 900_000_000
-"""A SYN is sent again after 1 s (TCP_TIMEOUT_INIT): a probe is given up before, so that an answer
-is always one to its only SYN."""
+"""A SYN is sent again after 1 s (TCP_TIMEOUT_INIT): a probe ends before that, so that an answer
+always belongs to its only SYN."""
 
 _SPARE_FDS = 64
 _CLOCK_TRIES, _CLOCK_SPREAD_NS = 3, 5_000
@@ -47,12 +47,12 @@ _OLDEST_STAMP_NS = 60_000_000_000
 OWN_ERRORS = frozenset(
     (errno.ENOBUFS, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)
 )
-"""Errors of sending that are the pinger's own: the slot counts as missed, not as lost."""
+"""Errors of sending that the pinger's own host causes: the slot counts as missed, not as lost."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to: `name` as given, `address` in numbers, `sockaddr` for connect(2)."""
+    """The target: `name` as given, `address` in numbers, `sockaddr` for connect(2)."""
 
     name: str
     address: str
@@ -66,24 +66,24 @@ class Target:
 
 
 class Pinger(Protocol):
-    """A way to probe; made before the fork, used by the sending process."""
+    """A kind of probe; made before the fork, used by the sending process."""
 
     def fileno(self) -> int:
-        """Return what becomes readable when there are replies."""
+        """Return the fd that becomes readable when there are replies."""
 
     def send(self, slot: int) -> None:
         """Send one probe; raises OSError."""
 
     def receive(self, latest_ns: int) -> list[tuple[int, int]]:
-        """(slot, CLOCK_MONOTONIC ns) of replies that came.
+        """Return (slot, CLOCK_MONOTONIC ns) of the replies that arrived.
 
-        `latest_ns` bounds the time of those that the kernel has not stamped. Raises OSError for
-        what ICMP reported on the socket.
+        `latest_ns` bounds the time of replies without a time stamp of the kernel. Raises OSError for
+        errors that ICMP reported on the socket.
         """
 
 
 def resolve(name: str, protocol: str, port: int, version: int | None) -> Target:
-    """Find the address; raises VftraceError if there is none that fits."""
+    """Resolve the address; raises VftraceError if none fits."""
     kind = socket.SOCK_STREAM if protocol == TCP else socket.SOCK_DGRAM
     _check_literal(name, version)
     family = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}[version]
@@ -111,7 +111,7 @@ def _check_literal(name: str, version: int | None) -> None:
 
 
 def open_pinger(target: Target, protocol: str, interval_ns: int, timeout_ns: int) -> Pinger:
-    """Open the sockets; raises MachineError or VftraceError with the way out."""
+    """Open the sockets; raises MachineError or VftraceError with the fix."""
     packets = Packets(os.urandom(COOKIE_BYTES))
     if protocol == TCP:
         return TcpPinger(target, interval_ns, min(timeout_ns, SYN_RETRY_NS))
@@ -145,7 +145,7 @@ def _open_icmp(target: Target, packets: Packets) -> "DatagramPinger":
         opened.setsockopt(socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, struct.pack("@8I", *blocked))
 
     def slot_of(packet: bytes) -> int | None:
-        # A ping socket gives the ICMP message itself, also for IPv4.
+        # A ping socket returns the ICMP message without the IP header, also for IPv4.
         message = without_ip_header(packet) if raw and version == 4 else packet
         return packets.slot_of_echo(message, version)
 
@@ -155,7 +155,7 @@ def _open_icmp(target: Target, packets: Packets) -> "DatagramPinger":
 
 
 def _prepared(opened: socket.socket, target: Target) -> socket.socket:
-    """Connect (errors of the way come back, strangers do not), time stamps, room for a burst."""
+    """Connect a socket (to get ICMP errors and no foreign packets), and set time stamps and buffers for a burst."""
     opened.setblocking(False)
     opened.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     # The plain option is capped by net.core.rmem_max; CAP_NET_ADMIN may pass it.
@@ -170,7 +170,7 @@ def _prepared(opened: socket.socket, target: Target) -> socket.socket:
 
 
 def _unreachable(address: str, error: OSError) -> VftraceError:
-    """The error for an address that cannot be pinged at all."""
+    """Return the error for an address that cannot be pinged at all."""
     hint = ""
     if error.errno == errno.EINVAL and ipaddress.ip_address(address).is_link_local:
         hint = f" (a link-local address needs its interface: {address}%eth0)"
@@ -202,12 +202,12 @@ class DatagramPinger:
         except OSError as error:
             if error.errno in OWN_ERRORS:
                 raise
-            # It may be the answer to an earlier probe that waits on the socket; then this one has
+            # The error may belong to an earlier probe and wait on the socket; then this probe has
             # not been sent yet.
             self._socket.send(packet)
 
     def receive(self, latest_ns: int) -> list[tuple[int, int]]:
-        """Read all replies there are; raises OSError for what ICMP reported."""
+        """Read all waiting replies; raises OSError for errors that ICMP reported."""
         replies: list[tuple[int, int]] = []
         realtime_offset_ns = _realtime_offset_ns()
         while True:
@@ -216,7 +216,7 @@ class DatagramPinger:
             except BlockingIOError:
                 return replies
             except OSError:
-                # Raised again on the next call if it lasts; what was read must not be lost.
+                # The next call raises it again if it persists; the read replies must not be lost.
                 if replies:
                     return replies
                 raise
@@ -232,13 +232,13 @@ def _stamp(control: list[tuple[int, int, bytes]], realtime_offset_ns: int, lates
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS and len(data) >= _TIMESPEC.size:
             seconds, ns = _TIMESPEC.unpack_from(data)
             stamp_ns = int(seconds) * 1_000_000_000 + int(ns) - realtime_offset_ns
-            # Should the wall clock have been set in between, the reading's time is the best there is.
+            # If the wall clock was set in between, the time of reading is the best estimate.
             return stamp_ns if 0 <= now_ns - stamp_ns <= _OLDEST_STAMP_NS else now_ns
     return min(now_ns, latest_ns)
 
 
 def _realtime_offset_ns() -> int:
-    """CLOCK_REALTIME - CLOCK_MONOTONIC, from two readings between which nothing else ran."""
+    """Return CLOCK_REALTIME - CLOCK_MONOTONIC, from two readings between which nothing else ran."""
     for _ in range(_CLOCK_TRIES):
         before_ns = time.monotonic_ns()
         realtime_ns = time.time_ns()
@@ -249,7 +249,7 @@ def _realtime_offset_ns() -> int:
 
 
 class TcpPinger:
-    """A connection attempt for each probe, broken off (RST) as soon as it is answered."""
+    """A connection attempt for each probe, aborted (RST) as soon as it is answered."""
 
     def __init__(self, target: Target, interval_ns: int, give_up_ns: int) -> None:
         self._target = target
@@ -283,7 +283,7 @@ class TcpPinger:
             raise OSError(result, os.strerror(result))
 
     def receive(self, latest_ns: int) -> list[tuple[int, int]]:
-        """The attempts that have been answered. There is no time stamp of the kernel's here."""
+        """Return the answered attempts, which have no time stamp of the kernel."""
         replies, self._answered = self._answered, []
         self._give_up(time.monotonic_ns())
         for number, _ in self._epoll.poll(0):

@@ -1,8 +1,8 @@
-"""The sending process: absolute deadlines, and nothing but sending, reading and writing to a pipe.
+"""The sending process: sends at absolute deadlines, reads replies, and writes both to a pipe.
 
-It is a process of its own, so that no terminal, disk or bookkeeping makes it late. A periodic
+It is a process of its own, so that no terminal, disk or accounting makes it late. A periodic
 timerfd on CLOCK_MONOTONIC keeps the schedule: the kernel counts the periods that passed, so that
-lateness never adds up and a slot that has passed is not sent afterwards in a burst.
+lateness does not accumulate and missed slots are not sent later in a burst.
 """
 
 import ctypes
@@ -20,8 +20,8 @@ RECORD = struct.Struct("@iiQQQ")
 """kind, errno, slot, two times on CLOCK_MONOTONIC in ns."""
 
 SENT, REPLY, CLOCK, STOPPED, REFUSED, POLICY = range(6)
-"""SENT slot, before, after (errno if the way refused it) · REPLY slot, time · CLOCK time: all
-replies before it are reported · STOPPED slot: nothing is sent in it or later · REFUSED errno: ICMP
+"""SENT slot, before, after (errno if sending failed) · REPLY slot, time · CLOCK time: all
+replies before it are reported · STOPPED slot: no probe is sent in it or later · REFUSED errno: ICMP
 reported it · POLICY 1 for SCHED_FIFO, 0 for the usual one."""
 
 FIFO_PRIORITY = 1
@@ -40,7 +40,7 @@ class Schedule:
     slots: int | None
 
     def due_ns(self, slot: int) -> int:
-        """Return when a slot is to be sent."""
+        """Return the time at which a slot is due."""
         return self.start_ns + slot * self.interval_ns
 
 
@@ -93,7 +93,7 @@ class Sender:
             epoll.register(fd, select.EPOLLIN)
         while True:
             ready = {fd for fd, _ in epoll.poll(_IDLE_S)}
-            # Replies first: they came before what is sent now.
+            # Read replies first: they arrived before the next probe is sent.
             self._receive()
             if self._timer_fd in ready:
                 self._send_due()
@@ -106,7 +106,7 @@ class Sender:
         self._flush()
 
     def _send_due(self) -> None:
-        """Send the slot that is due now; slots that passed before it are missed."""
+        """Send the probe of the due slot; earlier slots that passed are missed."""
         slot = self._next_slot + int.from_bytes(os.read(self._timer_fd, 8), "little") - 1
         end = self._schedule.slots
         if end is not None and slot >= end:
@@ -128,7 +128,7 @@ class Sender:
 
     def _receive(self) -> None:
         now_ns = time.monotonic_ns()
-        # A reply that is read after the next slot's time was not late, this process was.
+        # If a reply is read after the next slot's time, this process was late, not the reply.
         latest_ns = now_ns if self._timer_fd < 0 else self._schedule.due_ns(self._next_slot)
         try:
             replies = self._pinger.receive(latest_ns)
@@ -137,7 +137,7 @@ class Sender:
             return
         for slot, at_ns in replies:
             self._add(REPLY, slot, at_ns)
-        # Read to the end at `now_ns`, so no reply from before it is still to come.
+        # All replies were read at `now_ns`, so no earlier reply is outstanding.
         self._now_ns = now_ns
 
     def _stop(self) -> None:
@@ -165,7 +165,7 @@ class Sender:
 
 
 def _become_fifo() -> bool:
-    """Ask for SCHED_FIFO (CAP_SYS_NICE or RLIMIT_RTPRIO); False where it is not allowed."""
+    """Set SCHED_FIFO (needs CAP_SYS_NICE or RLIMIT_RTPRIO); returns False if it is not allowed."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
     except OSError:

@@ -1,4 +1,4 @@
-"""One ping, seen from the process that keeps the books: starts the sender, feeds the ledger."""
+"""Runs one ping in the main process: starts the sending process, and feeds the ledger."""
 
 import errno
 import fcntl
@@ -30,7 +30,7 @@ class SenderProcess:
     def __init__(self, pinger: Pinger, schedule: Schedule) -> None:
         self._from_sender, to_parent = os.pipe()
         control, self._control = os.pipe()
-        # Room for some seconds in which this process does not get to read.
+        # The pipe has room for some seconds in which this process does not run.
         fcntl.fcntl(self._from_sender, _F_SETPIPE_SZ, _LARGEST_PIPE)
         self._pid = os.fork()
         if self._pid == 0:
@@ -44,7 +44,7 @@ class SenderProcess:
         self._poll.register(self._from_sender, select.POLLIN)
 
     def read(self, wait_ms: int) -> list[tuple[int, int, int, int, int]] | None:
-        """Records (see sender.RECORD) that came, [] if none did in that time, None at the end."""
+        """Return the records that arrived (sender.RECORD), [] if none arrived in that time, None at the end."""
         if not self._poll.poll(wait_ms):
             return []
         data = os.read(self._from_sender, _READ_BYTES)
@@ -54,7 +54,7 @@ class SenderProcess:
         return list(sender.records_in(self._buffer))
 
     def stop(self) -> None:
-        """Send nothing more, but keep reading replies."""
+        """Stop sending, but continue to read replies."""
         if self._control >= 0:
             os.write(self._control, b"s")
 
@@ -78,7 +78,7 @@ class SenderProcess:
 def _send_and_exit(pinger: Pinger, schedule: Schedule, out_fd: int, control_fd: int) -> None:
     status = 0
     try:
-        # Both reach the whole process group; this process ends when its control pipe is closed.
+        # Both signals reach the whole process group; this process ends when its control pipe is closed.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -93,13 +93,13 @@ def _send_and_exit(pinger: Pinger, schedule: Schedule, out_fd: int, control_fd: 
 
 
 def schedule_from_now(interval_ns: int, duration_ns: int | None) -> Schedule:
-    """A schedule that begins in a moment, when the sending process is there."""
+    """Return a schedule that begins in a moment, when the sending process runs."""
     slots = None if duration_ns is None else max(duration_ns // interval_ns, 1)
     return Schedule(time.monotonic_ns() + _START_AFTER_NS, interval_ns, slots)
 
 
 class Session:
-    """Feeds the ledger with the sender's records; its times are turned into CLOCK_BOOTTIME."""
+    """Feeds the ledger with the sender's records, after converting their times to CLOCK_BOOTTIME."""
 
     def __init__(
         self, target: Target, protocol: str, port: int, schedule: Schedule, timeout_ns: int
@@ -117,7 +117,7 @@ class Session:
     def feed(self, records: list[tuple[int, int, int, int, int]], to_boottime_ns: int) -> list[Gap]:
         """Take records in order; `to_boottime_ns` is CLOCK_BOOTTIME - CLOCK_MONOTONIC now.
 
-        Returns the gaps that are settled. Raises VftraceError where nothing can ever come back.
+        Returns the settled gaps. Raises VftraceError if no reply can ever arrive.
         """
         gaps: list[Gap] = []
         for kind, failed, slot, a_ns, b_ns in records:
@@ -141,7 +141,7 @@ class Session:
         return gaps
 
     def close(self) -> list[Gap]:
-        """The last gaps; raises VftraceError if the sender ended by itself."""
+        """End the input; returns the last gaps. Raises VftraceError if the sender ended by itself."""
         if not self.stopped:
             raise VftraceError("the sending process ended early, there is no result")
         return self.ledger.close()

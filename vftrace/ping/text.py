@@ -1,4 +1,4 @@
-"""What a ping prints: the live line, a line for each gap, the summary, JSON."""
+"""Prints a ping: the live line, a line for each gap, the summary, JSON."""
 
 import os
 from bisect import bisect_right
@@ -20,7 +20,7 @@ _BAR_WIDTH = 40
 
 
 def ping_json(session: Session, gaps: list[Gap]) -> dict[str, Any]:
-    """The result for programs: times in ns, `start_at_ns` on CLOCK_BOOTTIME.
+    """Return the result for programs: times in ns, `start_at_ns` on CLOCK_BOOTTIME.
 
     `gaps` holds losses longer than GAP_INTERVALS; `longest_gap_ns` is the longest time without
     replies, shorter losses and held replies among them.
@@ -54,7 +54,7 @@ def ping_json(session: Session, gaps: list[Gap]) -> dict[str, Any]:
 
 
 def live_line(session: Session, now_ns: int) -> str:
-    """Return where it stands, in one line."""
+    """Return the present state in one line."""
     ledger = session.ledger
     parts = [
         f"{session.target.address}: {ledger.sent_count} sent",
@@ -70,7 +70,7 @@ def live_line(session: Session, now_ns: int) -> str:
 
 
 def gap_line(gap: Gap, realtime_offset_ns: int) -> str:
-    """One gap, at its wall-clock time: printed when it is settled."""
+    """Return the line of a gap with its wall-clock time; it is printed when the gap is settled."""
     at = _wall_time(gap.start_ns, realtime_offset_ns)
     if gap.kind == OWN:
         return f"{at}  {format_ns(gap.ns)} without probes: this machine was late, not the guest"
@@ -78,7 +78,7 @@ def gap_line(gap: Gap, realtime_offset_ns: int) -> str:
 
 
 def describe(gap: Gap) -> str:
-    """A gap in words, with its bounds."""
+    """Return a gap in words, with its bounds."""
     parts = [f"{gap.lost} lost"]
     if gap.kind == HELD:
         parts.append(f"{gap.late} answered late")
@@ -91,7 +91,7 @@ def describe(gap: Gap) -> str:
 
 
 def summary(session: Session, realtime_offset_ns: int) -> list[str]:
-    """The result for people."""
+    """Return the result as text."""
     ledger = session.ledger
     interval = format_ns(ledger.interval_ns)
     where = session.target.address + (f" port {session.port}" if session.port else "")
@@ -133,7 +133,7 @@ def summary(session: Session, realtime_offset_ns: int) -> list[str]:
 
 
 def histogram(title: str, by_ns: Counter[int], edges_ns: Sequence[int]) -> list[str]:
-    """Durations by length, in rows between the edges; `by_ns` counts each length."""
+    """Return rows of durations by length, between the edges; `by_ns` counts each length."""
     counts = [0] * (len(edges_ns) + 1)
     for ns, count in by_ns.items():
         counts[bisect_right(edges_ns, ns)] += count
