@@ -1,1 +1,1 @@
-"""The directory of a flight recorder: one file for each migration, an index beside them, and what is kept how long."""
+"""The directory of a flight recorder: one file for each migration, an index, and the limits of age and size."""

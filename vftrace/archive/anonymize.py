@@ -1,7 +1,7 @@
-"""Writes a recording without what names somebody: names, UUIDs, MAC and IP addresses, paths, programs.
+"""Writes a recording without identifying texts: names, UUIDs, MAC and IP addresses, paths, programs.
 
-Each is replaced by a word of the same form that follows from it and a key, so that what was equal stays equal, within
-one recording or, with one key, across several. Everything else stays as it is: times, sizes, PCI addresses, kernel
+Each text is replaced by a word of the same form that is derived from it and a key. So equal texts stay equal, within
+one recording, or with one key across several. Everything else is unchanged: times, sizes, PCI addresses, kernel
 release, results. So the report's figures do not change. docs/reference/recordings.md lists what a recording reveals.
 """
 
@@ -34,7 +34,7 @@ _PCI = re.compile(r"[0-9a-fA-F]{4,}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
 _NO_MAC = frozenset({bytes(6), b"\xff" * 6})
-"""No address, and all of them."""
+"""The addresses that stay: all zeroes, and broadcast."""
 
 _VMMS = re.compile(
     r"unknown|qemu-system-\w+|qemu-kvm|kvm|cloud-hypervisor|firecracker|crosvm|tinyvmm"
@@ -53,39 +53,40 @@ Replace = Callable[["Words", str], str]
 
 
 class Words:
-    """The words that stand for others. `key` decides which; without it they are other ones each time."""
+    """Replaces texts by words. `key` decides which words; without a key they differ each time."""
 
     def __init__(self, key: str | None = None) -> None:
         self._key = secrets.token_bytes(32) if key is None else key.encode()
         self.macs: dict[bytes, bytes] = {}
-        """Every MAC address that was replaced, by its bytes."""
+        """The replacement of each MAC address, by its bytes."""
 
     def _digest(self, kind: str, text: str) -> bytes:
         said = f"{kind}\0{text}".encode("utf-8", "surrogatepass")
         return hmac.new(self._key, said, hashlib.sha256).digest()
 
     def word(self, kind: str, text: str) -> str:
-        """`vm-3f2a91c4`: eight digits that follow from the text; an empty text stays empty."""
+        """Return a word such as `vm-3f2a91c4`, whose digits are derived from the text; an empty text stays empty."""
         return f"{kind}-{self._digest(kind, text).hex()[:8]}" if text else text
 
     def uuid(self, text: str) -> str:
-        """Another UUID; a text that is none becomes a word."""
+        """Replace a UUID by another one; any other text becomes a word."""
         if _UUID.fullmatch(text) is None:
             return self.word("id", text)
         return str(uuid.UUID(bytes=self._digest("uuid", text.lower())[:16], version=4))
 
     def path(self, text: str) -> str:
-        """`/path-3f2a91c4`; device nodes and texts that are not paths stay, as in `anon_inode:[eventfd]`."""
+        """Replace a path by `/path-3f2a91c4`; device nodes and texts that are not paths stay, such as
+        `anon_inode:[eventfd]`."""
         if _PLAIN_PATHS.fullmatch(text) or text in _KNOWN_FILES or text.startswith("anon_inode:"):
             return text
         return self.word("/path" if text.startswith("/") else "name", text)
 
     def target(self, text: str) -> str:
-        """Return what an fd is: a path, or a word of vftrace's own."""
+        """Replace the target of an fd: a path, or a word of vftrace, which stays."""
         return self.path(text) if "/" in text else text
 
     def host(self, text: str) -> str:
-        """An IP address for an IP address, loopback for itself, a word for a name."""
+        """Replace an IP address by another one, and a name by a word; loopback stays."""
         try:
             address = ipaddress.ip_address(text.partition("%")[0])
         except ValueError:
@@ -98,7 +99,7 @@ class Words:
         return str(ipaddress.IPv6Address(b"\xfd" + digest[:15]))
 
     def peer(self, text: str) -> str:
-        """`10.1.2.3:49152`, `[fd00::1]:49152`: the port stays."""
+        """Replace the address in `10.1.2.3:49152` or `[fd00::1]:49152`; the port stays."""
         host, colon, port = text.rpartition(":")
         if not colon or not port.isdigit():
             return self.host(text)
@@ -107,7 +108,8 @@ class Words:
         return f"[{changed}]:{port}" if bracketed else f"{changed}:{port}"
 
     def mac(self, text: str) -> str:
-        """Another MAC address, locally administered, a group's for a group's; a text that is none becomes a word."""
+        """Replace a MAC address by a locally administered one, a group's by a group's; any other text becomes a
+        word."""
         if _MAC.fullmatch(text) is None:
             return self.word("mac", text)
         return ":".join(
@@ -115,7 +117,7 @@ class Words:
         )
 
     def mac_bytes(self, address: bytes) -> bytes:
-        """The same as six bytes."""
+        """Replace a MAC address of six bytes."""
         if address in _NO_MAC:
             return address
         if address not in self.macs:
@@ -124,23 +126,23 @@ class Words:
         return self.macs[address]
 
     def device(self, text: str) -> str:
-        """PCI addresses stay, a mediated device's UUID does not."""
+        """Replace a mediated device's UUID; PCI addresses stay."""
         return text if not text or _PCI.fullmatch(text) else self.uuid(text)
 
     def interface(self, text: str) -> str:
-        """`if-3f2a91c4`, as long as an interface's name may be."""
+        """Replace an interface's name by `if-3f2a91c4`, which has a valid length."""
         return text if text == "lo" else self.word("if", text)
 
     def vmm(self, text: str) -> str:
-        """The program's name, if it is one that many have."""
+        """Replace a program's name unless it is a common one."""
         return text if _VMMS.fullmatch(text) else self.word("vmm", text)
 
     def program(self, text: str) -> str:
-        """Return what reads or writes a pipe, if it is a program that many have."""
+        """Replace the program at the other end of a pipe unless it is a common one."""
         return text if text in TUNNELS or text in _PROGRAMS else self.word("program", text)
 
     def thread(self, text: str) -> str:
-        """A thread's name, if it is one that QEMU gives."""
+        """Replace a thread's name unless it is one of QEMU's."""
         return text if _THREADS.fullmatch(text) else self.word("thread", text)
 
 
@@ -153,7 +155,7 @@ def _same(_words: Words, text: str) -> str:
 
 
 def _counts(_words: Words, text: str) -> str:
-    """Numbers stay; what else a file may have in their place does not."""
+    """Keep numbers; replace anything else that a file may have in their place."""
     return text if _NUMBERS.fullmatch(text) else ""
 
 
@@ -205,16 +207,17 @@ FIELDS: Mapping[type[Event], Mapping[str, Replace]] = {
     events.CallThread: {"name": Words.thread},
     events.CallFd: {"target": Words.target},
 }
-"""What is done with each text of each event; a test holds that no text is forgotten."""
+"""The replacement of each text of each event; a test checks that no text is forgotten."""
 
 
 def anonymize(
     path: Path, output: Path, key: str | None = None, *, force: bool = False
 ) -> str | None:
-    """Write a recording anew under other names; returns why it is not whole, if it is not.
+    """Write a recording again with other names; returns why the recording is incomplete, if it is.
 
-    The recording is read twice: MAC addresses that one record names may lie in the bytes of an earlier one. An
-    output that ends with `.gz` is compressed. Raises VftraceError where one cannot be read, or the other not written.
+    The recording is read twice, because a MAC address of one record may occur in the bytes of an earlier one. An
+    output that ends with `.gz` is compressed. Raises VftraceError if the recording cannot be read or the output cannot
+    be written.
     """
     if path == STANDARD or not path.is_file():
         if not path.exists() and path != STANDARD:
@@ -231,7 +234,7 @@ def anonymize(
     recording = Recording(path)
     try:
         with create(output, force=force, mode=0o600) as file:
-            # No name and no time in the stream's head.
+            # The head of the gzip stream has no name and no time.
             packed = gzip.GzipFile("", "wb", 6, file, mtime=0) if output.suffix == ".gz" else file
             packed.write(head_of(host_of(recording.host, words)))
             for records in recording.batches():
@@ -244,12 +247,12 @@ def anonymize(
 
 
 def host_of(host: HostInfo, words: Words) -> HostInfo:
-    """The same host under another name. Its profiles stay: without them its messages mean nothing."""
+    """Return the host with another name. Its profiles stay, because its messages cannot be decoded without them."""
     return replace(host, name=words.word("host", host.name), boot_id=words.uuid(host.boot_id))
 
 
 def changed_records(records: Iterable[bytes], words: Words, drivers: Drivers) -> list[bytes]:
-    """Records under other names, each as long as it has to be."""
+    """Return the records with other names; their lengths may differ."""
     kept = list(records)
     batch = Batch.of(kept)
     return [
@@ -265,13 +268,13 @@ def _encoded(record: bytes, before: Event, after: Event) -> bytes:
 
 
 def _headless(record: bytes) -> bytes:
-    """A record that this version cannot read, without its body, which may hold anything."""
+    """Return a record that this version cannot read without its body, which may hold any text."""
     size = wire.HEADER.size
     return record[:16] + struct.pack("<I", size) + record[20:size]
 
 
 def changed(event: Event, words: Words, drivers: Drivers) -> Event:
-    """The event under other names; the same object where it has none."""
+    """Return the event with other names; the same object if it has no names."""
     fields: dict[str, Any] = {}
     for name, instead in FIELDS.get(type(event), {}).items():
         before: str | None = getattr(event, name)
@@ -288,26 +291,26 @@ def changed(event: Event, words: Words, drivers: Drivers) -> Event:
 _MANY_ZEROES = 4
 _IPSEC_ADD = 0x0D
 _IPSEC_ADDRESS = slice(12, 28)
-"""struct sa_mbx_msg (ixgbe_ipsec.h): the address is behind spi and three small fields."""
+"""struct sa_mbx_msg (ixgbe_ipsec.h): the address follows spi and three small fields."""
 
 
 def _message(
     event: events.Mailbox | events.Virtchnl, words: Words, drivers: Drivers
 ) -> tuple[int, ...]:
-    """The words of a message with the MAC addresses in them replaced, and IPsec's peer blanked."""
+    """Return the words of a message with other MAC addresses, and without IPsec's peer."""
     raw = b"".join(word.to_bytes(4, "little") for word in event.word)
     driver = drivers.get(event.driver)
     if driver is not None:
         try:
             arguments = driver.protocol.decode(event, driver).arguments
-        except (AssertionError, IndexError):  # a record of another driver's shape
+        except (AssertionError, IndexError):  # the record does not have the driver's layout
             arguments = {}
         said = arguments.get("mac")
         if isinstance(said, str) and _MAC.fullmatch(said):
             address = bytes.fromhex(said.replace(":", ""))
             raw = raw.replace(address, words.mac_bytes(address))
     for address, instead in words.macs.items():
-        # An address that is hardly more than zeroes would be found where there is none.
+        # An address of almost only zeroes would be found in unrelated bytes.
         if address.count(0) < _MANY_ZEROES:
             raw = raw.replace(address, instead)
     if isinstance(event, events.Mailbox) and event.word[0] & 0xFFFF == _IPSEC_ADD:

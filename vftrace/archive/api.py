@@ -1,4 +1,4 @@
-"""What `vftrace.open` returns: the report's objects and the events of recordings, for Python programs."""
+"""The result of `vftrace.open`: the report's objects and the events of recordings, for Python programs."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from vftrace.outputs.report.json import migration_json
 
 
 class Recordings:
-    """One or several recordings. Nothing is read before it is used, and the report is made once.
+    """One or several recordings. They are read on first use, and the report is made once.
 
     Times are CLOCK_BOOTTIME nanoseconds of their host, durations nanoseconds; None is not known.
     """
@@ -37,7 +37,7 @@ class Recordings:
 
     @cached_property
     def report(self) -> Report:
-        """The whole report, as every output of `vftrace report` is made from it."""
+        """The whole report, from which `vftrace report` makes every output."""
         files = [path for path in self.paths if not path.is_dir()]
         report = load(files) if files else Report.of_hosts(())
         directories = [path for path in self.paths if path.is_dir()]
@@ -48,30 +48,30 @@ class Recordings:
 
     @property
     def hosts(self) -> tuple[HostReport, ...]:
-        """Each host between two boots: who it is, its clock samples, its virtual functions, what was lost."""
+        """Each host between two boots: its identity, clock samples, virtual functions and losses."""
         return self.report.hosts
 
     @property
     def migrations(self) -> tuple[Migration, ...]:
-        """The migrations, those that two hosts saw as one; `reports` has also where each was seen."""
+        """The migrations; a migration that two hosts saw is one. `reports` also has the hosts."""
         return tuple(found.migration for found in self.report.migrations)
 
     @property
     def reports(self) -> tuple[MigrationReport, ...]:
-        """The migrations with the hosts that saw them and how certain their figures are."""
+        """The migrations with the hosts that saw them and the uncertainty of their figures."""
         return self.report.migrations
 
     @property
     def damage(self) -> tuple[str, ...]:
-        """One line for each file that is not whole; what comes before that place is in the report."""
+        """One line for each incomplete file; the report has its records up to that place."""
         return self.report.damage
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """The migrations as `vftrace report --format json` has them: this form is stable, and only grows."""
+        """Return the migrations as `vftrace report --format json` prints them: this form is stable, and only grows."""
         return [migration_json(found) for found in self.reports]
 
     def events(self) -> Iterator[Event]:
-        """The events in order of their times, file by file; the classes of `vftrace.events`."""
+        """Yield the events in order of their times, file by file, as objects of `vftrace.events`."""
         for path in self.paths:
             files = sorted({f.path for f in past.gather([path]).found}) if path.is_dir() else [path]
             for file in files:

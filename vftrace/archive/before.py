@@ -1,9 +1,9 @@
-"""What is remembered of the time before a migration, so that its recording begins with who is who and how it stood.
+"""Keeps the records before a migration, so that its recording begins with the identities and the state of the VMs.
 
-All records of the last seconds are remembered as they came (`Stream.ring`). Of older ones those stay that still say
-something: the VM, its vCPUs and memory slots, its devices, what its channels had sent, when it last ran and stopped. A
-VM that has run for days is named so, for a few kilobytes. What is forgotten leaves no hole in the numbers of the
-records, for no record of it is missing; what was lost does.
+All records of the last seconds are kept as they arrived (`Stream.ring`). Older records are kept if they still matter:
+the VM, its vCPUs and memory slots, its devices, the bytes that its channels had sent, when it last ran and stopped. A
+VM that has run for days costs a few kilobytes. Forgotten records leave no hole in the numbers of the records, because
+the numbers are made anew; lost records do.
 """
 
 from collections import deque
@@ -18,19 +18,19 @@ from vftrace.events import Event, wire
 from vftrace.uapi import KVM_MEM_LOG_DIRTY_PAGES
 
 BEFORE_NS = 10_000_000_000
-"""A destination's device is given its state so long before its source logs (analysis/pairing.py, SETUP_NS)."""
+"""A destination's device may get its state this long before its source logs (analysis/pairing.py, SETUP_NS)."""
 MAX_BEFORE_NS = 60_000_000_000
-"""So long a thread that reads dirty logs and has not sent is waited for: a dirty limit reads them for ever."""
+"""How long a thread that reads dirty logs may take to send: a dirty limit reads them for ever."""
 STREAM_BYTES = 4 << 20
-"""Records of the last seconds that are remembered of one process; of more, the oldest are forgotten."""
+"""How many records of the last seconds are kept of one process; the oldest beyond that are forgotten."""
 MAX_CHANNELS = 1024
 MAX_DEVICE_REQUESTS = 256
 MAX_VF_RECORDS = 32
 MAX_VFS = 1024
 MAX_OWN = 1024
-"""The collector's records about one process: an fd and a device each have one."""
+"""How many of the collector's records about one process are kept: each fd and each device has one."""
 MAX_OWN_LATELY = 16_384
-"""Its calls in a blackout have one each."""
+"""How many of a process's call records are kept: each call in a blackout has one."""
 _MAX_LOG = 64
 
 _DEVICE_STATE = (
@@ -58,8 +58,8 @@ _PIECES = frozenset(c for c in wire.CLASSES.values() if "call_ns" in c.__struct_
 
 
 class Entry(NamedTuple):
-    """A record that is remembered. `event` is None for a part of a bitmap, whose bits are many; `call` is the thread
-    and time of the call that it belongs to. Not `counted`: its number is not the process's (events.BitmapPart)."""
+    """A kept record. `event` is None for a part of a bitmap, to save memory; `call` is the thread and time of the call
+    that it belongs to. Not `counted`: its number belongs to another series (events.BitmapPart)."""
 
     at_ns: int
     seq: int
@@ -70,7 +70,7 @@ class Entry(NamedTuple):
 
 
 class Numbered(NamedTuple):
-    """A remembered record with the number that it gets in a recording."""
+    """A kept record with the number that it gets in a recording."""
 
     at_ns: int
     seq: int
@@ -78,7 +78,7 @@ class Numbered(NamedTuple):
 
 
 class Stream:
-    """The numbered records of one process, or of none, with what is remembered of them."""
+    """The numbered records of one process, or of none, and those that are kept."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -88,32 +88,32 @@ class Stream:
         self.ring: deque[Entry] = deque()
         self.ring_bytes = 0
         self.own: dict[Hashable, Event] = {}
-        """What the collector found out about the process: the latest of each thing."""
+        """The collector's records about the process: the latest of each kind."""
         self.own_lately: deque[Event] = deque(maxlen=MAX_OWN_LATELY)
-        """What else it recorded of it, lately."""
+        """The collector's other recent records about the process."""
         self.last_seq = -1
         self.forgotten_until_ns = 0
-        """Since when every record is still in `ring`."""
+        """The time since which every record is still in `ring`."""
         self.files: list[Any] = []
-        """The recordings that its records go to (flight.py)."""
+        """The recordings to which its records are written (flight.py)."""
         self.files_begun: deque[int] = deque()
-        """When recordings of its migrations began, lately (flight.py limits them)."""
+        """When recent recordings of its migrations began (flight.py limits them)."""
         self._kept: dict[Hashable, Entry] = {}
         self._channels: dict[int, tuple[Entry | None, Entry]] = {}
-        """By fd: the latest totals, and those of the thread that sent before."""
+        """For each fd: the latest totals, and those of the thread that sent before."""
         self._devices: deque[Entry] = deque(maxlen=MAX_DEVICE_REQUESTS)
         self._logs: dict[int, list[Entry]] = {}
-        """By slot that is logged: its last GET_DIRTY_LOG with its pieces, and what was cleared since."""
+        """For each logged slot: its last GET_DIRTY_LOG with its pieces, and the clears since."""
         self._pieces: dict[tuple[int, int], list[Entry]] = {}
         self._vfs: dict[tuple[str, int], deque[Entry]] = {}
         self._through = -1
         """The largest number that is no longer in `ring`."""
         self._numbers = SequenceTracker()
         self._lost_at: int | None = None
-        """The number behind a loss, if something is missing of what is no longer in `ring`."""
+        """The number after a loss, if a record that is no longer in `ring` is missing."""
 
     def add(self, record: bytes, event: Event) -> None:
-        """Remember a record."""
+        """Keep a record."""
         if type(event) in _PIECES:
             call = event.tid, event.call_ns  # type: ignore[attr-defined]
             counted = type(event) is not events.BitmapPart
@@ -127,7 +127,7 @@ class Stream:
             self._forget()
 
     def identify(self, event: Event) -> None:
-        """Remember what the collector recorded about the process."""
+        """Keep a record of the collector about the process."""
         if not isinstance(event, _WHO_IS_WHO):
             self.own_lately.append(event)
             return
@@ -140,7 +140,7 @@ class Stream:
             del self.own[next(k for k, e in self.own.items() if e is not self.identity)]
 
     def forget_until(self, at_ns: int) -> None:
-        """Records older than this are kept only if they still matter."""
+        """Forget records older than this, except those that still matter."""
         while self.own_lately and self.own_lately[0].at_ns < at_ns:
             self.own_lately.popleft()
         ring = self.ring
@@ -154,7 +154,7 @@ class Stream:
             self._forget()
 
     def remembered(self) -> tuple[list[Numbered], int]:
-        """All that is remembered, numbered anew, and by how much the numbers of later records are to be lowered."""
+        """Return all kept records with new numbers, and by how much the numbers of later records must be lowered."""
         everything = [*self._condensed(), *self.ring]
         found = [Numbered(e.at_ns, e.seq, e.record) for e in everything if not e.counted]
         entries = sorted((e for e in everything if e.counted), key=lambda entry: entry.seq)
@@ -205,15 +205,15 @@ class Stream:
             _CONDENSED[kind](self, entry, entry.event)
 
     def _pass(self, entry: Entry) -> None:
-        """Look at the number of a record that is taken out of `ring`."""
+        """Check the number of a record that is removed from `ring`."""
         if self._numbers.skips_to(entry.seq):
             self._lost_at = entry.seq
         self._numbers.accept(entry.seq)
         if not self._numbers.holes and self._lost_at is not None and self._lost_at <= entry.seq:
-            self._lost_at = None  # it had come late
+            self._lost_at = None  # the record had arrived late
         self._through = max(self._through, entry.seq)
 
-    # -- what of an old record still says something ---------------------------------------------
+    # -- which old records still matter ----------------------------------------------------------
 
     def _thread_exit(self, _: Entry, event: events.ThreadExit) -> None:
         self._kept.pop(("vcpu", event.tid), None)
@@ -242,7 +242,7 @@ class Stream:
             self._kept["stop"] = entry
 
     def _channel(self, entry: Entry, event: events.Channel) -> None:
-        """The latest totals, and those of the thread that sent before: what a migration sends begins there."""
+        """Keep the latest totals, and those of the thread that sent before: a migration's bytes count from there."""
         before, latest = self._channels.pop(event.fd, (None, None))
         if latest is not None and isinstance(latest.event, events.Channel):
             if latest.event.first_ns != event.first_ns:
@@ -279,7 +279,7 @@ class Stream:
         self._devices.append(entry)
 
     def _device_closed(self, entry: Entry, event: events.VfioClose) -> None:
-        """A device that was closed may have been unplugged for a migration that begins a minute later."""
+        """Keep the close of a device: it may have been unplugged for a migration that begins a minute later."""
         mine = [
             key
             for key in self._kept
@@ -299,7 +299,7 @@ class Stream:
 
 
 def _own_key(event: Event) -> Hashable:
-    """Return what of the collector's records about a process replaces an earlier one."""
+    """Return the key of a collector's record about a process; a later record with the same key replaces it."""
     match event:
         case events.Process() | events.Uncounted() | events.VmLost() | events.CallsMissed():
             return type(event)
@@ -310,7 +310,7 @@ def _own_key(event: Event) -> Hashable:
         case events.FileDescriptor() | events.CallFd():
             return type(event), event.fd
         case events.Device():
-            # That of an fd which was closed still counts: it may have been unplugged for a migration.
+            # The record of a closed fd still matters: the device may have been unplugged for a migration.
             return type(event), event.fd, event.address
         case _:
             return type(event), *astuple(event)[len(Event.__struct_fields__) :]
@@ -321,13 +321,13 @@ _LATEST: dict[type[Event], Callable[[Any], Hashable]] = {
     events.VcpuCreated: lambda event: ("vcpu", event.tid),
     events.VcpuState: lambda _: "state",
     events.Exit: lambda _: "exit",
-    # Without its pieces: it counts as not whole, and its totals are where those of the next one begin.
+    # Without its pieces it counts as incomplete, and the totals of the next one begin at its totals.
     events.ResetDirtyRings: lambda _: "rings",
     events.VfioOpen: lambda event: ("open", event.fd, event.how),
     events.VfioMigration: lambda event: ("can", event.fd),
     events.VfioDataSize: lambda event: ("size", event.fd),
 }
-"""Types of old records of which the latest is kept, with what it is the latest of."""
+"""Types of old records of which only the latest is kept, with the key of which it is the latest."""
 
 _CONDENSED: dict[type[Event], Callable[[Stream, Entry, Any], None]] = {
     events.ThreadExit: Stream._thread_exit,
@@ -344,4 +344,4 @@ _CONDENSED: dict[type[Event], Callable[[Stream, Entry, Any], None]] = {
     events.Virtchnl: Stream._mailbox,
     events.VfReset: Stream._mailbox,
 }
-"""What keeps something of an old record, by its event's type; records of other types are forgotten."""
+"""The functions that keep old records, by the event's type; records of other types are forgotten."""

@@ -1,4 +1,4 @@
-"""Every event of a recording as one line of text or of JSON."""
+"""Prints every event of a recording as one line of text or of JSON."""
 
 import json
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def lines(recording: Recording, *, as_json: bool = False, clock: Clock = "boot") -> Iterator[str]:
-    """The events in order of their times. `clock` is that of the text: CLOCK_BOOTTIME, or the wall clock as far as
-    the recording's samples give it."""
+    """Yield the events in order of their times. `clock` is the clock of the text: CLOCK_BOOTTIME, or the wall clock as
+    far as the recording has clock samples."""
     offset_ns: int | None = None
     for event in events_of(recording):
         if isinstance(event, events.ClockSample):
@@ -28,7 +28,7 @@ def lines(recording: Recording, *, as_json: bool = False, clock: Clock = "boot")
 
 
 def document(event: Event) -> str:
-    """An event as JSON: its name, its probe, and its fields as `vftrace.events` has them; bitmaps are hexadecimal."""
+    """Return an event as JSON: its name, its probe, and its fields as in `vftrace.events`; bitmaps are hexadecimal."""
     said: dict[str, Any] = {"event": type(event).__name__, "probe": event.PROBE}
     for name in _fields(event):
         value = getattr(event, name)
@@ -37,7 +37,7 @@ def document(event: Event) -> str:
 
 
 def line(event: Event, clock: Clock = "boot", offset_ns: int | None = None) -> str:
-    """An event as text: time, who, name, and its fields; of a bitmap how many bits are set."""
+    """Return an event as text: time, process and thread, name, and fields; for a bitmap the number of set bits."""
     own = (name for name in _fields(event) if name not in _HEAD)
     fields = " ".join(f"{name}={_value(event, name)}" for name in own)
     who = {COLLECTOR: "collector", NO_PROCESS: "-"}.get(event.tgid, f"{event.tgid}/{event.tid}")
@@ -47,7 +47,7 @@ def line(event: Event, clock: Clock = "boot", offset_ns: int | None = None) -> s
 
 
 def _fields(event: Event) -> tuple[str, ...]:
-    """Return what is shown of an event; of a bitmap what is packed in it."""
+    """Return the shown fields of an event; for a bitmap the unpacked bits."""
     if isinstance(event, events.BitmapPart):
         return (*_HEAD, "call_ns", "first_page", "slot", "bits")
     return event.__struct_fields__

@@ -1,4 +1,4 @@
-"""Finishes recordings that a killed recorder, or a full disk, left without an end."""
+"""Finishes recordings without an end, after a killed recorder or a full disk."""
 
 import contextlib
 import os
@@ -16,17 +16,17 @@ from vftrace.events.layout import Kind
 from vftrace.model.migration import Outcome
 
 CLOSED = bytes.fromhex("1f8b080000000000000303000000000000000000")
-"""An empty gzip member, which is behind every recording that was closed in order."""
+"""An empty gzip member, which ends every closed recording."""
 PART = ".part"
-"""Behind the name of a file in which nothing can be read yet."""
+"""The suffix of a file in which nothing can be read yet."""
 _LEVEL = 6
 
 
 def finish_all(directory: Path, writing: Collection[str], closed: Callable[[Path], None]) -> bool:
-    """Give every recording of a directory an end that has none, and its name; False if one could not be given.
+    """Give each recording of a directory without an end its end and its final name; False if that failed for one.
 
-    Those that are being written, by name or by another vftrace, are left alone. `closed` gets the path of each that
-    was finished. Raises OSError where the directory cannot be read.
+    Recordings that are being written, by name or by another vftrace, are not touched. `closed` gets the path of each
+    finished recording. Raises OSError if the directory cannot be read.
     """
     whole = True
     for path in sorted(directory.iterdir()):
@@ -49,14 +49,14 @@ def finish_all(directory: Path, writing: Collection[str], closed: Callable[[Path
 
 
 def _remove(path: Path) -> None:
-    """Remove what was left in the middle of its beginning, or of this."""
+    """Remove unfinished temporary files of a recording's beginning or of this module."""
     with open_regular(path) as file:
         if lock(file):
             path.unlink(missing_ok=True)
 
 
 def is_closed(path: Path) -> bool:
-    """Whether a recording was closed in order, by its last bytes."""
+    """Whether a recording was closed by its writer, by its last bytes."""
     try:
         with open_regular(path) as file:
             file.seek(-len(CLOSED), os.SEEK_END)
@@ -66,8 +66,8 @@ def is_closed(path: Path) -> bool:
 
 
 def _finish(path: Path) -> Path | None:
-    """Write a recording anew with an end, under the name of its outcome; None if it is being written, empty or
-    damaged. Raises OSError where the disk refuses."""
+    """Write a recording again with an end, under the name of its outcome; None if it is being written, empty or
+    damaged. Raises OSError if the disk fails."""
     with open_regular(path) as file:
         if not lock(file):
             return None
@@ -79,7 +79,7 @@ def _finish(path: Path) -> Path | None:
         try:
             outcome = _outcome(path)
         except VftraceError as error:
-            # What cannot be read now may be readable later, by another disk or another vftrace.
+            # A file that cannot be read now may be readable later, on another disk or by another vftrace.
             if isinstance(error.__cause__, OSError):
                 raise error.__cause__ from None
             return None
@@ -102,13 +102,13 @@ def _finish(path: Path) -> Path | None:
 
 
 def _outcome(path: Path) -> Outcome:
-    """Return what is known of the migration's outcome where its recording ends."""
+    """Return the migration's outcome as far as its recording shows it."""
     migrations = track(Recording(path)).snapshot().migrations
     return (migrations[-1].outcome if migrations else None) or Outcome.UNKNOWN
 
 
 def _copy(path: Path, into: Path) -> bool:
-    """Write what can be read of a recording, and an end; False if something in it is damaged."""
+    """Write the readable part of a recording, and an end; False if it is damaged."""
     recording = Recording(path)
     compressor = zlib.compressobj(_LEVEL, wbits=31)
     at_ns = own = pid = 0

@@ -1,9 +1,9 @@
 """The flight recorder: each migration of this host becomes one recording, with the time before and after it.
 
 It gets every batch of records that the pump has taken, and asks the tracker what migrates. A recording holds the
-records of the processes that may have a part in its migration (its source, its destination, and what has the same
-UUID), and those of the host: ticks, clock, losses, network, mailboxes. Their numbers are made anew, so that what does
-not concern it leaves no hole, and what was lost still does.
+records of the processes that may take part in its migration (its source, its destination, and processes with the same
+UUID), and those of the host: ticks, clock, losses, network, mailboxes. Records get new numbers, so that records of
+other processes leave no hole, and lost records still do.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ from vftrace.model.report import HostReport, MigrationReport
 from vftrace.model.select import names_vm
 
 AFTER_NS = 10_000_000_000
-"""How long after its end a recording goes on: the destination's devices, and what changes the outcome."""
+"""How long a recording continues after its migration, for the destination's devices and for changes of the outcome."""
 AFTER_UNPLUG_NS = 65_000_000_000
-"""The same where a device left the VM and none has come yet (analysis/devices/strategy.py, UNPLUG_WINDOW_NS)."""
+"""The same if a device left the VM and no other has replaced it (analysis/devices/strategy.py, UNPLUG_WINDOW_NS)."""
 FLUSH_NS = 100_000_000
 LOOK_NS = 250_000_000
 LOOK_AGAIN_NS = 5_000_000_000
@@ -51,16 +51,17 @@ LOOK_AGAIN_NS = 5_000_000_000
 after its end names the file by its outcome."""
 STOP_S = 5.0
 MAX_OPEN = 256
-"""Recordings that are written at once, each of which is an open file."""
+"""The most recordings that are written at once; each is an open file."""
 MAX_PROCESSES = 32
-"""Processes in one recording: whoever starts more with a VM's UUID is left out."""
+"""The most processes in one recording: further processes with a VM's UUID are left out."""
 MAX_WITHOUT_UUID = 16
 MAX_FILES, FILES_NS = 30, 60_000_000_000
-"""Recordings that one process may begin within this time: a hostile one begins a thousand migrations a second."""
+"""The most recordings that one process may begin within this time: a hostile one begins a thousand migrations per
+second."""
 MAX_ENDED = 256
 MAX_KNOWN = 4096
 TOTAL_BYTES = 64 << 20
-"""Remembered records of all processes; where they are more, the process that sends most forgets first."""
+"""The most kept records of all processes; beyond that, records of the process that sends most are forgotten first."""
 
 _Part = OutgoingMigration | IncomingMigration
 
@@ -74,11 +75,11 @@ class _File:
     handle: Handle
     host: HostInfo
     shift: dict[int, int] = field(default_factory=dict)
-    """By process (or none): by how much the numbers of its records are lowered."""
+    """For each process (or none): by how much the numbers of its records are lowered."""
     streams: dict[int, Stream] = field(default_factory=dict)
     own: int = 0
     base: dict[Any, int] = field(default_factory=dict)
-    """What the host's counters of losses showed when it began."""
+    """The host's counters of losses when the recording began."""
     clock: ClockSamples = field(default_factory=ClockSamples)
     waiting: list[bytes] = field(default_factory=list)
     look_ns: int = 0
@@ -87,7 +88,7 @@ class _File:
 
     def add(self, stream: Stream, record: bytes, seq: int) -> None:
         """Add a record of a process, or of none."""
-        # Parts of bitmaps have numbers of their own, which nobody asks about.
+        # Parts of bitmaps have numbers of their own, which are not needed here.
         shift = 0 if wire.kind_of(record) == Kind.BITMAP else self.shift[stream.pid]
         self.waiting.append(wire.with_seq(record, seq - shift) if shift else record)
 
@@ -102,7 +103,8 @@ class _File:
 
 
 class FlightRecorder:
-    """Keeps recordings in a directory. `take` and `finish` are the pump's thread's; any thread may ask."""
+    """Keeps recordings in a directory. Only the pump's thread calls `take` and `finish`; any thread may read the
+    state."""
 
     def __init__(
         self,
@@ -125,10 +127,10 @@ class FlightRecorder:
         self._files: dict[int, _File] = {}
         """By id of the part."""
         self._over: dict[int, _Part] = {}
-        """Parts whose recording is closed, or was never begun, until the tracker has settled them."""
+        """Parts whose recording is closed, or was not begun, until the tracker has settled them."""
         self._paths: dict[tuple[int, int], Handle] = {}
         self._last_numbers: dict[int, int] | None = None
-        """By process: how many records it had sent when tracing ended."""
+        """For each process: the number of its records when tracing ended."""
         self._ring_bytes = 0
         self._flushed_ns = 0
         self._followed_ns = 0
@@ -137,18 +139,18 @@ class FlightRecorder:
 
     @property
     def state(self) -> RecorderState:
-        """How much was kept and lost."""
+        """The state of the recorder: kept and lost recordings."""
         return self._writer.state
 
     def file_of(self, migration: Migration) -> Path | None:
-        """The recording of a migration, by the name that it has now; None if it has none (any more)."""
+        """Return the recording of a migration, by its present name; None without one."""
         handle = self._paths.get((migration.pid, migration.started_at_ns))
         if handle is None or handle.lost:
             return None
         return self.directory / str(handle.name)
 
     def take(self, batch: Batch, tracker: Tracker, host: HostInfo) -> None:
-        """Take what the pump has just read; the tracker may be some milliseconds behind."""
+        """Take a batch that the pump has just read; the tracker may be some milliseconds behind."""
         ticked = False
         for record, event in zip(batch.records, batch.events, strict=True):
             tgid = event.tgid
@@ -179,7 +181,7 @@ class FlightRecorder:
         self._writer.stop(STOP_S)
 
     def _index(self, path: Path, row: index.Row | None) -> None:
-        """Called by the writer's thread."""
+        """Add a closed recording to the index; the writer's thread calls this."""
         problem = index.add(path, row)
         if problem is not None:
             self._writer.say_once(problem)
@@ -193,7 +195,7 @@ class FlightRecorder:
         return stream
 
     def _stream_of(self, process: Process) -> Stream:
-        """The records of a process that the tracker knows, which may have ended since."""
+        """Return the records of a process that the tracker knows; it may have ended since."""
         return self._streams.setdefault(process.pid, Stream(process.pid))
 
     def _add(self, stream: Stream, record: bytes, event: Event) -> None:
@@ -231,7 +233,7 @@ class FlightRecorder:
             file.note(event)
 
     def _take_identity(self, pid: int, event: Event) -> None:
-        # Most of what the collector records of a process may come after its end.
+        # Most records of the collector about a process may arrive after its end.
         stream = self._streams.get(pid)
         if stream is None or isinstance(event, events.Process):
             stream = self._stream(pid, event.at_ns)
@@ -250,7 +252,7 @@ class FlightRecorder:
             self._ended.append(stream)
 
     def _forget(self, tracker: Tracker) -> None:
-        """Forget what no recording will need that begins from now on."""
+        """Forget records that no future recording needs."""
         latest = self._now_ns - BEFORE_NS
         while self._host_records and self._host_records[0].at_ns < latest:
             self._host_records.popleft()
@@ -280,7 +282,7 @@ class FlightRecorder:
         paired = {id(pair.incoming) for _, _, pair in parts.values() if pair is not None}
         for key, file in list(self._files.items()):
             if key in paired:
-                # Its source is here too, whose recording has all of this.
+                # Its source is on this host too, and the source's recording has all of this.
                 self._leave(file)
                 self._writer.discard(file.handle)
             elif key not in parts:
@@ -346,7 +348,7 @@ class FlightRecorder:
         )
         identity = process.identity
         vm = safe_vm(identity.name if identity else None, process.uuid, process.pid)
-        # Two recordings of one migration, by a recorder that was started anew, are two files.
+        # If the recorder was restarted, one migration has two recordings, in two files.
         parts = (host.boot_id, process.pid, started_ns, host.started_at_ns)
         unique = blake2s(repr(parts).encode(), digest_size=4).hexdigest()
         return FileName(at, vm, RUNNING, unique)
@@ -354,8 +356,8 @@ class FlightRecorder:
     def _fill(
         self, file: _File, streams: Iterable[Stream], mine: events.RecordedMigration, *, lost: bool
     ) -> None:
-        """Begin a recording with what is remembered of the time before."""
-        # What ended before had its part in another migration.
+        """Begin a recording with the kept records of the time before."""
+        # A process that ended before took part in another migration.
         began = mine.started_at_ns
         there = [s for s in self._everyone() if s.ended_ns is None or s.ended_ns >= began]
         alike = [s for s in there if s.uuid is not None and s.uuid == file.process.uuid]
@@ -369,7 +371,7 @@ class FlightRecorder:
         for stream in included:
             found += self._join(file, stream)
         if lost:
-            file.shift[file.process.pid] -= 1  # its first records are no longer remembered
+            file.shift[file.process.pid] -= 1  # its first records are no longer kept
         oldest = min((at_ns for at_ns, _ in found), default=self._now_ns)
         file.note(replace(mine, at_ns=oldest))
         self._write_sorted(file, found)
@@ -383,7 +385,7 @@ class FlightRecorder:
                 file.note(each)
 
     def _join(self, file: _File, stream: Stream) -> list[tuple[int, bytes | Event]]:
-        """Make a stream part of a recording; returns what is remembered of it."""
+        """Add a stream to a recording; returns its kept records."""
         records, file.shift[stream.pid] = stream.remembered()
         file.streams[stream.pid] = stream
         stream.files.append(file)
@@ -394,7 +396,7 @@ class FlightRecorder:
         return found
 
     def _include(self, file: _File, stream: Stream) -> None:
-        """A process may have a part in a migration whose recording has begun."""
+        """Add a process that may take part in a migration whose recording has begun."""
         self._write_sorted(file, self._join(file, stream))
 
     def _include_process(self, file: _File, process: Process) -> None:
@@ -403,7 +405,7 @@ class FlightRecorder:
             self._include(file, stream)
 
     def _concerns(self, file: _File, stream: Stream) -> bool:
-        """Whether a process that has just been identified may have a part in a migration."""
+        """Whether a process that has just been identified may take part in a migration."""
         if len(file.streams) >= MAX_PROCESSES:
             return False
         uuid = file.process.uuid
@@ -415,11 +417,11 @@ class FlightRecorder:
         return list(dict.fromkeys((*self._ended, *self._streams.values())))
 
     def _look(self, file: _File, part: Unsettled, tracker: Tracker) -> None:
-        """See whether a migration has ended."""
+        """Check whether a migration has ended."""
         if self._now_ns < file.look_ns:
             return
         file.look_ns = self._now_ns + LOOK_NS
-        # To build a migration is most of a tracer's work.
+        # Building migrations is most of a tracer's work.
         if file.outcome is None and not _may_be_over(part) and self._now_ns < file.build_ns:
             return
         file.build_ns = self._now_ns + LOOK_AGAIN_NS
@@ -435,7 +437,7 @@ class FlightRecorder:
             self._close(file, migration)
 
     def _close(self, file: _File, migration: Migration | None) -> None:
-        """Close a recording; `migration` is what it came to, where that was just built."""
+        """Close a recording; `migration` is its migration, if that was just built."""
         self._leave(file)
         self._over[id(file.part)] = file.part
         outcome = file.outcome if migration is None else migration.outcome
@@ -443,7 +445,7 @@ class FlightRecorder:
             self._know(migration.pid, migration.started_at_ns, file)
             self._note_load(file, migration)
             if migration.incomplete and not migration.contested:
-                # What was lost may be of a process that this recording does not have.
+                # The losses may be of a process that this recording does not have.
                 file.note(events.Uncounted(self._now_ns, 0, COLLECTOR, 0, file.process.pid, 0))
         file.note(events.End(self._now_ns, 0, COLLECTOR, 0, self._numbers(file)))
         name = file.handle.name.ended(outcome or Outcome.UNKNOWN)
@@ -456,7 +458,7 @@ class FlightRecorder:
             stream.files.remove(file)
 
     def _numbers(self, file: _File) -> dict[int, int]:
-        """Return by living process the number of its next record, as it would be in this recording."""
+        """Return for each living process the number that its next record would have in this recording."""
         last = self._last_numbers
         found = {}
         for pid, stream in file.streams.items():
@@ -466,7 +468,7 @@ class FlightRecorder:
         return found
 
     def _note_load(self, file: _File, migration: Migration) -> None:
-        """What a VM was loaded from is known by a save whose VM has long ended, of which its recording has nothing."""
+        """Note the save that a VM was loaded from: the saved VM has ended, so the recording has none of its records."""
         stream = file.streams.get(file.process.pid)
         save = migration.save
         identity = stream.identity if stream is not None else None
@@ -496,7 +498,7 @@ class FlightRecorder:
 
 
 def _row(migration: Migration, file: _File, name: str) -> index.Row:
-    """What a list would read of a migration in its recording."""
+    """Return the row that a list would read of a migration from its recording."""
     clock = tuple(file.clock.kept)
     shot = Snapshot(migration.started_at_ns, (), (migration,), 0, 0, 0, clock)
     found = MigrationReport.of_one_host(HostReport(file.host, shot), migration)
@@ -507,7 +509,7 @@ _COUNTERS = (events.Lost, events.NetMissed, events.TableFull, events.MissedRuns)
 
 
 def _counter(event: Event) -> Any:
-    """Return what identifies a counter of losses whose records give its total since vftrace began."""
+    """Return the key of a counter of losses, whose records have its total since vftrace started."""
     if isinstance(event, events.MissedRuns):
         return type(event), event.probe, event.reason
     return type(event), getattr(event, "table", None)
@@ -518,7 +520,7 @@ def _began_ns(part: _Part) -> int:
 
 
 def _may_be_over(part: Unsettled) -> bool:
-    """Whether something shows that a migration may have ended."""
+    """Whether an event shows that a migration may have ended."""
     _, own, pair = part
     incoming = own if isinstance(own, IncomingMigration) else pair.incoming if pair else None
     if isinstance(own, OutgoingMigration) and own.ended:

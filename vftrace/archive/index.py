@@ -31,9 +31,9 @@ _MAX_BYTES = 256 << 20
 """A larger index is not one of ours: some 400 bytes for each migration."""
 _SLACK = 64 << 10
 _LOOKS = 3
-"""How often a directory is read whose files are renamed meanwhile."""
+"""How often a directory is read again if its files are renamed meanwhile."""
 _LINE = 2048
-"""A recorder cleans an index that has more than so many bytes for each file."""
+"""A recorder rewrites an index that has more than this number of bytes for each file."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -90,7 +90,7 @@ class Contents:
 
 
 def row_of(found: MigrationReport, file: str, number: int, *, lasting: bool = False) -> Row:
-    """The row of a migration. `lasting`: its recording is still being written, so it may still run."""
+    """Return the row of a migration. `lasting`: its recording is still being written, so it may still run."""
     m = found.migration
     source, destination = _ends(found)
     running = m.outcome is None or (lasting and m.cause == Cause.TRACE_ENDED)
@@ -119,13 +119,13 @@ def row_of(found: MigrationReport, file: str, number: int, *, lasting: bool = Fa
 
 
 def rows_of(report: Report, file: str, *, lasting: bool = False) -> tuple[Row, ...]:
-    """The rows of all migrations of a report in order of time; `lasting` as for `row_of`."""
+    """Return the rows of all migrations of a report in order of time; `lasting` as for `row_of`."""
     found = sorted(report.migrations, key=lambda f: f.migration.started_at_ns)
     return tuple(row_of(each, file, n, lasting=lasting) for n, each in enumerate(found, 1))
 
 
 def _ends(found: MigrationReport) -> tuple[str | None, str | None]:
-    """Return where the VM came from and where it went to."""
+    """Return the source and the destination of the VM."""
     m, here = found.migration, found.host.name
     if m.kind != Kind.MOVE:
         path = None if m.save is None else m.save.path or m.save.program
@@ -138,7 +138,7 @@ def _ends(found: MigrationReport) -> tuple[str | None, str | None]:
 
 
 def _channel_host(m: Migration) -> str | None:
-    """The address of the channel's other end, without the port."""
+    """Return the address of the channel's other end, without the port."""
     if m.channel.peer is None:
         return None
     return m.channel.peer.rpartition(":")[0].strip("[]") or m.channel.peer
@@ -148,9 +148,9 @@ def _channel_host(m: Migration) -> str | None:
 
 
 def read(directory: Path) -> Contents:
-    """What the recordings of a directory hold; files that the index does not know are read now.
+    """Return the contents of the recordings of a directory; files that are not in the index are read now.
 
-    Raises VftraceError where the directory cannot be read.
+    Raises VftraceError if the directory cannot be read.
     """
     known, clean = _read_index(directory / NAME)
     files, entries, growing = _entries(directory, known)
@@ -159,7 +159,7 @@ def read(directory: Path) -> Contents:
     )
     notes: list[str] = []
     if learned or not clean or set(known) - set(files):
-        # What still grows would be wrong at once.
+        # The entry of a growing file would be wrong at once.
         kept = [e for e in entries if e.file not in growing]
         problem = _write_index(directory / NAME, kept)
         notes += [] if problem is None else [problem]
@@ -170,7 +170,7 @@ def read(directory: Path) -> Contents:
 def _entries(
     directory: Path, known: Mapping[str, Entry]
 ) -> tuple[Iterable[str], list[Entry], set[str]]:
-    """The names of the recordings, an entry for each, and which of them are still being written.
+    """Return the names of the recordings, an entry for each, and which of them are still being written.
 
     A recorder renames a file when its migration ends, and removes old ones: then the directory is read again.
     """
@@ -191,7 +191,7 @@ def _entries(
 
 
 def entries(paths: Iterable[Path]) -> dict[Path, Entry]:
-    """What recordings hold that are named one by one, by path; what an index beside them knows is not read again."""
+    """Return the contents of named recordings, by path; recordings in an index beside them are not read again."""
     indexes: dict[Path, dict[str, Entry]] = {}
     found: dict[Path, Entry] = {}
     for path in paths:
@@ -210,9 +210,9 @@ def entries(paths: Iterable[Path]) -> dict[Path, Entry]:
 
 
 def known(directory: Path) -> Contents:
-    """Return what the index knows of the recordings that are there; no recording is read.
+    """Return the entries of the index for existing recordings; no recording is read.
 
-    Raises VftraceError where the directory cannot be read.
+    Raises VftraceError if the directory cannot be read.
     """
     files = _files(directory)
     found, _ = _read_index(directory / NAME)
@@ -222,9 +222,9 @@ def known(directory: Path) -> Contents:
 
 
 def add(path: Path, row: Row | None = None) -> str | None:
-    """Note a recording that was closed; returns one line if the index cannot be written, which harms nothing.
+    """Add a closed recording; returns one line if the index cannot be written, which does no harm.
 
-    `row` is that of its one migration, if that is known: else the file is read.
+    `row` is the row of its one migration, if that is known; else the file is read.
     """
     index = path.parent / NAME
     try:
@@ -242,7 +242,7 @@ def add(path: Path, row: Row | None = None) -> str | None:
             file.write(_line_of(entry))
             size = file.tell()
     except (FileNotFoundError, PermissionError, NotRegularError):
-        # Somebody else's file in a directory of ours can be replaced.
+        # A file of another user in our directory can be replaced.
         return _write_index(index, [entry])
     except OSError as error:
         return f"cannot write {index}: {error.strerror}"
@@ -250,7 +250,7 @@ def add(path: Path, row: Row | None = None) -> str | None:
 
 
 def _clean(directory: Path, size: int) -> str | None:
-    """Write the index anew if most of its lines are about files that are gone."""
+    """Write the index again if most of its lines are about files that no longer exist."""
     if size <= _SLACK:
         return None
     try:
@@ -265,13 +265,13 @@ def _clean(directory: Path, size: int) -> str | None:
 
 
 def _files(directory: Path) -> dict[str, os.stat_result]:
-    """The regular files of a directory that are named as recordings, by name. Symbolic links are not followed."""
+    """Return the regular files of a directory with names of recordings, by name. Symbolic links are not followed."""
     found: dict[str, os.stat_result] = {}
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if is_recording_name(entry.name) and entry.is_file(follow_symlinks=False):
-                    # It may have been removed or renamed meanwhile.
+                    # The file may have been removed or renamed meanwhile.
                     with contextlib.suppress(OSError):
                         found[entry.name] = entry.stat(follow_symlinks=False)
     except OSError as error:
@@ -280,7 +280,7 @@ def _files(directory: Path) -> dict[str, os.stat_result]:
 
 
 def is_recording_name(name: str) -> bool:
-    """Whether a file is named as a recording: `*.vft`, also compressed, and not hidden."""
+    """Whether a file has the name of a recording: `*.vft`, also compressed, and not hidden."""
     return not name.startswith(".") and name.removesuffix(".gz").endswith(".vft")
 
 
@@ -299,7 +299,7 @@ def _entry(
 
 
 def _look(path: Path, status: os.stat_result) -> tuple[Entry, bool]:
-    """Read a recording; whether it is still being written, so that this is true of a moment only."""
+    """Read a recording; also returns whether it is still being written, so that the result is valid only now."""
     from vftrace.collect.merge import load
     from vftrace.collect.recording import BEING_WRITTEN
 
@@ -322,7 +322,7 @@ def _look(path: Path, status: os.stat_result) -> tuple[Entry, bool]:
 
 
 def _read_index(path: Path) -> tuple[dict[str, Entry], bool]:
-    """The entries by file, and whether every line of the index was in order."""
+    """Return the entries by file, and whether every line of the index was valid."""
     try:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > _MAX_BYTES or file.readline(512) != _HEAD:
@@ -348,7 +348,8 @@ def _read_index(path: Path) -> tuple[dict[str, Entry], bool]:
 
 
 def _line_of(entry: Entry) -> bytes:
-    """The line of a recording; none where a name in it, or the file's own, is not UTF-8: then it is read each time."""
+    """Return the line of a recording; None if a name in it, or the file's own, is not UTF-8: then it is read each
+    time."""
     try:
         return msgspec.json.encode(entry) + b"\n"
     except UnicodeEncodeError:
@@ -356,17 +357,17 @@ def _line_of(entry: Entry) -> bytes:
 
 
 def _write_index(path: Path, entries: Iterable[Entry]) -> str | None:
-    """Replace the index at once, so that a reader has the old one or the new one; returns why it cannot be."""
+    """Replace the index atomically, so that a reader has the old or the new one; returns why that failed, if it did."""
     content = _HEAD + b"".join(map(_line_of, entries))
     temporary: str | None = None
     try:
-        # mkstemp: mode 0600, as names of VMs and hosts are nobody else's business
+        # mkstemp: mode 0600, because names of VMs and hosts are private
         fd, temporary = tempfile.mkstemp(prefix=f"{NAME}.", dir=path.parent)
         with os.fdopen(fd, "wb") as file:
             file.write(content)
             owner = path.parent.stat()
             if os.geteuid() == 0 and owner.st_uid != 0:
-                # The recorder has a user of its own, and goes on with this file.
+                # The recorder has a user of its own, and continues to write this file.
                 os.fchown(fd, owner.st_uid, owner.st_gid)
         Path(temporary).replace(path)
     except OSError as error:
@@ -380,8 +381,8 @@ def _write_index(path: Path, entries: Iterable[Entry]) -> str | None:
 def rows(contents: Contents) -> tuple[Row, ...]:
     """Return all migrations of a directory, oldest first, each once.
 
-    Two files may hold the same migration, if they were recorded at the same time: the row that knows its end and
-    lacks nothing is kept.
+    Two files may hold the same migration, if they were recorded at the same time: the row with an outcome and without
+    losses is kept.
     """
     best: dict[tuple[str, int, int], Row] = {}
     for row in (row for entry in contents.entries for row in entry.rows):
@@ -397,5 +398,5 @@ def _quality(row: Row) -> tuple[bool, bool, bool]:
 
 
 def time_of(row: Row) -> tuple[int, int]:
-    """Return what rows are sorted by: when their migrations began."""
+    """Return the key by which rows are sorted: when their migrations began."""
     return row.started_ns or 0, row.started_at_ns

@@ -1,4 +1,4 @@
-"""A list of migrations: one line each as text, or one JSON document each."""
+"""Prints a list of migrations: one line each as text, or one JSON document each."""
 
 import json
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ _HEADINGS = ("#", "start", "VM", "from", "to", "strategy", "outcome", "total", "
 _RIGHT = frozenset({"#", "total", "downtime"})
 _GAP = "  "
 _NAMES = {"VM": 12, "from": 8, "to": 8}
-"""What is shortened first where a terminal is too narrow, and how far."""
+"""The columns that are shortened first on a narrow terminal, with their least widths."""
 _LEFT_OUT = ("strategy", "from", "to", "total")
-"""The columns that are left out next, one after the other."""
+"""The columns that are left out next, in this order."""
 _TEXTS = {"outcome": 9, "VM": 6}
-"""What is shortened last."""
+"""The columns that are shortened last."""
 _FAILED = "\x1b[1;31m"
 _DIM = "\x1b[2m"
 _PLAIN = "\x1b[0m"
@@ -40,8 +40,8 @@ def lines(
 ) -> list[str]:
     """A heading and a line for each migration, without blanks at the ends of lines.
 
-    Where a line would be longer than a terminal of `width` is wide, names are shortened and columns are left out;
-    None leaves all whole.
+    If a line would be wider than a terminal of `width`, names are shortened and columns are left out; with None all
+    are whole.
     """
     rows = [_cells(each, g, utc=utc) for each in found]
     table = [dict(zip(_HEADINGS, cells, strict=True)) for cells in [list(_HEADINGS), *rows]]
@@ -61,7 +61,7 @@ def lines(
 
 
 def _fit(widths: dict[str, int], width: int) -> None:
-    """Shorten names, then leave out columns, then shorten more, until a line is no longer than the terminal is wide."""
+    """Shorten names, then leave out columns, then shorten more, until lines fit the terminal."""
     _shorten(widths, _NAMES, width)
     for heading in _LEFT_OUT:
         if _excess(widths, width) > 0:
@@ -74,7 +74,7 @@ def _excess(widths: dict[str, int], width: int) -> int:
 
 
 def _shorten(widths: dict[str, int], least: dict[str, int], width: int) -> None:
-    """Take from the column that has most to give, one cell at a time."""
+    """Shorten the widest column, one cell at a time."""
     for _ in range(_excess(widths, width)):
         spare = {h: widths[h] - n for h, n in least.items() if widths.get(h, 0) > n}
         if not spare:
@@ -92,7 +92,7 @@ def _cell(text: str, width: int, heading: str, g: Glyphs) -> str:
 
 def _cells(each: Found, g: Glyphs, *, utc: bool) -> list[str]:
     row = each.row
-    # An index may have come from anybody, as recordings may.
+    # An index may come from an unknown origin, as recordings may.
     return [
         clean(cell, g)
         for cell in (
@@ -130,7 +130,7 @@ def _start(row: Row, *, utc: bool) -> str:
 
 
 def _moment(row: Row) -> datetime | None:
-    """Return when it began, in UTC; None also where a damaged time is not a date."""
+    """Return when it began, in UTC; None also if a damaged time is not a date."""
     if row.started_ns is None:
         return None
     try:
@@ -142,7 +142,8 @@ def _moment(row: Row) -> datetime | None:
 
 
 def document(each: Found) -> str:
-    """One migration as a line of JSON. Durations are nanoseconds, null is not known (docs/reference/recordings.md)."""
+    """Return one migration as a line of JSON. Durations are nanoseconds, null is not known
+    (docs/reference/recordings.md)."""
     row, moment = each.row, _moment(each.row)
     said: dict[str, Any] = {
         "number": each.number,

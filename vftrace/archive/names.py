@@ -1,7 +1,7 @@
-"""The names of kept recordings: when the migration began, whose it is, how it ended, and a part that is unique.
+"""Makes the names of kept recordings: the time of the beginning, the VM, the outcome, and a unique part.
 
 `20261129T225506.123Z-web-1-completed-1f0c9a3e.vft.gz`. While the migration runs, `running` stands for its outcome.
-Sorted by name the files are in the order of time.
+Sorted by name, the files are in order of time.
 """
 
 import re
@@ -37,7 +37,7 @@ class FileName:
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """Take a file's name apart; None for a file that no flight recorder wrote."""
+        """Read a file's name; None for a file that no flight recorder wrote."""
         found = _NAME.fullmatch(name)
         if found is None:
             return None
@@ -57,14 +57,14 @@ class FileName:
         return self.outcome == RUNNING
 
     def ended(self, outcome: str) -> "FileName":
-        """The name of the same file once the migration has this outcome."""
+        """Return the name of the same file once the migration has this outcome."""
         return replace(self, outcome=outcome)
 
 
 def safe_vm(name: str | None, uuid: str | None, pid: int) -> str:
-    """A VM's name, else the first part of its UUID, else its pid, with the characters that are safe in a file's name.
+    """Return a VM's name, else the first part of its UUID, else its pid, in characters that are safe in a file's name.
 
-    It holds no slash, does not begin with a dot or a dash, and is at most 64 characters long.
+    It has no slash, does not begin with a dot or a dash, and is at most 64 characters long.
     """
     for text in (name, (uuid or "")[:8]):
         safe = _UNSAFE.sub("_", text or "")[:_MAX_VM].strip("._-")

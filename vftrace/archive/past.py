@@ -1,4 +1,4 @@
-"""The migrations of recordings and of directories of recordings, and the selection of some of them."""
+"""Collects the migrations of recordings and directories, and selects some of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, replace
@@ -19,13 +19,13 @@ from vftrace.model.select import names_vm, no_match_among
 
 DEFAULT = Path("/var/lib/vftrace")
 _APART_NS = 600 * 10**9
-"""The halves of one migration do not begin further apart than this by their hosts' clocks."""
+"""The most by which the beginnings of two halves of a migration differ, by their hosts' clocks."""
 
 
 def default_directory() -> Path:
     """Return where a flight recorder keeps its files by default: systemd's StateDirectory.
 
-    Raises VftraceError where there is no such directory.
+    Raises VftraceError if the directory does not exist.
     """
     directory = systemd.directory("STATE_DIRECTORY") or DEFAULT
     if not directory.is_dir():
@@ -38,7 +38,7 @@ def default_directory() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Selectors:
-    """Which migrations are wanted: all that each given selector takes; `last` so many of them, the latest.
+    """The selection of migrations: those that every given selector takes; `last`: only the latest of them.
 
     `since_ns` and `until_ns` bound when they began (Unix time); `longer_ns` is exceeded by the vCPUs' downtime.
     """
@@ -52,11 +52,11 @@ class Selectors:
 
     @property
     def some(self) -> bool:
-        """Whether anything is selected at all."""
+        """Whether a selector is given."""
         return self != Selectors()
 
     def take(self, row: Row) -> bool:
-        """Whether a migration is wanted, `last` aside."""
+        """Whether a migration is selected, without `last`."""
         if self.vms and not names_vm(self.vms, row.name, row.uuid, _pids(row)):
             return False
         if self.failed and row.outcome != Outcome.FAILED:
@@ -75,7 +75,7 @@ def _pids(row: Row) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A migration in a list: its number among all, and the recording that it is in."""
+    """A migration in a list: its number among all, and its recording."""
 
     number: int
     path: Path
@@ -84,8 +84,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What was found; `notes` has a line for each file that is not as it should be, `unreadable` counts those of the
-    files that were named and could not be read."""
+    """The collected migrations; `notes` has a line for each file with a fault, `unreadable` counts the named files that
+    could not be read."""
 
     found: tuple[Found, ...]
     notes: tuple[str, ...] = ()
@@ -95,8 +95,7 @@ class Listed:
 def gather(paths: Iterable[Path]) -> Listed:
     """Return all migrations of directories and recordings, oldest first and numbered from 1.
 
-    Recordings of several hosts that are named one by one are joined, as in a report. Raises VftraceError where a
-    directory cannot be read.
+    Named recordings of several hosts are joined, as in a report. Raises VftraceError if a directory cannot be read.
     """
     rows: list[tuple[Path, Row]] = []
     notes: list[str] = []
@@ -106,7 +105,7 @@ def gather(paths: Iterable[Path]) -> Listed:
             contents = index.read(path)
             rows += [(path / row.file, row) for row in index.rows(contents)]
             notes += contents.notes
-            # What a recorder is writing is no news there: its outcome says `running`.
+            # A growing recording needs no note here: its outcome is `running`.
             notes += [_note(path, e) for e in contents.entries if e.damage != BEING_WRITTEN]
         else:
             files.append(path)
@@ -127,7 +126,7 @@ def _note(directory: Path, entry: Entry) -> str:
 
 
 def _rows(entries: Mapping[Path, Entry]) -> list[tuple[Path, Row]]:
-    """The migrations of recordings; those of several hosts joined, so that both halves are one."""
+    """Return the migrations of recordings; the halves of two hosts are joined."""
     boots = {row.boot_id for entry in entries.values() for row in entry.rows}
     if len(boots) < 2 or not all(path.is_file() for path in entries):
         contents = index.Contents(tuple(entries.values()))
@@ -151,7 +150,7 @@ def _rows(entries: Mapping[Path, Entry]) -> list[tuple[Path, Row]]:
 
 
 def select(listed: Listed, selectors: Selectors) -> tuple[Found, ...]:
-    """Return those that are wanted, oldest first. UsageError for a word of `--vm` that no VM has."""
+    """Return the selected migrations, oldest first. Raises UsageError for a word of `--vm` that matches no VM."""
     for word in selectors.vms:
         if not any(names_vm([word], f.row.name, f.row.uuid, _pids(f.row)) for f in listed.found):
             raise UsageError(no_match_among([f.row for f in listed.found], word))
@@ -160,9 +159,9 @@ def select(listed: Listed, selectors: Selectors) -> tuple[Found, ...]:
 
 
 def files_of(wanted: Iterable[Found], listed: Listed) -> tuple[Path, ...]:
-    """The recordings of migrations, and those in which another host's half of one may be.
+    """Return the recordings of migrations, and those that may hold another host's half of one.
 
-    That half is of a VM with the same UUID in the other role; wall clocks of hosts are seldom minutes apart.
+    Such a half has the same UUID and the other role; wall clocks of hosts are seldom minutes apart.
     """
     halves: dict[str | None, list[Found]] = {}
     for each in listed.found:
@@ -186,7 +185,7 @@ def _may_be_one(row: Row, other: Row) -> bool:
 
 @dataclass(slots=True)
 class _Host:
-    """What the files of one boot hold; each migration once, by its pid and its beginning."""
+    """The contents of the files of one boot; each migration once, by its pid and its beginning."""
 
     parts: list[HostReport] = field(default_factory=list)
     migrations: dict[tuple[int, int], Migration] = field(default_factory=dict)
@@ -195,10 +194,10 @@ class _Host:
 def load_files(
     paths: Iterable[Path], profiles: Sequence[str] = (), recent: int = MAX_RECENT
 ) -> Report:
-    """Recordings of a directory, as `collect.merge.load` gives them: not joined yet.
+    """Load recordings of a directory as `collect.merge.load` does, without joining them.
 
-    Each file is read by itself, as the index did, so that the figures are those of the list; the files of one boot
-    become one host. `damage` also has a line for each file that is gone or cannot be read.
+    Each file is read by itself, as for the index, so that the figures are those of the list; the files of one boot
+    become one host. `damage` also has a line for each file that does not exist or cannot be read.
     """
     hosts: dict[str, _Host] = {}
     pings: list[PingRecording] = []
@@ -207,7 +206,7 @@ def load_files(
         try:
             report = load([path], profiles, recent)
         except VftraceError as error:
-            # The recorder may have removed it since it was listed.
+            # The recorder may have removed the file since it was listed.
             damage.append(str(error))
             continue
         pings += report.pings
@@ -220,7 +219,7 @@ def load_files(
 
 
 def keep(report: Report, wanted: Iterable[Found]) -> Report:
-    """Select from a joined report the migrations that were found; one half suffices."""
+    """Select the found migrations from a joined report; one half is enough."""
     keys = {(f.row.boot_id, f.row.pid, f.row.started_at_ns) for f in wanted}
     pids = {(f.row.boot_id, f.row.pid) for f in wanted}
     return only(
@@ -249,7 +248,7 @@ def _one(host: _Host) -> HostReport:
         vms=latest.vms,
         migrations=tuple(sorted(host.migrations.values(), key=lambda m: (m.started_at_ns, m.pid))),
         events=sum(shot.events for shot in shots),
-        # Each counts from the recorder's start.
+        # Each counter counts from the recorder's start.
         lost=max(shot.lost for shot in shots),
         unknown_records=sum(shot.unknown_records for shot in shots),
         clock=tuple(sorted({sample for shot in shots for sample in shot.clock})),
@@ -271,7 +270,7 @@ def _one(host: _Host) -> HostReport:
 
 
 def narrow(report: Report, selectors: Selectors) -> Report:
-    """Return only the migrations of a report that are wanted."""
+    """Return only the selected migrations of a report."""
     rows = [(found, index.row_of(found, "", 0)) for found in report.migrations]
     taken = sorted(
         ((found, row) for found, row in rows if selectors.take(row)),
@@ -284,7 +283,7 @@ def narrow(report: Report, selectors: Selectors) -> Report:
 
 
 def only(report: Report, wanted: Sequence[MigrationReport]) -> Report:
-    """A report with these migrations, and of each host those halves that are theirs."""
+    """Return a report with these migrations, and for each host only their halves."""
     starts = {(f.host.boot_id, f.migration.pid, f.migration.started_at_ns) for f in wanted}
     others = {(f.peer.boot_id, f.migration.peer_pid) for f in wanted if f.peer is not None}
     hosts = []

@@ -1,4 +1,4 @@
-"""Opens files of a directory that others may write to: a pipe, a socket, a device or a link in it is left alone."""
+"""Opens regular files of a directory that others may write to, but no pipe, socket, device or link."""
 
 import errno
 import os
@@ -8,18 +8,18 @@ from pathlib import Path
 
 
 class NotRegularError(OSError):
-    """What has this name is not a regular file."""
+    """The file is not a regular file."""
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> FileIO:
     """Open a regular file; links are not followed, and a pipe does not wait for its other end.
 
-    Raises NotRegularError for anything else that is there, OSError where it cannot be opened.
+    Raises NotRegularError for any other kind of file, OSError if it cannot be opened.
     """
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        # A link, a directory to be written, a socket or a pipe that nobody reads.
+        # A link, a directory opened for writing, a socket, or a pipe without a reader.
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise NotRegularError(error.errno, error.strerror, str(path)) from error
         raise

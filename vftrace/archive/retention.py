@@ -1,4 +1,4 @@
-"""What is kept how long: the oldest recordings go first, when they are too old or all together too large."""
+"""Deletes recordings, the oldest first, if they are too old or together too large."""
 
 import os
 import time
@@ -11,12 +11,12 @@ from vftrace.collect.recording import lock
 from vftrace.dataclass import dataclass
 
 MAX_FILES = 20_000
-"""Recordings of one directory, whatever their size: to list more takes longer than anybody waits."""
+"""The most recordings of one directory, whatever their size: listing more would take too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long recordings are kept after their end (ns), and how many bytes they may take on the disk together."""
+    """The limits: how long recordings are kept after their end (ns), and how many bytes they may use on the disk."""
 
     retain_ns: int
     max_bytes: int
@@ -24,7 +24,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a directory holds: the number of its recordings and the bytes that they take on the disk."""
+    """The contents of a directory: the number of its recordings and the bytes that they use on the disk."""
 
     files: int
     bytes: int
@@ -38,10 +38,10 @@ class _File:
 
 
 def enforce(directory: Path, limits: Limits, writing: Collection[str]) -> Kept:
-    """Delete the oldest recordings until what is left is within the limits; returns what is left.
+    """Delete the oldest recordings until the limits are met; returns the remaining contents.
 
     Files that are being written, by name or by another vftrace, are never deleted, and other files never touched.
-    Raises OSError where the directory cannot be read.
+    Raises OSError if the directory cannot be read.
     """
     files = _files(directory)
     count, total = len(files), sum(file.bytes for file in files)
@@ -55,7 +55,7 @@ def enforce(directory: Path, limits: Limits, writing: Collection[str]) -> Kept:
 
 
 def _files(directory: Path) -> list[_File]:
-    """The recordings of a directory, the oldest first."""
+    """Return the recordings of a directory, the oldest first."""
     found = []
     with os.scandir(directory) as entries:
         for entry in entries:

@@ -1,4 +1,4 @@
-"""Moments as people name them: `2h` ago, `yesterday`, `2026-11-29 02:10`."""
+"""Reads moments such as `2h` (ago), `yesterday` and `2026-11-29 02:10`."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -52,6 +52,6 @@ def _date(word: str, now: datetime) -> datetime | None:
         return None
     if moment.tzinfo is not None:
         return moment
-    # Of a local date the offset may be another than now's: summer time.
+    # A local date may have another UTC offset than now (summer time).
     local = now.tzinfo is not UTC
     return moment.astimezone() if local else moment.replace(tzinfo=UTC)

@@ -1,8 +1,9 @@
-"""Writes recordings in a thread of its own: a disk that is slow, full, read-only or gone costs files, never tracing.
+"""Writes recordings in a thread of its own, so that a slow, full, read-only or missing disk costs files and never
+tracing.
 
-Each `append` becomes a part of a gzip stream that ends on a whole byte (Z_SYNC_FLUSH), so what was written can be read
-however vftrace ends. Behind a recording that was closed in order is an empty gzip member, as in BGZF files: one look at
-its last bytes tells it from one whose writer was killed.
+Each `append` becomes a part of a gzip stream that ends on a whole byte (Z_SYNC_FLUSH), so the written part is readable
+however vftrace ends. An empty gzip member ends a closed recording, as in BGZF files: the last bytes of a file show
+whether its writer closed it or was killed.
 """
 
 import errno
@@ -25,30 +26,30 @@ from vftrace.dataclass import dataclass
 from vftrace.model.recorder import RecorderState
 
 LEVEL = 3
-"""gzip's: at 9 a recording is 9 % smaller and costs 16 times the CPU (docs/results/flight.md)."""
+"""gzip's level: at 9 a recording is 9 % smaller and costs 16 times the CPU (docs/results/flight.md)."""
 MAX_WAITING_BYTES = 32 << 20
-"""Bytes that wait for a slow disk; what comes on top of them is left out of its file."""
+"""How many bytes wait for a slow disk; records beyond that are missing in their file."""
 MAX_WAITING = 4096
 LOOK_S = 10.0
-"""How often the limits are enforced while nothing is closed."""
+"""How often the limits are enforced while no recording is closed."""
 RETRY_S = 60.0
-"""How often recordings that a full disk left without an end are tried again."""
+"""How often finishing recordings after a full disk is tried again."""
 
 
 class Handle:
-    """One recording that is being written. Only its writer touches what has an underscore."""
+    """One recording that is being written. Only its writer uses the members with an underscore."""
 
     def __init__(self, name: FileName) -> None:
         self.name = name
         self.row: Row | None = None
-        """What its migration came to, if that is known without reading it."""
+        """The row of its migration, if that is known without reading the file."""
         self.lost = False
-        """Whether it is missing, or something of it."""
+        """Whether the recording is missing or incomplete."""
         self._file: FileIO | None = None
         self._path: Path | None = None
         self._compressor = zlib.compressobj(LEVEL, wbits=31)
         self._good = 0
-        """Up to where the file can be read."""
+        """The offset up to which the file can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,8 @@ class Writer:
         say: Callable[[str], None],
         closed: Callable[[Path, Row | None], None],
     ) -> None:
-        """`say` gets one line about each kind of trouble, `closed` the path of each recording that was closed and the
-        row that was given with it; the writer's thread calls both.
+        """`say` gets one line about each kind of trouble. `closed` gets the path of each closed recording and the row
+        that was passed to `close`. The writer's thread calls both.
         """
         self.directory = directory
         self._limits = limits
@@ -87,12 +88,12 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="flight-recorder", daemon=True)
 
     def start(self) -> None:
-        """Begin; recordings that a killed recorder left are finished first."""
+        """Start the thread; it first finishes the recordings of a killed recorder."""
         self._thread.start()
 
     @property
     def state(self) -> RecorderState:
-        """How much was kept and lost."""
+        """The state of the recorder: kept and lost recordings."""
         return RecorderState(self._files, self._bytes, self._lost, self._errors)
 
     # -- called by the recorder -----------------------------------------------------------------
@@ -104,22 +105,22 @@ class Writer:
         return handle
 
     def append(self, handle: Handle, data: bytes) -> None:
-        """Write more of it; left out, and counted, if too much waits for the disk."""
+        """Write more records; they are left out, and counted, if too much waits for the disk."""
         self._put(handle, partial(self._append, handle, data), len(data))
 
     def rename(self, handle: Handle, name: FileName) -> None:
-        """Give it the name of its outcome; more may be written to it."""
+        """Give the recording the name of its outcome; more may be written to it."""
         if str(name) != str(handle.name):
             handle.name = name
             self._put(handle, partial(self._rename, handle, name))
 
     def close(self, handle: Handle, name: FileName, tail: bytes, row: Row | None = None) -> None:
-        """Write the last of it, and close it under its last name; `row` is what its migration came to."""
+        """Write the last records, and close the recording under its final name; `row` is its migration's row."""
         handle.name, handle.row = name, row
         self._put(handle, partial(self._close, handle, name, tail), len(tail))
 
     def discard(self, handle: Handle) -> None:
-        """Delete it: what it holds is in another recording."""
+        """Delete the recording: another one has its contents."""
         self._put(handle, partial(self._discard, handle))
 
     def lose(self, why: str) -> None:
@@ -129,7 +130,7 @@ class Writer:
         self.say_once(why)
 
     def stop(self, timeout_s: float) -> None:
-        """Write what waits, for so long at most, and end. What is left then is lost."""
+        """Write the waiting records for at most this time, and end. The remaining records are lost."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -173,7 +174,7 @@ class Writer:
                 self._guard(self._look)
 
     def _guard(self, run: Callable[[], object]) -> bool:
-        """Do something with the disk; False, counted and reported if the disk refuses."""
+        """Run a disk operation; returns False, counts and reports if the disk fails."""
         try:
             run()
         except OSError as error:
@@ -187,7 +188,7 @@ class Writer:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _create(self, handle: Handle, name: FileName, head: bytes) -> None:
-        # Its name comes when there is something to read in it.
+        # The file gets its name once it has something to read.
         path = self.directory / f"{name}{PART}"
         try:
             handle._file = _open_new(path)
@@ -248,7 +249,7 @@ class Writer:
             handle._path.unlink(missing_ok=True)
 
     def _give_up(self, handle: Handle) -> None:
-        """Leave a recording as far as it can be read; it gets its end when there is room again."""
+        """Leave a recording with its readable part; it gets its end when there is room again."""
         with self._wake:
             self._count_lost(handle)
         file, handle._file = handle._file, None
@@ -260,12 +261,12 @@ class Writer:
         if handle._path is not None:
             self._writing.discard(handle._path.name)
             if handle._good == 0 or handle._path.name.endswith(PART):
-                # Nothing of its migration is in it.
+                # The file has nothing of its migration.
                 self._guard(partial(handle._path.unlink, missing_ok=True))
                 handle._path = None
 
     def _look(self) -> None:
-        """Finish what was left without an end, and delete what is too old or too much."""
+        """Finish recordings without an end, and delete recordings beyond the limits."""
         now = time.monotonic()
         self._next_look = now + LOOK_S
         if self._unfinished and now >= self._next_finish:
@@ -282,7 +283,7 @@ class Writer:
             self._lost += 1
 
     def say_once(self, line: str) -> None:
-        """Report a kind of trouble, once."""
+        """Report a kind of trouble once."""
         if line not in self._said:
             self._said.add(line)
             self._say(line)
