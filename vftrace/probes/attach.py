@@ -11,7 +11,7 @@ KRETPROBE_INSTANCES = 1024
 
 
 def programs(*ways: Way) -> dict[str, int]:
-    """The programs that these ways attach, and the type of each."""
+    """Return the programs that these ways attach, with their types."""
     hooks = [hook for way in ways for hook in (*way.hooks, *way.optional)]
     return {hook.function: _kind(hook) for hook in hooks}
 
@@ -52,19 +52,19 @@ def _attach(bpf: Any, hook: Hook) -> None:
         attach = bpf.attach_raw_tracepoint if hook.raw else bpf.attach_tracepoint
         attach(hook.where, hook.function)
     elif hook.at_return:
-        # Each call that sleeps holds an instance; the default is too few for blocking sends.
+        # Each sleeping call holds an instance; the default number is too small for blocking sends.
         bpf.attach_kretprobe(hook.where, hook.function, KRETPROBE_INSTANCES, must=hook.sleeps)
     else:
         bpf.attach_kprobe(hook.where, hook.function)
 
 
 def _detach(bpf: Any, hook: Hook) -> None:
-    # The probe may be gone already with its module.
+    # The probe may have been removed with its module.
     with contextlib.suppress(OSError):
         bpf.detach(hook.where, hook.function)
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an exception's text, else its type."""
+    """Return the first line of an exception's text, else its type."""
     text = str(error)
     return text.splitlines()[0] if text else type(error).__name__

@@ -21,12 +21,12 @@ _RECORD = struct.Struct("=" + layout.HEADER[0] + layout.BODIES[Kind.CALL][0])
 """struct sum_key and struct sum of bpf/calls.h; struct vft_call of bpf/wire.h."""
 
 _SETTLED_NS = 20_000_000
-"""A sum whose last call is so old gets no other in its 10 ms."""
+"""The age of a sum's last call after which the sum, of 10 ms, gets no further call."""
 
 
 class CallProbes:
-    """Traces the calls of the processes that were named, and of no other. Nothing here is needed: what cannot be
-    attached is noted in `status`."""
+    """Traces the calls of the named processes only. vftrace works without these probes: `status` has the reason if one
+    cannot be attached."""
 
     def __init__(self, first: Any) -> None:
         """Load the programs. `first`: the BPF object whose ring buffer is used."""
@@ -61,8 +61,8 @@ class CallProbes:
     def trace(self, pid: int, *, always: bool) -> int | None:
         """Trace a process from now on, `always` or only while no thread of it is in KVM_RUN.
 
-        Returns how long attaching took, ns, 0 if the probes were attached; None if the process cannot be traced. The
-        threads that are in KVM_RUN already are named by `mark_running`, afterwards.
+        Returns how long attaching took, ns, 0 if the probes were attached; None if the process cannot be traced. Call
+        `mark_running` afterwards for the threads that are in KVM_RUN already.
         """
         if self._bpf is None:
             return None
@@ -101,7 +101,7 @@ class CallProbes:
             traced[key] = entry
 
     def untrace(self, pid: int) -> None:
-        """Trace a process no longer."""
+        """Stop tracing a process."""
         if pid not in self._traced:
             return
         self._take_sums(pid)
@@ -119,14 +119,14 @@ class CallProbes:
         self._probes.detach_unused(used=bool(self._traced))
 
     def settled(self, pid: int | None = None) -> list[bytes]:
-        """The sums of short calls to which nothing is added any more, as records; all sums of `pid` if it is given.
+        """Return the complete sums of short calls, as records; all sums of `pid` if it is given.
 
-        A sum that its thread is adding to loses what is added in that moment.
+        A call that its thread adds to such a sum at the same moment is lost.
         """
         return self._take_sums(pid) if self._traced else []
 
     def missed(self) -> dict[int, int]:
-        """Return by process how many calls were not recorded so far, because there were too many."""
+        """Return for each process the number of calls that were not recorded so far, because there were too many."""
         if not self._traced:
             return {}
         at = self._bpf["traced"].Leaf.missed.offset
@@ -141,7 +141,7 @@ class CallProbes:
         self._traced.clear()
 
     def _take_sums(self, pid: int | None) -> list[bytes]:
-        """Delete sums and return them as records: all of one process, or those of all that are settled."""
+        """Delete sums and return them as records: all sums of one process, or the complete sums of all processes."""
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         table = self._bpf.raw("sums")
         found = []
@@ -166,7 +166,7 @@ def _u32(data: bytes, at: int) -> int:
 
 
 def _record(key: bytes, value: bytes) -> bytes:
-    """A record as bpf/calls.h sends it, without a number of its own."""
+    """Return a record as bpf/calls.h sends it, without a number of its own."""
     tgid, thread, nr, cmd, fd = _SUM_KEY.unpack(key)
     start, end, ns, longest, sleep, queue, ret, count = _SUM.unpack(value)
     head = (end, 0, _RECORD.size, Kind.CALL, 0, tgid, thread)

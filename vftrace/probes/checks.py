@@ -1,4 +1,4 @@
-"""What `doctor` looks at beside the probes: this machine's fitness, one finding a line."""
+"""Checks this machine for `doctor`, without the probes: one finding for each line."""
 
 import os
 import platform
@@ -16,8 +16,8 @@ _SMALLEST = "int nothing(void *ctx) { return 0; }"
 
 @dataclass(frozen=True)
 class Finding:
-    """`state` is ok, note (a limit, or what this machine does not have), warn or bad; `fix` is what to do, None if
-    nothing has to be."""
+    """One line of `doctor`: `state` is ok, note (a limit, or absent hardware), warn or bad; `fix` is what to do, None
+    if nothing is to be done."""
 
     name: str
     state: str
@@ -26,7 +26,7 @@ class Finding:
 
 
 def findings() -> tuple[Finding, ...]:
-    """Return everything that is known without loading a program."""
+    """Return all findings that need no loaded program."""
     return (
         Finding("kernel", "ok", f"{platform.release()} {platform.machine()}"),
         _privileges(),
@@ -41,7 +41,8 @@ def findings() -> tuple[Finding, ...]:
 
 
 def programs(cached: tuple[bool, ...]) -> Finding:
-    """Return where the loaded programs came from; `cached`: for each object, whether from the cache."""
+    """Return the finding about the origin of the loaded programs; `cached`: for each object, whether it is from the
+    cache."""
     place, reason = cache.directory(), cache.refuses()
     text = f"{sum(cached)} of {len(cached)} objects from the cache"
     if reason is None:
@@ -107,7 +108,7 @@ def _bcc() -> Finding:
     try:
         process.compile_text(_SMALLEST, ())
     except process.CompileError as error:
-        # Programs that are kept are loaded all the same.
+        # Kept programs can still be loaded.
         return Finding(
             "BCC",
             "warn",

@@ -1,4 +1,4 @@
-"""What the running kernel offers, found by looking and trying, never by its version."""
+"""Finds out what the running kernel supports, by trying and never by its version."""
 
 import ctypes
 import errno
@@ -25,7 +25,7 @@ TRACEFS_PLACES = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing")
 
 
 def tracefs() -> Path:
-    """The mounted tracefs; mounts it where it belongs if it is not. Raises MachineError.
+    """Return the mounted tracefs, after mounting it in the usual place if needed. Raises MachineError.
 
     perf, bpftrace and libtracefs mount it in the same place.
     """
@@ -52,7 +52,7 @@ def has_tracepoint(name: str) -> bool:
 
 
 def tracepoint_field_offset(name: str, field: str) -> int | None:
-    """Byte offset of a field in a tracepoint's record; None if it has no such field."""
+    """Return the byte offset of a field in a tracepoint's record; None if it has no such field."""
     category, _, event = name.partition(":")
     try:
         text = (tracefs() / "events" / category / event / "format").read_text()
@@ -63,13 +63,13 @@ def tracepoint_field_offset(name: str, field: str) -> int | None:
 
 
 def refuses_kprobes() -> str | None:
-    """Return why this kernel does not take kprobes, None if it does (one built without them has no such PMU)."""
+    """Return why this kernel does not support kprobes, None if it does (a kernel without them has no such PMU)."""
     there = Path("/sys/bus/event_source/devices/kprobe/type").exists()
     return None if there else "this kernel is built without kprobes"
 
 
 def require_bpf() -> None:
-    """Raises MachineError unless this process may load BPF programs: root, or CAP_BPF and CAP_PERFMON."""
+    """Raise MachineError unless this process may load BPF programs: root, or CAP_BPF and CAP_PERFMON."""
     if os.geteuid() == 0:
         return
     capabilities = 0
@@ -83,8 +83,8 @@ def require_bpf() -> None:
 
 
 def perf_events_need_admin() -> bool:
-    """Whether this kernel lets only CAP_SYS_ADMIN open perf events: with a perf_event_paranoid above 2, which Debian's
-    kernels have by default and others do not know."""
+    """Whether this kernel lets only CAP_SYS_ADMIN open perf events: with a perf_event_paranoid above 2, the
+    default of Debian's kernels, which other kernels do not have."""
     try:
         return int(_PARANOID.read_text()) > 2
     except (OSError, ValueError):
@@ -92,7 +92,7 @@ def perf_events_need_admin() -> bool:
 
 
 def refuses_fentry() -> str | None:
-    """Return why this kernel does not take fentry programs, None if it does: found by attaching an empty one."""
+    """Return why this kernel does not support fentry programs, None if it does: by attaching an empty program."""
     reason = _refuses_tracing(_NO_FUNCTION)
     if reason is not None:
         return reason
@@ -101,8 +101,8 @@ def refuses_fentry() -> str | None:
 
 
 def _refuses_tracing(function: int) -> str | None:
-    """Why an empty program cannot be attached to a function, by its BTF id; None if it can, or there is no function
-    of this id."""
+    """Return why an empty program cannot be attached to a function, by its BTF id; None if it can, or if the id is not
+    a function's."""
     fds = []
     try:
         attach = (syscall.TRACE_FENTRY, function, 0)
@@ -137,7 +137,7 @@ def never_runs(functions: Iterable[str]) -> str | None:
 
 
 def functions_ending(end: str) -> list[str]:
-    """Names of the functions of modules that end so. Slow: all of /proc/kallsyms is read."""
+    """Return the names of the modules' functions with this ending. Slow, because it reads all of /proc/kallsyms."""
     text, tail = Path("/proc/kallsyms").read_bytes(), end.encode() + b"\t["
     found = set()
     at = text.find(tail)

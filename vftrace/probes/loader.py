@@ -1,4 +1,4 @@
-"""Loads and attaches the probes, and reads what they send."""
+"""Loads and attaches the probes, and reads their records."""
 
 import ctypes
 import math
@@ -60,7 +60,7 @@ VM_BYTES, LEAST_VMS, MOST_VMS = 32 << 20, 1 << 14, 1 << 17
 """Memory of the smallest VM that a host is full of, and how many a host's tables have room for."""
 
 FIRST_WATCHED = 1 << 31
-"""The collector counts the ids of the VMs that it watches from here, the kernel side (struct vm) from 0."""
+"""The first id of the VMs that the collector watches; the kernel side (struct vm) counts from 0."""
 
 RINGS = ("events", "bulk")
 """The ring buffers of the first object, in the order in which they are read."""
@@ -70,13 +70,13 @@ _WALKERS = {
     KPROBE: ("walk", Object.KPROBE),
     TRACEPOINT: ("walk", Object.TRACEPOINT),
 }
-"""By way: the program that is tail-called, and its type, which must be that of the programs that call it."""
+"""For each way: the tail-called program, and its type, which must be the type of its callers."""
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Probes:
-    """The attached probes and the ring they write to. Use as a context manager."""
+    """The attached probes and their ring buffers. Use as a context manager."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Probes:
         mailbox's messages may leave the kernel. Dirty logs of `guest_memory` bytes of guests (the host's memory where
         not given) set the size of the ring buffer for bitmaps.
 
-        Raises MachineError where a needed probe cannot be attached.
+        Raises MachineError if a needed probe cannot be attached.
         """
         kernel.require_bpf()
         kernel.tracefs()
@@ -153,9 +153,9 @@ class Probes:
         )
 
     def follow(self) -> bool:
-        """Attach what belongs to modules that were loaded since; cheap if there is no such module.
+        """Attach the probes of modules that were loaded since the last call; cheap without such a module.
 
-        True if KVM came: VMs may run already.
+        Returns True if KVM was loaded: VMs may run already.
         """
         self._tables.clean()
         come = [probes.follow() for probes in (self.vfio, self.mailbox, self._kvm)]
@@ -164,16 +164,16 @@ class Probes:
         return come[-1]
 
     def poll(self, timeout_ms: int, most_s: float = math.inf) -> bool:
-        """Wait for a record that wakes, at most `timeout_ms`, then hand over what is in the ring.
+        """Wait for a record that wakes the reader, at most `timeout_ms`, then hand over the records.
 
-        False if there is more: where records come faster than they are read, it ends after `most_s` all the same.
+        Ends after `most_s` in any case, and returns False if there are more records.
         """
         self._reader.wait(timeout_ms)
         return self._reader.read(most_s)
 
     @property
     def known_ns(self) -> int:
-        """Up to when all records were handed over (CLOCK_BOOTTIME)."""
+        """The time up to which all records were handed over (CLOCK_BOOTTIME)."""
         return self._reader.known_ns
 
     def lost(self) -> tuple[int, int]:
@@ -182,15 +182,15 @@ class Probes:
         return int(counts[0].value), int(counts[1].value)
 
     def lost_by_vm(self) -> dict[int, tuple[int, int]]:
-        """Return `lost` by living process, where there are any."""
+        """Return `lost` by living process, for processes with losses."""
         return self._tables.lost()
 
     def uncounted(self) -> dict[int, int]:
-        """Return by process the calls and sends so far for which a table of the kernel side had no room."""
+        """Return for each process the calls and sends so far for which a table of the kernel side had no room."""
         return self._tables.not_counted()
 
     def full(self) -> dict[str, int]:
-        """Return by table of the kernel side the entries so far for which it had no room."""
+        """Return for each table of the kernel side the entries so far for which it had no room."""
         return self._tables.full()
 
     def missed_runs(self) -> dict[tuple[str, str], int]:
@@ -210,7 +210,7 @@ class Probes:
         )
 
     def forget(self, tgid: int) -> None:
-        """Stop watching a VMM that has gone without an Exit record."""
+        """Stop watching a VMM that ended without an Exit record."""
         self._tables.forget(tgid)
 
     def watch(self, tgid: int, vcpu_tids: list[int]) -> None:
@@ -218,7 +218,7 @@ class Probes:
         vms, threads = self._bpf["vms"], self._bpf["threads"]
         if ctypes.c_uint32(tgid) not in vms:
             vm = vms.Leaf()
-            # Its logging may be on already; counting what it sends costs nothing that matters.
+            # Its logging may be on already; counting its sends costs almost nothing.
             vm.logging = 1
             self._watched += 1
             vm.id = self._watched
@@ -229,12 +229,12 @@ class Probes:
             threads[ctypes.c_uint64(tgid << 32 | tid)] = thread
 
     def streams(self) -> dict[int, int]:
-        """The next `seq` of each watched process, and of what belongs to none."""
+        """The next `seq` of each watched process, and of the records of no process."""
         streams = {int(k.value): int(v.seq) for k, v in self._bpf["vms"].items()}
         return {events.NO_PROCESS: int(self._bpf["mailbox_seq"][0].value), **streams}
 
     def close(self) -> None:
-        """Detach everything. What was watched does not notice."""
+        """Detach everything, without any effect on the watched processes."""
         self.calls.close()
         self.vcpus.close()
         self.mailbox.close()
@@ -255,7 +255,8 @@ class Probes:
         )
 
     def _load(self, forced: str | None) -> None:
-        """Compile and attach in the first way the kernel takes: the ioctl probe's, the others follow it."""
+        """Compile and attach the ioctl probe in the first way that the kernel accepts; the other probes use the same
+        way."""
         reasons: list[str] = []
         for way in IOCTL.ways:
             if forced not in (None, way.name):
@@ -271,7 +272,7 @@ class Probes:
         )
 
     def _try_ioctl(self, way: Way) -> str | None:
-        """Compile for this way, load the walker, attach. Returns why not, with nothing left behind."""
+        """Compile for this way, load the walker, attach. Returns why that failed, after removing everything."""
         try:
             # fentry programs are attached in here
             flags = _cflags(way, self._guest_memory)
@@ -280,7 +281,7 @@ class Probes:
             return first_line(error)
         try:
             walker, kind = _WALKERS[way.name]
-            # The walker first: it takes the verifier longest. Tracing programs are loaded already.
+            # Load the walker first, because the verifier takes longest for it. Tracing programs are loaded already.
             self._bpf.load_together({walker: kind} | programs(way, *PROCESS.ways))
             self._bpf["walkers"][0] = ctypes.c_int(self._bpf.load(walker, kind))
             never = kernel.never_runs(KVM_FUNCTIONS) if way.name == FENTRY else None
@@ -292,7 +293,8 @@ class Probes:
         return reason
 
     def _attach_ioctl(self, way: Way) -> str | None:
-        """Attach without the kvm module only system calls' tracepoints, which stay when it goes."""
+        """Attach only the tracepoints of system calls, which do not need the kvm module and stay when it is
+        unloaded."""
         rings = {DIRTY_RING.name: DIRTY_RING.ways[0]}
         if way.name == TRACEPOINT:
             self._kvm = KvmProbes(self._bpf, rings)
@@ -311,7 +313,7 @@ class Probes:
             return None
 
     def _attach(self, probe: Probe, forced: str | None) -> tuple[str | None, str | None]:
-        """Return which way, and why not in those before."""
+        """Attach a probe; returns the way, and why earlier ways failed."""
         reasons: list[str] = []
         ways = [way for way in probe.ways if forced == way.name] or probe.ways
         for way in ways:
@@ -333,12 +335,12 @@ class KvmProbes(ModuleProbes):
     """
 
     def __init__(self, bpf: Any, ways: Mapping[str, Way]) -> None:
-        """Attach what can be now. `ways`: how, by the probe's name."""
+        """Attach the probes that can be attached now. `ways`: the ways, by the probe's name."""
         super().__init__("kvm")
         self._bpf = bpf
         self._ways = ways
         self.reasons: dict[str, str | None] = dict.fromkeys(ways, NO_KVM)
-        """Why each is not attached; None if it is."""
+        """For each probe: why it is not attached; None if it is."""
         self.follow()
 
     def _come(self, _module: str) -> None:
@@ -352,10 +354,10 @@ class KvmProbes(ModuleProbes):
 
 
 def ring_bytes(memory: int) -> int:
-    """Size of the ring buffer for bitmaps, a power of two, where guests have so much memory (bytes).
+    """Return the size of the ring buffer for bitmaps, a power of two, for guests with this memory (bytes).
 
-    Eight times what reading the dirty log of all of it ships at most, one bit for 4 KiB: as much goes when it is
-    cleared, two rounds may follow in 20 ms, and the reader of a busy host comes late.
+    The size is eight times the largest dirty log of all memory, one bit for 4 KiB: clearing sends as much as reading,
+    two rounds may follow in 20 ms, and the reader of a busy host may be late.
     """
     sweep = memory // PAGE_SIZE // 8
     size = BULK_BYTES
@@ -365,10 +367,10 @@ def ring_bytes(memory: int) -> int:
 
 
 def table_sizes(memory: int) -> dict[str, int]:
-    """Entries of the kernel side's tables, powers of two, by their names in bpf/common.h, on a host of `memory` bytes.
+    """Return the sizes of the kernel side's tables, powers of two, by name (bpf/common.h), on a host of `memory` bytes.
 
     One VM for each 32 MiB, from 16,384 to 131,072; for each VM four threads inside a call, memory slots, channels, and
-    chunks of dirty rings' bitmaps, of which one covers 128 MiB.
+    chunks of dirty rings' bitmaps; a chunk covers 128 MiB.
     """
     vms = LEAST_VMS
     while vms < min(memory // VM_BYTES, MOST_VMS):
@@ -381,9 +383,9 @@ def _memory() -> int:
 
 
 def _refused(way: Way) -> str | None:
-    """Return why this kernel cannot take this way, where that is known without compiling anything."""
+    """Return why this kernel does not support this way, if that is known without compiling."""
     if way.name == FENTRY:
-        # these programs are tied to the functions when they are loaded
+        # loading ties these programs to the functions
         return kernel.refuses_fentry() if instance("kvm") is not None else NO_KVM
     return kernel.refuses_kprobes() if way.name == KPROBE else None
 

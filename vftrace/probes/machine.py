@@ -34,7 +34,7 @@ NUMBERS = {
 def thread_flags() -> list[str]:
     """Return the compiler's flags for bpf/thread.h and what includes it.
 
-    Raises LookupError where this machine's system calls or its kernel's structures are not known.
+    Raises LookupError if this machine's system calls or its kernel's structures are not known.
     """
     machine = platform.machine()
     if machine not in NUMBERS:

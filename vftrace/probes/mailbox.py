@@ -130,9 +130,9 @@ def export(bpf: Any, driver: Driver) -> None:
 
 
 def require_parameters(hook: HookedFunction, module: str) -> None:
-    """Raise LookupError where the module's function takes other parameters than the programs read.
+    """Raise LookupError if the module's function takes other parameters than the programs read.
 
-    A vendor's build of a driver may have changed them. Without BTF of the function nothing is known against it.
+    A vendor's build of a driver may have changed them. Without BTF of the function the check passes.
     """
     found = btf.parameters(hook.function, module)
     if found is not None and found[: len(hook.parameters)] != hook.parameters:
@@ -140,7 +140,7 @@ def require_parameters(hook: HookedFunction, module: str) -> None:
 
 
 def _offset(member: str, module: str) -> int:
-    """The offset of `structure.member`, of the module's structures or the kernel's."""
+    """Return the offset of `structure.member`, of the module's structures or the kernel's."""
     structure, _, name = member.partition(".")
     offset = btf.module_member_offset(structure, name, module)
     if offset is None:
@@ -149,7 +149,7 @@ def _offset(member: str, module: str) -> int:
 
 
 def _way(driver: Driver) -> Way:
-    """The hooks of one driver, as the attach functions take them."""
+    """Return the hooks of one driver in the form of the attach functions."""
     needed = tuple(hook for each in driver.hooks if not each.optional for hook in _hooks(each))
     optional = tuple(hook for each in driver.hooks if each.optional for hook in _hooks(each))
     return Way(KPROBE, needed, optional)

@@ -1,4 +1,4 @@
-"""Probes of kernel modules that come, go and come again while vftrace runs."""
+"""Attaches probes to kernel modules that are loaded and unloaded while vftrace runs."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -7,9 +7,9 @@ MODULES = Path("/sys/module")
 
 
 def instance(module: str) -> int | None:
-    """What distinguishes one loading of a module from the next (its directory's inode in sysfs); None: not loaded.
+    """Return a number that differs for each loading of a module (its directory's inode in sysfs); None: not loaded.
 
-    Parts of the kernel that are built in and have parameters are there always.
+    Built-in parts of the kernel that have parameters always have one.
     """
     try:
         return (MODULES / module).stat().st_ino
@@ -18,7 +18,7 @@ def instance(module: str) -> int | None:
 
 
 class ModuleProbes(ABC):
-    """What is attached to some modules, each by itself."""
+    """The attachments to some modules, each handled by itself."""
 
     def __init__(self, *modules: str) -> None:
         self._modules = modules
@@ -42,8 +42,8 @@ class ModuleProbes(ABC):
 
     @abstractmethod
     def _come(self, module: str) -> None:
-        """The module is loaded: attach. What cannot be attached is noted, not raised."""
+        """Attach to a loaded module. A failure is noted, not raised."""
 
     @abstractmethod
     def _gone(self, module: str) -> None:
-        """The module was unloaded; its functions are no more."""
+        """Detach after a module was unloaded with its functions."""

@@ -1,4 +1,4 @@
-"""Probes that are attached only while somebody needs them, because they cost the whole host."""
+"""Attaches probes only while they are needed, because they cost time on the whole host."""
 
 import threading
 import time
@@ -11,12 +11,12 @@ from vftrace.probes.programs import compiled
 from vftrace.probes.registry import NO_MIGRATION, TRACEPOINT, Probe, status_of
 
 LINGER_NS = 2_000_000_000
-"""The probes stay attached so long after the last use: the next migration need not wait until the kernel has detached
-them."""
+"""How long the probes stay attached after the last use, so that the next migration need not wait until the kernel has
+detached them."""
 
 
 class OnDemand:
-    """The BPF object of one probe. What cannot be loaded or attached is noted in `status`."""
+    """The BPF object of one probe. `status` has the reason if it cannot be loaded or attached."""
 
     def __init__(self, probe: Probe, text: str, first: Any) -> None:
         """Load the programs of a text in bpf/. `first`: the BPF object whose ring buffer is used."""
@@ -46,7 +46,7 @@ class OnDemand:
         return () if self.bpf is None else (self.bpf.cached,)
 
     def attach(self) -> int | None:
-        """Attach; returns how long it took, ns, 0 if they were attached, None if the kernel refuses."""
+        """Attach the probes; returns how long that took, ns, 0 if they were attached, None if the kernel refuses."""
         if self._attached:
             return 0
         begun = time.monotonic_ns()
@@ -56,14 +56,14 @@ class OnDemand:
         return time.monotonic_ns() - begun if self._attached else None
 
     def left(self) -> None:
-        """One user less."""
+        """Note that one user no longer needs the probes."""
         self._left_ns = time.monotonic_ns()
 
     def detach_unused(self, *, used: bool) -> None:
-        """Detach if nobody has used them for a while.
+        """Detach the probes if they have not been used for a while.
 
-        In a thread: for each tracepoint the kernel waits until no CPU runs it (tracepoint_synchronize_unregister), 0.2
-        to 0.4 s for all of them, and the reader has to go on.
+        This happens in a thread: for each tracepoint the kernel waits until no CPU runs it
+        (tracepoint_synchronize_unregister), 0.2 to 0.4 s for all of them, and the reader must not wait.
         """
         if used or not self._attached or time.monotonic_ns() - self._left_ns < LINGER_NS:
             return

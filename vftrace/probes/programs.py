@@ -1,4 +1,4 @@
-"""Program texts of bpf/ as objects in the kernel: from kept images, else compiled."""
+"""Loads program texts of bpf/ into the kernel, from kept images or compiled."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ FLAGS = (
     # BCC optimizes what clang hands over (its BPFModule::run_pass_manager): once is enough.
     "-Xclang",
     "-disable-llvm-passes",
-    # BTF of our own, which nothing here needs: maps and fentry take the kernel's.
+    # No BTF of our own: maps and fentry use the kernel's.
     "-g0",
 )
 
@@ -23,8 +23,8 @@ def compiled(
     first: Object | None = None,
     modules: Sequence[str] = (),
 ) -> Object:
-    """The BPF object of one program text in bpf/. `first` and `modules` as for `Object`. Raises BpfError, or
-    CompileError where nothing is kept and BCC does not compile it.
+    """Return the BPF object of one program text in bpf/. `first` and `modules` as for `Object`. Raises BpfError, or
+    CompileError if there is no kept image and BCC does not compile the text.
     """
     text, flags = program_text(name), [*FLAGS, *flags]
     key = cache.key(text, flags, package()) if cache.directory() else None

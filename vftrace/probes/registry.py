@@ -1,7 +1,7 @@
-"""The probes, and for each the ways to attach it, tried in order.
+"""Lists the probes, and for each the ways to attach it, in the order in which they are tried.
 
-A probe is what `doctor` lists and `vftrace_probe_attached` names. Hooks are pairs of where
-(tracepoint or kernel function) and which function of bpf/kvm.bpf.c runs there.
+`doctor` lists the probes and `vftrace_probe_attached` names them. A hook is a place
+(tracepoint or kernel function) and the function of bpf/kvm.bpf.c that runs there.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ NO_MIGRATABLE = "no device that can migrate has been seen"
 NO_CARD = f"no module {' or '.join(driver.name for driver in DRIVERS.values())} is loaded"
 NO_MIGRATION = "no VM migrates"
 WAITS = frozenset({NO_KVM, NO_VFIO, NO_MIGRATABLE, NO_CARD, NO_MIGRATION})
-"""Why a probe may be not attached without anything being wrong: it will be when its time comes."""
+"""The reasons of probes that wait: vftrace attaches them later, and nothing is wrong."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Probe:
-    """What is watched, why, and how. `needed`: without it vftrace has nothing to report."""
+    """A probe: its name, purpose and ways. `needed`: without it vftrace has nothing to report."""
 
     name: str
     what: str
@@ -205,7 +205,7 @@ VFIO_DATA = Probe(
         ),
     ),
 )
-"""By tracepoint it is attached when the first device that can migrate is met: it costs every system call."""
+"""By tracepoint it is attached only once a device that can migrate is seen, because it costs every system call."""
 
 
 def precopy_info(functions: list[str]) -> Way:

@@ -1,4 +1,4 @@
-"""The kernel side's tables: how often one was full, and the deletion of entries of VMs and channels that ended.
+"""Reads how often the kernel side's tables were full, and deletes the entries of VMs and channels that ended.
 
 The kernel side deletes what it can without a search. Keys of the other tables begin with a VM's id, which is
 never used again (struct vm in bpf/common.h), so this module deletes the entries whose VM is no longer in
@@ -23,12 +23,12 @@ BY_VM = ("slot_pages", "channels", "touched", "deleted_channels")
 BY_THREAD = ("threads", "sending")
 
 _COUNTS_OF_VM = {"slot_pages": "nr_slots", "channels": "nr_channels", "chunks": "nr_chunks"}
-"""By table: the member of struct vm that counts its entries."""
+"""For each table: the member of struct vm that counts its entries."""
 _OWNER = struct.Struct(f"={len(NAMES)}Q")
 
 CLEAN_EVERY_S = 1.0
 CHUNK_PAGES = 32768
-"""Pages of a chunk (bpf/dirty_ring.h)."""
+"""The number of pages of a chunk (bpf/dirty_ring.h)."""
 
 _LOG_DIRTY_PAGES = 1
 _HEADER = struct.Struct("=20xH2xI4x")
@@ -44,7 +44,7 @@ class Tables:
         self._bpf = bpf
         self._ended = False
         self._log_ended: dict[int, tuple[float, float]] = {}
-        """By process: when its closed channels are to be deleted, and when a slot's logging ended last."""
+        """For each process: when its closed channels will be deleted, and when a slot's logging last ended."""
         self._next_clean = 0.0
         self._deleted: Counter[int] = Counter()
         self._raced: Counter[int] = Counter()
@@ -52,7 +52,7 @@ class Tables:
         self._not_counted: dict[int, int] = {}
 
     def see(self, record: bytes) -> None:
-        """Note a kernel record after which there is something to delete."""
+        """Note a kernel record after which entries can be deleted."""
         kind, tgid = _HEADER.unpack_from(record)
         if kind == Kind.EXIT:
             self._ended = True
@@ -62,12 +62,12 @@ class Tables:
             self._log_ended[tgid] = due, now
 
     def full(self) -> dict[str, int]:
-        """Return by table the entries for which there was no room so far."""
+        """Return for each table the entries for which there was no room so far."""
         counts = self._bpf["full"]
         return {name: int(counts[at].value) for at, name in enumerate(NAMES)}
 
     def not_counted(self) -> dict[int, int]:
-        """Return by process the calls and sends for which a table had no room so far."""
+        """Return for each process the calls and sends for which a table had no room so far."""
         full = self.full()
         if full != self._full or self._raced:
             self._full = full
@@ -80,7 +80,8 @@ class Tables:
         return self._not_counted
 
     def lost(self) -> dict[int, tuple[int, int]]:
-        """Return by process its records for which the ring buffers had no room so far, and its parts of bitmaps."""
+        """Return for each process the records, and the parts of bitmaps, for which the ring buffers had no room so
+        far."""
         leaf = self._bpf["vms"].Leaf
         places = leaf.lost.offset, leaf.bulk_lost.offset
         found = {}
@@ -113,16 +114,16 @@ class Tables:
         for tgid in due:
             _, last = self._log_ended.pop(tgid)
             if last + CLEAN_EVERY_S > now:
-                # Its fds may be open still.
+                # Its fds may still be open.
                 self._log_ended[tgid] = last + CLEAN_EVERY_S, last
         ids = self._ids()
         self._delete_closed({ids[tgid]: tgid for tgid in due & ids.keys()})
         self._count_by_user()
 
     def _count_by_user(self) -> None:
-        """Set how many entries each user's VMs have (struct owner in bpf/common.h) by what the VMs that live have.
+        """Set how many entries each user's VMs have (struct owner in bpf/common.h) from the VMs that exist.
 
-        The kernel side goes on counting meanwhile: what is missed so is right again after the next time.
+        The kernel side counts meanwhile; a count that is missed is corrected at the next time.
         """
         leaf, deleted = self._bpf["vms"].Leaf, self._deleted
         places = [
@@ -150,7 +151,7 @@ class Tables:
         return {tgid: int.from_bytes(vm[at : at + 4], "little") for tgid, vm in self._vms().items()}
 
     def _delete_ended(self) -> None:
-        # Before `vms` is read: a VM is there before another table has a key of it.
+        # Read this before `vms`: a VM has its entry there before another table has a key of it.
         by_vm = {name: list(self._bpf.raw(name).items()) for name in BY_VM}
         threads = {name: list(self._bpf.raw(name).items()) for name in BY_THREAD}
         ids = self._ids()

@@ -1,6 +1,6 @@
-"""The BPF program's text: one translation unit made of the files in bpf/.
+"""Makes the BPF program's text: one translation unit of the files in bpf/.
 
-BCC rewrites only what stands in the main file, so `#include "x.h"` lines are replaced by the
+BCC rewrites only the main file, so `#include "x.h"` lines are replaced by the
 files themselves.
 """
 
@@ -19,11 +19,11 @@ def bpf_directory() -> Path:
 
 
 def program_text(name: str) -> str:
-    """The text of one program with its own headers in place. Raises FileNotFoundError."""
+    """Return the text of one program with its own headers in place. Raises FileNotFoundError."""
     text = (bpf_directory() / name).read_text()
     return _INCLUDE.sub(lambda match: program_text(match[1]), text)
 
 
 def shim_directory() -> Path:
-    """The few headers BCC asks of a kernel tree; given to it as BCC_KERNEL_SOURCE."""
+    """Return the directory of the few kernel headers that BCC needs; it is passed as BCC_KERNEL_SOURCE."""
     return bpf_directory() / "shim"

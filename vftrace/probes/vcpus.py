@@ -16,12 +16,12 @@ _VCPU = struct.Struct(f"=QQQQ{_STATES}QQQQQQQQQ{_WAITS}IIIIIBBBBB3x")
 _VM = bytes(8)
 """struct watched_vm."""
 _TORN = 3
-"""So often an entry is read again that changed while it was read."""
+"""How often an entry that changed while it was read is read again."""
 
 
 @dataclass(frozen=True)
 class VcpuTotals:
-    """What the kernel side knows of one thread: its times by state, of which the present one is not counted since
+    """The kernel side's totals of one thread: its times by state; the present state counts only until
     `since_ns`."""
 
     pid: int
@@ -51,8 +51,8 @@ class VcpuTotals:
 
 
 class VcpuProbes:
-    """Follows the vCPUs of the processes that were named. Nothing here is needed: what cannot be attached is noted in
-    `status`."""
+    """Follows the vCPUs of the named processes. vftrace works without these probes: `status` has the reason if one
+    cannot be attached."""
 
     def __init__(self, first: Any) -> None:
         """Load the programs. `first`: the BPF object whose ring buffer is used."""
@@ -75,9 +75,9 @@ class VcpuProbes:
         return self._probes.cached
 
     def watch(self, pid: int, now_ns: int, states: Mapping[int, tuple[int, bool]]) -> int | None:
-        """Follow the vCPUs of a process from now on. `states`: by thread, what each does now, and whether it sleeps.
+        """Follow the vCPUs of a process from now on. `states`: by thread, its present state, and whether it sleeps.
 
-        vCPUs that are not among them are met when they enter the guest. Returns how long attaching took, ns; None if
+        Other vCPUs are added when they enter the guest. Returns how long attaching took, ns; None if
         the process cannot be followed.
         """
         if self._probes.bpf is None:
@@ -99,14 +99,14 @@ class VcpuProbes:
         return took
 
     def unwatch(self, pid: int) -> None:
-        """Follow the vCPUs of a process no longer."""
+        """Stop following the vCPUs of a process."""
         if pid in self._watched:
             self._watched.discard(pid)
             self._forget(pid)
             self._probes.left()
 
     def totals(self) -> dict[int, VcpuTotals]:
-        """Return by thread the totals of all vCPUs that are followed."""
+        """Return by thread the totals of all followed vCPUs."""
         if not self._watched:
             return {}
         table = self._probes.bpf.raw("vcpus")
@@ -122,7 +122,7 @@ class VcpuProbes:
         return found
 
     def detach_unused(self) -> None:
-        """Detach the probes if nobody has been followed for a while."""
+        """Detach the probes if no process has been followed for a while."""
         self._probes.detach_unused(used=bool(self._watched))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""VFIO's probes: a BPF object of their own that comes and goes with the vfio module."""
+"""VFIO's probes: a BPF object of their own, loaded and unloaded with the vfio module."""
 
 import ctypes
 import platform
@@ -25,16 +25,16 @@ from vftrace.probes.registry import (
     status_of,
 )
 
-# All variant drivers of the kernel call the ioctl of their data fd so: mlx5vf_precopy_ioctl,
+# All variant drivers of the kernel name the ioctl of their data fd like this: mlx5vf_precopy_ioctl,
 # qat_vf_precopy_ioctl, ... (drivers/vfio/pci).
 _PRECOPY_IOCTL = "_precopy_ioctl"
 
 
 class VfioProbes(ModuleProbes):
-    """Nothing here is needed: what cannot be attached is noted in `status`."""
+    """The probes of VFIO. vftrace works without them: `status` has the reason if one cannot be attached."""
 
     def __init__(self, first: Any, forced: str | None) -> None:
-        """Attach what can be now. `first`: the BPF object whose ring and VMs are used."""
+        """Attach the probes that can be attached now. `first`: the BPF object whose ring buffers and VMs are used."""
         super().__init__("vfio")
         self._first = first
         self._forced = forced
@@ -67,7 +67,7 @@ class VfioProbes(ModuleProbes):
         self._say(status_of(VFIO, None, NO_VFIO))
 
     def met_migratable(self) -> None:
-        """A device that can migrate was met: count what is read from and written to data fds."""
+        """Note a device that can migrate: count the bytes that are read from and written to data fds."""
         if self._bpf is None:
             return
         if self._status[1].method is None:
@@ -107,7 +107,7 @@ class VfioProbes(ModuleProbes):
         self._status = [vfio, status_of(VFIO_DATA, None, vfio.reason)]
 
     def _find_precopy_ioctls(self) -> None:
-        # In a thread: where symbols are many it would hold the reader up.
+        # In a thread: with many symbols it would delay the reader.
         self._found = kernel.functions_ending(_PRECOPY_IOCTL)
 
     def _attach_precopy_info(self) -> None:
@@ -139,7 +139,7 @@ class VfioProbes(ModuleProbes):
         self._say(status_of(VFIO, None, "; ".join(reasons)))
 
     def _try(self, way: Way, data: str | None) -> str | None:
-        """Compile for this way, load the walker, attach. Returns why not, with nothing left behind."""
+        """Compile for this way, load the walker, attach. Returns why that failed, after removing everything."""
         bpf = None
         try:
             # fexit programs are attached in here

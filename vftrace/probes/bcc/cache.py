@@ -1,10 +1,10 @@
-"""Compiled programs, kept on disk: the same text, flags, kernel and compiler need no second compiling.
+"""Keeps compiled programs on disk, so that the same text, flags, kernel and compiler are not compiled twice.
 
-Root loads into the kernel what lies here, so only root may have written it: the directory and each file must
-belong to the effective user and be writable by nobody else, symbolic links are not followed, and what is
-asked of a file is asked of the open one. Whoever can put a program there could have run as that user anyway. A
-file is data, read as JSON under a checksum; and the kernel's verifier looks at the instructions as at
-any others. What does not fit is not an error: the text is compiled again and the file replaced.
+Root loads these files into the kernel, so only root may have written them: the directory and each file must
+belong to the effective user and be writable by nobody else, symbolic links are not followed, and all checks are made
+on the open file. A user who can put a program there could have run as that user anyway. A file is data, read as JSON
+under a checksum, and the kernel's verifier checks the instructions like any others. An unusable file is not an error:
+the text is compiled again and the file is replaced.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from vftrace.probes.text import shim_directory
 OFF_VARIABLE = "VFTRACE_NO_CACHE"
 PLACE = Path("/var/cache/vftrace")
 KEPT = 32
-"""Files that stay, the last used: up to three for each kernel and way to attach, some 40 kB each."""
+"""How many files are kept, the last used: up to three for each kernel and way to attach, some 40 kB each."""
 
 _FORMAT = 2
 _SUFFIX = ".bpf"
@@ -34,7 +34,7 @@ _VARIABLES = ("ARCH", "BCC_LINUX_VERSION_CODE", "BCC_KERNEL_MODULES_SUFFIX")
 
 
 def directory() -> Path | None:
-    """Return where programs are kept: systemd's $CACHE_DIRECTORY, else root's; None where they are not."""
+    """Return the directory of the programs: systemd's $CACHE_DIRECTORY, else root's; None if they are not kept."""
     if os.environ.get(OFF_VARIABLE):
         return None
     given = systemd.directory("CACHE_DIRECTORY")
@@ -44,7 +44,7 @@ def directory() -> Path | None:
 
 
 def refuses() -> str | None:
-    """Return why nothing is kept; None if it is."""
+    """Return why programs are not kept; None if they are."""
     if directory() is None:
         return f"{OFF_VARIABLE} is set" if os.environ.get(OFF_VARIABLE) else "not root"
     try:
@@ -56,7 +56,7 @@ def refuses() -> str | None:
 
 
 def key(text: str, flags: Sequence[str], bcc: Path) -> str:
-    """What a program is kept under. `bcc`: BCC's Python package. The libraries that compiled it are in the image."""
+    """Return the key of a program. `bcc`: BCC's Python package. The libraries that compiled it are in the image."""
     shim = shim_directory()
     system = os.uname()
     parts = [
@@ -72,7 +72,7 @@ def key(text: str, flags: Sequence[str], bcc: Path) -> str:
 
 
 def read(name: str) -> Image | None:
-    """The image kept under this key; None if there is none that may be used, or its compiler is another now."""
+    """Return the image kept under this key; None if there is no usable one, or if its compiler has changed."""
     try:
         with _opened() as place:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -91,7 +91,7 @@ def read(name: str) -> Image | None:
 
 
 def write(name: str, image: Image) -> None:
-    """Keep an image; where that cannot be, there is none."""
+    """Keep an image, if it can be written."""
     packed = image.packed()
     checksum = hashlib.sha256(packed).hexdigest().encode()
     with contextlib.suppress(OSError), _opened() as place:
@@ -109,7 +109,7 @@ def write(name: str, image: Image) -> None:
 
 @contextlib.contextmanager
 def _opened() -> Iterator[int]:
-    """The directory, made if need be. Raises OSError if there is none that may be used."""
+    """Open the directory, and make it if needed. Raises OSError if there is no usable one."""
     path = directory()
     if path is None:
         raise FileNotFoundError

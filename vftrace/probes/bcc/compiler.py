@@ -2,7 +2,7 @@
 
 This is a program of its own (`python -m vftrace.probes.bcc.compiler`): BCC brings clang and LLVM, more than 100 MB that
 the long-running process does not need. It reads a request from standard input and writes the image to standard output
-(`process.py`). What clang says goes to standard error.
+(`process.py`). clang's messages go to standard error.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from bcc import BPF, lib
 from vftrace.probes.bpf.image import File, Function, Image, Map
 from vftrace.probes.text import shim_directory
 
-# bcc's bpf_common.h, the same in 0.26 and 0.37; what its own libbcc.py does not declare.
+# bcc's bpf_common.h, the same in 0.26 and 0.37; its own libbcc.py does not declare these.
 lib.bpf_num_tables.restype = ctypes.c_size_t
 lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
 lib.bpf_table_name.restype = ctypes.c_char_p
@@ -38,14 +38,14 @@ _LIBRARY = re.compile(r"(/\S*/lib(?:bcc|clang|LLVM)\S*)$", re.MULTILINE)
 
 
 class _Compiler(BPF):  # type: ignore[misc]  # bcc has no types
-    """BCC, but nothing is loaded or attached."""
+    """BCC without loading and attaching."""
 
     def _trace_autoload(self) -> None:
         """Do what bcc.BPF's constructor does last."""
 
 
 def image_of(text: str, flags: Sequence[str]) -> Image:
-    """Return what BCC makes of a text. Raises what it raises: Exception itself."""
+    """Return the image that BCC makes of a text. Raises BCC's error, which is Exception itself."""
     os.environ["BCC_KERNEL_SOURCE"] = str(shim_directory())
     with _not_root():
         bpf = _Compiler(text=text.encode(), cflags=list(flags))
@@ -65,7 +65,7 @@ def image_of(text: str, flags: Sequence[str]) -> Image:
 
 
 def _made(module: Any, name: bytes) -> Map:
-    """A map as the kernel has it (fs/proc/fd.c, kernel/bpf/syscall.c: bpf_map_show_fdinfo)."""
+    """Return a map's attributes from the kernel (fs/proc/fd.c, kernel/bpf/syscall.c: bpf_map_show_fdinfo)."""
     text = Path(f"/proc/self/fdinfo/{lib.bpf_table_fd(module, name)}").read_text()
     shown = dict(line.split(":\t", 1) for line in text.splitlines())
     return Map(
@@ -80,18 +80,18 @@ def _made(module: Any, name: bytes) -> Map:
 
 
 def _libraries() -> tuple[File, ...]:
-    """The libraries that compile, which this process has mapped."""
+    """Return the libraries of the compiler, which this process has mapped."""
     paths = _LIBRARY.findall(Path("/proc/self/maps").read_text())
     return tuple(File.of(path) for path in sorted(set(paths)))
 
 
 @contextlib.contextmanager
 def _not_root() -> Iterator[None]:
-    """This thread is not root by its id for a while, but keeps its capabilities.
+    """Change this thread's effective user from root in this context, but keep its capabilities.
 
-    Each time BCC compiles it reads all of /proc/kallsyms into two tables to see whether the kernel has
-    bpf_probe_read_kernel (BFrontendAction::DoMiscWorkAround), a third of the whole time, and our text does
-    not ask. Where the effective user is not root it does not (bcc_procutils_each_ksym).
+    Each time BCC compiles it reads all of /proc/kallsyms into two tables to find out whether the kernel has
+    bpf_probe_read_kernel (BFrontendAction::DoMiscWorkAround). That takes a third of the whole time, and our text does
+    not need it. If the effective user is not root, BCC does not read it (bcc_procutils_each_ksym).
     """
     libc = ctypes.CDLL(None)
     number = _SYS_SETRESUID.get(platform.machine())
@@ -103,7 +103,7 @@ def _not_root() -> Iterator[None]:
     ):
         yield
         return
-    # The system call itself, since libc's function would change every thread.
+    # The system call itself, because libc's function would change every thread.
     libc.syscall(number, -1, _NOBODY, -1)
     try:
         yield
@@ -116,7 +116,7 @@ def _not_root() -> Iterator[None]:
 
 def main() -> None:
     """Compile the request on standard input."""
-    # Ending belongs to the process that waits for this one, which a service manager ends at the same time.
+    # The waiting process ends this one; a service manager would signal both at the same time.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     answer = os.dup(1)
     os.dup2(2, 1)

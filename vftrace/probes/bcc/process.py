@@ -1,4 +1,4 @@
-"""Runs the compiler in a process of its own, and finds out what it would run without importing it."""
+"""Runs the compiler in a process of its own, and finds BCC without importing it."""
 
 import importlib.util
 import json
@@ -14,16 +14,16 @@ from vftrace.probes.bpf.image import Image
 INSTALL_BCC = "apt-get install python3-bpfcc   (Fedora: dnf install python3-bcc)"
 
 TIMEOUT_S = 600
-"""In an emulated machine compiling takes half a minute."""
+"""The timeout of the compiler: in an emulated machine compiling takes half a minute."""
 
 _ROOT = Path(__file__).resolve().parents[3]
-"""Where the package `vftrace` is."""
+"""The directory of the package `vftrace`."""
 _SYSTEM = (
     "/usr/lib/python3/dist-packages/bcc",
     f"/usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/bcc",
     f"/usr/lib64/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/bcc",
 )
-"""Where distributions put BCC's package."""
+"""The directories in which distributions install BCC's package."""
 
 
 class CompileError(Exception):
@@ -38,13 +38,13 @@ def compile_text(text: str, flags: Sequence[str]) -> Image:
     path = os.pathsep.join([str(_ROOT), *([inherited] if inherited else [])])
     try:
         done = subprocess.run(
-            # -P: not from the current directory, which may be anybody's
+            # -P: do not import from the current directory, which may be anybody's
             [sys.executable, "-P", "-m", "vftrace.probes.bcc.compiler"],
             input=json.dumps({"text": text, "flags": list(flags)}).encode(),
             capture_output=True,
             env=os.environ | {"PYTHONPATH": path},
             timeout=TIMEOUT_S,
-            # Ctrl-C is for the process that waits.
+            # Ctrl-C is for the waiting process.
             process_group=0,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -58,7 +58,7 @@ def compile_text(text: str, flags: Sequence[str]) -> Image:
 
 
 def complaint(said: str, code: int) -> str:
-    """The line of a compiler's output with the reason of its failure."""
+    """Return the line of a compiler's output with the reason of its failure."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line or "LLVM ERROR" in line]
     if errors:
@@ -69,7 +69,7 @@ def complaint(said: str, code: int) -> str:
 
 
 def package() -> Path:
-    """BCC's Python package, found without importing it. Raises MachineError if this Python has none."""
+    """Return BCC's Python package, without importing it. Raises MachineError if this Python has none."""
     found = importlib.util.find_spec("bcc")
     if found is None or found.origin is None:
         hidden = next((place for place in _SYSTEM if Path(place).is_dir()), None)
@@ -91,7 +91,7 @@ def package() -> Path:
 
 
 def version() -> str:
-    """BCC's version, read from its package. Raises MachineError if this Python has none."""
+    """Return BCC's version, read from its package. Raises MachineError if this Python has none."""
     try:
         text = (package() / "version.py").read_text()
     except OSError:

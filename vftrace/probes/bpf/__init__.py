@@ -1,1 +1,1 @@
-"""bpf(2) without a library: maps, programs, what they are attached to, ring buffers."""
+"""bpf(2) without a library: maps, programs, attachments, ring buffers."""

@@ -44,7 +44,7 @@ def tracepoint(program: int, name: str) -> Attached:
 
 
 def raw_tracepoint(program: int, name: str) -> Attached:
-    """Attach to an event, named without its category. Raises OSError."""
+    """Attach to a raw tracepoint, which has no category in its name. Raises OSError."""
     text = ctypes.create_string_buffer(name.encode())
     opened = syscall.RawTracepoint(name=syscall.address(text), prog_fd=program)
     return Attached(syscall.bpf(syscall.RAW_TRACEPOINT_OPEN, opened))
@@ -56,10 +56,10 @@ def kprobe(program: int, function: str) -> Attached:
 
 
 def kretprobe(program: int, function: str, instances: int, *, must: bool = True) -> Attached:
-    """Attach to the return of a kernel function, of which so many calls may be under way. Raises OSError.
+    """Attach to the return of a kernel function, for a number of simultaneous calls. Raises OSError.
 
-    Only a probe made in tracefs can have that number (Documentation/trace/kprobetrace.rst). Where this process may not
-    make one and it is no `must`, the kernel's own number has to do: twice the number of CPUs, at least ten.
+    Only a probe made in tracefs can have that number (Documentation/trace/kprobetrace.rst). If this process
+    may not make one and it is not a `must`, the kernel's default applies: twice the number of CPUs, at least ten.
     """
     name = re.sub(r"\W", "_", function)
     probe = f"{_GROUP}/{name}_{os.getpid()}_{next(_serial)}"
@@ -150,7 +150,7 @@ def _running(program: int, event: syscall.PerfEvent) -> int:
 
 
 def _order(line: str) -> None:
-    """Make or remove a probe in tracefs. Raises OSError; that it is gone already is none."""
+    """Make or remove a probe in tracefs. Raises OSError, but not if a probe to remove does not exist."""
     try:
         fd = os.open(kernel.tracefs() / "kprobe_events", os.O_WRONLY | os.O_APPEND)
         try:

@@ -1,4 +1,4 @@
-"""BTF of a program that has callbacks: the kernel takes such a program only with a description of its functions."""
+"""Makes BTF for programs with callbacks: the kernel accepts such a program only with a description of its functions."""
 
 import struct
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ _MAGIC, _VERSION = 0xEB9F, 1
 _INT, _FUNC, _FUNC_PROTO = 1, 12, 13
 _SIGNED_32 = 1 << 24 | 32
 _PROTOTYPE = 2
-"""Number of the type `int f(void)`; the functions come behind it."""
+"""The number of the type `int f(void)`; the functions follow it."""
 
 
 def described(starts: Sequence[int]) -> tuple[bytes, bytes]:
-    """BTF with a function for each of a program's functions, and struct bpf_func_info for each: where it begins (in
-    instructions) and its type. (Documentation/bpf/btf.rst)
+    """Return BTF with a function for each of a program's functions, and struct bpf_func_info for each: its first
+    instruction and its type. (Documentation/bpf/btf.rst)
     """
     names = ["int", *(f"f{number}" for number in range(len(starts)))]
     strings, offsets = b"\0", []

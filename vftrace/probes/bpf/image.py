@@ -1,4 +1,4 @@
-"""A program text after compiling, as data: its maps, and its functions' instructions with maps by name."""
+"""A compiled program text as data: its maps, and its functions' instructions with maps by name."""
 
 import json
 from base64 import b64decode, b64encode
@@ -13,7 +13,7 @@ _LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
 _MAP_SOURCES = (1, 2)  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
 _CALLBACK_SOURCE = 4  # BPF_PSEUDO_FUNC
 _STANDS_FOR = {0x7666747261636500: "events", 0x7666747261636501: "bulk"}
-"""Constants of bpf/common.h that stand for a map where BCC has no way to name it."""
+"""Constants of bpf/common.h that stand for a map if BCC cannot name it."""
 _CALLBACKS = {
     0x7666747263616C00: "loop_copy",
     0x7666747263616C01: "loop_group",
@@ -27,7 +27,7 @@ CALLBACK_PREFIX = "loop_"
 
 @dataclass(frozen=True)
 class Map:
-    """What bpf(2) wants to know to make a map, and BCC's descriptions of its keys and values (JSON)."""
+    """The attributes with which bpf(2) makes a map, and BCC's descriptions of its keys and values (JSON)."""
 
     kind: int
     key_size: int
@@ -40,8 +40,8 @@ class Map:
 
 @dataclass(frozen=True)
 class Function:
-    """Instructions in which every map's fd is zero; `maps`: at which instruction which map stands; `callbacks`: at
-    which one which callback stands."""
+    """Instructions with zero for every map's fd. `maps`: the map at each such instruction; `callbacks`: the callback at
+    each instruction that refers to one."""
 
     code: bytes
     maps: tuple[tuple[int, str], ...]
@@ -49,7 +49,7 @@ class Function:
 
     @classmethod
     def of(cls, code: bytes, names: dict[int, str]) -> Self:
-        """Make an image of instructions that hold fds of maps; `names` has each map's name by its fd."""
+        """Make a function of instructions that hold fds of maps; `names` has each map's name by its fd."""
         zeroed = bytearray(code)
         maps = []
         callbacks = []
@@ -72,7 +72,7 @@ class Function:
         return cls(bytes(zeroed), tuple(maps), tuple(callbacks))
 
     def with_maps(self, fds: dict[str, int]) -> bytes:
-        """The instructions with these fds in place. KeyError if one is missing."""
+        """Return the instructions with these fds. Raises KeyError if one is missing."""
         code = bytearray(self.code)
         for index, name in self.maps:
             at = index * _INSTRUCTION + 4
@@ -82,7 +82,7 @@ class Function:
 
 @dataclass(frozen=True)
 class File:
-    """A file as it was when a program was compiled."""
+    """The state of a file when a program was compiled."""
 
     path: str
     size: int
@@ -90,12 +90,12 @@ class File:
 
     @classmethod
     def of(cls, path: Path | str) -> Self:
-        """The file as it is now. Raises OSError."""
+        """Return the present state of a file. Raises OSError."""
         found = Path(path).stat()
         return cls(str(path), found.st_size, found.st_mtime_ns)
 
     def unchanged(self) -> bool:
-        """Whether the file is still the same."""
+        """Whether the file has not changed."""
         try:
             return self.of(self.path) == self
         except OSError:
@@ -104,7 +104,7 @@ class File:
 
 @dataclass(frozen=True)
 class Image:
-    """All of one program text. `compiler`: the libraries that compiled it."""
+    """One whole compiled program text. `compiler`: the libraries that compiled it."""
 
     license: str
     maps: dict[str, Map]
@@ -117,9 +117,9 @@ class Image:
         return tuple(name for name in self.functions if not name.startswith(CALLBACK_PREFIX))
 
     def linked(self, name: str) -> tuple[Function, tuple[int, ...]]:
-        """A program with its callbacks behind it, and at which instruction each of these functions begins.
+        """Return a program followed by its callbacks, and the first instruction of each of these functions.
 
-        KeyError if there is no such function.
+        Raises KeyError if the function does not exist.
         """
         order = [name]
         for each in order:
@@ -142,7 +142,7 @@ class Image:
         return Function(bytes(code), tuple(maps)), tuple(starts.values())
 
     def packed(self) -> bytes:
-        """As JSON."""
+        """Return the image as JSON."""
         functions = {
             name: {"code": b64encode(f.code).decode(), "maps": f.maps, "callbacks": f.callbacks}
             for name, f in self.functions.items()
@@ -158,7 +158,7 @@ class Image:
 
     @classmethod
     def unpacked(cls, data: bytes) -> Self:
-        """The image that `packed` wrote. ValueError, KeyError or TypeError if it is none."""
+        """Read an image that `packed` wrote. Raises ValueError, KeyError or TypeError for anything else."""
         whole: dict[str, Any] = json.loads(data)
         return cls(
             whole["license"],

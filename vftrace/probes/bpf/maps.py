@@ -1,4 +1,4 @@
-"""BPF maps: as bytes, or with the types of their keys and values as the compiler described them."""
+"""Reads and writes BPF maps, as bytes or with the compiler's types of their keys and values."""
 
 import contextlib
 import ctypes
@@ -13,7 +13,7 @@ from vftrace.probes.bpf import syscall
 from vftrace.probes.bpf.image import Map as MapImage
 
 BATCH = 1024
-"""Entries of a map that one system call reads."""
+"""How many entries of a map one system call reads."""
 
 _SCALARS: dict[str, Any] = {
     "_Bool": ctypes.c_bool,
@@ -31,10 +31,11 @@ _SCALARS: dict[str, Any] = {
 
 
 def described(description: Any) -> Any:
-    """The ctypes type of a key or value by BCC's description (JSON): the name of a scalar, or [name, members, kind].
+    """Return the ctypes type of a key or value from BCC's description (JSON): a scalar's name, or [name, members,
+    kind].
 
     A member is [name, type], or [name, type, [count]] for an array; an array of characters becomes bytes. BCC calls
-    every structure packed and names the holes. KeyError or ValueError for anything else.
+    every structure packed and names the holes. Raises KeyError or ValueError for anything else.
     """
     if isinstance(description, str):
         return _SCALARS[description]
@@ -42,7 +43,7 @@ def described(description: Any) -> Any:
     if kind != "struct_packed":
         raise ValueError(f"{name}: {kind} is not supported")
     fields = [(member, _member(member, *of)) for member, *of in members]
-    # _layout_ is what Python 3.14 wants to be told with _pack_.
+    # Python 3.14 requires _layout_ with _pack_.
     return type(name, (ctypes.Structure,), {"_pack_": 1, "_layout_": "ms", "_fields_": fields})
 
 
@@ -55,18 +56,18 @@ def _member(name: str, description: Any, count: Any = None) -> Any:
 
 
 class RawMap:
-    """A map, by bytes."""
+    """A map with keys and values as bytes."""
 
     def __init__(self, fd: int, key_size: int, value_size: int) -> None:
         self.fd = fd
         self._key_size, self._value_size = key_size, value_size
 
     def __bool__(self) -> bool:
-        """Whether it has an entry."""
+        """Whether the map has an entry."""
         return next(self.items(1), None) is not None
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of a key; None if there is none."""
+        """Return the value of a key; None without an entry."""
         value = ctypes.create_string_buffer(self._value_size)
         return value.raw if self._element(syscall.MAP_LOOKUP, key, value) else None
 
@@ -77,12 +78,12 @@ class RawMap:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def delete(self, keys: Iterable[bytes]) -> None:
-        """Delete the entries that are there."""
+        """Delete the entries of these keys that exist."""
         for key in keys:
             self._element(syscall.MAP_DELETE, key, None)
 
     def take(self, key: bytes) -> bytes | None:
-        """Delete an entry and return its last value; None where there is none, or the kernel cannot do that (before
+        """Delete an entry and return its last value; None without an entry, or if the kernel cannot do that (before
         5.14)."""
         value = ctypes.create_string_buffer(self._value_size)
         try:
@@ -115,7 +116,7 @@ class RawMap:
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
-                batch *= 2  # more entries in one bucket of the hash than there is room for
+                batch *= 2  # one bucket of the hash has more entries than the buffer holds
                 continue
             start = at
             count = call.count
@@ -130,7 +131,7 @@ class RawMap:
     def _element(
         self, command: int, key: bytes, value: "ctypes.Array[ctypes.c_char] | None"
     ) -> bool:
-        """Make a call for one entry; False if there is none. Raises OSError."""
+        """Make a system call for one entry; False if it does not exist. Raises OSError."""
         buffer = ctypes.create_string_buffer(key, self._key_size)
         call = syscall.MapElement(
             map_fd=self.fd, key=ctypes.addressof(buffer), value=syscall.address(value)
@@ -156,7 +157,7 @@ class Map:
                 )
 
     def __getitem__(self, key: Any) -> Any:
-        """The value of a key. KeyError if there is none."""
+        """Return the value of a key. Raises KeyError without an entry."""
         value = self.raw.get(self._bytes(key))
         if value is None:
             raise KeyError(key)
@@ -181,7 +182,7 @@ class Map:
 def create(name: str, image: MapImage) -> int:
     """Make a map; returns its fd. Raises OSError.
 
-    Before Linux 5.11 maps count as locked memory, of which a process may have little: then the limit is lifted.
+    Before Linux 5.11 maps count as locked memory, whose limit may be low: then the limit is raised.
     """
     call = syscall.MapCreate(
         map_type=image.kind,
@@ -197,7 +198,7 @@ def create(name: str, image: MapImage) -> int:
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         if resource.getrlimit(resource.RLIMIT_MEMLOCK) == unlimited:
             raise
-        # What it raises where this process may not: ValueError, or OSError.
+        # It raises ValueError or OSError if this process may not raise the limit.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
         return syscall.bpf(syscall.MAP_CREATE, call)

@@ -1,4 +1,4 @@
-"""A BPF object: the maps and programs of one image in the kernel, and what they are attached to."""
+"""A BPF object: the maps and programs of one image in the kernel, and their attachments."""
 
 import atexit
 import contextlib
@@ -17,10 +17,10 @@ from vftrace.probes.bpf.image import Image
 from vftrace.probes.bpf.image import Map as MapImage
 
 SHARED = ("events", "bulk", "vms", "lost", "mailbox_seq")
-"""Maps of bpf/common.h that all objects have in common: the first one's."""
+"""Maps of bpf/common.h that all objects share: those of the first object."""
 
 TRACING_PREFIXES = {"fentry__": syscall.TRACE_FENTRY, "fexit__": syscall.TRACE_FEXIT}
-"""What the names of programs begin with that are tied to a kernel function, whose name follows (bpf/common.h)."""
+"""The prefixes of programs that are tied to a kernel function, whose name follows (bpf/common.h)."""
 
 RECURSION, KPROBE = "recursion", "kprobe"
 """Why the kernel skips a run: another program (of the same name, or any on a kprobe or tracepoint) is under way on the
@@ -63,9 +63,9 @@ class Object:
     ) -> None:
         """Make the maps, load and attach the programs that are tied to a kernel function.
 
-        `first`: whose shared maps are used. `cached`: whether the image was kept from an earlier start.
-        `modules`: where functions may be that are not in the kernel itself. Raises BpfError, with nothing left
-        behind.
+        `first`: the object whose shared maps are used. `cached`: whether the image was kept from an earlier start.
+        `modules`: the modules that may have functions which are not in the kernel itself. Raises BpfError, after
+        removing everything.
         """
         self.cached = cached
         self.image = image
@@ -85,18 +85,19 @@ class Object:
             raise
 
     def __getitem__(self, name: str) -> maps.Map:
-        """A map. KeyError if there is none."""
+        """Return a map. Raises KeyError if it does not exist."""
         if name not in self._maps:
             self._maps[name] = maps.Map(self._fds[name], self.image.maps[name])
         return self._maps[name]
 
     def raw(self, name: str) -> maps.RawMap:
-        """A map whose keys and values are bytes. KeyError if there is none."""
+        """Return a map whose keys and values are bytes. Raises KeyError if it does not exist."""
         made = self.image.maps[name]
         return maps.RawMap(self._fds[name], made.key_size, made.value_size)
 
     def size(self, name: str) -> int:
-        """The number of entries of a map, or the bytes of a ring buffer. KeyError if there is none."""
+        """Return the number of entries of a map, or the bytes of a ring buffer. Raises KeyError if it does not
+        exist."""
         return self.image.maps[name].max_entries
 
     def load(self, name: str, kind: int) -> int:
@@ -104,8 +105,8 @@ class Object:
         return self._load(name, kind, (0, 0, 0))
 
     def load_together(self, kinds: Mapping[str, int]) -> None:
-        """Load programs by name as these types, on all CPUs: the verifier takes its time for each. What the kernel
-        refuses is not loaded; `load` gives the reason."""
+        """Load programs by name as these types, on all CPUs, because the verifier takes long for each. A program that
+        the kernel refuses is not loaded; `load` gives the reason."""
         wanted = [(name, kind, (0, 0, 0)) for name, kind in kinds.items()]
         self._load_all([load for load in wanted if load[0] not in self._programs])
 
@@ -118,8 +119,8 @@ class Object:
             raise _refused(f"cannot attach {name}", error) from error
 
     def attach_raw_tracepoint(self, place: str, name: str) -> None:
-        """Run a program at `category:event`, with the tracepoint's own arguments: half as dear as `attach_tracepoint`,
-        which makes a record of them first. Raises BpfError."""
+        """Run a program at `category:event`, with the tracepoint's own arguments. It costs half as much as
+        `attach_tracepoint`, which first makes a record of them. Raises BpfError."""
         program = self.load(name, self.RAW_TRACEPOINT)
         try:
             self._attached[place, name] = events.raw_tracepoint(program, place.partition(":")[2])
@@ -139,7 +140,7 @@ class Object:
     def attach_kretprobe(
         self, function: str, name: str, instances: int, *, must: bool = True
     ) -> None:
-        """Run a program at the return of a kernel function. Raises BpfError. Arguments as of `events.kretprobe`."""
+        """Run a program at the return of a kernel function. Raises BpfError. Arguments as in `events.kretprobe`."""
         program = self.load(name, self.KPROBE)
         try:
             attached = events.kretprobe(program, function, instances, must=must)
@@ -192,7 +193,7 @@ class Object:
             try:
                 self.detach(place, name)
             except OSError:
-                continue  # the module has gone with its functions
+                continue  # the module was unloaded with its functions
         for fds in (self._links, self._programs, self._own):
             for fd in fds.values():
                 os.close(fd)
@@ -226,7 +227,7 @@ class Object:
             attach = {name: (kind, *places[name]) for name, (_, kind) in wanted.items()}
             self._load_all([(name, syscall.TRACING, attach[name]) for name in wanted])
             for name in wanted:
-                # Gives the reason where it is not loaded.
+                # Raises the reason if it is not loaded.
                 program = self._load(name, syscall.TRACING, attach[name])
                 try:
                     self._links[name] = syscall.attach_tracing(program)
@@ -238,7 +239,7 @@ class Object:
                     os.close(fd)
 
     def _place(self, function: str, fds: dict[str | None, int]) -> tuple[int, int]:
-        """A function's BTF id, and the fd of the BTF that has it, which is kept in `fds` by module."""
+        """Return a function's BTF id, and the fd of the BTF that has it; the fd is kept in `fds` by module."""
         try:
             number, module = btf.function(function, self._modules)
             if module is not None and module not in fds:
@@ -286,7 +287,7 @@ class Object:
         return syscall.load_program(kind, code, self.image.license, label, attach, log, described)
 
     def _verifier_says(self, name: str, kind: int, attach: tuple[int, int, int]) -> str:
-        """The verifier's last lines about a refused program, which a second load with a log returns."""
+        """Return the verifier's last lines about a refused program, from a second load with a log."""
         log = ctypes.create_string_buffer(_LOG_BYTES)
         try:
             os.close(self._load_linked(name, kind, attach, "", log))
@@ -296,11 +297,11 @@ class Object:
 
 
 _VERIFIER = (errno.EACCES, errno.EINVAL)
-"""What the verifier ends with where a program does something it may not. E2BIG is clear by itself."""
+"""The verifier's errors for a forbidden operation in a program. E2BIG needs no log."""
 
 
 def _on_all_cpus(work: Callable[[T], object], items: Sequence[T]) -> None:
-    """Work on all items, in threads: the kernel takes its time for each, and Python waits for none of it."""
+    """Work on all items in threads: the kernel takes long for each, and does not hold Python's lock meanwhile."""
     left = iter(items)
 
     def run() -> None:
@@ -318,7 +319,7 @@ def _on_all_cpus(work: Callable[[T], object], items: Sequence[T]) -> None:
 
 
 def reason_in(log: str) -> str:
-    """The last line of a verifier's log that is not about its own work; empty if there is none."""
+    """Return the last line of a verifier's log that is not about its statistics; empty without one."""
     lines = [line.strip() for line in log.splitlines()]
     told = [line for line in lines if line and not line.startswith(("processed ", "verification "))]
     return told[-1] if told else ""
@@ -342,7 +343,7 @@ def _make(name: str, image: MapImage) -> int:
 
 
 def _refused(what: str, error: OSError, more: str = "") -> BpfError:
-    """An error of a line: what was tried, errno's text, and why if that is known."""
+    """Return an error of one line: the attempt, errno's text, and the reason if it is known."""
     words = [f"{what} ({error.strerror})"]
     if more:
         words.append(more)

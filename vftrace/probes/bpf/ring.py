@@ -1,7 +1,7 @@
 """Reads BPF ring buffers (Documentation/bpf/ringbuf.rst, kernel/bpf/ringbuf.c).
 
 A ring buffer is mapped as a page with the consumer's position, a page with the producer's, and the data, twice in a
-row. Positions only grow. A record is a header of eight bytes, its length with two flags first, and its data.
+row. Positions only grow. A record is a header of eight bytes, which begins with its length and two flags, and its data.
 """
 
 import math
@@ -18,13 +18,13 @@ from collections.abc import Callable, Sequence
 PAGE = os.sysconf("SC_PAGESIZE")
 
 WINDOW_BYTES = 512 << 10
-"""How much of the data is mapped at a time. A mapping counts as resident memory, and a ring buffer may have 128 MiB,
-which would count twice."""
+"""How much of the data is mapped at a time, because a mapping counts as resident memory, and a ring buffer may have
+128 MiB, which would count twice."""
 LOOK_EVERY = 64
-"""Records between two looks at the clock."""
+"""How many records are read between two readings of the clock."""
 
 MAX_HELD = 16_384
-"""With so many records that were taken and not handed over, the others stay in their ring buffers."""
+"""The most records that are taken and not handed over; others stay in their ring buffers."""
 
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _HEADER = struct.Struct("=I")
@@ -52,12 +52,12 @@ class RingBuffer:
     """The consumer's end of one ring buffer."""
 
     def __init__(self, fd: int, size: int) -> None:
-        """`size`: of its data in bytes, a power of two. Raises OSError."""
+        """`size`: the size of its data in bytes, a power of two. Raises OSError."""
         self.fd = fd
         self._size = size
         self._consumer_page = mmap.mmap(fd, PAGE)
         self._producer_page = mmap.mmap(fd, PAGE, prot=mmap.PROT_READ, offset=PAGE)
-        # One access of eight bytes each, which no other processor sees half done.
+        # One access of eight bytes each, which is atomic for other processors.
         self._consumer = memoryview(self._consumer_page).cast("Q")
         self._producer = memoryview(self._producer_page).cast("Q")
         self._position = self._consumer[0]
@@ -67,9 +67,9 @@ class RingBuffer:
         self._window = self._map_window()
 
     def read(self, on_record: Callable[[bytes], object], stop_at: float) -> bool:
-        """Hand over the records that are there, until time.monotonic() is `stop_at`; False if there are more.
+        """Hand over the available records, until time.monotonic() is `stop_at`; False if there are more.
 
-        What `on_record` raises goes through; the record it got counts as read.
+        An error of `on_record` is raised; the record that it got counts as read.
         """
         while True:
             try:
@@ -83,7 +83,7 @@ class RingBuffer:
                 return bool(self._producer[0] == self._position)
 
     def waits(self) -> bool:
-        """Whether there is a record that was not read, be it that a CPU still writes it."""
+        """Whether there is an unread record, even if a CPU still writes it."""
         return bool(self._producer[0] != self._position)
 
     def _read_some(self, on_record: Callable[[bytes], object]) -> bool:
@@ -114,7 +114,7 @@ class RingBuffer:
         return True
 
     def _mapped(self, offset: int, size: int) -> tuple[mmap.mmap, int]:
-        """A window with `size` bytes from this offset of the data, and where in it they begin."""
+        """Map a window with `size` bytes from this offset of the data; returns it and the place where they begin."""
         at = offset - self._window_at
         if at < 0 or at + size > self._window_bytes:
             self._window.close()
@@ -130,7 +130,7 @@ class RingBuffer:
         return mmap.mmap(self.fd, self._window_bytes, prot=mmap.PROT_READ, offset=offset)
 
     def close(self) -> None:
-        """Unmap it. The fd stays open."""
+        """Unmap the ring buffer. The fd stays open."""
         self._consumer.release()
         self._producer.release()
         for mapped in (self._consumer_page, self._producer_page, self._window):
@@ -140,8 +140,8 @@ class RingBuffer:
 class RingReader:
     """Waits for several ring buffers and hands over their records in the order of their times.
 
-    A record that is younger than the point up to which all ring buffers have been read is held back until the next
-    `poll`: an older one of another ring buffer may still come.
+    A record that is younger than the time up to which all ring buffers have been read is held back until the next
+    `poll`: an older record of another ring buffer may still arrive.
     """
 
     def __init__(self, rings: Sequence[RingBuffer], on_record: Callable[[bytes], object]) -> None:
@@ -151,16 +151,16 @@ class RingReader:
         self._emptied = True
         self._held: list[bytes] = []
         self._complete_ns = 0
-        """Up to when all records were taken."""
+        """The time up to which all records were taken."""
         self.known_ns = 0
-        """Up to when all records were handed over (CLOCK_BOOTTIME)."""
+        """The time up to which all records were handed over (CLOCK_BOOTTIME)."""
         self._epoll = select.epoll()
         for ring in self._rings:
-            # Edge-triggered: only a record that wakes ends the waiting, not those that lie there.
+            # Edge-triggered: only a record that wakes the reader ends the wait, not those that are already there.
             self._epoll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
 
     def wait(self, timeout_ms: int) -> None:
-        """Wait for a record that wakes, at most `timeout_ms`, and not at all if records were left."""
+        """Wait for a record that wakes the reader, at most `timeout_ms`, and not at all if records are left."""
         if timeout_ms and not self._more:
             self._epoll.poll(timeout_ms / 1000)
 
@@ -170,7 +170,7 @@ class RingReader:
         self._held = [record for record in self._held if not unwanted(record)]
 
     def read(self, most_s: float = math.inf) -> bool:
-        """Hand over what is there. False if there is more: it ends after `most_s` all the same."""
+        """Hand over the available records; ends after `most_s` in any case, and returns False if there are more."""
         begun = time.monotonic()
         if len(self._held) < MAX_HELD:
             self._take(begun + most_s / 2)
@@ -179,7 +179,7 @@ class RingReader:
         return not self._more
 
     def _take(self, stop_at: float) -> None:
-        """Take records out of the ring buffers, and learn up to when that are all."""
+        """Take records out of the ring buffers, and set the time up to which these are all."""
         complete_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._emptied = True
         for ring in self._rings:
@@ -192,9 +192,9 @@ class RingReader:
         self._complete_ns = max(complete_ns, self._complete_ns)
 
     def _hand_over(self, stop_at: float) -> bool:
-        """Hand over what no older record can follow; False if `stop_at` came before its end.
+        """Hand over the records that no older record can follow; False if `stop_at` is reached before the end.
 
-        What `on_record` raises goes through; the record it got counts as read.
+        An error of `on_record` is raised; the record that it got counts as read.
         """
         held = self._held
         due = bisect_right(held, self._complete_ns, key=time_of)
@@ -223,5 +223,5 @@ class RingReader:
 
 
 def time_of(record: bytes) -> int:
-    """The time with which every record begins (struct vft_header in bpf/wire.h)."""
+    """Return the time with which every record begins (struct vft_header in bpf/wire.h)."""
     return int.from_bytes(record[:8], "little")

@@ -268,7 +268,7 @@ def _number(numbers: dict[str, int]) -> int:
 
 
 def bpf(command: int, attributes: ctypes.Structure) -> int:
-    """Make the system call; returns what it returns. Raises OSError."""
+    """Make the system call and return its result. Raises OSError."""
     number = ctypes.c_long(_number(_BPF))
     size = ctypes.c_uint(ctypes.sizeof(attributes))
     return _checked(_libc.syscall(number, ctypes.c_int(command), ctypes.byref(attributes), size))
@@ -287,12 +287,12 @@ def perf_event_open(event: PerfEvent) -> int:
 
 
 def address(buffer: "ctypes.Array[ctypes.c_char] | None") -> int:
-    """The address of a buffer, 0 for none. The caller keeps the buffer until the call is made."""
+    """Return the address of a buffer, 0 for None. The caller keeps the buffer until the call is made."""
     return 0 if buffer is None else ctypes.addressof(buffer)
 
 
 def object_name(name: str) -> bytes:
-    """A name as the kernel takes it for maps and programs: cut where it is too long."""
+    """Return a name that the kernel accepts for maps and programs, cut if it is too long."""
     return name.encode()[: NAME_BYTES - 1]
 
 
@@ -393,7 +393,7 @@ def missed_hits(link: int) -> tuple[int, int] | None:
 
 
 def module_btf(module: str) -> int:
-    """A new fd of the BTF of a loaded module. Raises OSError, LookupError if it has none."""
+    """Return a new fd of the BTF of a loaded module. Raises OSError, and LookupError if the module has no BTF."""
     for number in _btf_ids():
         try:
             fd = bpf(BTF_GET_FD_BY_ID, ById(start_id=number))
