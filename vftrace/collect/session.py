@@ -162,8 +162,7 @@ class Opening:
             check_output(output, force=force)
         self._output, self._force, self._only, self._lose = output, force, only, lose
         self._user, self._keep_privileges = user, keep_privileges
-        # Until it is ready, both processes import modules, which leaves nothing to collect. The search for garbage
-        # would take a sixth of that time.
+        # As in cli.py: until it is ready, both processes import modules.
         gc.disable()
         self._reader: ReaderProcess | None = ReaderProcess(way, profiles, user=user)
 
