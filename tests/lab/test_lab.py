@@ -40,9 +40,9 @@ ESSENTIAL = (
 # Where there is an iommufd, too.
 IOMMUFD = ("steer-dma-phys", "unplug-iommufd", "late-unplug-iommufd", "iommufd-requests")
 # Minutes of compiling under emulation, a flood, or no other tracer beside it: LAB_FULL=1 runs these too.
-LONG = {"ways", "late", "doctor", "mailbox-flood"}
+LONG = {"late", "doctor", "mailbox-flood"}
 # LAB_FULL=1: with no other tracer beside it; in a boot where vftrace starts before the modules it traces.
-ALONE, FOLLOW = ("late-kvm", "missed-runs", "killed"), "follow"
+ALONE, FOLLOW = ("late-kvm", "missed-runs", "killed", "ways"), "follow"
 # LAB_FULL=1: each with a recording of its own, as their cards have the same address, and a card has one driver.
 OUTAGES = ("outage-i40e", "outage-ice")
 # What the messages of the helped migration are called.
@@ -278,7 +278,7 @@ def test_modules_come_after_vftrace(kernel: str, tmp_path: Path) -> None:
 def test_jobs_with_a_tracer_of_their_own(kernel: str) -> None:
     _full_only("a boot with tracers of its own")
     results = LAB / "results" / f"{kernel}-alone-test"
-    assert run_jobs(kernel, ALONE, results).codes == dict.fromkeys(ALONE, 0)
+    assert run_jobs(kernel, ALONE, results, timeout_s=900).codes == dict.fromkeys(ALONE, 0)
 
 
 @pytest.mark.parametrize("kernel", _kernels())

@@ -32,17 +32,21 @@ NOISE_NS = 20_000_000
 MODULES = ("kvm-amd", "vfio-pci", "mdev", "igb")
 
 
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @contextlib.contextmanager
 def tracers(
     results: Path,
     options: dict[str, list[str]],
     modules: Sequence[str] = MODULES,
     *,
-    on: Sequence[str] = (),
+    on: int | None = None,
 ) -> Iterator[dict[str, Path]]:
     """One `vftrace record` for each entry, all at once; their recordings are whole after the context.
 
-    `modules` are loaded before. `on`: the words before each command, as of taskset(1).
+    `modules` are loaded before. `on`: the processor on which they run once they are ready.
     """
     modprobe(*modules)
     begun = boottime_ns()
@@ -60,12 +64,17 @@ def tracers(
             command = [sys.executable, "-m", "vftrace", "record", *more]
             command += ["-o", str(recordings[name])]
             with logs[name].open("wb") as errors:
-                started[name] = subprocess.Popen([*on, *command], stdout=errors, stderr=errors)
+                started[name] = subprocess.Popen(command, stdout=errors, stderr=errors)
         for name in options:
             wait_for(f"vftrace {name} ready", READY_S, lambda name=name: ready(name))
             say(
                 f"vftrace {name} ready {(boottime_ns() - begun) / 1e9:.1f} s after all were started"
             )
+        if on is not None:
+            for process in started.values():
+                for pid in (process.pid, *_children(process.pid)):
+                    for thread in Path(f"/proc/{pid}/task").iterdir():
+                        os.sched_setaffinity(int(thread.name), {on})
         yield recordings
         for process in started.values():
             process.send_signal(signal.SIGINT)
@@ -173,7 +182,7 @@ def _on_cpu(number: int) -> Iterator[None]:
 def ways(job: Job) -> None:
     """Three tracers, each attached in another way, see the same migration."""
     options = {way: ["--way", way] for way in WAYS}
-    with tracers(job.results, options, on=("taskset", "-c", "1")) as recordings:
+    with tracers(job.results, options, on=1) as recordings:
         source_device, target_device = _devices()
         # A tracer that is preempted inside bpf(2) hides runs on its own CPU only.
         with (
