@@ -47,6 +47,8 @@ MADE = {
     "mailbox/6.12-held": {Rule.MAP_DMA},
     "mailbox/7.x-held": {Rule.MAP_DMA},
     "lab/6.12-functions-again": {Rule.MAP_DMA},
+    "lab/6.12-outage-i40e": {Rule.MAP_DMA},
+    "lab/6.12-outage-ice": {Rule.MAP_DMA},
     # An emulated host with two CPUs for both QEMUs: half of a blackout is waiting for them.
     "lab/iommufd-6.12": {Rule.CPU_WAIT},
 }

@@ -390,9 +390,10 @@ class FlightRecorder:
         file.streams[stream.pid] = stream
         stream.files.append(file)
         found: list[tuple[int, bytes | Event]] = [
-            (e.at_ns, e) for e in (*stream.own.values(), *stream.own_lately)
+            (each.at_ns, wire.with_seq(each.record, each.seq)) for each in records
         ]
-        found += [(each.at_ns, wire.with_seq(each.record, each.seq)) for each in records]
+        # The collector's own come after the record that they are about, whose time they have.
+        found += [(e.at_ns, e) for e in (*stream.own.values(), *stream.own_lately)]
         return found
 
     def _include(self, file: _File, stream: Stream) -> None:
