@@ -334,7 +334,9 @@ def test_a_blackout_is_named_and_a_guests_time_adds_up(name: str, job: str) -> N
         pytest.skip("not completed, or recorded before calls were")
     assert found.calls.named_ns >= 0.95 * found.calls.ns
     for vcpu in found.brownout.vcpus:
-        assert vcpu.total.total_ns >= 0.9 * (vcpu.total.end_ns - vcpu.total.start_ns)
+        lasted_ns = vcpu.total.end_ns - vcpu.total.start_ns
+        # The probes are attached a moment after it began, which takes longest where processors are busy.
+        assert 0.9 * lasted_ns - 15 * NEAR <= vcpu.total.total_ns <= lasted_ns + NEAR
     total = found.brownout.total
     assert total is not None
     assert total.of(VcpuState.GUEST) > 0
