@@ -1,6 +1,7 @@
 """What a tracker that runs for days keeps: finished migrations as they came out, no bitmaps, few clock samples."""
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,24 @@ def test_clock_samples_are_bounded_and_keep_a_step() -> None:
     before = [at for at, offset, _ in clock if offset < 10**18 + 4_000_000_000]
     # the step of five seconds is placed to the second
     assert before[-1] == 49_999 * 10**9
+
+
+@pytest.mark.parametrize(
+    "name", ["recordings/cancel-not-converging", "recordings/dirty-ring", "brownouts/throttle-99"]
+)
+def test_looking_often_changes_nothing(name: str) -> None:
+    """What is kept from one snapshot to the next, of rounds, forecasts and vCPUs, is what the next one would make."""
+    recording = Recording(RECORDING.parents[1] / f"{name}.vft.gz")
+    seen = list(islice(events_of(recording), 2_000))
+    often, moments = Tracker(), {}
+    for number, event in enumerate(seen):
+        often.feed(event)
+        if number % (len(seen) // 50) == 0:
+            moments[number] = often.snapshot().migrations
+    chosen = sorted(moments)[10::20]
+    assert all(moments[number] for number in chosen)
+    for stop in chosen:
+        once = Tracker()
+        for event in seen[: stop + 1]:
+            once.feed(event)
+        assert once.snapshot().migrations == moments[stop]
