@@ -76,11 +76,11 @@ def test_a_text_is_ready_when_a_scraper_comes_again(monkeypatch: pytest.MonkeyPa
 def test_a_scraper_that_does_not_come_again_costs_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
     monkeypatch.setattr(scrapes, "MARGIN_S", 0.1)
-    monkeypatch.setattr(scrapes, "FRESH_S", 0.0)
+    monkeypatch.setattr(scrapes, "FRESH_S", 0.2)
     metrics = Metrics()
     app = Scrapes(metrics, costly)
     ask(app)
-    time.sleep(0.2)
+    time.sleep(0.4)
     ask(app)
     until(lambda: metrics.made == 3)
     time.sleep(0.6)

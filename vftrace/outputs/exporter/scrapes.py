@@ -24,8 +24,7 @@ COSTLY_S = 0.03
 FRESH_S = 1.0
 """How long such a text is served after it was made."""
 MARGIN_S = 0.3
-"""It is to be ready so long before the scraper comes, if it takes half as long again as the one before."""
-SLACK = 1.5
+"""How long before the scraper comes it is to be ready, even if it takes half as long again as the one before."""
 MAX_KEPT = 8
 """How many different answers are kept: one for each combination of format, compression and `name[]`."""
 MAX_SCRAPERS = 16
@@ -53,6 +52,8 @@ class _Scraper:
 
     environ: Any
     asked_at: float
+    expected_at: float | None = None
+    """When it will come again, if it keeps its interval."""
     due_at: float | None = None
     """When the next text is to be begun."""
 
@@ -99,28 +100,40 @@ class Scrapes:
             interval = 0.0 if before is None else now - before.asked_at
             if not MIN_INTERVAL_S <= interval <= MAX_INTERVAL_S:
                 return
-            text = self._kept.get(asked)
-            took = 0.0 if text is None else text.ready_at - text.made_at
-            lead = SLACK * min(max(took, self._cost_s()), interval / 2) + MARGIN_S
-            scraper.due_at = now + interval - lead
+            scraper.expected_at = now + interval
+            self._plan(asked, scraper)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._prepare, name="metrics", daemon=True)
                 self._thread.start()
             self._due.notify()
 
+    def _plan(self, asked: Asked, scraper: _Scraper) -> None:
+        """Set when the text of the expected scrape is to be begun, unless one is there that will do."""
+        assert scraper.expected_at is not None
+        text = self._kept.get(asked)
+        if text is None or text.ready_at + FRESH_S < scraper.expected_at:
+            took = self._cost_s() if text is None else text.ready_at - text.made_at
+            lead = took + min(took / 2, FRESH_S / 2) + MARGIN_S
+            scraper.due_at = scraper.expected_at - lead
+
     def _prepare(self) -> None:
         """Make the texts that are due."""
         while True:
-            asked, environ = self._next_due()
+            asked, scraper = self._next_due()
             with self._lock:
                 costly = self._is_costly(self._kept.get(asked))
+            if not costly:
+                continue
             # A scraper that asks is answered with the error.
             with contextlib.suppress(Exception):
-                if costly:
-                    self._new(asked, environ)
+                self._new(asked, scraper.environ)
+                with self._lock:
+                    if scraper.expected_at is not None and time.monotonic() < scraper.expected_at:
+                        # It was ready much earlier than the one before.
+                        self._plan(asked, scraper)
 
-    def _next_due(self) -> tuple[Asked, Any]:
-        """Wait until a text is due; returns which one, and the request."""
+    def _next_due(self) -> tuple[Asked, _Scraper]:
+        """Wait until a text is due; returns which one, and for whom."""
         with self._lock:
             while True:
                 now = time.monotonic()
@@ -130,7 +143,7 @@ class Scrapes:
                         continue
                     if scraper.due_at <= now:
                         scraper.due_at = None
-                        return asked, scraper.environ
+                        return asked, scraper
                     next_at = min(next_at or scraper.due_at, scraper.due_at)
                 self._due.wait(None if next_at is None else next_at - now)
 
