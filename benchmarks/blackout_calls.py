@@ -1,4 +1,4 @@
-"""What tracing the calls of a migrating VMM costs: the migrations themselves, and each system call of the host.
+"""Measures the cost of tracing a migrating VMM's calls, for migrations and for each system call of the host.
 
     .venv/bin/python benchmarks/blackout_calls.py [--pairs N]
 

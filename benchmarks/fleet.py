@@ -1,4 +1,4 @@
-"""What tracing a full host costs: many VMs that migrate at once, and idle ones beside them.
+"""Measures the cost of tracing a full host: many VMs that migrate at once, and idle VMs beside them.
 
     sudo .venv/bin/python benchmarks/fleet.py [--migrating 200] [--idle 1000] [--seconds 30] [COMMAND...]
     sudo .venv/bin/python benchmarks/fleet.py --idle-cost [--idle 1000] [--tree OTHER] [COMMAND...]

@@ -1,4 +1,4 @@
-"""Forecasts against what happened: real migrations over a grid that is written down here, before they run.
+"""Compares forecasts with real migrations over a grid that is written down here before they run.
 
     .venv/bin/python benchmarks/forecast_grid.py run [--json FILE]     some seven minutes; needs root, KVM, QEMU
     .venv/bin/python benchmarks/forecast_grid.py judge [--json FILE]   fits on one half, judges on the other

@@ -1,4 +1,4 @@
-"""What being traced costs: the same loops bare, under vftrace, under bpftrace and under strace.
+"""Measures the cost of being traced: the same loops bare, under vftrace, under bpftrace and under strace.
 
     .venv/bin/python benchmarks/overhead.py [--rounds N]
 

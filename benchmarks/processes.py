@@ -1,4 +1,4 @@
-"""What the benchmarks ask of /proc."""
+"""Reads /proc for the benchmarks."""
 
 from pathlib import Path
 

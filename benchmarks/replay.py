@@ -1,4 +1,4 @@
-"""How fast a recording is replayed: events a second through decode, order and tracker, and peak memory.
+"""Measures replay: events per second through decode, order and tracker, and peak memory.
 
     .venv/bin/python benchmarks/replay.py [--beside TREE] [--runs 5] [--million FILE] [RECORDING...]
 

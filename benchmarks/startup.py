@@ -1,4 +1,4 @@
-"""How long vftrace takes until it is ready, and how much memory it then holds.
+"""Measures how long vftrace takes until it is ready, and its memory then.
 
     sudo .venv/bin/python benchmarks/startup.py [--runs 10] [--command record] [--kept] [TREE...]
 

@@ -1,4 +1,5 @@
-"""What following the vCPUs of a migrating VM costs: its exits to the VMM, its own work, and each switch of the host.
+"""Measures the cost of following a migrating VM's vCPUs: its exits to the VMM, its own work, and each switch of the
+host.
 
     .venv/bin/python benchmarks/vcpu_probes.py [--pairs N]
 

@@ -1,4 +1,4 @@
-"""What tests may need of the machine, and what happens where it is missing.
+"""The needs of tests, and what happens if the machine does not meet them.
 
 `@pytest.mark.needs("bpf", "qemu", "strace")` skips the test, with the reason, where one of them is
 not to be had; with VFTRACE_REQUIRE_ALL=1 (CI) it fails instead, so that no test is quietly left

@@ -1,4 +1,4 @@
-"""Hatch's build hook: a wheel says which commit it was built from (vftrace/version.py reads it)."""
+"""Hatch's build hook: writes the commit into a wheel (vftrace/version.py reads it)."""
 
 import importlib.util
 from pathlib import Path

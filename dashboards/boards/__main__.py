@@ -1,4 +1,4 @@
-"""Write the boards, or with --check say which are not up to date (exit code 1)."""
+"""Writes the boards, or with --check prints which are not up to date (exit code 1)."""
 
 import sys
 from pathlib import Path

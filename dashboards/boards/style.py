@@ -1,4 +1,4 @@
-"""What the boards share: colours, variables, annotations, and short ways to say a panel."""
+"""The common parts of the boards: colours, variables, annotations, and short functions for panels."""
 
 import json
 from collections.abc import Mapping, Sequence

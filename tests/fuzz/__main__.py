@@ -1,4 +1,4 @@
-"""Damaged input for whatever reads some: `python -m tests.fuzz --seconds 60 [--target T] [--seed N]`.
+"""Feeds damaged input to every reader: `python -m tests.fuzz --seconds 60 [--target T] [--seed N]`.
 
 Runs every target in turn, or those that are named, for so long each. Prints one line for each new kind of fault and
 keeps its input; exits with 1 if there was one. `--tally FILE` adds the numbers of inputs to those in a file.

@@ -1,4 +1,4 @@
-"""Directories of recordings as a hostile or unlucky somebody leaves them, through every command that reads one."""
+"""Directories of recordings with hostile or damaged files, through every command that reads one."""
 
 import contextlib
 import io

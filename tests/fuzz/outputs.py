@@ -1,4 +1,4 @@
-"""Every output of one recording, in this process: what raises, hides an error, or makes JSON that no schema allows."""
+"""Makes every output of one recording in this process, and finds errors, hidden errors, and JSON outside the schema."""
 
 import json
 import re

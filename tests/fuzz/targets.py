@@ -1,4 +1,4 @@
-"""What takes bytes from guests, neighbours, peers and files, each with what it must hold on any of them.
+"""The functions that take bytes from guests, neighbours, peers and files, each with its rules for any input.
 
 A target's `one` makes one input from a source of chance and runs it. It raises where the code under test raises what it
 may not, or gives what it may not: the input is in the error's notes.

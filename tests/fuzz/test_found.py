@@ -1,4 +1,4 @@
-"""What fuzzing has found, each input as small as it can be, and what is right for it."""
+"""The inputs that fuzzing has found, as small as possible, each with the right result."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Our figures beside QEMU's own, for every golden recording.
+"""Compares vftrace's figures with QEMU's own, for every golden recording.
 
     .venv/bin/python tests/golden/comparison.py      prints the table as Markdown (docs/ has it)
 

@@ -1,4 +1,4 @@
-"""What each output shows of a recording: figures by name, read back from the finished output.
+"""Reads the figures back, by name, from each finished output of a recording.
 
 A figure is (subject, name): the subject is a migration's place in the report, a VM's label in the metrics, or
 "host". A number that is shown rounded carries the half of its last digit as tolerance; texts and None are exact.

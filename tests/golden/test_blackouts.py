@@ -1,4 +1,4 @@
-"""Recordings of blackouts whose cause was injected, beside what somebody else measured of it.
+"""Recordings of blackouts with an injected cause, compared with an independent measurement of it.
 
 The truth is the disk's own clock, the driver's times of signals and commands, the hog's clock, or QEMU's own trace of
 its requests (tests/host/blackouts.py).

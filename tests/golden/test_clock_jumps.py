@@ -1,4 +1,4 @@
-"""Clocks that jump in the middle of a migration: what is known of it is on the boot's clock, and stays as it was."""
+"""Wall clocks that jump in the middle of a migration: figures are on the boot's clock and do not change."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""A model test of loss: without any one of its events a golden run says the same, or says less, or says
-that something is missing; it never says something else as if nothing had happened."""
+"""A model test of loss: without any one of its events a golden run gives the same figures, or fewer, or is
+marked as incomplete; it never gives other figures without a mark."""
 
 import copy
 from collections.abc import Iterator

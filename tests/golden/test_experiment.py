@@ -1,4 +1,4 @@
-"""Guests that moved between two emulated hosts, held against QEMU, the switch and the pinger.
+"""Guests that moved between two emulated hosts, compared with QEMU, the switch and the pinger.
 
 `experiment/NAME` holds the recordings of one boot, kept by experiment/keep.py; VFTRACE_EXPERIMENT is another
 directory of such: tests/lab holds what it has just recorded to the same.

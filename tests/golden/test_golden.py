@@ -1,4 +1,4 @@
-"""Every golden recording against what QEMU, its guest and the driver of the scenario said, never against
+"""Every golden recording against the accounts of QEMU, the guest and the scenario's driver, never against
 our own output."""
 
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Recordings from the lab's stock kernels, held against QEMU's figures and the drivers' own logs.
+"""Recordings from the lab's stock kernels, compared with QEMU's figures and the drivers' own logs.
 
 `lab/NAME.vft.gz` is one recording of several jobs on one kernel with one way to attach, and
 `lab/NAME.truth.json` what each job wrote down without vftrace (tests/lab/README.md). Kept by lab/keep.py.

@@ -1,4 +1,4 @@
-"""A migration whose mailbox records are lost is incomplete: nothing else says that it was helped by mailbox."""
+"""A migration whose mailbox records are lost is incomplete, because no other record shows the strategy `mailbox`."""
 
 from pathlib import Path
 

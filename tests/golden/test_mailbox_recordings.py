@@ -1,4 +1,4 @@
-"""What was recorded in the lab against what was done there (tests/lab/jobs/mailbox.py).
+"""Recordings of the lab's mailbox jobs against what the jobs did (tests/lab/jobs/mailbox.py).
 
 ixgbe: the stock driver answered a script; every message of it must be there, decoded, and nothing else.
 igb: igbvf acted on commands, then we ourselves through vfio-pci; each must show as the messages and the state

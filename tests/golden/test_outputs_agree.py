@@ -1,4 +1,4 @@
-"""Every golden recording through every output: a figure that two of them show is the same figure.
+"""Every golden recording through every output: outputs agree on each figure that two of them show.
 
 Outputs are read as whoever uses them reads them: the text, the page, the protobufs, the exposition. What may
 differ stands in EXPLAINED with its reason.

@@ -1,4 +1,4 @@
-"""A guest that answers pings while it migrates: what a client felt, beside what the host saw.
+"""A guest that answers pings while it migrates: a client's round trips beside the host's account.
 
 .venv/bin/python -m tests.host.answered [--keep]     plays it traced and pinged, prints the report
 

@@ -1,4 +1,4 @@
-"""Blackouts whose cause is known: real QEMUs, and a cause whose length or number somebody else measures.
+"""Plays blackouts with a known cause: real QEMUs, and a cause whose length or number is measured independently.
 
 .venv/bin/python -m tests.host.blackouts [--runs N] [NAME...]     plays them traced, prints a table
 .venv/bin/python -m tests.host.blackouts --keep [NAME...]         and keeps recording and truth as golden

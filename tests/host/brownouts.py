@@ -1,4 +1,4 @@
-"""Brownouts whose depth is known: real QEMUs with a guest that counts its own turns, read from its memory.
+"""Plays brownouts of known depth: real QEMUs with a guest that counts its own turns, read from its memory.
 
 .venv/bin/python -m tests.host.brownouts [--runs N] [NAME...]     plays them traced, prints a table
 .venv/bin/python -m tests.host.brownouts --keep [NAME...]         and keeps recording and truth as golden

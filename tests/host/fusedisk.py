@@ -1,4 +1,4 @@
-"""A file system in memory that is slow or fails when a test says so: FUSE's protocol, in a process of its own.
+"""A file system in memory that is slow or fails on a test's request: FUSE's protocol, in a process of its own.
 
 Where writes take time, the kernel keeps them in its page cache until it has to write them, as with a disk. It keeps, as
 the truth of a test, from when to when each fsync waited. Layouts: include/uapi/linux/fuse.h.

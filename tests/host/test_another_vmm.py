@@ -1,4 +1,4 @@
-"""Migrations by a VMM that is not QEMU (tests/lab/tinyvmm), held against its own account of them."""
+"""Migrations by a VMM other than QEMU (tests/lab/tinyvmm), compared with its own account."""
 
 import json
 import signal

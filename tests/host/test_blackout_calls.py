@@ -1,4 +1,4 @@
-"""Blackouts with an injected cause, played now: the cause is found, and is as long as somebody else says."""
+"""Plays blackouts with an injected cause: the report names the cause, with the independently measured length."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A guest that auto-converge holds, played now: its speed is what it counts itself."""
+"""Plays a guest that auto-converge holds: its reported speed is the one that it counts itself."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A VMM that makes very many calls while its guest stands still is bounded, and what it made too many of is counted."""
+"""A VMM that makes very many calls while its guest is stopped: its records are bounded, and the rest is counted."""
 
 import struct
 import subprocess

@@ -1,4 +1,4 @@
-"""A disk that answers EIO, beside real KVM migrations: what it refused is counted, and tracing and all else go on."""
+"""A disk that returns EIO, beside real KVM migrations: failed writes are counted, and tracing continues."""
 
 import subprocess
 import sys

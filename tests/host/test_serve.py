@@ -1,4 +1,4 @@
-"""`vftrace serve` scraped while a real migration goes on, held against QEMU's figures."""
+"""`vftrace serve` scraped during a real migration, compared with QEMU's figures."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""`vftrace top` on a real migration: what it says beside QEMU's own figures, and on a terminal."""
+"""`vftrace top` on a real migration: its figures beside QEMU's own, and its picture on a terminal."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""What the long-running process holds: no compiler, whatever the cache is like, and not much memory."""
+"""The memory of the long-running process: no compiler, whatever the cache holds, and a bounded size."""
 
 import contextlib
 import os

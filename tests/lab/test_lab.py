@@ -1,4 +1,4 @@
-"""The lab's jobs on stock kernels, traced: what their truths must add up to, and what vftrace said of them.
+"""Runs the lab's jobs on stock kernels, traced, and compares vftrace's reports with the jobs' truths.
 
 All jobs of one kernel run in one boot, with one tracer. LAB_FULL=1 runs every job on every kernel;
 otherwise 6.12 runs all but the LONG ones and the others those in ESSENTIAL. LAB_KERNELS="6.1 7.x"

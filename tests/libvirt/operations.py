@@ -1,4 +1,4 @@
-"""The table of operations: what is done to real domains by libvirt, and what is then true.
+"""The table of operations on real domains by libvirt, each with its truth.
 
 Each is a small function. `expect` is what happened, as libvirt, QEMU and the operation itself have it,
 in order: never what vftrace says. Names are stable: recordings and tests are kept under them.

@@ -1,4 +1,4 @@
-"""What an operation can do: start domains, move and save them, wait for what QEMU says, break things."""
+"""The steps of an operation: start domains, move and save them, wait for QEMU's events, cause failures."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Moves, saves and accidents under two real libvirt daemons: what vftrace says of them is true.
+"""Moves, saves and failures under two real libvirt daemons: vftrace's reports agree with the truth.
 
 A quick set runs by default; VFTRACE_LIBVIRT_ALL=1 runs every operation of the table.
 """

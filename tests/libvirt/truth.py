@@ -1,4 +1,4 @@
-"""What QEMU and libvirt say about an operation: the daemons' monitor logs, read into one account.
+"""Reads the account of QEMU and libvirt about an operation from the daemons' monitor logs.
 
 libvirtd logs every word of its QEMUs' monitors (QMP). Events carry QEMU's own time; that of a command
 is libvirtd's. No figure here comes from vftrace.

@@ -1,4 +1,4 @@
-"""vftrace's report beside the truth: what is wrong with it, in words."""
+"""Compares vftrace's report with the truth, and describes each difference."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

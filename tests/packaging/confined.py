@@ -1,4 +1,4 @@
-"""Runs a command as systemd would run it for a unit: user, capabilities, system calls, memory, mounts.
+"""Runs a command as systemd runs it for a unit: user, capabilities, system calls, memory, mounts.
 
     unshare --mount python confined.py UNIT PLACE COMMAND...
 

@@ -1,4 +1,4 @@
-"""Text that was looked at once and is then held against every run.
+"""Compares rendered text with files that a person has checked once.
 
 VFTRACE_UPDATE_TEXT=1 writes the files anew (recordings were made again, the drawing was changed on
 purpose); look at the difference before you commit it.

@@ -1,4 +1,4 @@
-"""The compiler as a process: what is said where it is missing, hidden, another one, or does not compile."""
+"""The compiler as a process: the messages if it is missing, hidden, a wrong package, or does not compile."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Errors in vftrace itself: what raises on one VM, migration or output costs that, and no figure of the others."""
+"""Errors in vftrace itself: an error on one VM, migration or output affects no figure of the others."""
 
 import json
 import os

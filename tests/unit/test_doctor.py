@@ -1,4 +1,4 @@
-"""The states of `vftrace doctor`: what is a fault, and what is only so."""
+"""The states of `vftrace doctor`: faults, limits and absent hardware."""
 
 import os
 import re

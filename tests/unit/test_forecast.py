@@ -1,4 +1,4 @@
-"""The forecast against arithmetic done by hand, and against what QEMU said of recorded migrations."""
+"""The forecast against arithmetic done by hand, and against QEMU's figures of recorded migrations."""
 
 import json
 from dataclasses import replace

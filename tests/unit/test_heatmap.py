@@ -1,4 +1,4 @@
-"""The heat strip against what the guest was told to write, and its image against the PNG format."""
+"""The heat strip against the pages that the guest was set to write, and its image against the PNG format."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""The host's page of `serve`: what it is made of, what an address can reach, and that scrapes do not wait for it."""
+"""The host's page of `serve`: its data, the files that an address can reach, and scrapes that do not wait for it."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""Who is who is looked up when an event says that it may have changed, and not for every record."""
+"""Processes and fds are looked up when an event shows that they may have changed, and not for every record."""
 
 import pytest
 

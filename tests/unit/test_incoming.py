@@ -1,4 +1,4 @@
-"""How a destination is known where no command line says that one waits (VMMs other than QEMU)."""
+"""Destinations of VMMs other than QEMU, whose command line does not show that they wait."""
 
 import pytest
 

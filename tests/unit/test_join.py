@@ -1,4 +1,4 @@
-"""Two hosts: the joined figures are the unshifted ones within what is said to be uncertain."""
+"""Two hosts: the joined figures are the unshifted ones within the reported uncertainty."""
 
 import dataclasses
 import json

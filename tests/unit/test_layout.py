@@ -1,4 +1,4 @@
-"""vftrace/events/layout.py is what bpf/wire.h says, and what a C compiler makes of it; uapi.py is what bpf/ says."""
+"""vftrace/events/layout.py agrees with bpf/wire.h and with a C compiler; uapi.py agrees with bpf/."""
 
 import re
 import struct

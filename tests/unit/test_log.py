@@ -1,4 +1,4 @@
-"""Log lines of migrations: what they say of real ones, hostile names, floods, and where they go."""
+"""Log lines of migrations: of real migrations, of hostile names, in floods, and their destinations."""
 
 import contextlib
 import io

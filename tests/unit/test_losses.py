@@ -1,4 +1,4 @@
-"""What is missing of one VM: its migration says so, its metric counts it, and the migrations of others stay whole."""
+"""Losses of one VM: its migration is marked, its metric counts them, and other migrations stay complete."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Words to messages, messages to lives. Expected values are from the drivers' headers, by hand."""
+"""Decodes words to messages, and messages to histories of VFs. Expected values come from the drivers' headers, by
+hand."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`record --vm`: of a recording of four VMs that migrate at once, each one's part is what the whole says of it."""
+"""`record --vm`: in a recording of four VMs that migrate at once, each VM's part gives the figures of the whole."""
 
 from dataclasses import replace
 from pathlib import Path

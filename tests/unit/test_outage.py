@@ -1,4 +1,4 @@
-"""A time without answers is filled with what held then, without holes and without overlaps."""
+"""A time without answers is divided into spans by conditions, without holes and without overlaps."""
 
 from itertools import pairwise
 

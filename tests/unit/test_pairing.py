@@ -1,4 +1,4 @@
-"""A destination is believed by the guest's clock that it sets, before its command line."""
+"""The guest's clock that a destination sets proves it, rather than its command line."""
 
 from pathlib import Path
 

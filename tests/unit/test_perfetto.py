@@ -1,4 +1,4 @@
-"""The Perfetto trace, parsed with Perfetto's own messages and held against the migration."""
+"""The Perfetto trace, parsed with Perfetto's own messages and compared with the migration."""
 
 from dataclasses import replace
 from importlib import import_module

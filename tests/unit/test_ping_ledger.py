@@ -1,4 +1,4 @@
-"""The books of a ping. Truth is a guest simulated here: when it was away, what the link did."""
+"""The account of a ping. The truth is a guest simulated here: when it did not answer, and what the link did."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""A recording that is cut or damaged anywhere gives everything before, and says so."""
+"""A recording that is cut or damaged anywhere gives everything before that place, and reports it."""
 
 import gzip
 import json

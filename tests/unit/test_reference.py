@@ -1,4 +1,4 @@
-"""The generated pages of the reference are those that the code gives now."""
+"""The generated pages of the reference are up to date."""
 
 import argparse
 import json

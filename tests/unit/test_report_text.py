@@ -1,4 +1,4 @@
-"""The report's text: what set the downtime comes first, and what is not known is said."""
+"""The report's text: the cause of the downtime comes first, and unknown figures are marked."""
 
 import dataclasses
 import gzip

@@ -1,4 +1,4 @@
-"""Each alert has a page for whoever it wakes: its heading, its parts in order, and commands that exist."""
+"""Each alert has a runbook: its heading, its parts in order, and commands that exist."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""SECURITY.md claims nothing that no test holds."""
+"""A test proves each claim of SECURITY.md."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Slots over the rounds, and the forecast's line, from figures that are given."""
+"""Slots over the rounds, and the forecast's line, from given figures."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The table of outcomes: each row's evidence decides, and the docs show the rows that the code follows."""
+"""The table of outcomes: each row's evidence decides, and the docs show the rows of the code."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What runs inside one of the two hosts: its network, vftrace, and the guest's QEMU."""
+"""Runs inside one of the two hosts: its network, vftrace, and the guest's QEMU."""
 
 from __future__ import annotations
 

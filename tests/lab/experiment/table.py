@@ -1,4 +1,4 @@
-"""What came out, as a table: vftrace's stitched report beside QEMU's figures and what the pinger saw."""
+"""Prints the results as a table: vftrace's joined report beside QEMU's figures and the pinger's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that migrate a VM with devices of our own driver, which does what it is told and logs it.
+"""Jobs that migrate a VM with devices of our own driver, which follows instructions and logs its acts.
 
 Where a kernel's VFIO has no precopy (6.1) the devices are P2P only.
 """

@@ -1,4 +1,4 @@
-"""Jobs about vftrace itself: every way to attach on one run, a start in the middle of things, what doctor says."""
+"""Jobs about vftrace itself: every way to attach in one run, a start in the middle of a migration, and `doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inside an emulated host: obeys the outside, one command after the other, and keeps the clock.
+"""Runs inside an emulated host: executes the commands of the outside in order, and keeps the clock.
 
 Both go over virtio serial ports. `agent`: a JSON object a line, {"do": NAME, ...arguments}, answered by
 {"returned": ...} or {"error": TEXT}; the host says {"returned": "hello"} first. `clock`: one byte asks,

@@ -1,4 +1,4 @@
-"""What the golden recordings pass, asked of recordings made just now."""
+"""Runs the tests of golden recordings on new recordings."""
 
 from __future__ import annotations
 

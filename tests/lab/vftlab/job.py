@@ -1,4 +1,4 @@
-"""What every job has: a place for results, a truth to write, helpers to prepare the machine."""
+"""The common parts of jobs: a directory for results, a truth to write, and the preparation of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is compiled for the lab: our own kernel modules and VMM, and the kernel's mtty sample.
+"""Compiles our own kernel modules and VMM, and the kernel's mtty sample, for the lab.
 
 Everything is compiled in a throw-away copy of the userspace image, against the stock kernel's own
 headers, and joins that kernel's modules in one ext4 image.
