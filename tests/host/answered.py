@@ -100,6 +100,7 @@ async def _play(directory: Path, ping: Path) -> Truth:
             *(sys.executable, "-m", "vftrace", "ping", ADDRESS, "--interval", f"{INTERVAL_MS}ms"),
             *("--format", "json", "--record", ping),
             stdout=asyncio.subprocess.PIPE,
+            preexec_fn=qemu._die_with_parent(os.getpid()),
         )
         await asyncio.sleep(AROUND_S)
         destination = await run.start(spec("tap1"), "destination")
