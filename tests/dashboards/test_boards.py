@@ -135,7 +135,7 @@ def read(path: str) -> Any:
     return yaml.safe_load((ROOT / "dashboards" / path).read_text())
 
 
-def test_grafana_is_told_of_its_source_and_its_boards() -> None:
+def test_grafana_gets_its_source_and_its_boards() -> None:
     (source,) = read("provisioning/datasources/vftrace.yml")["datasources"]
     assert source["type"] == "prometheus"
     assert source["url"] == "http://127.0.0.1:9090"

@@ -187,7 +187,7 @@ def test_names_are_shown_as_they_are(view: int, seen: dict[str, list[Seen]]) -> 
 
 
 @pytest.mark.parametrize("view", range(len(VIEWS)))
-def test_the_page_says_what_happens(view: int, seen: dict[str, list[Seen]]) -> None:
+def test_the_page_shows_what_happens(view: int, seen: dict[str, list[Seen]]) -> None:
     now, over = seen["now"][view], seen["over"][view]
     assert "Migrating now 3" in now["text"]
     assert "Last migrations 1" in now["text"]

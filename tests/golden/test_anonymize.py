@@ -253,7 +253,7 @@ def test_the_recording_is_never_its_own_output(tmp_path: Path) -> None:
     assert other.read_text() == "kept"
 
 
-def test_damage_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = gzip.decompress((GOLDEN / "recordings" / "completed-fast.vft.gz").read_bytes())
     (tmp_path / "cut.vft").write_bytes(whole[: len(whole) // 2])
     assert cli.main(["anonymize", str(tmp_path / "cut.vft"), "-o", str(tmp_path / "o.vft")]) == 0

@@ -54,7 +54,7 @@ def test_each_vcpu_is_as_fast_as_it_counted(name: str) -> None:
         ("postcopy-slow", []),
     ],
 )
-def test_what_held_the_vcpus_is_told_apart(name: str, holds: list[VcpuState]) -> None:
+def test_what_held_the_vcpus_is_distinguished(name: str, holds: list[VcpuState]) -> None:
     found = _kept(name)[0].brownout
     assert found is not None
     assert [hold.by for hold in found.holds] == holds
@@ -67,7 +67,7 @@ def test_a_vcpu_that_shares_its_cpu_waits_for_it() -> None:
     assert hogged > alone + 0.15
 
 
-def test_waits_for_pages_are_as_long_as_qemu_says() -> None:
+def test_waits_for_pages_are_as_long_as_qemu_reports() -> None:
     judged, blocked_ms = judge(*_kept("postcopy-slow")), _kept("postcopy-slow")[1].blocked_ms
     assert blocked_ms is not None
     assert blocked_ms > 1000
@@ -114,7 +114,7 @@ def test_every_output_shows_the_throttle() -> None:
     assert f" {said} % of before" in top_line(migration, 80, UNICODE)
 
 
-def test_metrics_say_the_speed_of_the_last_two_seconds() -> None:
+def test_metrics_show_the_speed_of_the_last_two_seconds() -> None:
     """While the guest is held, as a scrape just before its stop shows it, beside what it counted in that time."""
     migration, truth = _kept("throttle-99")
     before = migration.brownout and migration.brownout.baseline

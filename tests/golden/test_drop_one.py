@@ -162,7 +162,7 @@ def test_what_began_later_is_whole_again() -> None:
         assert later == whole[1:], event
 
 
-def test_fds_that_are_not_counted_are_said() -> None:
+def test_fds_that_are_not_counted_are_reported() -> None:
     """A VMM with more fds than are counted: a migration meanwhile is marked, one that begins later is not."""
     whole = _whole("retry")
     first, second = whole

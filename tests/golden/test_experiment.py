@@ -71,7 +71,7 @@ def test_the_strategy_is_what_was_done(boot: Path, run: str) -> None:
 
 
 @pytest.mark.parametrize(("boot", "run"), RUNS)
-def test_qemu_says_that_it_stopped_once_it_has(boot: Path, run: str) -> None:
+def test_qemu_reports_its_stop_after_it(boot: Path, run: str) -> None:
     result = results(boot)[run]
     late = event_ns(result, "source", "STOP") - checkpoint(result, "vcpus-stopped")
     assert 0 <= late <= QEMU_SAYS_NS
@@ -132,7 +132,7 @@ def test_a_plain_blackout_is_what_the_pinger_lost(boot: Path, run: str) -> None:
 
 
 @pytest.mark.parametrize(("boot", "run"), of_case("unplug", "bond"))
-def test_the_vf_is_away_from_unplug_to_plug(boot: Path, run: str) -> None:
+def test_the_vf_is_absent_from_unplug_to_plug(boot: Path, run: str) -> None:
     """Its VMM closes it before it says so, and the other one opens the new one after it was asked to."""
     result = results(boot)[run]
     (device,) = result.migration["downtime"]["devices"]

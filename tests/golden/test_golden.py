@@ -156,7 +156,7 @@ def test_bytes_are_qemus_transferred(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MIGRATES)
-def test_stop_and_start_are_when_qemu_said(name: str) -> None:
+def test_stop_and_start_are_when_qemu_reported(name: str) -> None:
     """QEMU's STOP follows its clock read (system/cpus.c, do_vm_stop); its RESUME is sent as the vCPUs start."""
     for attempt in _each(name):
         stopped = attempt.qmp("STOP")

@@ -74,7 +74,7 @@ def test_outcome_and_cause_are_the_truth(name: str, error_ns: int) -> None:
 
 
 @pytest.mark.parametrize("name", TRUTH)
-def test_one_host_that_saw_both_sides_says_the_same(name: str) -> None:
+def test_one_host_that_saw_both_sides_shows_the_same(name: str) -> None:
     recording = Recording(RECORDINGS / f"{name}.vft.gz")
     whole = boot_of(recording.host, recording).snapshot.migrations
     for found, alone in zip(joined(name, 1000), whole, strict=True):

@@ -366,7 +366,7 @@ def test_outcome_cause_and_words(name: str, job: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "job"), [*jobs("steer-fail-stop-copy"), *jobs("steer-error")])
-def test_a_refused_stop_copy_is_told_with_the_reset_after_it(name: str, job: str) -> None:
+def test_a_refused_stop_copy_is_reported_with_the_reset_after_it(name: str, job: str) -> None:
     log = next(d["log"] for d in truths(name)[job]["devices"] if d["role"] == "source")
     refused = next(i for i, entry in enumerate(log) if entry.get("ret"))
     reset = any(entry["what"] == "reset" for entry in log[refused:])
@@ -419,7 +419,7 @@ def test_the_functions_absence_is_timed(name: str, job: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "job"), jobs("outage-"))
-def test_a_virtchnl_vfs_outage_is_told_from_both_ends(name: str, job: str) -> None:
+def test_a_virtchnl_vfs_outage_is_reported_from_both_ends(name: str, job: str) -> None:
     """QEMU closed and opened the VF between QMP's request and answer, and the rest is what was sent to its card."""
     truth = truths(name)[job]
     unplug, plug = truth["acts"]
@@ -594,7 +594,7 @@ ASKED = {
         for what in asked
     ],
 )
-def test_requests_are_what_the_vmm_says_it_asked(name: str, job: str, what: str) -> None:
+def test_requests_are_those_in_the_vmms_log(name: str, job: str, what: str) -> None:
     """One event for each, between its begin and its end, with its result."""
     log = told(name, job)
     asked = acts(log, what)

@@ -483,7 +483,7 @@ def test_without_the_profile_the_same_migration_is_plain(name: str) -> None:
 
 
 @of_held
-def test_a_function_that_the_vm_holds_is_said_to_be_held(name: str) -> None:
+def test_a_function_that_the_vm_holds_is_reported_as_held(name: str) -> None:
     """Nothing is unplugged and no state is transferred, no profile is needed: its driver rests, and is up again."""
     found = truth(name, "held")
     _, rest, up = found["acts"]

@@ -54,7 +54,7 @@ def test_an_unknown_scenario_is_one_line() -> None:
     assert "--list" in done.stderr
 
 
-def test_doctor_says_how_each_probe_is_attached() -> None:
+def test_doctor_shows_how_each_probe_is_attached() -> None:
     done = run("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     for probe in ("ioctl", "channel", "process", "dirty-ring"):

@@ -39,7 +39,7 @@ def until_metric(tracer: "subprocess.Popen[str]", name: str, least: int) -> None
 
 
 @pytest.mark.parametrize("ops", [DISK, (Op.RENAME, Op.RENAME2)])
-def test_serve_goes_on_and_records_again_when_the_disk_is_back(
+def test_serve_continues_and_records_again_when_the_disk_is_back(
     ops: tuple[Op, ...], failing: FuseDisk, tmp_path: Path
 ) -> None:
     kept = failing.path / "kept"

@@ -61,7 +61,7 @@ def _leave_no_files(pid: int) -> tuple[int, int]:
 
 
 @pytest.mark.needs("root", "cc")
-def test_without_files_it_goes_on_and_is_right_afterwards(tmp_path: Path) -> None:
+def test_without_files_it_continues_and_is_right_afterwards(tmp_path: Path) -> None:
     kept, program = tmp_path / "kept", tmp_path / "fleet"
     subprocess.run(["cc", "-O2", "-pthread", "-o", program, FLEET], check=True)
     command = [sys.executable, "-m", "vftrace", "serve", "--web.listen-address", "127.0.0.1:0"]

@@ -160,7 +160,7 @@ def test_the_reader_ends_at_once_with_the_main_process(recording: Path) -> None:
         until(lambda: gone(reader), DETACH_S)
 
 
-def test_a_reader_whose_main_process_stands_still_ends_with_it(recording: Path) -> None:
+def test_a_reader_whose_main_process_is_stopped_ends_with_it(recording: Path) -> None:
     with traced(*arguments("record", recording)) as (process, reader):
         process.send_signal(signal.SIGSTOP)
         time.sleep(0.3)
@@ -237,7 +237,7 @@ for _ in range({CALLS}):
 """
 
 
-def test_a_late_main_process_loses_nothing_and_says_how_late_it_is() -> None:
+def test_a_late_main_process_loses_nothing_and_reports_its_lateness() -> None:
     """For more than a second nobody reads what is sent, ten times what the sockets hold."""
     source = ReaderProcess().wait()
     try:
@@ -270,7 +270,7 @@ def test_a_late_main_process_loses_nothing_and_says_how_late_it_is() -> None:
     assert len(numbers) == len(set(numbers)) == CALLS
 
 
-def test_what_a_scrape_says_of_the_reader(recording: Path) -> None:
+def test_what_a_scrape_shows_of_the_reader(recording: Path) -> None:
     with traced(*arguments("serve", recording)) as (process, reader):
         url = URLS.pop()
         deadline = time.monotonic() + END_S

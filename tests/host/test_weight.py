@@ -93,7 +93,7 @@ int careless(void *ctx)
 """
 
 
-def test_a_program_that_the_verifier_refuses_says_why() -> None:
+def test_a_program_that_the_verifier_refuses_has_a_reason() -> None:
     bpf = Object(compile_text(REFUSED, []))
     try:
         with pytest.raises(BpfError) as caught:

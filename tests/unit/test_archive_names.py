@@ -12,7 +12,7 @@ from vftrace.model.migration import Outcome
 AT = datetime(2026, 11, 29, 22, 55, 6, 123_000, UTC)
 
 
-def test_a_name_says_when_who_and_how() -> None:
+def test_a_name_shows_when_who_and_how() -> None:
     name = FileName(AT, "web-1", RUNNING, "1f0c9a3e")
     assert str(name) == "20261129T225506.123Z-web-1-running-1f0c9a3e.vft.gz"
     assert name.running

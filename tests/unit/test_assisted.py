@@ -103,13 +103,13 @@ def test_an_unknown_message_that_is_granted_counts_without_a_role() -> None:
     assert heard(card, [vm(1, 0)]) == [MailboxAgreement(at, "0x007f", f"VF 0 of {PF}", None, True)]
 
 
-def test_what_the_card_says_by_itself_counts() -> None:
+def test_unsolicited_messages_of_the_card_count() -> None:
     card = Card()
     card.hear(Mailbox.TO_VF, 0x41)
     assert [s.role for s in heard(card, [vm(1, 0)])] == ["stop"]
 
 
-def test_a_function_that_another_vm_holds_says_nothing() -> None:
+def test_a_function_that_another_vm_holds_shows_nothing() -> None:
     card = Card()
     card.agree(0x41, vf=0)
     card.agree(0x41, vf=1)
@@ -223,7 +223,7 @@ def profile(message: str = "", head: str = 'driver = "ixgbe"') -> str:
         ('driver = "igb"\nmessage = [3]', "message is not a table"),
     ],
 )
-def test_a_bad_profile_is_told_in_one_line(text: str, complaint: str) -> None:
+def test_a_bad_profile_gives_one_line(text: str, complaint: str) -> None:
     with pytest.raises(ProfileError) as raised:
         parse_profile(text)
     assert complaint in str(raised.value)
@@ -237,7 +237,7 @@ def test_two_profiles_may_not_name_one_opcode() -> None:
         with_profiles([first, first])
 
 
-def test_words_are_read_and_shown_as_the_profile_says() -> None:
+def test_words_are_read_and_shown_as_in_the_profile() -> None:
     opcode = parse_profile(profile('request = ["reason", "cookie:x"]\nreply = ["left"]')).opcodes[
         0x41
     ]

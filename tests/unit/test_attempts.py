@@ -138,7 +138,7 @@ def test_what_uses_its_fd_after_the_end_changes_nothing() -> None:
     assert bench.migrations() == before
 
 
-def test_a_thread_that_ends_closes_it_where_logging_goes_on() -> None:
+def test_a_thread_that_ends_closes_it_where_logging_continues() -> None:
     """A migration under a dirty limit is cancelled; the next one is another attempt."""
     bench = Bench()
     bench.slot(0, RAM)

@@ -106,7 +106,7 @@ def test_times_between_samples_are_in_proportion() -> None:
     assert (span.of(VcpuState.GUEST), span.of(VcpuState.QUEUE)) == (S // 2, S // 2)
 
 
-def test_a_thread_that_is_followed_anew_goes_on_counting() -> None:
+def test_a_thread_that_is_followed_anew_continues_counting() -> None:
     log = log_of(sample(S, guest_ns=S), sample(5 * S, begun_ns=4 * S, queue_ns=S))
     span = log.vcpus[VCPU].between(0, 5 * S)
     assert (span.of(VcpuState.GUEST), span.of(VcpuState.QUEUE)) == (S, S)
@@ -182,7 +182,7 @@ def test_waits_of_several_vcpus_add_up() -> None:
     assert both == FaultWaits(3, 13, 6, (1, 2))
 
 
-def test_nothing_is_said_of_a_guest_that_was_not_followed() -> None:
+def test_nothing_is_reported_of_a_guest_that_was_not_followed() -> None:
     assert brownout_of([Running("source", VcpuLog(), 0, S)], (), None) is None
 
 

@@ -104,7 +104,7 @@ def test_a_stopped_destination_is_why_the_source_waits() -> None:
     assert found == {(CauseKind.STOPPED, None): 800, (CauseKind.CHANNEL, "sendmsg"): 200}
 
 
-def test_what_nobody_traced_is_said() -> None:
+def test_what_nobody_traced_is_reported() -> None:
     assert causes(traced={}) == {(CauseKind.NOT_TRACED, None): 1000}
     late = causes(traced={"source": ((400 * MS, None),)})
     assert late == {(CauseKind.NOT_TRACED, None): 400, (CauseKind.WAIT, None): 600}
@@ -232,7 +232,7 @@ def test_times_that_run_backwards_are_left_out() -> None:
     assert spans_of(log(call(75, 500, 100))) == []
 
 
-def test_a_log_is_bounded_and_says_what_it_forgot() -> None:
+def test_a_log_is_bounded_and_shows_what_it_forgot() -> None:
     made = log(*[call(75, at, at + 1) for at in range(1, MAX_RECORDS + 11)])
     assert len(made.calls) == MAX_RECORDS
     assert made.forgotten == 10

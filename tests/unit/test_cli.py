@@ -65,7 +65,7 @@ def test_the_commit_of_a_checkout_and_of_a_built_package(tmp_path: Path) -> None
     assert commit_of(package) == "0123abc"
 
 
-def test_the_version_of_bcc_is_what_bcc_says() -> None:
+def test_the_version_of_bcc_is_bccs_own() -> None:
     says = [sys.executable, "-c", "import bcc; print(bcc.__version__)"]
     said = subprocess.run(says, check=False, capture_output=True, text=True)
     assert bcc_version() == (said.stdout.strip() or None)

@@ -102,7 +102,7 @@ def test_a_virtual_environment_that_hides_the_systems_bcc(
         ("", 3, "the compiler ended with code 3"),
     ],
 )
-def test_one_line_says_why(said: str, code: int, line: str) -> None:
+def test_one_line_has_the_reason(said: str, code: int, line: str) -> None:
     assert complaint(said, code) == line
 
 
@@ -140,7 +140,7 @@ def test_a_compiler_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
         compile_text("", [])
 
 
-def test_doctor_says_that_bcc_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_that_bcc_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a library of it is missing: its version is known all the same, and what is kept is loaded."""
 
     def fails(_text: str, _flags: Sequence[str]) -> Image:

@@ -296,7 +296,7 @@ def test_what_is_kept_of_a_host_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_
     assert kept.keep(Where.TOP, (), "trace") is None
 
 
-def test_a_directory_that_cannot_be_written_is_said(said: list[str], tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_reported(said: list[str], tmp_path: Path) -> None:
     pump = Pump(ReplaySource(FOUR, speed=0))
     pump.keep_evidence(tmp_path / "missing")
     FAULTS.contained(Where.VM, ValueError("x"), "a VM is not shown")
@@ -334,7 +334,7 @@ def injected(victim: Migration, *arguments: str) -> list[str]:
     return [sys.executable, "-c", INJECT, victim.key, *arguments]
 
 
-def test_report_and_top_go_on(whole: Snapshot) -> None:
+def test_report_and_top_continue(whole: Snapshot) -> None:
     victim = whole.migrations[0]
     for arguments in (
         ("report", "--format", "json", str(FOUR)),
@@ -375,7 +375,7 @@ def served(whole: Snapshot) -> Iterator[str]:
         process.wait(10)
 
 
-def test_serve_goes_on(served: str, whole: Snapshot) -> None:
+def test_serve_continues(served: str, whole: Snapshot) -> None:
     with urllib.request.urlopen(served, timeout=20) as answer:
         text = answer.read().decode()
     for m in others(whole, whole.migrations[0]):

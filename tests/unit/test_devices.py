@@ -124,7 +124,7 @@ def test_a_device_by_its_place_on_the_command_line(machine: Path) -> None:
     assert (found.address, found.id) == ("0000:01:10.0", "a")
 
 
-def test_a_command_line_with_fewer_devices_tells_nothing(machine: Path) -> None:
+def test_a_command_line_with_fewer_devices_shows_nothing(machine: Path) -> None:
     assert host.find(7, 18, "", ["qemu", "-device", "vfio-pci,host=01:10.0"]) is None
 
 
@@ -248,7 +248,7 @@ def test_a_pause_is_no_transfer() -> None:
     assert bench.devices.transferring(0, 100) == []
 
 
-def test_failed_reads_and_writes_are_told() -> None:
+def test_failed_reads_and_writes_are_reported() -> None:
     bench = Bench()
     device = bench.open(10)
     bench.ask(20, RESUMING, data_fd=22)

@@ -69,7 +69,7 @@ def test_a_limit_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["KVM"].state, found["KVM"].fix) == ("note", "modprobe kvm-intel or kvm-amd")
 
 
-def test_without_root_it_says_what_is_missing() -> None:
+def test_without_root_it_reports_what_is_missing() -> None:
     """It reads what anybody may read, loads nothing, and says what is missing."""
     nobody = {"user": 65534, "group": 65534, "extra_groups": ()} if os.geteuid() == 0 else {}
     done = subprocess.run(

@@ -114,7 +114,7 @@ def test_a_block_runs(block: Block, place: Path) -> None:
         assert done.returncode in (0, 141), f"{command}: {done.stderr}"
 
 
-def test_what_is_not_run_says_why() -> None:
+def test_commands_that_are_not_run_have_a_reason() -> None:
     """In words; a test that runs it instead exists."""
     reasons = {str(block): block.why_not for block in BLOCKS if block.why_not is not None}
     assert [name for name, why in reasons.items() if len(why) < 20] == []

@@ -76,7 +76,7 @@ def test_text_with_the_time_of_day(capsys: pytest.CaptureFixture[str]) -> None:
     assert utc[at].split()[2:] == boot[at].split()[1:]
 
 
-def test_what_a_recording_says_cannot_steer_the_terminal() -> None:
+def test_texts_of_a_recording_cannot_steer_the_terminal() -> None:
     """Nor can a name look like another field."""
     name = "\x1b[2J\n name=other"
     event = events.Process(
@@ -98,7 +98,7 @@ def test_what_a_recording_says_cannot_steer_the_terminal() -> None:
     assert line(events.End(1, 0, COLLECTOR, 1, {42: 7, 0: 1})).endswith("End streams=42:7,0:1")
 
 
-def test_damage_is_said_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_is_reported_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the exit code that a report of the same file has."""
     whole = gzip.decompress(FAST.read_bytes())
     path = tmp_path / "cut.vft"

@@ -75,9 +75,7 @@ def test_clocks_that_nobody_sets_may_leave_the_cause_open() -> None:
     assert any("clocks do not show" in warning for warning in found.warnings)
 
 
-def test_what_the_user_says_of_the_clocks_counts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_users_clock_error_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host, records = golden("dest-killed-blackout")
     source, others = pids("dest-killed-blackout")
     files = [

@@ -411,7 +411,7 @@ def test_an_empty_recording_is_deleted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.EDQUOT, errno.ESTALE])
-def test_every_refusal_is_said_once(tmp_path: Path, number: int) -> None:
+def test_every_refusal_is_reported_once(tmp_path: Path, number: int) -> None:
     with disk(tmp_path) as made:
         made.refuse = raiser(number)
         for each in range(5):

@@ -154,7 +154,7 @@ def test_a_refuted_default_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("threshold", [10, 40, 160])
-def test_rounds_that_halve_are_never_said_not_to_converge(threshold: int) -> None:
+def test_rounds_that_halve_are_never_reported_not_to_converge(threshold: int) -> None:
     # Ever new pages, half as many as are sent: each sweep finds half as many as the one before.
     guest = Qemu(memory=3000, hot=2900, writes=100, quota=200, threshold=threshold).run(12)
     assert guest.converged

@@ -73,7 +73,7 @@ def test_text_fits_any_width_and_is_ascii_where_asked() -> None:
         assert any(set("-=+*#@") & set(line[8:]) for line in text.splitlines() if "round" in line)
 
 
-def test_what_was_not_counted_says_so() -> None:
+def test_what_was_not_counted_is_reported() -> None:
     migration = migration_of("graphics")
     sink = StringIO()
     Console(file=sink, width=100).print(render_heatmap([migration], ascii=True))

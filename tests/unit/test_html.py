@@ -132,7 +132,7 @@ def test_names_of_guests_are_text(evil: str) -> None:
     assert Page(text).text.count(evil.replace("\ud800", "?")) >= 4
 
 
-def test_without_a_migration_it_says_so(tmp_path: Path) -> None:
+def test_a_page_without_a_migration(tmp_path: Path) -> None:
     assert "No migration" in Page(page("boot", tmp_path)).text
 
 

@@ -51,7 +51,7 @@ def test_a_clock_that_is_its_own(happened: list[Event]) -> None:
     assert process_after(*happened).incoming is None
 
 
-def test_where_the_vms_beginning_was_not_seen_its_clock_says_nothing() -> None:
+def test_where_the_vms_beginning_was_not_seen_its_clock_shows_nothing() -> None:
     process = Process(PID, MADE)
     process.feed(clock_set(MADE + 2 * S, 3600 * S))
     assert process.incoming is None

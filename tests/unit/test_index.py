@@ -244,7 +244,7 @@ def test_a_recorder_renames_a_file_meanwhile(kept: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.needs("root")
-def test_the_recorders_user_can_go_on_with_an_index_that_root_made(kept: Path) -> None:
+def test_the_recorders_user_can_continue_with_an_index_that_root_made(kept: Path) -> None:
     """`sudo vftrace list` in the directory of a service that has a user of its own."""
     nobody = 65534
     os.chown(kept, nobody, nobody)

@@ -144,7 +144,7 @@ def test_wall_clocks_that_nobody_sets_bound_nothing_but_causality_does() -> None
     assert found.offset.high_why == "the source connects to who listens"
 
 
-def test_a_wall_clock_further_off_than_it_says_is_a_contradiction() -> None:
+def test_a_wall_clock_further_off_than_it_reports_is_a_contradiction() -> None:
     cut = halves("completed-slow")
     # The real offset is 0; the wall clocks say the destination ran a second before the source stopped.
     joined = join(cut.boots(0, (1000, 1000), off=-SECONDS))

@@ -60,7 +60,7 @@ def others(snapshot: Snapshot, victim: Migration) -> Iterator[Migration]:
     return (m for m in snapshot.migrations if m.key != victim.key)
 
 
-def test_only_the_vm_that_lost_records_is_incomplete_and_says_how_many(whole: Snapshot) -> None:
+def test_only_the_vm_that_lost_records_is_incomplete_and_shows_how_many(whole: Snapshot) -> None:
     assert len(whole.migrations) == 4
     assert not any(m.incomplete for m in whole.migrations)
     victim = whole.migrations[1]

@@ -166,7 +166,7 @@ def test_versions(number: int, version: str) -> None:
     assert decode((8, number), IXGBE, "from-vf").arguments == {"version": version}
 
 
-def test_a_nack_before_the_reset_says_so() -> None:
+def test_a_nack_before_the_reset_is_reported() -> None:
     assert decode((0x4000_0009,), IXGBE, "to-vf").note == NOT_CLEAR
 
 
@@ -405,7 +405,7 @@ def test_a_mailbox_makes_no_vm_and_its_losses_show() -> None:
     assert tracker.snapshot().vfs_incomplete
 
 
-def test_the_end_tells_of_records_lost_last() -> None:
+def test_the_end_shows_records_lost_last() -> None:
     tracker = Tracker()
     tracker.feed(Talk().event(VfReset))
     tracker.feed(events.End(2 * SECOND, 0, COLLECTOR, 0, {NO_PROCESS: 2}))

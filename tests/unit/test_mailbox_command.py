@@ -81,7 +81,7 @@ def test_bad_usage_is_one_line(arguments: list[str], capsys: pytest.CaptureFixtu
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_a_recording_without_a_mailbox_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recording_without_a_mailbox_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     other = ROOT / "tests/golden/recordings/boot.vft.gz"
     assert main(["mailbox", str(other)]) == 0
     said = capsys.readouterr()
@@ -112,7 +112,7 @@ def test_a_hostile_recording_steers_no_terminal(
     assert all(line.isascii() and line.isprintable() for line in out.splitlines())
 
 
-def test_a_loss_is_said() -> None:
+def test_a_loss_is_reported() -> None:
     from vftrace.events import Lost
 
     assert "lost records=7" in "".join(Dump().feed(Lost(1, 0, COLLECTOR, 0, 7)))
@@ -253,7 +253,7 @@ def test_a_profile_that_is_no_good_is_one_line_and_code_2(
         assert str(path) in line
 
 
-def test_the_same_profile_twice_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_profile_twice_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     twice = ["--profile", str(PROFILE), "--profile", str(PROFILE)]
     assert main(["mailbox", *twice, str(RECORDING)]) == 2
     assert "another profile names opcode 0x41 of ixgbe too" in capsys.readouterr().err
@@ -298,7 +298,7 @@ def test_a_profile_given_now_wins(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "OLD_" not in said
 
 
-def test_a_recording_with_a_broken_profile_is_told_in_one_line(
+def test_a_recording_with_a_broken_profile_gives_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["mailbox", str(with_profile(tmp_path / "broken.vft", "driver = 7"))]) == 1

@@ -304,7 +304,7 @@ def test_a_device_in_error_is_counted() -> None:
     assert to_error == {(broken["uuid"], "STOP", "ERROR"): 1}
 
 
-def test_pages_a_device_wrote_are_those_its_driver_says() -> None:
+def test_pages_a_device_wrote_are_those_its_driver_reports() -> None:
     truth = json.loads((GOLDEN / "lab/6.1.truth.json").read_text())
     (job,) = [t for name, t in truth.items() if name.startswith("steer-dma")]
     pages = lab("6.1").all("dirty_pages_total")
@@ -320,7 +320,7 @@ def test_a_flood_is_counted_to_the_last_message() -> None:
     assert totals == {"from-vf": truth["requests"], "to-vf": truth["replies"]}
 
 
-def test_a_vf_is_away_between_the_commands_that_take_it_and_bring_it_back() -> None:
+def test_a_vf_is_absent_between_the_commands_that_take_it_and_bring_it_back() -> None:
     """A new frame size makes igbvf reset its card: the next command came when that was over."""
     truth = json.loads((GOLDEN / "mailbox/6.12-igb.truth.json").read_text())
     began = next(step["at_ns"] for step in truth["steps"] if step["what"] == "mtu")
@@ -403,7 +403,7 @@ def test_outages(
     assert in_seconds == expected
 
 
-def test_a_vf_that_does_not_come_back_is_away_longer_and_longer() -> None:
+def test_a_vf_that_does_not_come_back_is_absent_longer_and_longer() -> None:
     bench = Bench()
     vf = replace(a_life(("up", 1), ("reset", 5)), address="0000:01:10.0")
     vm = replace(a_vm(10), devices=(VmDevice("0000:01:10.0", "vf0", "vfio-pci", "RUNNING"),))

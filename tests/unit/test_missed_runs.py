@@ -202,7 +202,7 @@ def test_without_tracefs_nothing_is_known(tmp_path: Path, monkeypatch: pytest.Mo
     assert missed_hits() == {}
 
 
-def test_totals_go_on_when_a_program_ends_and_comes_again() -> None:
+def test_totals_continue_when_a_program_ends_and_comes_again() -> None:
     missed = MissedRuns()
 
     def total(*counters: tuple[str, int]) -> int:
@@ -291,7 +291,7 @@ def under_way(snapshot: Snapshot, since_ns: int, until_ns: int) -> Iterator[Migr
 
 
 @pytest.mark.parametrize("probe", sorted(MATTERS))
-def test_migrations_under_way_are_incomplete_and_say_why(probe: str, whole: Snapshot) -> None:
+def test_migrations_under_way_are_incomplete_with_the_reason(probe: str, whole: Snapshot) -> None:
     at_ns = middle_of(whole.migrations[0])
     found = replayed((missed(at_ns, probe, 1, 10_000_000),))
     marked = {m.key for m in under_way(whole, at_ns - 10_000_000, at_ns)}

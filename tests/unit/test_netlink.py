@@ -46,7 +46,7 @@ def test_an_interface_that_was_removed() -> None:
     assert found == LinkState(7, "tap0", "02:00:00:00:00:01", 0, up=True, carrier=False, gone=True)
 
 
-def test_an_address_that_a_bridge_heard_and_forgot() -> None:
+def test_an_address_that_a_bridge_received_and_forgot() -> None:
     found = list(parse(neighbour(NEWNEIGH) + neighbour(DELNEIGH)))
     assert found == [
         Learned("52:54:00:0f:00:09", 7, 5, False),
@@ -84,7 +84,7 @@ for each in listener.read():
 
 
 @pytest.mark.needs("root", "ip", "unshare")
-def test_the_kernel_tells_of_an_interface() -> None:
+def test_the_kernel_reports_an_interface() -> None:
     if not Path("/dev/net/tun").exists():
         pytest.skip("no /dev/net/tun")
     done = subprocess.run(

@@ -32,7 +32,7 @@ def whole(path: Path) -> Snapshot:
     return track(Recording(path)).snapshot()
 
 
-def test_each_vms_part_says_what_the_whole_says() -> None:
+def test_each_vms_part_has_the_figures_of_the_whole() -> None:
     everything = whole(FOUR)
     assert len(everything.migrations) == 4
     for wanted in everything.migrations:

@@ -50,7 +50,7 @@ def test_no_vcpu_goes_before_no_device() -> None:
     ]
 
 
-def test_a_span_outside_says_nothing() -> None:
+def test_a_span_outside_shows_nothing() -> None:
     assert named(spans_of(10, 20, [span(BLACKOUT, 0, 10), span(GONE, 20, 30)])) == [
         (UNSEEN, 10, 20)
     ]

@@ -90,7 +90,7 @@ def outage() -> Session:
     return session_of(records)
 
 
-def test_json_is_what_the_design_says() -> None:
+def test_json_has_the_designed_form() -> None:
     session = outage()
     gaps = session.feed([(sender.CLOCK, 0, 0, 3_000 * MS, 0)], 7_000 * MS) + session.close()
     assert json.loads(json.dumps(ping_json(session, gaps))) == {

@@ -22,7 +22,7 @@ def _until_ended(watch: ProcessWatch, pid: int) -> set[int]:
 
 
 @pytest.mark.parametrize("pidfds", [True, False])
-def test_an_end_is_told_until_it_is_forgotten(
+def test_an_end_is_reported_until_it_is_forgotten(
     pidfds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_left(pid: int, flags: int = 0) -> int:

@@ -261,7 +261,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert closed.not_whole is None
 
 
-def test_a_killed_writer_is_told_from_one_that_writes(tmp_path: Path) -> None:
+def test_a_killed_writer_is_distinguished_from_one_that_writes(tmp_path: Path) -> None:
     path = tmp_path / "own"
     writer = RecordingWriter(path, HOST)
     writer.write([wire.encode(events.Tick(5, 0, events.COLLECTOR, 1))])

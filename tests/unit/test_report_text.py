@@ -79,7 +79,7 @@ def test_no_line_is_longer_than_the_terminal(name: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_ascii_is_ascii_and_says_the_same(name: str) -> None:
+def test_ascii_is_ascii_and_shows_the_same(name: str) -> None:
     host, snapshot = load(name)
     text = text_of(host, snapshot, ascii=True)
     assert text.isascii()
@@ -93,7 +93,7 @@ def test_an_ascii_console_gets_ascii() -> None:
     console.print(render_report(live_report(*load("libvirt")), ascii=False))
 
 
-def test_the_first_line_says_what_set_the_downtime() -> None:
+def test_the_first_line_names_the_cause_of_the_downtime() -> None:
     # By QMP's events: the destination had loaded, and resumed when somebody said cont.
     truth = json.loads((RECORDINGS / "libvirt.truth.json").read_text())
     destination = truth["attempts"][0]["destination_pid"]
@@ -118,7 +118,7 @@ def test_no_migration_is_one_clear_line(name: str) -> None:
     assert len(lines) == 2
 
 
-def test_damage_and_losses_are_said_before_any_figure() -> None:
+def test_damage_and_losses_are_reported_before_any_figure() -> None:
     host, snapshot = load("libvirt")
     migration = dataclasses.replace(snapshot.migrations[0], incomplete=True, missed_beginning=True)
     poor = dataclasses.replace(snapshot, lost=17, unknown_records=2, migrations=(migration,))
@@ -213,7 +213,7 @@ def test_many_rounds_are_shortened_and_counted() -> None:
     assert len(text.splitlines()) < 110
 
 
-def test_devices_and_virtual_functions_are_told() -> None:
+def test_devices_and_virtual_functions_are_reported() -> None:
     host, snapshot = load("libvirt")
     m = snapshot.migrations[0]
     at = m.started_at_ns
@@ -258,7 +258,7 @@ def test_devices_and_virtual_functions_are_told() -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
-def test_the_first_line_of_several_says_how_all_of_them_ended() -> None:
+def test_the_first_line_of_several_shows_how_all_of_them_ended() -> None:
     host, snapshot = load("four-at-once")
     first, second, third, fourth = snapshot.migrations
     failed = dataclasses.replace(second, outcome=Outcome.FAILED, cause=Cause.CHANNEL_ERROR)

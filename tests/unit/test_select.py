@@ -25,7 +25,7 @@ def test_a_vm_is_found_by_each_of_its_names(snapshot: Snapshot) -> None:
     assert select(snapshot, [m.uuid[:7]]).migrations == ()
 
 
-def test_a_typing_error_is_told_with_what_was_meant(snapshot: Snapshot) -> None:
+def test_a_typing_error_is_reported_with_what_was_meant(snapshot: Snapshot) -> None:
     m = snapshot.migrations[2]
     assert m.uuid is not None
     assert m.name is not None

@@ -68,7 +68,7 @@ def test_a_stream_may_begin_later() -> None:
     assert not stream.holes
 
 
-def test_the_end_says_what_is_missing_at_the_end() -> None:
+def test_the_end_shows_what_is_missing_at_the_end() -> None:
     stream = SequenceTracker()
     stream.accept(0)
     stream.ends_at(1)

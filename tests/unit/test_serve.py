@@ -471,7 +471,7 @@ def test_a_recorder_gets_every_record_as_it_was(tmp_path: Path) -> None:
     assert Recording(copy).host == source.host
 
 
-def test_a_cut_recording_is_served_and_said(tmp_path: Path) -> None:
+def test_a_cut_recording_is_served_and_reported(tmp_path: Path) -> None:
     cut = tmp_path / "cut.vft"
     cut.write_bytes(gzip.decompress(SLOW.read_bytes())[:100_001])
     done = run_cli(
@@ -703,7 +703,7 @@ def test_a_rate_limit_is_a_token_bucket() -> None:
     assert all(RateLimit(0, 0).allows(0) for _ in range(9))
 
 
-def test_more_requests_than_the_rate_limit_are_turned_away(tmp_path: Path) -> None:
+def test_more_requests_than_the_rate_limit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "web.yml").write_text("rate_limit:\n  interval: 1h\n  burst: 3\n")
     with serve("--web.config.file", str(tmp_path / "web.yml")) as running:
         answers = []

@@ -124,7 +124,7 @@ def test_where_only_the_source_is_seen_its_half_of_a_failover_is_enough() -> Non
     assert strategy(**PRIMARY, peer_seen=False, running_ns=None) == "failover"
 
 
-def test_a_failover_that_goes_on_is_one_already() -> None:
+def test_a_failover_that_continues_is_one_already() -> None:
     going_on = {"second_round_ns": None, "handover_ns": None, "ended_ns": None}
     assert strategy(**PRIMARY, **going_on) == "failover"
 
@@ -183,20 +183,20 @@ def test_stop_save_restore_resume_is_mailbox_with_each_as_evidence() -> None:
     ]
 
 
-def test_what_only_the_time_binds_says_so() -> None:
+def test_what_only_the_time_binds_is_reported() -> None:
     found, evidence = classify(replace(PLAIN, **UNHELD, agreements=assisted(assigned=False)))  # type: ignore[arg-type]
     assert found == "mailbox"
     assert {e.event.split(", ")[1] for e in evidence} == {"bound to this VM by the time alone"}
 
 
-def test_the_time_alone_binds_nothing_while_another_migration_goes_on() -> None:
+def test_the_time_alone_binds_nothing_while_another_migration_continues() -> None:
     assert strategy(**UNHELD, agreements=assisted(assigned=False), only_migration=False) == "plain"
     assert (
         strategy(**CONTEXT, agreements=assisted(assigned=True), only_migration=False) == "mailbox"
     )
 
 
-def test_messages_of_another_function_than_the_vms_say_nothing() -> None:
+def test_messages_of_another_function_than_the_vms_show_nothing() -> None:
     assert strategy(**CONTEXT, agreements=assisted(assigned=False)) == "plain"
 
 
@@ -271,12 +271,12 @@ def test_a_guest_that_was_never_stopped_was_not_helped() -> None:
     )
 
 
-def test_a_transferred_state_is_vfio_whatever_was_said_beside_it() -> None:
+def test_a_transferred_state_is_vfio_whatever_the_mailbox_shows() -> None:
     asked = ((BEGIN + S, "vf0: PRE_COPY"),)
     assert strategy(**CONTEXT, agreements=assisted(assigned=True), transfers=asked) == "vfio"
 
 
-def test_an_unplug_is_one_whatever_was_said_beside_it() -> None:
+def test_an_unplug_is_one_whatever_the_mailbox_shows() -> None:
     gone = {"closed": ((BEGIN - S, "vf0"),), "opened": ((END + S, "vf7"),)}
     assert strategy(**CONTEXT, **gone, agreements=assisted(assigned=True)) == "unplug"
     assert (

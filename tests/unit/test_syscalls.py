@@ -100,6 +100,6 @@ def test_what_is_not_known_keeps_its_number() -> None:
     assert syscalls.request_name(0x1234) == "ioctl 0x1234"
 
 
-def test_a_containers_requests_are_told_from_a_devices() -> None:
+def test_a_containers_requests_are_distinguished_from_a_devices() -> None:
     assert syscalls.request_name(0x3B71, "/dev/vfio/vfio") == "VFIO_IOMMU_MAP_DMA"
     assert syscalls.request_name(0x3B71, "vfio-device") == "VFIO_DEVICE_PCI_HOT_RESET"

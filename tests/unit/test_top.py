@@ -157,7 +157,7 @@ def test_s_saves_the_migration_under_the_cursor(tmp_path: Path) -> None:
     assert "demo-libvirt" in page
 
 
-def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_saved_is_reported(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     before = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})"
@@ -305,7 +305,7 @@ def test_once_waits_until_it_has_looked(capsys: pytest.CaptureFixture[str]) -> N
     assert said.err == ""
 
 
-def test_once_says_that_it_could_not_look(
+def test_once_reports_that_it_could_not_look(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(top_command, "ONCE_PATIENCE_NS", 0)

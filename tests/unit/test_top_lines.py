@@ -56,7 +56,7 @@ def test_nothing_happened_is_no_line() -> None:
     assert changes(snapshot, snapshot, glyphs(ascii=False)) == []
 
 
-def test_the_state_as_json_says_what_runs() -> None:
+def test_the_state_as_json_shows_what_runs() -> None:
     moment = at("libvirt", 3.4)
     state = json.loads(json.dumps(state_json(moment.host, moment.snapshot)))
     assert state["at_ns"] == moment.snapshot.at_ns

@@ -93,7 +93,7 @@ def test_ascii_is_ascii(name: str, size: tuple[int, int]) -> None:
             assert screen(moment, keys(moment, *pressed), size, ascii=True).isascii()
 
 
-def test_without_colour_the_same_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_colour_the_same_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     moment = at("dest-killed-blackout", 60)
     out = io.StringIO()
@@ -153,7 +153,7 @@ def test_the_cursor_stays_in_sight() -> None:
         assert sum(line.startswith("▶") for line in text.splitlines()) == 1
 
 
-def test_a_filter_that_fits_nothing_says_so() -> None:
+def test_a_filter_that_fits_nothing_is_reported() -> None:
     moment = at("libvirt", 2.5)
     text = screen(moment, keys(moment, "/", "z", "z", "Enter"))
     assert "Nothing matches 'zz'" in text

@@ -108,7 +108,7 @@ def test_in_postcopy_a_destination_is_followed_until_its_memory_is_there() -> No
     assert not bench.probes.now
 
 
-def test_samples_say_which_vcpu_it_is_and_count_the_present_state() -> None:
+def test_samples_show_which_vcpu_it_is_and_count_the_present_state() -> None:
     bench = Bench()
     bench.vcpu(number=3)
     bench.watch.migrates(PID, destination=False)

@@ -55,12 +55,12 @@ def test_one_unplugged_during_the_migration_was_ready_before() -> None:
     ]
 
 
-def test_what_the_card_says_after_the_closing_is_another_users() -> None:
+def test_messages_after_the_closing_belong_to_another_user() -> None:
     heard = life(("up", 8), ("reset", 21), ("up", 40))
     assert phases(source_vf(function(1, 20), heard, 30, None, None)) == [("absent", 20, None)]
 
 
-def test_one_that_stays_is_told_to_the_migrations_end() -> None:
+def test_one_that_stays_is_followed_to_the_migrations_end() -> None:
     heard = life(("up", 8), ("reset", 50), ("configuring", 55), ("up", 58), ("reset", 99))
     assert phases(source_vf(function(1), heard, 30, 70, None)) == [
         ("ready", 30, 50),
@@ -123,7 +123,7 @@ def test_the_phases_end_where_it_is_closed() -> None:
     )
 
 
-def test_one_that_was_there_before_is_told_from_the_begin() -> None:
+def test_one_that_was_there_before_is_followed_from_the_beginning() -> None:
     assert phases(destination_vf(function(None), life(("up", 8)), 50, 110, None)) == [
         ("ready", 50, 110)
     ]
@@ -143,7 +143,7 @@ def judged(heard: dict[tuple[str, int], VfHistory]) -> Verdict:
     return judge(found, HostContext(heard), {}, 200, 250, failed=False)
 
 
-def test_an_unplugged_function_is_away_until_its_successor_is_ready() -> None:
+def test_an_unplugged_function_is_absent_until_its_successor_is_ready() -> None:
     verdict = judged({(PF, 1): life(("reset", 301), ("configuring", 310), ("up", 350))})
     assert verdict.strategy == "unplug"
     assert [(d.address, d.from_ns, d.ns) for d in verdict.downtimes] == [("0000:01:10.0", 50, 300)]
@@ -155,11 +155,11 @@ def test_an_unplugged_function_is_away_until_its_successor_is_ready() -> None:
     )
 
 
-def test_where_no_mailbox_tells_it_is_away_until_its_successor_is_opened() -> None:
+def test_without_a_mailbox_it_is_absent_until_its_successor_is_opened() -> None:
     assert [d.ns for d in judged({}).downtimes] == [250]
 
 
-def test_a_function_that_only_its_mailbox_tells_of() -> None:
+def test_a_function_that_only_its_mailbox_shows() -> None:
     use = mailbox_vf(life(("up", 8)), Role.SOURCE, 30, 70)
     assert (use.pf, use.vf, use.role) == (PF, 0, "source")
     assert phases(use) == [("ready", 30, 70)]

@@ -75,7 +75,7 @@ def text_of(what: object, width: int = 120) -> str:
     return out.getvalue()
 
 
-def test_a_function_that_keeps_resetting_is_told_in_words() -> None:
+def test_a_function_that_keeps_resetting_is_reported_in_words() -> None:
     events_ = [event for n in range(20) for event in ask(S + n * S, 1)]
     life = life_of(*events_, tick(22 * S))
     assert state_of(life) == "resetting"
@@ -85,7 +85,7 @@ def test_a_function_that_keeps_resetting_is_told_in_words() -> None:
     assert state_of(life_of(*events_[:38], tick(22 * S))) != "resetting"
 
 
-def test_a_card_that_does_not_answer_is_told_in_words() -> None:
+def test_a_card_that_does_not_answer_is_reported_in_words() -> None:
     silent = life_of(*ask(S, 1), said(2 * S, Mailbox.FROM_VF, 9), tick(4 * S))
     assert state_of(silent) == "no answer"
     assert list(vf_warnings(silent)) == [
