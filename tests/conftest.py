@@ -1,11 +1,11 @@
 """The needs of tests, and what happens if the machine does not meet them.
 
-`@pytest.mark.needs("bpf", "qemu", "strace")` skips the test, with the reason, where one of them is
-not to be had; with VFTRACE_REQUIRE_ALL=1 (CI) it fails instead, so that no test is quietly left
-out. Tests below tests/host and tests/libvirt are marked `host`, which needs bpf, kvm and qemu;
-tests/libvirt needs libvirt's programs too; those below tests/lab are marked `lab`. What measures
-time, or traces all of this machine, is marked `alone`: these three, tests/dashboards, and whatever
-says so itself. What is known only while a test runs goes through the fixture `missing`.
+`@pytest.mark.needs("bpf", "qemu", "strace")` skips the test, with the reason, if one of them is
+missing. With VFTRACE_REQUIRE_ALL=1 (CI) the test fails instead, so that no test is skipped silently.
+Tests below tests/host and tests/libvirt are marked `host`, which needs bpf, kvm and qemu;
+tests/libvirt needs libvirt's programs too; those below tests/lab are marked `lab`. Tests that measure
+time, or trace all of this machine, are marked `alone`: these three, tests/dashboards, and tests with the
+mark. A test that finds out while it runs that something is missing uses the fixture `missing`.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from typing import NoReturn
 import hypothesis
 import pytest
 
-# How long an example takes says more about what else the machine does than about the code.
+# The time of an example depends more on the machine's other work than on the code.
 hypothesis.settings.register_profile("vftrace", deadline=None)
 hypothesis.settings.load_profile("vftrace")
 
@@ -67,7 +67,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
 
 
 def skip_or_fail(reason: str) -> NoReturn:
-    """Skip the test for what this machine lacks; fail it where everything is required."""
+    """Skip the test with what this machine lacks; fail it if everything is required."""
     if os.environ.get(REQUIRE_ALL_VARIABLE) == "1":
         pytest.fail(f"{reason} ({REQUIRE_ALL_VARIABLE}=1 allows no skip)", pytrace=False)
     pytest.skip(reason)
@@ -75,7 +75,7 @@ def skip_or_fail(reason: str) -> NoReturn:
 
 @pytest.fixture
 def missing() -> Callable[[str], NoReturn]:
-    """`missing("reason")` ends a test that found out, while it ran, what this machine lacks."""
+    """Return the function `missing("reason")`, which ends a test that found out what this machine lacks."""
     return skip_or_fail
 
 
@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.needs("bpf", "kvm", "qemu"))
             if directory == "libvirt":
                 item.add_marker(pytest.mark.needs("root", *LIBVIRT_PROGRAMS))
-            # They compare clocks of processes that share two busy CPUs: what fails three times fails.
+            # They compare clocks of processes that share two busy CPUs: a test fails if it fails three times.
             item.add_marker(pytest.mark.flaky(reruns=2))
         elif directory == "lab":
             item.add_marker(pytest.mark.lab)

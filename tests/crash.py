@@ -1,8 +1,8 @@
 """kill -9 of a recorder over real migrations: `python -m tests.crash [--kills 200] [record serve top]`.
 
 Small KVM programs migrate one after the other (benchmarks/fleet.c) and print each dirty sync as it returns. A recorder
-is started and killed at a random moment. Its recording must hold every dirty sync from when it was ready until it ends,
-which is at most 200 ms before the kill; what is read of it must be whole records up to one place.
+is started and killed at a random moment. Its recording must have every dirty sync from when it was ready until it ends,
+which is at most 200 ms before the kill. It must consist of whole records up to one place.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from vftrace.collect.replay import events_of, track
 
 ROOT = Path(__file__).parents[1]
 KEPT_NS = 200_000_000
-"""What was seen so long before the kill is in the recording."""
+"""Events this long before the kill must be in the recording."""
 
 SETTLED_NS = 60_000_000
-"""Records of several CPUs come in order within this time."""
+"""Records of several CPUs are in order within this time."""
 
 COMMANDS = {
     "record": ("record", "-o"),
@@ -46,7 +46,7 @@ def boottime_ns() -> int:
 
 @dataclass
 class Load:
-    """Migrations of small KVM programs, one pair after the other, until it is left."""
+    """Migrations of small KVM programs, one pair after the other, as a context manager."""
 
     program: Path
     syncs: list[tuple[int, int]] = field(default_factory=list)
@@ -105,9 +105,9 @@ class Load:
 
 @contextmanager
 def recorder(command: str, path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A recorder that traces; it is killed in the end if it lives."""
+    """A recorder that traces; it is killed at the end if it still runs."""
     process = subprocess.Popen(
-        # As the unit has it: what a starved recorder has not been given time to write is not what this is about.
+        # With the unit's priority: this test is not about records that a starved recorder had no time to write.
         ["nice", "-n", "-15", sys.executable, "-m", "vftrace", *COMMANDS[command], str(path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -133,7 +133,8 @@ def recorder(command: str, path: Path) -> Iterator["subprocess.Popen[str]"]:
 
 @dataclass(frozen=True)
 class Kill:
-    """What one kill left: dirty syncs that must be there, and how long before the kill the recording ends."""
+    """The result of one kill: the dirty syncs that must be recorded, and how long before the kill the recording
+    ends."""
 
     command: str
     syncs: int
@@ -143,8 +144,8 @@ class Kill:
 def kill_once(
     command: str, path: Path, load: Load, chance: random.Random, latest_s: float = 2.5
 ) -> Kill:
-    """Start a recorder, kill it 0.5 to `latest_s` seconds after the first dirty sync that it sees, and check what it
-    left. Raises AssertionError."""
+    """Start a recorder, kill it 0.5 to `latest_s` seconds after the first dirty sync that it sees, and check its
+    recording. Raises AssertionError."""
     with recorder(command, path) as process:
         ready_ns = boottime_ns()
         load.wait_for_sync(ready_ns)
@@ -157,7 +158,7 @@ def kill_once(
 
 
 def checked(command: str, path: Path, load: Load, ready_ns: int, killed_ns: int) -> Kill:
-    """Hold a recording against the dirty syncs that the load printed, up to where it ends."""
+    """Compare a recording with the dirty syncs that the load printed, up to its end."""
     time.sleep(0.1)
     recording = Recording(path)
     records = list(recording)
@@ -204,7 +205,7 @@ def _of_session(session: int) -> list[int]:
 
 
 def main() -> int:
-    """Kill as often as asked, each command in turn."""
+    """Kill recorders `--kills` times, each command in turn."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
     parser.add_argument("commands", nargs="*", default=[*COMMANDS], metavar="COMMAND")
     parser.add_argument("--kills", type=int, default=200)

@@ -38,7 +38,7 @@ def board_named(uid: str) -> Board:
 
 
 def build() -> Path:
-    """Build the viewer as far as it is missing; where it is."""
+    """Build the missing parts of the viewer; returns its directory."""
     done = subprocess.run([HERE / "build"], check=True, stdout=subprocess.PIPE, text=True)
     return Path(done.stdout.strip())
 
@@ -46,7 +46,7 @@ def build() -> Path:
 def draw(
     viewer: Path, prometheus: str, drawings: Sequence[Drawing], scrape_ms: int = 500
 ) -> list[Report]:
-    """Have one browser draw them all. Raises CalledProcessError where there is no browser."""
+    """Draw all boards in one browser. Raises CalledProcessError without a browser."""
     job = {
         "prometheus": prometheus,
         "scrape": scrape_ms,
@@ -74,7 +74,7 @@ def draw(
 
 
 def faults_of(report: Report, may_be_empty: Mapping[str, str]) -> list[str]:
-    """What is wrong with a board as drawn. `may_be_empty`: panels without data, and why that is well."""
+    """Return the faults of a drawn board. `may_be_empty`: panels that may have no data, with the reason."""
     faults = [f"script: {error}" for error in report["script_errors"]]
     faults += [f"query: {error}" for error in report["errors"]]
     if not report["panels"]:

@@ -32,7 +32,7 @@ class Expression:
 
 
 def expressions(path: Path) -> Iterator[Expression]:
-    """All of a board: variables, annotations, panels and what is in folded rows."""
+    """Return all expressions of a board: variables, annotations, panels and folded rows."""
     board = json.loads(path.read_text())
     uid = board["uid"]
     for variable in board["templating"]["list"]:
@@ -72,7 +72,7 @@ def substituted(text: str, rate: str, seconds: int, chosen: Mapping[str, str]) -
 
 
 def ask(stage: Stage, expression: Expression, seconds: int, chosen: Mapping[str, str]) -> int:
-    """How many values come back that can be drawn; QueryError where Prometheus refuses it."""
+    """Return the number of values that can be drawn. Raises QueryError if Prometheus refuses the query."""
     text = substituted(expression.text, stage.rate_interval, seconds, chosen)
     if expression.where.startswith("$"):
         values = _LABEL_VALUES.match(text)

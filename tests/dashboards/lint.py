@@ -12,7 +12,7 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 CHOSEN = ('job=~"$job"', 'instance=~"$instance"')
 GRID_WIDTH = 24
 
-# What Prometheus and client libraries add to each target.
+# The metrics that Prometheus and client libraries add to each target.
 _FOREIGN = {
     "up",
     "scrape_duration_seconds",
@@ -40,7 +40,7 @@ def expressions_of(board: Board) -> Iterator[tuple[str, str]]:
 
 
 def lint(board: Board) -> list[str]:
-    """What is wrong with a board, one line each."""
+    """Return the faults of a board, one line each."""
     return [
         *_whole(board),
         *_variables(board),

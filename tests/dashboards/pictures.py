@@ -72,7 +72,7 @@ def play(stage: Stage) -> float:
 
 
 def best(active: list[Series], forecasts: list[Series]) -> tuple[float, float]:
-    """Of times without a gap the one with most forecasts."""
+    """Return the time with most forecasts among times without a gap."""
     times = sorted(at for one in active for at, _ in one.points)
     edges = [i for i, (a, b) in enumerate(pairwise(times), 1) if b - a > 1.5]
     runs = [times[a:b] for a, b in pairwise([0, *edges, len(times)])]

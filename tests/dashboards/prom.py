@@ -6,9 +6,9 @@ A host of a `Stage` is a `vftrace serve`, either of this machine or of a recordi
 Prometheus knows by the name it is given as `instance`. Prometheus runs first, so that it sees every counter
 begin.
 
-Two things differ from what an operator runs, both only in time: the scrape interval is half a second, and
-`quick` lets the rules' clock run faster. A recording says the wall clock of the day it was made; `fresh` moves
-that to now, so that timestamps lie in the range that is looked at.
+Two things differ from an operator's Prometheus, both only in time: the scrape interval is half a second, and
+`quick` makes the rules' clock faster. A recording has the wall clock of the day it was made; `fresh` moves
+that to now, so that timestamps are in the range of the queries.
 """
 
 import argparse
@@ -86,7 +86,7 @@ class Series:
 
 
 class QueryError(Exception):
-    """Prometheus refused a query, and said why."""
+    """Prometheus refused a query; the message has its reason."""
 
 
 class Stage:
@@ -164,7 +164,7 @@ class Stage:
         }
 
     def close(self) -> None:
-        """End everything this stage has started, then complain about those that ended badly."""
+        """End everything that this stage has started, then report the hosts that ended with an error."""
         with ExitStack() as stack:
             if self._prometheus is not None:
                 stack.callback(self._prometheus.wait, timeout=30)
@@ -198,7 +198,7 @@ class Stage:
             self._hosts[name] = subprocess.Popen(command, stderr=file, text=True, cwd=ROOT)
 
     def wait_ready(self, name: str) -> None:
-        """Wait until a host says that it traces."""
+        """Wait until a host reports that it traces."""
         log = self.directory / f"{name}.log"
         deadline = time.monotonic() + _START_SECONDS
         while "ready\n" not in log.read_text():
@@ -207,7 +207,7 @@ class Stage:
             time.sleep(0.1)
 
     def end(self, name: str) -> None:
-        """End a host as an operator would, and check that it says nothing unseemly."""
+        """End a host as an operator does, and check that it prints no unexpected line."""
         process = self._hosts.pop(name)
         process.send_signal(signal.SIGTERM)
         code = process.wait(timeout=30)
@@ -247,7 +247,7 @@ class Stage:
         ]
 
     def label_values(self, label: str, selector: str = "") -> list[str]:
-        """As Grafana's label_values(selector, label) asks for them, since the stage began."""
+        """Return the values of Grafana's label_values(selector, label), since the stage began."""
         words = {"start": str(self.began), "end": str(time.time())}
         if selector:
             words["match[]"] = selector
@@ -266,7 +266,7 @@ class Stage:
         return [rule for group in groups for rule in group["rules"]]
 
     def wait(self, expression: str, seconds: float) -> list[Series]:
-        """Ask until something comes back. Raises TimeoutError."""
+        """Query until a result is not empty. Raises TimeoutError."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:

@@ -107,7 +107,7 @@ def test_the_rules_find_faults(says: str) -> None:
 
 
 def test_every_metric_has_a_place() -> None:
-    """A metric that no board shows is one that nobody looks at."""
+    """Every metric is on a board or in NOT_SHOWN."""
     from vftrace.outputs.exporter.metrics import METRICS, PREFIX
 
     shown = " ".join(expr for uid in UIDS for _, expr in expressions_of(board_named(uid)))
@@ -162,7 +162,7 @@ def test_what_compose_mounts_is_there() -> None:
 
 
 def test_the_scrape_interval_is_one() -> None:
-    """Grafana makes $__rate_interval from what it believes to be Prometheus's interval."""
+    """Grafana computes $__rate_interval from its setting of Prometheus's interval."""
     (source,) = read("provisioning/datasources/vftrace.yml")["datasources"]
     scrape = read("prometheus/prometheus.yml")["global"]["scrape_interval"]
     assert source["jsonData"]["timeInterval"] == scrape

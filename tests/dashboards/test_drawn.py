@@ -52,7 +52,7 @@ MAY_BE_EMPTY: Mapping[str, Mapping[str, str]] = {
         "Lost by VM": "nothing is lost in these recordings",
     },
 }
-"""Panels without data, and why that is well."""
+"""Panels that may have no data, with the reason."""
 
 SHOWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "vftrace-fleet": {
@@ -86,7 +86,7 @@ SHOWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 
 class Scene:
-    """A Prometheus that has seen it all, and the viewer."""
+    """A Prometheus that has scraped everything, and the viewer."""
 
     def __init__(self, stage: Stage, viewer: Path) -> None:
         self._stage = stage
@@ -161,11 +161,11 @@ def test_stops_and_resumes_lie_in_the_range(reports: dict[str, Report], scene: S
     assert phases["annotations"] == len(stops) + len(resumes)
 
 
-# -- the viewer itself: it has to see what is wrong ------------------------------------------------
+# -- the viewer itself: it has to find faults ------------------------------------------------------
 
 
 def faulty() -> tuple[Board, dict[str, str]]:
-    """The fleet's board with a fault in some panels, and what must be said of it."""
+    """The fleet's board with a fault in some panels, and the expected report."""
     board = copy.deepcopy(board_named("vftrace-fleet"))
     panels: dict[str, Any] = {panel["title"]: panel for panel in board["panels"]}
 

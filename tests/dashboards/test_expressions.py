@@ -32,7 +32,7 @@ EMPTY: Mapping[tuple[str, str], str] = {
 """Why an expression may have nothing to show, by board and place."""
 
 TRACED = ("--otlp-endpoint", "http://127.0.0.1:1")
-"""Nobody listens there: only exemplars show it."""
+"""An address without a listener: only exemplars show it."""
 
 RULES_TIMES = 15
 """A minute of a rule is four seconds here."""
@@ -83,7 +83,7 @@ def vf_without_driver() -> Fault:
 FAULTS: Mapping[str, tuple[float, Callable[[], Fault]]] = {
     "broken": (5, lambda: lab("6.1-error")),
     "flooded": (1.25, lambda: lab("../mailbox/6.12-flood")),
-    # A guest that auto-converge held, for too short a time to wake anybody.
+    # A guest that auto-converge held, for too short a time to fire an alert.
     "held": (1, lambda: lab("../brownouts/throttle-99")),
     "lossy": (1, lossy),
     "vf-gone": (1, vf_without_driver),
@@ -110,7 +110,7 @@ MAY = {
     "VftraceDowntimeOverTarget": {"echo"},
     # Records of other VMs were lost while it was recorded.
     "VftraceEventsLost": {"held"},
-    # A script that asks for what is refused, a dozen times in a row: a storm for a clock so fast.
+    # A script that makes a dozen refused requests in a row: a storm for such a fast clock.
     "VftraceMailboxNacks": {"foxtrot"},
     # Recorded where the program for VFIO did not compile.
     "VftraceProbeMissing": {"foxtrot"},

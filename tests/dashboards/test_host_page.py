@@ -41,7 +41,7 @@ Seen = dict[str, Any]
 def hostile(path: Path, cut_ns: int | None = None) -> Path:
     """A real recording of four migrations whose VMs have these names.
 
-    `cut_ns` after its beginning it stands still: only ticks come, for ten minutes.
+    From `cut_ns` after its beginning it has only ticks, for ten minutes.
     """
     host, records = golden("four-at-once")
     names: dict[str, str] = {}
@@ -122,7 +122,7 @@ def views(url: str, name: str, directory: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Seen]]]:
-    """What the browser shows: of a host whose VMs migrate, of one where all is over, and of a report."""
+    """The browser's text: of a host whose VMs migrate, of a host after all migrations, and of a report."""
     directory = tmp_path_factory.mktemp("pages")
     now = Served("--replay", str(hostile(directory / "cut.vft", CUT_NS)))
     over = Served("--replay", str(hostile(directory / "hostile.vft")), "--speed", "0")

@@ -22,7 +22,7 @@ MS = 1_000_000
 SHIFT_NS = -1000_000 * MS
 """The second host was booted a thousand seconds later."""
 ERROR_NS = 2 * MS
-"""What both kernels say of their wall clocks."""
+"""Both kernels' error bounds of their wall clocks."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def test_the_joined_downtime_is_the_one_a_single_host_sees(
         for case, migration in zip(CASES, real, strict=True):
             of = f'{{vm="{migration.uuid}"}}'
             assert migration.downtime.vcpu_ns is not None
-            # Neither host could have said it alone.
+            # Neither host alone has this figure.
             assert stage.query(f"vftrace_migration_last_downtime_seconds{of}") == []
             (error,) = stage.query(f"vm:vftrace_migration_downtime_error_seconds:joined{of}")
             assert error.value == pytest.approx(2 * ERROR_NS / 1e9)

@@ -1,6 +1,6 @@
 """Feeds damaged input to every reader: `python -m tests.fuzz --seconds 60 [--target T] [--seed N]`.
 
-Runs every target in turn, or those that are named, for so long each. Prints one line for each new kind of fault and
+Runs every target, or the named ones, in turn for `--seconds` each. Prints one line for each new kind of fault and
 keeps its input; exits with 1 if there was one. `--tally FILE` adds the numbers of inputs to those in a file.
 """
 

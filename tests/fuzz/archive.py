@@ -25,7 +25,7 @@ from vftrace.errors import VftraceError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordings"
 SECONDS = 10
-"""One command takes no longer, waiting included: the harness itself counts CPU time only."""
+"""The longest time of a command, waiting included: the harness itself counts CPU time only."""
 _AT = datetime(2026, 11, 29, tzinfo=UTC)
 _UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 """What a terminal obeys; a line ends with \\n."""
@@ -45,8 +45,8 @@ _KINDS = ("file",) * 12 + ("fifo", "socket", "directory", "link", "dangling", "l
 
 
 class ArchiveTarget:
-    """A directory is listed, reported, finished and bounded, or refused with one line; what is not in it, or not a
-    recording, is left alone; nothing that somebody wrote steers the terminal."""
+    """A directory is listed, reported, finished and bounded, or refused with one line. Other files are not touched, and
+    no text in a file sends control characters to the terminal."""
 
     def __init__(self) -> None:
         self._root = tempfile.TemporaryDirectory(prefix="vftrace-fuzz-")

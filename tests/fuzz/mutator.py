@@ -76,7 +76,7 @@ def _of_one_kind(records: list[bytes], kind: int, chance: random.Random) -> list
 
 
 def with_size(record: bytes) -> bytes:
-    """The record, whose header says how long it is."""
+    """Return the record with the right length in its header."""
     return record[:16] + struct.pack("<I", len(record)) + record[20:]
 
 

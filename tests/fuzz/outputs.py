@@ -52,10 +52,10 @@ from vftrace.outputs.top.view import Frame, Once
 from vftrace.outputs.traces.otlp import traces_of
 
 SECONDS = 10
-"""One output of one recording takes no longer."""
+"""The longest time of one output of one recording."""
 
 HIDDEN = "error in vftrace"
-"""In what the outputs say where they show one part less instead of ending."""
+"""Words of an output that leaves a part out instead of ending."""
 
 _SCHEMA = jsonschema.Draft202012Validator(
     json.loads((Path(__file__).parents[2] / "vftrace" / "report.schema.json").read_text())
@@ -66,7 +66,7 @@ _BIGGEST_CHECKED = 1_000_000
 
 @dataclass(frozen=True)
 class Fault:
-    """What one output did wrong. `place` is the same for all that have one cause."""
+    """A fault of one output. `place` is the same for faults with the same cause."""
 
     output: str
     place: str
@@ -82,7 +82,7 @@ class _FoundError(Exception):
 
 
 def faults_of(path: Path, *others: Path) -> list[Fault]:
-    """Run every output, the reports with the other recordings too; what is refused in one line is no fault."""
+    """Run every output, and reports with the other recordings too; a refusal in one line is not a fault."""
     found: list[Fault] = []
     reports: list[Report] = []
     with redirect_stderr(StringIO()):
@@ -115,7 +115,7 @@ def _attempt(found: list[Fault], name: str, run: Callable[[], None]) -> None:
 
 
 def fault_of(name: str, error: BaseException) -> Fault:
-    """What raised, and where; `name` is the output's."""
+    """Return the error and its place; `name` is the output's."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if "/vftrace/" in f.filename] or list(frames)
     place = f"{type(error).__name__} {Path(own[-1].filename).name}:{own[-1].name}"
@@ -188,7 +188,7 @@ def _heatmap(report: Report) -> None:
 
 
 def _perfetto(report: Report) -> None:
-    # A time that no packet can hold, as of a clock before 1970, leaves its part out and says so.
+    # For a time that no packet can hold, as of a clock before 1970, the part is left out and reported.
     left_out = [line for line in perfetto_trace(report).left_out if "out of range" not in line]
     if left_out:
         raise _FoundError(f"hidden: {left_out[0]}")

@@ -1,7 +1,7 @@
 """The functions that take bytes from guests, neighbours, peers and files, each with its rules for any input.
 
-A target's `one` makes one input from a source of chance and runs it. It raises where the code under test raises what it
-may not, or gives what it may not: the input is in the error's notes.
+A target's `one` makes one random input and runs it. It raises an error if the code under test raises a wrong error or
+returns a wrong result; the input is in the error's notes.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ One = Callable[[Random], None]
 
 
 def with_input(run: Callable[[Any], None], data: object) -> None:
-    """Run it; what it raises says with which input."""
+    """Run a function; its error gets a note with the input."""
     try:
         run(data)
     except Exception as error:
@@ -109,7 +109,7 @@ def _decoded(record: bytes) -> None:
 
 
 def _plain(value: object) -> bool:
-    """Whether it is written as it was read: what is not ASCII, or no number of JSON, is not."""
+    """Whether a value is written as it was read: text that is not ASCII, or a number outside of JSON, is not."""
     return not isinstance(value, str) or value.isascii()
 
 
@@ -277,7 +277,7 @@ class WebConfigTarget:
             h11.Response(status_code=200, headers=[(name.encode(), value.encode("latin-1"))])
 
 
-# -- what processes of others say ------------------------------------------------------------------
+# -- texts of other processes ---------------------------------------------------------------------
 
 _QEMU = (
     *("/usr/bin/qemu-system-x86_64", "-name", "guest=web,debug-threads=on", "-S", "-uuid"),
@@ -536,7 +536,7 @@ class PingTarget:
             self._packets.slot_of_echo(without_ip_header(packet), 4),
         ):
             if slot is not None:
-                # As the process that sends hands it to the one that keeps the books.
+                # In the form in which the sending process passes it to the main process.
                 RECORD.pack(0, 0, slot, 0, 0)
                 self._ledger.replied(slot, self._slot * 10**6)
         stamp = [(1, ping_probes._SO_TIMESTAMPNS, packet[:16])]

@@ -129,7 +129,7 @@ def kept(directory: Path, name: str = "20261129T000000.000Z-vm-running-00000000.
 
 
 def test_pipes_and_links_where_recordings_are_kept(tmp_path: Path) -> None:
-    """A pipe was opened, which waits for ever; what a link leads to was written anew."""
+    """Opening a pipe blocked for ever, and the target of a link was overwritten."""
     directory = tmp_path / "kept"
     directory.mkdir()
     outside = kept(tmp_path)

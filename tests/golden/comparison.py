@@ -89,7 +89,7 @@ class Attempt:
             for event in self.run.events
             if event.tgid == pid and event.at_ns >= self.migration.started_at_ns
         ]
-        # A display's log is read too, by threads that send little or are the main thread.
+        # A display's log is read too, by threads that send little or by the main thread.
         sync = (events.GetDirtyLog, events.ResetDirtyRings)
         threads = {e.tid for e in own if isinstance(e, sync)} - {pid}
         sent = [e for e in own if isinstance(e, events.Channel) and e.sender_tid in threads]
@@ -98,7 +98,7 @@ class Attempt:
 
 
 def truth_of(name: str) -> dict[str, Any]:
-    """What was written down while the scenario was played."""
+    """Read the truth that was written while the scenario was played."""
     path = RECORDINGS / f"{name}.truth.json"
     found: dict[str, Any] = json.loads(path.read_bytes())
     return found
@@ -118,7 +118,7 @@ def run_of(name: str) -> Run:
 
 
 def attempts_of(name: str) -> list[Attempt]:
-    """Each of QEMU's attempts with ours of the same source process, in order; raises KeyError where there is none."""
+    """Pair each of QEMU's attempts with ours of the same source process, in order. Raises KeyError without one."""
     run = run_of(name)
     number: Counter[int] = Counter()
     ours = {(migration.pid, migration.attempt): migration for migration in run.migrations}
@@ -132,7 +132,7 @@ def attempts_of(name: str) -> list[Attempt]:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; times in ms. Dashes where something is not known, or QEMU does not say."""
+    """A line of the table; times in ms. Dashes for figures that are not known or that QEMU does not report."""
 
     scenario: str
     outcome: str
@@ -200,7 +200,7 @@ def row(attempt: Attempt) -> Row:
 
 
 def rows() -> list[Row]:
-    """All attempts of all recordings; a scenario without any says so."""
+    """Return the rows of all attempts of all recordings; a scenario without attempts has a row too."""
     found = []
     dashes = dict.fromkeys(HEADINGS, "-")
     for name in NAMES:

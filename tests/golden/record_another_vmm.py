@@ -31,7 +31,7 @@ RUNS_ON_S = 0.3
 
 
 def free_port() -> int:
-    """A TCP port that nobody has."""
+    """Return a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -53,12 +53,12 @@ PLAYS: dict[str, Callable[[TinyVmm, TinyVmm], None]] = {
 
 
 def play(name: str, program: Path) -> dict[str, Any]:
-    """One migration; what both sides say of it."""
+    """Play one migration; returns both sides' accounts."""
     with tiny_vmm(program, protect=0) as source:
         source("run")
         source("pages 30")
         time.sleep(RUNS_ON_S)
-        # Cloud Hypervisor's destination makes its VM when the source has connected.
+        # Cloud Hypervisor's destination makes its VM after the source has connected.
         with tiny_vmm(program, protect=0) as destination:
             PLAYS[name](source, destination)
             source.end()

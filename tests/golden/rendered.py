@@ -54,7 +54,7 @@ _UNITS = {
 
 
 def quantity(text: str) -> Shown:
-    """`5.75 ms`, `1m05s`, `3.92 MiB/s`, `12`, or `-` and `–` for what is not known."""
+    """Read `5.75 ms`, `1m05s`, `3.92 MiB/s`, `12`, or `-` and `–` for an unknown figure."""
     text = text.strip()
     if text in ("-", "–", "still"):
         return Shown(None)
@@ -71,7 +71,7 @@ def quantity(text: str) -> Shown:
 
 
 def of_json(report: Mapping[str, Any]) -> Figures:
-    """Everything that `report --format json` says, and the sums that metrics are made of."""
+    """Read all figures of `report --format json`, and compute the sums that the metrics count."""
     found: Figures = {}
     for index, m in enumerate(report["migrations"]):
         for name, value in _of_migration(m, report["hosts"]):
@@ -196,7 +196,7 @@ def of_text(text: str) -> Figures:
         columns = {name: heads.index(name) for name in ("outcome", "total", "downtime", "set by")}
         for index, line in enumerate(head[table[0] + 1 : table[0] + 1 + len(starts)]):
             cells = re.split(r"\s{2,}", line[columns["outcome"] :].strip())
-            # A save or a load that completed is called so.
+            # A completed save is `saved`, a completed load `loaded`.
             done = cells[0] in ("saved", "loaded")
             found[index, "outcome (overview)"] = Shown("completed" if done else cells[0])
             for name, cell in zip(("total", "downtime"), cells[1:], strict=False):

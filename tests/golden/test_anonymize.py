@@ -104,7 +104,7 @@ def figures_stay(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 
 def secrets(path: Path) -> tuple[set[str], set[bytes]]:
-    """What names somebody in a recording, found without the program's tables: in its first line and in every text."""
+    """Find identifying texts of a recording without the program's tables: in its first line and in every text."""
     recording = Recording(path)
     texts = {recording.host.name, recording.host.boot_id}
     macs: set[bytes] = set()
@@ -131,7 +131,7 @@ def secrets(path: Path) -> tuple[set[str], set[bytes]]:
 def nothing_survives(path: Path, made: Path) -> None:
     texts, macs = secrets(path)
     data = gzip.decompress(made.read_bytes())
-    # of a text of digits alone, such as an interface's number, nothing can be said in binary data
+    # a text of digits alone, such as an interface's number, cannot be searched in binary data
     survived = {t for t in texts if t.encode() in data or t.upper().encode() in data}
     assert survived == set()
     assert {mac for mac in macs if mac.count(0) < 4 and mac in data} == set()
@@ -200,7 +200,7 @@ def test_without_a_key_every_run_has_other_names(tmp_path: Path) -> None:
 
 
 def test_every_text_of_every_event_has_been_thought_of() -> None:
-    """A new field that holds text is either replaced or known to name nobody."""
+    """A new field with text is either replaced or listed as not identifying."""
     for event in wire.CLASSES.values():
         hints = event.__annotations__
         texts = {

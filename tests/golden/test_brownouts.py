@@ -115,7 +115,8 @@ def test_every_output_shows_the_throttle() -> None:
 
 
 def test_metrics_show_the_speed_of_the_last_two_seconds() -> None:
-    """While the guest is held, as a scrape just before its stop shows it, beside what it counted in that time."""
+    """While the guest is held: the value of a scrape just before its stop, beside the guest's own count in that
+    time."""
     migration, truth = _kept("throttle-99")
     before = migration.brownout and migration.brownout.baseline
     assert before

@@ -132,7 +132,7 @@ def test_without_any_one_event(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["boot", "display-only", "savevm"])
 def test_a_loss_makes_no_migration_of_display_code(name: str) -> None:
-    """One lost record must not let a graphics guest look as if it migrated for ever."""
+    """One lost record must not make a graphics guest look as if it migrated for ever."""
     assert [event for event, got in _without_one(name) if got] == []
 
 

@@ -26,7 +26,7 @@ NOISE_NS = 0 if "VFTRACE_EXPERIMENT" not in os.environ else 500_000_000
 """What an emulated guest that runs again may take to answer, of which the hosts see nothing. It is little beside the
 gaps of the runs that are kept, and much where a short gap is all there was."""
 QEMU_SAYS_NS = 2_000_000_000
-"""QEMU tells of an event when its main loop comes to it, and under emulation that takes its time."""
+"""QEMU reports an event when its main loop runs, which takes long under emulation."""
 
 
 @functools.cache
@@ -42,7 +42,7 @@ RUNS = [pytest.param(*pair, id=f"{pair[0].name}-{pair[1]}") for pair in runs()]
 
 
 def event_ns(result: Result, side: str, name: str) -> int:
-    """When the monitor told of it, on that host's own clock."""
+    """When the monitor reported an event, on that host's own clock."""
     found = [e["at_ns"] for e in result.truth[side]["events"] if e["event"] == name]
     assert found, f"{side} told no {name}"
     return int(found[0])
@@ -133,7 +133,7 @@ def test_a_plain_blackout_is_what_the_pinger_lost(boot: Path, run: str) -> None:
 
 @pytest.mark.parametrize(("boot", "run"), of_case("unplug", "bond"))
 def test_the_vf_is_absent_from_unplug_to_plug(boot: Path, run: str) -> None:
-    """Its VMM closes it before it says so, and the other one opens the new one after it was asked to."""
+    """The source's VMM closes the VF before its event, and the destination's opens the new VF after the command."""
     result = results(boot)[run]
     (device,) = result.migration["downtime"]["devices"]
     unplug, plug = result.truth["unplug"], result.truth["plug"]

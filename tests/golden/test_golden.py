@@ -42,7 +42,7 @@ EXPECTED: dict[str, list[tuple[str, str, str | None, str]]] = {
     # QEMU: cancelled. The source had stopped and ran again.
     "cancel-pre-switchover": [("source", "failed", "resumed-after-stop", "tcp")],
     "dest-killed-precopy": [("source", "failed", "destination-ended", "tcp")],
-    # QEMU: active, that is what it last said before it was killed.
+    # QEMU: active, its last status before it was killed.
     "source-killed-precopy": [("source", "failed", "source-ended", "tcp")],
     "dest-killed-blackout": [("source", "failed", "destination-ended", "tcp")],
     "libvirt": [COMPLETED],
@@ -142,7 +142,7 @@ def test_bytes_are_qemus_transferred(name: str) -> None:
         assert ours.bytes is not None
         ram = ours.bytes - (ours.state_bytes or 0)
         if name == "dest-killed-blackout":
-            # QEMU goes on counting pages that its broken channel swallows (migration/qemu-file.c,
+            # QEMU continues to count pages that its broken channel drops (migration/qemu-file.c,
             # qemu_put_buffer returns at once after an error): no more than that was sent.
             assert 0 < ram <= theirs
         elif attempt.qemu["source"]["status"] in ("cancelled", "failed", "active"):
@@ -197,7 +197,7 @@ def test_downtime_is_qemus_and_the_destinations_work(name: str) -> None:
             assert ours.outcome != "completed"
             continue
         if ours.was_paused:
-            # QEMU gives the time in which nothing ran anyway; ours says that nobody was stopped.
+            # QEMU reports the time in which no vCPU ran anyway; ours is that no vCPU was stopped.
             assert ours.downtime.vcpu_ns is None
             continue
         stopped, saved = attempt.checkpoint("vcpus-stopped"), attempt.checkpoint("state-saved")
@@ -302,7 +302,7 @@ def _is_ordered(migration: Migration) -> None:
 
 @dataclass(frozen=True)
 class DirtySet:
-    """What the guest of a process was told to write, in guest pages."""
+    """The pages that the guest of a process was set to write."""
 
     first: int
     last: int
@@ -318,7 +318,7 @@ class DirtySet:
 
 def _set_of(run: Run, pid: int) -> DirtySet | None:
     """The set of a process; None for a guest that is not the dirtying firmware, or where runs of several
-    guests were recorded before the truth said which is whose."""
+    guests were recorded before the truth named the guest of each."""
     (process,) = [p for p in run.truth["processes"] if p["pid"] == pid]
     guest = process.get("guest")
     if guest is None and len(run.truth["attempts"]) < 4:

@@ -304,7 +304,7 @@ def test_the_blackouts_checkpoints_are_all_there(name: str, job: str) -> None:
 
 @pytest.mark.parametrize(("name", "job"), jobs("steer-downtime"))
 def test_a_device_that_takes_its_time_is_named_in_the_blackout(name: str, job: str) -> None:
-    """The destination's devices were told how long they take, which is the first cause of the blackout."""
+    """The destination's devices were set to take this long, which is the first cause of the blackout."""
     found = migration(name, job)
     if found.calls is None:
         pytest.skip("recorded before calls were")
@@ -409,7 +409,7 @@ def test_the_functions_absence_is_timed(name: str, job: str) -> None:
     vf, successor = found.vfs
     (absent,) = vf.phases
     assert (successor.role, successor.address) == ("destination", plug["address"])
-    # The guest is a firmware without a driver: nobody probes the function.
+    # The guest is a firmware without a driver, so the function is not probed.
     assert [phase.name for phase in successor.phases] == ["probing"]
     assert (vf.pf, vf.vf, vf.address) == (truths(name)[job]["pf"], 0, unplug["address"])
     assert unplug["asked_at_ns"] < absent.start_at_ns < unplug["done_at_ns"]
@@ -508,7 +508,7 @@ def test_mapping_follows_a_bind_and_precedes_a_containers_device(name: str, job:
 
 
 def told(name: str, job: str, role: str = "none") -> list[Truth]:
-    """What tinyvmm says of what it did, in order."""
+    """tinyvmm's own log, in order."""
     (found,) = [vmm["log"] for vmm in truths(name)[job]["tiny"] if vmm["role"] == role]
     log: list[Truth] = found
     return log
@@ -551,7 +551,7 @@ def kernel_events(name: str, job: str) -> list[events.Event]:
     ]
 
 
-# What tinyvmm calls each request, and what tells vftrace's events of it from others.
+# tinyvmm's name of each request, and the marks by which vftrace's event of it is found.
 REQUESTS: dict[str, Callable[[events.Event], bool]] = {
     "track": lambda e: (
         isinstance(e, events.VfioDirtyTracking) and e.by == events.VfioDirtyTracking.CONTAINER
@@ -699,7 +699,7 @@ def test_bitmaps_of_a_page_table_have_their_page_size_and_were_kept_or_cleared(
 
 @pytest.mark.parametrize(("name", "job"), jobs("iommufd-requests"))
 def test_reports_of_an_iommu_are_those_its_log_has(name: str, job: str) -> None:
-    """The IOMMU's own log has what it marked and whether it cleared that, however large the reader's pages are."""
+    """The IOMMU's own log has the marked pages and whether it cleared them, for any page size of the reader."""
     (log,) = [d["log"] for d in truths(name)[job]["devices"] if d["uuid"] == "vft.0"]
     granted = [
         act for act in acts(told(name, job), "written") if act["ret"] == 0 and act["dirty_pages"]

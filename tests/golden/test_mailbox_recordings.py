@@ -142,7 +142,7 @@ def snapshot(name: str) -> Snapshot:
 def during(name: str, job: str) -> list[Event]:
     """What was recorded while a job ran.
 
-    A VF's address may have been told before, of a VF that had been heard then: that comes last.
+    A VF's address may have been reported earlier, for a VF that was seen then: that comes last.
     """
     found = truth(name, job)
     meanwhile = [
@@ -161,7 +161,7 @@ def during(name: str, job: str) -> list[Event]:
 def talk(
     name: str, job: str
 ) -> tuple[list[tuple[Mailbox, Message]], list[VfReset], list[VfHistory]]:
-    """What was said of the job's card, its functions' resets, and what became of them in the end."""
+    """The messages of the job's card, its functions' resets, and their final states."""
     boxes = Mailboxes(WITH_PROFILE if job == "assisted" else DRIVERS)
     pf = truth(name, job)["pf"]
     said: list[tuple[Mailbox, Message]] = []
@@ -311,7 +311,7 @@ def test_every_request_to_igb_was_answered(name: str) -> None:
             assert waiting is None
             waiting = message
         elif message.opcode == 0:
-            # igb_rcv_ack_from_vf() tells a VF that has not reset, or whose card was down, that it must.
+            # igb_rcv_ack_from_vf() sends a VF that has not reset, or whose card was down, the request to reset.
             assert (message.result, message.note) == ("NACK", NOT_CLEAR)
             before_its_driver = event.at_ns < steps["up"]
             assert before_its_driver or steps["pf-down"] < event.at_ns < steps["unbind"]
@@ -457,7 +457,7 @@ def test_a_helped_migration_is_mailbox_with_its_messages_as_evidence(name: str) 
     assert len(m.strategy_evidence) == len(told)
     for evidence, title, entry in zip(m.strategy_evidence, titles, told, strict=True):
         by = f"VF {entry['vf']} of {found['pf']}"
-        # No VFIO device of these VMs is a function of that card, and the report says so.
+        # No VFIO device of these VMs is a function of that card, as the report shows.
         assert evidence.event == f"{title}: {by}, bound to this VM by the time alone"
         assert 0 < evidence.at_ns - entry["at_ns"] < 100_000_000
     stopped, resumed = told[0]["at_ns"], told[-1]["at_ns"]
@@ -643,7 +643,7 @@ def test_an_outage_from_an_i40e_vf_to_an_ice_vf(name: str) -> None:
 def test_a_virtchnl_link_is_what_the_card_reported(name: str, job: str) -> None:
     steps = script(name, job)
     links = [(link.at_ns, link.up) for link in life(name, job, 1).links]
-    # The cards of memory have a link; the script takes it away and gives it back.
+    # The emulated cards have a link; the script sets it down and up again.
     wanted = [("resources", True), ("up", True), ("link 0", False), ("link 1", True)]
     assert [up for _, up in links] == [up for _, up in wanted]
     for (at, _), (what, _) in zip(links, wanted, strict=True):
@@ -673,7 +673,7 @@ def test_nothing_is_missing_and_no_vm_was_made_up(name: str) -> None:
 
 @of_held
 def test_a_lost_mailbox_record_is_no_plain_migration(name: str) -> None:
-    """Without any one record of the mailbox the migration says the same, or it is marked."""
+    """Without any one record of the mailbox the migration has the same figures, or it is marked."""
     events = tuple(events_of(Recording(LAB / f"{name}.vft.gz")))
     whole = {m.started_at_ns: m.strategy for m in snapshot(name).migrations}
     assert "mailbox" in whole.values()

@@ -1,4 +1,4 @@
-"""Advice held against what comes of it: a real migration, the advice that vftrace's report gives on it, the same guest
+"""Compares advice with its effect: a real migration, the advice that vftrace's report gives on it, the same guest
 migrated again with that change, and QEMU's own figures beside what was promised.
 
 .venv/bin/python -m tests.host.advised [--runs N] [NAME...]     plays them traced, prints a table
@@ -39,10 +39,10 @@ HOLD_S = 0.6
 DISK_MIB, S_PER_MIB = 4, 0.2
 
 Change = Mapping[str, Any] | None
-"""The advice's `parameters`; None in the first run, which has what is wrong."""
+"""The advice's `parameters`; None in the first run, which has the fault."""
 
 Seen = Mapping[Figure, int]
-"""What QEMU says of a run, in ns."""
+"""QEMU's figures of a run, in ns."""
 
 
 async def _end(run: Run, *vms: Vm) -> None:

@@ -3,7 +3,7 @@
 .venv/bin/python -m tests.host.answered [--keep]     plays it traced and pinged, prints the report
 
 Real QEMUs on one host, in a network of their own: two taps on a bridge. The guest is firmware that writes pages and
-answers what comes to its card (`answering.s`), so pings are answered late when its vCPU is held. Needs root and as(1).
+answers packets to its card (`answering.s`), so pings are answered late when its vCPU is held. Needs root and as(1).
 """
 
 import argparse

@@ -162,7 +162,7 @@ print(time.clock_gettime_ns(time.CLOCK_BOOTTIME), flush=True)
 
 @contextmanager
 def threads_first(*pids: int, cpus: set[int]) -> Iterator[None]:
-    """Whatever else this machine does, these processes get on, on these CPUs; their guests stand still."""
+    """Give these processes priority on these CPUs over this machine's other work; their guests are stopped."""
     before = os.sched_getaffinity(0)
     for tid in _threads(pids):
         os.sched_setaffinity(tid, cpus)
@@ -221,7 +221,7 @@ def _requests(run: Run, number: int, request: str) -> int:
 
 
 async def _many_slots(run: Run) -> Truth:
-    """A dirty log for each memory slot, read once more while the guest stands still."""
+    """A dirty log for each memory slot, read once more while the guest is stopped."""
     memory = ("-m", f"128M,slots={DIMMS},maxmem=16G")
     dimms = tuple(
         word

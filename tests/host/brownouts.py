@@ -3,7 +3,7 @@
 .venv/bin/python -m tests.host.brownouts [--runs N] [NAME...]     plays them traced, prints a table
 .venv/bin/python -m tests.host.brownouts --keep [NAME...]         and keeps recording and truth as golden
 
-The guest's memory is a file that QEMU maps and this program reads, so its counter is read without asking anybody. It is
+The guest's memory is a file that QEMU maps and this program reads, so its counter is read without any request. It is
 not mapped here: to read a page that is missing through a mapping makes it, empty, and in post-copy QEMU's destination
 then cannot place the one that comes ("postcopy_place_page: File exists").
 """
@@ -38,7 +38,7 @@ SAMPLE_S = 0.02
 PAGES, TURNS = 3000, 12
 NETWORK = 8 * MIB
 POINTS = 5.0
-"""The guest's speed by vftrace and by its own count may differ by so many percent of its speed before."""
+"""The largest difference between vftrace's speed of the guest and its own count, in percent of its speed before."""
 
 LEAST_PART_NS = 1_000_000_000
 
@@ -343,7 +343,7 @@ def turns(counts: Counts, at_ns: int, vcpu: int | None = None) -> float:
 
 
 def judge(found: Found, truth: Truth) -> Judged:
-    """Compare the guest's speed, over the whole migration and by round, with what it counted."""
+    """Compare the guest's speed, over the whole migration and by round, with its own count."""
     brownout = found.brownout
     assert brownout is not None
     assert brownout.baseline is not None

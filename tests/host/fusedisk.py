@@ -64,7 +64,7 @@ class Op(IntEnum):
 
 _SILENT = (Op.FORGET, Op.INTERRUPT, Op.BATCH_FORGET)
 DISK = (Op.READ, Op.WRITE, Op.CREATE, Op.MKDIR, Op.UNLINK, Op.RENAME, Op.RENAME2, Op.READDIR)
-"""What a disk that is gone refuses."""
+"""The requests that a removed disk refuses."""
 
 
 @dataclass(eq=False)
@@ -111,7 +111,7 @@ class _Server:
             if opcode in self.failing:
                 self._reply(unique, errno.EIO)
             elif opcode == Op.FSYNC:
-                # Others go on meanwhile, as on a disk.
+                # Other requests continue meanwhile, as on a disk.
                 threading.Thread(target=self._fsync, args=(unique,), daemon=True).start()
             elif opcode not in _SILENT:
                 self._reply(unique, self._answer(opcode, node, request[_IN.size :]))

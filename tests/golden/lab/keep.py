@@ -17,11 +17,11 @@ KEPT = (
     *("iommufd-", "late-unplug", "outage-", "plain", "plug-after", "requests", "steer-"),
     *("unplug", "vfio-"),
 )
-"""How the names of jobs begin that test_lab_recordings.py has checks for."""
+"""The prefixes of the jobs that test_lab_recordings.py checks."""
 
 
 def keep(results: Path, name: str, directory: Path = HERE) -> None:
-    """Pack the recording; only jobs that showed what they are there for are kept."""
+    """Pack the recording; only jobs that reached their goal are kept."""
     codes = json.loads((results / ".lab/codes").read_text())
     truths = {
         job: json.loads((results / job / "truth.json").read_text())

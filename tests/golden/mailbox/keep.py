@@ -18,7 +18,7 @@ JOBS = ("igb", "ixgbe", "i40e", "ice", "assisted", "held")
 
 
 def keep(results: Path, name: str, directory: Path = HERE) -> None:
-    """Pack the recording, and the truths of jobs that showed what they are there for."""
+    """Pack the recording, and the truths of jobs that reached their goal."""
     codes = json.loads((results / ".lab/codes").read_text())
     for job in JOBS:
         if codes.get(f"mailbox-{job}") == 0:
