@@ -48,7 +48,7 @@ Counts = list[tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Truth:
-    """What somebody else says: the guest's counter on both sides, QEMU's throttle (percent, and since when), how long
+    """The independent account: the guest's counter on both sides, QEMU's throttle (percent, and since when), how long
     QEMU's destination says that its vCPU was blocked, and QEMU's own downtime."""
 
     source: Counts
@@ -358,8 +358,8 @@ def judge(found: Found, truth: Truth) -> Judged:
     pieces = [(found.started_at_ns, stopped, truth.source)]
     late = [span for span in brownout.timeline if span.side == "destination"]
     if late:
-        # The guest goes on from the source's last count. Until the page with it has come, the destination has an older
-        # copy of it, or none.
+        # The guest continues from the source's last count. Until the page with it has arrived, the destination has an
+        # older copy of it, or none.
         last = truth.source[-1][1:]
         continued: Counts = [
             (at_ns, *map(max, counts, last)) for at_ns, *counts in truth.destination

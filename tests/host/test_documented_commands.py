@@ -23,7 +23,7 @@ CANNOT = 3
 
 
 ENDLESS = {"top", "record", "serve", "mailbox", "ping"}
-"""Commands that go on until Ctrl-C; each prints `ready` when it works."""
+"""Commands that run until Ctrl-C; each prints `ready` when it works."""
 
 STANDS_FOR = {"ADDRESS": "127.0.0.1", "serve": "serve --web.listen-address=127.0.0.1:0"}
 """What a line needs to run here: an address that answers, and a port that no other test has."""

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.alone, pytest.mark.needs("root", "cc", "mount")]
 
 
 def quiet(_: str) -> None:
-    """Progress that nobody reads."""
+    """A progress function that drops its lines."""
 
 
 def boottime_ns() -> int:

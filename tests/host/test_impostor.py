@@ -20,7 +20,7 @@ NAME, UUID = f"demo-{SCENARIO}", str(uuid.uuid5(uuid.NAMESPACE_URL, f"vftrace/de
 LESS_NS, MORE_NS = 1_000_000, 100_000_000
 """vftrace's downtime is the vCPUs', who stop before QEMU says so and run after it: on a busy machine much later."""
 
-# Each goes on until its standard input ends.
+# Each runs until its standard input ends.
 COMMON = """
 import fcntl, os, select, struct, sys, time
 from concurrent.futures import ThreadPoolExecutor

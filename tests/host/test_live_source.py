@@ -52,7 +52,7 @@ def test_a_flood_neither_holds_the_reader_nor_loses_records() -> None:
     assert sum(seconds > READ_S for seconds in took) >= 3, (
         "the producer was not faster than the reader"
     )
-    # A tick says that everything before it is known.
+    # A tick means that all records before it are known.
     known = 0
     for event in found:
         if isinstance(event, Tick):

@@ -19,7 +19,7 @@ from vftrace.model.migration import Migration
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KIB = 1024
 
-# What each says of itself is the truth. GET_DIRTY_LOG of a VM that does not protect manually returns and clears.
+# Each program's own account is the truth. GET_DIRTY_LOG of a VM that does not protect manually returns and clears.
 COMMON = """
 import array, errno, json, os, socket, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -171,7 +171,7 @@ def run(pump: Pump, program: str, *arguments: str) -> list[dict[str, Any]]:
 
 
 def migrations_of(pump: Pump, pids: Sequence[int], count: int) -> list[Migration]:
-    """Those of these processes in order of time, when so many have ended; there are no more."""
+    """Return the migrations of these processes in order of time, once `count` have ended; there are no more."""
 
     def found() -> list[Migration]:
         mine = [m for m in pump.snapshot().migrations if m.pid in pids]
@@ -232,12 +232,12 @@ def test_a_pid_that_is_used_again_is_another_vm(pump: Pump, tmp_path: Path) -> N
     found = migrations_of(pump, [first["pid"]], len(truths))
     for each, truth in zip(found, truths, strict=True):
         check(each, truth)
-        # None where it ended before a busy reader came to look.
+        # None if it ended before a busy reader looked at it.
         assert each.name in (None, f"life-{truth['pages']}")
 
 
 def test_an_exec_in_the_middle_of_a_migration_ends_it(pump: Pump) -> None:
-    """The VM's memory is gone with the program that made it; its next one has another VM."""
+    """The VM's memory ends with the program that made it; the next program has another VM."""
     (second,) = run(pump, EXEC, "first", EXEC, "-name", "first")
     found = migrations_of(pump, [second["pid"]], 2)
     assert [m.name for m in found] == ["first", "second"]

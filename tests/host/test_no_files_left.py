@@ -53,7 +53,7 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 def _leave_no_files(pid: int) -> tuple[int, int]:
-    """Set the limit to what is open; returns the limit before."""
+    """Set the limit to the number of open files; returns the limit before."""
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     used = max(int(fd.name) for fd in Path(f"/proc/{pid}/fd").iterdir()) + 1
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, limits[1]))
@@ -100,7 +100,7 @@ def test_without_files_it_continues_and_is_right_afterwards(tmp_path: Path) -> N
     assert least_ns <= round(float(found[1]) * 1e9) <= most_ns
     assert serve.returncode == 0
     assert "Too many open files" in said
-    # What nobody could look up is missing, and said to be.
+    # Data that could not be looked up is missing, and reported as missing.
     assert re.search(rf"migration ended .*pid={without} .*incomplete=true", said)
     assert "Traceback" not in said
     assert "internal error" not in said

@@ -203,8 +203,8 @@ def test_cut(link: Link, tmp_path: Path, protocol: str, version: int, cut_ms: in
         assert gap.most_ns is not None
         # The truth lies within the bounds, also where the pinger was late.
         assert gap.least_ns - EDGE_NS <= cut_ms * MS <= gap.most_ns + EDGE_NS
-        # A machine whose other work stopped the pinger at an edge is not what is tested, and the
-        # pinger itself says so: then once more.
+        # The test is not about a machine whose other work stopped the pinger at an edge, and the
+        # pinger itself reports that: then try once more.
         if gap.most_ns - gap.least_ns - gap.missed * MS <= 3 * MS:
             break
     else:
@@ -221,7 +221,7 @@ def family_of(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("protocol", ["icmp", "udp", "tcp"])
 def test_a_stopped_pinger_is_not_the_guests_gap(link: Link, protocol: str) -> None:
-    """Both of the pinger's processes stand still for 300 ms: slots missed, nothing lost."""
+    """Both of the pinger's processes are stopped for 300 ms: slots are missed, no probe is lost."""
     process = link.ping(
         ADDRESSES[4], "--protocol", protocol, "--duration", "1.5s", "--format", "json"
     )
@@ -244,7 +244,7 @@ def test_a_stopped_pinger_is_not_the_guests_gap(link: Link, protocol: str) -> No
 
 
 def test_held_replies_count_as_received(link: Link, tmp_path: Path) -> None:
-    """The echo service stands still for 200 ms and then answers what waited in its socket."""
+    """The echo service is stopped for 200 ms and then answers the probes that waited in its socket."""
     path = tmp_path / "ping.vft"
     [responder] = family_of(link.responder.pid)
     process = link.ping(
@@ -262,7 +262,7 @@ def test_held_replies_count_as_received(link: Link, tmp_path: Path) -> None:
     assert result["received"] == result["sent"]
     service = service_gap(recorded(path), stopped_ns, going_ns)
     assert service is not None
-    # The signals take effect a moment after kill(2) returns; when the pinger itself was away it saw nothing.
+    # The signals take effect a moment after kill(2) returns; while the pinger itself was stopped it saw nothing.
     assert abs(service.ns - (going_ns - stopped_ns)) < 10 * MS + service.blind_ns
     assert (service.lost, service.late > 150) == (0, True)
     assert result["longest_gap_ns"] == service.ns
@@ -294,7 +294,7 @@ def test_no_reply_at_all(link: Link) -> None:
 
 
 def test_udp_without_an_echo_service(link: Link) -> None:
-    """The way out is in the one line that is said."""
+    """The one line of the error has the fix."""
     process = link.ping(ADDRESSES[4], "--protocol", "udp", "--port", "9999")
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 1

@@ -58,7 +58,7 @@ def heed_hangup() -> None:
 
 @contextmanager
 def traced(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
-    """A vftrace that is ready, and its reader; both must have gone in the end."""
+    """A vftrace that is ready, and its reader; both must have ended afterwards."""
     command = [sys.executable, "-m", "vftrace", *arguments]
     with subprocess.Popen(
         command,
@@ -238,7 +238,7 @@ for _ in range({CALLS}):
 
 
 def test_a_late_main_process_loses_nothing_and_reports_its_lateness() -> None:
-    """For more than a second nobody reads what is sent, ten times what the sockets hold."""
+    """For more than a second the main process reads no record: ten times as many as the sockets hold are sent."""
     source = ReaderProcess().wait()
     try:
         found = list(source.read().events)

@@ -30,7 +30,7 @@ class Recorder:
             pytest.fail(f"vftrace record did not start: {self._process.stderr.read()}")
 
     def stop(self) -> dict[str, Any]:
-        """End it as Ctrl-C does; the report of what it wrote."""
+        """End the recorder as Ctrl-C does; returns the report of its recording."""
         self._process.send_signal(signal.SIGINT)
         assert self._process.wait(20) == 0
         report = subprocess.check_output(
@@ -70,7 +70,7 @@ def test_a_vm_that_ran_before(tmp_path: Path) -> None:
 
 
 def test_started_in_the_middle(tmp_path: Path) -> None:
-    """The beginning is missing and said so; what was seen is right."""
+    """The report marks the missing beginning; all its figures are right."""
     recorders: list[Recorder] = []
 
     async def migrate(run: Run) -> None:
@@ -97,7 +97,7 @@ def test_started_in_the_middle(tmp_path: Path) -> None:
     assert migration["role"] == "stitched"
     assert attempt.source is not None
     assert 0 < len(migration["rounds"]) < (attempt.source.dirty_sync_count or 0)
-    # sizes of slots were told before vftrace came: pages are not guessed
+    # slots were set before vftrace started: their sizes are not known, and pages are not guessed
     assert all(r["new_pages"] is None for r in migration["rounds"])
     assert migration["downtime"]["vcpu_ns"] > 0
 
@@ -160,7 +160,7 @@ def test_only_one_vm_of_two(tmp_path: Path) -> None:
 
 
 def test_to_a_pipe_and_ended_by_a_hangup(tmp_path: Path) -> None:
-    """What a reader of the pipe has is a whole recording; the terminal that went away ended it in order."""
+    """The reader of the pipe gets a complete recording; the hangup of the terminal ends it in order."""
     path = tmp_path / "piped.vft"
     with path.open("wb") as pipe:
         process = subprocess.Popen(

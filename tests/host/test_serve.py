@@ -104,7 +104,7 @@ def check_progress(scrapes: list[Scrape], vm: str) -> None:
         assert seen(counter) == sorted(seen(counter))
         assert len(set(seen(counter))) > 1
     assert max(seen("dirty_rate_bytes_per_second")) > 0
-    # The rate is that of a migration that goes on.
+    # The rate is that of a running migration.
     assert ("dirty_rate_bytes_per_second", frozenset({("vm", vm)})) not in scrapes[-1]
 
 

@@ -21,7 +21,7 @@ DRIVERS = with_profiles([parse_profile(EXAMPLE.read_text())])
 
 
 class Card:
-    """Mailboxes that hear what is said, at ever later times."""
+    """Mailboxes that take messages, at ever later times."""
 
     def __init__(self) -> None:
         self.boxes = Mailboxes(DRIVERS)
@@ -146,7 +146,7 @@ def talked(card: Card, own: list[Process], stopped_ns: int) -> list[tuple[str, s
 
 
 def up(card: Card) -> None:
-    """What ixgbevf says when it is brought up, then half a second of nothing."""
+    """The messages of ixgbevf when it is brought up, then half a second without messages."""
     for words in ((1,), (8, 5), (9,), (0xC, 1)):
         card.agree(*words)
     card.at_ns += SETTLED_NS

@@ -147,7 +147,7 @@ def test_a_thread_that_ends_closes_it_where_logging_continues() -> None:
     bench.send(MIGRATION, 9, 4000)
     bench.feed(MIGRATION, lambda head: events.ThreadExit(*head))
     assert [m.outcome for m in bench.migrations()] == [None]
-    # The process goes on: it was not killed.
+    # The process continues: it was not killed.
     bench.sync(OTHER)
     assert [m.outcome for m in bench.migrations()] == ["cancelled"]
     bench.sync(MIGRATION + 20)

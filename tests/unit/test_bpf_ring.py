@@ -261,7 +261,7 @@ def test_a_record_that_is_still_written_limits_what_is_known(two: Two) -> None:
 
 
 def test_a_slow_consumer_holds_the_reader_no_longer_than_asked(two: Two) -> None:
-    """Records that were taken and not handed over come next, in order, and what is known says so."""
+    """Records that were taken and not handed over come next, in order, and `known_ns` stays before them."""
 
     def slow(record: bytes) -> None:
         time.sleep(0.0005)

@@ -133,7 +133,7 @@ def test_a_machine_whose_numbers_are_not_known(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.errno == errno.ENOSYS
 
 
-# What BCC 0.26 says of struct flow (bpf/mailbox.h) and of a structure in another, both shortened.
+# BCC 0.26's description of struct flow (bpf/mailbox.h) and of a nested structure, both shortened.
 FLOW = json.loads(
     '["flow", [["full_until_ns","unsigned long long"], ["vf","unsigned int"], ["pad","unsigned int"],'
     ' ["pf","char", [16]], ["key_residue","unsigned int", [16]] ], "struct_packed"]'

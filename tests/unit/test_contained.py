@@ -49,7 +49,7 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "vftrace" / "report.schema.json
 
 @pytest.fixture(autouse=True)
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is reported of internal errors, in a process that had none before."""
+    """The reports of internal errors, in a process that had none before."""
     lines: list[str] = []
     fresh = Faults(lines.append)
     monkeypatch.setattr(FAULTS, "__dict__", fresh.__dict__)

@@ -70,7 +70,7 @@ def test_pieces_of_one_bitmap_add_up() -> None:
 
 @dataclass
 class Kvm:
-    """virt/kvm/kvm_main.c under manual protect: GET reports and keeps, CLEAR takes away. A page becomes dirty
+    """virt/kvm/kvm_main.c under manual protect: GET reports and keeps, CLEAR removes. A page becomes dirty
     in the log only if it is not: that is what the guest's first write to a protected page does."""
 
     logged: set[int] = field(default_factory=set)
@@ -148,7 +148,7 @@ def test_two_readers_of_one_log_do_not_count_twice() -> None:
 
 
 def test_after_a_missing_part_two_sweeps_are_unknown_under_manual_protect() -> None:
-    """GET 2 could not be read, and says of page 2 what GET 3 repeats: that it is new is not GET 3's to say."""
+    """GET 2 could not be read, and GET 3 repeats page 2: GET 3 does not show that the page is new."""
     log = SlotLog(pages=PAGES, manual=True, initially_set=False)
     log.got(_bitmap({1}))
     assert log.take()[0] == _bitmap({1})

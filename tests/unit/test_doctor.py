@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Attached:
-    """What `Probes` of a host without VFIO and network cards says."""
+    """`Probes` of a host without VFIO and network cards."""
 
     cached = (True,)
     mailbox = SimpleNamespace(refused=None)
@@ -70,7 +70,7 @@ def test_a_limit_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_root_it_reports_what_is_missing() -> None:
-    """It reads what anybody may read, loads nothing, and says what is missing."""
+    """It reads files that any user may read, loads no program, and reports what is missing."""
     nobody = {"user": 65534, "group": 65534, "extra_groups": ()} if os.geteuid() == 0 else {}
     done = subprocess.run(
         [sys.executable, "-m", "vftrace", "doctor"],

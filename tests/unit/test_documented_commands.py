@@ -1,7 +1,7 @@
 """The commands of the README, of Getting started and of the how-to pages run as they stand there.
 
 They run in a directory with recordings under the names that the pages use. A block that needs more (root, BPF,
-a guest, a cluster, another program) says so in an HTML comment before it, `<!-- not run: WHY -->`.
+a guest, a cluster, another program) has an HTML comment before it, `<!-- not run: WHY -->`.
 """
 
 import os
@@ -72,7 +72,7 @@ RUN = [block for block in BLOCKS if block.why_not is None]
 
 
 def commands(text: str) -> list[str]:
-    """The command lines of a block, without comments; a line that ends in a backslash goes on."""
+    """The command lines of a block, without comments; a backslash at the end continues a line."""
     joined = text.replace("\\\n", " ")
     lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in joined.splitlines())
     return [line for line in lines if line]

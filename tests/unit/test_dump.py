@@ -26,7 +26,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, lis
 
 
 def again(document: dict[str, Any]) -> Event:
-    """The event that a line of JSON says."""
+    """Return the event of a line of JSON."""
     said = dict(document)
     kind = getattr(events, said.pop("event"))
     said.pop("probe")
@@ -67,7 +67,7 @@ def test_text_has_a_line_for_each_event(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_text_with_the_time_of_day(capsys: pytest.CaptureFixture[str]) -> None:
-    """The report says that the migration began at 00:29:09.386 UTC (its dirty logging was switched on)."""
+    """In the report the migration began at 00:29:09.386 UTC (its dirty logging was switched on)."""
     _, boot, _ = run(capsys, FAST)
     _, utc, _ = run(capsys, "--clock", "utc", FAST)
     at = next(i for i, each in enumerate(boot) if "Region slot=5 flags=1" in each)

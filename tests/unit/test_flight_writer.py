@@ -51,7 +51,7 @@ def name_of(number: int, outcome: str = RUNNING) -> FileName:
 
 
 class Disk:
-    """A writer with what it said and closed; `refuse` is asked before each write to a file."""
+    """A writer with its messages and closed files; `refuse` is called before each write to a file."""
 
     def __init__(self, directory: Path, limits: Limits = LIMITS) -> None:
         self.directory = directory

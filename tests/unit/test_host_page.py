@@ -461,7 +461,7 @@ def test_scrapes_do_not_wait_for_reports() -> None:
             assert get(port, "/metrics")[0] == 200
         took = time.monotonic() - began
         assert took < 2
-        # More are turned away at once.
+        # Further requests are refused at once.
         assert get(port, "/migrations/00000000-1-1")[0] == 503
         site.go.set()
         for thread in threads:

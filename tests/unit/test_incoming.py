@@ -41,7 +41,7 @@ def test_a_clock_that_shows_more_than_its_vm_has_lived() -> None:
         # QEMU's first start sets what it read when it was made.
         [clock_set(MADE + 2 * S, 1 * S)],
         [clock_set(MADE + 2 * S, 2 * S)],
-        # A guest that has run goes on with what its clock was.
+        # A guest that has run continues with its own clock.
         [events.Run(MADE + S, 1, PID, TID, 0), clock_set(MADE + 2 * S, 3600 * S)],
         [clock_set(MADE + 2 * S, 3600 * S, ret=-22)],
     ],

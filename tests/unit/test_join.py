@@ -247,7 +247,7 @@ def test_without_a_uuid_two_that_fit_are_not_joined() -> None:
 
 @pytest.mark.parametrize("proved", [True, False])
 def test_very_many_attempts_of_one_vm(proved: bool) -> None:
-    """More than are compared one by one: only the guest's clock tells which belong together."""
+    """More attempts than are compared one by one: only the guest's clock shows which belong together."""
     first, second = halves("completed-fast").boots(100 * SECONDS, (1000, 1000))
 
     def many(host: HostReport) -> HostReport:

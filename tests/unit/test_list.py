@@ -114,7 +114,7 @@ def test_selectors_are_the_same_for_list_and_report(
 
 
 def figures(migration: dict[str, object]) -> tuple[object, ...]:
-    """What a report says of a migration that a list says too."""
+    """The figures of a migration that both a report and a list have."""
     vm, downtime = migration["vm"], migration["downtime"]
     assert isinstance(downtime, dict)
     ended, started = migration["ended_at_ns"], migration["started_at_ns"]
@@ -220,7 +220,7 @@ def test_files_that_cannot_be_read(
 def test_a_file_that_is_written_is_no_news_in_a_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its migration runs; of a file that was named it is said."""
+    """The migration of a growing file runs; only a named file gets a note."""
     source = Recording(recording("completed-fast"))
     records = list(source)
     writer = RecordingWriter(tmp_path / "now.vft", source.host)

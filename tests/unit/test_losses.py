@@ -118,7 +118,7 @@ def test_totals_of_all_ways_to_lose_and_when_they_were_reported() -> None:
     log = LossLog()
     log.report(events.VmLost(10 * SECOND, 0, COLLECTOR, 1, 7, 100, 5, 1))
     log.report(events.Uncounted(20 * SECOND, 0, COLLECTOR, 1, 7, 3))
-    # What is older says nothing new.
+    # An older total changes nothing.
     log.report(events.VmLost(21 * SECOND, 0, COLLECTOR, 1, 7, 50, 5, 1))
     # The kernel side does not know what the reader dropped.
     log.report(events.Exit(30 * SECOND, 0, 7, 7, 0, 130, 9))

@@ -80,7 +80,7 @@ REQUESTS: list[tuple[int, tuple[int, ...], str | None, dict[str, Any]]] = [
     (IGB, (0x8, 1), None, {}),
     (99, (0x1,), None, {}),
 ]
-# (driver, words, name, arguments, result, whether it was refused) of what the card's driver says
+# (driver, words, name, arguments, result, whether it was refused) of messages of the card's driver
 REPLIES: list[tuple[int, tuple[int, ...], str | None, dict[str, Any], str, bool]] = [
     (
         IXGBE,

@@ -34,7 +34,7 @@ print("KiB", peak, code)
 
 
 def bomb(path: Path, count: int) -> int:
-    """A packed recording of ticks whose time stands still; returns how much it unpacks to."""
+    """Write a packed recording of ticks whose time does not advance; returns its unpacked size."""
     host = Recording(recording("boot")).host
     ticks = [wire.encode(events.Tick(10**9, seq, COLLECTOR, 1)) for seq in range(count)]
     content = file_of(host, ticks)

@@ -296,7 +296,7 @@ def test_an_unplug_is_counted_when_the_device_is_back_seconds_later() -> None:
 
 
 def test_a_device_in_error_is_counted() -> None:
-    """The driver was told to break on its way to STOP_COPY; QEMU resets it (its own log says so)."""
+    """The driver was set to fail on its way to STOP_COPY; QEMU resets it, as its own log shows."""
     truth = json.loads((GOLDEN / "lab/6.1-error.truth.json").read_text())["steer-error"]
     (broken,) = [d for d in truth["devices"] if any(e.get("to") == "ERROR" for e in d["log"])]
     counted = lab("6.1-error").all("vfio_transitions_total")
@@ -385,7 +385,7 @@ def a_life(*states: tuple[State, int]) -> VfHistory:
         ([("up", 1), ("reset", 5), ("up", 45)], 40, 42, True, (42, 45)),
         # Plugged into a VM that came without it.
         ([("reset", 50)], 50, 42, True, (42, None)),
-        # It was up before the VM came to run: nothing was lost.
+        # It was up before the VM ran: there was no downtime.
         ([("reset", 40), ("up", 41)], 39, 42, True, None),
     ],
 )
@@ -785,7 +785,7 @@ class ManySource:
 
     def _all(self) -> Iterable[bytes]:
         golden = list(map(wire.decode, Recording(RECORDINGS / "completed-slow.vft.gz")))
-        # Only the source: what a host sees that sends its VMs away.
+        # Only the source: what a host that its VMs leave sees.
         source = TRUTHS["completed-slow"]["attempts"][0]["source_pid"]
         end = golden[0].at_ns + round((golden[-1].at_ns - golden[0].at_ns) * COPIES_END)
         mine = [e for e in golden if e.tgid == source and e.at_ns < end]

@@ -10,7 +10,7 @@ from vftrace.events import BitmapPart, Tick
 
 
 def _tick(at_ns: int, seq: int = 0, tgid: int = 1) -> Tick:
-    """`tid` tells events apart, whatever becomes of their numbers."""
+    """`tid` distinguishes events, whatever their numbers become."""
     return Tick(at_ns, seq, tgid, seq)
 
 

@@ -195,7 +195,7 @@ def test_virtual_functions_have_tracks_of_states_and_messages(tmp_path: Path) ->
     script = json.loads((golden_mailbox / "6.12-ixgbe.truth.json").read_text())
     for number in range(script["vfs"]):
         sent = [e for e in script["log"] if e.get("vf") == number and e["verb"] == "send"]
-        # Neither an answer of the VF's own, nor what it says once more, is answered as a request.
+        # Neither an answer of the VF itself, nor a repeated message, is paired as a request.
         asked = [e for e in sent if e["replied"] and not e["words"][0] >> 30]
         track = f"VF {number} of {script['pf']} on lab", "mailbox"
         begin, end = script["started_at_ns"], script["ended_at_ns"]

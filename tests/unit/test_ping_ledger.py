@@ -18,7 +18,7 @@ START = 5_000 * MS
 
 @dataclass
 class Guest:
-    """Answers after TRIP, except probes that are sent while it is away (`away`: from, to)."""
+    """Answers after TRIP, except probes that are sent while it does not answer (`away`: from, to)."""
 
     away: list[tuple[int, int]] = field(default_factory=list)
     asleep: list[int] = field(default_factory=list)
@@ -206,7 +206,7 @@ def test_silence_now() -> None:
 
 @pytest.mark.parametrize(("share", "us"), [(0.5, 51), (0.99, 100), (1.0, 100)])
 def test_quantiles(share: float, us: int) -> None:
-    """1 to 100 us: half do not exceed 50 us, told to the microsecond."""
+    """1 to 100 us: half do not exceed 50 us, to the microsecond."""
     distribution = Distribution()
     for value in range(1, 101):
         distribution.add(value * 1_000)

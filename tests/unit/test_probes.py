@@ -115,7 +115,7 @@ def test_kvm_that_comes_later(modules: Path) -> None:
 
 
 def test_kvm_that_refuses(modules: Path) -> None:
-    """A refused hook leaves none of its probe attached, and says which it was; other probes are."""
+    """A refused hook leaves no hook of its probe attached, and the reason names it; other probes are attached."""
     (modules / "kvm").mkdir()
     bpf = Bpf(frozenset({"kvm_dev_ioctl"}))
     probes = KvmProbes(bpf, WAYS)

@@ -101,7 +101,7 @@ def test_cut_at_each_kind_of_place(offset: int, tmp_path: Path) -> None:
 )
 @given(st.data())
 def test_cut_anywhere(tmp_path: Path, data: st.DataObject) -> None:
-    """None is said only of the whole file; what is left can always be reported."""
+    """Only the whole file has no damage; the remaining records can always be reported."""
     offset = data.draw(st.integers(_frames()[0], len(_raw()) - 1))
     records, damage = _records(_raw()[:offset], tmp_path / "cut")
     assert records == _before(offset)
@@ -244,7 +244,7 @@ def test_an_impossible_size_ends_the_file(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    """Without an End record, as the writer leaves it when it is killed, that is said."""
+    """A file without an End record, as a killed writer leaves it, is reported as such."""
     path = tmp_path / "own"
     tick = wire.encode(events.Tick(5, 0, events.COLLECTOR, 1))
     end = wire.encode(events.End(6, 1, events.COLLECTOR, 1, {42: 7}))

@@ -94,7 +94,7 @@ def test_an_ascii_console_gets_ascii() -> None:
 
 
 def test_the_first_line_names_the_cause_of_the_downtime() -> None:
-    # By QMP's events: the destination had loaded, and resumed when somebody said cont.
+    # By QMP's events: the destination had loaded, and resumed at cont.
     truth = json.loads((RECORDINGS / "libvirt.truth.json").read_text())
     destination = truth["attempts"][0]["destination_pid"]
     events = [e for e in truth["events"] if e["pid"] == destination]

@@ -43,7 +43,7 @@ def test_there_is_no_page_without_an_alert_and_the_list_has_all() -> None:
 
 
 def test_the_base_can_be_set_as_the_docs_say() -> None:
-    """One sed changes every link, and the file says which."""
+    """One sed changes every link, and the file has the command."""
     text = RULES.read_text()
     command = re.search(r"sed -i 's,(\S+?),(\S+?),'", text)
     assert command is not None

@@ -564,7 +564,7 @@ def test_tls_and_basic_auth(pki: Path) -> None:
         plain = Served(running.process, running.url.replace("https", "http"))
         with pytest.raises((urllib.error.URLError, OSError, http.client.HTTPException)):
             plain.get()
-        # A client that begins a handshake and says nothing more holds up nobody.
+        # A client that begins a handshake and then sends nothing delays no other client.
         host, port = running.url.split("/")[2].split(":")
         with socket.create_connection((host, int(port))) as silent:
             silent.sendall(b"\x16")

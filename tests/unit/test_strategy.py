@@ -240,7 +240,7 @@ def test_a_destination_alone_shows_the_other_half() -> None:
 
 
 def test_stopped_and_resumed_while_the_guest_runs_is_ordinary() -> None:
-    # A driver that was told to stop for another reason, and went on long before the blackout.
+    # A driver that had to stop for another reason, and continued long before the blackout.
     talk = (
         agreement(BEGIN + S, "MIG_STOP", "stop"),
         agreement(BEGIN + 2 * S, "MIG_RESUME", "resume"),

@@ -33,7 +33,7 @@ class OnTerminal:
     """`vftrace top` with arguments on a pseudo-terminal of 80x24; `before`: Python that is run first."""
 
     def __init__(self, *arguments: str, before: str = "", **environment: str) -> None:
-        # It is the terminal that says how large it is (pytest-xdist sets COLUMNS).
+        # The terminal reports its size (pytest-xdist sets COLUMNS).
         inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
         code = f"{before}\nimport sys; from vftrace.cli import main; sys.exit(main(sys.argv[1:]))"
         self.main, self.terminal = pty.openpty()

@@ -25,7 +25,7 @@ def totals(pid: int = PID) -> VcpuTotals:
 
 
 class Probes:
-    """Stands for `VcpuProbes`: remembers who is followed, and what was said of the vCPUs."""
+    """Stands for `VcpuProbes`: keeps the followed processes and the states of their vCPUs."""
 
     def __init__(self) -> None:
         self.now: dict[int, Mapping[int, tuple[int, bool]]] = {}

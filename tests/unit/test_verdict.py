@@ -25,7 +25,7 @@ def test_the_docs_show_the_table() -> None:
     assert shown.splitlines() == list(table_lines())
 
 
-# What QEMU says of each situation, from its own words in real runs (tests/libvirt, tests/golden).
+# QEMU's own status of each situation, from real runs (tests/libvirt, tests/golden).
 CASES = [
     # a cancel: logging goes off, the guest runs on, no send failed
     (Facts(MOVE, over_ns=9), "cancelled", "cancelled"),

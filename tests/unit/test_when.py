@@ -9,7 +9,7 @@ from vftrace.archive.when import parse_when
 from vftrace.errors import UsageError
 
 NOW = datetime(2026, 11, 29, 22, 55, 6, tzinfo=UTC)
-"""`date -u -d "2026-11-29 22:55:06" +%s` says NOW_S."""
+"""`date -u -d "2026-11-29 22:55:06" +%s` prints NOW_S."""
 NOW_S = 1_795_992_906
 
 

@@ -204,7 +204,7 @@ def _decode_json(kind: int, text: str) -> events.Event:
 @settings(deadline=None)
 @given(st.sampled_from(JSON_KINDS).flatmap(_fields))
 def test_json_of_the_wrong_type(made: tuple[Kind, Any]) -> None:
-    """Every field of an event has the type its class says, whatever the JSON was."""
+    """Every field of an event has the type of its class, whatever the JSON was."""
     kind, fields = made
     event = _decode_json(kind, json.dumps(fields))
     if isinstance(event, events.End):
