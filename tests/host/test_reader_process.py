@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -235,6 +236,23 @@ vm = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE01, 0)
 for _ in range({CALLS}):
     fcntl.ioctl(vm, 0x8030AE7C, bytes(48))
 """
+
+
+def test_beside_other_threads_the_reader_is_a_program_of_its_own() -> None:
+    """A fork would keep the locks that they hold."""
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        process = ReaderProcess()
+        source = process.wait()
+        words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+        assert b"vftrace.collect.reader" in words
+    finally:
+        done.set()
+        other.join()
+    assert source.close().records
+    assert source.failure is None
 
 
 def test_a_late_main_process_loses_nothing_and_reports_its_lateness() -> None:
