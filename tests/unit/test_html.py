@@ -136,6 +136,26 @@ def test_a_page_without_a_migration(tmp_path: Path) -> None:
     assert "No migration" in Page(page("boot", tmp_path)).text
 
 
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("r.html", b"<!DOCTYPE html>"),
+        ("r.HTML", b"<!DOCTYPE html>"),
+        ("r.json", b'{\n  "schema"'),
+        ("r.perfetto-trace", b"\x0a"),
+        ("r.txt", b"downtime "),
+        ("html", b"downtime "),
+    ],
+)
+def test_the_name_of_the_file_says_the_format(name: str, begins: bytes, tmp_path: Path) -> None:
+    out = tmp_path / name
+    recording = str(RECORDINGS / "completed-fast.vft.gz")
+    assert main(["report", recording, "-o", str(out)]) == 0
+    assert out.read_bytes().startswith(begins)
+    assert main(["report", recording, "-o", str(out), "--format", "text"]) == 0
+    assert out.read_bytes().startswith(b"downtime ")
+
+
 def test_the_text_in_a_file_is_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report.txt"
     recording = str(RECORDINGS / "completed-fast.vft.gz")

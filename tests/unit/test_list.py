@@ -320,6 +320,19 @@ def test_a_pipe_gets_none(kept: Path, fake_pager: Path) -> None:
     assert "\x1b" not in said
 
 
+def test_a_report_of_a_file_says_that_nothing_matches(
+    kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recording has a migration: `no migration in this recording` would be wrong."""
+    file = kept / "libvirt.vft.gz"
+    for selectors in (["--failed"], ["--longer-than", "1h"]):
+        code, out, err = run(capsys, "report", file, *selectors)
+        assert (code, out) == (1, [])
+        assert err == [f"vftrace: no migration that matches in {file}"]
+    code, out, _ = run(capsys, "report", recording("boot"), "--failed")
+    assert (code, out[0].startswith("no migration in this recording")) == (0, True)
+
+
 def test_a_narrow_terminal_shortens_names_and_not_figures(kept: Path) -> None:
     code, said = on_a_terminal(["list", kept, "--no-pager"], columns=120, NO_COLOR="1")
     assert code == 0

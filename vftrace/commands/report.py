@@ -40,6 +40,8 @@ EXAMPLES = (
 
 _FILE_WIDTH = 100
 
+_FORMAT_OF_SUFFIX = {".html": "html", ".json": "json", ".perfetto-trace": "perfetto"}
+
 _DRAWN_MESSAGES = 10_000
 """How many of the latest messages of each virtual function a Perfetto trace has."""
 
@@ -58,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=("text", "json", "html", "perfetto"),
-        default="text",
-        help="form of the report (default: text)",
+        help="form of the report (default: what the name after -o ends with: .html, .json or .perfetto-trace;"
+        " else text)",
     )
     parser.add_argument(
         "-o",
@@ -105,9 +107,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report. A recording that ends early is reported up to its end, with a warning."""
+    if args.format is None:
+        args.format = _format_of(args.output)
     if args.compare and args.format not in ("text", "json"):
         raise UsageError(
-            f"--compare prints text or json, not {args.format}: leave out --format, or use --format json"
+            f"--compare prints text or json, not {args.format}: give --format text or --format json"
         )
     if args.format == "perfetto" and args.output is None and sys.stdout.isatty():
         raise UsageError("a Perfetto trace is binary: give -o FILE, or send it to a file")
@@ -130,6 +134,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _format_of(output: Path | None) -> str:
+    """Return the format that the end of the output's name stands for; text for every other name."""
+    return "text" if output is None else _FORMAT_OF_SUFFIX.get(output.suffix.lower(), "text")
+
+
 def _asked_for(args: argparse.Namespace, profiles: Sequence[str], recent: int) -> "Report":
     """Return the migrations that the arguments name. Raises VftraceError if a directory has none of them."""
     from vftrace.archive.past import (
@@ -149,7 +158,12 @@ def _asked_for(args: argparse.Namespace, profiles: Sequence[str], recent: int) -
     if not directories:
         report = _join(load(paths, profiles, recent), args.what_if, args.clock_error)
         report = _selected(report, args.vm)
-        return narrow(report, selectors) if selectors.some else report
+        if not selectors.some:
+            return report
+        narrowed = narrow(report, selectors)
+        if report.migrations and not narrowed.migrations:
+            raise VftraceError(f"no migration that matches in {', '.join(map(str, paths))}")
+        return narrowed
     listed = gather(directories)
     wanted = select(listed, selectors)
     report = load_files(files_of(wanted, listed), profiles, recent)
