@@ -38,6 +38,8 @@ from vftrace.outputs.report.what_if import render_forecasts
 from vftrace.outputs.text import tables
 from vftrace.outputs.text.glyphs import glyphs
 from vftrace.outputs.text.heatmap import render_heatmap
+from vftrace.outputs.top.listing import list_page
+from vftrace.outputs.top.state import ViewState
 
 SCENARIOS = sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz"))
 NOT_MIGRATIONS = ("boot", "display-only", "stop-cont")
@@ -298,3 +300,35 @@ def test_a_recording_is_read_from_a_pipe(
         assert main(["report", target]) == 0
         writer.join()
         assert capsys.readouterr() == (expected, "")
+
+
+@pytest.mark.parametrize("width", range(37, 70, 4))
+def test_a_narrow_terminal_cuts_no_figure(width: int) -> None:
+    """Half of `1546` would be `15`. Columns are left out instead, and named."""
+    host, snapshot = load("completed-fast")
+
+    def rounds(text: str) -> list[list[str]]:
+        table = text[text.index("Rounds: ") :].split("\n\n")[0]
+        return [re.split(r"  +", line.strip()) for line in table.splitlines()[1:]]
+
+    wide, narrow = (rounds(text_of(host, snapshot, width=each)) for each in (99, width))
+    count = len(narrow[0])
+    assert 1 < count < len(wide[0])
+    lines = len(wide)
+    assert narrow[:lines] == [line[:count] for line in wide]
+    said = " ".join(word for line in narrow[lines:] for word in line)
+    assert said == f"columns without room: {', '.join(wide[0][count:])}"
+
+
+def test_a_narrow_list_cuts_no_figure() -> None:
+    _, snapshot = load("completed-fast")
+
+    def lines(width: int) -> list[str]:
+        page, _ = list_page(snapshot, snapshot.at_ns, ViewState(), width, glyphs(ascii=False))
+        return [str(line) for line in page]
+
+    wide = {word for line in lines(99) for word in line.split()}
+    for width in (50, 60, 70):
+        found = [line for line in lines(width) if "completed" in line]
+        assert found
+        assert {w for line in found for w in line.split() if w[0].isdigit()} <= wide

@@ -120,7 +120,7 @@ def verdict(found: Comparison) -> str:
 
 def _render(found: Comparison, g: Glyphs) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(verdict(found), "bold")]
-    facts = plain_table(("", "left"), ("a", "right"), ("b", "right"))
+    facts = plain_table(("", "left"), ("a", "right-text"), ("b", "right-text"))
     for name, take in _WORDS:
         facts.add_row(name, clean(take(found.a), g), clean(take(found.b), g))
     parts += [facts]

@@ -1,8 +1,12 @@
 """Draws the tables of one migration, the same in the report and in the live view."""
 
-from rich.console import RenderableType
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.style import StyleType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from vftrace.model import figures
@@ -74,8 +78,50 @@ def compact(number: float | None) -> str:
     return figure if unit == "B" else figure + unit[0]
 
 
+GAP = 2
+"""Blanks between two columns."""
+
+LEAST_TEXT = 8
+"""A column of texts is not cropped to fewer columns of the terminal than this."""
+
+
 class _PlainTable(Table):
-    """Shows cells as they are: in a string rich would read square brackets as markup."""
+    """Shows cells as they are: in a string rich would read square brackets as markup.
+
+    In a narrow terminal it crops texts, but no figure: half of a number would be another number. It leaves out columns
+    of figures instead, and names them.
+    """
+
+    figures: list[bool]
+    """For each column, whether it has figures."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths = [_width(column) for column in self.columns]
+        shown = list(range(len(widths)))
+        room = options.max_width
+        excess = _total(widths, shown) - room
+        for index in sorted(shown, key=lambda i: -widths[i]):
+            if excess > 0 and not self.figures[index]:
+                cropped = max(min(widths[index], LEAST_TEXT), widths[index] - excess)
+                excess -= widths[index] - cropped
+                widths[index] = cropped
+        if excess <= 0 and _total(widths, shown) == _total(map(_width, self.columns), shown):
+            yield from super().__rich_console__(console, options)
+            return
+        left_out: list[str] = []
+        for index in reversed(range(1, len(widths))):
+            if _total(widths, shown) > room and self.figures[index]:
+                shown.remove(index)
+                left_out.insert(0, str(self.columns[index].header))
+        table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
+        table.columns = [
+            replace(self.columns[index], _index=at, width=widths[index])
+            for at, index in enumerate(shown)
+        ]
+        table.rows = self.rows
+        yield from table.__rich_console__(console, options)
+        if left_out:
+            yield Text(f"columns without room: {', '.join(left_out)}", "dim")
 
     def add_row(
         self,
@@ -88,17 +134,32 @@ class _PlainTable(Table):
 
 
 def plain_table(*columns: tuple[str, str]) -> Table:
-    """Return a table without lines, columns two spaces apart; `columns` are heading and `left` or `right`."""
-    table = _PlainTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    """Return a table without lines, columns two spaces apart.
+
+    `columns` are heading and `left` (texts), `right` (figures) or `right-text` (texts at the right).
+    """
+    table = _PlainTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
+    table.figures = [justify == "right" for _, justify in columns]
     for heading, justify in columns:
         table.add_column(
             Text(heading),
-            justify="right" if justify == "right" else "left",
+            justify="left" if justify == "left" else "right",
             no_wrap=True,
             # Rich's ellipsis is not ASCII.
             overflow="crop",
         )
     return table
+
+
+def _width(column: Column) -> int:
+    cells = (cell_len(str(cell)) for cell in (column.header, *column.cells))
+    return max(cells, default=0)
+
+
+def _total(widths: Iterable[int], shown: Sequence[int]) -> int:
+    """Return the width of a table with these of its columns."""
+    every = list(widths)
+    return sum(every[index] for index in shown) + GAP * (len(shown) - 1)
 
 
 def blackout_table(migration: Migration, now_ns: int, width: int, g: Glyphs) -> Table:

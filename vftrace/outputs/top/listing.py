@@ -1,6 +1,7 @@
 """Draws the list: running migrations, ended migrations and VMs, one line each."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from rich.cells import set_cell_size
@@ -20,6 +21,9 @@ from vftrace.outputs.text.words import label
 from vftrace.outputs.top import state as view_state
 from vftrace.outputs.top.state import ViewState, newest, row_of
 from vftrace.units import format_ns
+
+LEAST_NAME = 8
+"""The least width of the column of names."""
 
 TITLE = "bold"
 WARNING = "bold yellow"
@@ -182,13 +186,24 @@ def _cells(make: Callable[[], list[str]], name: str, columns: Sequence[Column]) 
         return [name, *[type(error).__name__] * (len(columns) - 1)]
 
 
+def _fixed(shown: Sequence[tuple[Column, str]]) -> int:
+    """Return the width of a line without its name."""
+    return sum(c.width for c, _ in shown) + len(shown) + 1
+
+
 def _row(
     columns: Sequence[Column], cells: Sequence[str], width: int, g: Glyphs, mark: str, style: str
 ) -> Text:
     """Return one line of a section."""
     shown = [(c, cell) for c, cell in zip(columns, cells, strict=True) if width >= c.from_width]
-    fixed = sum(c.width for c, _ in shown) + len(shown) + 1
-    flexible = min(40, max(8, width - fixed))
+    # Half of a number would be another number: a column of figures is whole or left out. A text at the end
+    # is shortened.
+    while (excess := _fixed(shown) + LEAST_NAME - width) > 0 and len(shown) > 1:
+        last, cell = shown.pop()
+        if not last.right and excess <= last.width - LEAST_NAME:
+            shown.append((replace(last, width=last.width - excess), cell))
+    fixed = _fixed(shown)
+    flexible = min(40, max(LEAST_NAME, width - fixed))
     text = f"{mark} "
     for index, (column, cell) in enumerate(shown):
         room = column.width or flexible
