@@ -49,7 +49,7 @@ def test_without_qemu_a_real_recording_is_replayed(tmp_path: Path) -> None:
 
 def test_an_unknown_scenario_is_one_line() -> None:
     done = run("demo", "--scenario", "nonsense")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "--list" in done.stderr
 

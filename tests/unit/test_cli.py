@@ -248,3 +248,10 @@ def test_the_demo_names_the_library_that_is_missing(
     replayed = capsys.readouterr()
     assert "replaying a recording of a real migration instead" in replayed.err
     assert "completed" in replayed.out
+
+
+def test_the_demo_replays_no_other_scenario_than_it_has(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["demo", "--replay", "--scenario", "postcopy"]) == 2
+    assert "leave out --scenario or --replay" in capsys.readouterr().err

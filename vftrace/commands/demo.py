@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vftrace.commands.common import add_force_argument
-from vftrace.errors import MachineError, VftraceError
+from vftrace.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +29,8 @@ EXAMPLES = (
     ("vftrace demo --replay", "replay a recording that ships with vftrace, without root or KVM"),
 )
 
+DEFAULT_SCENARIO = "completed-slow"
+
 SAMPLE = Path(__file__).resolve().parent.parent / "demo" / "sample.vft.gz"
 
 
@@ -36,9 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--scenario`, `--list`, `--keep`, `--replay`, `--ascii`, `--no-live`."""
     parser.add_argument(
         "--scenario",
-        default="completed-slow",
         metavar="NAME",
-        help="scenario to play, one of those that --list prints (default: %(default)s)",
+        help=f"scenario to play, one of those that --list prints (default: {DEFAULT_SCENARIO})",
     )
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep the recording")
@@ -58,11 +59,16 @@ def run(args: argparse.Namespace) -> int:
         for scenario in _scenarios().values():
             print(f"{scenario.name:26} {scenario.title}")
         return 0
+    if args.replay and args.scenario is not None:
+        raise UsageError(
+            "--replay has one recording, which ships with vftrace: leave out --scenario or --replay"
+        )
+    args.scenario = args.scenario or DEFAULT_SCENARIO
     if not args.replay:
         try:
             scenarios = _scenarios()
             if args.scenario not in scenarios:
-                raise VftraceError(f"no scenario {args.scenario!r}; see: vftrace demo --list")
+                raise UsageError(f"no scenario {args.scenario!r}; see: vftrace demo --list")
             _check_machine()
             return _play(args)
         except MachineError as error:
