@@ -143,6 +143,29 @@ def _no_command(word: str, names: Sequence[str]) -> str:
     )
 
 
+def _unknown_arguments(command: str | None, unknown: Sequence[str]) -> str:
+    """Return the message about arguments that a command does not have, with a similar option if there is one."""
+    import difflib
+
+    named = "vftrace" if command is None else f"vftrace {command}"
+    word = unknown[0].partition("=")[0]
+    options: dict[str, str] = {}
+    if command is not None and word.startswith("--"):
+        parser = Parser(prog=named, allow_abbrev=False)
+        load_command(command).add_arguments(parser)
+        for action in parser._actions:
+            options |= {name: name for name in action.option_strings if name.startswith("--")}
+            # `--json` where the command has `--format json`.
+            options |= {
+                f"--{choice}": f"{action.option_strings[-1]} {choice}"
+                for choice in (action.choices if action.option_strings else None) or ()
+            }
+    near = [name for name in options if name.startswith(word)]
+    near += difflib.get_close_matches(word, options, n=1, cutoff=0.75)
+    meant = f"; did you mean {options[near[0]]}?" if near else ""
+    return f"unrecognized arguments: {' '.join(unknown)}{meant} (see: {named} --help)"
+
+
 def _without_help_command(argv: list[str]) -> list[str]:
     """Replace a first word `help` by `--help` behind the command that follows."""
     return [*argv[1:2], "--help"] if argv[:1] == [HELP_COMMAND] else argv
@@ -187,7 +210,9 @@ def _run(argv: Sequence[str]) -> int:
     gc.disable()
     try:
         parser = build_parser(argv)
-        args = parser.parse_args(argv)
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            raise UsageError(_unknown_arguments(args.command, unknown))
     finally:
         gc.enable()
     if args.command is None:

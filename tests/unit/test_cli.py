@@ -184,6 +184,33 @@ def test_a_wrong_command_line_is_one_line(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["report", "--formt", "json"],
+            "--formt; did you mean --format? (see: vftrace report --help)",
+        ),
+        (
+            ["report", "x.vft", "--json"],
+            "--json; did you mean --format json? (see: vftrace report --help)",
+        ),
+        (
+            ["record", "--dur", "1s"],
+            "--dur 1s; did you mean --duration? (see: vftrace record --help)",
+        ),
+        (["record", "stray"], "stray (see: vftrace record --help)"),
+        (["list", "--zzz"], "--zzz (see: vftrace list --help)"),
+        (["--zzz"], "--zzz (see: vftrace --help)"),
+    ],
+)
+def test_a_mistyped_option_is_met_with_the_one_that_was_meant(
+    capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+) -> None:
+    assert cli.main(argv) == 2
+    assert capsys.readouterr().err == f"vftrace: unrecognized arguments: {said}\n"
+
+
 def test_no_subcommand_shows_the_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
