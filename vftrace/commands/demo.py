@@ -261,6 +261,7 @@ def _print_comparison(truth: "Truth", comparisons: "tuple[Comparison, ...]") -> 
         print("This scenario starts no migration, and vftrace saw none.")
         return
     for comparison in comparisons:
+        print()
         table = Table(
             title=f"Beside QEMU {truth.qemu_version}'s own figures", title_justify="left", box=None
         )
