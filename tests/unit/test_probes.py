@@ -35,10 +35,10 @@ class Followed(follow.ModuleProbes):
         super().__init__(*modules)
         self.seen: list[str] = []
 
-    def _come(self, module: str) -> None:
+    def _on_load(self, module: str) -> None:
         self.seen.append(f"+{module}")
 
-    def _gone(self, module: str) -> None:
+    def _on_unload(self, module: str) -> None:
         self.seen.append(f"-{module}")
 
 

@@ -615,7 +615,9 @@ class Process:
         if isinstance(event, events.VfioClose):
             for attempt in self.open.values():
                 attempt.closed_device(event.fd, event.at_ns)
-        wanted = isinstance(event, events.VfioState) and event.asks_for(events.VfioState.RESUMING)
+        wanted = isinstance(event, events.VfioState) and event.requests_state(
+            events.VfioState.RESUMING
+        )
         if wanted and not self.has_run:
             self._arrive(event.at_ns)
 

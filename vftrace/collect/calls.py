@@ -90,7 +90,7 @@ class _Traced:
     threads: set[int] = field(default_factory=set)
 
 
-def says_incoming(pid: int) -> bool:
+def incoming_by_command_line(pid: int) -> bool:
     """Whether a process waits for a migration, by its command line."""
     return processes.identity_of(processes.command_line(pid)).incoming
 
@@ -103,7 +103,7 @@ class CallWatch:
         intake: Intake,
         probes: CallProbes,
         on_migration: Callable[[int, bool], None] | None = None,
-        is_incoming: Callable[[int], bool] = says_incoming,
+        is_incoming: Callable[[int], bool] = incoming_by_command_line,
     ) -> None:
         """`on_migration` is called with a process that begins to migrate, and whether it is a destination.
         `is_incoming` returns whether a process waits for a migration, by its command line."""

@@ -168,7 +168,7 @@ class LiveSource:
         self._vcpus.see(event)
         self._calls.see(event)
         if type(event) is events.VfioMigration:
-            self.probes.vfio.met_migratable()
+            self.probes.vfio.saw_migratable()
 
     def _meet_running(self) -> None:
         for pid in processes.vmm_pids():

@@ -24,7 +24,7 @@ class NetworkWatch:
     def read(self) -> None:
         """Write the notifications since the last call."""
         for found in self._listener.read():
-            if isinstance(found, netlink.LinkState) and not self._is_news(found):
+            if isinstance(found, netlink.LinkState) and not self._has_changed(found):
                 continue
             if self._left == 0:
                 self._missed += 1
@@ -50,7 +50,7 @@ class NetworkWatch:
         """Stop listening."""
         self._listener.close()
 
-    def _is_news(self, link: netlink.LinkState) -> bool:
+    def _has_changed(self, link: netlink.LinkState) -> bool:
         """Whether something that is recorded changed: the kernel notifies of much else."""
         if self._links.get(link.index) == link:
             return False

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--heatmap draws text, or an image with -o FILE.png")
     profiles = profile_texts(args)
     recent = _DRAWN_MESSAGES if args.format == "perfetto" else MAX_RECENT
-    report = _asked_for(args, profiles, recent)
+    report = _requested(args, profiles, recent)
     if args.compare:
         _compare(args, report)
     elif args.heatmap and args.output is not None and args.output.suffix == ".png":
@@ -139,7 +139,7 @@ def _format_of(output: Path | None) -> str:
     return "text" if output is None else _FORMAT_OF_SUFFIX.get(output.suffix.lower(), "text")
 
 
-def _asked_for(args: argparse.Namespace, profiles: Sequence[str], recent: int) -> "Report":
+def _requested(args: argparse.Namespace, profiles: Sequence[str], recent: int) -> "Report":
     """Return the migrations that the arguments name. Raises VftraceError if a directory has none of them."""
     from vftrace.archive.past import (
         default_directory,

@@ -55,7 +55,7 @@ class VfioState(Event, frozen=True):
     SET = layout.VFIO_SET
     RESUMING = uapi.VFIO_DEVICE_STATE_RESUMING
 
-    def asks_for(self, state: int) -> bool:
+    def requests_state(self, state: int) -> bool:
         """Whether this is a request for that state, granted or not."""
         return self.op == self.SET and self.state == state
 

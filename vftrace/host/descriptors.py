@@ -176,7 +176,7 @@ class _Sockets:
     remote: dict[str, str | None]
     again_s: float
 
-    def tells(self, inode: str) -> bool:
+    def has_connected(self, inode: str) -> bool:
         """Whether the tables have this socket, and it was connected when they were read."""
         return inode in self.remote and not (self.remote[inode] or "").endswith(":0000")
 
@@ -193,7 +193,7 @@ def _socket(process: Path, inode: str) -> Descriptor:
         namespace = str(process)
     known = _sockets.get(namespace)
     begun = time.monotonic()
-    if known is None or (begun >= known.again_s and not known.tells(inode)):
+    if known is None or (begun >= known.again_s and not known.has_connected(inode)):
         if len(_sockets) >= _NAMESPACES:
             _sockets.clear()
         remote = _read_sockets(process)

@@ -343,11 +343,11 @@ class KvmProbes(ModuleProbes):
         """For each probe: why it is not attached; None if it is."""
         self.follow()
 
-    def _come(self, _module: str) -> None:
+    def _on_load(self, _module: str) -> None:
         for name, way in self._ways.items():
             self.reasons[name] = attach_all(self._bpf, way)
 
-    def _gone(self, _module: str) -> None:
+    def _on_unload(self, _module: str) -> None:
         for name, way in self._ways.items():
             detach_all(self._bpf, way)
             self.reasons[name] = NO_KVM

@@ -54,14 +54,14 @@ class MailboxProbes(ModuleProbes):
             reasons = [NO_CARD]
         return (status_of(MAILBOX, KPROBE if self._attached else None, "; ".join(reasons) or None),)
 
-    def _come(self, module: str) -> None:
+    def _on_load(self, module: str) -> None:
         reason = self.refused or self._attach(self._by_module[module])
         if reason is None:
             self._attached.add(module)
         else:
             self._reasons[module] = reason
 
-    def _gone(self, module: str) -> None:
+    def _on_unload(self, module: str) -> None:
         self._reasons.pop(module, None)
         if module in self._attached:
             self._attached.remove(module)

@@ -33,17 +33,17 @@ class ModuleProbes(ABC):
                 continue
             if before is not None:
                 del self._loaded[module]
-                self._gone(module)
+                self._on_unload(module)
             if now is not None:
                 self._loaded[module] = now
-                self._come(module)
+                self._on_load(module)
                 come = True
         return come
 
     @abstractmethod
-    def _come(self, module: str) -> None:
+    def _on_load(self, module: str) -> None:
         """Attach to a loaded module. A failure is noted, not raised."""
 
     @abstractmethod
-    def _gone(self, module: str) -> None:
+    def _on_unload(self, module: str) -> None:
         """Detach after a module was unloaded with its functions."""

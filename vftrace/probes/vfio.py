@@ -59,14 +59,14 @@ class VfioProbes(ModuleProbes):
             self._attach_precopy_info()
         return come
 
-    def _come(self, _module: str) -> None:
+    def _on_load(self, _module: str) -> None:
         self._load()
 
-    def _gone(self, _module: str) -> None:
+    def _on_unload(self, _module: str) -> None:
         self.close()
         self._say(status_of(VFIO, None, NO_VFIO))
 
-    def met_migratable(self) -> None:
+    def saw_migratable(self) -> None:
         """Note a device that can migrate: count the bytes that are read from and written to data fds."""
         if self._bpf is None:
             return
@@ -84,7 +84,7 @@ class VfioProbes(ModuleProbes):
         table = self._bpf["device_fds"]
         for fd in device_fds:
             table[table.Key(tgid, fd)] = ctypes.c_uint32(1)
-        self.met_migratable()
+        self.saw_migratable()
 
     @property
     def cached(self) -> tuple[bool, ...]:

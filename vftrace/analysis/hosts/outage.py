@@ -134,9 +134,9 @@ def conditions(m: Migration, source: HostSide, destination: HostSide) -> Iterato
     yield from _blackout(times)
     yield from _busy(m, source, destination)
     ran = times.get(Checkpoint.VCPUS_RUNNING)
-    heard = sorted((*_heard(source), *_heard(destination)))
+    heard = sorted((*_first_received_ns(source), *_first_received_ns(destination)))
     if ran is not None:
-        here = [at for at in _heard(destination) if ran <= at <= ran + ANNOUNCED_NS]
+        here = [at for at in _first_received_ns(destination) if ran <= at <= ran + ANNOUNCED_NS]
         # Without any notification the bridge knew the guest already, or the host has no bridge.
         if here:
             yield OutageSpan(UNHEARD, Side.DESTINATION, ran, min(here))
@@ -203,7 +203,7 @@ def _source_spans(
     absent = next((phase for phase in vf.phases if phase.name == "absent"), None)
     until = m.stopped_at_ns if absent is None else absent.start_at_ns
     life = source.lives.get((vf.pf, vf.vf))
-    rested = None if until is None else _rested(life, until - source.shift_ns)
+    rested = None if until is None else _last_up_ns(life, until - source.shift_ns)
     # A failover's primary is kept until the migration is over; an earlier release belongs to another time.
     since = m.started_at_ns - (0 if absent is None else AROUND_NS)
     if rested is not None and rested + source.shift_ns < since:
@@ -222,7 +222,7 @@ def _source_spans(
         yield OutageSpan(GONE, Side.SOURCE, gone, min(ends))
 
 
-def _rested(life: VfHistory | None, closed_ns: int) -> int | None:
+def _last_up_ns(life: VfHistory | None, closed_ns: int) -> int | None:
     """Return when the VF was last up, before it was closed."""
     ends = [
         span.end_at_ns
@@ -276,7 +276,7 @@ def _mac(vf: VfUse, destination: HostSide) -> str | None:
     return dict(life.settings).get("mac") if life is not None else None
 
 
-def _heard(host: HostSide) -> Iterable[int]:
+def _first_received_ns(host: HostSide) -> Iterable[int]:
     """Return when the host's bridge first received the guest's address on the tap of its VMM."""
     return [
         e.at_ns + host.shift_ns

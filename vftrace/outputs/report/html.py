@@ -14,7 +14,7 @@ from vftrace.model.report import HostReport, MigrationReport, Report
 from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, timeline_of
 from vftrace.outputs.text.advice import TITLE, advice_rows
 from vftrace.outputs.text.brownout import lost_words, percent, speed_line, waits_words
-from vftrace.outputs.text.calls import LEAST_PART, cause_words, caveats, told_steps
+from vftrace.outputs.text.calls import LEAST_PART, cause_words, caveats, shown_steps
 from vftrace.outputs.text.clock import wall_time
 from vftrace.outputs.text.glyphs import UNICODE
 from vftrace.outputs.text.markup import escape
@@ -377,7 +377,7 @@ def _calls(m: Migration) -> Iterator[str]:
                 _duration(cause.longest_ns),
             ]
         )
-        for step in told_steps(calls)
+        for step in shown_steps(calls)
         for number, cause in enumerate(c for c in step.causes if c.ns >= LEAST_PART * step.ns)
     ]
     heads = ("until", "what took it", "took", "share of the step", "side", "longest single")

@@ -67,7 +67,7 @@ def step_words(step: StepCauses, most: int = TOP) -> tuple[str, ...]:
     return tuple(said)
 
 
-def told_steps(calls: BlackoutCalls) -> list[StepCauses]:
+def shown_steps(calls: BlackoutCalls) -> list[StepCauses]:
     """Return the steps that took long enough to be shown."""
     return [step for step in calls.steps if step.ns >= LEAST_PART * calls.ns]
 
@@ -93,7 +93,7 @@ def calls_part(m: Migration, g: Glyphs) -> "Iterator[RenderableType]":
     yield Text()
     yield Text("What took it", "bold")
     table = Table.grid(padding=(0, 2, 0, 0))
-    for step in told_steps(calls):
+    for step in shown_steps(calls):
         said = "\n".join(clean(words, g) for words in step_words(step))
         took = Text(format_ns(step.ns), justify="right")
         table.add_row(Text(step.checkpoint), took, Text(said, overflow="fold"))

@@ -267,7 +267,7 @@ class Object:
             fd = self._load_linked(name, kind, attach, label)
         except OSError as error:
             asks = explain and error.errno in _VERIFIER
-            said = self._verifier_says(name, kind, attach) if asks else ""
+            said = self._verifier_reason(name, kind, attach) if asks else ""
             raise _refused(f"the kernel refuses {name}", error, said) from error
         self._programs[name] = fd
         return fd
@@ -286,7 +286,7 @@ class Object:
         described = functions.described(starts) if len(starts) > 1 else None
         return syscall.load_program(kind, code, self.image.license, label, attach, log, described)
 
-    def _verifier_says(self, name: str, kind: int, attach: tuple[int, int, int]) -> str:
+    def _verifier_reason(self, name: str, kind: int, attach: tuple[int, int, int]) -> str:
         """Return the verifier's last lines about a refused program, from a second load with a log."""
         log = ctypes.create_string_buffer(_LOG_BYTES)
         try:
