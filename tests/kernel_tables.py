@@ -57,7 +57,7 @@ class MapInfo(ctypes.Structure):
 def entries(pid: int, others: Iterable[int] = ()) -> Counter[str]:
     """By table of a process: its entries, without those of `others`, which are processes with VMs.
 
-    KeyError where a table is not `KNOWN`: nobody has said yet whose its entries are.
+    Raises KeyError for a table that is not in `KNOWN`, which has the owner of each table's entries.
     """
     tables = list(_tables(pid))
     try:

@@ -138,7 +138,7 @@ def test_a_switch_sends_to_all_until_it_has_heard() -> None:
     assert table.learn(answer, "b") == (B, None)
     assert table.outputs(answer, "b", ports) == ["a"]
     assert table.learn(first, "a") is None
-    # The same address on another port has moved; nobody is at the group's address.
+    # The same address on another port has moved; no port has the group's address.
     assert table.learn(first, HUB) == (A, "a")
     assert table.outputs(answer, HUB, ports) == []
     assert table.outputs(EVERYBODY + A, HUB, ports) == ["a", "b"]

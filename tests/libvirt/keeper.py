@@ -2,7 +2,7 @@
 
     unshare --mount --net --uts python3 keeper.py DIRECTORY NAME
 
-It says "ready" and waits. When its standard input ends, because the test closed it or died, it kills
+It prints "ready" and waits. When its standard input ends, because the test closed it or died, it kills
 every process that shares its network namespace (libvirtd's QEMUs are not libvirtd's children) and ends.
 With them go the namespaces, the mounts and the network.
 """
@@ -56,7 +56,7 @@ def inhabitants(of: int) -> set[int]:
     ours = Path(f"/proc/{of}/ns/net").readlink()
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
-        # A process that has ended and that nobody has waited for has no namespaces.
+        # A zombie process has no namespaces.
         with suppress(OSError):
             if (process / "ns/net").readlink() == ours:
                 found.add(int(process.name))

@@ -1,7 +1,7 @@
 """The table of operations on real domains by libvirt, each with its truth.
 
 Each is a small function. `expect` is what happened, as libvirt, QEMU and the operation itself have it,
-in order: never what vftrace says. Names are stable: recordings and tests are kept under them.
+in order: never vftrace's own output. Names are stable: recordings and tests are kept under them.
 """
 
 import time
@@ -62,7 +62,7 @@ RING = replace(MOVED, compare=frozenset({"downtime", "fewer-rounds", "bytes"}))
 """Of a dirty ring a sync that finds nothing resets nothing: it is not seen."""
 
 NOT_STOPPED = replace(MOVED, compare=frozenset({"rounds", "bytes", "total"}))
-"""The guest stood still before and after: the move has no downtime of its own."""
+"""The guest was stopped before and after: the move has no downtime of its own."""
 
 BROKEN = Expected("move", "failed", "destination-ended", "failed", compare=frozenset({"rounds"}))
 
@@ -207,7 +207,7 @@ def copy_storage(play: Play) -> None:
 
 @operation("suspend", MOVED)
 def suspend(play: Play) -> None:
-    """The destination stays suspended until somebody resumes it."""
+    """The destination stays suspended until virsh resumes it."""
     _domain(play)
     play.migrate("--suspend")
     time.sleep(0.5)
@@ -481,7 +481,7 @@ def source_daemon_killed(play: Play) -> None:
     ),
 )
 def destination_daemon_killed(play: Play) -> None:
-    """The destination's libvirtd is killed in mid-move: its QEMU loads, and nobody continues it."""
+    """The destination's libvirtd is killed during the move: its QEMU loads, and is not continued."""
     _domain(play, STEADY)
     moving = play.begin(*SLOWLY)
     play.wait_pass(2)

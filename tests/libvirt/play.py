@@ -80,7 +80,7 @@ class Play:
         return host.virsh_command("migrate", *live, name, there, *options)
 
     def migrate(self, *options: str, host: Host | None = None) -> None:
-        """Move the domain; raises HostError when libvirt says that it did not work."""
+        """Move the domain; raises HostError if libvirt reports a failure."""
         host = host or self.a
         host.run(*self.migrate_command(host, *options))
         self.note_pids()
@@ -165,12 +165,12 @@ class Play:
         os.kill(pid, number)
 
     def freeze(self, host: Host) -> None:
-        """Stop the host's libvirtd; it is let go at the end at the latest."""
+        """Stop the host's libvirtd; it continues at the end at the latest."""
         host.signal_daemon(signal.SIGSTOP)
         self.stack.callback(self.thaw, host)
 
     def thaw(self, host: Host) -> None:
-        """Let a stopped libvirtd go on."""
+        """Continue a stopped libvirtd."""
         with suppress(subprocess.CalledProcessError):
             host.signal_daemon(signal.SIGCONT)
 

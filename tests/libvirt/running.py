@@ -124,7 +124,7 @@ def recording_to(path: Path) -> Iterator[None]:
 
 
 def truth_of(play: Play, operation: Operation) -> dict[str, Any]:
-    """What QEMU and libvirt have said, in the form of truth.json."""
+    """Return the account of QEMU and libvirt in the form of truth.json."""
     said = [message for log in play.logs.values() for message in log.poll()]
     qemu = []
     for domain in play.domains:

@@ -41,7 +41,7 @@ class Message:
 
 @dataclass
 class Attempt:
-    """One `migrate` command and what QEMU said of it; times are CLOCK_REALTIME ns."""
+    """One `migrate` command and QEMU's events of it; times are CLOCK_REALTIME ns."""
 
     host: str
     began_ns: int
@@ -91,7 +91,7 @@ class Attempt:
 
 
 class MonitorLog:
-    """A daemon's log, read as it grows; `messages` has what its monitors have said so far."""
+    """A daemon's log, read as it grows; `messages` has the monitors' messages so far."""
 
     def __init__(self, path: Path, host: str) -> None:
         self.path = path
@@ -154,7 +154,7 @@ def attempts(said: Sequence[Message], names: Collection[str]) -> list[Attempt]:
         body, at = message.body, (message.host, message.monitor)
         if message.kind == "command" and body.get("execute") == "migrate":
             arguments = body["arguments"]
-            # A recovery goes on with the attempt that is there.
+            # A recovery continues the present attempt.
             if not arguments.get("resume"):
                 current[at] = Attempt(message.host, message.at_ns, arguments["uri"])
                 found.append(current[at])
@@ -216,7 +216,7 @@ _LABELS = {
 
 
 def job_info(text: str) -> str | None:
-    """What `virsh domjobinfo --completed` says, in one line; None if it knows of no job."""
+    """Return the output of `virsh domjobinfo --completed` in one line; None without a job."""
     pairs = (line.partition(":") for line in text.splitlines())
     values = {name.strip(): " ".join(value.split()) for name, _, value in pairs if value.strip()}
     found = {short: values[label] for short, label in _LABELS.items() if label in values}

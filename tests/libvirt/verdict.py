@@ -123,7 +123,7 @@ def longer_ms(report: Mapping[str, Any], truth: Mapping[str, Any]) -> list[float
 
 
 def named_ns(migration: Mapping[str, Any]) -> int:
-    """What vftrace itself says of the time that QEMU's events leave out, ns."""
+    """Return vftrace's own figure of the time that QEMU's events leave out, ns."""
     checkpoints = migration["downtime"]["checkpoints"]
     named = sum(c["ns"] or 0 for c in checkpoints if c["name"] in _BESIDE_QEMU)
     # A throttled vCPU sleeps outside the guest, where the stop finds it.

@@ -66,7 +66,7 @@ def conduct(
     """Boot, and move a guest `runs` times in each way, there and back. Returns the runs that were completed.
 
     `results` is emptied first; recordings are there (see Run), and truth.json, which says what is known without
-    vftrace. Raises LabError if the hosts fail; a failed run is told and another guest takes over.
+    vftrace. Raises LabError if the hosts fail; a failed run is reported, and another guest takes over.
     """
     shutil.rmtree(results, ignore_errors=True)
     done: list[Run] = []
@@ -135,7 +135,7 @@ class Traveller:
 
 
 def one_run(traveller: Traveller, run: Run) -> dict[str, Any]:
-    """Move the guest once, pinged; what QEMU said."""
+    """Move the guest once while it is pinged; returns QEMU's figures."""
     pair, built = traveller.pair, traveller.built
     source, destination = traveller.arrive(run)
     with pinger(pair, run.ping):
@@ -160,7 +160,7 @@ def one_run(traveller: Traveller, run: Run) -> dict[str, Any]:
 
 
 def _move(case: Case, source: Host, destination: Host) -> dict[str, Any]:
-    """The migration, and what somebody does around it."""
+    """Run the migration and the steps around it."""
     if not case.unplug:
         return {"migration": source.call("migrate", to=destination.name)}
     plugged: dict[str, Any] = {}

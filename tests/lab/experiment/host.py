@@ -180,7 +180,7 @@ class Experimenter:
         return [line.strip() for line in what.findall(text())]
 
     def linked(self) -> None:
-        """Wait until the guest says here that its VF has its link."""
+        """Wait until the guest reports here that its VF has its link."""
         wait_for("the VF's link", BOOT_S, lambda: " has its link" in self._serial() or self._gone())
 
     def _serial(self) -> str:
@@ -193,7 +193,7 @@ class Experimenter:
         return False
 
     def unplug(self) -> dict[str, int]:
-        """Ask the guest to let go of the VF, wait until it has."""
+        """Request that the guest releases the VF, and wait until it has."""
         asked = boottime_ns()
         self.qmp("device_del", id=DEVICE)
         event = self.qmp.wait_event("DEVICE_DELETED", UNPLUG_S)
@@ -228,7 +228,7 @@ class Experimenter:
             time.sleep(0.1)
 
     def told(self) -> dict[str, Any]:
-        """What the guest's QEMU and the guest have told so far."""
+        """Return the events of the guest's QEMU and the reports of the guest so far."""
         events: list[dict[str, object]] = []
         if self.monitor is not None:
             events = [
@@ -240,7 +240,7 @@ class Experimenter:
         return {"pid": pid, "events": events, "guest": lines}
 
     def end(self) -> dict[str, Any]:
-        """End the guest's QEMU, if there is one; what it told while it ran."""
+        """End the guest's QEMU, if there is one; returns its events."""
         told = self.told()
         if self.qemu is not None:
             self.qemu.terminate()

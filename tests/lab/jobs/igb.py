@@ -1,6 +1,6 @@
 """Jobs with virtual functions of the emulated igb card, passed through with vfio-pci.
 
-Such a VF cannot migrate, so it is unplugged first; the firmware image lets go of it.
+Such a VF cannot migrate, so it is unplugged first; the firmware image releases it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vftlab.vm import Vm, migrate, migration_truth, run_state, vm, vm_truth, wai
 
 
 def unplug_device(machine: Vm, name: str) -> dict[str, object]:
-    """Ask the guest to let go of the device, wait until it has; when it was asked and gone."""
+    """Request that the guest releases the device, and wait until it has; returns the times of request and release."""
     asked_at_ns = boottime_ns()
     machine.monitor("device_del", id=name)
     event = machine.monitor.wait_event("DEVICE_DELETED", 20)

@@ -95,7 +95,7 @@ def mailbox_igb(job: Job) -> None:
     step("pf-down", lambda: ip("link", "set", pf, "down"))
     step("pf-up", lambda: ip("link", "set", pf, "up"), 4.0)
     step("unbind", lambda: (PCI / "drivers/igbvf/unbind").write_text(address))
-    # igbvf never asks for SET_PROMISC, so the rest is said by ourselves, through vfio-pci.
+    # igbvf never sends SET_PROMISC, so this job sends the other messages itself, through vfio-pci.
     steps.append({"at_ns": boottime_ns(), "what": "vfio-open"})
     with OpenFunction(address) as function:
         time.sleep(1)

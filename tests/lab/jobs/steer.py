@@ -242,7 +242,7 @@ def _failing(
         steer(two)
         with _starved(two.source) if starve else contextlib.nullcontext():
             migration = migrate(two.source)
-        # QEMU says `failed` before the VM runs again.
+        # QEMU reports `failed` before the VM runs again.
         two.source.monitor.wait_running(30)
         two.destination.process.wait(20)
         two.finish(migration)
@@ -347,7 +347,7 @@ def _dma(two: Pair) -> None:
     )
     two.expect(migration, "completed", "postmigrate", "running")
     say(f"tracked by {'the device' if logged else 'the IOMMU driver'}, reported {reported}")
-    # A container's type1 driver reports too, and tells nobody but QEMU.
+    # A container's type1 driver reports too, but only to QEMU.
     if (logged or isinstance(two.sources[0], Phys)) and reported != touched:
         raise JobError(f"the device wrote to {touched} pages, reported were {reported}")
     arrived = sum(_written_pages(two.destination, iova, pages) for iova, pages in TOUCHES)

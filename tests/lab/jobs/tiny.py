@@ -20,10 +20,10 @@ WHOLE = f"0 {16 * MIB}"
 RUNNING, STOP, RUNNING_P2P = 2, 1, 5
 
 
-# drivers/net/ethernet/intel/igbvf/mbx.h: what igbvf says when its interface is brought up, but for its MAC.
+# drivers/net/ethernet/intel/igbvf/mbx.h: the messages of igbvf when its interface is brought up, without its MAC.
 RESET = (1, 0, 0)
 BROUGHT_UP = (RESET, (5, 1518), (3 | 1 << 16, 0x123))
-# A VF counts as up when it has said nothing more for half a second (vftrace/model/vf.py).
+# A VF counts as up when it has sent no message for half a second (vftrace/model/vf.py).
 SETTLED_S = 1.0
 
 

@@ -88,7 +88,7 @@ def tracers(
 
 
 def _report(recording: Path) -> Any:
-    """What `vftrace report --format json` says of a recording."""
+    """Return the result of `vftrace report --format json` for a recording."""
     command = [sys.executable, "-m", "vftrace", "report", "--format", "json", str(recording)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -404,7 +404,7 @@ def _best(functions: tuple[str, ...], modules: dict[str, str], *, fentry: bool) 
 
 
 def doctor(job: Job) -> None:
-    """`vftrace doctor` says of each probe what can be attached here, and that this machine will do."""
+    """`vftrace doctor` reports how each probe can be attached here, and that this machine can trace."""
     modprobe("kvm-amd", "vfio-pci", "mdev", "igb", "ixgbe")
     os.environ["BCC_KERNEL_SOURCE"] = str(SHIM)
     modules = modules_of_functions()

@@ -220,7 +220,7 @@ class Builder:
 
 
 def _discard(_: object) -> None:
-    """For a value nobody needs."""
+    """Drop a value."""
 
 
 def _as_root() -> None:

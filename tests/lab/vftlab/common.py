@@ -22,7 +22,7 @@ EXIT_CANNOT = 3
 
 
 class LabError(Exception):
-    """The lab cannot go on; the message is one line for the user, `code` the exit code."""
+    """The lab cannot continue; the message is one line for the user, `code` the exit code."""
 
     def __init__(self, message: str, code: int = EXIT_FAILED) -> None:
         super().__init__(message)

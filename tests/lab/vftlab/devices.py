@@ -41,7 +41,7 @@ def _create(parent: Path, kind: str, name: str) -> None:
 
 
 IOMMUFD = ("-object", "iommufd,id=iommufd0")
-"""What QEMU's command line says of the iommufd that its devices are bound to."""
+"""The option of QEMU's command line for the iommufd that its devices are bound to."""
 
 
 def vfio_device(
@@ -143,7 +143,7 @@ def _kernel_log() -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Steer:
-    """A device of tests/lab/modules/vftsteer, which says what its commands and its log mean."""
+    """A device of tests/lab/modules/vftsteer, which describes its commands and its log."""
 
     name: str
 
@@ -165,7 +165,7 @@ class Steer:
         return 0
 
     def command(self, text: str) -> None:
-        """Write one command; JobError with what the kernel said if it refuses."""
+        """Write one command; raises JobError with the kernel's error if it refuses."""
         try:
             (self._place / "control").write_text(text + "\n")
         except OSError as error:
@@ -298,7 +298,7 @@ def functions(count: int) -> list[str]:
 
 
 def remove_all() -> None:
-    """Take away all mediated devices and VFs, so that the next job starts from nothing."""
+    """Remove all mediated devices and VFs, so that the next job starts without any."""
     for device in Path("/sys/bus/mdev/devices").glob("*"):
         (device / "remove").write_text("1")
     vfs = PCI / "devices" / PF / "sriov_numvfs"

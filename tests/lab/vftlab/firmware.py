@@ -1,4 +1,4 @@
-"""A firmware image that is the whole guest: it dirties pages, and lets go of cards when asked."""
+"""A firmware image that is the whole guest: it dirties pages, and releases cards on request."""
 
 from __future__ import annotations
 

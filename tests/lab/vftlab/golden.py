@@ -13,7 +13,7 @@ from vftlab.common import TREE
 
 GOLDEN = TREE / "tests/golden"
 NOISE_MS = "30"
-"""What the emulated processors may be away, between a driver's look at the clock and the tracer's."""
+"""How long the emulated processors may be stopped between a driver's reading of the clock and the tracer's."""
 
 
 def keep(program: str, *arguments: str) -> None:

@@ -128,7 +128,7 @@ class Host:
         self._answer("to boot", BOOT_S)
 
     def call(self, do: str, seconds: float = ANSWER_S, **arguments: object) -> Any:
-        """Have the agent do something; LabError with what it said if it cannot."""
+        """Run a command of the agent; raises LabError with its error if it fails."""
         self._agent.sendall(json.dumps({"do": do, **arguments}).encode() + b"\n")
         return self._answer(do, seconds)
 

@@ -174,7 +174,7 @@ def unpack_vmlinuz(image: bytes) -> bytes:
 
 
 def _write_btf(chroot: Path, pack: Pack, modules: list[Path], log: Path) -> None:
-    """Give modules BTF over the kernel's own, and take their debug information away.
+    """Give modules BTF over the kernel's own, and remove their debug information.
 
     vftrace reads the layout of VFIO's files from it (`struct vfio_device_file`).
     """

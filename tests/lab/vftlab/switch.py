@@ -3,7 +3,7 @@
     python3 -m vftlab.switch DIRECTORY PORT ... --tap NAME --address ADDRESS/BITS --log FILE
 
 listens on DIRECTORY/PORT for each port and makes the tap, in the network namespace it runs in. The log
-has one JSON object a line whenever an address is heard on another port: at_ns (CLOCK_BOOTTIME), mac,
+has one JSON object a line whenever an address is received on another port: at_ns (CLOCK_BOOTTIME), mac,
 port, before. Frames are dropped, never held back, for a port that is slow.
 """
 
@@ -38,12 +38,12 @@ _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
 
 @dataclass
 class Table:
-    """Which address was heard last on which port."""
+    """The port on which each address was last received."""
 
     ports: dict[bytes, str] = field(default_factory=dict)
 
     def learn(self, frame: bytes, port: str) -> tuple[bytes, str | None] | None:
-        """The frame's source and the port it was heard on before, if that was another one."""
+        """Return the frame's source and the port on which it was received before, if that was another one."""
         source = frame[6:12]
         before = self.ports.get(source)
         if before == port or source[0] & 1:
@@ -156,7 +156,7 @@ def serve(listeners: dict[str, socket.socket], tap: Tap, log: IO[str]) -> None:
             log.write(json.dumps(entry) + "\n")
             log.flush()
         for other in table.outputs(frame, port, list(ports)):
-            # Who was heard there may have gone, and the port with it.
+            # The machine on that port may have ended, and the port with it.
             if other in ports:
                 ports[other].write(frame)
 

@@ -21,7 +21,7 @@ Answer = dict[str, Any]
 
 
 class TinyError(Exception):
-    """It ended; the message is what it said."""
+    """tinyvmm ended; the message is its last output."""
 
 
 def compiled(into: Path) -> Path:

@@ -92,7 +92,7 @@ def vm(
 
 @dataclass
 class Migration:
-    """What QEMU said about one migration. Times are CLOCK_BOOTTIME in ns, when it was asked."""
+    """QEMU's figures of one migration. Times are CLOCK_BOOTTIME in ns at the query."""
 
     asked_at_ns: int
     statuses: list[dict[str, object]] = field(default_factory=list)
@@ -158,7 +158,7 @@ def migrate(
 def wait_resumed(destination: Vm, seconds: float = 20.0) -> None:
     """Wait until the destination's VM and its devices run.
 
-    QEMU says RESUME before it moves its devices to RUNNING, and answers after that.
+    QEMU sends RESUME before it moves its devices to RUNNING, and answers after that.
     """
     destination.monitor.wait_event("RESUME", seconds)
     destination.monitor.wait_running(seconds)
@@ -173,7 +173,7 @@ def run_state(machine: Vm) -> str:
 
 
 def vm_truth(machine: Vm, role: str) -> dict[str, object]:
-    """What truth.json says of one VM."""
+    """Return the entry of truth.json for one VM."""
 
     def entry(event: Event) -> dict[str, object]:
         return {"at_ns": event.at_ns, "event": event.name, "data": event.data}
@@ -189,7 +189,7 @@ def vm_truth(machine: Vm, role: str) -> dict[str, object]:
 
 
 def migration_truth(migration: Migration) -> dict[str, object]:
-    """What truth.json says of a migration: QEMU's figures, in QEMU's units."""
+    """Return the entry of truth.json for a migration: QEMU's figures, in QEMU's units."""
     return {
         "asked_at_ns": migration.asked_at_ns,
         "statuses": migration.statuses,
