@@ -1,4 +1,4 @@
-"""How much slower a guest ran while it migrated, and why: where the time of its vCPUs went.
+"""The brownout: how much slower a guest ran while it migrated, and the states of its vCPUs.
 
 Times are CLOCK_BOOTTIME nanoseconds on the clock of the migration. Speeds and shares are parts of one.
 """
@@ -11,7 +11,8 @@ from vftrace.model.calls import CallSide
 
 
 class VcpuState(StrEnum):
-    """Where a vCPU is. `guest`: in the guest. `idle`: the guest halted it. `exit`: KVM handles an exit, or emulates.
+    """The state of a vCPU. `guest`: in the guest. `idle`: the guest halted it. `exit`: KVM handles an exit, or
+    emulates.
 
     `fault`: a page fault or dirty logging, with the wait for the page in postcopy. `user`: the VMM's own code, for an
     exit to it. `queue`: it waits for a CPU. `throttle`: held by auto-converge. `limit`: held by the dirty limit.
@@ -33,9 +34,9 @@ class VcpuState(StrEnum):
 
 STATES = tuple(VcpuState)
 COULD_RUN = frozenset({VcpuState.GUEST, VcpuState.IDLE, VcpuState.EXIT})
-"""States in which the guest runs, or has nothing to do."""
+"""States in which the guest runs or is idle."""
 HOLDS = (VcpuState.THROTTLE, VcpuState.LIMIT, VcpuState.RING_FULL)
-"""States in which the VMM keeps a vCPU out of the guest for the migration's sake."""
+"""States in which the VMM holds a vCPU because of the migration."""
 HELD_BY = {
     VcpuState.THROTTLE: "auto-converge",
     VcpuState.LIMIT: "the dirty limit",
@@ -47,7 +48,7 @@ _COULD_RUN_AT = tuple(at for at, state in enumerate(STATES) if state in COULD_RU
 
 @dataclass(frozen=True, slots=True)
 class VcpuSpan:
-    """A time, and how long vCPUs were in each state in it, in the order of `STATES`."""
+    """A time span, and how long vCPUs were in each state in it, in the order of `STATES`."""
 
     start_ns: int
     end_ns: int
@@ -55,7 +56,7 @@ class VcpuSpan:
 
     @property
     def total_ns(self) -> int:
-        """The time of the vCPUs that is accounted for: the span's length times their number."""
+        """The accounted time of the vCPUs: the span's length times their number."""
         return sum(self.ns)
 
     def of(self, state: VcpuState) -> int:
@@ -63,18 +64,18 @@ class VcpuSpan:
         return self.ns[STATES.index(state)]
 
     def share(self, state: VcpuState) -> float:
-        """The part of the time that the vCPUs were in a state."""
+        """Return the part of the time that the vCPUs were in a state."""
         return self.of(state) / self.total_ns if self.total_ns else 0.0
 
     @property
     def could_run(self) -> float | None:
-        """The part of the time in which the guest could run; None if nothing is accounted for."""
+        """The part of the time in which the guest could run; None if no time is accounted for."""
         total = self.total_ns
         return sum(self.ns[at] for at in _COULD_RUN_AT) / total if total else None
 
 
 def added(spans: Iterable[VcpuSpan]) -> VcpuSpan:
-    """The sum of several spans, of several vCPUs or one after another."""
+    """Return the sum of several spans, of several vCPUs or consecutive."""
     found = list(spans)
     if len(found) == 1:
         return found[0]
@@ -96,7 +97,7 @@ class FaultWaits:
     buckets: tuple[int, ...]
 
     def quantile_ns(self, part: float) -> int | None:
-        """A bound that this part of the waits did not reach; None without waits."""
+        """Return a bound that this part of the waits did not reach; None without waits."""
         seen = 0
         for at, count in enumerate(self.buckets):
             seen += count
@@ -106,7 +107,7 @@ class FaultWaits:
 
 
 def all_waits(waits: Iterable[FaultWaits]) -> FaultWaits:
-    """Return those of several vCPUs."""
+    """Return the waits of several vCPUs."""
     found = list(waits)
     return FaultWaits(
         sum(each.count for each in found),
@@ -120,7 +121,7 @@ def all_waits(waits: Iterable[FaultWaits]) -> FaultWaits:
 class VcpuUse:
     """One vCPU on one side: its thread, its number if that is known, and its time while the guest ran.
 
-    `spans` are pieces of it for drawings, empty where there are too many vCPUs.
+    `spans` are pieces of it for drawings, empty if there are too many vCPUs.
     """
 
     side: CallSide
@@ -136,7 +137,7 @@ class VcpuUse:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """How the VM ran before it migrated, by /proc: the part of the time in which the guest could run, and what took the
+    """The VM before it migrated, by /proc: the part of the time in which the guest could run, and the states of the
     rest."""
 
     from_ns: int
@@ -148,7 +149,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class VmSpan:
-    """A piece of the time line: all vCPUs of one side, and the guest's speed as a part of before."""
+    """A piece of the time line: all vCPUs of one side, and the guest's speed relative to before."""
 
     side: CallSide
     vcpus: VcpuSpan
@@ -157,8 +158,8 @@ class VmSpan:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The VMM held the vCPUs out of the guest: by what, since when and since which round (the first is 1), and for
-    which part of the time from then on."""
+    """The VMM held the vCPUs: by which means, since when and which round (the first is 1), and for which part of the
+    time from then on."""
 
     by: VcpuState
     since_ns: int
@@ -174,7 +175,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class HeldStop:
-    """The VMM held the vCPUs when it stopped the guest: the blackout began with that, and not with the stop."""
+    """The VMM held the vCPUs when it stopped the guest: the blackout began with the hold, and not with the stop."""
 
     by: VcpuState
     thread: int
@@ -183,16 +184,16 @@ class HeldStop:
 
     @property
     def ns(self) -> int:
-        """How long the guest had been held."""
+        """How long the VMM had held the guest."""
         return self.until_ns - self.from_ns
 
 
 @dataclass(frozen=True, slots=True)
 class Brownout:
-    """What the guest felt beside the blackout.
+    """The brownout of one migration, without the blackout.
 
-    `speed` is over the whole time that the guest ran while it migrated, `rounds` by round (None: too short to tell).
-    `slow_ns` of that time it was slower than SLOW, at `slow_least` to `slow_most`.
+    `speed` is over the whole time that the guest ran while it migrated, `rounds` by round (None: the round was too
+    short). For `slow_ns` of that time the guest was slower than SLOW, at `slow_least` to `slow_most`.
     """
 
     baseline: Baseline | None
@@ -208,18 +209,18 @@ class Brownout:
 
     @property
     def waits(self) -> FaultWaits | None:
-        """The waits for pages of all vCPUs; None where there were none."""
+        """The waits for pages of all vCPUs; None without waits."""
         found = all_waits(use.waits for use in self.vcpus) if self.vcpus else None
         return found if found is not None and found.count else None
 
     @property
     def total(self) -> VcpuSpan | None:
-        """Where the time of all vCPUs went."""
+        """The time of all vCPUs by state."""
         return added(use.total for use in self.vcpus) if self.vcpus else None
 
 
 SLOW = 0.9
-"""A guest below this part of its speed before feels the migration."""
+"""Below this part of its speed before, a guest counts as slow."""
 
 
 def lost_to(total: VcpuSpan, least: float = 0.01) -> Iterator[tuple[VcpuState, float]]:

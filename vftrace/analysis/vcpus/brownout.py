@@ -1,4 +1,4 @@
-"""How slow a guest was while it migrated, from the samples of its vCPUs on both sides."""
+"""Computes how slow a guest was while it migrated, from the samples of its vCPUs on both sides."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,13 +25,13 @@ SPAN_NS = 100_000_000
 MAX_SPANS = 120
 """Pieces of a time line are as long as the time between two samples, or as long as makes so many."""
 MAX_DRAWN = 64
-"""vCPUs of one side that have pieces of their own."""
+"""How many vCPUs of one side have pieces of their own."""
 WINDOW_NS = 1_000_000_000
-"""Auto-converge at 99 % lets a vCPU run for 10 ms in a second: a shorter time gives no speed."""
+"""The shortest time that has a speed: auto-converge at 99 % lets a vCPU run for 10 ms in a second."""
 LEAST_ROUND_NS = 2 * SPAN_NS
-"""A shorter round has no speed: samples are 100 ms apart."""
+"""The shortest round that has a speed: samples are 100 ms apart."""
 LEAST_HELD = 0.05
-"""Less than this part of a round does not count as a throttle."""
+"""The least part of a round that counts as a throttle."""
 STOP_SLACK_NS = 5_000_000
 """A vCPU leaves KVM_RUN, then it is held: what of that is seen lies so much later."""
 
@@ -49,9 +49,9 @@ class Running:
 def brownout_of(
     sides: Sequence[Running], rounds: Sequence[int], stop: tuple[int, int] | None
 ) -> Brownout | None:
-    """What the guest felt. `rounds`: when each round began. `stop`: from the last vCPU's exit to the clock's read.
+    """Return the brownout. `rounds`: when each round began. `stop`: from the last vCPU's exit to the clock's read.
 
-    None where no vCPU was followed.
+    None if no vCPU was followed.
     """
     known = [each for each in sides if each.log.vcpus and each.end_ns > each.start_ns]
     if not known:
@@ -98,7 +98,7 @@ def _made(
 
 
 def finished(brownout: Brownout) -> Brownout:
-    """The same, with what follows from its time line."""
+    """Return the brownout with the figures that follow from its time line."""
     before = brownout.baseline.could_run if brownout.baseline is not None else 1.0
     windows = [w for w in _windows(brownout.timeline) if w.total_ns]
     speeds = [(w.end_ns - w.start_ns, _speed(w, before)) for w in windows]
@@ -113,7 +113,7 @@ def finished(brownout: Brownout) -> Brownout:
 
 
 def joined(source: Brownout | None, destination: Brownout | None) -> Brownout | None:
-    """Return what two hosts saw of one migration, on one clock."""
+    """Join the brownouts of two hosts' halves, on one clock."""
     if source is None or destination is None:
         return source or destination
     before = source.baseline.could_run if source.baseline is not None else 1.0
@@ -133,7 +133,7 @@ def _speed(span: VcpuSpan, before: float) -> float | None:
 
 
 def _baseline(log: VcpuLog) -> Baseline | None:
-    """Return how the vCPUs ran before: what they did not spend in the VMM or waiting for a CPU."""
+    """Return how the vCPUs ran before: the time that they did not spend in the VMM or waiting for a CPU."""
     found = [each for each in log.baselines.values() if _makes_sense(each)]
     total = sum(each.until_ns - each.from_ns for each in found)
     if not total:
@@ -152,7 +152,7 @@ def _makes_sense(event: VcpuBaseline) -> bool:
 
 
 def _edges(running: Running) -> list[int]:
-    """Return where the pieces of a time line begin and end."""
+    """Return the edges of the pieces of a time line."""
     lasted = running.end_ns - running.start_ns
     count = max(1, min(MAX_SPANS, lasted // SPAN_NS))
     return [running.start_ns + lasted * i // count for i in range(count + 1)]
@@ -188,7 +188,7 @@ def _vcpus(running: Running, pieces: Mapping[int, list[VcpuSpan]]) -> Iterator[V
 
 
 def _by_round(source: Running | None, rounds: Sequence[int]) -> list[VcpuSpan | None]:
-    """Return where the vCPUs' time went in each round, until the guest stopped."""
+    """Return the vCPUs' time by state in each round, until the guest stopped."""
     if source is None:
         return [None] * len(rounds)
     vcpus = list(source.log.vcpus.values())

@@ -1,4 +1,4 @@
-"""The samples of one process's vCPUs: totals that only grow, from which any time between two samples is made."""
+"""Keeps the samples of one process's vCPUs: totals that only grow, with interpolation between two samples."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from vftrace.model.brownout import STATES, FaultWaits, HeldStop, VcpuSpan, VcpuS
 VcpuEvent = events.VcpuTime | events.VcpuBaseline
 
 MAX_SAMPLES = 16_384
-"""Samples that are kept of one process; of more, every other one is forgotten."""
+"""How many samples are kept of one process; if there are more, every other one is dropped."""
 MAX_THREADS = 4096
 MAX_NS = 1 << 62
-"""A sample with more is damaged."""
+"""The largest total of a valid sample."""
 
 _FIELDS = tuple("ring_ns" if state == VcpuState.RING_FULL else f"{state}_ns" for state in STATES)
 _NO_NUMBER = 0xFFFF_FFFF
@@ -41,7 +41,7 @@ class VcpuSamples:
     first: events.VcpuTime | None = None
     last: events.VcpuTime | None = None
     holds: list[HeldStop] = field(default_factory=list)
-    """The latest times that the VMM held it, as the samples show them."""
+    """The latest times that the VMM held the thread, as the samples show them."""
 
     def feed(self, event: events.VcpuTime) -> None:
         """Take a sample; one that is older than the last, or makes no sense, is ignored."""
@@ -78,7 +78,7 @@ class VcpuSamples:
         return bool(self.times) and any(a < b for a, b in zip(total, self.times[-1], strict=True))
 
     def between(self, start_ns: int, end_ns: int) -> VcpuSpan:
-        """Return where the thread's time went between two times, as far as it was followed."""
+        """Return the thread's time by state between two times, as far as it was followed."""
         return self.pieces((start_ns, end_ns))[0]
 
     def pieces(self, edges: Sequence[int]) -> list[VcpuSpan]:
@@ -91,14 +91,14 @@ class VcpuSamples:
 
     @property
     def waits(self) -> FaultWaits:
-        """The page faults in which it slept."""
+        """Return the page faults in which the thread slept."""
         last = self.last
         if last is None:
             return FaultWaits(0, 0, 0, ())
         return FaultWaits(last.waits, last.wait_ns, last.longest_wait_ns, last.wait)
 
     def thin(self) -> None:
-        """Forget every other sample, but for the last."""
+        """Drop every other sample, except the last."""
         self.at_ns = [*self.at_ns[:-1:2], self.at_ns[-1]]
         self.times = [*self.times[:-1:2], self.times[-1]]
 
@@ -138,7 +138,7 @@ class VcpuLog:
     """By thread."""
     baselines: dict[int, events.VcpuBaseline] = field(default_factory=dict)
     made: tuple[object, Any] | None = None
-    """What was made of this state of the logs last, with what that was."""
+    """The latest result, with the state of the logs that it was made of."""
     _samples: int = 0
 
     def feed(self, event: VcpuEvent) -> None:
