@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures the cost of tracing a migrating VMM's calls, for migrations and for each system call of the host.
 
     .venv/bin/python benchmarks/blackout_calls.py [--pairs N]

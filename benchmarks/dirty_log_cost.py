@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures the cost of counting dirty pages: KVM_GET_DIRTY_LOG bare, under vftrace, and under a bpftrace script.
 
     .venv/bin/python benchmarks/dirty_log_cost.py [--rounds N] [--gib 1 8 64 256] [--json FILE]

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* VMs that make the requests of a migrating VMM, and idle ones, for fleet.py:
  *
  *     fleet MIGRATING IDLE GIB ROUND_MS SECONDS [truth | sums]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures the cost of tracing a full host: many VMs that migrate at once, and idle VMs beside them.
 
     sudo .venv/bin/python benchmarks/fleet.py [--migrating 200] [--idle 1000] [--seconds 30] [COMMAND...]

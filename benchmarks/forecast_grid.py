@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares forecasts with real migrations over a grid that is written down here before they run.
 
     .venv/bin/python benchmarks/forecast_grid.py run [--json FILE]     some seven minutes; needs root, KVM, QEMU

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """KVM memory slots of any size without a guest: what is dirty is known because we made it so.
 
 A slot lies over memory that is mapped and never touched (MAP_NORESERVE), so 512 GiB cost little.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What overhead.py times: `loops NAME COUNT` prints nanoseconds per turn.
  *   getppid    a system call nobody traces
  *   ioctl      KVM_CHECK_EXTENSION on a VM fd: an ioctl that vftrace looks at and lets pass

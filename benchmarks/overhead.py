@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures the cost of being traced: the same loops bare, under vftrace, under bpftrace and under strace.
 
     .venv/bin/python benchmarks/overhead.py [--rounds N]

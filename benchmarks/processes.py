@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads /proc for the benchmarks."""
 
 from pathlib import Path

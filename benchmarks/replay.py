@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures replay: events per second through decode, order and tracker, and peak memory.
 
     .venv/bin/python benchmarks/replay.py [--beside TREE] [--runs 5] [--million FILE] [RECORDING...]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures how long vftrace takes until it is ready, and its memory then.
 
     sudo .venv/bin/python benchmarks/startup.py [--runs 10] [--command record] [--kept] [TREE...]

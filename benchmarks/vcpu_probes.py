@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures the cost of following a migrating VM's vCPUs: its exits to the VMM, its own work, and each switch of the
 host.
 

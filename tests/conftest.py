@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The needs of tests, and what happens if the machine does not meet them.
 
 `@pytest.mark.needs("bpf", "qemu", "strace")` skips the test, with the reason, if one of them is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """kill -9 of a recorder over real migrations: `python -m tests.crash [--kills 200] [record serve top]`.
 
 Small KVM programs migrate one after the other (benchmarks/fleet.c) and print each dirty sync as it returns. A recorder

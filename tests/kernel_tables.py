@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The entries of the kernel tables that a vftrace process holds, looked at from outside by bpf(2)."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Counts the entries of every kernel table before and after many migrations and lives of VMs; nothing may be left.
 
     sudo .venv/bin/python -m tests.leftovers [--migrations 200] [--lives 1000]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a flight recorder costs beside the same work without one: `python -m tests.recording_cost`.
 
 In this process, so that others on the machine change little: CPU time for each migration of the golden recordings, and

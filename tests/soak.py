@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Long and hostile lives, compressed: `python -m tests.soak [CASE]`. Prints what each took of time and memory.
 
 Each case makes the events that the kernel side would send and feeds them as a live tracer does: through the order

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds wording that this project does not use, in the documentation and in what vftrace prints.
 
     python -m tests.words                 every place, as FILE:LINE: what is wrong: the sentence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes the Helm chart's templates from the manifests of packaging/kubernetes, so that there is one source of both.
 
 `python tools/chart.py` writes them again; a test compares them, and what Helm and kustomize make of both.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hatch's build hook: writes the commit into a wheel (vftrace/version.py reads it)."""
 
 import importlib.util

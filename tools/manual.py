@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes man pages and shell completion from the command line's own parser.
 
 `python tools/manual.py DIRECTORY` writes `man1/vftrace*.1` and `bash`, `zsh` and `fish` completion

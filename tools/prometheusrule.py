@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes packaging/kubernetes/prometheusrule.yaml, the Prometheus operator's form of our rules.
 
 `python tools/prometheusrule.py` writes it again; a test compares it with the rules.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes the pages of the reference that follow from the code: the command line and the JSON report.
 
 `python tools/reference.py` (`make reference`) writes docs/reference/command-line.md and docs/reference/json.md.

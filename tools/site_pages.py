@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Orders the pages of the documentation's site, and completes their HTML. MkDocs runs it as a hook (mkdocs.yml).
 
 A section's named pages come first, in the order in which a newcomer reads them. All others follow by name, so that a

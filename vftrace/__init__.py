@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """vftrace: where the time of a live migration goes, seen from the host with BPF."""
 
 from __future__ import annotations

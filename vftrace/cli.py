@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The command line: finds the subcommand's module, runs it, and turns errors into exit codes.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 this machine cannot; 130 after Ctrl-C.

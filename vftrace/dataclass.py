@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`dataclasses.dataclass`, whose methods are compiled when one of them is first called.
 
 The standard decorator compiles up to six functions for each class that is defined, which takes half a millisecond. A

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Errors that a user can fix; each becomes one line on stderr and an exit code."""
 
 from typing import ClassVar

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Contains errors in vftrace itself: an error on one VM, migration or output is counted and reported, and all else
 continues.
 

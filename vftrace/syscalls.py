@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Names of system calls and of ioctl requests, by number, and what each kind of call does."""
 
 from enum import StrEnum

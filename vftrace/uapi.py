@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Numbers of the Linux uAPI, each once. Where bpf/ has them too, a test compares both."""
 
 PAGE_SIZE = 4096

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reading and writing quantities: durations in nanoseconds, sizes in bytes, rates per second."""
 
 import re

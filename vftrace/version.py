@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds the versions that run: vftrace's version and commit, Python, and the BCC that compiles the BPF programs."""
 
 import platform

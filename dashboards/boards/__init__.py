@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Grafana boards as a program: `python -m dashboards.boards` writes dashboards/grafana/*.json.
 
 One module for each board, `style` for what they share. Names of phases, checkpoints, outcomes and device

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes the boards, or with --check prints which are not up to date (exit code 1)."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The fleet board: numbers and outcomes of migrations, downtimes, and the VMs with the longest downtime."""
 
 from grafana_foundation_sdk.models import common as common_models

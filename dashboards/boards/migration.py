@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The board of one VM's migration: where the time goes, how fast the guest dirties memory, and the forecast."""
 
 from grafana_foundation_sdk.builders import dashboard

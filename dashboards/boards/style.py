@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The common parts of the boards: colours, variables, annotations, and short functions for panels."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The board of vftrace itself: what it sees, what it lost, and what it costs."""
 
 from grafana_foundation_sdk.models import dashboard as models

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The board of virtual functions: mailbox messages, resets, refusals, downtime, and VFIO device states."""
 
 from grafana_foundation_sdk.models import dashboard as models

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The board viewer from Python: Grafana's UI libraries draw a board's JSON in a headless browser.
 
 `viewer/` has the page and the program that drives the browser, `build` makes them.

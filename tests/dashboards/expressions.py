@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every expression of the boards, as Grafana would send it."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What Grafana's dashboard-linter asks of boards, and a little more: pure functions on a board's JSON."""
 
 import re

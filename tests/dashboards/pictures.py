@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The pictures of docs/boards: the four boards, drawn from a real Prometheus with real recordings.
 
     python -m tests.dashboards.pictures [DIRECTORY]      three minutes; docs/boards if no other is named

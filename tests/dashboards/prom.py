@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A real Prometheus that scrapes real `vftrace serve` processes: for tests, and for pictures of the boards.
 
     python -m tests.dashboards.prom [--seconds N]      the stage below, until Ctrl-C; prints Prometheus's URL

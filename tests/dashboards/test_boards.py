@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The boards as they are committed: made by the program, sound by the linter's rules, and provisioned."""
 
 import copy

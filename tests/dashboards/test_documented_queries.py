@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The PromQL in the documentation: Prometheus parses each query, and each of our metrics in it exists."""
 
 import json

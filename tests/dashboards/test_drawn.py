@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The boards as Grafana's UI libraries draw them, from a real Prometheus that scrapes replays of real runs.
 
 What this does not show: that a Grafana server imports them (docs/how-to/prometheus-and-grafana.md).

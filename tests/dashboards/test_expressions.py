@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Boards, recording rules and alerts against a real Prometheus that scrapes replays of real migrations.
 
 The rules' clock runs faster here (`prom.quick`), and they are otherwise those an operator has. Where a fault has

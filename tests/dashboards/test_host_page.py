@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The host's page and the reports in a real browser: hostile names, narrow and wide, dark and light."""
 
 import json

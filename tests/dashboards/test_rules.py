@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The rules, checked and played by Prometheus's own promtool."""
 
 import shutil

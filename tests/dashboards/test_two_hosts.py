@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Two hosts, each with a network of its own and half of a real migration, joined by a real Prometheus's rules."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Feeds damaged input to every reader: `python -m tests.fuzz --seconds 60 [--target T] [--seed N]`.
 
 Runs every target, or the named ones, in turn for `--seconds` each. Prints one line for each new kind of fault and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Directories of recordings with hostile or damaged files, through every command that reads one."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Damages bytes and words of text without knowing what they mean; fast, because millions are wanted."""
 
 from collections.abc import Sequence

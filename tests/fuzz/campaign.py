@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Mutated recordings for each seed, of small golden recordings."""
 
 import random

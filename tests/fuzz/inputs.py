@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs a target's inputs, a batch for each seed, and tells the kinds of faults apart."""
 
 from random import Random

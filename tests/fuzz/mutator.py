@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Damages a recording's records in ways that its checksums do not show: each result is a whole, well-formed file.
 
 A record's fields are known from its layout, so that a value is put where it means something.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes every output of one recording in this process, and finds errors, hidden errors, and JSON outside the schema."""
 
 import json

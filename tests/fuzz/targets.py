@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The functions that take bytes from guests, neighbours, peers and files, each with its rules for any input.
 
 A target's `one` makes one random input and runs it. It raises an error if the code under test raises a wrong error or

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The inputs that fuzzing has found, as small as possible, each with the right result."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Damaged input for each target, for a while: the same ones each time. `python -m tests.fuzz` runs others."""
 
 import os

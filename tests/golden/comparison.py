@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares vftrace's figures with QEMU's own, for every golden recording.
 
     .venv/bin/python tests/golden/comparison.py      prints the table as Markdown (docs/ has it)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Make the golden recordings: play each scenario for real, traced, and keep recording and truth.
 
     .venv/bin/python tests/golden/record.py [NAME...]     all scenarios if none is named

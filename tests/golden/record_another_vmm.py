@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Make the golden recordings of tinyvmm in Cloud Hypervisor's order; its own account is the truth.
 
     .venv/bin/python tests/golden/record_another_vmm.py

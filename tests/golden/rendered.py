@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads the figures back, by name, from each finished output of a recording.
 
 A figure is (subject, name): the subject is a migration's place in the report, a VM's label in the metrics, or

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every golden recording through the rules of advice: what was injected is advised on, healthy migrations get none.
 
 The scenarios and their truth files say what was done to each (`held`: no `cont` for a while; `postcopy`:

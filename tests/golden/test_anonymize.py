@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace anonymize` over all golden recordings: the report's figures stay, and no name or address survives."""
 
 import gzip

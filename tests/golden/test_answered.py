@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A ping of a guest that migrated, held by auto-converge (tests/host/answered.py)."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Recordings of blackouts with an injected cause, compared with an independent measurement of it.
 
 The truth is the disk's own clock, the driver's times of signals and commands, the hog's clock, or QEMU's own trace of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Recordings of brownouts beside the guest's own count of its turns (tests/host/brownouts.py)."""
 
 import json

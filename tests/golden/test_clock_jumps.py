@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Wall clocks that jump in the middle of a migration: figures are on the boot's clock and do not change."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A model test of loss: without any one of its events a golden run gives the same figures, or fewer, or is
 marked as incomplete; it never gives other figures without a mark."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Guests that moved between two emulated hosts, compared with QEMU, the switch and the pinger.
 
 `experiment/NAME` holds the recordings of one boot, kept by experiment/keep.py; VFTRACE_EXPERIMENT is another

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A flight recorder that sees what a real recording holds keeps each migration with the same figures."""
 
 from itertools import takewhile

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Recordings of version 0.1 stay as they are, and every later version reads them (docs/reference/recordings.md).
 
 Never make these recordings again, and never leave one out. The promise is that no later version refuses them, or shows

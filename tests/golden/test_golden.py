@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every golden recording against the accounts of QEMU, the guest and the scenario's driver, never against
 our own output."""
 

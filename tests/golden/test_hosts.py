@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Real libvirt migrations, each host's half on a clock of its own: together they are what QEMU says of them.
 
 `libvirt/*.vft.gz` are recordings of tests/libvirt's operations, `libvirt/truth.json` is QEMU's account of them (its

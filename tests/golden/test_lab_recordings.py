@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Recordings from the lab's stock kernels, compared with QEMU's figures and the drivers' own logs.
 
 `lab/NAME.vft.gz` is one recording of several jobs on one kernel with one way to attach, and

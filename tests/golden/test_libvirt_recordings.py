@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Recordings of real libvirt operations: vftrace's reports of them hold against QEMU's account.
 
 Made by `tests/libvirt/run NAME ... --results tests/golden/libvirt`. Each is read whole, each host's half alone, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A migration whose mailbox records are lost is incomplete, because no other record shows the strategy `mailbox`."""
 
 from pathlib import Path

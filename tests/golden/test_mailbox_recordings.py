@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Recordings of the lab's mailbox jobs against what the jobs did (tests/lab/jobs/mailbox.py).
 
 ixgbe: the stock driver answered a script; every message of it must be there, decoded, and nothing else.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every golden recording through every output: outputs agree on each figure that two of them show.
 
 Outputs are read as whoever uses them reads them: the text, the page, the protobufs, the exposition. What may

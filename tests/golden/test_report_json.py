@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`report --format json` of every golden recording fits report.schema.json, and names what it lists."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares advice with its effect: a real migration, the advice that vftrace's report gives on it, the same guest
 migrated again with that change, and QEMU's own figures beside what was promised.
 

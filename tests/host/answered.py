@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A guest that answers pings while it migrates: a client's round trips beside the host's account.
 
 .venv/bin/python -m tests.host.answered [--keep]     plays it traced and pinged, prints the report

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Plays blackouts with a known cause: real QEMUs, and a cause whose length or number is measured independently.
 
 .venv/bin/python -m tests.host.blackouts [--runs N] [NAME...]     plays them traced, prints a table

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Plays brownouts of known depth: real QEMUs with a guest that counts its own turns, read from its memory.
 
 .venv/bin/python -m tests.host.brownouts [--runs N] [NAME...]     plays them traced, prints a table

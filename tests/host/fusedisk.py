@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A file system in memory that is slow or fails on a test's request: FUSE's protocol, in a process of its own.
 
 Where writes take time, the kernel keeps them in its page cache until it has to write them, as with a disk. It keeps, as

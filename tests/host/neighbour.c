@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A hostile user of /dev/kvm, for test_neighbours.py and test_shares.py:
  *
  *     neighbour vms N            N processes with a VM each

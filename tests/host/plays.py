@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Scenarios with a known truth, played by name from a command line."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reading a live source until something is there."""
 
 import time

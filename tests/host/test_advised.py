@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Advice that is followed: the same guest migrated again, with what vftrace's report said to change."""
 
 from pathlib import Path

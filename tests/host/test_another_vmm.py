@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Migrations by a VMM other than QEMU (tests/lab/tinyvmm), compared with its own account."""
 
 import json

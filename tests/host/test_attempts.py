@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Two attempts of one process whose channels have the same fd: each has the bytes it sent."""
 
 import json

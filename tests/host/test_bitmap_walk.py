@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The kernel side's walk over a bitmap (bpf/bitmap.h), bit for bit, with bitmaps of our own making.
 
 KVM_CLEAR_DIRTY_LOG takes any bitmap and only reads it, so what was shipped can be held against what was handed over.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Plays blackouts with an injected cause: the report names the cause, with the independently measured length."""
 
 from pathlib import Path

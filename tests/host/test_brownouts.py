@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Plays a guest that auto-converge holds: its reported speed is the one that it counts itself."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A VMM that makes very many calls while its guest is stopped: its records are bounded, and the rest is counted."""
 
 import struct

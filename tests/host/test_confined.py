@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The service as its unit confines it traces a real migration completely."""
 
 import subprocess

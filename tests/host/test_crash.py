@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """kill -9 of recorders over migrations of small KVM programs; `python -m tests.crash` kills 200 times."""
 
 import os

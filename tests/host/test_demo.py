@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace demo` and `vftrace doctor` as a person runs them, without a terminal."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Dirty pages against truths of their own: a guest whose schedule is known, slots whose pages we made dirty, and
 QEMU's sums beside.
 

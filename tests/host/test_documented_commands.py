@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The commands of the README that trace this host run as they stand there, until it is ready, or to its end."""
 
 import os

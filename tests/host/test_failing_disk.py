@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A disk that returns EIO, beside real KVM migrations: failed writes are counted, and tracing continues."""
 
 import subprocess

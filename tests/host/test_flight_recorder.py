@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A flight recorder beside real KVM migrations: killed at any moment, on a disk that is small and at times full."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A hostile process has a victim's name and UUID on its command line, and waits as a destination does, while the
 victim migrates: what the kernel saw decides, and what stays in doubt is marked."""
 

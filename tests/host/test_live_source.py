@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The live source while records come faster than it reads them."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whose VM is it: pids that are used again, an exec, a fork, and fds that other processes hold."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A guest that fills its mailbox as no emulated card lets it: the kernel side of the mailbox is called from a system
 call here, hundreds of thousands of times a second, since this machine has neither kprobes nor a card."""
 

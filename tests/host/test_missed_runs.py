@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs of vftrace's programs that the kernel really skips, in the middle of a migration.
 
 The kernel skips a program on a tracepoint while another one is under way on that CPU (trace_call_bpf). Here the program

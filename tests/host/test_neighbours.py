@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A user of /dev/kvm who means harm, beside a VM that migrates: its migration is right or marked in every case, and
 when the attack ends the tracer is back within two seconds, with empty tables and bounded memory.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace serve` while it may open no more files: it goes on, says so, and is right again afterwards."""
 
 import re

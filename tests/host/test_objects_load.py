@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every BPF object, for each way to attach that is not tied to functions of a loaded module, is compiled by the
 installed BCC, kept, read again, and taken by the running kernel's verifier. Nothing is attached.
 """

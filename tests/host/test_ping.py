@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace ping` over a link that is cut for a known time, in two network namespaces.
 
 The cutter is an XDP program on both ends of the link that drops everything from one time to

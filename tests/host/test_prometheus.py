@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A real Prometheus that scrapes `vftrace serve` while a guest here is too fast for its migration's channel."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Attached programs that the kernel does not run are noticed. A program that was detached behind its object's back
 stands for one on a function whose entry the kernel has disabled: it counts as attached, and never runs."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The reader process and the main process: rights, ends, and a main process that is late."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace record` beside real QEMUs: VMs that ran before it, a start in the middle of a migration."""
 
 import asyncio

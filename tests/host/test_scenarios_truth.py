@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The scenarios on real KVM: each ends as QEMU says it should, and the guest writes what it is told
 to.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace serve` scraped during a real migration, compared with QEMU's figures."""
 
 import json

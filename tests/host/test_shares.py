@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The VMs of one user get half of a kernel table at most, and one VM leaves room in a ring buffer for the others.
 
 Tables and ring buffers are small here, so that few VMs fill them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The kernel side's tables: hundreds of channels are exact, what has ended leaves no entry, and what does not fit is
 counted."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace top` on a real migration: its figures beside QEMU's own, and its picture on a terminal."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A real migration between two hosts of this machine: separate networks and mounts, separate recordings,
 one of them on a clock of its own."""
 

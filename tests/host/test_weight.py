@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The memory of the long-running process: no compiler, whatever the cache holds, and a bounded size."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The experiment's small form: a plain guest and one with a bond move once each between two hosts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs the lab's jobs on stock kernels, traced, and compares vftrace's reports with the jobs' truths.
 
 All jobs of one kernel run in one boot, with one tracer. LAB_FULL=1 runs every job on every kernel;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lab's own parts that can be checked without booting anything."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace.service` as systemd starts it from the Debian package, on a stock kernel.
 
 What it traced passes the checks of the golden recordings: under the unit's confinement nothing is missing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The domains: a small VM with the demo's firmware, which dirties a known set of pages for ever."""
 
 import uuid

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Two hosts on one machine, each with a real libvirtd of its own.
 
 A host is a set of namespaces (mount, network, UTS) with its own /etc, /var and /run (an overlay and a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The process that keeps a host's namespaces: it makes the host's own files, and ends all its processes.
 
     unshare --mount --net --uts python3 keeper.py DIRECTORY NAME

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The table of operations on real domains by libvirt, each with its truth.
 
 Each is a small function. `expect` is what happened, as libvirt, QEMU and the operation itself have it,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The steps of an operation: start domains, move and save them, wait for QEMU's events, cause failures."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Run operations: record each with vftrace, keep recording and truth, and compare.
 
 tests/libvirt/run --list

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Cut one recording into those that two hosts would have made, each with its own QEMU only.
 
 Both hosts of these tests are one machine with one kernel, so one recording has both sides. The layout

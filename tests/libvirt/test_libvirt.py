@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Moves, saves and failures under two real libvirt daemons: vftrace's reports agree with the truth.
 
 A quick set runs by default; VFTRACE_LIBVIRT_ALL=1 runs every operation of the table.

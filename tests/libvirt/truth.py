@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads the account of QEMU and libvirt about an operation from the daemons' monitor logs.
 
 libvirtd logs every word of its QEMUs' monitors (QMP). Events carry QEMU's own time; that of a command

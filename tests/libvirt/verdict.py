@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares vftrace's report with the truth, and describes each difference."""
 
 from collections.abc import Mapping, Sequence

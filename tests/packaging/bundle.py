@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes the configuration of an OCI bundle (runc) for the container of packaging/kubernetes/daemonset.yaml.
 
     bundle.py ROOT PLACE ADDRESS [--own-pids] >config.json

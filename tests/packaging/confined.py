@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs a command as systemd runs it for a unit: user, capabilities, system calls, memory, mounts.
 
     unshare --mount python confined.py UNIT PLACE COMMAND...

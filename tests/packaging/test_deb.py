@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is committed as Debian packages and as an image: built, installed and used where nothing else is."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The cluster's manifests: valid, one with the rules and with the service's unit."""
 
 import re

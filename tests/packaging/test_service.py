@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What docs/how-to/run-as-a-service.md installs: units, a web configuration, a Prometheus with the rules."""
 
 import re

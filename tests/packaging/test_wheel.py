@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The wheel, installed where no checkout is: it must run, and carry the BPF sources."""
 
 import os

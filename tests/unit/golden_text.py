@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares rendered text with files that a person has checked once.
 
 VFTRACE_UPDATE_TEXT=1 writes the files anew (recordings were made again, the drawing was changed on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Bitmaps as the kernel side packs them: small records that hold a large one, and those of older recordings."""
 
 import struct

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Real recordings, given to a flight recorder as a live source would."""
 
 from collections.abc import Callable, Iterable, Iterator

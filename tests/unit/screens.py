@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Screens of the live view as text: recordings up to a time, and that time as the clock."""
 
 import io

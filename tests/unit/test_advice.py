@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Each rule of advice on migrations made by hand: at its threshold, and just below it."""
 
 from collections.abc import Callable

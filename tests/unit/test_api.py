@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace.open`, and the examples of docs/how-to/python.md as they stand there."""
 
 import json

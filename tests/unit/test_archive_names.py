@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Names of kept recordings are safe, sort by time, and are read back as they were made."""
 
 from datetime import UTC, datetime, timedelta, timezone

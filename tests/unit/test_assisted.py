@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which VM a function's messages belong to (analysis/devices/mailbox_evidence.py, mailbox/profile.py)."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a migration is (docs/reference/phases.md): a thread that makes dirty syncs and sends."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the reader holds while the main process is late."""
 
 import struct

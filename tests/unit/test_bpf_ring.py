@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The reader of BPF ring buffers, on memory that is laid out as kernel/bpf/ringbuf.c lays it out."""
 
 import mmap

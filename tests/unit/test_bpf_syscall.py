@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The structures and numbers of bpf(2) and perf_event_open(2), against the kernel's own headers and by hand."""
 
 import ctypes

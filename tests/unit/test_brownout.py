@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """From samples of vCPUs to the guest's speed: what the sums are, worked out by hand."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compiled programs as data, and which files of them are used."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whose calls are traced, and which of them are written: events of the kernel side in, records out."""
 
 import struct

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What took each step of a blackout, from calls that are made up: by hand, and many at random."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The command line's own behaviour, with stand-in subcommands."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Two migrations side by side."""
 
 import json

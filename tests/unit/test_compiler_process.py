@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The compiler as a process: the messages if it is missing, hidden, a wrong package, or does not compile."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Errors in vftrace itself: an error on one VM, migration or output affects no figure of the others."""
 
 import json

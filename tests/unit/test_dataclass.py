@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Classes of vftrace.dataclass behave as those of dataclasses do."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The guests' images: what is asked for is what the ROM holds, and what is predicted follows from
 it.
 """

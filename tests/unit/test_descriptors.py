@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where a VMM writes to and loads from, beside real processes, pipes and files."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The tables of sockets are not read for every socket where that takes long."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Devices: who they are (vftrace/host/devices.py), and what became of them (vftrace/analysis/devices/device.py)."""
 
 from pathlib import Path

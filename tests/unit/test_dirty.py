@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Dirty accounting against a model of KVM's log, kept page by page."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The documentation's pages: their links resolve, the index has them all, and they name commands that exist."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The states of `vftrace doctor`: faults, limits and absent hardware."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The commands of the README, of Getting started and of the how-to pages run as they stand there.
 
 They run in a directory with recordings under the names that the pages use. A block that needs more (root, BPF,

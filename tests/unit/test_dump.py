@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace dump`: every event of a recording, as text and as JSON."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Failed migrations, cut into two hosts' recordings: outcome and cause are those of the whole."""
 
 import dataclasses

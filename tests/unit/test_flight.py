@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which migrations and which records a flight recorder keeps, by real recordings that are changed in one respect."""
 
 import gzip

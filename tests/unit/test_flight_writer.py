@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The writer of kept recordings beside disks that are full, slow, read-only or gone, and after a kill."""
 
 import errno

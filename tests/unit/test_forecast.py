@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The forecast against arithmetic done by hand, and against QEMU's figures of recorded migrations."""
 
 import json

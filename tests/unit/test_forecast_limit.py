@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The downtime limit as QEMU's behaviour implies it, against a page by page play of QEMU's loop that knows it."""
 
 import json

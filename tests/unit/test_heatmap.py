@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The heat strip against the pages that the guest was set to write, and its image against the PNG format."""
 
 import struct

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The host's page of `serve`: its data, the files that an address can reach, and scrapes that do not wait for it."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The HTML report: one file that needs nothing else, with the figures of the JSON."""
 
 import re

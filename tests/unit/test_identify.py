@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Processes and fds are looked up when an event shows that they may have changed, and not for every record."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Destinations of VMMs other than QEMU, whose command line does not show that they wait."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The index of a directory equals what its recordings hold, even when the index was damaged, lost or outdated."""
 
 import gzip

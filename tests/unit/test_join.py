@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Two hosts: the joined figures are the unshifted ones within the reported uncertainty."""
 
 import dataclasses

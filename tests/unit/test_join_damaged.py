@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Two hosts' recordings with damage in them: joining never raises, and no time is negative."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`serve` under a journal of our own: what journald would get, in a mount namespace where its socket is ours."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What vftrace reads of the running kernel."""
 
 from pathlib import Path

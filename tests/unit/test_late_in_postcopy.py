@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A tracer that starts during post-copy sees its end."""
 
 from pathlib import Path

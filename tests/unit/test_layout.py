@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """vftrace/events/layout.py agrees with bpf/wire.h and with a C compiler; uapi.py agrees with bpf/."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What tests/libvirt knows without vftrace: a daemon's log read, a recording cut in two."""
 
 import gzip

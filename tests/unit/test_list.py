@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace list`, and `report` of directories: as a user runs them."""
 
 import json

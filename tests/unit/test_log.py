@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Log lines of migrations: of real migrations, of hostile names, in floods, and their destinations."""
 
 import contextlib

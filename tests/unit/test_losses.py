@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Losses of one VM: its migration is marked, its metric counts them, and other migrations stay complete."""
 
 import json

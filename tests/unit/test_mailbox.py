@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Decodes words to messages, and messages to histories of VFs. Expected values come from the drivers' headers, by
 hand."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace mailbox` on recordings, its text against hostile ones, its metrics, and the kernel side's constants."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Man pages and completion are made from the parser, and work in what reads them."""
 
 import argparse

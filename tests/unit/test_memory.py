@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a report holds in memory does not follow how much a recording unpacks to, where its records say nothing new."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The socket pair between the reader and the main process."""
 
 import socket

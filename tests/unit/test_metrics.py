@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The metrics against QEMU's own figures, and the rules they keep whatever is fed."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs that the kernel skipped: its counters, what they add up to, and which migrations they make incomplete."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A pid namespace, or a boot clock, that is not the host's is refused with one message and the way out."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What tests/conftest.py does with a test whose needs are not met."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """rtnetlink notifications from bytes, laid out as include/uapi/linux has them; and from this machine's kernel."""
 
 import os

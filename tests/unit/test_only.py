@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`record --vm`: in a recording of four VMs that migrate at once, each VM's part gives the figures of the whole."""
 
 from dataclasses import replace

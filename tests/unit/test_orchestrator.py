@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What KubeVirt, Proxmox VE and OpenStack call a VM: command lines and control groups as these systems write them."""
 
 import pytest

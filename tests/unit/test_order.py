@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Events come out by time, each once, and no later than the window allows."""
 
 from itertools import pairwise

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Traces over OTLP/HTTP: what a collector gets, decoded with the official protobufs."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A time without answers is divided into spans by conditions, without holes and without overlaps."""
 
 from itertools import pairwise

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The guest's clock that a destination sets proves it, rather than its command line."""
 
 from pathlib import Path

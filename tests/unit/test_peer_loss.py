@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Records lost of one process make the migrations of others doubtful only where it may be their other side."""
 
 import pytest

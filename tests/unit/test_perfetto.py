@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Perfetto trace, parsed with Perfetto's own messages and compared with the migration."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Packets, text and JSON, the recording's events, and what `vftrace ping` refuses."""
 
 import argparse

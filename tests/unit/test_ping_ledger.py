@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The account of a ping. The truth is a guest simulated here: when it did not answer, and what the link did."""
 
 from dataclasses import dataclass, field

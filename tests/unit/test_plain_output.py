@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Output in a pipe has no blanks at the ends of lines, and times in the zone that the user chose."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Capabilities, no_new_privs, users and socket families, each in a process that is used up by it."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Probes of modules that come and go; how large the ring is; another user for a moment."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A pidfd reports the end of its process; where file descriptors run out, /proc does."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Who a VMM is, from command lines as QEMU's manual, libvirt and people write them."""
 
 import os

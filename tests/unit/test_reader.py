@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The reader's loop, with a source that this test fills."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A recording that is cut or damaged anywhere gives everything before that place, and reports it."""
 
 import gzip

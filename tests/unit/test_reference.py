@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The generated pages of the reference are up to date."""
 
 import argparse

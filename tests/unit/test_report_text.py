@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The report's text: the cause of the downtime comes first, and unknown figures are marked."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Round trips before, during and after a migration. Truth is every single one, as a simulated service answers."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Each alert has a runbook: its heading, its parts in order, and commands that exist."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Scrapes beside a tracer that is busy."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A test proves each claim of SECURITY.md."""
 
 import ast

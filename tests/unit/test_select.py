@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`--vm`: a VM by UUID, its first eight digits, name or pid; a typing error is named with what was meant."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A hole in a stream of numbers is found whatever order they come in."""
 
 from hypothesis import given

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace serve` from outside: pages, formats, TLS, who may read, sockets, replay, clean ends."""
 
 import asyncio

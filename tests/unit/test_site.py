@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The documentation's site: it builds without a warning, and its pages load nothing from another host."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Slots over the rounds, and the forecast's line, from given figures."""
 
 from collections.abc import Mapping

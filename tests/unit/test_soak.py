@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Long and hostile lives cost what their events cost: `python -m tests.soak` has them at full length."""
 
 import pytest

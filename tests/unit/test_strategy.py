@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The strategies' rules, each with a near-miss that must not match."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Names of system calls and requests, against the C headers of this machine."""
 
 import re

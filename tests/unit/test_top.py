@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace top` as a program, on a terminal of its own and without one, fed by recordings."""
 
 import argparse

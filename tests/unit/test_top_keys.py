@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keys: how bytes become keys, and how keys change the view."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What `top` prints where there is no terminal."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Pictures of `top` as text, and what must hold for every picture."""
 
 import dataclasses

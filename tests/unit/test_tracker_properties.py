@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whatever events come, in whatever order: never an exception, never a time that runs backwards, sums that
 agree, and no more memory than there is to remember."""
 

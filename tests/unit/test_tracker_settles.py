@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a tracker that runs for days keeps: finished migrations as they came out, no bitmaps, few clock samples."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """docs/how-to/troubleshooting.md names messages that vftrace prints, word for word."""
 
 import ast

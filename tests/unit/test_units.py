@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Quantities as people write them. Expected values are arithmetic done by hand."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whose vCPUs are followed, and until when."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The table of outcomes: each row's evidence decides, and the docs show the rows of the code."""
 
 from pathlib import Path

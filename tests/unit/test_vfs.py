@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Virtual functions of a migration: lost, and ready again."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Virtual functions in the live view and in the report: state, trouble in words, the last messages."""
 
 import io

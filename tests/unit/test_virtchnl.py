@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """virtchnl: bytes to messages, messages to a VF's history.
 
 The conversation is that of the stock i40e.ko 6.12 over memory with the messages of an iavf; expected values are

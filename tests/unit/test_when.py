@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Moments as people name them. Expected values are written out by hand."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The two halves of the wire format agree, and hostile bytes never raise anything but ValueError."""
 
 import json

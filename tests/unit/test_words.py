@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The documentation, the help texts and the messages keep to the words of docs/contributing/README.md."""
 
 from pathlib import Path

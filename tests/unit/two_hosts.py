@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One recording made into two hosts': each sees one process only, on a clock of its own."""
 
 import json

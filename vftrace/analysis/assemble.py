@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Builds one immutable Migration of the data of both sides: outcome, phases, checkpoints."""
 
 import errno

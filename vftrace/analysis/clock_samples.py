@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the offset of a host's wall clock over time in few samples."""
 
 from dataclasses import field

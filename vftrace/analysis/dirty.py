@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Counts dirty pages exactly, bit by bit.
 
 Under manual protect KVM_GET_DIRTY_LOG returns every page that was dirtied and not yet cleared, so the new

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A migration as seen on its destination."""
 
 from vftrace.dataclass import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Distinguishes moves from saves and loads by the other end of the channel (docs/reference/phases.md)."""
 
 from collections.abc import Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the largest of many numbers that are added and removed."""
 
 import heapq

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the losses of one process, with the times of their reports."""
 
 from collections import deque

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the runs of probes that the kernel skipped, and finds the migrations that they make uncertain."""
 
 from collections import Counter

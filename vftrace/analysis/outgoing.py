@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A migration as seen on its source: a thread that makes dirty syncs and sends.
 
 An attempt opens when a thread that is neither a vCPU's nor the main thread switches dirty logging on, or reads a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds which source and which destination on one host belong together.
 
 Anyone can start a process with another VM's UUID and `-incoming`, so a command line only suggests a destination.

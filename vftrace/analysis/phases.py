@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Computes the times of the checkpoints that a migration passed, and the phases between them."""
 
 from vftrace.analysis.devices.downtime import MigrationDevices

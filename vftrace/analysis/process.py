@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One VMM process: its memslots, channels and vCPUs, and the outgoing and incoming migrations found in them."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds missing records in a sequence of numbered records, in any order of arrival."""
 
 _MAX_MISSING = 4096

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Decides when an ended migration is final."""
 
 from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS

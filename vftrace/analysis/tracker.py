@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes snapshots of events: routes events to processes, finds the two sides of migrations, and forgets old ones."""
 
 from collections import Counter, deque

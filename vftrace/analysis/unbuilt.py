@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes a migration without figures if vftrace failed on it: the VM and the times, which need no computation."""
 
 from vftrace.analysis.incoming import IncomingMigration

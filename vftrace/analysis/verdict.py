@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Decides how a migration ended, and why: one table, which docs/reference/phases.md shows.
 
 `facts_of` gathers what was seen of both sides; the first rule of the situation's table that fits decides. A

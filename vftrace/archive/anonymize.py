@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes a recording without identifying texts: names, UUIDs, MAC and IP addresses, paths, programs.
 
 Each text is replaced by a word of the same form that is derived from it and a key. So equal texts stay equal, within

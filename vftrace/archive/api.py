@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The result of `vftrace.open`: the report's objects and the events of recordings, for Python programs."""
 
 import os

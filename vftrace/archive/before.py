@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the records before a migration, so that its recording begins with the identities and the state of the VMs.
 
 All records of the last seconds are kept as they arrived (`Stream.ring`). Older records are kept if they still matter:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Prints every event of a recording as one line of text or of JSON."""
 
 import json

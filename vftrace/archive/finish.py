@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finishes recordings without an end, after a killed recorder or a full disk."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The flight recorder: each migration of this host becomes one recording, with the time before and after it.
 
 It gets every batch of records that the pump has taken, and asks the tracker what migrates. A recording holds the

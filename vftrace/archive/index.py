@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The index of a directory of recordings: what each file holds, so that a list does not read the files again.
 
 The index is a file beside the recordings: a line that names the version, then one line of JSON for each recording.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Prints a list of migrations: one line each as text, or one JSON document each."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes the names of kept recordings: the time of the beginning, the VM, the outcome, and a unique part.
 
 `20261129T225506.123Z-web-1-completed-1f0c9a3e.vft.gz`. While the migration runs, `running` stands for its outcome.

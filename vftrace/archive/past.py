@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Collects the migrations of recordings and directories, and selects some of them."""
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Opens regular files of a directory that others may write to, but no pipe, socket, device or link."""
 
 import errno

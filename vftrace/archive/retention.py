@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Deletes recordings, the oldest first, if they are too old or together too large."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads moments such as `2h` (ago), `yesterday` and `2026-11-29 02:10`."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes recordings in a thread of its own, so that a slow, full, read-only or missing disk costs files and never
 tracing.
 

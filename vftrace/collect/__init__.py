@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Brings events from the kernel or a recording to the analysis."""

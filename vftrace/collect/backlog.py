@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The records that wait in the reader for the main process. If it is full, the bitmaps of the VM that sends most are
 dropped."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Records with their events: each record is decoded once, where it enters this process."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Decides whose system calls are traced and when, and which of them are written.
 
 Tracing of a source begins when a thread other than the main thread logs dirty pages; tracing of a destination begins

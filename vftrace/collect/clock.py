@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads the clocks of this host: CLOCK_BOOTTIME, the clock of all events, and the wall clock."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the latest records of each process, and writes those of a migration on which vftrace failed to a file."""
 
 from collections import deque

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Identifies the processes, fds, devices and virtual functions in the events of the kernel side."""
 
 from collections.abc import Callable, Iterator

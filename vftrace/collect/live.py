@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The live source: the kernel side's records and the collector's own, in one sequence.
 
 The collector's records are ticks (so that time passes in a recording too), clock samples, losses,

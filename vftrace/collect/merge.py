@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads several recordings: those of one boot share a clock and are read as one, in any order of the files."""
 
 import heapq

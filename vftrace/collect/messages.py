@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The messages between the reader process and the main process over a socket pair (unix(7), SOCK_SEQPACKET).
 
 A message is a kind, a time, and its content: JSON, or unchanged records. A message longer than `LONGEST` is sent as

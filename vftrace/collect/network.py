@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes records about changes of the host's interfaces and bridges."""
 
 from collections.abc import Callable

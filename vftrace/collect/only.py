@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Selects the records of some VMs from a live trace, for a recording of these VMs only."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sorts records of several CPUs by their times, within a window of event time."""
 
 from bisect import bisect_right

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The only loop: takes batches from a source, sorts their events, and gives them to the tracker or another consumer.
 
 One thread calls `step`; any thread may ask for `snapshot`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The reader process: empties the ring buffers, identifies processes and devices, and sends the records to the main
 process.
 

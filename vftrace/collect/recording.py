@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes and reads recordings: raw records as they arrived, and the host that they are from.
 
 Layout: `MAGIC`, a u32 length and that many bytes of JSON (the host), then frames of a u32

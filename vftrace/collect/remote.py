@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The main process's side of the reader process: a source whose records arrive over a socket pair."""
 
 import atexit

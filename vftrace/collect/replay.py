@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Replays a recording through the same code as live data, in real time, faster, or as fast as possible."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Opens a source, with the recording to which its records are written; no other module does."""
 
 import gc

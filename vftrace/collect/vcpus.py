@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Decides whose vCPUs are followed and when, and writes where their time goes.
 
 A source is followed from the time at which it logs dirty pages. A destination is followed from the time at which it

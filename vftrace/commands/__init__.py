@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One module per subcommand; the module's name is the subcommand's name.
 
 A module has `HELP: str` (one line), `add_arguments(parser) -> None` and `run(args) -> int`, which

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace anonymize`: writes a recording without names and addresses, to attach to a bug report."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The parts that live subcommands share: a clean end, durations, the ready line, log lines."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace demo`: traces a real migration on this machine, and prints the report beside QEMU's own figures."""
 
 import argparse

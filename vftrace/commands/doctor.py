@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace doctor`: prints how each probe is attached, or why not and the fix."""
 
 import argparse

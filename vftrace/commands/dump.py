@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace dump`: prints every event of a recording, one line each."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Provides the data of the host's page of `vftrace serve`, from the tracker and from the kept recordings."""
 
 import contextlib

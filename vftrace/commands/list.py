@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace list`: prints the migrations of recordings, one line each."""
 
 import argparse

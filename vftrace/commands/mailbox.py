@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace mailbox`: prints the messages between network cards and their virtual functions, one line each."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows a long text on a terminal through a pager, as git and systemctl do."""
 
 import contextlib

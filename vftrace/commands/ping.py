@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace ping`: measures from a client's side how long a guest does not answer."""
 
 import argparse

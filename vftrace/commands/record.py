@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace record`: writes the records of the kernel side to a file, for `vftrace report`."""
 
 import argparse

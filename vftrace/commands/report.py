@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace report`: shows each migration in recordings."""
 
 import argparse

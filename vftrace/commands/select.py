@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The options that select migrations of the past, the same for `list` and `report`."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace serve`: serves metrics of this host's migrations to Prometheus."""
 
 import argparse

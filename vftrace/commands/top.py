@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vftrace top`: shows VMs and their migrations live; prints lines or JSON without a terminal."""
 
 import argparse

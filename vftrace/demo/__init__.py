@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Real QEMU/KVM migrations made on this machine, and QEMU's own account of them.
 
 Nothing here knows about tracing: the guest (`guest`), the control of QEMU (`qemu`) and the scenarios

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`python -m vftrace.demo`: play one scenario by hand, without any tracer."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A display client: a small RFB (VNC) viewer that looks at nothing, so that QEMU really draws the
 guest's screen.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Guests small enough to be written by hand: firmware images that dirty a known set of pages, and a
 boot sector that draws.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The command line libvirt 9 and 10 write for a small VM (src/qemu/qemu_command.c), as far as it
 works without libvirt.
 """

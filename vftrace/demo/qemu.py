@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Starts QEMU, talks to it, and keeps its own account of its migrations.
 
 Every QEMU started here is killed by the kernel when its parent dies (PR_SET_PDEATHSIG) and by its

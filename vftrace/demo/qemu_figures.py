@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares vftrace's figures with QEMU's own, for each migration of a played scenario."""
 
 from vftrace.dataclass import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The table of scenarios: what is done to real VMs, step by step, and how QEMU is expected to end.
 
 `run_scenario` plays one and returns its `Truth`: QEMU's own figures, what was done and when, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Events: one immutable class for each kind of record (bpf/wire.h), one file for each subject."""
 
 from vftrace.events.base import COLLECTOR, NO_PROCESS, Event, Unknown

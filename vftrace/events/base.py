@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The base class of all events."""
 
 from typing import ClassVar

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Unpacks bitmaps that the kernel side packed: struct vft_bitmap in bpf/wire.h describes the format."""
 
 from functools import lru_cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Events of system calls of a migrating VMM's threads while its guest is stopped, and of times in which these threads
 did not run.
 

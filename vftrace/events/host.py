@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Events that the collector writes itself: time, losses, and the identities of processes, fds and devices."""
 
 from vftrace.events.base import Event

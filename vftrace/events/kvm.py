@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Events of KVM, userfaultfd, the migration channel and the VMM's process: what bpf/kvm.bpf.c sends."""
 
 from vftrace.events import layout

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Events of the mailboxes between network cards and their virtual functions."""
 
 from vftrace.events import layout

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Events of `vftrace ping`."""
 
 from vftrace.events.base import Event

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Events of vCPU time: totals by state while a VM migrates, and the time before. The collector writes them."""
 
 from vftrace.events import layout

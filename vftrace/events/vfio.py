@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Events of VFIO devices: what bpf/vfio.bpf.c sends."""
 
 from vftrace import uapi

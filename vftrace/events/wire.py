@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The codec: makes events of bytes and, for the collector's own records, bytes of events.
 
 The layouts are generated from bpf/wire.h (`vftrace.events.layout`). Records of kinds without a layout

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Describes an fd of a process: a TCP connection and its peer, a unix socket, a pipe and the program at its other end,
 a file. Finds out from a VMM's command line and inherited fds what it loads its state from."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds the device behind a VFIO device fd: its name from the kernel side or /proc, the rest from /sys.
 
 The name is a PCI device's address, a mediated device's UUID, or the name of a device on another bus. QEMU names them on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Gives unused memory back to the system, after a start or a flood of records."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checks the pid and time namespaces of this process (pid_namespaces(7), time_namespaces(7)).
 
 The kernel's records carry pids of the initial pid namespace (bpf_get_current_pid_tgid) and the host's CLOCK_BOOTTIME

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads the kernel's rtnetlink notifications about network interfaces and bridges. It sends no requests.
 
 Layouts: include/uapi/linux/rtnetlink.h, if_link.h, neighbour.h. A bridge notifies when it learns an address, receives

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads an orchestrator's names for a VM from QEMU's command line and from the process's control group.
 
 OpenStack needs nothing here: the UUID on the command line is Nova's instance.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """CPU priority: of a process, and of its session, within which alone a niceness has an effect on some hosts.
 
 With CONFIG_SCHED_AUTOGROUP the kernel shares CPUs between sessions, and a session has a niceness of its own (sched(7),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reduces the privileges of this process: capabilities, no_new_privs, its user, and the socket families it may open.
 
 Privileges belong to a thread (credentials(7), capabilities(7)); the threads and programs that it starts inherit them.

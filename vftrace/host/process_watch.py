@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds the processes that have ended, without a look at each process.
 
 A pidfd becomes readable when the last thread of its process has ended (Linux kernel/fork.c, pidfd_poll), and stays

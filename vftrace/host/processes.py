@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Identifies VMM processes from /proc, both those that start and those that run already.
 
 QEMU takes its identity on the command line: `-uuid U` (or `-smbios type=1,uuid=U`), `-name N`,

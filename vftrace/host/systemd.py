@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads the variables that systemd sets in a service's environment (systemd.exec(5))."""
 
 import os

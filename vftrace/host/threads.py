@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads a thread's state and times from /proc."""
 
 import os

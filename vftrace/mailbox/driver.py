@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Types that describe a PF driver: its number, its functions, its structures and its messages.
 
 A driver is one file of this package, and one value of `Driver`. Everything else reads that value: the probes attach

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The drivers whose mailbox vftrace knows. A new driver's file is listed here."""
 
 from vftrace.mailbox import i40e, ice, igb, ixgbe

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """i40e (X710, XL710, X722) and its VFs: drivers/net/ethernet/intel/i40e/i40e_virtchnl_pf.c."""
 
 from vftrace.events import layout

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """ice (E810, E830) and its VFs: drivers/net/ethernet/intel/ice/ice_virtchnl.c (virt/virtchnl.c since 7.x)."""
 
 from vftrace.events import layout

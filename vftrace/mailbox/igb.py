@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """igb (82576, I350) and its VFs: drivers/net/ethernet/intel/igb/e1000_mbx.h, igb_main.c."""
 
 from dataclasses import replace

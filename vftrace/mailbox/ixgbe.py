@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """ixgbe (82599, X540, X550) and its VFs: drivers/net/ethernet/intel/ixgbe/ixgbe_mbx.h, ixgbe_sriov.c."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One message with its sender, its time and its meaning; and requests paired with their replies."""
 
 from dataclasses import replace

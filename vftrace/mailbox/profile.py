@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Profiles: TOML files that name the messages a vendor's driver has beyond those of its table.
 
     driver = "ixgbe"

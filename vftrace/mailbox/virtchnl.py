@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The protocol of i40e and ice: virtchnl (include/linux/avf/virtchnl.h; since 7.x include/linux/net/intel/virtchnl.h).
 
 A message is an opcode, a status and up to 4 KiB of bytes. 0 is granted, every other status refused; what a number means

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The protocol of ixgbe and igb: messages of up to 16 words, acknowledged by bits in the first one.
 
 Word 0 holds the opcode in its low 16 bits, a number in bits 23:16 for some messages, and the bits ACK, NACK and CTS

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """The results: immutable objects that every output reads."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Advice: a setting to change before the next migration of this VM, and the expected effect."""
 
 from collections.abc import Mapping

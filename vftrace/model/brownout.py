@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The brownout: how much slower a guest ran while it migrated, and the states of its vCPUs.
 
 Times are CLOCK_BOOTTIME nanoseconds on the clock of the migration. Speeds and shares are parts of one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The calls and waits of a migrating VMM's threads while its guest is stopped, and the causes of each step's time.
 
 Times are CLOCK_BOOTTIME nanoseconds on the clock of the migration.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The steps of a blackout."""
 
 from enum import StrEnum

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Computes every figure that is derived from the model; no other module computes one of them.
 
 Times are CLOCK_BOOTTIME nanoseconds, rates bytes per second; None means not known.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The traced host, the probes on it, and the reader process."""
 
 from vftrace.dataclass import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The results of the tracker: immutable, ready for any output. Times are CLOCK_BOOTTIME nanoseconds, None if they are
 not known."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The state of a flight recorder."""
 
 from vftrace.dataclass import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The report: hosts, their migrations and pings, live or from recordings; every output is made from it.
 
 A host here is one boot of a machine: all its times are CLOCK_BOOTTIME nanoseconds of that boot.

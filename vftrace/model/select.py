@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Selects VMs by `--vm`: by UUID, its first eight digits, name or pid."""
 
 from collections.abc import Collection, Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Computes the ids of traces and spans: a migration has the same ids in a report and live, and on both hosts."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The history of a virtual function as its mailbox shows it: states, settings, resets, latest messages.
 
 | state | reached when |

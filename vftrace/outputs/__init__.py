@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """The outputs for people and programs: each is made from a snapshot."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Counts durations by the microsecond, and computes their percentiles."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds times without replies in settled probes, which arrive in the order of their slots.
 
 A gap is counted from sending times: from its first unanswered probe to one interval after its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Counts durations in buckets whose width grows with the duration: few buckets, and quantiles with a small error."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Collects round trips in short intervals, by the time at which their probes were sent."""
 
 from dataclasses import field

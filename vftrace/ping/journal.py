@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes the events of a ping's recording: settings, gaps, round trips, totals, ticks and clock samples."""
 
 from vftrace import events

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps account of a ping: sent probes, received replies, their order, and missing replies.
 
 Pure: all times are arguments, in nanoseconds of one clock. A probe is settled when its reply has arrived

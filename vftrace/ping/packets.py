@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes and reads a probe's payload, and the ICMP header around it (RFC 792, RFC 4443)."""
 
 import struct

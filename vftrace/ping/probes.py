@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Resolves the address, sends probes and reads replies with the kernel's time stamps.
 
 ICMP: a raw socket (CAP_NET_RAW), else a ping socket (net.ipv4.ping_group_range). UDP: an echo

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The sending process: sends at absolute deadlines, reads replies, and writes both to a pipe.
 
 It is a process of its own, so that no terminal, disk or accounting makes it late. A periodic

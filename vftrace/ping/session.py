@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs one ping in the main process: starts the sending process, and feeds the ledger."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Prints a ping: the live line, a line for each gap, the summary, JSON."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Attaches BPF functions to their hooks, and gives the reason where that fails."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads BTF: offsets of structure members, ids and parameters of functions (Documentation/bpf/btf.rst)."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The probes of system calls: a BPF object of their own, attached only while a VM migrates, for that VMM only."""
 
 import ctypes

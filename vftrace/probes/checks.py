@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checks this machine for `doctor`, without the probes: one finding for each line."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds out what the running kernel supports, by trying and never by its version."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Loads and attaches the probes, and reads their records."""
 
 import ctypes

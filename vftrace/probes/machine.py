@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The numbers of this machine that BPF programs need to read a thread and its system call."""
 
 import platform

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The mailbox probes: one BPF object, attached to the drivers whose modules are loaded."""
 
 import ctypes

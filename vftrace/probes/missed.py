@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs of programs that the kernel skipped: totals by probe, of counters that end with their program."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Attaches probes to kernel modules that are loaded and unloaded while vftrace runs."""
 
 from abc import ABC, abstractmethod

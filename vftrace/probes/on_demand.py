@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Attaches probes only while they are needed, because they cost time on the whole host."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Loads program texts of bpf/ into the kernel, from kept images or compiled."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Proves that attached programs run: makes requests of its own, and reads how often the kernel ran each program.
 
 A kernel can attach a program and never run it. With X86_KERNEL_IBT and without CALL_PADDING (CPU_MITIGATIONS=n),

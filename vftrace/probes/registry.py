@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lists the probes, and for each the ways to attach it, in the order in which they are tried.
 
 `doctor` lists the probes and `vftrace_probe_attached` names them. A hook is a place

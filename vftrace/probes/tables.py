@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads how often the kernel side's tables were full, and deletes the entries of VMs and channels that ended.
 
 The kernel side deletes what it can without a search. Keys of the other tables begin with a VM's id, which is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes the BPF program's text: one translation unit of the files in bpf/.
 
 BCC rewrites only the main file, so `#include "x.h"` lines are replaced by the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The probes of vCPUs: a BPF object of their own, attached only while a VM migrates, for the vCPUs of that VM only."""
 
 import struct

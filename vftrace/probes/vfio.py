@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """VFIO's probes: a BPF object of their own, loaded and unloaded with the vfio module."""
 
 import ctypes

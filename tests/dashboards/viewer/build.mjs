@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // node build.mjs NODE_MODULES OUT: bundles the page into OUT/site and the drivers into OUT/drive.mjs and OUT/pages.mjs.
 // The packages are not beside the sources but in the cache, hence nodePaths and createRequire.
 import fs from 'node:fs';

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keep the recordings of a boot of the experiment, compressed, with their truth.
 
     tests/lab/experiment/run plain bond --runs 1

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keep the results of a lab run as a golden recording with its truth.
 
     VFTRACE=1 tests/lab/run 6.12 JOB... --results DIR

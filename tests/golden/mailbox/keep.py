@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keep the mailbox jobs of a lab run as a golden recording with their truths.
 
     VFTRACE=1 VFTRACE_OPTIONS='--profile /src/docs/profiles/assisted-ixgbe.toml' \

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The ways a guest with a virtual function can move, as QEMU's words and the steps around the migration."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Moves the guest: one boot of both hosts, each case as many times as wanted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs inside one of the two hosts: its network, vftrace, and the guest's QEMU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`tests/lab/experiment/run`: the command."""
 
 from __future__ import annotations

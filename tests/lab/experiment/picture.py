@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The longest gap of every run as one picture: a bar for each, in the colours of what it is made of."""
 
 from __future__ import annotations

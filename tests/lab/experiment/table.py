@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Prints the results as a table: vftrace's joined report beside QEMU's figures and the pinger's."""
 
 from __future__ import annotations

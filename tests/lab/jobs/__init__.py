@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lab's jobs, by name. They run inside the emulated machine; the outside reads their docs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What this kernel lets a tracer attach to, found by trying."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Jobs about the machine itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Jobs with virtual functions of the emulated igb card, passed through with vfio-pci.
 
 Such a VF cannot migrate, so it is unplugged first; the firmware image releases it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A job with tinyvmm and an iommufd: requests that QEMU makes never or hardly ever, granted and refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Jobs about the mailbox of a card and its virtual functions: igb's on the emulated card, with igbvf and
 ourselves as the other side, and ixgbe's own code over memory (modules/fakeixgbe), message by message."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Jobs in which a VM loses a VF of an i40e or ice card, migrates, and gets another one.
 
 The VFs that QEMU opens are the igb card's, whose interface is down, so that igb takes no interrupt of its mailbox and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Jobs that migrate a VM with devices of our own driver, which follows instructions and logs its acts.
 
 Where a kernel's VFIO has no precopy (6.1) the devices are P2P only.

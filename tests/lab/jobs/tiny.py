@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Jobs with tinyvmm, a VMM of our own: an order QEMU does not take, and requests it does not make."""
 
 from __future__ import annotations

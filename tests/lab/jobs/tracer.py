@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Jobs about vftrace itself: every way to attach in one run, a start in the middle of a migration, and `doctor`."""
 
 from __future__ import annotations

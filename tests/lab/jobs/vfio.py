@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Jobs that migrate a VM with mediated devices whose driver is the kernel's own sample, mtty."""
 
 from __future__ import annotations

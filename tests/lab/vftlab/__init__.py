@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The lab's own library: builds images, runs jobs in an emulated machine, and drives what runs inside.
 
 `vftlab.build`, `.debian`, `.images`, `.modules`, `.machine` and `.run` belong to the outside;

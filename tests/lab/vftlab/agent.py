@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs inside an emulated host: executes the commands of the outside in order, and keeps the clock.
 
 Both go over virtio serial ports. `agent`: a JSON object a line, {"do": NAME, ...arguments}, answered by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Build what the lab needs and does not have: `tests/lab/build [KERNEL ...]`."""
 
 from __future__ import annotations

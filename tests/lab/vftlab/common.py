@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Paths, errors, progress and subprocesses shared by the lab's outside half."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Debian packages, from the mirror that this machine's own apt configuration names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Passed-through devices inside the emulated machine: mtty, vftsteer, and igb's functions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A firmware image that is the whole guest: it dirties pages, and releases cards on request."""
 
 from __future__ import annotations

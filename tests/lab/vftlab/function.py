@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A virtual function of igb in our own hands: opened through vfio-pci as a VMM does, its mailbox spoken to
 as a guest's driver does (drivers/net/ethernet/intel/igbvf/mbx.c)."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs the tests of golden recordings on new recordings."""
 
 from __future__ import annotations

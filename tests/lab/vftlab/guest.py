@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs jobs inside the emulated machine; started by guest/labinit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Two emulated hosts, each with an igb card, and a third point: a network namespace of this machine.
 
 The cards, and a second interface of each host for its bridge, are on a switch (vftlab.switch) with the

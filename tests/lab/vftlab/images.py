@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The emulated machine's parts: a userspace image, and one kernel pack per kernel.
 
 A kernel pack is the stock kernel, a small initramfs with the modules that reach the root, the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """vftrace's Debian package, installed in a userspace that is not changed by it."""
 
 from __future__ import annotations

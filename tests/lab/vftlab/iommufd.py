@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """iommufd, and a VFIO that knows it, as modules for Debian's own kernels.
 
 Debian builds its kernels without CONFIG_IOMMUFD. Everything that the option adds is in modules, and these need

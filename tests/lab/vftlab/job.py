@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The common parts of jobs: a directory for results, a truth to write, and the preparation of the machine."""
 
 from __future__ import annotations

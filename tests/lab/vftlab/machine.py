@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The emulated machine: a QEMU command line, started from the userspace image's own QEMU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compiles our own kernel modules and VMM, and the kernel's mtty sample, for the lab.
 
 Everything is compiled in a throw-away copy of the userspace image, against the stock kernel's own

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """QEMU's monitor: commands, and events with the time they were read."""
 
 from __future__ import annotations

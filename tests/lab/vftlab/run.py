@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Run jobs in the emulated machine: `tests/lab/run KERNEL JOB [JOB ...]`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Jobs traced by `vftrace.service`, which systemd started from the installed package."""
 
 from __future__ import annotations

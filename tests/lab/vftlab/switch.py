@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A learning Ethernet switch between emulated machines (QEMU's `-netdev stream`) and a tap of this machine.
 
     python3 -m vftlab.switch DIRECTORY PORT ... --tap NAME --address ADDRESS/BITS --log FILE

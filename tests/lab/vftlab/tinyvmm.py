@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """tinyvmm, a VMM of our own that makes the requests of a migration in a given order.
 
 Used in the emulated machine, where the image has it, and by tests on a real one, which compile it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The frequency of this machine's time stamp counter, which an emulated x86 machine shows its kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The VMs inside the emulated machine, and their migrations."""
 
 from __future__ import annotations

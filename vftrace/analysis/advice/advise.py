@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Collects the advice on a migration from all rules."""
 
 from collections.abc import Callable, Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rules about the causes of the blackout (`model.calls`), each for a part that can be avoided."""
 
 from collections.abc import Callable, Iterable

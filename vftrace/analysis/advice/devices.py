@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rules about the virtual functions of a migration."""
 
 from vftrace.analysis.hosts.outage import LINK, MAPPING

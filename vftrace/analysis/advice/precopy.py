@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rules about the rounds: the forecast's replay shows the effect of another setting.
 
 Errors are those that replays of real migrations had (docs/results/forecast.md).

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Finds the causes of each step of a blackout in records of system calls."""

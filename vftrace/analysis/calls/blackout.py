@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The calls of a migration's blackout, from the logs of both sides."""
 
 from collections.abc import Iterable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Divides the time of each blackout step among its causes: what the threads of both VMMs did.
 
 At each instant one cause is charged, so the causes of a step add up to its time:

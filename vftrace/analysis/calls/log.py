@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the recorded calls of one process, with their names."""
 
 from collections import deque

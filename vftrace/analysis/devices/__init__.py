@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """What became of passed-through devices, and how a migration treated them."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The passed-through devices of one VMM: their states, the state bytes they moved, and their absence.
 
 State names are those of enum vfio_device_mig_state (include/uapi/linux/vfio.h).

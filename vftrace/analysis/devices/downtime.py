@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The devices' part in a migration: their downtime, their checkpoints, their failures, and the strategy."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Collects what cards and VFs agreed on around a migration, with the VM that had each VF open at the time."""
 
 from collections.abc import Iterable, Iterator, Sequence

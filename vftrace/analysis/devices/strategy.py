@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Decides a migration's strategy for its devices from events alone, with the evidence for each verdict.
 
 No rule reads a name, a command line or QMP. The rules are tried in order: the requests to a device during the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Follows which VM has each VF, and computes for how long a VF's driver did not have it up."""
 
 from collections.abc import Mapping

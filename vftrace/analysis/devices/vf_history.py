@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tracks each virtual function's mailbox: events in, `VfHistory` out (vftrace/model/vf.py lists the states).
 
 Times are those of the events; nothing here reads a clock.

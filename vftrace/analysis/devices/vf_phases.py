@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The phases of a migration's virtual functions: when each was lost, and when its successor was ready.
 
 Two sources show them: VFIO, when a VMM opened and closed the VF, and the mailbox of its card, which requests the VF's

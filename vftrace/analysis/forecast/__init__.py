@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Forecasts downtime and total time of a pre-copy migration from its rounds."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The parts that forecasts and replays share: assumptions, the setting of the played rounds, the answer."""
 
 import math

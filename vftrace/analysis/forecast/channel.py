@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measures the rate of the migration channel from the bytes of each round."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Computes the cost of each migration strategy from the forecast rounds."""
 
 from dataclasses import field, replace

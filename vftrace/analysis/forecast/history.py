@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Collects the measurements of a migration's sweeps, without senseless ones and for a bounded number of rounds.
 
 A recording may be damaged: counters that run backwards, sweeps out of order. Such rounds are left out here, so that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Bounds the downtime limit, which cannot be seen from outside, by QEMU's behaviour.
 
 QEMU sweeps when the unsent bytes are below `threshold` = bandwidth x downtime limit, and begins another round if the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Forecasts whether a precopy migration converges, when, and the cost of each strategy.
 
 The answer is None if nothing is known yet. docs/explanation/forecast.md has the model.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Replays a recorded migration from its beginning under other assumptions (`report --what-if`).
 
 Without an assumption, a value is taken from the recording: the bandwidth, the limit that the rounds imply, the length

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Plays future rounds as QEMU makes them.
 
 QEMU (migration/migration.c, migration_iteration_run, and migration/ram.c, ram_save_pending, 7.2;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Computes the working-set curve: how many distinct pages a guest dirties within a time.
 
 Every round measures one point of it: the pages that became dirty between two sweeps. Between points and

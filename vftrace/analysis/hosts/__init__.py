@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Joins the halves of migrations that two hosts saw."""

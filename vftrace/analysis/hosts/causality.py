@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds events on two hosts whose order is certain, whatever the hosts' clocks show."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

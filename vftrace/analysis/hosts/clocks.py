@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Bounds the difference of two hosts' clocks.
 
 A clock here is the CLOCK_BOOTTIME of one boot. The difference of two clocks is bounded, never guessed, by events whose

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds the destination of a source without one among the VMs that waited on another host and never ran."""
 
 from collections import Counter, defaultdict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Joins what two hosts saw of a migration's devices and virtual functions.
 
 Times of both sides are on one clock here (`shift.shifted`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Joins a migration's source with the VM that waited for it on another host and never ran.
 
 The destination of a failed migration may never have acted, and a held destination has not run yet: its host knows only

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes one migration of the halves that two hosts saw."""
 
 from collections import Counter

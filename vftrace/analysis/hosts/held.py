@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Joins a source that handed its guest over with a destination that loaded it and was not resumed.
 
 The destination's host knows such a VM only as one that waits: it sets the guest's clock when it is resumed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Joins the halves of migrations that were seen on two hosts."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds which halves of migrations, seen on different hosts, belong together."""
 
 from collections import defaultdict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Divides a time without answers to a ping into spans, by what both hosts saw of the guest meanwhile.
 
 A span names a condition at that time, which did not necessarily cause the outage. If several conditions held, the span

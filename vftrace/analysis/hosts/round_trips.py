@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds the round trips to a service before, during and after migrations: the brownout that a client sees.
 
 The round trips of a ping are recorded in short intervals, by the time at which the probes were sent. An interval

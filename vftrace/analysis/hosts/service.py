@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds the service downtime of migrations: the gaps of pings' recordings around their blackouts."""
 
 from collections.abc import Iterable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Moves the times of a migration from one host's clock to another's."""
 
 from dataclasses import replace

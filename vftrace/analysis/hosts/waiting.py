@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the VMs of a host that waited for a migration, and the times at which their VMMs could listen for it."""
 
 from dataclasses import replace

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Computes from samples of vCPUs how slow a guest was, and why."""

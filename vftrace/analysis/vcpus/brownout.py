@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Computes how slow a guest was while it migrated, from the samples of its vCPUs on both sides."""
 
 from collections.abc import Iterator, Mapping, Sequence

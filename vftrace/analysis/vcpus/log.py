@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the samples of one process's vCPUs: totals that only grow, with interpolation between two samples."""
 
 from bisect import bisect_left

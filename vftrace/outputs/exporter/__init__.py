@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Prometheus metrics and the server that exposes them."""

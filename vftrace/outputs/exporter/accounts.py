@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the data that Prometheus needs beyond a snapshot: totals that only grow, and the `vm` of each process.
 
 `Accounts.update` takes a snapshot and gives a `View`, from which every metric is read. Times are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes docs/reference/metrics.md from the table of metrics.
 
 python -m vftrace.outputs.exporter.doc > docs/reference/metrics.md

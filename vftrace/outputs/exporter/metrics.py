@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The metrics: one table, from which the exposition and docs/reference/metrics.md are made.
 
 A metric is added by adding one entry to `METRICS`; its `samples` reads a `View`. Label values come

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The pages of `vftrace serve` as one WSGI application.
 
 The exposition itself (text, OpenMetrics, gzip, `name[]`) is prometheus_client's. server.py checks who may read the

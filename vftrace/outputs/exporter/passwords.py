@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checks passwords so that guessing slows down neither the tracer nor the right user.
 
 bcrypt is slow on purpose. A password that was right once is recognised without it. All others are checked one at a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Scrapes that do not wait for a busy tracer.
 
 Making the metrics of hundreds of migrations takes a while, and longer where all CPUs are busy. Scrapers ask at regular

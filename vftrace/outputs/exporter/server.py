@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The HTTP side of `vftrace serve`: addresses, connections, TLS, and who may read.
 
 One event loop in a thread of its own holds all connections, so a slow client costs a file descriptor, not a thread.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The host's page of `vftrace serve`: its VMs, running migrations and ended migrations, as plain HTML.
 
 The page needs no script, no font and no other server. Its data comes from a `Site`, which `commands` implements.

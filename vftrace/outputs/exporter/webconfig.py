@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads `--web.config.file`: TLS, client certificates and basic auth in exporter-toolkit's format.
 
 Keys that this server cannot honour are refused, never ignored: a user who writes a cipher list into the

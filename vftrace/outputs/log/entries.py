@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes the contents of a log line from a migration: a message and its fields. Pure.
 
 Values are those of the report; None is not known. Text of a command line is cut, but not yet escaped: the format

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A log entry as a line of text, as JSON, or as a datagram for systemd's journal. Pure.
 
 Names come from the command lines of VMMs: in no format can a name end the line, send control characters to a terminal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes log lines to standard error, or to systemd's journal if standard error is connected to it.
 
 Writing never waits: if nobody reads standard error, lines are lost and counted, and tracing continues.

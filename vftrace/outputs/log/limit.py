@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Limits the log lines of migrations, by process and in total; lines that are not logged are counted. Pure."""
 
 from collections import Counter

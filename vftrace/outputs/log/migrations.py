@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes a log entry of snapshots for each migration that began and each that ended. No I/O."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares two migrations side by side, checkpoint by checkpoint."""
 
 from collections.abc import Callable, Sequence

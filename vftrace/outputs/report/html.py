@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Renders the report as one HTML file without scripts, fonts or network access."""
 
 from collections.abc import Iterator, Sequence

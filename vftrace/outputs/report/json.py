@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The report as JSON: the stable form that report.schema.json describes."""
 
 from dataclasses import asdict, replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes a trace for Perfetto's UI (ui.perfetto.dev) of migrations and virtual functions: tracks, slices, counters.
 
 It uses the messages of Perfetto's own Python package (extra `perfetto`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Renders the report as text: first the cause of the downtime, then each migration with its figures."""
 
 from collections import Counter

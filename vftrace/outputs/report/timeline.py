@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes a timeline of a migration, lanes of intervals and counters, for the drawn and the exported timelines."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows forecasts as text: one line for each migration, and the cost of each strategy."""
 
 from collections.abc import Sequence

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Building blocks that `report` and `top` share."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Advice in words, and its part of the text report."""
 
 from collections.abc import Iterator

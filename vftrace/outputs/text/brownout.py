@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows how slow a guest was while it migrated, in words and as a drawing of one line."""
 
 from collections.abc import Iterator

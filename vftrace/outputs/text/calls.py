@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows the causes of each step of a blackout in words."""
 
 from collections.abc import Iterator, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Formats event times as times of day in the local time zone; `-` without a wall clock."""
 
 from datetime import datetime

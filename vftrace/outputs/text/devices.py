@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows the passed-through devices of a migration: states, bytes, and the downtime of each."""
 
 from rich.console import RenderableType

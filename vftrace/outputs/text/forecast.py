@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows a forecast in one line."""
 
 from vftrace.model.migration import Forecast, Migration, Role

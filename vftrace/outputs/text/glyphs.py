@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The characters for bars and lines, in Unicode and in ASCII."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draws a part so that an error in it does not affect the other parts."""
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draws which parts of memory became dirty: a strip for each slot and round, as text or as a PNG image.
 
 Cells come from the tracker's summary of the bitmaps (`SlotRound.heat`): new pages in up to 128 equal parts of a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Prints mailbox messages as text, like a packet dump, or as JSON, one object per line.
 
     23:41:07.501234  0000:01:00.0 vf0 >  SET_VLAN add=yes vlan=100

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Escapes text for HTML."""
 
 import html

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows a ping's longest gap around a migration, and what the hosts saw of the guest meanwhile."""
 
 from collections.abc import Iterator

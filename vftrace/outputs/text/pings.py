@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows recordings of `vftrace ping` that have no migration beside them."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Prints rich's output: unchanged on a terminal, elsewhere without blanks at the ends of lines."""
 
 import io

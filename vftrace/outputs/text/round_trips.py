@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows the round trips of a ping before, during and after a migration."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows the memory slots of a migration: how fast each became dirty, by round, and where."""
 
 from collections.abc import Iterator

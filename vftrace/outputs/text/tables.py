@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draws the tables of one migration, the same in the report and in the live view."""
 
 from collections.abc import Iterable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows virtual functions by their mailboxes: the state of each, its duration, its last message."""
 
 from collections.abc import Iterator, Sequence

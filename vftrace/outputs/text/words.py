@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Turns the model's names into words: what a checkpoint means, how and why a migration ended."""
 
 from collections import Counter

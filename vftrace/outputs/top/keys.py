@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads the keyboard one key at a time, and restores the terminal afterwards."""
 
 import os

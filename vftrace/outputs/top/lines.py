@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows changes without a terminal: a line for each change, or a JSON document."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draws the list: running migrations, ended migrations and VMs, one line each."""
 
 from collections.abc import Callable, Sequence

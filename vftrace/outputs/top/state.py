@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps the state of the live view, and changes it for each key."""
 
 from collections.abc import Iterable

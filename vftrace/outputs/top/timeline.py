@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draws one migration in full."""
 
 from rich.console import RenderableType

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draws one frame of the live view from a snapshot, the time, and the state of the view."""
 
 from dataclasses import replace

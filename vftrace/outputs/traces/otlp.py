@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sends migrations as OpenTelemetry traces over OTLP/HTTP.
 
 This module describes the spans in plain data; the SDK makes and sends them (extra `otlp`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Keeps compiled programs on disk, so that the same text, flags, kernel and compiler are not compiled twice.
 
 Root loads these files into the kernel, so only root may have written them: the directory and each file must

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compiles one program text with BCC; the only module that imports it.
 
 This is a program of its own (`python -m vftrace.probes.bcc.compiler`): BCC brings clang and LLVM, more than 100 MB that

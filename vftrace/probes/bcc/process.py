@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs the compiler in a process of its own, and finds BCC without importing it."""
 
 import importlib.util

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """bpf(2) without a library: maps, programs, attachments, ring buffers."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Attaches programs to tracepoints and kernel functions by perf_event_open(2)."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes BTF for programs with callbacks: the kernel accepts such a program only with a description of its functions."""
 
 import struct

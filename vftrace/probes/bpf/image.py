@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A compiled program text as data: its maps, and its functions' instructions with maps by name."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads and writes BPF maps, as bytes or with the compiler's types of their keys and values."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A BPF object: the maps and programs of one image in the kernel, and their attachments."""
 
 import atexit

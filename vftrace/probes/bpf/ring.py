@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reads BPF ring buffers (Documentation/bpf/ringbuf.rst, kernel/bpf/ringbuf.c).
 
 A ring buffer is mapped as a page with the consumer's position, a page with the producer's, and the data, twice in a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The system calls bpf(2) and perf_event_open(2), and the structures that they take.
 
 The numbers and layouts are those of include/uapi/linux/bpf.h and perf_event.h, which the kernel never changes; it

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
 #ifndef VFTRACE_SHIM_PTRACE_H
 #define VFTRACE_SHIM_PTRACE_H
 #if defined(__x86_64__) || defined(bpf_target_x86) || !defined(__aarch64__)

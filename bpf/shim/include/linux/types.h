@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
 #ifndef VFTRACE_SHIM_TYPES_H
 #define VFTRACE_SHIM_TYPES_H
 typedef signed char s8, __s8;

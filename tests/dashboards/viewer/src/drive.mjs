@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // node drive.mjs < JOB > REPORTS: has a browser draw boards, one after the other.
 // JOB: { prometheus, scrape (ms), from, to (Unix ms), boards: [{ board, variables, png?, width?, from?, to? }], chromium? }
 // REPORTS: a list of what the page reported of each board (see main.jsx), with `script_errors` added.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The page: draws the board that it is asked for, and leaves `window.__report` when all panels have their data.
 //   ?board=URL&prometheus=URL&scrape=MS&from=MS&to=MS&var-NAME=VALUE…
 import { EventBusSrv, LoadingState, createTheme, getValueFormats, ThemeContext, toDataFrame } from '@grafana/data';

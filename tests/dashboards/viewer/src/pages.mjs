@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // node pages.mjs < JOB > REPORTS: loads pages of a web server as they are, and says what a reader would see.
 // JOB: { chromium?, pages: [{ url, width, dark, png? }] }
 // REPORTS: a list of { status, title, text, links, wide, inner, background, ink, requests, errors, dialogs }

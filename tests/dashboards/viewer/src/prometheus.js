@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A data source for Prometheus: expressions and variables to its HTTP API, answers to data frames.
 // In Grafana a part of this is Go; what is here follows its documentation.
 import { DataSourceApi, FieldType, dateTime, rangeUtil } from '@grafana/data';

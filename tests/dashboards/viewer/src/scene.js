@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A classic dashboard JSON as @grafana/scenes objects. Grafana's own converter is not on npm.
 import {
   CustomVariable, DataSourceVariable, EmbeddedScene, QueryVariable, SceneControlsSpacer,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What panels share: the empty panel, legends, and marks for annotations.
 import { FieldType } from '@grafana/data';
 import React from 'react';

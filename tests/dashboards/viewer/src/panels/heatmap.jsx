@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Heatmap of a histogram's buckets. Grafana's own is part of its app, not of its libraries.
 import { FieldType, formattedValueToString, getFieldDisplayName, getValueFormat } from '@grafana/data';
 import { GraphNG, useTheme2 } from '@grafana/ui';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Panel plugins by their ids in a board's JSON, made of what @grafana/ui publishes. Options' names are Grafana's.
 import { FieldColorModeId, PanelPlugin } from '@grafana/data';
 import { HeatmapPanel } from './heatmap.jsx';

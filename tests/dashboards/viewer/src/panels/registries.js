@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Field options and transformations: Grafana's server-side app fills these registries, with these processors.
 import {
   dataLinksOverrideProcessor, displayNameOverrideProcessor, identityOverrideProcessor, standardEditorsRegistry, standardFieldConfigEditorRegistry,

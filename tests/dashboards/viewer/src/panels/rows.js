@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A plot with a row for each name instead of a y scale: state timeline and heatmap are drawn on it.
 import { UPlotConfigBuilder, measureText } from '@grafana/ui';
 

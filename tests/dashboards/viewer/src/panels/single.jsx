@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Panels that show one value for each series: stat and bar gauge.
 import { VizOrientation, getDisplayValueAlignmentFactors, getFieldDisplayValues } from '@grafana/data';
 import { BarGauge, BigValue, VizRepeater, useTheme2 } from '@grafana/ui';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // State timeline. Grafana's own is part of its app, not of its libraries.
 import { FieldType, formattedValueToString, getFieldDisplayName } from '@grafana/data';
 import { GraphNG, VizLayout, VizLegend, useTheme2 } from '@grafana/ui';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { cacheFieldDisplayNames } from '@grafana/data';
 import { TableNG } from '@grafana/ui/unstable';
 import React from 'react';

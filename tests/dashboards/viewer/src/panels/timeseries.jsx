@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { FieldType } from '@grafana/data';
 import { TimeSeries, useTheme2 } from '@grafana/ui';
 import React from 'react';
