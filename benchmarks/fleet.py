@@ -122,11 +122,16 @@ def tracer(
             child.said += line  # type: ignore[attr-defined]
         if not line:
             raise RuntimeError(child.said)  # type: ignore[attr-defined]
+        # A log that nobody reads would hold the tracer up.
+        rest: list[str] = []
+        reads = threading.Thread(target=lambda: rest.extend(child.stdout or ()), daemon=True)
+        reads.start()
         try:
             yield child
         finally:
             child.send_signal(signal.SIGINT)
-            child.said = child.stdout.read()  # type: ignore[attr-defined]
+            reads.join()
+            child.said = "".join(rest)  # type: ignore[attr-defined]
 
 
 @contextmanager
