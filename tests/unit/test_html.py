@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.unit.two_hosts import RECORDINGS, boot_of, golden
+from vftrace.analysis.hosts.join import join_hosts
 from vftrace.cli import main
+from vftrace.collect.merge import load
 from vftrace.model.report import Report
 from vftrace.outputs.report.html import render_html
+from vftrace.outputs.report.timeline import timeline_of
 from vftrace.units import format_ns
 
+BROWNOUTS = sorted(RECORDINGS.parent.glob("brownouts/*.vft.gz"))
+"""Recordings that name each vCPU and each thread."""
 NAMES = sorted(path.name.removesuffix(".vft.gz") for path in RECORDINGS.glob("*.vft.gz"))
 
 
@@ -99,6 +104,38 @@ def test_the_figures_and_the_drawing(name: str, tmp_path: Path) -> None:
             assert y >= 0
             assert y + h <= height
             assert w > 0
+
+
+@pytest.mark.parametrize("path", [*RECORDINGS.glob("*.gz"), *BROWNOUTS], ids=lambda p: p.name)
+def test_no_label_is_cut(path: Path) -> None:
+    """A character of 12 px sans-serif is 7 wide on average: DejaVu Sans has 6.7 for these labels."""
+    report = join_hosts(load([path]))
+    text = render_html(report)
+    labels = [
+        (e.text or "", float(e.attrib["x"]))
+        for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+        for e in ET.fromstring(svg).iter("text")
+        if e.attrib["class"] == "label"
+    ]
+    titles = [lane.title for found in report.migrations for lane in timeline_of(found).lanes]
+    assert {shown for shown, _ in labels} >= set(titles)
+    assert [shown for shown, x in labels if 7 * len(shown) > x] == []
+
+
+@pytest.mark.parametrize("name", ["libvirt", "dirty-ring", "dest-killed-blackout"])
+def test_the_facts_and_checkpoints_are_those_of_the_text(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = " ".join(Page(page(name, tmp_path)).text.split())
+    assert main(["report", str(RECORDINGS / f"{name}.vft.gz")]) == 0
+    _, facts, *parts = capsys.readouterr().out.split("\n\n")
+    lines = facts.splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("outcome"))
+    assert " ".join("\n".join(lines[first:]).split()) in shown
+    blackout = next(part for part in parts if part.startswith("Blackout"))
+    for line in blackout.splitlines()[2:]:
+        checkpoint, *_ = line.split()
+        assert f" {checkpoint} " in shown
 
 
 def test_the_stop_is_drawn_to_scale(tmp_path: Path) -> None:

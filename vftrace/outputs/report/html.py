@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Renders the report as one HTML file without scripts, fonts or network access."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Self
 
 from vftrace import __version__
 from vftrace.analysis.advice.advise import advise
@@ -10,24 +11,22 @@ from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.brownout import STATES, VcpuState
 from vftrace.model.calls import CallTotal
-from vftrace.model.migration import Checkpoint, Kind, Migration, Outcome, Phase, Role
+from vftrace.model.migration import Checkpoint, Migration, Outcome, Phase, Role
 from vftrace.model.report import HostReport, MigrationReport, Report
 from vftrace.outputs.report.timeline import Counter, Lane, Slice, Timeline, timeline_of
 from vftrace.outputs.text.advice import TITLE, advice_rows
 from vftrace.outputs.text.brownout import lost_words, percent, speed_line, waits_words
 from vftrace.outputs.text.calls import LEAST_PART, cause_words, caveats, shown_steps
-from vftrace.outputs.text.clock import wall_time
-from vftrace.outputs.text.glyphs import UNICODE
+from vftrace.outputs.text.facts import facts_of
+from vftrace.outputs.text.glyphs import UNICODE, shorten_middle
 from vftrace.outputs.text.markup import escape
 from vftrace.outputs.text.round_trips import HEADS, round_trip_rows
 from vftrace.outputs.text.round_trips import TITLE as ROUND_TRIPS
 from vftrace.outputs.text.words import (
-    clocks_line,
     downtime_line,
     downtime_range,
     happens,
     losses,
-    save_line,
     warnings,
 )
 from vftrace.units import format_bytes, format_ns, format_rate
@@ -47,7 +46,7 @@ def render_html(report: Report) -> str:
     if len(report.migrations) > 1:
         body.append(_overview(report.migrations))
     for number, found in enumerate(report.migrations):
-        body += _section(number, found)
+        body += _section(number, found, len(report.hosts))
     body.append(f"<footer>vftrace {__version__}. {_hosts(report.hosts)}</footer>")
     return _PAGE.format(title=escape(f"vftrace: {names}"), style=_STYLE, body="\n".join(body))
 
@@ -90,10 +89,10 @@ def _outcome(m: Migration) -> str:
     return m.outcome or Outcome.UNKNOWN
 
 
-def _section(number: int, found: MigrationReport) -> Sequence[str]:
+def _section(number: int, found: MigrationReport, hosts: int) -> Sequence[str]:
     """Return a migration's section, or why it could not be drawn: the others are still drawn."""
     try:
-        return tuple(_migration(number, found))
+        return tuple(_migration(number, found, hosts))
     except Exception as error:
         what = f"migration {_title(found.migration)} is not in the page"
         FAULTS.contained(Where.REPORT, error, what, (found.migration.pid,))
@@ -102,7 +101,7 @@ def _section(number: int, found: MigrationReport) -> Sequence[str]:
         return (f'<section id="m{number}"><h2>{title}</h2>{_warning(said)}</section>',)
 
 
-def _migration(number: int, found: MigrationReport) -> Iterator[str]:
+def _migration(number: int, found: MigrationReport, hosts: int) -> Iterator[str]:
     m = found.migration
     line = timeline_of(found)
     yield f'<section id="m{number}"><h2>{escape(line.title)}'
@@ -115,7 +114,7 @@ def _migration(number: int, found: MigrationReport) -> Iterator[str]:
     if lane is not None:
         yield "<h3>The blackout</h3>"
         yield _blackout_drawing(lane)
-        yield _blackout_table(m)
+        yield _blackout_table(m, found.host.snapshot.at_ns)
         yield from _calls(m)
     yield from _brownout(m)
     yield from _round_trips(found)
@@ -124,7 +123,7 @@ def _migration(number: int, found: MigrationReport) -> Iterator[str]:
     yield _drawing(line)
     if m.rounds:
         yield f"<details><summary>{len(m.rounds)} rounds</summary>{_rounds_table(m)}</details>"
-    yield f"<dl>{_facts(found)}</dl></section>"
+    yield f"<dl>{_facts(found, hosts)}</dl></section>"
 
 
 def _cards(found: MigrationReport) -> str:
@@ -144,27 +143,13 @@ def _cards(found: MigrationReport) -> str:
     return f'<div class="cards">{inner}</div>'
 
 
-def _facts(found: MigrationReport) -> str:
-    m = found.migration
-    peer = f" → pid {m.peer_pid} on {found.peer.name}" if found.peer is not None else ""
-    facts = [("seen", f"{m.role}: pid {m.pid} on {found.host.name}{peer}")]
-    facts += [("UUID", m.uuid)] if m.uuid else []
-    facts += [("started", wall_time(found.host.snapshot, m.started_at_ns))]
-    clocks = clocks_line(found)
-    facts += [("clocks", clocks)] if clocks else []
-    evidence = "; ".join(
-        f"{e.event} at {_offset(e.at_ns - m.started_at_ns)}" for e in m.strategy_evidence
-    )
-    if m.kind != Kind.MOVE:
-        facts.append(("kind", save_line(m, UNICODE)))
-    facts.append(("strategy", m.strategy + (f": {evidence}" if evidence else "")))
+def _facts(found: MigrationReport, hosts: int) -> str:
+    """Return the facts as the text report has them, and the time without each device."""
+    facts = list(facts_of(found, UNICODE, hosts=hosts))
     facts += [
-        ("device", f"{d.id or d.address}: {_duration(d.ns)} without it") for d in m.downtime.devices
+        ("device", f"{d.id or d.address}: {_duration(d.ns)} without it")
+        for d in found.migration.downtime.devices
     ]
-    error = f", ERROR {m.channel.error}" if m.channel.error else ""
-    facts.append(("channel", m.channel.kind + error))
-    if m.cause:
-        facts.append(("cause", ": ".join(filter(None, (m.cause, m.cause_detail)))))
     return "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
 
 
@@ -173,6 +158,11 @@ def _facts(found: MigrationReport) -> str:
 _WIDTH, _LEFT, _RIGHT = 1000, 150, 14
 _LANE, _GAP, _COUNTER = 24, 10, 64
 _CHARACTER = 7.0
+_LABEL_CHARACTER = 7.4
+"""The mean width of a character of a label in DejaVu Sans, which is wider than most fonts."""
+_LABEL_GAP = 10
+_LABEL = 36
+"""The most characters of a label: the longest title of a thread, with its side, its name and its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +171,18 @@ class _Scale:
 
     start_ns: int
     end_ns: int
+    left: float = _LEFT
+
+    @classmethod
+    def of(cls, start_ns: int, end_ns: int, titles: Iterable[str]) -> Self:
+        """Return a scale that leaves as much room at the left as the longest of the titles needs."""
+        longest = max((len(_label(title)) for title in titles), default=0)
+        return cls(start_ns, end_ns, max(_LEFT, _LABEL_GAP + _LABEL_CHARACTER * longest))
 
     def x(self, at_ns: int) -> float:
         """Return the x coordinate of a time: the left edge is the start, the right edge the end."""
         length = max(1, self.end_ns - self.start_ns)
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (at_ns - self.start_ns) / length
+        return self.left + (_WIDTH - self.left - _RIGHT) * (at_ns - self.start_ns) / length
 
     def axis(self, y: float) -> Iterator[str]:
         """Yield ticks at round times, measured from the start, with lines upward to the lanes."""
@@ -211,11 +208,12 @@ def _step(least: float) -> int:
 
 
 def _drawing(line: Timeline) -> str:
-    scale = _Scale(line.start_ns, line.end_ns)
     parts: list[str] = []
     y = 4.0
     marks = next((lane.slices for lane in line.lanes if lane.kind == "blackout"), ())
     lanes = [lane for lane in line.lanes if lane.kind != "blackout"]
+    titles = [*(lane.title for lane in lanes), *(counter.title for counter in line.counters)]
+    scale = _Scale.of(line.start_ns, line.end_ns, titles)
     for lane in lanes:
         parts += _lane(lane, scale, y)
         y += _LANE + _GAP
@@ -247,11 +245,20 @@ def _svg(height: float, parts: Sequence[str], label: str) -> str:
 
 
 def _lane(lane: Lane, scale: _Scale, y: float, height: float = _LANE) -> Iterator[str]:
-    title = lane.title if len(lane.title) <= 20 else lane.title[:19] + "…"
     middle = y + height / 2 + 4
-    yield f'<text class="label" x="{_LEFT - 10}" y="{middle:.1f}">{escape(title)}</text>'
+    yield _text(scale, "label", middle, lane.title)
     for part in lane.slices:
         yield _slice(lane, part, scale, y, height)
+
+
+def _label(title: str) -> str:
+    return shorten_middle(title, _LABEL, UNICODE)
+
+
+def _text(scale: _Scale, style: str, y: float, title: str) -> str:
+    """Return a text at the left of the drawing, which ends where the lanes begin."""
+    x = scale.left - _LABEL_GAP
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(_label(title))}</text>'
 
 
 def _slice(lane: Lane, part: Slice, scale: _Scale, y: float, height: float) -> str:
@@ -326,8 +333,8 @@ def _counter(counter: Counter, scale: _Scale, y: float) -> Iterator[str]:
     largest = max(value for _, value in counter.values)
     base = y + _COUNTER
     shown = _value(largest, counter.unit)
-    yield f'<text class="label" x="{_LEFT - 10}" y="{y + 16:.1f}">{escape(counter.title)}</text>'
-    yield f'<text class="most" x="{_LEFT - 10}" y="{y + 32:.1f}">up to {escape(shown)}</text>'
+    yield _text(scale, "label", y + 16, counter.title)
+    yield _text(scale, "most", y + 32, f"up to {shown}")
     if largest <= 0:
         return
     path = [f"M{scale.x(counter.values[0][0]):.1f} {base:.1f}"]
@@ -348,14 +355,17 @@ def _value(value: float, unit: str) -> str:
 # -- tables -------------------------------------------------------------------------------------
 
 
-def _blackout_table(m: Migration) -> str:
+def _blackout_table(m: Migration, now_ns: int) -> str:
+    """Return all checkpoints; while the blackout lasts, those that it has passed."""
     total = m.downtime.vcpu_ns
+    lasts = figures.blackout(m, now_ns) is not None
     rows = []
     for c in m.downtime.checkpoints:
-        if c.at_ns is None:
+        if c.at_ns is None and lasts:
             continue
         share = f"{100 * c.ns / total:.0f}%" if total and c.ns is not None else "–"
-        swatch = f'<i class="{_colour("blackout", c.name)}"></i>'
+        colour = "" if c.at_ns is None else _colour("blackout", c.name)
+        swatch = f'<i class="{colour}"></i>'
         name = f"<b>{escape(c.name)}</b>" if c.name == m.downtime.set_by else escape(c.name)
         rows.append(_row([swatch + name, _duration(c.ns), share, escape(happens(m, c.name))]))
     return _table(("checkpoint", "took", "share", "what happens until it"), rows)
