@@ -144,27 +144,41 @@ def _no_command(word: str, names: Sequence[str]) -> str:
     )
 
 
-def _unknown_arguments(command: str | None, unknown: Sequence[str]) -> str:
-    """Return the message about arguments that a command does not have, with a similar option if there is one."""
+def _unknown_arguments(args: argparse.Namespace, unknown: Sequence[str]) -> str:
+    """Return the message about arguments that a command does not have, with what was meant if that is known."""
+    named = "vftrace" if args.command is None else f"vftrace {args.command}"
+    meant = None
+    if args.command is not None:
+        parser = Parser(prog=named, allow_abbrev=False)
+        load_command(args.command).add_arguments(parser)
+        if unknown[0].startswith("--"):
+            meant = _meant_option(parser._actions, unknown[0].partition("=")[0])
+        elif unknown[0][:1] != "-" and getattr(args, "output", "") is None:
+            meant = _meant_output(parser._actions, unknown[0])
+    said = f"; did you mean {meant}?" if meant else ""
+    return f"unrecognized arguments: {' '.join(unknown)}{said} (see: {named} --help)"
+
+
+def _meant_option(actions: Sequence[argparse.Action], word: str) -> str | None:
+    """Return the option that a mistyped one resembles."""
     import difflib
 
-    named = "vftrace" if command is None else f"vftrace {command}"
-    word = unknown[0].partition("=")[0]
     options: dict[str, str] = {}
-    if command is not None and word.startswith("--"):
-        parser = Parser(prog=named, allow_abbrev=False)
-        load_command(command).add_arguments(parser)
-        for action in parser._actions:
-            options |= {name: name for name in action.option_strings if name.startswith("--")}
-            # `--json` where the command has `--format json`.
-            options |= {
-                f"--{choice}": f"{action.option_strings[-1]} {choice}"
-                for choice in (action.choices if action.option_strings else None) or ()
-            }
+    for action in actions:
+        options |= {name: name for name in action.option_strings if name.startswith("--")}
+        # `--json` where the command has `--format json`.
+        options |= {
+            f"--{choice}": f"{action.option_strings[-1]} {choice}"
+            for choice in (action.choices if action.option_strings else None) or ()
+        }
     near = [name for name in options if name.startswith(word)]
     near += difflib.get_close_matches(word, options, n=1, cutoff=0.75)
-    meant = f"; did you mean {options[near[0]]}?" if near else ""
-    return f"unrecognized arguments: {' '.join(unknown)}{meant} (see: {named} --help)"
+    return options[near[0]] if near else None
+
+
+def _meant_output(actions: Sequence[argparse.Action], word: str) -> str | None:
+    """Return `-o FILE` for a bare file name, if the command reads no files."""
+    return f"-o {word}" if all(action.option_strings for action in actions) else None
 
 
 def _without_help_command(argv: list[str]) -> list[str]:
@@ -213,7 +227,7 @@ def _run(argv: Sequence[str]) -> int:
         parser = build_parser(argv)
         args, unknown = parser.parse_known_args(argv)
         if unknown:
-            raise UsageError(_unknown_arguments(args.command, unknown))
+            raise UsageError(_unknown_arguments(args, unknown))
     finally:
         gc.enable()
     if args.command is None:
