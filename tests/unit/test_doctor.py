@@ -70,6 +70,19 @@ def test_a_limit_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["KVM"].state, found["KVM"].fix) == ("note", "modprobe kvm-intel or kvm-amd")
 
 
+def test_a_device_that_this_user_may_not_open_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = tmp_path / "kvm"
+    device.touch()
+    assert checks._kvm(device).state == "ok"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != device)
+    found = checks._kvm(device)
+    assert found.state == "note"
+    assert "this user may not open it" in found.text
+    assert found.fix is not None
+
+
 def test_without_root_it_reports_what_is_missing() -> None:
     """It reads files that any user may read, loads no program, and reports what is missing."""
     nobody = {"user": 65534, "group": 65534, "extra_groups": ()} if os.geteuid() == 0 else {}
@@ -87,3 +100,12 @@ def test_without_root_it_reports_what_is_missing() -> None:
     )
     assert done.stderr.startswith("vftrace: vftrace cannot trace here: privileges")
     assert "Traceback" not in done.stdout + done.stderr
+    if Path("/dev/kvm").exists():
+        opened = subprocess.run(
+            ["sh", "-c", "exec 3<>/dev/kvm"],
+            capture_output=True,
+            check=False,
+            **nobody,  # type: ignore[call-overload]
+        )
+        state = "note" if opened.returncode else "ok"
+        assert re.search(rf"^{state} +KVM ", done.stdout, re.M)

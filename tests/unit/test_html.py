@@ -194,6 +194,31 @@ def test_the_name_of_the_file_says_the_format(name: str, begins: bytes, tmp_path
     assert out.read_bytes().startswith(b"downtime ")
 
 
+def test_a_name_that_names_no_format_is_text_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = str(RECORDINGS / "completed-fast.vft.gz")
+    out = tmp_path / "r.pdf"
+    assert main(["report", recording, "-o", str(out)]) == 0
+    note = capsys.readouterr().err
+    assert f"{out} is written as text: .pdf is none of .html, .json, .perfetto-trace" in note
+    assert len(note.splitlines()) == 1
+    for quiet in (["r.pdf", "--format", "json"], ["r.txt"], ["r"], ["r.png", "--heatmap"]):
+        assert main(["report", recording, "-o", str(tmp_path / quiet[0]), *quiet[1:]]) == 0
+        assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["r.vft", "r.vft.gz"])
+def test_a_report_does_not_replace_a_recording(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / name
+    out.write_bytes(b"kept")
+    assert main(["report", str(RECORDINGS / "completed-fast.vft.gz"), "-o", str(out)]) == 2
+    assert "is the name of a recording" in capsys.readouterr().err
+    assert out.read_bytes() == b"kept"
+
+
 def test_the_text_in_a_file_is_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report.txt"
     recording = str(RECORDINGS / "completed-fast.vft.gz")

@@ -42,6 +42,7 @@ EXAMPLES = (
 _FILE_WIDTH = 100
 
 _FORMAT_OF_SUFFIX = {".html": "html", ".json": "json", ".perfetto-trace": "perfetto"}
+_TEXT_SUFFIXES = frozenset({"", ".txt", ".text", ".log", ".md"})
 
 _DRAWN_MESSAGES = 10_000
 """How many of the latest messages of each virtual function a Perfetto trace has."""
@@ -108,6 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report. A recording that ends early is reported up to its end, with a warning."""
+    _check_name(args)
     if args.format is None:
         args.format = _format_of(args.output)
     if args.compare and args.format not in ("text", "json"):
@@ -133,6 +135,23 @@ def run(args: argparse.Namespace) -> int:
     if args.otlp_endpoint is not None:
         _send(args.otlp_endpoint, report)
     return 0
+
+
+def _check_name(args: argparse.Namespace) -> None:
+    """Print a note if the output's name names no format. Raises UsageError for the name of a recording."""
+    from vftrace.archive.index import is_recording_name
+
+    if args.output is None:
+        return
+    if is_recording_name(args.output.name):
+        raise UsageError(f"{args.output} is the name of a recording: -o names the report to write")
+    suffix = args.output.suffix.lower()
+    drawn = args.heatmap and suffix == ".png"
+    if args.format is None and not drawn and suffix not in {*_FORMAT_OF_SUFFIX, *_TEXT_SUFFIXES}:
+        say(
+            f"{args.output} is written as text: {suffix} is none of {', '.join(_FORMAT_OF_SUFFIX)}"
+            " (--format chooses another format)"
+        )
 
 
 def _format_of(output: Path | None) -> str:

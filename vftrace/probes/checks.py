@@ -119,9 +119,20 @@ def _bcc() -> Finding:
     return Finding("BCC", "ok", f"{version}, compiles")
 
 
-def _kvm() -> Finding:
-    if Path("/dev/kvm").exists():
-        return Finding("KVM", "ok", "/dev/kvm")
-    return Finding(
-        "KVM", "note", "no /dev/kvm: no VM can run here now", "modprobe kvm-intel or kvm-amd"
-    )
+def _kvm(device: Path = Path("/dev/kvm")) -> Finding:
+    if not device.exists():
+        return Finding(
+            "KVM",
+            "note",
+            f"no {device}: no VM can run here now",
+            "modprobe kvm-intel or kvm-amd",
+        )
+    if not os.access(device, os.R_OK | os.W_OK):
+        # Tracing does not need it: `demo`, which starts a VM, does.
+        return Finding(
+            "KVM",
+            "note",
+            f"{device}: this user may not open it, so `vftrace demo` cannot start a VM",
+            "run as root, or join the group of the device (usually kvm)",
+        )
+    return Finding("KVM", "ok", str(device))
