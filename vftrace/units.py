@@ -23,7 +23,8 @@ _DURATION_PART = re.compile(_PART, re.ASCII)
 _DURATIONS = re.compile(rf"(?:{_PART}\s*)+", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
 _BIT_RATE = re.compile(
-    r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(?:bits?|bps)?(?:/s)?", re.ASCII | re.IGNORECASE
+    r"(\d+(?:\.\d*)?|\.\d+)\s*(?:([kmgt]?)(?:bits?|bps)|([kmgt]))(?:/s)?",
+    re.ASCII | re.IGNORECASE,
 )
 
 # Ten years: a longer time is a typing error, and 2**63 ns (292 years) is never reached.
@@ -68,15 +69,15 @@ def parse_size(text: str) -> int:
 
 
 def parse_bits_per_second(text: str) -> int:
-    """Read a link speed such as `25Gbit`, `100Mbit/s`, `1.5gbps` or `1000000` as bits per second.
+    """Read a link speed such as `25Gbit`, `100Mbit/s`, `1.5gbps` or `64bit` as bits per second.
 
-    Prefixes are decimal (k, M, G, T). Raises `UsageError` for anything else and for zero.
+    Prefixes are decimal (k, M, G, T). Raises `UsageError` for anything else, a number without a unit, and zero.
     """
     match = _BIT_RATE.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"not a bit rate: {text!r} (examples: 25Gbit, 100Mbit, 1000000)")
-    number, prefix = match.groups()
-    bits = int(Decimal(number) * _BITS_PER_UNIT[prefix.lower()])
+        raise UsageError(f"not a bit rate: {text!r} (a number with a unit: 25Gbit, 100Mbit)")
+    number, *prefixes = match.groups(default="")
+    bits = int(Decimal(number) * _BITS_PER_UNIT["".join(prefixes).lower()])
     if bits == 0:
         raise UsageError(f"bit rate must be more than zero: {text!r}")
     return bits

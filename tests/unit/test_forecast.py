@@ -347,7 +347,10 @@ def test_what_if_is_read() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "bandwidth", "speed=1", "bandwidth=fast", "downtime-limit=0"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "bandwidth", "speed=1", "bandwidth=fast", "bandwidth=25", "link=40", "downtime-limit=0"],
+)
 def test_what_if_refuses(text: str) -> None:
     with pytest.raises(UsageError):
         parse_what_if(text)

@@ -55,6 +55,7 @@ def test_every_message_is_an_object_of_json(capsys: pytest.CaptureFixture[str]) 
         (["--pf", FAKE, "--vf", "1"], {(FAKE, 1)}),
         (["--vf", "1", "--vf", "3"], {(FAKE, 1), (FAKE, 3)}),
         (["--pf", "0000:05:00.0"], set()),
+        (["--pf", "10000:05:00.0"], set()),
     ],
 )
 def test_limits(
@@ -63,6 +64,16 @@ def test_limits(
     assert main(["mailbox", str(RECORDING), "--json", *arguments]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {(line["pf"], line["vf"]) for line in lines if line["event"] == "message"} == wanted
+
+
+@pytest.mark.parametrize("address", ["foo", "eth0", "01:00", "0000:01:00.9", "0000:01:00.0 ", ""])
+@pytest.mark.parametrize("file", [RECORDING, ROOT / "tests/golden/recordings/libvirt.vft.gz"])
+def test_a_card_is_a_pci_address(
+    address: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if the recording has no message."""
+    assert main(["mailbox", str(file), "--pf", address]) == 2
+    assert f"not a PCI address: {address!r}" in capsys.readouterr().err
 
 
 def test_text_has_one_line_a_message(capsys: pytest.CaptureFixture[str]) -> None:

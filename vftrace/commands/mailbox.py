@@ -2,6 +2,7 @@
 """`vftrace mailbox`: prints the messages between network cards and their virtual functions, one line each."""
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,11 @@ EXAMPLES = (
     ("vftrace mailbox migration.vft", "print the messages in a recording"),
 )
 
+_PCI_ADDRESS = re.compile(
+    r"([0-9a-f]{4,}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII | re.IGNORECASE
+)
+"""A card, with or without its domain, which has more than four digits behind some bridges."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`FILE`, `--pf`, `--vf`, `--json`, `--profile`, `--duration`, `--way`."""
@@ -34,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file", nargs="?", type=Path, metavar="FILE", help="a recording (default: this host, live)"
     )
     parser.add_argument(
-        "--pf", action="append", metavar="ADDRESS", help="only this card, e.g. 0000:01:00.0"
+        "--pf",
+        action="append",
+        type=_address,
+        metavar="ADDRESS",
+        help="only this card, e.g. 0000:01:00.0",
     )
     parser.add_argument(
         "--vf", action="append", type=_number, metavar="N", help="only virtual functions N"
@@ -105,6 +115,12 @@ def _live(args: argparse.Namespace, profiles: Sequence[str]) -> None:
 def _print(lines: Iterable[str]) -> None:
     for line in lines:
         print(line, flush=True)
+
+
+def _address(text: str) -> str:
+    if _PCI_ADDRESS.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(f"not a PCI address: {text!r} (such as 0000:01:00.0)")
+    return text
 
 
 def _number(text: str) -> int:
