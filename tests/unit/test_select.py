@@ -39,12 +39,29 @@ def test_a_typing_error_is_reported_with_what_was_meant(snapshot: Snapshot) -> N
     assert "VMs seen: " in no_match(snapshot, "zzzzzzzz")
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["top", "--speed", "0", "--once", "--replay"],
+        ["top", "--speed", "0", "--replay"],
+        ["report"],
+        ["list"],
+    ],
+)
+@pytest.mark.parametrize("word", ["nosuch", "demo-libvrit"])
+def test_a_word_without_a_vm_is_a_wrong_value_everywhere(
+    argv: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*argv, str(RECORDINGS / "libvirt.vft.gz"), "--vm", word]) == 2
+    assert f"no VM matches {word!r}" in capsys.readouterr().err
+
+
 def test_top_ends_with_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     replay = ["top", "--replay", str(RECORDINGS / "libvirt.vft.gz"), "--speed", "0"]
     (m,) = boot_of(*golden("libvirt")).snapshot.migrations
     assert m.uuid is not None
     for once in ([], ["--once", "--duration", "60s"], ["--json"]):
-        assert main([*replay, *once, "--vm", "demo-libvrit"]) == 1
+        assert main([*replay, *once, "--vm", "demo-libvrit"]) == 2
         assert f"did you mean demo-libvirt ({m.uuid[:8]})?" in capsys.readouterr().err
         assert main([*replay, *once, "--vm", m.uuid[:8]]) == 0
         assert "demo-libvirt" in capsys.readouterr().out

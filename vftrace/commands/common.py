@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Self
 
 from vftrace import events
-from vftrace.errors import UsageError, VftraceError, printable
+from vftrace.errors import UsageError, printable
 from vftrace.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -304,13 +304,13 @@ class Selection:
         self._checked = not self.wanted
 
     def check(self, pump: "Pump") -> None:
-        """Check the words once vftrace has looked at the host. Raises VftraceError for a typing error."""
+        """Check the words once vftrace has looked at the host. Raises UsageError for a typing error."""
         if not self._checked and (pump.ended or (self._live and has_looked(pump))):
             self._checked = True
             self._complain(pump.snapshot(), ended=pump.ended)
 
     def require(self, snapshot: "Snapshot") -> None:
-        """Check the words at the end: raises VftraceError if no VM was selected."""
+        """Check the words at the end: raises UsageError if no VM was selected."""
         self._checked = True
         self._complain(snapshot, ended=True)
 
@@ -321,7 +321,7 @@ class Selection:
         for word in missing:
             said = no_match(snapshot, word)
             if len(missing) == len(self.wanted) and (ended or near(snapshot, word)):
-                raise VftraceError(said)
+                raise UsageError(said)
             print(f"vftrace: {said}", file=sys.stderr, flush=True)
 
 
