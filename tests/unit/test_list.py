@@ -334,6 +334,31 @@ def test_a_report_of_a_file_says_that_nothing_matches(
     assert (code, out[0].startswith("no migration in this recording")) == (0, True)
 
 
+def test_a_recording_that_is_named_twice_is_read_once(
+    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number of events is that of the recording, and a migration of its directory is not a second one."""
+    file, other = kept / "libvirt.vft.gz", kept / "retry.vft.gz"
+    copy, link = tmp_path / "copy.vft.gz", tmp_path / "link.vft.gz"
+    shutil.copy(file, copy)
+    link.symlink_to(file)
+    _, once, _ = run(capsys, "report", file)
+    code, out, err = run(capsys, "report", file, file, copy, link)
+    assert (code, out) == (0, once)
+    assert err == [
+        f"vftrace: {file} is given twice: it is read once",
+        f"vftrace: {copy} is the same recording as {file}: it is read once",
+        f"vftrace: {link} is the same recording as {file}: it is read once",
+    ]
+    _, once, _ = run(capsys, "report", tmp_path, other)
+    code, out, err = run(capsys, "report", tmp_path, other, copy)
+    assert (code, out) == (0, once)
+    assert len(err) == 1
+    assert f"{copy} is given twice" in err[0]
+    code, _, err = run(capsys, "report", file, "--compare", file)
+    assert (code, err) == (0, [])
+
+
 def test_a_narrow_terminal_shortens_names_and_not_figures(kept: Path) -> None:
     code, said = on_a_terminal(["list", kept, "--no-pager"], columns=120, NO_COLOR="1")
     assert code == 0

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Collects the migrations of recordings and directories, and selects some of them."""
 
+import contextlib
+import filecmp
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
@@ -179,6 +181,36 @@ def files_of(wanted: Iterable[Found], listed: Listed) -> tuple[Path, ...]:
 def _may_be_one(row: Row, other: Row) -> bool:
     apart = abs((row.started_ns or 0) - (other.started_ns or 0))
     return row.boot_id != other.boot_id and row.role != other.role and apart <= _APART_NS
+
+
+def distinct(
+    paths: Iterable[Path], known: Iterable[Path] = ()
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Return named files without those that are the same as, or a copy of, one before, and a line for each left out.
+
+    `known`: files that are read too. Only regular files are compared: a pipe can be read only once.
+    """
+    kept: list[Path] = []
+    notes: list[str] = []
+    by_size: dict[int, list[Path]] = {}
+    for path in known:
+        with contextlib.suppress(OSError):
+            by_size.setdefault(path.stat().st_size, []).append(path)
+    for path in paths:
+        if path.is_file():
+            alike = by_size.setdefault(path.stat().st_size, [])
+            same = next((other for other in alike if _same(path, other)), None)
+            if same is not None:
+                also = "given twice" if same == path else f"the same recording as {same}"
+                notes.append(f"{path} is {also}: it is read once")
+                continue
+            alike.append(path)
+        kept.append(path)
+    return tuple(kept), tuple(notes)
+
+
+def _same(path: Path, other: Path) -> bool:
+    return path.samefile(other) or filecmp.cmp(path, other, shallow=False)
 
 
 # -- reports ------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def _requested(args: argparse.Namespace, profiles: Sequence[str], recent: int) -
     paths = args.files or [default_directory()]
     directories = [path for path in paths if path.is_dir()]
     if not directories:
-        report = _join(load(paths, profiles, recent), args.what_if, args.clock_error)
+        report = _join(load(_distinct(paths), profiles, recent), args.what_if, args.clock_error)
         report = _selected(report, args.vm)
         if not selectors.some:
             return report
@@ -186,8 +186,9 @@ def _requested(args: argparse.Namespace, profiles: Sequence[str], recent: int) -
         return narrowed
     listed = gather(directories)
     wanted = select(listed, selectors)
-    report = load_files(files_of(wanted, listed), profiles, recent)
-    files = [path for path in paths if path not in directories]
+    found = files_of(wanted, listed)
+    report = load_files(found, profiles, recent)
+    files = _distinct([path for path in paths if path not in directories], found)
     if files:
         report = report.with_hosts_of(load(files, profiles, recent))
     report = _join(report, args.what_if, args.clock_error)
@@ -196,6 +197,16 @@ def _requested(args: argparse.Namespace, profiles: Sequence[str], recent: int) -
         matching = " that matches" if selectors.some else ""
         raise VftraceError(f"no migration{matching} in {', '.join(map(str, paths))}")
     return report
+
+
+def _distinct(paths: Sequence[Path], known: Sequence[Path] = ()) -> Sequence[Path]:
+    """Return each named recording once: a shell's pattern and a name may be the same file."""
+    from vftrace.archive.past import distinct
+
+    files, notes = distinct(paths, known)
+    for note in notes:
+        say(note)
+    return files
 
 
 def _join(report: "Report", what_if: str | None, clock_error_ns: int | None) -> "Report":
@@ -308,7 +319,7 @@ def _compare(args: argparse.Namespace, report: "Report") -> None:
     from vftrace.outputs.report.compare import compare, compare_json, pairs_of, render_comparisons
     from vftrace.outputs.text.glyphs import glyphs
 
-    other = _join(load(args.compare, profile_texts(args)), None, args.clock_error)
+    other = _join(load(_distinct(args.compare), profile_texts(args)), None, args.clock_error)
     a, b = report.migrations, other.migrations
     if not a or not b:
         empty = args.files if not a else args.compare
