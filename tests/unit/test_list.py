@@ -97,6 +97,9 @@ def test_times_are_local(
         (("--last", "3"), [6, 7, 8]),
         (("--failed", "--last", "1"), [7]),
         (("--last", "100"), list(range(1, 9))),
+        (("--number", "4"), [4]),
+        (("--number", "7", "--failed"), [7]),
+        (("--number", "4", "--failed"), []),
         (("--since", "1s"), []),
     ],
 )
@@ -152,6 +155,36 @@ def test_recordings_of_two_hosts_are_joined(capsys: pytest.CaptureFixture[str]) 
     }
 
 
+def test_a_number_of_the_list_is_one_migration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With recordings of two hosts and with their directory, whose list has each half.
+
+    Number 3 of the directory left a host in the process in which it had arrived: the report has only its departure.
+    """
+    number = 3
+    files = [EXPERIMENT / "a-host.vft.gz", EXPERIMENT / "b-host.vft.gz"]
+    (row,) = documents(capsys, *files, "--number", str(number))
+    _, out, _ = run(capsys, "report", *files, "--number", str(number), "--format", "json")
+    (found,) = json.loads("\n".join(out))["migrations"]
+    assert figures(found) == row_figures(row)
+    for file in files:
+        shutil.copy(file, tmp_path)
+    half = documents(capsys, tmp_path)[number - 1]
+    _, out, _ = run(capsys, "report", tmp_path, "--number", str(number), "--format", "json")
+    (found,) = json.loads("\n".join(out))["migrations"]
+    side = (found["vm"]["pid"], found["peer_pid"])[half["role"] != "source"]
+    assert found["role"] == "stitched"
+    assert (side, found["vm"]["uuid"]) == (half["vm"]["pid"], half["vm"]["uuid"])
+
+
+def test_a_number_counts_in_one_list(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixed = (kept, EXPERIMENT / "a-host.vft.gz")
+    code, out, err = run(capsys, "report", *mixed, "--number", "1")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "give only one of them" in err[0]
+
+
 def test_a_directory_of_two_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The list has the halves, the report joins those that are selected; on host a, plain-2 arrived and left."""
     for host in ("a", "b"):
@@ -186,8 +219,10 @@ def test_the_default_is_the_recorders_directory(
     [
         (["--since", "soon"], "not a time"),
         (["--since", "1h", "--until", "2h"], "is later than"),
-        (["--last", "0"], "not a number of migrations"),
-        (["--last", "-1"], "not a number of migrations"),
+        (["--last", "0"], "not a number from 1 on"),
+        (["--last", "-1"], "not a number from 1 on"),
+        (["--number", "0"], "not a number from 1 on"),
+        (["--number", "9"], "no migration has number 9: the list has 8"),
         (["--longer-than", "long"], "not a duration"),
         (["--vm", "demo-retri"], "did you mean demo-retry"),
     ],

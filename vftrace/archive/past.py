@@ -43,7 +43,8 @@ def default_directory() -> Path:
 class Selectors:
     """The selection of migrations: those that every given selector takes; `last`: only the latest of them.
 
-    `since_ns` and `until_ns` bound when they began (Unix time); `longer_ns` is exceeded by the vCPUs' downtime.
+    `number` is that of a list, which `select` knows. `since_ns` and `until_ns` bound when they began (Unix time);
+    `longer_ns` is exceeded by the vCPUs' downtime.
     """
 
     vms: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ class Selectors:
     until_ns: int | None = None
     failed: bool = False
     longer_ns: int | None = None
+    number: int | None = None
     last: int | None = None
 
     @property
@@ -59,7 +61,7 @@ class Selectors:
         return self != Selectors()
 
     def take(self, row: Row) -> bool:
-        """Whether a migration is selected, without `last`."""
+        """Whether a migration is selected, without `number` and `last`."""
         if self.vms and not names_vm(self.vms, row.name, row.uuid, _pids(row)):
             return False
         if self.failed and row.outcome != Outcome.FAILED:
@@ -153,11 +155,21 @@ def _rows(entries: Mapping[Path, Entry]) -> list[tuple[Path, Row]]:
 
 
 def select(listed: Listed, selectors: Selectors) -> tuple[Found, ...]:
-    """Return the selected migrations, oldest first. Raises UsageError for a word of `--vm` that matches no VM."""
+    """Return the selected migrations, oldest first.
+
+    Raises UsageError for a word of `--vm` that matches no VM, and for a number that is not in the list.
+    """
     for word in selectors.vms:
         if not any(names_vm([word], f.row.name, f.row.uuid, _pids(f.row)) for f in listed.found):
             raise UsageError(no_match_among([f.row for f in listed.found], word))
-    taken = [found for found in listed.found if selectors.take(found.row)]
+    number = selectors.number
+    if number is not None and number > len(listed.found):
+        raise UsageError(f"no migration has number {number}: the list has {len(listed.found)}")
+    taken = [
+        found
+        for found in listed.found
+        if selectors.take(found.row) and number in (None, found.number)
+    ]
     return tuple(taken if selectors.last is None else taken[len(taken) - selectors.last :])
 
 
@@ -254,7 +266,8 @@ def load_files(
 def keep(report: Report, wanted: Iterable[Found]) -> Report:
     """Select the found migrations from a joined report; one half is enough."""
     keys = {(f.row.boot_id, f.row.pid, f.row.started_at_ns) for f in wanted}
-    pids = {(f.row.boot_id, f.row.pid) for f in wanted}
+    # A process that was a destination may be a source later: only its arrival is wanted then.
+    arrived = {(f.row.boot_id, f.row.pid) for f in wanted if f.row.role == Role.DESTINATION}
     return only(
         report,
         [
@@ -264,7 +277,7 @@ def keep(report: Report, wanted: Iterable[Found]) -> Report:
             or (
                 found.peer is not None
                 and found.peer is not found.host
-                and (found.peer.boot_id, found.migration.peer_pid) in pids
+                and (found.peer.boot_id, found.migration.peer_pid) in arrived
             )
         ],
     )
@@ -303,7 +316,7 @@ def _one(host: _Host) -> HostReport:
 
 
 def narrow(report: Report, selectors: Selectors) -> Report:
-    """Return only the selected migrations of a report."""
+    """Return only the selected migrations of a report, whose migrations have no numbers."""
     rows = [(found, index.row_of(found, "", 0)) for found in report.migrations]
     taken = sorted(
         ((found, row) for found, row in rows if selectors.take(row)),

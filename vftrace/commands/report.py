@@ -180,10 +180,17 @@ def _requested(args: argparse.Namespace, profiles: Sequence[str], recent: int) -
         report = _selected(report, args.vm)
         if not selectors.some:
             return report
-        narrowed = narrow(report, selectors)
+        if selectors.number is None:
+            narrowed = narrow(report, selectors)
+        elif all(path.is_file() for path in paths):
+            narrowed = keep(report, select(gather(paths), selectors))
+        else:
+            raise UsageError("--number needs recordings that can be read twice: not a pipe")
         if report.migrations and not narrowed.migrations:
             raise VftraceError(f"no migration that matches in {', '.join(map(str, paths))}")
         return narrowed
+    if selectors.number is not None and len(directories) < len(paths):
+        raise UsageError("--number counts in directories or in recordings: give only one of them")
     listed = gather(directories)
     wanted = select(listed, selectors)
     found = files_of(wanted, listed)

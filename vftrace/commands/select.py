@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_select_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--vm`, `--since`, `--until`, `--failed`, `--longer-than`, `--last`."""
+    """Add `--vm`, `--since`, `--until`, `--failed`, `--longer-than`, `--number`, `--last`."""
     group = parser.add_argument_group("which migrations")
     group.add_argument(
         "--vm",
@@ -38,6 +38,12 @@ def add_select_arguments(parser: argparse.ArgumentParser) -> None:
         help="only migrations with a longer downtime, for example 500ms",
     )
     group.add_argument(
+        "--number",
+        type=_count,
+        metavar="N",
+        help="only the migration with this number in `vftrace list` of the same directory or recordings",
+    )
+    group.add_argument(
         "--last", type=_count, metavar="N", help="only the last N of the selected migrations"
     )
     parser.add_argument(
@@ -47,7 +53,7 @@ def add_select_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise UsageError(f"not a number of migrations: {text!r}")
+        raise UsageError(f"not a number from 1 on: {text!r}")
     return int(text)
 
 
@@ -67,5 +73,6 @@ def selectors_of(args: argparse.Namespace) -> "Selectors":
         until_ns=until_ns,
         failed=args.failed,
         longer_ns=args.longer_than,
+        number=args.number,
         last=args.last,
     )
