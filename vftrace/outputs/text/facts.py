@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Shows the facts of one migration in words, the same in the text and the HTML report."""
 
 from collections.abc import Iterator
