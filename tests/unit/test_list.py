@@ -175,7 +175,9 @@ def test_a_number_of_the_list_is_one_migration(
     (found,) = json.loads("\n".join(out))["migrations"]
     side = (found["vm"]["pid"], found["peer_pid"])[half["role"] != "source"]
     assert found["role"] == "stitched"
-    assert (side, found["vm"]["uuid"]) == (half["vm"]["pid"], half["vm"]["uuid"])
+    vm = half["vm"]
+    assert isinstance(vm, dict)
+    assert (side, found["vm"]["uuid"]) == (vm["pid"], vm["uuid"])
 
 
 def test_a_number_counts_in_one_list(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
