@@ -144,12 +144,14 @@ def _cards(found: MigrationReport) -> str:
 
 
 def _facts(found: MigrationReport, hosts: int) -> str:
-    """Return the facts as the text report has them, and the time without each device."""
+    """Return the facts as the text report has them, the time without each device, and the cause as lists name it."""
+    m = found.migration
     facts = list(facts_of(found, UNICODE, hosts=hosts))
     facts += [
-        ("device", f"{d.id or d.address}: {_duration(d.ns)} without it")
-        for d in found.migration.downtime.devices
+        ("device", f"{d.id or d.address}: {_duration(d.ns)} without it") for d in m.downtime.devices
     ]
+    if m.cause:
+        facts.append(("cause", ": ".join(filter(None, (m.cause, m.cause_detail)))))
     return "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
 
 
