@@ -10,7 +10,7 @@ apart: tests/lab holds what it has just recorded to the same.
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,15 @@ NEAR = int(os.environ.get("VFTRACE_LAB_NOISE_MS", "2")) * MS
 
 
 NO_MIGRATION = ("unplug-only", "requests", "iommufd-requests")
+REFUSED = ("steer-fail-stop-copy", "steer-error")
+ENDS = {
+    "vfio-cancel-precopy": ("cancelled", "cancelled", None),
+    "steer-fail-resuming": ("failed", "device-refused", "vf0: RESUMING refused, -22"),
+    "steer-fail-resuming-early": ("failed", "device-refused", "vf0: RESUMING refused, -22"),
+    "steer-fail-load": ("failed", "device-failed", "vf0: load failed, -5"),
+    "steer-fail-save": ("failed", "device-failed", "vf0: save failed, -5"),
+    "steer-refuse": ("failed", "device-refused", "vf0: PRE_COPY refused, -16"),
+}
 
 
 @functools.cache
@@ -69,11 +78,18 @@ def snapshot(name: str) -> Snapshot:
     return tracker.snapshot()
 
 
-def jobs(prefix: str = "", *, without: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+def traces_vcpus(name: str) -> bool:
+    """Whether the recording's vftrace had the probes of calls and vCPUs."""
+    return "vcpus" in {probe.name for probe in Recording(LAB / f"{name}.vft.gz").host.probes}
+
+
+def jobs(
+    prefix: str = "", *, without: tuple[str, ...] = (), names: Sequence[str] = NAMES
+) -> list[tuple[str, str]]:
     """Recording and job, for the jobs whose name begins so."""
     return [
         (name, job)
-        for name in NAMES
+        for name in names
         for job in sorted(truths(name))
         if job.startswith(prefix) and job not in without
     ]
@@ -303,12 +319,14 @@ def test_the_blackouts_checkpoints_are_all_there(name: str, job: str) -> None:
     assert sum(c.ns or 0 for c in found.checkpoints) == found.vcpu_ns
 
 
-@pytest.mark.parametrize(("name", "job"), jobs("steer-downtime"))
+TRACES_VCPUS = [name for name in NAMES if traces_vcpus(name)]
+
+
+@pytest.mark.parametrize(("name", "job"), jobs("steer-downtime", names=TRACES_VCPUS))
 def test_a_device_that_takes_its_time_is_named_in_the_blackout(name: str, job: str) -> None:
     """The destination's devices were set to take this long, which is the first cause of the blackout."""
     found = migration(name, job)
-    if found.calls is None:
-        pytest.skip("recorded before calls were")
+    assert found.calls is not None
     told_ns = {(e["from"], e["to"]): 1000 * e["us"] for e in truths(name)[job]["set_times"]}
     wanted = {
         Checkpoint.CLOCK_SET: told_ns["RESUMING", "STOP"],
@@ -327,12 +345,15 @@ def test_a_device_that_takes_its_time_is_named_in_the_blackout(name: str, job: s
     assert first.target == "vfio-device"
 
 
-@pytest.mark.parametrize(("name", "job"), jobs(without=NO_MIGRATION))
+@pytest.mark.parametrize(
+    ("name", "job"), jobs(without=(*ENDS, *REFUSED, *NO_MIGRATION), names=TRACES_VCPUS)
+)
 def test_a_blackout_is_named_and_a_guests_time_adds_up(name: str, job: str) -> None:
     """Of a guest in hardware virtualization as the kernel offers it: it runs, and dirty logging makes it fault."""
     found = migration(name, job)
-    if found.outcome != "completed" or found.calls is None or found.brownout is None:
-        pytest.skip("not completed, or recorded before calls were")
+    assert found.outcome == "completed"
+    assert found.calls is not None
+    assert found.brownout is not None
     assert found.calls.named_ns >= 0.95 * found.calls.ns
     for vcpu in found.brownout.vcpus:
         lasted_ns = vcpu.total.end_ns - vcpu.total.start_ns
@@ -346,19 +367,10 @@ def test_a_blackout_is_named_and_a_guests_time_adds_up(name: str, job: str) -> N
 
 # -- how it ended -------------------------------------------------------------------------------
 
-ENDS = {
-    "vfio-cancel-precopy": ("cancelled", "cancelled", None),
-    "steer-fail-resuming": ("failed", "device-refused", "vf0: RESUMING refused, -22"),
-    "steer-fail-resuming-early": ("failed", "device-refused", "vf0: RESUMING refused, -22"),
-    "steer-fail-load": ("failed", "device-failed", "vf0: load failed, -5"),
-    "steer-fail-save": ("failed", "device-failed", "vf0: save failed, -5"),
-    "steer-refuse": ("failed", "device-refused", "vf0: PRE_COPY refused, -16"),
-}
-
 
 @pytest.mark.parametrize(
     ("name", "job"),
-    jobs(without=("steer-fail-stop-copy", "steer-error", *NO_MIGRATION)),
+    jobs(without=(*REFUSED, *NO_MIGRATION)),
 )
 def test_outcome_cause_and_words(name: str, job: str) -> None:
     found = migration(name, job)
