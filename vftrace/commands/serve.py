@@ -31,7 +31,7 @@ from vftrace.commands.common import (
 )
 from vftrace.errors import UsageError
 from vftrace.faults import FAULTS, Where
-from vftrace.host import priority, privileges
+from vftrace.host import memory, priority, privileges
 from vftrace.units import parse_duration
 
 if TYPE_CHECKING:
@@ -333,6 +333,7 @@ def run(args: argparse.Namespace) -> int:
         for url in service.urls:
             inform(f"serving {url}")
         say_ready(json=args.log_format == "json")
+        memory.give_back()  # the imports, and the first snapshot
         selection = Selection(args.vm, live=args.replay is None)
         while not interrupt.set and not deadline.passed():
             pump.step()
