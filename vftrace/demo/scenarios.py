@@ -10,6 +10,7 @@ import dataclasses
 import json
 import signal
 import tempfile
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -1034,9 +1035,32 @@ SCENARIOS: Mapping[str, Scenario] = {scenario.name: scenario for scenario in _TA
 def run_scenario(name: str, workdir: Path, on_progress: Callable[[str], None]) -> Truth:
     """Play a scenario to its end, as `play` does, in an event loop of its own.
 
-    Ctrl-C (in the main thread) ends all VMs before it is raised.
+    In the main thread, a signal that raises KeyboardInterrupt ends all VMs before it is raised.
     """
-    return asyncio.run(play(name, workdir, on_progress))
+    numbers = _interrupting()
+
+    async def until_interrupted() -> Truth:
+        task = asyncio.ensure_future(play(name, workdir, on_progress))
+        for number in numbers:
+            # Raised in the midst of the event loop's own code, it would leave a task with a traceback behind.
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        return await task
+
+    try:
+        return asyncio.run(until_interrupted())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
+
+
+def _interrupting() -> list[signal.Signals]:
+    """Return the signals that raise KeyboardInterrupt in this thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [n for n in numbers if signal.getsignal(n) is signal.default_int_handler]
 
 
 async def play(name: str, workdir: Path, on_progress: Callable[[str], None]) -> Truth:
