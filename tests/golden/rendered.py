@@ -228,14 +228,7 @@ def _text_facts(section: list[str]) -> Iterator[tuple[str, Shown]]:
     if downtime and downtime[2] is None:
         yield "downtime", quantity(downtime[1])
         yield "set by", Shown(downtime[3])
-    kind, _, rest = facts["channel"].partition(", sent ")
-    yield "channel", Shown(kind)
-    rest, _, error = rest.partition(", ERROR ")
-    yield "error", Shown(error or None)
-    sent, _, state = rest.partition(", ")
-    yield "sent", quantity(sent)
-    if state:
-        yield "state", quantity(state.partition(" of it")[0])
+    yield from _channel(facts["channel"])
     if "dirtied" in facts:
         shown = re.match(
             r"(\S+) new pages .*?\((.*?)\), (\S+) distinct, (.*?) on average", facts["dirtied"]
@@ -245,6 +238,18 @@ def _text_facts(section: list[str]) -> Iterator[tuple[str, Shown]]:
         yield from zip(names, map(quantity, shown.groups()), strict=True)
     if "service" in facts:
         yield "service", quantity(facts["service"].partition(" without")[0])
+
+
+def _channel(fact: str) -> Iterator[tuple[str, Shown]]:
+    """A migration's channel, as text and page have it."""
+    kind, _, rest = fact.partition(", sent ")
+    yield "channel", Shown(kind)
+    rest, _, error = rest.partition(", ERROR ")
+    yield "error", Shown(error or None)
+    sent, _, state = rest.partition(", ")
+    yield "sent", quantity(sent)
+    if state:
+        yield "state", quantity(state.partition(" of it")[0])
 
 
 ROUND_COLUMNS = {
@@ -354,8 +359,7 @@ def of_html(text: str) -> Figures:
             if (tag, after) == ("dt", "dd")
         }
         found[index, "strategy"] = Shown(facts["strategy"].partition(":")[0])
-        kind, _, error = facts["channel"].partition(", ERROR ")
-        found[index, "channel"], found[index, "error"] = Shown(kind), Shown(error or None)
+        found |= {(index, name): shown for name, shown in _channel(facts["channel"])}
         cause = facts.get("cause")
         found[index, "cause"] = Shown(cause.partition(":")[0] if cause else None)
         columns: list[str] = []
