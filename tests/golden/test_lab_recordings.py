@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from tests.golden.losses import unexplained
 from vftrace import events
 from vftrace.analysis import dirty
 from vftrace.analysis.devices.device import Devices, VfioEvent
@@ -113,8 +114,8 @@ def uses(found: Migration, role: str) -> list[DeviceUse]:
 def test_nothing_was_lost() -> None:
     for name in NAMES:
         found = snapshot(name)
-        assert (found.lost, found.unknown_records) == (0, 0)
-        # 7.x skips runs where the emulated processors are busy. What was asked of figures is asked all the same.
+        assert (unexplained(found), found.unknown_records) == (0, 0)
+        # Figures are checked all the same where runs were skipped.
         assert not any(m.incomplete and not m.missed_runs for m in found.migrations)
 
 
@@ -264,7 +265,8 @@ def test_a_device_that_nobody_tracks_is_untracked(name: str, job: str) -> None:
         tracker.feed(event)
     started = migration(name, job).started_at_ns
     (dma,) = (m.dirty.dma for m in tracker.snapshot().migrations if m.started_at_ns == started)
-    assert dma == "untracked"
+    # Not claimed where a record of the VM is lost, which may be the one that would refute it.
+    assert dma in ({"untracked", None} if migration(name, job).incomplete else {"untracked"})
 
 
 # -- downtime -----------------------------------------------------------------------------------
