@@ -10,10 +10,12 @@ setup: ## install what is missing (a second when nothing is)
 run: setup ## trace a real live migration on this machine
 	@.venv/bin/vftrace demo
 
-# On all processors what can stand it, then the rest one by one; both are run, whatever the first says.
+# First the fuzzers, which take the same time however many run at once; then on all processors what can stand it; then the
+# rest one by one. All are run, whatever the ones before found.
 test: setup lint ## lint, types, layers, then all tests
-	@.venv/bin/pytest -m 'not alone' -n auto --dist worksteal --durations 40; first=$$?; \
-	.venv/bin/pytest -m alone --durations 40 && exit $$first
+	@.venv/bin/pytest tests/fuzz -n 4; fuzz=$$?; \
+	.venv/bin/pytest -m 'not alone' --ignore=tests/fuzz -n auto --dist worksteal --durations 40; first=$$?; \
+	.venv/bin/pytest -m alone --durations 40 && exit $$((fuzz | first))
 
 test-unit: setup ## the tests that need neither BPF nor KVM
 	.venv/bin/pytest -m 'not host and not lab'

@@ -149,7 +149,7 @@ def test_killed_ten_times_on_a_full_disk(tmp_path: Path, disk: Path) -> None:
                 life = Life(boottime_ns())
                 if number == FULL.start:
                     filler = fill(disk)
-                time.sleep(chance.uniform(0.2, 4))
+                time.sleep(chance.uniform(0.2, 2.5))
                 life.lost = metric(recorder, "flight_recorder_lost_files_total")
                 life.to_ns = boottime_ns()
                 recorder.kill()
@@ -164,14 +164,14 @@ def test_killed_ten_times_on_a_full_disk(tmp_path: Path, disk: Path) -> None:
                 filler = None
         with vftrace(*serve) as recorder:
             last = Life(boottime_ns())
-            time.sleep(15)
+            time.sleep(11)
             last.lost = metric(recorder, "flight_recorder_lost_files_total")
             last.to_ns = boottime_ns()
             assert metric(recorder, "flight_recorder_files") > 0
             assert 0 < metric(recorder, "flight_recorder_bytes") < 32 << 20
         lives.append(last)
     beside = [m for m in migrations_of(tmp_path / "beside.vft") if m.outcome == "completed"]
-    assert len(beside) >= 50
+    assert len(beside) >= 25
     kept: list[Migration] = []
     for path in sorted(directory.glob("*.vft.gz")):
         name = FileName.parse(path.name)
@@ -189,7 +189,7 @@ def test_killed_ten_times_on_a_full_disk(tmp_path: Path, disk: Path) -> None:
     assert sum(len(life.missing) for life in lives if life.lost == 0) == 0
     assert all(len(life.missing) <= life.lost for life in lives)
     assert sum(life.lost for life in lives) > 0
-    assert sum(life.saw(m) for m in beside for life in lives) > 20
+    assert sum(life.saw(m) for m in beside for life in lives) > 10
 
 
 def check(kept: Migration, beside: Migration) -> None:
