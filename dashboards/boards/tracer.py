@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The board of vftrace itself: what it sees, what it lost, and what it costs."""
 
+from grafana_foundation_sdk.builders import prometheus
 from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards.boards import style
@@ -213,8 +214,14 @@ def _internal_errors() -> style.PanelBuilder:
     )
 
 
+def _with_zero(metric: str, label: str) -> prometheus.Dataquery:
+    """A counter by label, with a line at 0 for a host that has none."""
+    counted = f"sum by (instance, {label}) ({of(metric)})"
+    hosts = f"sum by (instance) ({of('build_info')})"
+    return query(f"{counted} or 0 * {hosts}", f"{{{{instance}}}} {{{{{label}}}}}")
+
+
 def _tables() -> style.PanelBuilder:
-    full = f"sum by (instance, table) ({of('kernel_table_full_total')})"
     return (
         style.lines(
             "Kernel tables full",
@@ -222,10 +229,7 @@ def _tables() -> style.PanelBuilder:
             " that needed"
             " an entry as incomplete; if the table is `vms`, vftrace does not trace them at all.",
             "none",
-            # A host without a full table has a line too, at 0.
-            query(
-                f"{full} or 0 * sum by (instance) ({of('build_info')})", "{{instance}} {{table}}"
-            ),
+            _with_zero("kernel_table_full_total", "table"),
         )
         .span(6)
         .height(6)
@@ -234,17 +238,13 @@ def _tables() -> style.PanelBuilder:
 
 
 def _missed_runs() -> style.PanelBuilder:
-    missed = f"sum by (instance, probe) ({of('probe_missed_runs_total')})"
     return (
         style.lines(
             "Missed runs",
             "Runs of probes that the kernel skipped, since vftrace started there, as another program was under way on"
             " that CPU. Migrations under way then are marked incomplete, except for `calls`, `vcpus` and `process`.",
             "none",
-            # A host without any has a line too, at 0.
-            query(
-                f"{missed} or 0 * sum by (instance) ({of('build_info')})", "{{instance}} {{probe}}"
-            ),
+            _with_zero("probe_missed_runs_total", "probe"),
         )
         .span(6)
         .height(6)

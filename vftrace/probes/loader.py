@@ -120,9 +120,7 @@ class Probes:
         self._watched = FIRST_WATCHED
         rings = [RingBuffer(self._bpf.raw(name).fd, self._bpf.size(name)) for name in RINGS]
         self._reader = RingReader(rings, self._on_ring)
-        # The VM that proved that programs run.
-        self._reader.leave_out(lambda record: self._tables.tgid_of(record) == os.getpid())
-        self._tables.forget(os.getpid())
+        self._leave_out(os.getpid())
         btf.forget()
 
     def __enter__(self) -> Self:
@@ -303,6 +301,12 @@ class Probes:
         self._kvm = KvmProbes(self._bpf, {IOCTL.name: way, **rings})
         reason = self._kvm.reasons[IOCTL.name]
         return None if reason in WAITS else reason
+
+    def _leave_out(self, tgid: int) -> None:
+        """Forget the VM of this process that proved that programs run, if there was one."""
+        if tgid in self.streams():
+            self._reader.leave_out(lambda record: self._tables.tgid_of(record) == tgid)
+            self._tables.forget(tgid)
 
     def _never_runs(self, probe: Probe, way: Way) -> str | None:
         """Which attached programs the kernel does not run, None if it runs all, or if that cannot be found out."""

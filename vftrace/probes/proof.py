@@ -28,7 +28,13 @@ from vftrace.probes.registry import (
     SENDERS,
     TRACEPOINT,
 )
-from vftrace.uapi import KVM_CREATE_VM
+from vftrace.uapi import (
+    KVM_CHECK_EXTENSION,
+    KVM_CREATE_VCPU,
+    KVM_CREATE_VM,
+    KVM_GET_API_VERSION,
+    KVM_GET_MP_STATE,
+)
 
 WAIT_S = 0.1
 """How long requests are repeated: the kernel skips a run now and then (docs/reference/probes.md), and a thread leaves
@@ -37,13 +43,6 @@ the kernel a moment after it has ended for Python."""
 SETTLES_S = 0.0005
 
 _DEV_KVM = Path("/dev/kvm")
-_GET_API_VERSION, _CHECK_EXTENSION, _CREATE_VCPU, _GET_MP_STATE = (
-    0xAE00,
-    0xAE03,
-    0xAE41,
-    0x8004AE98,
-)
-"""KVM's requests (include/uapi/linux/kvm.h). Programs on a function run for each; only KVM_CREATE_VM makes a record."""
 
 _libc = ctypes.CDLL(None)
 
@@ -63,7 +62,7 @@ class Proof:
 def _ask_kvm() -> None:
     """Make two requests to /dev/kvm, two to a VM, which has no memory, and one to its vCPU.
 
-    Raises CannotProveError.
+    Programs run for each request, and only KVM_CREATE_VM makes a record. Raises CannotProveError.
     """
     with contextlib.ExitStack() as stack:
 
@@ -73,21 +72,21 @@ def _ask_kvm() -> None:
 
         try:
             kvm = opened(os.open(_DEV_KVM, os.O_RDWR | os.O_CLOEXEC))
-            fcntl.ioctl(kvm, _GET_API_VERSION)
+            fcntl.ioctl(kvm, KVM_GET_API_VERSION)
             vm = opened(fcntl.ioctl(kvm, KVM_CREATE_VM))
-            fcntl.ioctl(vm, _CHECK_EXTENSION, 0)
-            vcpu = opened(fcntl.ioctl(vm, _CREATE_VCPU, 0))
+            fcntl.ioctl(vm, KVM_CHECK_EXTENSION, 0)
+            vcpu = opened(fcntl.ioctl(vm, KVM_CREATE_VCPU, 0))
         except OSError as error:
             raise CannotProveError(
                 f"no VM of vftrace's own: {_DEV_KVM}: {error.strerror}"
             ) from error
         with contextlib.suppress(OSError):
-            fcntl.ioctl(vcpu, _GET_MP_STATE, struct.pack("=I", 0))
+            fcntl.ioctl(vcpu, KVM_GET_MP_STATE, struct.pack("=I", 0))
 
 
 def _ask_no_file() -> None:
     """Make a request to no file: the system call's tracepoints see it."""
-    _libc.ioctl(-1, _GET_API_VERSION, 0)
+    _libc.ioctl(-1, KVM_GET_API_VERSION, 0)
 
 
 def _send_nothing() -> None:
@@ -116,11 +115,6 @@ PROOFS = {
     (PROCESS.name, TRACEPOINT): Proof(_end_a_thread, ("tp_process_exit",)),
 }
 """By probe and way. The other probes see only what a guest, a device or a VF does."""
-
-
-def makes_vm(proof: Proof) -> bool:
-    """Whether the requests make a VM of this process for a moment."""
-    return proof.make is _ask_kvm
 
 
 def never_runs(bpf: Object, proof: Proof) -> str | None:

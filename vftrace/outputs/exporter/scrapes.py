@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Scrapes that do not wait for a busy tracer.
 
-Making the metrics of hundreds of migrations takes a while, and longer where all CPUs are busy. Scrapers ask at regular
-times. So where the text costs much, the next one is made shortly before the scraper that asked for it is expected
-again, and is served at once. A scraper that comes at another time waits for a text of its own. Where a text costs
-little every scrape is of its own moment.
+The text of the metrics takes long to make if hundreds of migrations run, and longer if all CPUs are busy. Scrapers ask
+at regular intervals. If a text is costly, vftrace makes the next one shortly before the same scraper will ask again,
+and serves it at once. A scraper that asks at another time waits for a text of its own. If a text is cheap, vftrace
+makes one for each scrape.
 """
 
 import contextlib

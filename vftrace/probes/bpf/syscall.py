@@ -350,14 +350,19 @@ def attach_tracing(program: int) -> int:
     return bpf(RAW_TRACEPOINT_OPEN, RawTracepoint(prog_fd=program))
 
 
+def _read_info(fd: int, info: ctypes.Structure) -> int:
+    """Fill in what the kernel knows of a program, link or BTF; returns how many bytes it has (kernel/bpf/syscall.c,
+    bpf_obj_get_info_by_fd). Raises OSError."""
+    asked = ObjectInfo(bpf_fd=fd, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
+    bpf(OBJ_GET_INFO, asked)
+    return int(asked.info_len)
+
+
 def missed_runs(program: int) -> tuple[int, int] | None:
     """Return a loaded program's id, and how many of its runs the kernel skipped because another one was under way on
     that CPU, of all CPUs; None if this kernel does not count them. Raises OSError."""
     info = ProgramInfo()
-    asked = ObjectInfo(bpf_fd=program, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
-    bpf(OBJ_GET_INFO, asked)
-    # The kernel sets info_len to as much as it has (kernel/bpf/syscall.c, bpf_prog_get_info_by_fd).
-    if asked.info_len < ctypes.sizeof(info):
+    if _read_info(program, info) < ctypes.sizeof(info):
         return None
     return info.id, info.recursion_misses
 
@@ -371,8 +376,7 @@ def count_runs() -> int:
 def runs(program: int) -> int:
     """Return how often a loaded program ran on all CPUs while runs were counted. Raises OSError."""
     info = ProgramInfo()
-    asked = ObjectInfo(bpf_fd=program, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
-    bpf(OBJ_GET_INFO, asked)
+    _read_info(program, info)
     return int(info.run_cnt)
 
 
@@ -386,9 +390,8 @@ def missed_hits(link: int) -> tuple[int, int] | None:
     """Return the id of a link to a kprobe, and how often the probe was hit and did not run; None if this kernel does
     not show that. Raises OSError."""
     info = KprobeLinkInfo()
-    asked = ObjectInfo(bpf_fd=link, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
-    bpf(OBJ_GET_INFO, asked)
-    if asked.info_len < ctypes.sizeof(info) or info.event not in (_EVENT_KPROBE, _EVENT_KRETPROBE):
+    known = _read_info(link, info)
+    if known < ctypes.sizeof(info) or info.event not in (_EVENT_KPROBE, _EVENT_KRETPROBE):
         return None
     return info.id, info.missed
 
@@ -402,9 +405,8 @@ def module_btf(module: str) -> int:
             continue  # unloaded in between
         name = ctypes.create_string_buffer(64)
         info = BtfInfo(name=address(name), name_len=len(name))
-        size = ctypes.sizeof(info)
         try:
-            bpf(OBJ_GET_INFO, ObjectInfo(bpf_fd=fd, info_len=size, info=ctypes.addressof(info)))
+            _read_info(fd, info)
         except OSError:
             os.close(fd)
             raise
