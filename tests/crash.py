@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.host.programs import compiled
 from vftrace import events
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of, track
@@ -57,10 +58,7 @@ class Load:
     @classmethod
     def built(cls, directory: Path) -> Self:
         """Compile the program."""
-        program = directory / "fleet"
-        source = ROOT / "benchmarks" / "fleet.c"
-        subprocess.run(["cc", "-O2", "-pthread", "-o", program, source], check=True)
-        return cls(program)
+        return cls(compiled(ROOT / "benchmarks" / "fleet.c", directory))
 
     def __enter__(self) -> Self:
         self._stop.clear()

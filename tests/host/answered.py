@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tests.golden.record import traced
 from tests.host.brownouts import prefer
+from tests.host.plays import auto_converge
 from vftrace.collect.batch import Batch
 from vftrace.collect.only import OnlyVms
 from vftrace.collect.recording import Recording, frames_of, head_of
@@ -113,12 +114,7 @@ async def _play(directory: Path, ping: Path) -> Truth:
             bandwidth=NETWORK,
             downtime_ms=1,
             capabilities=("auto-converge",),
-            parameters={
-                "cpu-throttle-initial": THROTTLE,
-                "cpu-throttle-increment": 1,
-                "max-cpu-throttle": THROTTLE,
-                "throttle-trigger-threshold": 1,
-            },
+            parameters=auto_converge(THROTTLE),
         )
         await asyncio.sleep(DURING_S)
         answer = await source.qemu.command_qmp("query-migrate")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.host.blackouts import migration_of
-from tests.host.plays import played, traced_vms
+from tests.host.plays import auto_converge, played, traced_vms
 from vftrace.demo import guest, qemu
 from vftrace.demo.qemu import boottime_ns
 from vftrace.demo.scenarios import FIRST_PAGE, MEMORY_MIB, MIB, Migration, Run, Spec, Vm
@@ -173,12 +173,7 @@ def _throttled(percent: int, vcpus: int = 1) -> Callable[[Stage], Awaitable[Trut
         source, destination, migration = await stage.begin(
             vcpus=vcpus,
             capabilities=("auto-converge",),
-            settings={
-                "cpu-throttle-initial": percent,
-                "cpu-throttle-increment": 1,
-                "max-cpu-throttle": percent,
-                "throttle-trigger-threshold": 1,
-            },
+            settings=auto_converge(percent),
         )
         for _ in range(400):
             answer = await source.qemu.command_qmp("query-migrate")

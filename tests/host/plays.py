@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 
+def auto_converge(percent: int) -> dict[str, int]:
+    """QEMU's settings for a throttle that is this deep from its beginning, and stays so."""
+    return {
+        "cpu-throttle-initial": percent,
+        "cpu-throttle-increment": 1,
+        "max-cpu-throttle": percent,
+        "throttle-trigger-threshold": 1,
+    }
+
+
 def traced_vms(name: str, target: Path, play: Callable[[Path], T]) -> T:
     """Play one traced; its recording becomes `target`, without whatever else ran on this machine."""
     truth = traced(target, play)

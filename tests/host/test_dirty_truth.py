@@ -11,14 +11,12 @@ import dataclasses
 import json
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.host.live import recorded
 from tests.host.pumping import until
 from vftrace import events
 from vftrace.analysis import dirty
@@ -44,28 +42,6 @@ SCHEDULES = {
     "sliding": guest.sliding(FIRST_PAGE, 512, 256, 3072, 1000),
     "bursts": guest.bursts(FIRST_PAGE, 3072, 1, 0.2, 1200),
 }
-
-
-@contextmanager
-def traced() -> Iterator[list[bytes]]:
-    """A list that holds everything recorded, once the block is left."""
-    records: list[bytes] = []
-    source = LiveSource()
-    stop = threading.Event()
-
-    def read() -> None:
-        while not stop.is_set():
-            records.extend(source.read().records)
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
-        yield records
-    finally:
-        time.sleep(0.3)
-        stop.set()
-        thread.join()
-        records += source.close().records
 
 
 def migrate(name: str, schedule: DirtySet, workdir: Path) -> Truth:
@@ -139,7 +115,7 @@ def test_each_round_is_a_run_of_the_guests_writes(
     the moment QEMU clears it in the log (which belongs to no round).
     """
     schedule = SCHEDULES[name]
-    with traced() as records:
+    with recorded(LiveSource(), settle_s=0.3) as records:
         truth = migrate(f"truth-{name}", schedule, tmp_path)
     migration, sets = fresh_pages(records, truth.attempts[0].source_pid, monkeypatch)
     assert not migration.incomplete
@@ -166,7 +142,7 @@ def test_totals_against_the_schedule_and_qemu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schedule = SCHEDULES[name]
-    with traced() as records:
+    with recorded(LiveSource(), settle_s=0.3) as records:
         truth = migrate(f"sums-{name}", schedule, tmp_path)
     migration, sets = fresh_pages(records, truth.attempts[0].source_pid, monkeypatch)
     every = frozenset().union(*sets[1:])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.host.programs import compiled
 from tests.unit.recorded import migrations_of
 from vftrace.archive.names import FileName
 from vftrace.collect.recording import NOT_CLOSED, Recording
@@ -88,9 +89,7 @@ class Migrations:
     """Short migrations of minimal VMs, some at a time, until it is ended."""
 
     def __init__(self, directory: Path) -> None:
-        self._program = directory / "fleet"
-        source = BENCHMARKS / "fleet.c"
-        subprocess.run(["cc", "-O2", "-pthread", "-o", self._program, source], check=True)
+        self._program = compiled(BENCHMARKS / "fleet.c", directory)
         self._over = False
         self._thread = threading.Thread(target=self._run)
 

@@ -11,12 +11,12 @@ import ctypes
 import fcntl
 import os
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from tests.host.live import recorded
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.live import MISSED_EVERY_NS, LiveSource
 from vftrace.collect.replay import events_of
@@ -78,26 +78,6 @@ def skip_runs(program: int) -> None:
     os.close(faults)
 
 
-@contextmanager
-def traced(source: LiveSource) -> Iterator[list[bytes]]:
-    """What is recorded meanwhile, whole after the context."""
-    records: list[bytes] = []
-    stop = threading.Event()
-
-    def read() -> None:
-        while not stop.is_set():
-            records.extend(source.read().records)
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
-        yield records
-    finally:
-        stop.set()
-        thread.join()
-        records += source.close().records
-
-
 def test_a_migration_whose_runs_the_kernel_skipped_is_incomplete(tmp_path: Path) -> None:
     """The next migration is whole again."""
     source = LiveSource("tracepoint")
@@ -117,7 +97,7 @@ def test_a_migration_whose_runs_the_kernel_skipped_is_incomplete(tmp_path: Path)
         truth = asyncio.run(play_scenario(play, tmp_path, lambda line: None))
         return truth.attempts[0].source_pid
 
-    with traced(source) as records:
+    with recorded(source) as records:
         pids = [played("skipped", lambda: skip_runs(program))]
         # Longer than from one reading of the counters to the next, which is then before the next migration.
         time.sleep(2 * MISSED_EVERY_NS / 1e9)

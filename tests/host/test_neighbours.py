@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.host.programs import compiled
 from tests.host.pumping import until
 from tests.kernel_tables import entries, vms_of
 from vftrace.collect.clock import boottime_ns
@@ -75,9 +76,7 @@ def tracer() -> Iterator[Tracer]:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("neighbour") / "neighbour"
-    subprocess.run(["cc", "-O2", "-pthread", "-o", made, HERE / "neighbour.c"], check=True)
-    return made
+    return compiled(HERE / "neighbour.c", tmp_path_factory.mktemp("neighbour"))
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.host.programs import compiled
+
 FLEET = Path(__file__).resolve().parents[2] / "benchmarks" / "fleet.c"
 CLIENTS = 50
 SLACK_NS = 1000
@@ -63,8 +65,7 @@ def _leave_no_files(pid: int) -> tuple[int, int]:
 
 @pytest.mark.needs("root", "cc")
 def test_without_files_it_continues_and_is_right_afterwards(tmp_path: Path) -> None:
-    kept, program = tmp_path / "kept", tmp_path / "fleet"
-    subprocess.run(["cc", "-O2", "-pthread", "-o", program, FLEET], check=True)
+    kept, program = tmp_path / "kept", compiled(FLEET, tmp_path)
     command = [sys.executable, "-m", "vftrace", "serve", "--web.listen-address", "127.0.0.1:0"]
     command += ["--record-dir", str(kept)]
     with (

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.host.programs import compiled
 from tests.host.pumping import until
 from vftrace.collect.live import LiveSource
 from vftrace.collect.pump import Pump
@@ -49,9 +50,7 @@ def pump(source: LiveSource) -> Iterator[Pump]:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("neighbour") / "neighbour"
-    subprocess.run(["cc", "-O2", "-pthread", "-o", made, HERE / "neighbour.c"], check=True)
-    return made
+    return compiled(HERE / "neighbour.c", tmp_path_factory.mktemp("neighbour"))
 
 
 @contextmanager
