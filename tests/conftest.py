@@ -94,8 +94,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.needs("root", *LIBVIRT_PROGRAMS))
             # They compare clocks of processes that share two busy CPUs: a test fails if it fails three times.
             item.add_marker(pytest.mark.flaky(reruns=2))
-        elif directory == "lab":
+            continue
+        if directory == "lab":
             item.add_marker(pytest.mark.lab)
+            # An emulated machine boots and runs its jobs.
+            item.add_marker(pytest.mark.timeout(1800))
+        # One hang in many runs, which nobody has seen twice: it must not take the other results with it.
+        item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=["Timeout"]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show why each test that was run again had failed."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.write_sep("_", f"run again: {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
