@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Measures the cost of counting dirty pages: KVM_GET_DIRTY_LOG bare, under vftrace, and under a bpftrace script.
 
-    .venv/bin/python benchmarks/dirty_log_cost.py [--rounds N] [--gib 1 8 64 256] [--json FILE]
+    .venv/bin/python benchmarks/dirty_log_cost.py [--rounds N] [--gib 1 8 64 256] [--json FILE] [--other TREE]
 
 Real ioctls on memory slots of benchmarks/kvmslots.py, each size in a process of its own, bare and traced in
 turn; medians of all calls of a round, and of the rounds. `idle`: no page dirty, the bitmap in the CPU's
 caches; `cold`: idle, after 32 MiB of other memory were written; `half`: every second page dirty. The
 bpftrace script counts calls and their time: it cannot count pages, because bpftrace has no way to walk
-megabytes of a user-space bitmap. Needs root and /dev/kvm; bpftrace is left out where it is missing.
+megabytes of a user-space bitmap. With --other, also under the vftrace of another checkout, which has its own
+.venv. Needs root and /dev/kvm; bpftrace is left out where it is missing.
 """
 
 import argparse
@@ -76,15 +77,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--gib", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--other", type=Path, help="another checkout of vftrace, measured as well")
     args = parser.parse_args()
-    vftrace = str(HERE.parent / ".venv/bin/vftrace")
     with tempfile.TemporaryDirectory() as directory:
+
+        def record(tree: Path) -> AbstractContextManager[None]:
+            vftrace = f"{tree}/.venv/bin/vftrace"
+            return tracer([vftrace, "record", "-o", f"{directory}/r.vft", "--force"], "ready")
+
         tracers: dict[str, Callable[[], AbstractContextManager[None]]] = {
             "bare": lambda: nullcontext(),
-            "vftrace": lambda: tracer(
-                [vftrace, "record", "-o", f"{directory}/r.vft", "--force"], "ready"
-            ),
+            "vftrace": lambda: record(HERE.parent),
         }
+        if args.other:
+            tracers["other"] = lambda: record(args.other)
         if shutil.which("bpftrace"):
             tracers["bpftrace"] = lambda: tracer(["bpftrace", "-e", BPFTRACE], "Attaching")
         found: dict[str, dict[int, Times]] = {
@@ -106,25 +112,23 @@ def main() -> None:
 
 def show(found: dict[str, dict[int, Times]], sizes: list[int]) -> None:
     """A table in Markdown: microseconds, spread of the rounds, and the added time as a ratio to bare."""
+    others = [name for name in found if name not in ("bare", "vftrace")]
     print(
-        "| slot | state | bare, µs (min to max) | vftrace, µs | added | added, µs/GiB | bpftrace, µs |"
+        "| slot | state | bare, µs (min to max) | vftrace, µs | added | added, µs/GiB |"
+        + "".join(f" {name}, µs |" for name in others)
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|" + "---|" * len(others))
     for gib in sizes:
         for state in STATES:
             bare, traced = found["bare"][gib][state], found["vftrace"][gib][state]
             middle = statistics.median(bare)
             # Rounds are pairs: what else runs on the machine then weighs on both.
             added = statistics.median(t - b for b, t in zip(bare, traced, strict=True))
-            beside = (
-                f"{statistics.median(found['bpftrace'][gib][state]) / 1e3:.0f}"
-                if "bpftrace" in found
-                else "-"
-            )
+            beside = [statistics.median(found[name][gib][state]) / 1e3 for name in others]
             print(
                 f"| {gib} GiB | {state} | {middle / 1e3:.0f} ({min(bare) / 1e3:.0f} to {max(bare) / 1e3:.0f}) "
                 f"| {statistics.median(traced) / 1e3:.0f} | ×{added / middle:.2f} "
-                f"| {added / 1e3 / gib:.2f} | {beside} |"
+                f"| {added / 1e3 / gib:.2f} |" + "".join(f" {ns:.0f} |" for ns in beside)
             )
 
 

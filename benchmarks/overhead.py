@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Measures the cost of being traced: the same loops bare, under vftrace, under bpftrace and under strace.
 
-    .venv/bin/python benchmarks/overhead.py [--rounds N]
+    .venv/bin/python benchmarks/overhead.py [--rounds N] [--other TREE]
 
-Interleaved, medians of N rounds, as nanoseconds a turn and as ratio to bare. Needs root, gcc,
-/dev/kvm; bpftrace and strace are left out where they are missing.
+With --other, also under the vftrace of another checkout, which has its own .venv. Interleaved, medians of N rounds,
+as nanoseconds a turn and as ratio to bare. Needs root, gcc, /dev/kvm; bpftrace and strace are left out where they
+are missing.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import shutil
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+TREE = HERE.parent
 LOOPS = {"getppid": 1_000_000, "ioctl": 500_000, "clock": 100_000, "exits": 20_000}
 STRACE_LOOPS = {"getppid": 20_000, "ioctl": 5_000, "clock": 5_000, "exits": 5_000}
 
@@ -37,7 +38,7 @@ tracepoint:syscalls:sys_exit_ioctl /@cmd[tid] == 0x8030ae7c/ { @clock = count();
 def tracer(command: list[str], ready: str) -> Iterator[None]:
     """Run a tracer beside the loop, from its ready line on."""
     with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=HERE.parent)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=TREE)
         try:
             for _ in range(600):
                 out.seek(0)
@@ -68,15 +69,20 @@ def main() -> None:
     """Measure and print a table, then the raw figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--other", type=Path, help="another checkout of vftrace, measured as well")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         binary = Path(directory) / "loops"
         subprocess.run(["gcc", "-O2", "-o", str(binary), str(HERE / "loops.c")], check=True)
-        record = [sys.executable, "-m", "vftrace", "record", "-o", f"{directory}/x.vft", "--force"]
+        record = ["record", "-o", f"{directory}/x.vft", "--force"]
         ways = {
             "bare": (nothing, [], LOOPS),
-            "vftrace": (lambda: tracer(record, "ready"), [], LOOPS),
+            "vftrace": (lambda: tracer([f"{TREE}/.venv/bin/vftrace", *record], "ready"), [], LOOPS),
         }
+        if args.other:
+            ways["other"] = (
+                lambda: tracer([f"{args.other}/.venv/bin/vftrace", *record], "ready"), [], LOOPS
+            )  # fmt: skip
         if shutil.which("bpftrace"):
             ways["bpftrace"] = (
                 lambda: tracer(["bpftrace", "-e", BPFTRACE], "Attaching"), [], LOOPS
@@ -85,7 +91,7 @@ def main() -> None:
             strace = ["strace", "-f", "-e", "trace=ioctl", "-o", "/dev/null"]
             ways["strace"] = (nothing, strace, STRACE_LOOPS)
         figures: dict[str, dict[str, list[float]]] = {w: {n: [] for n in LOOPS} for w in ways}
-        for _ in range(rounds):
+        for _ in range(args.rounds):
             for way, (around, prefix, counts) in ways.items():
                 with around():
                     for name, count in counts.items():
@@ -95,7 +101,7 @@ def main() -> None:
         bare = statistics.median(figures["bare"][name])
         cells = [statistics.median(figures[way][name]) for way in ways]
         print(f"{name:10}" + "".join(f"{c:12.0f} ({c / bare:4.1f}x)" for c in cells))
-    print(json.dumps({"kernel": os.uname().release, "rounds": rounds, "ns": figures}))
+    print(json.dumps({"kernel": os.uname().release, "rounds": args.rounds, "ns": figures}))
 
 
 if __name__ == "__main__":
