@@ -330,7 +330,7 @@ def _once_arguments() -> argparse.Namespace:
 
 
 def test_once_is_one_state_and_ends() -> None:
-    done = run("--replay", str(recording("libvirt")), "--speed", "3", "--once")
+    done = run("--replay", str(recording("libvirt")), "--speed", "1", "--once")
     assert done.returncode == 0
     assert "Migrating: 1" in done.stdout
     assert "precopy" in done.stdout
