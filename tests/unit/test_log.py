@@ -2,15 +2,20 @@
 """Log lines of migrations: of real migrations, of hostile names, in floods, and their destinations."""
 
 import contextlib
+import fcntl
 import io
 import json
 import logging
 import os
+import re
+import select
 import socket
 import struct
 import subprocess
 import sys
+import time
 import unicodedata
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -356,6 +361,48 @@ def test_nobody_waits_for_a_reader_of_standard_error() -> None:
         )
         os.close(reader)
         logger.info("nobody is there any more")
+
+
+def test_a_traceback_longer_than_the_pipe_takes_does_not_wait_either() -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 3 * select.PIPE_BUF)
+    with os.fdopen(reader, "rb", buffering=0) as read, os.fdopen(writer, "w") as stream:
+        to = Handler("text", stream)
+        to.say("a" * 4 * select.PIPE_BUF)
+        cut = read.read(1 << 20)
+        assert cut == b"vftrace: ".ljust(len(cut), b"a")
+        to.say("b" * 4 * select.PIPE_BUF)
+        # A new line after the cut one; this one is cut, too.
+        assert read.read(1 << 20).startswith(b"\nvftrace: lines not written lost=1\nvftrace: bbb")
+        a_logger(to).info("later")
+        assert read.read(1 << 20) == b"\nvftrace: lines not written lost=1\nvftrace: later\n"
+
+
+def test_serve_answers_while_nobody_reads_its_log() -> None:
+    """Standard error is a pipe with room for `ready` and nothing more."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    os.write(writer, bytes(select.PIPE_BUF - len("ready\n")))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "vftrace", "serve", *REPLAY]
+    command += ["--web.listen-address", address]
+    with (
+        os.fdopen(reader, "rb"),
+        os.fdopen(writer, "wb") as stream,
+        subprocess.Popen(command, stderr=stream) as process,
+    ):
+        deadline = time.monotonic() + 20
+        counted = 0
+        while counted < 2 and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                url = f"http://{address}/metrics"
+                text = urllib.request.urlopen(url, timeout=5).read().decode()
+                counted = len(re.findall(r"^vftrace_migrations_total{.*} 1.0$", text, re.M))
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(10) == 0
+        assert counted == 2
 
 
 def a_logger(to: Handler) -> logging.Logger:

@@ -10,7 +10,7 @@ import select
 import socket
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
@@ -35,30 +35,59 @@ class Handler(logging.Handler):
         self._stream = stream
         self._journal = None if journal is None else Journal(journal)
         self._lost = 0
+        self._cut = False
+        """Whether the end of the latest line is missing."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record, or count it as lost."""
         entry = Entry(record.levelno, record.getMessage(), getattr(record, "fields", {}))
         if self._journal is not None and self.form == "text" and self._journal.send(entry):
             return
+        self._write(json_line(entry, _now()) if self.form == "json" else text_line(entry))
+
+    def say(self, text: str) -> None:
+        """Write a text of several lines, such as a traceback, as it is; or count it as lost."""
+        with self.lock or nullcontext():
+            self._write(text)
+
+    def _write(self, line: str) -> None:
+        """Write a line in this format, after a line about lost ones if there are any."""
         stream = self._stream or sys.stderr
-        if not _writable(stream):
-            self._lost += 1
-            return
+        prefix = "" if self.form == "json" else "vftrace: "
         try:
             if self._lost:
-                lost, self._lost = self._lost, 0
-                self._write(stream, Entry(logging.WARNING, "lines not written", {"lost": lost}))
-            self._write(stream, entry)
+                entry = Entry(logging.WARNING, "lines not written", {"lost": self._lost})
+                lost = json_line(entry, _now()) if self.form == "json" else text_line(entry)
+                if not self._put(stream, f"{prefix}{lost}\n"):
+                    self._lost += 1
+                    return
+                self._lost = 0
+            self._lost += not self._put(stream, f"{prefix}{line}\n")
         except (OSError, ValueError):
             self._lost += 1
 
-    def _write(self, stream: TextIO, entry: Entry) -> None:
-        json = self.form == "json"
-        line = json_line(entry, datetime.now(UTC)) if json else f"vftrace: {text_line(entry)}"
+    def _put(self, stream: TextIO, line: str) -> bool:
+        """Write without waiting; returns whether all was written.
+
+        A pipe takes PIPE_BUF bytes at once if poll(2) reports that it takes any (pipe(7)), but perhaps no more.
+        """
         encoding = stream.encoding or "utf-8"
-        stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-        stream.flush()
+        data = line.encode(encoding, "backslashreplace")
+        try:
+            fd = stream.fileno()
+        except (OSError, ValueError):  # not a file of the kernel: it never waits
+            stream.write(data.decode(encoding))
+            stream.flush()
+            return True
+        if self._cut:
+            data = b"\n" + data
+        for first in range(0, len(data), select.PIPE_BUF):
+            if not _writable(fd):
+                self._cut = self._cut or first > 0
+                return False
+            os.write(fd, data[first : first + select.PIPE_BUF])
+        self._cut = False
+        return True
 
 
 class Journal:
@@ -85,12 +114,12 @@ def configure(
     # For a terminal use the present stream: the live view holds back lines while it draws.
     stream = None if sys.stderr.isatty() else sys.stderr
     journal = JOURNAL_SOCKET if is_journal(sys.stderr, environ) else None
-    LOGGER.handlers = [Handler(form, stream, journal)]
+    handler = Handler(form, stream, journal)
+    LOGGER.handlers = [handler]
     LOGGER.setLevel(level.upper())
     LOGGER.propagate = False
-    if form == "json":
-        # With its traceback, which would be many lines.
-        FAULTS.say = lambda text: LOGGER.error("%s", text)
+    # JSON has the traceback in one line.
+    FAULTS.say = handler.say if form == "text" else lambda text: LOGGER.error("%s", text)
 
 
 def log(entry: Entry) -> None:
@@ -107,11 +136,12 @@ def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return False
 
 
-def _writable(stream: TextIO) -> bool:
-    """Whether a line can be written without waiting; an object that is not a file of the kernel is always writable."""
-    try:
-        poll = select.poll()
-        poll.register(stream.fileno(), select.POLLOUT)
-        return bool(poll.poll(0))
-    except (OSError, ValueError):
-        return True
+def _writable(fd: int) -> bool:
+    """Whether something can be written without waiting."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
