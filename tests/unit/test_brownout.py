@@ -10,7 +10,7 @@ from vftrace.analysis.vcpus import brownout
 from vftrace.analysis.vcpus.brownout import Running, brownout_of
 from vftrace.analysis.vcpus.log import MAX_SAMPLES, VcpuLog
 from vftrace.events import layout
-from vftrace.model.brownout import Brownout, FaultWaits, VcpuState, all_waits
+from vftrace.model.brownout import STATES, Brownout, FaultWaits, VcpuState, all_waits
 from vftrace.outputs.text.brownout import lost_words, speed_line, waits_words
 
 S = 1_000_000_000
@@ -181,6 +181,29 @@ def test_waits_for_pages_are_a_distribution() -> None:
 def test_waits_of_several_vcpus_add_up() -> None:
     both = all_waits([FaultWaits(1, 5, 5, (1, 0)), FaultWaits(2, 8, 6, (0, 2))])
     assert both == FaultWaits(3, 13, 6, (1, 2))
+
+
+def test_a_brief_brownout_has_the_totals_and_the_speed_of_the_last_two_seconds() -> None:
+    # 8 s at full speed, then 2 s of which a quarter is left.
+    log = log_of(
+        *(sample(n * S, guest_ns=n * S) for n in range(1, 9)),
+        *(
+            sample(n * S, guest_ns=8 * S + (n - 8) * S // 4, throttle_ns=(n - 8) * S * 3 // 4)
+            for n in (9, 10)
+        ),
+    )
+    full = made(log, 10 * S, rounds=(0, 5 * S))
+    found = brownout_of([Running("source", log, 0, 10 * S)], (0, 5 * S), None, brief=True)
+    assert found is not None
+    assert found.total is not None
+    assert found.total == full.total
+    assert found.total.ns[STATES.index(VcpuState.THROTTLE)] == 15 * S // 10
+    assert found.speed == full.speed == 0.85
+    assert [(span.vcpus.start_ns, span.speed) for span in found.timeline] == [
+        (0, 1.0),
+        (8 * S, 0.25),
+    ]
+    assert len(full.timeline) > 50
 
 
 def test_nothing_is_reported_of_a_guest_that_was_not_followed() -> None:

@@ -51,7 +51,8 @@ class Sides:
     `context`: mailboxes and other processes. `peer_ended_ns`: when a destination that never acted ended.
     `collector_loss_ns`: since when records of the collector itself are missing. `peer_loss_ns`: the latest loss of
     records of a process that may be the side that is not given. `trace_ended_ns`: the end of the trace,
-    None while it runs. `contested`: another VM may have been the destination.
+    None while it runs. `contested`: another VM may have been the destination. `brief`: without the time line of the
+    guest's speed.
     """
 
     key: str
@@ -63,6 +64,7 @@ class Sides:
     peer_loss_ns: int | None = None
     trace_ended_ns: int | None = None
     contested: bool = False
+    brief: bool = False
 
     @property
     def internal_error(self) -> tuple[int, str] | None:
@@ -114,7 +116,7 @@ def build_migration(sides: Sides) -> Migration:
     handover = times.get(Checkpoint.STATE_SAVED) or times.get(Checkpoint.VCPUS_RUNNING)
     failed = verdict.outcome in (Outcome.FAILED, Outcome.CANCELLED)
     until = sides.context.now_ns if ended is None else ended
-    brownout = _brownout(process, outgoing, peer, incoming, times, rounds, until)
+    brownout = _brownout(process, outgoing, peer, incoming, times, rounds, until, brief=sides.brief)
     judged = device_downtime.judge(devices, sides.context, times, handover, ended, failed=failed)
     role: Role = Role.STITCHED if process and peer else Role.SOURCE if process else Role.DESTINATION
     return Migration(
@@ -210,6 +212,8 @@ def _brownout(
     times: dict[Checkpoint, int],
     rounds: tuple[Round, ...],
     until: int,
+    *,
+    brief: bool,
 ) -> Brownout | None:
     """Return the brownout. On the source the guest runs until the blackout, and again after a failure; on the
     destination it migrates until all pages of postcopy have arrived."""
@@ -224,7 +228,7 @@ def _brownout(
             sides.append(Running("destination", peer.vcpus, began, done))
     read = times.get(Checkpoint.CLOCK_READ)
     stop = None if stopped is None or read is None else (stopped, read)
-    return brownout_of(sides, [round_.at_ns for round_ in rounds], stop)
+    return brownout_of(sides, [round_.at_ns for round_ in rounds], stop, brief=brief)
 
 
 def _forecast(

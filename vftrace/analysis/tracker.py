@@ -465,13 +465,16 @@ class Tracker:
 
     # -- results --------------------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
-        """Return everything that is known now, immutable."""
+    def snapshot(self, *, brief: bool = False) -> Snapshot:
+        """Return everything that is known now, immutable.
+
+        `brief`: migrations that may still change have no time line of the guest's speed, which takes half of the time.
+        """
         histories = self._vf_histories()
         return Snapshot(
             at_ns=self._now_ns,
             vms=tuple(self._vm(process) for process in self._processes.values()),
-            migrations=self._migrations(histories),
+            migrations=self._migrations(histories, brief=brief),
             events=self._events,
             lost=self._lost,
             unknown_records=self._unknown,
@@ -525,10 +528,12 @@ class Tracker:
         process.shown = state, vm
         return vm
 
-    def _migrations(self, histories: VfHistories) -> tuple[Migration, ...]:
+    def _migrations(self, histories: VfHistories, *, brief: bool) -> tuple[Migration, ...]:
         everyone = self._everyone()
         context = self._context(histories, everyone)
-        unsettled = (self._contained(*part, context) for part in self._unsettled(everyone))
+        unsettled = (
+            self._contained(*part, context, brief=brief) for part in self._unsettled(everyone)
+        )
         found = sorted((*self._settled, *unsettled), key=lambda m: (m.started_at_ns, m.pid))
         return _only(self._recorded, found) if self._recorded is not None else tuple(found)
 
@@ -557,10 +562,11 @@ class Tracker:
         context: HostContext,
         *,
         final: bool = False,
+        brief: bool = False,
     ) -> Migration:
         """Do `_build`; if it fails, return the migration without figures, so that the others are still shown."""
         try:
-            return self._build(process, part, pair, context, final=final)
+            return self._build(process, part, pair, context, final=final, brief=brief)
         except Exception as error:
             peer = None if pair is None else pair.destination
             pids = (process.pid,) if peer is None else (process.pid, peer.pid)
@@ -577,6 +583,7 @@ class Tracker:
         context: HostContext,
         *,
         final: bool = False,
+        brief: bool = False,
     ) -> Migration:
         """Build the migration of a part. `final`: without an outcome now it will not get one."""
         sides = Sides(
@@ -585,6 +592,7 @@ class Tracker:
             collector_loss_ns=self._collector_loss_ns,
             peer_loss_ns=None if pair else _peer_loss(process, context),
             trace_ended_ns=self._now_ns if final else self._ended_at_ns,
+            brief=brief,
         )
         if isinstance(part, IncomingMigration):
             shares = local_source(process, context.processes)

@@ -90,6 +90,7 @@ class Pump:
         self._untrimmed = 0
         self._closed = False
         self._snapshot = self._tracker.snapshot()
+        self._is_brief = False
 
     @property
     def host(self) -> HostInfo:
@@ -126,13 +127,14 @@ class Pump:
         self._trim(sum(map(len, step.came.records)))
         return count
 
-    def snapshot(self) -> Snapshot:
-        """Return the latest snapshot, at most some 150 ms old."""
+    def snapshot(self, *, brief: bool = False) -> Snapshot:
+        """Return the latest snapshot, at most some 150 ms old; `brief` as in `Tracker.snapshot`."""
         with self._lock:
             now = time.monotonic_ns()
-            if now - self._built_ns >= SNAPSHOT_NS:
+            if now - self._built_ns >= SNAPSHOT_NS or (self._is_brief and not brief):
                 try:
-                    self._snapshot = self._tracker.snapshot()
+                    self._snapshot = self._tracker.snapshot(brief=brief)
+                    self._is_brief = brief
                 except Exception as error:
                     FAULTS.contained(Where.VM, error, "what was known before is still shown")
                 self._built_ns = now

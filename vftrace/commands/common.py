@@ -206,7 +206,7 @@ class LogLines:
 
         # Read `ended` first: a migration that settles at the end must be in the snapshot.
         trace_ended = self._pump.ended
-        snapshot = select(self._pump.snapshot(), self._wanted)
+        snapshot = select(self._pump.snapshot(brief=True), self._wanted)
         for entry in log.update(snapshot, self._pump.now_ns(), trace_ended=trace_ended):
             write(entry)
 

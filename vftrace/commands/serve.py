@@ -4,11 +4,11 @@
 import argparse
 import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vftrace.commands.common import (
     Deadline,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vftrace.collect.pump import Pump
     from vftrace.collect.replay import ReplaySource
     from vftrace.collect.session import Opening
+    from vftrace.model.migration import Migration
     from vftrace.outputs.exporter.accounts import Reading
     from vftrace.outputs.traces.otlp import Sender
 
@@ -158,6 +159,12 @@ def parse_path(text: str) -> str:
     return text
 
 
+class _Read(Protocol):
+    """Returns the present data; `brief` as in `reading_of`."""
+
+    def __call__(self, *, brief: bool) -> "Reading": ...
+
+
 class Service:
     """Serves the metrics over HTTP: listens at once, and is ready after `attach`.
 
@@ -205,8 +212,9 @@ class Service:
         )
         self._servers = http.Servers(sockets, app, config, args.user)
         self._ready = False
-        self._read: Callable[[], Reading] | None = None
+        self._read: _Read | None = None
         self._next_update = 0.0
+        self._update_every = _UPDATE_SECONDS
         self.urls = tuple(url + args.web_path for url in self._servers.urls)
         self._servers.start()
 
@@ -215,24 +223,31 @@ class Service:
     ) -> None:
         """Serve the data of this pump for the `wanted` VMs (all if none is named), and the state of its recorder."""
         traced = self._sender is not None
-        self._read = self._exporter.read = lambda: reading_of(
-            pump, wanted, traced=traced, recorder=recorder
-        )
+        read = partial(reading_of, pump, wanted, traced=traced, recorder=recorder)
+        self._read = read
+        self._exporter.read = partial(read, brief=True)
         self._ready = True
 
     def tick(self) -> None:
         """Count ended migrations, at most once a second, so that scrapes may be rare."""
         begun = time.monotonic()
         if begun >= self._next_update:
-            cpu_s = time.thread_time()
             try:
-                self._exporter.update()
-                self._update_cost_s = time.thread_time() - cpu_s
+                # If counting is costly, a scrape since the last time is enough.
+                costly = self._update_every > _UPDATE_SECONDS
+                if not costly or begun - self._exporter.counted_at >= self._update_every:
+                    self._update()
                 self._send_traces()
             except Exception as error:
                 FAULTS.contained(Where.METRICS, error, "ended migrations are counted later")
-            ended = time.monotonic()
-            self._next_update = ended + max(_UPDATE_SECONDS, (ended - begun) / _UPDATE_SHARE)
+            self._next_update = time.monotonic() + self._update_every
+
+    def _update(self) -> None:
+        begun, cpu_s = time.monotonic(), time.thread_time()
+        self._exporter.update()
+        self._update_cost_s = time.thread_time() - cpu_s
+        share = (time.monotonic() - begun) / _UPDATE_SHARE
+        self._update_every = max(_UPDATE_SECONDS, share)
 
     def close(self) -> None:
         """Stop listening; traces that are not sent yet get some seconds."""
@@ -244,26 +259,32 @@ class Service:
             self._sender.close()
 
     def _reading(self) -> "Reading | None":
-        return None if self._read is None else self._read()
+        return None if self._read is None else self._read(brief=False)
 
     def _send_traces(self) -> None:
-        if self._sender is None or self._read is None:
+        sender = self._sender
+        if sender is None or self._read is None:
             return
         from vftrace.model.report import live_report
         from vftrace.model.trace_id import trace_id
         from vftrace.outputs.exporter.accounts import settled
         from vftrace.outputs.traces.otlp import traces_of
 
-        reading = self._read()
-        ended = tuple(
-            m
-            for m in reading.snapshot.migrations
-            if settled(m, reading) and not self._sender.knows(trace_id(m, reading.host.boot_id))
-        )
+        def news(reading: "Reading") -> "tuple[Migration, ...]":
+            return tuple(
+                m
+                for m in reading.snapshot.migrations
+                if settled(m, reading) and not sender.knows(trace_id(m, reading.host.boot_id))
+            )
+
+        if not news(self._read(brief=True)):
+            return
+        reading = self._read(brief=False)
+        ended = news(reading)
         report = live_report(reading.host, replace(reading.snapshot, migrations=ended))
         traces, _ = traces_of(report.migrations)
         for trace in traces:
-            self._sender.offer(trace)
+            sender.offer(trace)
 
 
 def _sender(endpoint: str | None) -> "Sender | None":
@@ -282,15 +303,16 @@ def reading_of(
     *,
     traced: bool = False,
     recorder: "FlightRecorder | None" = None,
+    brief: bool = False,
 ) -> "Reading":
-    """Return the present data of the metrics."""
+    """Return the present data; `brief` as in `Tracker.snapshot`, which is enough for the metrics."""
     from vftrace.model.select import select
     from vftrace.outputs.exporter.accounts import Reading
 
     # Read `ended` first: a migration that settles at the end must be in the snapshot.
     ended = pump.ended
     return Reading(
-        snapshot=select(pump.snapshot(), wanted),
+        snapshot=select(pump.snapshot(brief=brief), wanted),
         now_ns=pump.now_ns(),
         host=pump.host,
         probes=pump.host.probes,

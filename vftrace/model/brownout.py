@@ -220,6 +220,10 @@ class Brownout:
         return added(use.total for use in self.vcpus) if self.vcpus else None
 
 
+RECENT_NS = 2_000_000_000
+"""The least time over which a speed is computed: a guest at 1 % runs for 10 ms in a second, so the speed over less time
+varies too much."""
+
 SLOW = 0.9
 """Below this part of its speed before, a guest counts as slow."""
 

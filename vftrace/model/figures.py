@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from vftrace.dataclass import dataclass
 from vftrace.errors import printable as printable
-from vftrace.model.brownout import added
+from vftrace.model.brownout import RECENT_NS, added
 from vftrace.model.migration import (
     Checkpoint,
     CheckpointTime,
@@ -117,10 +117,6 @@ def current_phase(m: Migration) -> PhaseSpan | None:
 
 # -- the brownout -------------------------------------------------------------------------------
 
-_RECENT_NS = 2_000_000_000
-"""The least time over which a speed is computed: a guest at 1 % runs for 10 ms in a second, so the speed over less time
-varies too much."""
-
 
 def speed_now(m: Migration) -> float | None:
     """Return the guest's speed in the last two seconds relative to before the migration; None without a migration or if
@@ -129,7 +125,7 @@ def speed_now(m: Migration) -> float | None:
     if b is None or not b.timeline or m.outcome is not None:
         return None
     last = b.timeline[-1]
-    since = last.vcpus.end_ns - _RECENT_NS
+    since = last.vcpus.end_ns - RECENT_NS
     recent = [s.vcpus for s in b.timeline if s.side == last.side and s.vcpus.end_ns > since]
     could_run = added(recent).could_run
     before = b.baseline.could_run if b.baseline is not None else 1.0

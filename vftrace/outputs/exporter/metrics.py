@@ -5,8 +5,10 @@ A metric is added by adding one entry to `METRICS`; its `samples` reads a `View`
 from fixed lists or are cleaned and bounded, whatever a guest does.
 """
 
+import math
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import product
@@ -918,11 +920,14 @@ class Exporter(Collector):
         self.read: Callable[[], Reading] | None = None
         self._accounts = Accounts(keep_ns, warn)
         self._lock = threading.Lock()
+        self.counted_at = -math.inf
+        """When a scrape or `update` last counted (time.monotonic)."""
 
     def update(self) -> None:
         """Count migrations that ended since the last call; called once a second, so that scrapes may be rare."""
         if self.read is not None:
             with self._lock:
+                self.counted_at = time.monotonic()
                 self._accounts.count(self.read())
 
     def describe(self) -> Iterable[Family]:
@@ -934,6 +939,7 @@ class Exporter(Collector):
         if self.read is None:
             return
         with self._lock:
+            self.counted_at = time.monotonic()
             families = list(families_of(self._accounts.update(self.read())))
         yield from families
 
