@@ -182,6 +182,22 @@ def test_a_dirty_ring_that_others_collect() -> None:
     assert (figures.dirty_rate(found) or 0) > 0
 
 
+def test_rings_that_stay_empty_lower_the_mean_rate() -> None:
+    """QEMU empties the rings every second, and makes no request for empty ones."""
+    bench = Bench()
+    bench.slot(0, RAM)
+    bench.slot(0, RAM, tid=MIGRATION, logged=True)
+    bench.send(MIGRATION, 9, 4000)
+    bench.reset_rings(OTHER, 3)
+    reset_at = bench.at
+    for passed in (500 * MS, 4000 * MS):
+        bench.at = reset_at + passed
+        bench.send(MIGRATION, 9, 4000)
+        (found,) = bench.migrations()
+        lasted = max(reset_at, bench.at - 1000 * MS) - found.started_at_ns
+        assert figures.mean_dirty_rate(found) == pytest.approx(4096 * 1e9 / lasted, rel=0.01)
+
+
 def test_very_many_rounds_keep_their_counts() -> None:
     bench = Bench()
     bench.slot(0, RAM)

@@ -3,7 +3,7 @@
 
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from vftrace.analysis.calls.blackout import Side, calls_of
@@ -39,6 +39,8 @@ from vftrace.model.migration import (
 from vftrace.uapi import PAGE_SIZE
 
 _FOREVER = sys.maxsize
+REAPER_NS = 1_000_000_000
+"""How often QEMU empties the dirty rings in between (accel/kvm/kvm-all.c, kvm_dirty_ring_reaper_thread)."""
 
 Source = tuple[Process, OutgoingMigration]
 Destination = tuple[Process, IncomingMigration]
@@ -153,7 +155,9 @@ def build_migration(sides: Sides) -> Migration:
         ended_at_ns=ended,
         phases=phases_of(outgoing, incoming, times, verdict),
         rounds=rounds,
-        dirty=replace(_dirty(outgoing, rounds), dma=_dma(devices, outgoing, judged.strategy)),
+        dirty=replace(
+            _dirty(outgoing, rounds, times, until), dma=_dma(devices, outgoing, judged.strategy)
+        ),
         channel=channel,
         downtime=replace(downtime_of(times), devices=judged.downtimes),
         stopped_at_ns=times.get(Checkpoint.VCPUS_STOPPED),
@@ -301,7 +305,12 @@ def _incomplete(
     return own is not None and (ended is None or own <= ended)
 
 
-def _dirty(outgoing: OutgoingMigration | None, rounds: tuple[Round, ...]) -> Dirty:
+def _dirty(
+    outgoing: OutgoingMigration | None,
+    rounds: tuple[Round, ...],
+    times: Mapping[Checkpoint, int],
+    until_ns: int,
+) -> Dirty:
     if outgoing is None or not (rounds or outgoing.ring):
         return Dirty(None, None, PAGE_SIZE, None)
     # With dirty rings a migration begins without a dirty sync, and a sync without dirty pages makes no request.
@@ -315,11 +324,33 @@ def _dirty(outgoing: OutgoingMigration | None, rounds: tuple[Round, ...]) -> Dir
         distinct_pages=outgoing.distinct_pages(),
         page_size=PAGE_SIZE,
         kvm_pages=new_pages,
-        counted_until_ns=outgoing.collected_ns if outgoing.ring and outgoing.unsynced else None,
+        counted_until_ns=_counted_until(outgoing, rounds, times, until_ns),
         vfio_pages=outgoing.dma_pages.get(True),
         iommu_pages=outgoing.dma_pages.get(False),
         ring=outgoing.ring,
     )
+
+
+def _counted_until(
+    outgoing: OutgoingMigration,
+    rounds: tuple[Round, ...],
+    times: Mapping[Checkpoint, int],
+    until_ns: int,
+) -> int | None:
+    """Return until when all pages of the dirty rings are known; None with bitmaps.
+
+    The VMM empties the rings at each sync, and if they are full; QEMU every second, too. If they are empty it makes no
+    request, so a guest that writes nothing more leaves no record of that.
+    """
+    if not outgoing.ring:
+        return None
+    collected = max(outgoing.collected_ns or 0, rounds[-1].at_ns if rounds else 0)
+    stopped = times.get(Checkpoint.VCPUS_STOPPED)
+    if stopped is not None and Checkpoint.STATE_SAVED in times:
+        # The last sync was after the stop, with all that the guest had written.
+        return max(collected, stopped)
+    over = until_ns if stopped is None else min(until_ns, stopped)
+    return max(collected, over - REAPER_NS)
 
 
 def _dma(

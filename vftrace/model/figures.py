@@ -279,7 +279,9 @@ def mean_dirty_rate(m: Migration) -> float | None:
     since = counted_since_ns(m)
     if since is None:
         return None
-    until = m.dirty.counted_until_ns or (m.rounds[-1].at_ns if m.rounds else since)
+    until = m.dirty.counted_until_ns
+    if until is None:
+        until = m.rounds[-1].at_ns if m.rounds else since
     return page_rate(m.dirty.new_pages, m.dirty.page_size, until - since)
 
 

@@ -233,7 +233,7 @@ class Dirty:
     ring: bool = False
     """Whether the VM uses dirty rings: each reset of them by the migration thread is a round."""
     counted_until_ns: int | None = None
-    """The time up to which new pages count, if that is not the last round: other threads reset rings too."""
+    """With dirty rings, the time up to which new pages are known; None: the last round."""
     vfio_pages: int | None = None
     """Pages that devices reported by their DMA logging, in each device's own page size."""
     iommu_pages: int | None = None
