@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from vftrace.analysis.forecast.answer import Assumptions
 from vftrace.analysis.forecast.channel import PAGE_ON_WIRE
 from vftrace.analysis.forecast.costs import FITTED, Fitted
@@ -284,7 +286,7 @@ async def play(point: Point, directory: Path) -> tuple[int, dict[str, Any] | Non
     binary = qemu.find_qemu()
     async with AsyncExitStack() as stack:
         run = Run(name, binary, directory, stack, _quiet)
-        spec = dataclasses.replace(run.firmware(point.dirty()), extra=point.words())
+        spec = structs.replace(run.firmware(point.dirty()), extra=point.words())
         source = await run.source(spec)
         destination = await run.destination(source)
         migration = await run.migrate(
@@ -308,7 +310,7 @@ async def play(point: Point, directory: Path) -> tuple[int, dict[str, Any] | Non
             await run.finish(migration)
         truth = run.truth(scenario)
     figures = truth.attempts[0].counted
-    return source.qemu.pid, dataclasses.asdict(figures) if figures else None
+    return source.qemu.pid, structs.asdict(figures) if figures else None
 
 
 def _quiet(_line: str) -> None:
@@ -366,7 +368,7 @@ def run_grid(path: Path, every: list[Point], wanted: set[int]) -> None:
 def _result(point: Point, pid: int, figures: dict[str, Any] | None, pump: Pump) -> dict[str, Any]:
     migration = next(m for m in pump.snapshot().migrations if m.pid == pid)
     rounds = [
-        {k: v for k, v in dataclasses.asdict(r).items() if k != "slots"} for r in migration.rounds
+        {k: v for k, v in structs.asdict(r).items() if k != "slots"} for r in migration.rounds
     ]
     return {
         "point": dataclasses.asdict(point),
@@ -511,7 +513,7 @@ def fit(runs: list[Played]) -> Fitted:
     clear = [run for run in runs if not run.near]
 
     def cost(full: float) -> float:
-        fitted = dataclasses.replace(FITTED, shape=Shape(full=full))
+        fitted = structs.replace(FITTED, shape=Shape(full=full))
         guesses = [g for run in clear if (g := guess(run, 3, fitted)) is not None]
         right, total, _ = errors(guesses)
         return 2 * (1 - statistics.mean(right or [0.0])) + (statistics.mean(total) if total else 0)
@@ -519,19 +521,19 @@ def fit(runs: list[Played]) -> Fitted:
     full = min((1.0, 1.1, 1.25, 1.5, 2.0, 3.0), key=cost)
     short = [r.downtime_ns for r in runs if r.downtime_ns and r.downtime_ns < LONG_DOWNTIME_NS]
     fixed = round(min(short, default=FITTED.fixed_downtime_ns) / 1e5) * 100_000
-    return dataclasses.replace(FITTED, shape=Shape(full=full), fixed_downtime_ns=fixed)
+    return structs.replace(FITTED, shape=Shape(full=full), fixed_downtime_ns=fixed)
 
 
 def fit_sustained(runs: list[Played]) -> Fitted:
     """How much faster than its bursts a channel is that is held back no more, on these runs."""
 
     def cost(sustained: float) -> float:
-        fitted = dataclasses.replace(FITTED, sustained=sustained)
+        fitted = structs.replace(FITTED, sustained=sustained)
         guesses = [g for run in runs if not run.near and (g := guess(run, 3, fitted)) is not None]
         _, _, down = errors(guesses)
         return statistics.median(down)
 
-    return dataclasses.replace(FITTED, sustained=min((1 + n / 20 for n in range(17)), key=cost))
+    return structs.replace(FITTED, sustained=min((1 + n / 20 for n in range(17)), key=cost))
 
 
 FITS = {"": fit, "_pinned": fit_sustained}

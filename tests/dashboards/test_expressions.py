@@ -9,10 +9,11 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.dashboards.expressions import BOARDS, Expression, ask, expressions
 from tests.dashboards.prom import GOLDEN, STAGE, STAGE_SECONDS, Play, Stage, quick

@@ -2,8 +2,9 @@
 """Mutated recordings for each seed, of small golden recordings."""
 
 import random
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from tests.fuzz.mutator import file_of, mutated
 from tests.fuzz.outputs import Fault, timed

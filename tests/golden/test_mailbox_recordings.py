@@ -11,12 +11,12 @@ VFTRACE_LAB_MAILBOX is another directory of such recordings: tests/lab holds wha
 import json
 import os
 from collections import Counter
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.golden.losses import skipped, unexplained
 from vftrace.analysis.devices.device import PassedDevice

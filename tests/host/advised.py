@@ -7,7 +7,6 @@ migrated again with that change, and QEMU's own figures beside what was promised
 
 import argparse
 import asyncio
-import dataclasses
 import os
 import signal
 import subprocess
@@ -19,6 +18,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from tests.golden.record import traced
 from tests.host.blackouts import HOG, threads_first
@@ -116,7 +117,7 @@ async def _slow_flush(run: Run, change: Change) -> Seen:
         disk = slow.file(DISK_MIB * MIB)
         cache = f"cache.direct={'on' if direct else 'off'}"
         drive = ("-drive", f"if=none,id=slow,format=raw,{cache},file={disk}")
-        spec = dataclasses.replace(
+        spec = structs.replace(
             run.firmware(SLOW), extra=(*drive, "-device", "virtio-blk-pci,drive=slow")
         )
         source = await run.source(spec)

@@ -6,7 +6,6 @@
 """
 
 import asyncio
-import dataclasses
 import os
 import re
 import signal
@@ -18,6 +17,8 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from tests.host.fusedisk import fuse_disk
 from tests.host.plays import played, traced_vms
@@ -83,7 +84,7 @@ async def _slow_flush(run: Run) -> Truth:
     with fuse_disk(run.directory, FLUSH_S) as slow:
         disk = slow.file(16 * MIB)
         drive = ("-drive", f"if=none,id=slow,format=raw,cache=writeback,file={disk}")
-        spec = dataclasses.replace(
+        spec = structs.replace(
             run.firmware(SLOW), extra=(*drive, "-device", "virtio-blk-pci,drive=slow")
         )
         source = await run.source(spec)
@@ -232,7 +233,7 @@ async def _many_slots(run: Run) -> Truth:
             *("-device", f"pc-dimm,id=dimm{n},memdev=ram{n}"),
         )
     )
-    spec = dataclasses.replace(run.firmware(SLOW), extra=(*memory, *dimms, *TRACE))
+    spec = structs.replace(run.firmware(SLOW), extra=(*memory, *dimms, *TRACE))
     source = await run.source(spec)
     destination = await run.destination(source)
     migration = await run.migrate(source, destination, bandwidth=FAST, downtime_ms=20)
@@ -254,7 +255,7 @@ async def _many_queues(run: Run) -> Truth:
     disk.write_bytes(guest.boot_sector() + bytes(MIB - 512))
     drive = ("-drive", f"if=none,id=disk,format=raw,readonly=on,file={disk}")
     device = ("-device", f"virtio-blk-pci,drive=disk,num-queues={QUEUES}", "-boot", "strict=on")
-    spec = dataclasses.replace(run.graphics(), extra=("-device", "VGA", *drive, *device, *TRACE))
+    spec = structs.replace(run.graphics(), extra=("-device", "VGA", *drive, *device, *TRACE))
     source = await run.source(spec)
     destination = await run.destination(source)
     before = _requests(run, 1, IOEVENTFD)

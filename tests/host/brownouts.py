@@ -10,7 +10,6 @@ then cannot place the one that comes ("postcopy_place_page: File exists").
 """
 
 import asyncio
-import dataclasses
 import os
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from tests.host.blackouts import migration_of
 from tests.host.plays import auto_converge, played, traced_vms
@@ -81,7 +82,7 @@ class Stage:
             f"memory-backend-file,id=ram,size={MEMORY_MIB}M,mem-path={path},share=on",
         )
         extra = (*spec.extra, *memory, "-machine", "memory-backend=ram", "-smp", str(vcpus))
-        vm = await self.run.start(dataclasses.replace(spec, extra=extra), role)
+        vm = await self.run.start(structs.replace(spec, extra=extra), role)
         file = os.open(path, os.O_RDONLY)
         self.stack.callback(os.close, file)
         reading = asyncio.ensure_future(self._read(file, vcpus, self.counts[role]))

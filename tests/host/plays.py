@@ -2,7 +2,6 @@
 """Scenarios with a known truth, played by name from a command line."""
 
 import argparse
-import dataclasses
 import gzip
 import json
 import os
@@ -11,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from tests.golden.record import traced
 from vftrace.collect.batch import Batch
@@ -66,7 +67,7 @@ def played(
                 target = kept / f"{name}.vft.gz" if arguments.keep else Path(directory) / "r.vft.gz"
                 truth = play(name, target)
                 if arguments.keep:
-                    text = json.dumps(dataclasses.asdict(truth), indent=indent)
+                    text = json.dumps(msgspec.to_builtins(truth), indent=indent)
                     (kept / f"{name}.truth.json").write_text(text + "\n")
                 yield name, target, truth
             time.sleep(0.2)

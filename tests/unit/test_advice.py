@@ -2,9 +2,9 @@
 """Each rule of advice on migrations made by hand: at its threshold, and just below it."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from vftrace.analysis.advice import blackout
 from vftrace.analysis.advice.advise import advise

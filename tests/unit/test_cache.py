@@ -4,10 +4,10 @@
 import os
 import stat
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from vftrace.probes.bcc import cache
 from vftrace.probes.bpf.image import File, Function, Image, Map

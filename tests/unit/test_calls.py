@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What took each step of a blackout, from calls that are made up: by hand, and many at random."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from vftrace import events
 from vftrace.analysis.calls.blackout import joined, made_of
@@ -266,4 +265,4 @@ def test_a_log_is_bounded_and_shows_what_it_forgot() -> None:
 )
 def test_words(changes: dict[str, object], words: str) -> None:
     plain = Cause(CauseKind.CALL, "source", None, None, None, 897 * MS, 1, 897 * MS)
-    assert cause_words(replace(plain, **changes)) == words  # type: ignore[arg-type]
+    assert cause_words(replace(plain, **changes)) == words

@@ -5,11 +5,11 @@ it.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from vftrace.demo import guest
 from vftrace.demo.guest import DirtySet, GuestError, Step

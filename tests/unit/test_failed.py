@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Failed migrations, cut into two hosts' recordings: outcome and cause are those of the whole."""
 
-import dataclasses
 import json
 from pathlib import Path
 
 import jsonschema
 import pytest
+from msgspec import structs
 
 from tests.unit.two_hosts import boot_of, golden, host_of, join, only, renamed, shifted, write
 from vftrace import events
@@ -100,8 +100,8 @@ def test_a_destination_that_ended_for_a_channel_the_source_shut_is_a_cancel() ->
     here, there = halves("dest-killed-precopy", 1000)
     (waiting,) = there.waiting
     assert waiting.ended_at_ns is not None
-    late = dataclasses.replace(waiting, ended_at_ns=waiting.ended_at_ns + 200 * MS)
-    (found,) = join([here, dataclasses.replace(there, waiting=(late,))])
+    late = structs.replace(waiting, ended_at_ns=waiting.ended_at_ns + 200 * MS)
+    (found,) = join([here, structs.replace(there, waiting=(late,))])
     assert (found.migration.outcome, found.migration.cause) == ("cancelled", "cancelled")
 
 
@@ -112,27 +112,27 @@ def test_near_misses_stay_apart() -> None:
     assert waiting.ended_at_ns is not None
     hour = 3600 * SECONDS
     others = [
-        dataclasses.replace(waiting, uuid="00000000-0000-0000-0000-000000000000"),
-        dataclasses.replace(waiting, uuid=None),
-        dataclasses.replace(
+        structs.replace(waiting, uuid="00000000-0000-0000-0000-000000000000"),
+        structs.replace(waiting, uuid=None),
+        structs.replace(
             waiting,
             ready_at_ns=waiting.ready_at_ns - hour,
             ended_at_ns=waiting.ended_at_ns - hour,
         ),
-        dataclasses.replace(waiting, ready_at_ns=waiting.ready_at_ns + hour, ended_at_ns=None),
+        structs.replace(waiting, ready_at_ns=waiting.ready_at_ns + hour, ended_at_ns=None),
     ]
     for other in others:
-        (found,) = join([here, dataclasses.replace(there, waiting=(other,))])
+        (found,) = join([here, structs.replace(there, waiting=(other,))])
         assert (found.peer, found.migration.role, found.warnings) == (None, "source", ())
-    (found,) = join([dataclasses.replace(here, waiting=(waiting,))])
+    (found,) = join([structs.replace(here, waiting=(waiting,))])
     assert found.peer is None
 
 
 def test_two_that_fit_are_not_taken() -> None:
     here, there = halves("cancel-precopy", 1000)
     (waiting,) = there.waiting
-    twin = dataclasses.replace(waiting, pid=waiting.pid + 1)
-    third = dataclasses.replace(renamed(there, "gamma", "boot-c"), waiting=(twin,))
+    twin = structs.replace(waiting, pid=waiting.pid + 1)
+    third = structs.replace(renamed(there, "gamma", "boot-c"), waiting=(twin,))
     (found,) = join([here, there, third])
     assert found.peer is None
     assert any("several waiting VMs on other hosts" in warning for warning in found.warnings)

@@ -2,7 +2,6 @@
 """The forecast against arithmetic done by hand, and against QEMU's figures of recorded migrations."""
 
 import json
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from vftrace.analysis.forecast.answer import Assumptions
 from vftrace.analysis.forecast.channel import PAGE_ON_WIRE

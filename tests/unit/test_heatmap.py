@@ -3,13 +3,13 @@
 
 import struct
 import zlib
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from rich.console import Console
 
 from vftrace.analysis import dirty

@@ -3,11 +3,11 @@
 
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.two_hosts import RECORDINGS, boot_of, golden
 from vftrace.analysis.hosts.join import join_hosts

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Two hosts: the joined figures are the unshifted ones within the reported uncertainty."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -234,11 +233,11 @@ def test_without_a_uuid_two_that_fit_are_not_joined() -> None:
     first, second = cut.boots(0, (1000, 1000))
     third = renamed(first, "gamma", "boot-c")
     # The same source again on a third host: either may be the one.
-    third = dataclasses.replace(
+    third = structs.replace(
         third,
-        snapshot=dataclasses.replace(
+        snapshot=structs.replace(
             third.snapshot,
-            migrations=tuple(dataclasses.replace(m) for m in third.snapshot.migrations),
+            migrations=tuple(structs.replace(m) for m in third.snapshot.migrations),
         ),
     )
     joined = join([first, second, third])
@@ -255,10 +254,8 @@ def test_very_many_attempts_of_one_vm(proved: bool) -> None:
         (m,) = host.snapshot.migrations
         assert m.guest_clock_ns is not None
         clocks = [m.guest_clock_ns + number if proved else None for number in range(70)]
-        copies = tuple(dataclasses.replace(m, guest_clock_ns=clock) for clock in clocks)
-        return dataclasses.replace(
-            host, snapshot=dataclasses.replace(host.snapshot, migrations=copies)
-        )
+        copies = tuple(structs.replace(m, guest_clock_ns=clock) for clock in clocks)
+        return structs.replace(host, snapshot=structs.replace(host.snapshot, migrations=copies))
 
     found = join([many(first), many(second)])
     if proved:
@@ -328,7 +325,7 @@ def test_a_pings_file_fills_the_service_downtime(
     without = report(capsys, *files)["migrations"][0]
     ping = write(
         tmp_path / "ping.vft",
-        dataclasses.replace(host_of(where, boot_id, cut.host), probes=()),
+        structs.replace(host_of(where, boot_id, cut.host), probes=()),
         ping_records(*gap, (offset - clock, 100_000)),
     )
     said = report(capsys, *files, ping)

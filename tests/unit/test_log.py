@@ -17,7 +17,6 @@ import time
 import unicodedata
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.pump import Pump

@@ -5,10 +5,10 @@ import json
 import re
 import struct
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from vftrace.cli import main
 from vftrace.collect.pump import Pump

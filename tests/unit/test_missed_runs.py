@@ -2,7 +2,6 @@
 """Runs that the kernel skipped: its counters, what they add up to, and which migrations they make incomplete."""
 
 import ctypes
-import dataclasses
 import fcntl
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from msgspec import structs
 from msgspec.structs import replace
 
 from tests.unit.test_join import Halves
@@ -412,9 +412,9 @@ def test_the_runs_that_both_hosts_skipped_are_added() -> None:
     hosts = []
     for host, runs in zip(Halves("completed-slow").boots(0, (1, 1)), skipped, strict=True):
         (half,) = host.snapshot.migrations
-        marked = dataclasses.replace(half, incomplete=True, missed_runs=runs)
-        snapshot = dataclasses.replace(host.snapshot, migrations=(marked,))
-        hosts.append(dataclasses.replace(host, snapshot=snapshot))
+        marked = structs.replace(half, incomplete=True, missed_runs=runs)
+        snapshot = structs.replace(host.snapshot, migrations=(marked,))
+        hosts.append(structs.replace(host, snapshot=snapshot))
     (found,) = join(hosts)
     assert found.migration.role == Role.STITCHED
     assert found.migration.incomplete

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """`record --vm`: in a recording of four VMs that migrate at once, each VM's part gives the figures of the whole."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.golden_text import recording
 from vftrace import events

@@ -9,11 +9,11 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -290,7 +290,7 @@ def test_a_device_without_states_and_a_migration_that_fails_leave_the_others() -
     # The device refused the first state that was requested, so the kernel reports no state.
     refused = DeviceUse("0000:01:10.0", "vf0", Role.SOURCE, None, None, (), (), None)
     first = replace(first, devices=(refused,))
-    broken = replace(second, phases=(None,))  # type: ignore[arg-type]
+    broken = replace(second, phases=(None,))
     snapshot = replace(found.snapshot, migrations=(first, broken, *others))
     traces, failed = traces_of(Report.of_hosts([replace(found, snapshot=snapshot)]).migrations)
     assert len(traces) == 1 + len(others)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The Perfetto trace, parsed with Perfetto's own messages and compared with the migration."""
 
-from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.two_hosts import RECORDINGS, boot_of, golden
 from vftrace.cli import main

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The reader's loop, with a source that this test fills."""
 
-import dataclasses
 import socket
 import struct
 import threading
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
+from msgspec import structs
 
 from tests.unit.test_messages import HOST
 from vftrace import events
@@ -181,7 +181,7 @@ def test_a_message_that_is_no_record_has_its_time_too(links: tuple[Link, Link]) 
     source = Source([], host=HOST)
     thread = run(source, its, 1 << 20)
     before = boottime_ns()
-    source.host = dataclasses.replace(HOST, kernel="changed")
+    source.host = structs.replace(HOST, kernel="changed")
     until(lambda: ours.next_at_ns() is not None)
     at_ns = ours.next_at_ns()
     rest_of(ours)

@@ -7,7 +7,6 @@ import os
 import struct
 import threading
 import zlib
-from dataclasses import asdict, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict, replace
 
 from tests.unit.golden_text import recording
 from vftrace import events

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The report's text: the cause of the downtime comes first, and unknown figures are marked."""
 
-import dataclasses
 import gzip
 import io
 import json
@@ -11,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from rich.console import Console, RenderableType
 
 from tests.unit.golden_text import RECORDINGS, check, recording
@@ -61,7 +61,7 @@ def text_of(
 ) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None, highlight=False)
-    report = dataclasses.replace(live_report(host, snapshot), damage=damage)
+    report = structs.replace(live_report(host, snapshot), damage=damage)
     console.print(render_report(report, ascii=ascii))
     return out.getvalue()
 
@@ -123,8 +123,8 @@ def test_no_migration_is_one_clear_line(name: str) -> None:
 
 def test_damage_and_losses_are_reported_before_any_figure() -> None:
     host, snapshot = load("libvirt")
-    migration = dataclasses.replace(snapshot.migrations[0], incomplete=True, missed_beginning=True)
-    poor = dataclasses.replace(snapshot, lost=17, unknown_records=2, migrations=(migration,))
+    migration = structs.replace(snapshot.migrations[0], incomplete=True, missed_beginning=True)
+    poor = structs.replace(snapshot, lost=17, unknown_records=2, migrations=(migration,))
     lines = text_of(host, poor, ("f: not closed",), width=120).splitlines()
     assert lines[1].startswith("! RECORDING NOT WHOLE: f: not closed")
     assert lines[2].startswith("! 17 EVENTS LOST")
@@ -149,8 +149,8 @@ def test_a_cut_recording_is_reported_up_to_the_cut(tmp_path: Path) -> None:
 def test_a_hostile_name_cannot_steer_the_terminal() -> None:
     host, snapshot = load("libvirt")
     name = "\x1b[2J\x07evil[bold]\n\u202e"
-    migration = dataclasses.replace(snapshot.migrations[0], name=name)
-    text = text_of(host, dataclasses.replace(snapshot, migrations=(migration,)))
+    migration = structs.replace(snapshot.migrations[0], name=name)
+    text = text_of(host, structs.replace(snapshot, migrations=(migration,)))
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "\u202e" not in text
@@ -161,8 +161,8 @@ def test_a_hostile_name_cannot_steer_the_terminal() -> None:
 def test_a_name_is_no_markup(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """In every part that shows it: overview, first line, section, comparison, heat strip, forecast."""
     host, snapshot = load("four-at-once")
-    migrations = tuple(dataclasses.replace(m, name=name) for m in snapshot.migrations)
-    report = live_report(host, dataclasses.replace(snapshot, migrations=migrations))
+    migrations = tuple(structs.replace(m, name=name) for m in snapshot.migrations)
+    report = live_report(host, structs.replace(snapshot, migrations=migrations))
     first = report.migrations[0]
     g = glyphs(ascii=False)
     console = Console(highlight=False, width=120)
@@ -198,7 +198,7 @@ def test_a_migration_that_cannot_be_drawn_leaves_the_others(
 
 def test_a_time_that_is_no_date_is_not_known() -> None:
     host, snapshot = load("libvirt")
-    damaged = dataclasses.replace(snapshot, clock=((0, 1 << 70, 0),))
+    damaged = structs.replace(snapshot, clock=((0, 1 << 70, 0),))
     assert "started -" in text_of(host, damaged)
 
 
@@ -206,11 +206,11 @@ def test_many_rounds_are_shortened_and_counted() -> None:
     host, snapshot = load("libvirt")
     migration = snapshot.migrations[0]
     rounds = tuple(
-        dataclasses.replace(migration.rounds[1], at_ns=migration.started_at_ns + i * 10**9)
+        structs.replace(migration.rounds[1], at_ns=migration.started_at_ns + i * 10**9)
         for i in range(500)
     )
-    many = dataclasses.replace(migration, rounds=rounds)
-    text = text_of(host, dataclasses.replace(snapshot, migrations=(many,)))
+    many = structs.replace(migration, rounds=rounds)
+    text = text_of(host, structs.replace(snapshot, migrations=(many,)))
     assert "Rounds: 500" in text
     assert "460 more" in text
     assert len(text.splitlines()) < 110
@@ -237,10 +237,10 @@ def test_devices_and_virtual_functions_are_reported() -> None:
         role=Role.SOURCE,
         phases=(VfPhase("absent", at, at + 10**9), VfPhase("probing", at + 10**9, None)),
     )
-    downtime = dataclasses.replace(
+    downtime = structs.replace(
         m.downtime, devices=(DeviceDowntime("0000:01:10.0", "vf0", at + 2 * 10**9, 120_000_000),)
     )
-    failed = dataclasses.replace(
+    failed = structs.replace(
         m,
         outcome=Outcome.FAILED,
         cause=Cause.DEVICE_REFUSED,
@@ -248,9 +248,9 @@ def test_devices_and_virtual_functions_are_reported() -> None:
         devices=(use,),
         vfs=(vf,),
         downtime=downtime,
-        dirty=dataclasses.replace(m.dirty, vfio_pages=7),
+        dirty=structs.replace(m.dirty, vfio_pages=7),
     )
-    text = text_of(host, dataclasses.replace(snapshot, migrations=(failed,)))
+    text = text_of(host, structs.replace(snapshot, migrations=(failed,)))
     assert "failed: vf0: RESUMING refused, -22" in text
     assert "7 reported by devices" in text
     assert "120.000 ms" in text
@@ -264,9 +264,9 @@ def test_devices_and_virtual_functions_are_reported() -> None:
 def test_the_first_line_of_several_shows_how_all_of_them_ended() -> None:
     host, snapshot = load("four-at-once")
     first, second, third, fourth = snapshot.migrations
-    failed = dataclasses.replace(second, outcome=Outcome.FAILED, cause=Cause.CHANNEL_ERROR)
-    saved = dataclasses.replace(third, kind=Kind.SAVE)
-    snapshot = dataclasses.replace(snapshot, migrations=(first, failed, saved, fourth))
+    failed = structs.replace(second, outcome=Outcome.FAILED, cause=Cause.CHANNEL_ERROR)
+    saved = structs.replace(third, kind=Kind.SAVE)
+    snapshot = structs.replace(snapshot, migrations=(first, failed, saved, fourth))
     line = " ".join(text_of(host, snapshot).split())
     assert line.startswith("4 migrations of 4 VMs: ")
     said = line.removeprefix("4 migrations of 4 VMs: ").split(";")[0].split(", ")

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Round trips before, during and after a migration. Truth is every single one, as a simulated service answers."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -407,10 +406,10 @@ def test_of_two_vms_that_move_at_once_the_named_one(target: str) -> None:
     (host,) = [h for h in halves(CUT).boots(0, (1000, 1000)) if h.name == "alpha"]
     (m,) = host.snapshot.migrations
     two = (
-        dataclasses.replace(m, name="other", uuid="1"),
-        dataclasses.replace(m, name="the-name", uuid="2"),
+        structs.replace(m, name="other", uuid="1"),
+        structs.replace(m, name="the-name", uuid="2"),
     )
-    host = dataclasses.replace(host, snapshot=dataclasses.replace(host.snapshot, migrations=two))
+    host = structs.replace(host, snapshot=structs.replace(host.snapshot, migrations=two))
     ping = PingRecording("boot-a", (), tuple(Service(0).events(target)))
     other, named = join([host], [ping])
     assert other.round_trips is None
@@ -456,7 +455,7 @@ def test_the_outputs_have_them(tmp_path: Path, capsys: pytest.CaptureFixture[str
     service = Service(0)
     ping = write(
         tmp_path / "ping.vft",
-        dataclasses.replace(host_of("a.vft", "boot-a", halves(CUT).host), probes=()),
+        structs.replace(host_of("a.vft", "boot-a", halves(CUT).host), probes=()),
         [wire.encode(event) for event in service.events()],
     )
     given = [*files(tmp_path), ping]
@@ -492,7 +491,7 @@ def test_a_ping_recorded_before_has_none(
     ]
     ping = write(
         tmp_path / "ping.vft",
-        dataclasses.replace(host_of("a.vft", "boot-a", halves(CUT).host), probes=()),
+        structs.replace(host_of("a.vft", "boot-a", halves(CUT).host), probes=()),
         [wire.encode(event) for event in old],
     )
     said: dict[str, Any] = json.loads(report(capsys, *files(tmp_path), ping, "--format", "json"))

@@ -2,8 +2,8 @@
 """Slots over the rounds, and the forecast's line, from given figures."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
+from msgspec.structs import replace
 from rich.console import Console
 
 from tests.unit.golden_text import RECORDINGS

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The strategies' rules, each with a near-miss that must not match."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from vftrace.analysis.devices.strategy import (
     QUIESCED,
@@ -22,7 +22,7 @@ PLAIN = Facts(
 
 
 def strategy(**facts: object) -> str:
-    return classify(replace(PLAIN, **facts))[0]  # type: ignore[arg-type]
+    return classify(replace(PLAIN, **facts))[0]
 
 
 def test_no_device_is_plain() -> None:
@@ -112,7 +112,7 @@ PRIMARY = {"closed": ((BEGIN + 1, "vf0"),), "closed_before_memory": ((BEGIN + 1,
 
 def test_closed_before_memory_is_sent_and_opened_before_it_runs_is_failover() -> None:
     opened = ((HANDOVER + S // 4, "vf7"),)
-    found, evidence = classify(replace(PLAIN, **PRIMARY, opened=opened, running_ns=RAN))  # type: ignore[arg-type]
+    found, evidence = classify(replace(PLAIN, **PRIMARY, opened=opened, running_ns=RAN))
     assert found == "failover"
     assert [(e.at_ns, e.event) for e in evidence] == [
         (BEGIN, "dirty logging on for the largest memslot"),
@@ -174,7 +174,7 @@ UNHELD = {"stopped_ns": STOPPED, "running_ns": RAN, "has_vfs": False}
 
 
 def test_stop_save_restore_resume_is_mailbox_with_each_as_evidence() -> None:
-    found, evidence = classify(replace(PLAIN, **CONTEXT, agreements=assisted(assigned=True)))  # type: ignore[arg-type]
+    found, evidence = classify(replace(PLAIN, **CONTEXT, agreements=assisted(assigned=True)))
     assert found == "mailbox"
     assert [(e.at_ns, e.event) for e in evidence] == [
         (STOPPED - S, f"MIG_STOP: {VF}, held by this VM"),
@@ -185,7 +185,7 @@ def test_stop_save_restore_resume_is_mailbox_with_each_as_evidence() -> None:
 
 
 def test_what_only_the_time_binds_is_reported() -> None:
-    found, evidence = classify(replace(PLAIN, **UNHELD, agreements=assisted(assigned=False)))  # type: ignore[arg-type]
+    found, evidence = classify(replace(PLAIN, **UNHELD, agreements=assisted(assigned=False)))
     assert found == "mailbox"
     assert {e.event.split(", ")[1] for e in evidence} == {"bound to this VM by the time alone"}
 

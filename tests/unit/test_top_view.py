@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Pictures of `top` as text, and what must hold for every picture."""
 
-import dataclasses
 import io
 
 import pytest
+from msgspec import structs
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -45,9 +45,9 @@ def test_the_picture_of(
 def test_a_migration_that_cannot_be_drawn_leaves_the_others() -> None:
     moment = at("four-at-once", 60.0)
     broken, *others = moment.snapshot.migrations
-    damaged = dataclasses.replace(broken, channel=None)  # type: ignore[arg-type]
-    snapshot = dataclasses.replace(moment.snapshot, migrations=(damaged, *others))
-    moment = dataclasses.replace(moment, snapshot=snapshot)
+    damaged = structs.replace(broken, channel=None)
+    snapshot = structs.replace(moment.snapshot, migrations=(damaged, *others))
+    moment = Moment(moment.host, snapshot, moment.now_ns)
     picture = screen(moment, ViewState(), LARGE)
     assert "AttributeError" in picture
     for m in others:
@@ -63,7 +63,7 @@ def test_emulating_processes_are_named_where_there_is_no_vm() -> None:
         (1, "1 QEMU process runs without KVM"),
         (3, "3 QEMU processes run without KVM"),
     ):
-        picture = screen(moment, dataclasses.replace(ViewState(), without_kvm=count), SMALL)
+        picture = screen(moment, structs.replace(ViewState(), without_kvm=count), SMALL)
         assert "No KVM VM runs on this host" in picture
         assert said in picture
 
@@ -123,16 +123,14 @@ def test_the_blackout_so_far_is_never_more_than_it_becomes() -> None:
 
 def test_losses_and_probes_that_are_missing_are_in_the_header() -> None:
     moment = at("libvirt", 2.5)
-    host = dataclasses.replace(
+    host = structs.replace(
         moment.host,
         probes=(ProbeStatus("ioctl", "kprobe"), ProbeStatus("vfio", None, "no such function")),
     )
-    snapshot = dataclasses.replace(
+    snapshot = structs.replace(
         moment.snapshot,
         lost=12,
-        migrations=tuple(
-            dataclasses.replace(m, incomplete=True) for m in moment.snapshot.migrations
-        ),
+        migrations=tuple(structs.replace(m, incomplete=True) for m in moment.snapshot.migrations),
     )
     text = screen(Moment(host, snapshot, moment.now_ns))
     assert "kprobe: ioctl; not attached: vfio" in text
@@ -144,10 +142,9 @@ def test_losses_and_probes_that_are_missing_are_in_the_header() -> None:
 def test_the_cursor_stays_in_sight() -> None:
     moment = at("four-at-once", 2.0)
     vms = tuple(
-        dataclasses.replace(moment.snapshot.vms[0], pid=1000 + i, name=f"vm-{i}")
-        for i in range(300)
+        structs.replace(moment.snapshot.vms[0], pid=1000 + i, name=f"vm-{i}") for i in range(300)
     )
-    many = Moment(moment.host, dataclasses.replace(moment.snapshot, vms=vms), moment.now_ns)
+    many = Moment(moment.host, structs.replace(moment.snapshot, vms=vms), moment.now_ns)
     for pressed in (("End",), ("End", "PageUp"), ("PageDown",) * 12):
         state = keys(many, *pressed)
         text = screen(many, state)

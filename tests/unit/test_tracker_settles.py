@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What a tracker that runs for days keeps: finished migrations as they came out, no bitmaps, few clock samples."""
 
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from vftrace import events
 from vftrace.analysis.clock_samples import MAX_CLOCK_SAMPLES

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Virtual functions of a migration: lost, and ready again."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from vftrace.analysis.devices.device import PassedDevice
 from vftrace.analysis.devices.downtime import MigrationDevices, Verdict, judge

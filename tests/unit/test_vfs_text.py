@@ -2,9 +2,9 @@
 """Virtual functions in the live view and in the report: state, trouble in words, the last messages."""
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
+from msgspec.structs import replace
 from rich.console import Console
 
 from vftrace import events

@@ -5,10 +5,10 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from msgspec import structs
+from msgspec.structs import replace
 
 from vftrace import events
 from vftrace.analysis.hosts.join import join_hosts

@@ -4,7 +4,9 @@
 import errno
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+
+import msgspec
+from msgspec.structs import replace
 
 from vftrace.analysis.calls.blackout import Side, calls_of
 from vftrace.analysis.devices import downtime as device_downtime
@@ -19,7 +21,6 @@ from vftrace.analysis.phases import checkpoint_times, downtime_of, phases_of
 from vftrace.analysis.process import BURST_NS, NEXT_LIFE, Process
 from vftrace.analysis.vcpus.brownout import Running, brownout_of
 from vftrace.analysis.verdict import Verdict, decide, device_verdict, facts_of, was_paused
-from vftrace.dataclass import dataclass
 from vftrace.model.brownout import Brownout
 from vftrace.model.migration import (
     Cause,
@@ -46,8 +47,7 @@ Source = tuple[Process, OutgoingMigration]
 Destination = tuple[Process, IncomingMigration]
 
 
-@dataclass(frozen=True)
-class Sides:
+class Sides(msgspec.Struct, frozen=True):
     """The data of one migration: at least one of `source` and `destination` is given.
 
     `context`: mailboxes and other processes. `peer_ended_ns`: when a destination that never acted ended.

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Keeps the offset of a host's wall clock over time in few samples."""
 
-from dataclasses import field
+import msgspec
 
 from vftrace import events
-from vftrace.dataclass import dataclass
 
 CLOCK_MOVED_NS = 1_000_000
 CLOCK_KEEP_NS = 5_000_000_000
@@ -13,11 +12,10 @@ MAX_CLOCK_SAMPLES = 1440
 other one is dropped."""
 
 
-@dataclass
-class ClockSamples:
+class ClockSamples(msgspec.Struct):
     """`kept` has (at_ns, realtime_offset_ns, error_ns) in order of time."""
 
-    kept: list[tuple[int, int, int]] = field(default_factory=list)
+    kept: list[tuple[int, int, int]] = msgspec.field(default_factory=list)
 
     def add(self, event: events.ClockSample) -> None:
         """Keep the first and the latest sample, and those between which the clock moved."""

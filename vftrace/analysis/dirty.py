@@ -7,9 +7,9 @@ has more bits than the log. Bitmaps are sparse: a dict of pieces of `PIECE_PAGES
 """
 
 from collections.abc import Iterable
-from dataclasses import field
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.events import Part
 
 PIECE_PAGES = 32768
@@ -122,21 +122,19 @@ def covers(bitmap: Bitmap, pages: int) -> bool:
     return pages > 0 and count(bitmap) >= pages
 
 
-@dataclass
-class Unread:
+class Unread(msgspec.Struct):
     """The pages of a slot's log that one reader has not taken yet.
 
     `fresh` are pages that became dirty since the reader last took; `known` is False from the loss of a part of a bitmap
     until the reader takes again; `initial`: the all-ones of KVM_DIRTY_LOG_INITIALLY_SET is among the pages.
     """
 
-    fresh: Bitmap = field(default_factory=dict)
+    fresh: Bitmap = msgspec.field(default_factory=dict)
     known: bool = True
     initial: bool = False
 
 
-@dataclass
-class SlotLog:
+class SlotLog(msgspec.Struct):
     """The log of one memslot since logging was switched on for it.
 
     `manual` is KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (None: not known), `initially_set` its second bit.
@@ -149,8 +147,8 @@ class SlotLog:
     pages: int
     manual: bool | None
     initially_set: bool | None
-    unread: dict[int, Unread] = field(default_factory=dict)
-    shadow: Bitmap = field(default_factory=dict)
+    unread: dict[int, Unread] = msgspec.field(default_factory=dict)
+    shadow: Bitmap = msgspec.field(default_factory=dict)
     shadow_known: bool = True
     first: bool = True
     losses: int = 0

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 """A migration as seen on its destination."""
 
-from vftrace.dataclass import dataclass
+import msgspec
 
 
-@dataclass
-class IncomingMigration:
+class IncomingMigration(msgspec.Struct):
     """The acts of a destination, from its first one that loads a state."""
 
     pid: int

@@ -9,12 +9,12 @@ its process ends, or when the next attempt begins; later events do not change it
 
 import errno
 from collections import deque
-from dataclasses import field
+
+import msgspec
 
 from vftrace.analysis import dirty
 from vftrace.analysis.devices.strategy import SETUP_BYTES
 from vftrace.analysis.dirty import Bitmap, SlotLog
-from vftrace.dataclass import dataclass
 from vftrace.events import (
     Burst,
     Channel,
@@ -59,25 +59,23 @@ WRITE = 2
 """`op` of a write(2), VFT_WRITE (bpf/wire.h)."""
 
 
-@dataclass
-class DirtySync:
+class DirtySync(msgspec.Struct):
     """One dirty sync: a pass over the logged slots by the migration thread. Times in ns; bytes by fd at its start."""
 
     start_ns: int
     end_ns: int
     sent: dict[int, int]
     bursts: dict[int, tuple[int, int]]
-    slots: dict[int, SlotRound] = field(default_factory=dict)
+    slots: dict[int, SlotRound] = msgspec.field(default_factory=dict)
     redirtied: int | None = 0
     initial: bool = False
     syncs: int = 1
     """How many dirty syncs this entry stands for."""
-    dma_pages: dict[bool, int | None] = field(default_factory=dict)
+    dma_pages: dict[bool, int | None] = msgspec.field(default_factory=dict)
     """Pages that DMA wrote, as `OutgoingMigration.dma_pages`."""
 
 
-@dataclass
-class OutgoingMigration:
+class OutgoingMigration(msgspec.Struct):
     """One attempt. `tid` is the thread that makes the dirty syncs."""
 
     pid: int
@@ -99,18 +97,18 @@ class OutgoingMigration:
     memory_passed: bool = False
     """Whether the destination got the memory itself, as a file descriptor: the source logs nothing and sends no
     page."""
-    dirty_syncs: list[DirtySync] = field(default_factory=list)
+    dirty_syncs: list[DirtySync] = msgspec.field(default_factory=list)
     open_sync: DirtySync | None = None
-    ever: dict[int, Bitmap] = field(default_factory=dict)
+    ever: dict[int, Bitmap] = msgspec.field(default_factory=dict)
     distinct: int | None = 0
     """Pages in `ever`; None if a part is not known."""
-    channels: dict[int, Channel] = field(default_factory=dict)
+    channels: dict[int, Channel] = msgspec.field(default_factory=dict)
     """The latest totals of each fd since the attempt began."""
-    bursts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    bursts: dict[int, tuple[int, int]] = msgspec.field(default_factory=dict)
     """For each fd: bytes sent without pauses, and the ns they took."""
-    by_thread: dict[int, int] = field(default_factory=dict)
+    by_thread: dict[int, int] = msgspec.field(default_factory=dict)
     """The latest bytes of the fds on which the migration thread sent."""
-    by_main: set[int] = field(default_factory=set)
+    by_main: set[int] = msgspec.field(default_factory=set)
     stop: Clock | None = None
     """The clock read of the guest's stop, by the migration thread or by a monitor's `stop`."""
     stopped_before: Clock | None = None
@@ -127,7 +125,9 @@ class OutgoingMigration:
     """The first vCPU entry since the attempt began, even if it was over then."""
     longest_pause_ns: int = 0
     """The longest time that a vCPU was outside KVM_RUN before the stop: a throttled vCPU sleeps there."""
-    pauses: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=THROTTLE_PAUSES))
+    pauses: deque[tuple[int, int]] = msgspec.field(
+        default_factory=lambda: deque(maxlen=THROTTLE_PAUSES)
+    )
     """The latest times that a vCPU was outside KVM_RUN before the stop."""
     closed_fd_ns: int | None = None
     """When a send of the migration thread first failed with EBADF: it had closed its channel after a failure."""
@@ -136,7 +136,7 @@ class OutgoingMigration:
     replaced_at_ns: int | None = None
     """When another migration of the same process began."""
     process_ended_at_ns: int | None = None
-    sent_at_close: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sent_at_close: dict[int, tuple[int, int]] = msgspec.field(default_factory=dict)
     """For each fd of a passed-through device: when it was closed, and the bytes sent until then, as far as they
     were reported (bpf/channel.h, REPORT_NS)."""
     sent_much_ns: int | None = None
@@ -150,16 +150,16 @@ class OutgoingMigration:
     """The losses of its process before it began (`Process.losses`)."""
     look_again_ns: int = 0
     """When the tracker next checks whether it has settled."""
-    unsynced: dict[int, Bitmap] = field(default_factory=dict)
+    unsynced: dict[int, Bitmap] = msgspec.field(default_factory=dict)
     """For each slot: pages of the dirty ring that other threads collected since the last dirty sync."""
     unsynced_known: bool = True
     collected_ns: int | None = None
     """When any thread last collected the dirty ring."""
-    dma_pages: dict[bool, int | None] = field(default_factory=dict)
+    dma_pages: dict[bool, int | None] = msgspec.field(default_factory=dict)
     """Pages that DMA wrote, reported by devices (True) and by the IOMMU driver; None: a part is missing."""
-    dma_unplaced: list[tuple[int, bool, int | None]] = field(default_factory=list)
+    dma_unplaced: list[tuple[int, bool, int | None]] = msgspec.field(default_factory=list)
     """Reports since the latest dirty sync began: time, reporter, pages. They may belong to the next dirty sync."""
-    dma_kept: dict[tuple[int, int, int], Bitmap] = field(default_factory=dict)
+    dma_kept: dict[tuple[int, int, int], Bitmap] = msgspec.field(default_factory=dict)
     """For each iommufd, page table and page size: pages that were reported and not cleared, so they are reported
     again."""
     forecast: tuple[object, Forecast | None] | None = None

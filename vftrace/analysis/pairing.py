@@ -8,12 +8,13 @@ stopped (QEMU hw/i386/kvm/clock.c: kvmclock_pre_save, kvmclock_vm_state_change).
 
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from vftrace import events
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.kinds import saves
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
-from vftrace.dataclass import dataclass
 from vftrace.events import Event
 
 SETUP_NS = 10_000_000_000
@@ -28,8 +29,7 @@ PAIRING_EVENTS = frozenset(
 Everyone = Callable[[], Sequence[Process]]
 
 
-@dataclass
-class Pair:
+class Pair(msgspec.Struct):
     """A source and a destination that belong together.
 
     `proved`: the destination set the clock that the source had read. `rivalled`: another VM with the same UUID

@@ -2,8 +2,9 @@
 """One VMM process: its memslots, channels and vCPUs, and the outgoing and incoming migrations found in them."""
 
 from collections.abc import Callable
-from dataclasses import field
 from typing import Any, get_args
+
+import msgspec
 
 from vftrace import events
 from vftrace.analysis.calls.log import CallLog
@@ -15,7 +16,6 @@ from vftrace.analysis.losses import LossLog
 from vftrace.analysis.outgoing import STOPPED_FOR_IT_NS, OutgoingMigration
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.analysis.vcpus.log import VcpuLog
-from vftrace.dataclass import dataclass
 from vftrace.events import Event
 from vftrace.events.layout import BITMAP_WORDS, PIECE_WORDS
 from vftrace.model.migration import CHANNEL_KINDS, Vm
@@ -41,8 +41,7 @@ SOCKET_OPS = (0, 1)
 """VFT_PWRITE, VFT_PWRITEV; VFT_SENDMSG, VFT_SENDTO (bpf/wire.h)."""
 
 
-@dataclass
-class MemorySlot:
+class MemorySlot(msgspec.Struct):
     """A memory slot as the last region call set it."""
 
     size: int
@@ -50,44 +49,43 @@ class MemorySlot:
     log: SlotLog | None
 
 
-@dataclass
-class Process:
+class Process(msgspec.Struct):
     """The state of one process, fed with its events in order of time."""
 
     pid: int
     first_seen_ns: int
-    stream: SequenceTracker = field(default_factory=SequenceTracker)
+    stream: SequenceTracker = msgspec.field(default_factory=SequenceTracker)
     identity: events.Process | None = None
     created_at_ns: int | None = None
     losses: int = 0
     """The number of losses, for logs that have not been read since (`SlotLog.losses`)."""
     readers: int = 0
     """The number of attempts so far: each reads the logs under its own number."""
-    logged_sizes: Largest = field(default_factory=Largest)
+    logged_sizes: Largest = msgspec.field(default_factory=Largest)
     """The sizes of the logged slots."""
-    slots: dict[int, MemorySlot] = field(default_factory=dict)
+    slots: dict[int, MemorySlot] = msgspec.field(default_factory=dict)
     manual_protect: int | None = None
-    channels: dict[int, events.Channel] = field(default_factory=dict)
+    channels: dict[int, events.Channel] = msgspec.field(default_factory=dict)
     """For each channel: the fd, plus a multiple of NEXT_LIFE if its number was used before for another file."""
-    channel_of_fd: dict[int, int] = field(default_factory=dict)
-    senders: dict[int, tuple[int, int]] = field(default_factory=dict)
+    channel_of_fd: dict[int, int] = msgspec.field(default_factory=dict)
+    senders: dict[int, tuple[int, int]] = msgspec.field(default_factory=dict)
     """For each channel: the thread that sent last, and the bytes sent before it began."""
-    descriptors: dict[int, events.FileDescriptor] = field(default_factory=dict)
-    pieces: dict[tuple[int, int], list[events.Part]] = field(default_factory=dict)
-    switched_on: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    descriptors: dict[int, events.FileDescriptor] = msgspec.field(default_factory=dict)
+    pieces: dict[tuple[int, int], list[events.Part]] = msgspec.field(default_factory=dict)
+    switched_on: dict[int, list[tuple[int, int]]] = msgspec.field(default_factory=dict)
     """For each thread: (time, slot) of the flags that it switched on in its last burst."""
-    vcpu_threads: set[int] = field(default_factory=set)
-    ended_threads: dict[int, int] = field(default_factory=dict)
+    vcpu_threads: set[int] = msgspec.field(default_factory=set)
+    ended_threads: dict[int, int] = msgspec.field(default_factory=dict)
     """For each thread that ended: the time, until an event shows whether its process ended too."""
-    devices: Devices = field(default_factory=Devices)
-    calls: CallLog = field(default_factory=CallLog)
-    vcpus: VcpuLog = field(default_factory=VcpuLog)
-    outgoing: list[OutgoingMigration] = field(default_factory=list)
+    devices: Devices = msgspec.field(default_factory=Devices)
+    calls: CallLog = msgspec.field(default_factory=CallLog)
+    vcpus: VcpuLog = msgspec.field(default_factory=VcpuLog)
+    outgoing: list[OutgoingMigration] = msgspec.field(default_factory=list)
     settle_above: int = 0
     """How many of `outgoing` exceed the limit (`Tracker`)."""
     attempts: int = 0
     """The number of migrations that it began before the latest attempt."""
-    open: dict[int, OutgoingMigration] = field(default_factory=dict)
+    open: dict[int, OutgoingMigration] = msgspec.field(default_factory=dict)
     """By thread: the attempts that are not over. At most one of them is a migration."""
     incoming: IncomingMigration | None = None
     last_state_ns: int | None = None
@@ -99,7 +97,7 @@ class Process:
     last_event_ns: int = 0
     last_loss_ns: int | None = None
     """The time of the latest loss, or of the latest record out of order."""
-    lost: LossLog = field(default_factory=LossLog)
+    lost: LossLog = msgspec.field(default_factory=LossLog)
     shown: tuple[object, Vm] | None = None
     """Its VM in the last snapshot, and the state from which that was made."""
     pieces_held: int = 0

@@ -3,8 +3,9 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple, field, replace
 from typing import Any, get_args
+
+from msgspec.structs import astuple, replace
 
 from vftrace import events
 from vftrace.analysis.assemble import Sides, build_migration
@@ -23,7 +24,6 @@ from vftrace.analysis.process import Process
 from vftrace.analysis.sequence import SequenceTracker
 from vftrace.analysis.unbuilt import unbuilt_migration
 from vftrace.analysis.vcpus.log import VcpuEvent
-from vftrace.dataclass import dataclass
 from vftrace.events import COLLECTOR, NO_PROCESS, Event
 from vftrace.faults import FAULTS, Where
 from vftrace.model.migration import Migration, Placement, Snapshot, Vm, VmLoss
@@ -68,38 +68,36 @@ GIVES_UP_NS = 10_000_000_000
 """A destination ends this soon after its source shuts the channel down; a later end has another reason."""
 
 
-@dataclass
 class Tracker:
     """Takes events in order of time; returns a `snapshot` at any time."""
 
-    _processes: dict[int, Process] = field(default_factory=dict)
-    _ended: list[Process] = field(default_factory=list)
-    _pairing: Pairing = field(default_factory=Pairing)
-    _user: SequenceTracker = field(default_factory=SequenceTracker)
-    _collector_loss_ns: int | None = None
-    _unowned: SequenceTracker = field(default_factory=SequenceTracker)
-    _mailbox_ns: int = 0
-    _mailbox_loss: tuple[int, int] | None = None
-    mailboxes: Mailboxes = field(default_factory=Mailboxes)
-    """With the tables of drivers whose messages are to be known."""
-    _transitions: Counter[Transition] = field(default_factory=Counter)
-    _now_ns: int = 0
-    _events: int = 0
-    _lost: int = 0
-    _tables_full: dict[str, int] = field(default_factory=dict)
-    _missed_runs: MissedLog = field(default_factory=MissedLog)
-    _unknown: int = 0
-    _clock: ClockSamples = field(default_factory=ClockSamples)
-    _ended_at_ns: int | None = None
-    _settled: list[Migration] = field(default_factory=list)
-    _settled_ns: int = 0
-    _network: deque[events.NetAddress | events.NetLink] = field(
-        default_factory=lambda: deque(maxlen=MAX_NETWORK)
-    )
-    _network_missed: int = 0
-    _tick_ns: int | None = None
-    _stalls: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=MAX_NETWORK))
-    _recorded: events.RecordedMigration | None = None
+    def __init__(self, mailboxes: Mailboxes | None = None) -> None:
+        """`mailboxes`: with the tables of drivers whose messages are to be known."""
+        self.mailboxes = Mailboxes() if mailboxes is None else mailboxes
+        self._processes: dict[int, Process] = {}
+        self._ended: list[Process] = []
+        self._pairing = Pairing()
+        self._user = SequenceTracker()
+        self._collector_loss_ns: int | None = None
+        self._unowned = SequenceTracker()
+        self._mailbox_ns = 0
+        self._mailbox_loss: tuple[int, int] | None = None
+        self._transitions: Counter[Transition] = Counter()
+        self._now_ns = 0
+        self._events = 0
+        self._lost = 0
+        self._tables_full: dict[str, int] = {}
+        self._missed_runs = MissedLog()
+        self._unknown = 0
+        self._clock = ClockSamples()
+        self._ended_at_ns: int | None = None
+        self._settled: list[Migration] = []
+        self._settled_ns = 0
+        self._network: deque[events.NetAddress | events.NetLink] = deque(maxlen=MAX_NETWORK)
+        self._network_missed = 0
+        self._tick_ns: int | None = None
+        self._stalls: deque[tuple[int, int]] = deque(maxlen=MAX_NETWORK)
+        self._recorded: events.RecordedMigration | None = None
 
     def feed(self, event: Event) -> None:
         """Take one event. Never raises: senseless events are counted or ignored. An error in vftrace itself

@@ -8,10 +8,11 @@ migration to which no rule applies goes on.
 import errno
 from collections.abc import Callable, Iterator
 
+import msgspec
+
 from vftrace.analysis.devices.downtime import MigrationDevices
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
-from vftrace.dataclass import dataclass
 from vftrace.model.migration import Cause, Checkpoint, Kind, Outcome
 
 MAY_RUN_ON_NS = 1_000_000_000
@@ -19,8 +20,7 @@ MAY_RUN_ON_NS = 1_000_000_000
 migration_iteration_finish)."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """The outcome of a migration; `outcome` None while it runs."""
 
     outcome: Outcome | None
@@ -29,8 +29,7 @@ class Verdict:
     detail: str | None = None
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """The facts that the rules use. Times in ns; None: it did not happen, or was not seen."""
 
     situation: str
@@ -72,8 +71,7 @@ class Facts:
         return ended is not None and (at_ns is None or ended <= at_ns)
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """One row of the table: `at` returns the time of the end if the evidence exists, else None."""
 
     evidence: str

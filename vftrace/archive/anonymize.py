@@ -15,11 +15,11 @@ import secrets
 import struct
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from msgspec import structs
+from msgspec.structs import replace
 
 from vftrace import events
 from vftrace.analysis.kinds import TUNNELS

@@ -7,16 +7,15 @@ UUID), and those of the host: ticks, clock, losses, network, mailboxes. Records 
 other processes leave no hole, and lost records still do.
 """
 
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2s
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from vftrace import events
@@ -32,7 +31,6 @@ from vftrace.archive.retention import Limits
 from vftrace.archive.writer import Handle, Writer
 from vftrace.collect.batch import Batch
 from vftrace.collect.recording import frames_of, head_of
-from vftrace.dataclass import dataclass
 from vftrace.events import COLLECTOR, NO_PROCESS, Event, wire
 from vftrace.events.layout import Kind
 from vftrace.model.host import HostInfo
@@ -67,22 +65,21 @@ TOTAL_BYTES = 64 << 20
 _Part = OutgoingMigration | IncomingMigration
 
 
-@dataclass(eq=False)
-class _File:
+class _File(msgspec.Struct, eq=False):
     """A recording that is being written."""
 
     part: _Part
     process: Process
     handle: Handle
     host: HostInfo
-    shift: dict[int, int] = field(default_factory=dict)
+    shift: dict[int, int] = msgspec.field(default_factory=dict)
     """For each process (or none): by how much the numbers of its records are lowered."""
-    streams: dict[int, Stream] = field(default_factory=dict)
+    streams: dict[int, Stream] = msgspec.field(default_factory=dict)
     own: int = 0
-    base: dict[Any, int] = field(default_factory=dict)
+    base: dict[Any, int] = msgspec.field(default_factory=dict)
     """The host's counters of losses when the recording began."""
-    clock: ClockSamples = field(default_factory=ClockSamples)
-    waiting: list[bytes] = field(default_factory=list)
+    clock: ClockSamples = msgspec.field(default_factory=ClockSamples)
+    waiting: list[bytes] = msgspec.field(default_factory=list)
     look_ns: int = 0
     build_ns: int = 0
     outcome: Outcome | None = None
@@ -312,7 +309,7 @@ class FlightRecorder:
         started = _began_ns(attempt)
         name = self._name(process, started, host)
         first = min([self._now_ns, *(event.at_ns for event in self._host_records)])
-        head = head_of(dataclasses.replace(host, started_at_ns=first))
+        head = head_of(replace(host, started_at_ns=first))
         file = _File(attempt, process, self._writer.create(name, head), host)
         file.build_ns = self._now_ns + LOOK_AGAIN_NS
         file.base = dict(self._counters)

@@ -19,7 +19,6 @@ import msgspec
 from vftrace import __version__
 from vftrace.archive.names import FileName
 from vftrace.archive.regular import NotRegularError, open_regular
-from vftrace.dataclass import dataclass
 from vftrace.errors import VftraceError
 from vftrace.model import figures
 from vftrace.model.migration import Cause, Kind, Migration, Role
@@ -82,8 +81,7 @@ class Entry(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
+class Contents(msgspec.Struct, frozen=True):
     """The recordings of a directory by name; `notes` has one line for each thing that went wrong."""
 
     entries: tuple[Entry, ...]

@@ -6,11 +6,11 @@ Sorted by name, the files are in order of time.
 """
 
 import re
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Self
 
-from vftrace.dataclass import dataclass
+import msgspec
+from msgspec.structs import replace
 
 SUFFIX = ".vft.gz"
 RUNNING = "running"
@@ -27,8 +27,7 @@ _NAME = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FileName:
+class FileName(msgspec.Struct, frozen=True):
     """The parts of a kept recording's name. `started` is in UTC, cut to milliseconds."""
 
     started: datetime

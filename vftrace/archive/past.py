@@ -4,8 +4,10 @@
 import contextlib
 import filecmp
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from vftrace.analysis.devices.vf_history import MAX_RECENT
 from vftrace.analysis.hosts.join import join_hosts
@@ -13,7 +15,6 @@ from vftrace.archive import index
 from vftrace.archive.index import Entry, Row
 from vftrace.collect.merge import load
 from vftrace.collect.recording import BEING_WRITTEN
-from vftrace.dataclass import dataclass
 from vftrace.errors import UsageError, VftraceError
 from vftrace.host import systemd
 from vftrace.model.migration import Migration, Outcome, Role, Snapshot
@@ -39,8 +40,7 @@ def default_directory() -> Path:
     return directory
 
 
-@dataclass(frozen=True, slots=True)
-class Selectors:
+class Selectors(msgspec.Struct, frozen=True):
     """The selection of migrations: those that every given selector takes; `last`: only the latest of them.
 
     `number` is that of a list, which `select` knows. `since_ns` and `until_ns` bound when they began (Unix time);
@@ -78,8 +78,7 @@ def _pids(row: Row) -> list[str]:
     return [str(pid) for pid in (row.pid, row.peer_pid) if pid is not None]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """A migration in a list: its number among all, and its recording."""
 
     number: int
@@ -87,8 +86,7 @@ class Found:
     row: Row
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """The collected migrations; `notes` has a line for each file with a fault, `unreadable` counts the named files that
     could not be read."""
 
@@ -228,12 +226,11 @@ def _same(path: Path, other: Path) -> bool:
 # -- reports ------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Host:
+class _Host(msgspec.Struct):
     """The contents of the files of one boot; each migration once, by its pid and its beginning."""
 
-    parts: list[HostReport] = field(default_factory=list)
-    migrations: dict[tuple[int, int], Migration] = field(default_factory=dict)
+    parts: list[HostReport] = msgspec.field(default_factory=list)
+    migrations: dict[tuple[int, int], Migration] = msgspec.field(default_factory=dict)
 
 
 def load_files(

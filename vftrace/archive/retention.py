@@ -6,33 +6,31 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+import msgspec
+
 from vftrace.archive.names import FileName
 from vftrace.archive.regular import open_regular
 from vftrace.collect.recording import lock
-from vftrace.dataclass import dataclass
 
 MAX_FILES = 20_000
 """The most recordings of one directory, whatever their size: listing more would take too long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """The limits: how long recordings are kept after their end (ns), and how many bytes they may use on the disk."""
 
     retain_ns: int
     max_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """The contents of a directory: the number of its recordings and the bytes that they use on the disk."""
 
     files: int
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(msgspec.Struct, frozen=True):
     name: str
     bytes: int
     ended_ns: int

@@ -18,12 +18,13 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
+import msgspec
+
 from vftrace.archive.finish import CLOSED, PART, finish_all
 from vftrace.archive.index import Row
 from vftrace.archive.names import FileName
 from vftrace.archive.retention import Limits, enforce
 from vftrace.collect.recording import lock
-from vftrace.dataclass import dataclass
 from vftrace.model.recorder import RecorderState
 
 LEVEL = 3
@@ -53,8 +54,7 @@ class Handle:
         """The offset up to which the file can be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
+class _Task(msgspec.Struct, frozen=True):
     run: Callable[[], None]
     handle: Handle
     size: int

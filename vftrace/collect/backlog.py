@@ -4,7 +4,8 @@ dropped."""
 
 from collections import Counter, deque
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.events import wire
 
 LIMIT = 64 << 20
@@ -14,8 +15,7 @@ OBJECT_BYTES = 64
 """Memory that a record takes besides its bytes: a bytes object's head and its place in a list."""
 
 
-@dataclass(slots=True)
-class Parcel:
+class Parcel(msgspec.Struct):
     """Records that the reader took at one time, `taken_ns` (CLOCK_BOOTTIME)."""
 
     taken_ns: int

@@ -10,14 +10,14 @@ import platform
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import field
 from itertools import islice
 from pathlib import Path
+
+import msgspec
 
 from vftrace import events
 from vftrace.collect.batch import Intake
 from vftrace.collect.clock import boottime_ns
-from vftrace.dataclass import dataclass
 from vftrace.events import Event, wire
 from vftrace.events.layout import Kind
 from vftrace.host import processes
@@ -69,26 +69,25 @@ _END = struct.Struct("<40xQ")
 """end_ns of struct vft_call and struct vft_off_cpu."""
 
 
-@dataclass
-class _Traced:
+class _Traced(msgspec.Struct):
     """A process whose calls are traced."""
 
     destination: bool
     since_ns: int
     sign_ns: int
     next_seq: int = 0
-    held: deque[bytes] = field(default_factory=deque)
+    held: deque[bytes] = msgspec.field(default_factory=deque)
     passing: bool = False
     """Whether records are written at once: the guest is stopped."""
     ends_ns: int | None = None
     """When to stop tracing."""
     lost: int = 0
     missed: int = 0
-    fds: dict[int, tuple[int, str]] = field(default_factory=dict)
+    fds: dict[int, tuple[int, str]] = msgspec.field(default_factory=dict)
     """For each fd: when it was last looked up, and its target."""
-    written: dict[int, str] = field(default_factory=dict)
+    written: dict[int, str] = msgspec.field(default_factory=dict)
     """For each fd: the target that was written."""
-    threads: set[int] = field(default_factory=set)
+    threads: set[int] = msgspec.field(default_factory=set)
 
 
 def incoming_by_command_line(pid: int) -> bool:

@@ -9,8 +9,9 @@ import platform
 import socket
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from vftrace import __version__, events
 from vftrace.collect import calls, vcpus

@@ -110,7 +110,7 @@ class Reader:
     """
 
     def __init__(self, mailboxes: Mailboxes | None = None) -> None:
-        self.tracker = Tracker(mailboxes=mailboxes or Mailboxes())
+        self.tracker = Tracker(mailboxes)
         self.waiting = WaitingVms()
         self.pings: dict[int, list[Event]] = {}
         self.clocks: dict[int, list[tuple[int, int, int]]] = {}

@@ -12,7 +12,6 @@ from enum import IntEnum, auto
 
 import msgspec
 
-from vftrace.dataclass import dataclass
 from vftrace.faults import Where
 from vftrace.model.host import HostInfo
 
@@ -87,8 +86,7 @@ _CONTENTS: dict[Kind, type[Content]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """A whole message."""
 
     kind: Kind

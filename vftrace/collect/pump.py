@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from vftrace.analysis.devices.vf_history import Mailboxes
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.batch import Batch, Source
 from vftrace.collect.evidence import Evidence
 from vftrace.collect.order import Order
-from vftrace.dataclass import dataclass
 from vftrace.events import Event
 from vftrace.faults import FAULTS, Where
 from vftrace.host import memory
@@ -33,8 +34,7 @@ FEW_BYTES = 64 << 10
 """A batch with less is all that there was to read."""
 
 
-@dataclass(slots=True)
-class Step:
+class Step(msgspec.Struct):
     """The result of one read of a source: the records that arrived, and the events that were due."""
 
     came: Batch

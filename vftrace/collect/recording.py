@@ -22,11 +22,12 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from zlib import crc32
+
+from msgspec.structs import asdict
 
 from vftrace.errors import UsageError, VftraceError
 from vftrace.events import wire

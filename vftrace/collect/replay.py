@@ -30,7 +30,7 @@ def events_of(records: Iterable[bytes]) -> Iterator[Event]:
 
 def track(records: Iterable[bytes], mailboxes: Mailboxes | None = None) -> Tracker:
     """Return a tracker that has seen all events and the end of the input."""
-    tracker = Tracker(mailboxes=mailboxes or Mailboxes())
+    tracker = Tracker(mailboxes)
     for step in steps(_batches(records)):
         for event in step.due:
             tracker.feed(event)

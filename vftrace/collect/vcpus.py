@@ -7,12 +7,12 @@ from /proc, so seldom that it costs almost nothing.
 """
 
 from collections import deque
-from dataclasses import field
+
+import msgspec
 
 from vftrace import events
 from vftrace.collect.batch import Intake
 from vftrace.collect.clock import boottime_ns
-from vftrace.dataclass import dataclass
 from vftrace.events import Event, layout
 from vftrace.events.layout import Kind
 from vftrace.host import threads
@@ -49,16 +49,14 @@ Look = dict[int, threads.ThreadUse]
 """By thread."""
 
 
-@dataclass
-class _Vm:
+class _Vm(msgspec.Struct):
     """A VM's vCPUs: their numbers by thread, and the last two looks, each with its time."""
 
-    numbers: dict[int, int] = field(default_factory=dict)
-    looks: deque[tuple[int, Look]] = field(default_factory=lambda: deque(maxlen=2))
+    numbers: dict[int, int] = msgspec.field(default_factory=dict)
+    looks: deque[tuple[int, Look]] = msgspec.field(default_factory=lambda: deque(maxlen=2))
 
 
-@dataclass
-class _Followed:
+class _Followed(msgspec.Struct):
     """A process whose vCPUs are followed."""
 
     destination: bool

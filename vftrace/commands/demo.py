@@ -8,9 +8,10 @@ import signal
 import sys
 import tempfile
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from vftrace.commands.common import add_force_argument
 from vftrace.errors import MachineError, UsageError

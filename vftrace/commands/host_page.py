@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.errors import VftraceError
 from vftrace.model import figures
 from vftrace.model.host import HostInfo
@@ -37,8 +38,7 @@ _ERROR_BYTES = 64 << 10
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """A migration in a recording: `file` is the recording's path."""
 
     past: Past

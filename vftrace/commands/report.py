@@ -5,9 +5,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from vftrace.analysis.devices.vf_history import MAX_RECENT
 from vftrace.commands import pager

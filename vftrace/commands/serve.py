@@ -5,10 +5,11 @@ import argparse
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec.structs import replace
 
 from vftrace.commands.common import (
     Deadline,

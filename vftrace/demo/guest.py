@@ -15,7 +15,8 @@ import struct
 from collections.abc import Iterator
 from itertools import islice
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.errors import VftraceError
 
 PAGE_SIZE = 4096
@@ -53,8 +54,7 @@ class GuestError(VftraceError):
     """The guest cannot be built as configured."""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One pass: every page of [first_page, first_page + pages) written once, in order; then
     `pause_ticks` of sleep.
     """
@@ -64,8 +64,7 @@ class Step:
     pause_ticks: int = 0
 
 
-@dataclass(frozen=True)
-class DirtySet:
+class DirtySet(msgspec.Struct, frozen=True):
     """What the guest writes: `steps` in order, for ever again from `steps[loop_from]`.
 
     The first `prefill` page writes come as fast as the vCPU can make them, so that memory holds

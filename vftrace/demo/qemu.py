@@ -19,13 +19,12 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
 
-from vftrace.dataclass import dataclass
 from vftrace.errors import MachineError, VftraceError
 
 # A QEMU that is killed on purpose is an error to the library; it must not print that on the user's
@@ -71,8 +70,7 @@ def qemu_version(binary: Path) -> tuple[int, int, int]:
     return int(match[1]), int(match[2]), int(match[3])
 
 
-@dataclass(frozen=True)
-class QmpEvent:
+class QmpEvent(msgspec.Struct, frozen=True):
     """An event QEMU sent, at QEMU's own time."""
 
     at_ns: int
@@ -81,8 +79,7 @@ class QmpEvent:
     data: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class MigrationFigures:
+class MigrationFigures(msgspec.Struct, frozen=True):
     """One answer to query-migrate: times in milliseconds and sizes in bytes as QEMU gives them,
     None where it is silent.
     """
@@ -124,18 +121,24 @@ class MigrationFigures:
         )
 
 
-@dataclass
 class Qemu:
     """A running QEMU. Made by `start`; `events` grows as QEMU reports."""
 
-    process: asyncio.subprocess.Process
-    command: tuple[str, ...]
-    started_at_ns: int
-    log: Path
-    ended_at_ns: int | None = None
-    events: list[QmpEvent] = field(default_factory=list)
-    _qmp: QMPClient = field(default_factory=QMPClient)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        command: tuple[str, ...],
+        started_at_ns: int,
+        log: Path,
+    ) -> None:
+        self.process = process
+        self.command = command
+        self.started_at_ns = started_at_ns
+        self.log = log
+        self.ended_at_ns: int | None = None
+        self.events: list[QmpEvent] = []
+        self._qmp = QMPClient()
+        self._changed = asyncio.Event()
 
     @property
     def pid(self) -> int:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Compares vftrace's figures with QEMU's own, for each migration of a played scenario."""
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.demo.scenarios import Attempt, Truth
 from vftrace.model.migration import Checkpoint, Migration, Snapshot
 
@@ -16,8 +17,7 @@ _IN_QEMU_DOWNTIME = (
 )
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One figure: vftrace's value and QEMU's, and why they may differ."""
 
     figure: str
@@ -26,8 +26,7 @@ class Row:
     note: str
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True):
     """One migration attempt. `migration` is None if vftrace saw none for it."""
 
     attempt: Attempt

@@ -6,7 +6,6 @@ what the guest wrote. Names are stable: recordings and tests are kept under them
 """
 
 import asyncio
-import dataclasses
 import json
 import signal
 import tempfile
@@ -14,11 +13,11 @@ import threading
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.demo import guest, libvirt, qemu
 from vftrace.demo.display import Viewer
 from vftrace.demo.guest import DirtySet
@@ -36,8 +35,7 @@ _POLL_SECONDS = 0.02
 _FINAL = ("completed", "failed", "cancelled")
 
 
-@dataclass(frozen=True)
-class GuestTruth:
+class GuestTruth(msgspec.Struct, frozen=True):
     """What the firmware guest was set to dirty, in 4 KiB guest pages; `also_dirty` it writes
     beside its set.
     """
@@ -50,8 +48,7 @@ class GuestTruth:
     pages_per_second: int
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(msgspec.Struct, frozen=True):
     """One QEMU of the scenario. Times are CLOCK_BOOTTIME ns; `ended_at_ns` is when its end was
     noticed.
     """
@@ -66,8 +63,7 @@ class Process:
     guest: GuestTruth | None
 
 
-@dataclass(frozen=True)
-class Action:
+class Action(msgspec.Struct, frozen=True):
     """Something the driver did: taken just before the driver requested it (CLOCK_BOOTTIME ns)."""
 
     at_ns: int
@@ -75,8 +71,7 @@ class Action:
     pid: int
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """QEMU's figures when status or number of dirty syncs had changed (polled every 20 ms)."""
 
     at_ns: int
@@ -87,8 +82,7 @@ class Sample:
     remaining_bytes: int | None
 
 
-@dataclass(frozen=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """One migration attempt as QEMU accounts for it.
 
     `source` and `destination` are the last answers to query-migrate. QEMU gives no figures after a
@@ -108,8 +102,7 @@ class Attempt:
     samples: tuple[Sample, ...]
 
 
-@dataclass(frozen=True)
-class GuestProgress:
+class GuestProgress(msgspec.Struct, frozen=True):
     """The guest's own counter as the driver read it: page writes so far of the VM that process
     `pid` holds.
     """
@@ -119,8 +112,7 @@ class GuestProgress:
     writes: int
 
 
-@dataclass(frozen=True)
-class Truth:
+class Truth(msgspec.Struct, frozen=True):
     """Everything known about a run from outside any tracer. `dirty_rate` is query-dirty-rate's
     answer, where asked.
     """
@@ -140,11 +132,10 @@ class Truth:
 
     def to_json(self) -> str:
         """One JSON object with the fields' names as keys."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
+        return json.dumps(msgspec.to_builtins(self), indent=1)
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(msgspec.Struct, frozen=True):
     """What a VM is made of. `rom` None means SeaBIOS, `dirty` None a guest that is not the dirtying
     firmware.
     """
@@ -187,8 +178,7 @@ class Spec:
         )
 
 
-@dataclass
-class Vm:
+class Vm(msgspec.Struct):
     """A VM of the run: its QEMU, what it was made of, and the viewer of its screen."""
 
     qemu: Qemu
@@ -197,8 +187,7 @@ class Vm:
     viewer: Viewer | None = None
 
 
-@dataclass
-class Migration:
+class Migration(msgspec.Struct):
     """A migration that is under way; `samples` grows."""
 
     source: Vm
@@ -209,7 +198,7 @@ class Migration:
     issued_at_ns: int
     first_event: int
     poller: "asyncio.Task[None] | None" = None
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Sample] = msgspec.field(default_factory=list)
     last: MigrationFigures | None = None
     counted: MigrationFigures | None = None
 
@@ -259,9 +248,7 @@ class Migration:
             now.dirty_sync_count,
         ):
             self.samples.append(
-                Sample(
-                    **{each.name: getattr(now, each.name) for each in dataclasses.fields(Sample)}
-                )
+                Sample(**{name: getattr(now, name) for name in Sample.__struct_fields__})
             )
 
     async def _event(self, wanted: Callable[[QmpEvent], bool], what: str) -> QmpEvent:
@@ -521,8 +508,7 @@ class Run:
         return str(uuid.uuid5(uuid.NAMESPACE_URL, f"vftrace/demo/{self.scenario}/{number}"))
 
 
-@dataclass(frozen=True)
-class Scenario:
+class Scenario(msgspec.Struct, frozen=True):
     """A row of the table: `expect` are the statuses QEMU's source must end with, one for each
     attempt.
     """
@@ -731,7 +717,7 @@ async def _libvirt(run: Run) -> None:
 
 
 async def _libvirt_cmdline(run: Run) -> None:
-    spec = dataclasses.replace(run.firmware(SLOW), like_libvirt=True)
+    spec = msgspec.structs.replace(run.firmware(SLOW), like_libvirt=True)
     source = await run.source(spec)
     destination = await run.destination(source)
     migration = await run.migrate(source, destination, bandwidth=_SLOW_NETWORK, downtime_ms=20)

@@ -12,15 +12,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.host import processes
 from vftrace.host.processes import MAX_PATH, printable
 
 PROC = Path("/proc")
 
 
-@dataclass(frozen=True)
-class Descriptor:
+class Descriptor(msgspec.Struct, frozen=True):
     """`kind` is tcp, unix, pipe, file or unknown; `peer` is the remote `address:port` of a TCP socket.
 
     `path` is a file's, `program` the one that holds the other end of a pipe.
@@ -32,8 +32,7 @@ class Descriptor:
     program: str | None = None
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """The source of the state that a VMM loads: channel file, pipe or snapshot; a file's path or a snapshot's name; the
     program at the other end of a pipe."""
 
@@ -169,8 +168,7 @@ def _fds_of(process: Path, target: str) -> Iterator[int]:
         return
 
 
-@dataclass
-class _Sockets:
+class _Sockets(msgspec.Struct):
     """The sockets of a network namespace by inode, and the time at which they may be read again. A socket's value is
     its remote address as in /proc/net/tcp, or None for a unix socket."""
 

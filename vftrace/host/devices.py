@@ -12,7 +12,8 @@ import json
 import re
 from pathlib import Path
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.host.processes import printable
 
 PROC = Path("/proc")
@@ -22,16 +23,14 @@ _ADDRESS = re.compile(r"(?:([0-9a-fA-F]{4}):)?([0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0
 _VFIO_DRIVERS = ("vfio-pci", "vfio-pci-nohotplug")
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(msgspec.Struct, frozen=True):
     """A passed-through device of a command line: `address` and QEMU's `id` for it."""
 
     address: str
     id: str | None
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(msgspec.Struct, frozen=True):
     """`address`, QEMU's `id`, the `driver` it is bound to, and for a virtual function its card and number."""
 
     address: str

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vftrace.dataclass import dataclass
+import msgspec
 
 PROC = Path("/proc")
 
@@ -32,8 +32,7 @@ _DATAGRAM = 1 << 16
 _MOST_AT_ONCE = 256
 
 
-@dataclass(frozen=True, slots=True)
-class LinkState:
+class LinkState(msgspec.Struct, frozen=True):
     """An interface: `up` is its administrative state, `carrier` whether it has a link, `master` the ifindex of its
     bridge or bond (0 for none), `gone` whether it was removed."""
 
@@ -46,8 +45,7 @@ class LinkState:
     gone: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
+class Learned(msgspec.Struct, frozen=True):
     """A bridge's entry for an address: the bridge learned it on the interface `port`, or with `gone` forgot it."""
 
     mac: str

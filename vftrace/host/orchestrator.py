@@ -7,7 +7,8 @@ OpenStack needs nothing here: the UUID on the command line is Nova's instance.
 import re
 from pathlib import Path
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.host import processes
 
 _POD = re.compile(
@@ -19,8 +20,7 @@ _POD = re.compile(
 namespace the path begins with `/..` and may lack the part before the pod."""
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """An orchestrator's names for a VM; all None if no orchestrator is known.
 
     `namespace` and `vmi` are KubeVirt's VirtualMachineInstance, `pod_uid` the pod that it runs in, `vmid` is Proxmox

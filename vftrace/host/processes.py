@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.uapi import KVM_RUN
 
 PROC = Path("/proc")
@@ -32,8 +33,7 @@ kernel allows six million to users who want to keep the tracer busy."""
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """The identity in a command line: `uuid` in lower case, `name`, the executable's name, `-incoming`, `-S`."""
 
     uuid: str | None

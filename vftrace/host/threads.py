@@ -4,7 +4,8 @@
 import os
 from pathlib import Path
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.uapi import KVM_RUN
 
 PROC = Path("/proc")
@@ -12,8 +13,7 @@ _KVM_RUN_WORD = f"{KVM_RUN:#x}"
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadUse:
+class ThreadUse(msgspec.Struct, frozen=True):
     """Totals of a thread, ns: `guest_ns` in the guest, `user_ns` in user space without the guest, `queue_ns` waiting
     for a CPU. The kernel counts the first three by its timer interrupt (`kernel/sched/cputime.c`)."""
 

@@ -8,11 +8,11 @@ looks its messages up.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import field
 from enum import Enum
 from typing import Literal
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.events import Mailbox, Virtchnl
 
 Words = tuple[int, ...]
@@ -61,8 +61,7 @@ def always(meaning: str) -> Callable[[Words], str | None]:
     return lambda _words: meaning
 
 
-@dataclass(frozen=True)
-class Opcode:
+class Opcode(msgspec.Struct, frozen=True):
     """One message of a driver: how to read its arguments, and how much of it may leave the kernel.
 
     `request` and `reply` read the arguments from the first `*_size` words (virtchnl: bytes); nothing else leaves the
@@ -89,8 +88,7 @@ class Opcode:
     """Whether the message is too frequent to be shown; it is counted only."""
 
 
-@dataclass(frozen=True)
-class HookedFunction:
+class HookedFunction(msgspec.Struct, frozen=True):
     """A function of the driver, and the programs of bpf/mailbox.bpf.c that run at its entry and at its return."""
 
     function: str
@@ -103,8 +101,7 @@ class HookedFunction:
     """Some kernels may lack the function."""
 
 
-@dataclass(frozen=True)
-class Decoded:
+class Decoded(msgspec.Struct, frozen=True):
     """What a message's bytes mean. `name` None: the driver's table lacks the opcode.
 
     `result`: ACK or NACK for a reply; else CTS where the card's driver set "clear to send"; else none. `note` is the
@@ -134,17 +131,16 @@ class Protocol(ABC):
         """The rules of the map `exportable_words` (bpf/mailbox.h): how much of each message may leave the kernel."""
 
 
-@dataclass(frozen=True)
-class Driver:
+class Driver(msgspec.Struct, frozen=True):
     """Everything vftrace knows about a PF driver. Its `name` is also its module's."""
 
     name: str
     number: int
     """`driver` of the events (bpf/wire.h, enum vft_driver)."""
     protocol: Protocol
-    opcodes: Mapping[int, Opcode] = field(default_factory=dict)
+    opcodes: Mapping[int, Opcode] = msgspec.field(default_factory=dict)
     hooks: tuple[HookedFunction, ...] = ()
-    layout: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    layout: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """Fields of `struct layout` (bpf/mailbox.h), each an offset: the sum of the offsets of these members, written
     `structure.member`. They differ between kernels and are read from BTF."""
 

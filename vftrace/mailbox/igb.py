@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """igb (82576, I350) and its VFs: drivers/net/ethernet/intel/igb/e1000_mbx.h, igb_main.c."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from vftrace.events import layout
 from vftrace.mailbox.driver import Arguments, Driver, HookedFunction, Opcode, Stage, Words

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """ixgbe (82599, X540, X550) and its VFs: drivers/net/ethernet/intel/ixgbe/ixgbe_mbx.h, ixgbe_sriov.c."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from vftrace.events import layout
 from vftrace.mailbox.driver import Arguments, Driver, HookedFunction, Opcode, Stage, Words, always

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """One message with its sender, its time and its meaning; and requests paired with their replies."""
 
-from dataclasses import replace
+import msgspec
+from msgspec.structs import replace
 
-from vftrace.dataclass import dataclass
 from vftrace.events import Mailbox, Virtchnl
 from vftrace.mailbox.driver import Arguments, Direction, Driver, Drivers, Result, Role
 from vftrace.mailbox.drivers import DRIVERS
@@ -11,8 +11,7 @@ from vftrace.mailbox.virtchnl import VIRTCHNL_PROTOCOL
 from vftrace.mailbox.words import WORD_PROTOCOL
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """A decoded message. `name` None: the driver's table lacks the opcode.
 
     `result`: ACK or NACK for a reply; else CTS where the card's driver set "clear to send"; else none. `note` is the

@@ -15,10 +15,11 @@ words, a key could leave the kernel with them.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, get_args
 
-from vftrace.dataclass import dataclass
+import msgspec
+from msgspec.structs import replace
+
 from vftrace.mailbox.driver import Arguments, Drivers, Opcode, Reader, Role, Stage, Words
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.mailbox.words import WORD_PROTOCOL
@@ -42,8 +43,7 @@ class ProfileError(ValueError):
     """What is wrong with a profile, in one line."""
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(msgspec.Struct, frozen=True):
     """What one file adds to the table of the driver `number`."""
 
     number: int

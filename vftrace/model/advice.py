@@ -2,11 +2,10 @@
 """Advice: a setting to change before the next migration of this VM, and the expected effect."""
 
 from collections.abc import Mapping
-from dataclasses import field
 from enum import StrEnum
 from typing import Literal
 
-from vftrace.dataclass import dataclass
+import msgspec
 
 
 class Rule(StrEnum):
@@ -34,8 +33,7 @@ was held or waited for pages, the time without answers to a ping, the time witho
 Setting = str | int | bool
 
 
-@dataclass(frozen=True, slots=True)
-class Effect:
+class Effect(msgspec.Struct, frozen=True):
     """A time as it was and as it is expected to become, in ns.
 
     `was_ns` None: the time has no value, because the migration did not complete. `expected_ns` None: only bounds are
@@ -50,8 +48,7 @@ class Effect:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
+class Advice(msgspec.Struct, frozen=True):
     """One change. `evidence` has the figures of this migration that show why.
 
     `parameters` are QEMU's migration parameters and capabilities, or options, with the values to set, if the change is
@@ -63,4 +60,4 @@ class Advice:
     evidence: tuple[str, ...]
     setting: str
     effects: tuple[Effect, ...]
-    parameters: Mapping[str, Setting] = field(default_factory=dict)
+    parameters: Mapping[str, Setting] = msgspec.field(default_factory=dict)

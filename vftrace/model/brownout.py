@@ -7,7 +7,8 @@ Times are CLOCK_BOOTTIME nanoseconds on the clock of the migration. Speeds and s
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.model.calls import CallSide
 
 
@@ -47,8 +48,7 @@ HELD_BY = {
 _COULD_RUN_AT = tuple(at for at, state in enumerate(STATES) if state in COULD_RUN)
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuSpan:
+class VcpuSpan(msgspec.Struct, frozen=True):
     """A time span, and how long vCPUs were in each state in it, in the order of `STATES`."""
 
     start_ns: int
@@ -88,8 +88,7 @@ def added(spans: Iterable[VcpuSpan]) -> VcpuSpan:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class FaultWaits:
+class FaultWaits(msgspec.Struct, frozen=True):
     """Page faults in which a vCPU slept: entry i of `buckets` counts those shorter than 2**i us."""
 
     count: int
@@ -118,8 +117,7 @@ def all_waits(waits: Iterable[FaultWaits]) -> FaultWaits:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuUse:
+class VcpuUse(msgspec.Struct, frozen=True):
     """One vCPU on one side: its thread, its number if that is known, and its time while the guest ran.
 
     `spans` are pieces of it for drawings, empty if there are too many vCPUs.
@@ -136,8 +134,7 @@ class VcpuUse:
     waits: FaultWaits
 
 
-@dataclass(frozen=True, slots=True)
-class Baseline:
+class Baseline(msgspec.Struct, frozen=True):
     """The VM before it migrated, by /proc: the part of the time in which the guest could run, and the states of the
     rest."""
 
@@ -148,8 +145,7 @@ class Baseline:
     user: float
 
 
-@dataclass(frozen=True, slots=True)
-class VmSpan:
+class VmSpan(msgspec.Struct, frozen=True):
     """A piece of the time line: all vCPUs of one side, and the guest's speed relative to before."""
 
     side: CallSide
@@ -157,8 +153,7 @@ class VmSpan:
     speed: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """The VMM held the vCPUs: by which means, since when and which round (the first is 1), and for which part of the
     time from then on."""
 
@@ -174,8 +169,7 @@ class Hold:
         return f"{HELD_BY[self.by]} held the vCPUs {self.share * 100:.0f} % of the time{since}"
 
 
-@dataclass(frozen=True, slots=True)
-class HeldStop:
+class HeldStop(msgspec.Struct, frozen=True):
     """The VMM held the vCPUs when it stopped the guest: the blackout began with the hold, and not with the stop."""
 
     by: VcpuState
@@ -189,8 +183,7 @@ class HeldStop:
         return self.until_ns - self.from_ns
 
 
-@dataclass(frozen=True, slots=True)
-class Brownout:
+class Brownout(msgspec.Struct, frozen=True):
     """The brownout of one migration, without the blackout.
 
     `speed` is over the whole time that the guest ran while it migrated, `rounds` by round (None: the round was too

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Literal
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.model.checkpoint import Checkpoint
 
 CallSide = Literal["source", "destination"]
@@ -39,8 +40,7 @@ IDLE = frozenset({CauseKind.WAIT, CauseKind.NOT_TRACED})
 """Kinds in which the thread did no work."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallSpan:
+class CallSpan(msgspec.Struct, frozen=True):
     """A call of one thread, several short calls, or a time in which a thread did not run.
 
     `thread` is the thread's part or its name, `call` a system call's or an ioctl request's name, `target` the file or
@@ -62,8 +62,7 @@ class CallSpan:
     queue_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(msgspec.Struct, frozen=True):
     """The cause of a part of a step's time, `ns` long. Causes of a step do not overlap: their sum is the step's time.
 
     `thread` is None if several threads are the cause. `longest_ns` is the longest single call or wait, which may have
@@ -80,8 +79,7 @@ class Cause:
     longest_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class StepCauses:
+class StepCauses(msgspec.Struct, frozen=True):
     """The causes of the time until a checkpoint, longest first."""
 
     checkpoint: Checkpoint
@@ -89,8 +87,7 @@ class StepCauses:
     causes: tuple[Cause, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CallTotal:
+class CallTotal(msgspec.Struct, frozen=True):
     """All calls of one kind on one target by one side in the blackout, also those that did not delay it."""
 
     side: CallSide
@@ -103,8 +100,7 @@ class CallTotal:
     queue_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class BlackoutCalls:
+class BlackoutCalls(msgspec.Struct, frozen=True):
     """The calls of one blackout. `missed` counts the calls that were not recorded.
 
     `spans` are all calls, or if not `whole` the longest; `critical` are the threads that drive the migration.

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.errors import printable as printable
 from vftrace.model.brownout import RECENT_NS, added
 from vftrace.model.migration import (
@@ -135,8 +136,7 @@ def speed_now(m: Migration) -> float | None:
 # -- the blackout -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Blackout:
+class Blackout(msgspec.Struct, frozen=True):
     """A blackout that has not ended: how long it lasts so far, and its latest checkpoint.
 
     `at_least`: this host's part is over, and the rest is on another host.

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The traced host, the probes on it, and the reader process."""
 
-from vftrace.dataclass import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeStatus:
+class ProbeStatus(msgspec.Struct, frozen=True):
     """How a probe is attached.
 
     `method` is None if it is not attached. `reason` is why not, or why the methods that were tried first failed.
@@ -18,8 +17,7 @@ class ProbeStatus:
     waits: bool = False
 
 
-@dataclass(frozen=True)
-class HostInfo:
+class HostInfo(msgspec.Struct, frozen=True):
     """The host on which a recording was made; `profiles` are the texts of the mailbox profiles in use."""
 
     name: str
@@ -31,8 +29,7 @@ class HostInfo:
     profiles: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ReaderUse:
+class ReaderUse(msgspec.Struct, frozen=True):
     """The reader process: its CPU time and memory so far, None if they cannot be read. `lateness_ns` is the age of the
     oldest record that the reader has read and the main process has not decoded yet."""
 

@@ -2,11 +2,11 @@
 """The results of the tracker: immutable, ready for any output. Times are CLOCK_BOOTTIME nanoseconds, None if they are
 not known."""
 
-from dataclasses import field
 from enum import StrEnum
 from typing import Literal
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.events import NetAddress, NetLink
 from vftrace.model.brownout import Brownout
 from vftrace.model.calls import BlackoutCalls
@@ -94,8 +94,7 @@ NotCounted = Literal["too-large", "size-unknown", "unreadable", "records-missing
 trace began; the bitmap was not in memory; parts of it did not arrive."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vm:
+class Vm(msgspec.Struct, frozen=True):
     """A process with a KVM VM fd. `key` is the UUID, else `pid-N`."""
 
     key: str
@@ -107,11 +106,10 @@ class Vm:
     running: bool | None
     """Whether the VM's vCPUs run; None if not known."""
     devices: tuple["VmDevice", ...] = ()
-    placement: "Placement" = field(default_factory=lambda: Placement())
+    placement: "Placement" = msgspec.field(default_factory=lambda: Placement())
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
+class Loss(msgspec.Struct, frozen=True):
     """The losses of a VM, by reason.
 
     `records`: the ring buffer had no room for them, or the VM had used up its share. `bitmap_parts`: parts of dirty
@@ -143,8 +141,7 @@ class Loss:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class VmLoss:
+class VmLoss(msgspec.Struct, frozen=True):
     """The losses of one VMM process since it was first seen; `key` as in `Vm`."""
 
     key: str
@@ -153,8 +150,7 @@ class VmLoss:
     loss: Loss
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """An orchestrator's names for a VM: KubeVirt's namespace, VirtualMachineInstance and pod, Proxmox VE's number;
     None where not known."""
 
@@ -164,8 +160,7 @@ class Placement:
     vmid: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class VmDevice:
+class VmDevice(msgspec.Struct, frozen=True):
     """A passed-through device of a VM, and its state; None if not seen."""
 
     address: str
@@ -174,8 +169,7 @@ class VmDevice:
     state: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseSpan:
+class PhaseSpan(msgspec.Struct, frozen=True):
     """A phase and its times; `end_at_ns` None while it lasts."""
 
     name: Phase
@@ -184,8 +178,7 @@ class PhaseSpan:
     end_at_ns: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class SlotRound:
+class SlotRound(msgspec.Struct, frozen=True):
     """The pages of one slot in one sweep."""
 
     slot: int
@@ -199,8 +192,7 @@ class SlotRound:
     """The reason if `logged_pages` is None."""
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+class Round(msgspec.Struct, frozen=True):
     """One sweep over all logged slots, and the bytes sent until the next sweep."""
 
     at_ns: int
@@ -221,8 +213,7 @@ class Round:
     iommu_pages: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Dirty:
+class Dirty(msgspec.Struct, frozen=True):
     """Totals of dirty pages. `new_pages` sums the rounds after the first (dirty ring: all rounds), `distinct_pages`
     counts each page once; rates are in `figures`."""
 
@@ -242,8 +233,7 @@ class Dirty:
     """None if the source is not seen, or if this is not known yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelUse:
+class ChannelUse(msgspec.Struct, frozen=True):
     """The migration channel: kind tcp, unix, pipe, file or unknown; `error` an errno name, first at `error_at_ns`.
 
     `state_bytes` are those of `bytes` sent after the state was read: vCPUs and devices. QEMU 7.2 leaves them
@@ -259,8 +249,7 @@ class ChannelUse:
     """The address of the other end of a TCP channel, as the source's kernel has it: `192.0.2.7:49152`."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointTime:
+class CheckpointTime(msgspec.Struct, frozen=True):
     """A checkpoint of the blackout: its time, and the time since the checkpoint before."""
 
     name: Checkpoint
@@ -268,8 +257,7 @@ class CheckpointTime:
     ns: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceDowntime:
+class DeviceDowntime(msgspec.Struct, frozen=True):
     """The downtime of a device: it leaves RUNNING or is unplugged at `from_ns`; `ns` later its successor runs or is
     plugged."""
 
@@ -279,16 +267,14 @@ class DeviceDowntime:
     ns: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceState:
+class DeviceState(msgspec.Struct, frozen=True):
     """A state of enum vfio_device_mig_state and the time at which the device reached it."""
 
     state: str
     at_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(msgspec.Struct, frozen=True):
     """A VMM's requests to map guest memory for a device, from the first to the end of the last; `took_ns` is the time
     within the requests."""
 
@@ -298,8 +284,7 @@ class Mapping:
     maps: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceUse:
+class DeviceUse(msgspec.Struct, frozen=True):
     """A device with a transferable state: its states during the migration, and the bytes saved or loaded.
 
     `address` is a PCI address or a mediated device's UUID, `id` QEMU's, `state_ns` the time in each state.
@@ -319,8 +304,7 @@ class DeviceUse:
     seen."""
 
 
-@dataclass(frozen=True, slots=True)
-class VfPhase:
+class VfPhase(msgspec.Struct, frozen=True):
     """A phase of a virtual function: unplugged or reset, absent, probing, configuring, ready."""
 
     name: str
@@ -328,8 +312,7 @@ class VfPhase:
     end_at_ns: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class VfUse:
+class VfUse(msgspec.Struct, frozen=True):
     """A virtual function around a migration: number `vf` of the card `pf`, of the VM's source or destination."""
 
     pf: str
@@ -343,8 +326,7 @@ class VfUse:
     """When the mapping ended, if it followed the VF's opening: a container maps before it, an iommufd after it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Downtime:
+class Downtime(msgspec.Struct, frozen=True):
     """`vcpu_ns` is the sum of the checkpoints' `ns`; `set_by` names the largest.
 
     `devices` has each device's own, `slowest_device` the address of the one with the longest downtime.
@@ -367,16 +349,14 @@ class Downtime:
         return max(timed, key=lambda device: device.ns or 0).address if timed else None
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True):
     """An event that supports a verdict."""
 
     event: str
     at_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class StrategyCost:
+class StrategyCost(msgspec.Struct, frozen=True):
     """The forecast cost of one way to migrate. Times in ns, None if not known.
 
     `total_ns` counts from the migration's beginning; `downtime_ns` is the vCPUs'. `device_ns` is the time that the
@@ -399,8 +379,7 @@ Undecided = Literal["downtime-limit", "dirty-rate"]
 its lower one; or the guest, if it dirties memory more and more slowly."""
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(msgspec.Struct, frozen=True):
     """A forecast from the first `after_sweeps` sweeps. None: not known (yet).
 
     `rounds_left` are future sweeps while the guest runs. `total_ns` counts from the migration's beginning,
@@ -424,8 +403,7 @@ class Forecast:
     strategies: tuple[StrategyCost, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Save:
+class Save(msgspec.Struct, frozen=True):
     """The target of a save or the source of a load: channel file, pipe, snapshot or unknown.
 
     `path` is the file's path, or the name of the snapshot inside the VM's own images; `program` is at the other end
@@ -437,8 +415,7 @@ class Save:
     program: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
+class Migration(msgspec.Struct, frozen=True):
     """One attempt to migrate. If both sides are seen, `pid` is the source's and `peer_pid` the destination's."""
 
     key: str
@@ -568,8 +545,7 @@ def without_figures(migration: Migration, internal_error: str) -> Migration:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """Everything known at `at_ns`, the time of the newest event."""
 
     at_ns: int

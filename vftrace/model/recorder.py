@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The state of a flight recorder."""
 
-from vftrace.dataclass import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class RecorderState:
+class RecorderState(msgspec.Struct, frozen=True):
     """`files` and `bytes` (on the disk) are in its directory now; the others count since it began.
 
     `lost_files`: recordings that are missing or incomplete. `write_errors`: writes that failed.

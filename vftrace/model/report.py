@@ -5,10 +5,10 @@ A host here is one boot of a machine: all its times are CLOCK_BOOTTIME nanosecon
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import field
 from enum import StrEnum
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.events import Event
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Role, Snapshot
@@ -22,8 +22,7 @@ class Side(StrEnum):
     PINGER = "pinger"
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingVm:
+class WaitingVm(msgspec.Struct, frozen=True):
     """A VM that waited for a migration and never ran: from `ready_at_ns` until `ended_at_ns`, None if it lives."""
 
     pid: int
@@ -34,8 +33,7 @@ class WaitingVm:
     """When its vCPUs' registers were last set: by its boot, or by loading a state."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostReport:
+class HostReport(msgspec.Struct, frozen=True):
     """One host between two boots: its identity, and everything that was seen on it.
 
     `ready_at_ns` has for each pid the time when the process's last vCPU was created: a destination listens only after
@@ -44,7 +42,7 @@ class HostReport:
 
     info: HostInfo
     snapshot: Snapshot
-    ready_at_ns: Mapping[int, int] = field(default_factory=dict)
+    ready_at_ns: Mapping[int, int] = msgspec.field(default_factory=dict)
     waiting: tuple[WaitingVm, ...] = ()
 
     @property
@@ -58,8 +56,7 @@ class HostReport:
         return self.info.boot_id
 
 
-@dataclass(frozen=True, slots=True)
-class PingRecording:
+class PingRecording(msgspec.Struct, frozen=True):
     """The recording of a ping: the boot whose clock it uses, its clock samples, and its events."""
 
     boot_id: str
@@ -67,8 +64,7 @@ class PingRecording:
     events: tuple[Event, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ClockOffset:
+class ClockOffset(msgspec.Struct, frozen=True):
     """The source's clock minus the destination's, ns: between `low` and `high`.
 
     `low_why` and `high_why` name the events that bound it.
@@ -90,8 +86,7 @@ class ClockOffset:
         return self.high - self.middle
 
 
-@dataclass(frozen=True, slots=True)
-class OutageSpan:
+class OutageSpan(msgspec.Struct, frozen=True):
     """A part of an outage: `side` is the host that saw it, or the pinger; None if no one saw the reason."""
 
     name: str
@@ -105,8 +100,7 @@ class OutageSpan:
         return self.end_at_ns - self.start_at_ns
 
 
-@dataclass(frozen=True, slots=True)
-class Outage:
+class Outage(msgspec.Struct, frozen=True):
     """The longest gap of a ping around a migration, on the clock of the migration's times.
 
     `spans` follow each other without holes. `least_ns` and `most_ns` bound the true length, as PingGap has them.
@@ -131,8 +125,7 @@ class Outage:
         return sum(span.ns for span in self.spans if span.side == Side.PINGER)
 
 
-@dataclass(frozen=True, slots=True)
-class RoundTrips:
+class RoundTrips(msgspec.Struct, frozen=True):
     """The round trips of a ping in one part of the time; `lost` probes had no reply.
 
     `half_ns`, `p90_ns` and `p99_ns` are the median and the 90 % and 99 % quantiles (error:
@@ -148,8 +141,7 @@ class RoundTrips:
     longest_ns: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceRoundTrips:
+class ServiceRoundTrips(msgspec.Struct, frozen=True):
     """The round trips of a ping before, during and after a migration; None if the ping certainly sent no probe then."""
 
     before: RoundTrips | None
@@ -161,8 +153,7 @@ class ServiceRoundTrips:
         return ("before", self.before), ("during", self.during), ("after", self.after)
 
 
-@dataclass(frozen=True, slots=True)
-class MigrationReport:
+class MigrationReport(msgspec.Struct, frozen=True):
     """A migration and the host that saw it. Its times are on the clock of `host`; `peer` is the other side's host.
 
     `uncertainty_ns` bounds the error of `downtime.vcpu_ns`: 0 on one host, None if only one side is known.
@@ -191,8 +182,7 @@ class MigrationReport:
         return cls(migration, host, host if both else None, 0 if both else None, warnings=warnings)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """The contents of several recordings, or of a live trace, by host.
 
     `damage` has one line for each incomplete file: its path, and where or why it ends early.

@@ -2,8 +2,9 @@
 """Selects VMs by `--vm`: by UUID, its first eight digits, name or pid."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Snapshot, Vm

@@ -14,15 +14,15 @@ Times are CLOCK_BOOTTIME nanoseconds.
 
 from typing import Literal
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.mailbox.driver import Direction, Result, Role
 from vftrace.mailbox.message import Message
 
 State = Literal["absent", "reset", "negotiating", "configuring", "up"]
 
 
-@dataclass(frozen=True, slots=True)
-class StateSpan:
+class StateSpan(msgspec.Struct, frozen=True):
     """A state of a VF; `end_at_ns` None while it lasts."""
 
     name: State
@@ -30,8 +30,7 @@ class StateSpan:
     end_at_ns: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """A setting of a VF changed: `what` is mac, vlan, max_frame, mode, version ..."""
 
     at_ns: int
@@ -39,16 +38,14 @@ class Change:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class LinkReport:
+class LinkReport(msgspec.Struct, frozen=True):
     """The card's driver reported to the VF that its link is up or down (virtchnl's EVENT)."""
 
     at_ns: int
     up: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
+class Agreement(msgspec.Struct, frozen=True):
     """PF and VF agreed on something beyond their driver's own table, or on a message with a role in a profile.
 
     Either a request that the card's driver granted (at the time of the reply), or a message that the card's driver
@@ -61,8 +58,7 @@ class Agreement:
     role: Role | None
 
 
-@dataclass(frozen=True, slots=True)
-class VfHistory:
+class VfHistory(msgspec.Struct, frozen=True):
     """What is known of one VF now. Lists hold the latest entries only."""
 
     pf: str

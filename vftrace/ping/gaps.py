@@ -8,18 +8,17 @@ hold for any one interruption: it began after the last answered probe and not la
 lost one, and ended after the last lost probe and before the next answered one.
 """
 
-from dataclasses import field, replace
 from itertools import pairwise
 
-from vftrace.dataclass import dataclass
+import msgspec
+from msgspec.structs import replace
 
 LOST = "lost"
 HELD = "held"
 OWN = "own"
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True):
     """One probe, settled: `sent_ns` and `done_ns` are before and after its send call."""
 
     slot: int
@@ -28,8 +27,7 @@ class Probe:
     reply_ns: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(msgspec.Struct, frozen=True):
     """A time without replies (fields as in `events.PingGap`).
 
     `kind` LOST: never answered; HELD: lost or answered late, up to the first reply; OWN: the
@@ -48,8 +46,7 @@ class Gap:
     after: Probe | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
+class _Run(msgspec.Struct, frozen=True):
     """Lost probes of neighbouring slots, or such runs joined; `hole_ns` is the unsent time within."""
 
     first: Probe
@@ -59,13 +56,13 @@ class _Run:
     missed: int = 0
 
 
-@dataclass
 class LossFinder:
     """Finds gaps of kind LOST. Feed it every settled probe, oldest first."""
 
-    interval_ns: int
-    _before: Probe | None = None
-    _runs: list[_Run] = field(default_factory=list)
+    def __init__(self, interval_ns: int) -> None:
+        self._interval_ns = interval_ns
+        self._before: Probe | None = None
+        self._runs: list[_Run] = []
 
     def add(self, probe: Probe) -> list[Gap]:
         """Take the next probe; returns the gaps that it ends."""
@@ -85,10 +82,10 @@ class LossFinder:
         return self._finish(None)
 
     def _finish(self, after: Probe | None) -> list[Gap]:
-        runs, self._runs = _join(self._runs, self.interval_ns), []
+        runs, self._runs = _join(self._runs, self._interval_ns), []
         gaps = []
         for number, run in enumerate(runs):
-            end_ns = run.last.sent_ns + self.interval_ns
+            end_ns = run.last.sent_ns + self._interval_ns
             if after is not None and number == len(runs) - 1:
                 end_ns = min(end_ns, after.sent_ns)
             both = self._before is not None and after is not None
@@ -140,7 +137,6 @@ def _join(runs: list[_Run], interval_ns: int) -> list[_Run]:
     return runs
 
 
-@dataclass
 class HoldFinder:
     """Finds gaps of kind HELD: a queue that kept the probes and answered them all at the end.
 
@@ -149,14 +145,15 @@ class HoldFinder:
     whole machine, in which the pinger sent nothing either, is not the guest's.
     """
 
-    interval_ns: int
-    _before: Probe | None = None
-    _first: Probe | None = None
-    _lost: int = 0
-    _late: int = 0
-    _first_reply_ns: int | None = None
-    _quickest_ns: int | None = None
-    _quickest_late_ns: int = 0
+    def __init__(self, interval_ns: int) -> None:
+        self._interval_ns = interval_ns
+        self._before: Probe | None = None
+        self._first: Probe | None = None
+        self._lost = 0
+        self._late = 0
+        self._first_reply_ns: int | None = None
+        self._quickest_ns: int | None = None
+        self._quickest_late_ns = 0
 
     def add(self, probe: Probe) -> list[Gap]:
         """Take the next probe; returns the gaps that it ends."""
@@ -170,7 +167,7 @@ class HoldFinder:
         took_ns = probe.reply_ns - probe.sent_ns
         if self._quickest_ns is None or took_ns < self._quickest_ns:
             self._quickest_ns = took_ns
-        if took_ns <= self._quickest_ns + self.interval_ns:
+        if took_ns <= self._quickest_ns + self._interval_ns:
             gaps += self._finish(probe)
             self._before = probe
             return gaps
@@ -194,8 +191,8 @@ class HoldFinder:
             return []
         # If the path got longer permanently (the guest moved), replies are slow from now on, not held.
         self._quickest_ns = self._quickest_late_ns
-        ns = min(reply_ns - first.sent_ns, (lost + late) * self.interval_ns)
-        least_ns = max(ns - self.interval_ns, 0)
+        ns = min(reply_ns - first.sent_ns, (lost + late) * self._interval_ns)
+        least_ns = max(ns - self._interval_ns, 0)
         most_ns = None if self._before is None else reply_ns - self._before.sent_ns
         answered = after if after is not None and after.reply_ns is not None else None
         return [

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Collects round trips in short intervals, by the time at which their probes were sent."""
 
-from dataclasses import field
+import msgspec
 
-from vftrace.dataclass import dataclass
 from vftrace.ping.gaps import Probe
 from vftrace.ping.histogram import Histogram
 
@@ -11,14 +10,13 @@ INTERVAL_NS = 200_000_000
 """The length of an interval. It is short compared with a migration: an interval across two parts counts for neither."""
 
 
-@dataclass(slots=True)
-class Interval:
+class Interval(msgspec.Struct):
     """The probes sent from `from_ns` to `until_ns`, when the first and the last of them were sent."""
 
     from_ns: int
     until_ns: int
     lost: int = 0
-    trips: Histogram = field(default_factory=Histogram)
+    trips: Histogram = msgspec.field(default_factory=Histogram)
 
 
 class IntervalFinder:

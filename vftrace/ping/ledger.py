@@ -8,7 +8,8 @@ for the slot of its probe and not for the time of its arrival.
 
 from collections import Counter, deque
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.ping.distribution import Distribution
 from vftrace.ping.gaps import HELD, LOST, OWN, Gap, HoldFinder, LossFinder, Probe
 from vftrace.ping.intervals import Interval, IntervalFinder
@@ -19,8 +20,7 @@ GAP_INTERVALS = 3
 _REMEMBERED_LOSSES = 65_536
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(msgspec.Struct):
     sent_ns: int
     done_ns: int
     reply_ns: int | None = None

@@ -3,7 +3,7 @@
 
 import struct
 
-from vftrace.dataclass import dataclass
+import msgspec
 
 COOKIE_BYTES = 8
 _PAYLOAD = struct.Struct(f"!{COOKIE_BYTES}sQ")
@@ -13,8 +13,7 @@ ECHO_REQUEST, ECHO_REPLY = 8, 0
 ECHO6_REQUEST, ECHO6_REPLY = 128, 129
 
 
-@dataclass(frozen=True)
-class Packets:
+class Packets(msgspec.Struct, frozen=True):
     """Makes and reads the packets of one run; `cookie` distinguishes them from all others."""
 
     cookie: bytes

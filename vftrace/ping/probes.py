@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.errors import MachineError, UsageError, VftraceError
 from vftrace.ping.packets import COOKIE_BYTES, ECHO6_REPLY, ECHO_REPLY, Packets, without_ip_header
 
@@ -51,8 +52,7 @@ OWN_ERRORS = frozenset(
 """Errors of sending that the pinger's own host causes: the slot counts as missed, not as lost."""
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """The target: `name` as given, `address` in numbers, `sockaddr` for connect(2)."""
 
     name: str

@@ -14,7 +14,8 @@ import struct
 import time
 from collections.abc import Iterator
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.ping.probes import OWN_ERRORS, Pinger
 
 RECORD = struct.Struct("@iiQQQ")
@@ -32,8 +33,7 @@ _IDLE_S = 0.1
 _CLOCK_MONOTONIC, _TFD_NONBLOCK, _TFD_TIMER_ABSTIME = 1, 0o4000, 1
 
 
-@dataclass(frozen=True)
-class Schedule:
+class Schedule(msgspec.Struct, frozen=True):
     """Slots at `start_ns` + n intervals on CLOCK_MONOTONIC; `slots` of them, or no end."""
 
     start_ns: int

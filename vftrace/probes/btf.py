@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vftrace.dataclass import dataclass
+import msgspec
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
@@ -26,8 +26,7 @@ _EXTRA = {
 _WORDS_BEHIND = [_EXTRA.get(kind, (0, 0)) for kind in range(32)]
 
 
-@dataclass(frozen=True, eq=False)
-class _Btf:
+class _Btf(msgspec.Struct, frozen=True, eq=False):
     """`words`: the types, which begin at `begin` in `data`; `strings`: the names that they use."""
 
     data: bytes
@@ -36,8 +35,7 @@ class _Btf:
     strings: bytes
 
 
-@dataclass(frozen=True)
-class _Functions:
+class _Functions(msgspec.Struct, frozen=True):
     """`functions`: the offset of each function's name, `ids` its type id, `types` the type id of its prototype;
     `prototypes`: the type id of each prototype, ascending, and `prototypes_at` where in the words it begins; `count`:
     how many types there are.

@@ -6,7 +6,8 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.errors import MachineError
 from vftrace.host import namespaces
 from vftrace.probes import kernel
@@ -15,8 +16,7 @@ from vftrace.probes.bcc import cache, process
 _SMALLEST = "int nothing(void *ctx) { return 0; }"
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """One line of `doctor`: `state` is ok, note (a limit, or absent hardware), warn or bad; `fix` is what to do, None
     if nothing is to be done."""
 

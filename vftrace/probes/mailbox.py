@@ -4,7 +4,8 @@
 import ctypes
 from typing import Any
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.mailbox.driver import Driver, Drivers, HookedFunction
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.model.host import ProbeStatus
@@ -15,8 +16,7 @@ from vftrace.probes.programs import compiled
 from vftrace.probes.registry import KPROBE, MAILBOX, NO_CARD, Hook, Way, status_of
 
 
-@dataclass(frozen=True)
-class Unsent:
+class Unsent(msgspec.Struct, frozen=True):
     """Messages of one VF above the recorded rate: how many since the last call."""
 
     pf: str

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.probes.bpf import syscall
 from vftrace.probes.bpf.object import TRACING_PREFIXES, Object
 from vftrace.probes.registry import (
@@ -51,8 +52,7 @@ class CannotProveError(Exception):
     """Why it cannot be found out whether programs run. One line."""
 
 
-@dataclass(frozen=True)
-class Proof:
+class Proof(msgspec.Struct, frozen=True):
     """Requests that change nothing, and the programs that each of them runs."""
 
     make: Callable[[], None]

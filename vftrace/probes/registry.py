@@ -7,7 +7,8 @@
 
 from collections.abc import Sequence
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.mailbox.drivers import DRIVERS
 from vftrace.model.host import ProbeStatus
 
@@ -24,8 +25,7 @@ WAITS = frozenset({NO_KVM, NO_VFIO, NO_MIGRATABLE, NO_CARD, NO_MIGRATION})
 """The reasons of probes that wait: vftrace attaches them later, and nothing is wrong."""
 
 
-@dataclass(frozen=True)
-class Hook:
+class Hook(msgspec.Struct, frozen=True):
     """One place (a tracepoint has a colon, a kernel function none) and the BPF function that runs there. `sleeps`: many
     calls of the function may be under way at a time. `raw`: the tracepoint's own arguments are read, not its record."""
 
@@ -36,8 +36,7 @@ class Hook:
     raw: bool = False
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(msgspec.Struct, frozen=True):
     """One way to attach a probe; `optional` hooks may be missing from a kernel.
 
     fentry hooks stand in the BPF text itself (BCC attaches them when it compiles), so that way has none.
@@ -48,8 +47,7 @@ class Way:
     optional: tuple[Hook, ...] = ()
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True):
     """A probe: its name, purpose and ways. `needed`: without it vftrace has nothing to report."""
 
     name: str

@@ -5,7 +5,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.events import layout
 from vftrace.model.host import ProbeStatus
 from vftrace.probes.on_demand import OnDemand
@@ -20,8 +21,7 @@ _TORN = 3
 """How often an entry that changed while it was read is read again."""
 
 
-@dataclass(frozen=True)
-class VcpuTotals:
+class VcpuTotals(msgspec.Struct, frozen=True):
     """The kernel side's totals of one thread: its times by state; the present state counts only until
     `since_ns`."""
 

@@ -3,9 +3,10 @@
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from vftrace.analysis.calls.causes import Traced, Who, steps_of, totals_of
 from vftrace.analysis.calls.log import CallLog
-from vftrace.dataclass import dataclass
 from vftrace.model.brownout import HELD_BY, HeldStop
 from vftrace.model.calls import BlackoutCalls, CallSide, CallSpan, CauseKind
 from vftrace.model.checkpoint import Checkpoint
@@ -16,8 +17,7 @@ LOADS_FOR_NS = 5_000_000_000
 """How long before the load ended a destination's calls count, if the time of its source's stop is not known."""
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(msgspec.Struct, frozen=True):
     """One side: its log, the names of its threads' parts, and the threads that drive the migration."""
 
     name: CallSide

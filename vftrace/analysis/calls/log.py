@@ -2,10 +2,10 @@
 """Keeps the recorded calls of one process, with their names."""
 
 from collections import deque
-from dataclasses import field
+
+import msgspec
 
 from vftrace import events, syscalls
-from vftrace.dataclass import dataclass
 from vftrace.model.calls import BlackoutCalls, CallSide, CallSpan, CauseKind
 
 MAX_RECORDS = 8192
@@ -29,20 +29,19 @@ CallEvent = (
 )
 
 
-@dataclass
-class CallLog:
+class CallLog(msgspec.Struct):
     """The log of one process's calls, fed with events. `version` changes with each event."""
 
     version: int = 0
-    calls: deque[tuple[events.Call, str | None]] = field(
+    calls: deque[tuple[events.Call, str | None]] = msgspec.field(
         default_factory=lambda: deque(maxlen=MAX_RECORDS)
     )
     """Each call with the target of its fd at that time."""
-    off_cpu: deque[events.OffCpu] = field(default_factory=lambda: deque(maxlen=MAX_RECORDS))
-    traced: list[tuple[int, int | None]] = field(default_factory=list)
+    off_cpu: deque[events.OffCpu] = msgspec.field(default_factory=lambda: deque(maxlen=MAX_RECORDS))
+    traced: list[tuple[int, int | None]] = msgspec.field(default_factory=list)
     """The times between which the process was traced."""
-    threads: dict[int, str] = field(default_factory=dict)
-    fds: dict[int, str] = field(default_factory=dict)
+    threads: dict[int, str] = msgspec.field(default_factory=dict)
+    fds: dict[int, str] = msgspec.field(default_factory=dict)
     machine: str = ""
     attach_ns: int | None = None
     missed: int = 0

@@ -6,10 +6,10 @@ State names are those of enum vfio_device_mig_state (include/uapi/linux/vfio.h).
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import field
+
+import msgspec
 
 from vftrace import events
-from vftrace.dataclass import dataclass
 from vftrace.model.migration import (
     DeviceDowntime,
     DeviceState,
@@ -68,8 +68,7 @@ def state_name(state: int) -> str:
     return VFIO_DEVICE_STATES[state] if known else str(state)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A request to change a device's state, from `enter_ns` to `at_ns`. `ret` is 0 or a negative errno."""
 
     enter_ns: int
@@ -78,8 +77,7 @@ class Request:
     ret: int
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(msgspec.Struct, frozen=True):
     """A request that a device refused, or a transfer that failed. `ret` is a negative errno."""
 
     at_ns: int
@@ -88,8 +86,7 @@ class Trouble:
     refused: bool
 
 
-@dataclass
-class PassedDevice:
+class PassedDevice(msgspec.Struct):
     """One device from its opening to its closing."""
 
     fd: int
@@ -109,9 +106,9 @@ class PassedDevice:
     pf: str | None = None
     vf: int | None = None
     flags: int | None = None
-    requests: list[Request] = field(default_factory=list)
-    resets: list[events.VfioReset] = field(default_factory=list)
-    data: dict[int, events.VfioData] = field(default_factory=dict)
+    requests: list[Request] = msgspec.field(default_factory=list)
+    resets: list[events.VfioReset] = msgspec.field(default_factory=list)
+    data: dict[int, events.VfioData] = msgspec.field(default_factory=dict)
     """Latest totals, by the time when the kernel returned the data fd."""
     data_given_ns: int = 0
     stop_copy_bytes: int | None = None
@@ -200,15 +197,14 @@ class PassedDevice:
         return None
 
 
-@dataclass
-class Devices:
+class Devices(msgspec.Struct):
     """All devices of one process. Takes the process's VFIO events in order of time."""
 
-    all: list[PassedDevice] = field(default_factory=list)
-    by_fd: dict[int, PassedDevice] = field(default_factory=dict)
-    transitions: Counter[Transition] = field(default_factory=Counter)
+    all: list[PassedDevice] = msgspec.field(default_factory=list)
+    by_fd: dict[int, PassedDevice] = msgspec.field(default_factory=dict)
+    transitions: Counter[Transition] = msgspec.field(default_factory=Counter)
     """Shared by all processes, so that the counts of a closed device stay."""
-    page_tables: dict[int, bool] = field(default_factory=dict)
+    page_tables: dict[int, bool] = msgspec.field(default_factory=dict)
     """By number: whether a page table of an iommufd can mark written pages."""
     last_mapping: Mapping | None = None
     """The latest mappings that belong to no device yet."""
@@ -381,8 +377,7 @@ def pairs(
     ]
 
 
-@dataclass(frozen=True)
-class DeviceAbsence:
+class DeviceAbsence(msgspec.Struct, frozen=True):
     """A source device with its successor, and the interval in which neither worked."""
 
     device: PassedDevice

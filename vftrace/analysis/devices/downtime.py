@@ -3,8 +3,9 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import field
 from itertools import pairwise
+
+import msgspec
 
 from vftrace.analysis.devices.device import (
     TRANSFER,
@@ -41,7 +42,6 @@ from vftrace.analysis.devices.vf_phases import (
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
-from vftrace.dataclass import dataclass
 from vftrace.events import VfioData
 from vftrace.model.migration import (
     Checkpoint,
@@ -57,8 +57,7 @@ from vftrace.model.vf import VfHistory
 _EVER = sys.maxsize
 
 
-@dataclass(frozen=True)
-class MigrationDevices:
+class MigrationDevices(msgspec.Struct, frozen=True):
     """The devices of both sides that take part. `since_ns`: the start of the migration.
 
     `load_since_ns`: the start on the destination, which may be earlier: RESUMING comes with the head of the stream.
@@ -72,8 +71,8 @@ class MigrationDevices:
     load_since_ns: int
     until_ns: int
     """When the source's next migration began."""
-    sources: list[PassedDevice] = field(default_factory=list)
-    destinations: list[PassedDevice] = field(default_factory=list)
+    sources: list[PassedDevice] = msgspec.field(default_factory=list)
+    destinations: list[PassedDevice] = msgspec.field(default_factory=list)
 
     def stop_copy_bytes(self) -> int | None:
         """The bytes that the source's devices transfer while stopped; None without devices or without an estimate."""
@@ -246,8 +245,7 @@ class MigrationDevices:
         return sent is not None and sent[0] == device.closed_at_ns and sent[1] <= SETUP_BYTES
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """The result for one migration."""
 
     strategy: Strategy

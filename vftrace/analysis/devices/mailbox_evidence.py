@@ -2,8 +2,9 @@
 """Collects what cards and VFs agreed on around a migration, with the VM that had each VF open at the time."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import field
 from functools import cached_property
+
+import msgspec
 
 from vftrace.analysis.devices.device import PassedDevice
 from vftrace.analysis.devices.strategy import (
@@ -16,12 +17,10 @@ from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.missed import MissedLog
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.process import Process
-from vftrace.dataclass import dataclass
 from vftrace.model.vf import VfHistory
 
 
-@dataclass(frozen=True)
-class HostContext:
+class HostContext(msgspec.Struct, frozen=True, dict=True):
     """The rest of the host around a migration: the histories of all VFs, and all VMM processes, at `now_ns`."""
 
     histories: VfHistories
@@ -31,7 +30,7 @@ class HostContext:
     """The interval in which records of mailboxes were lost; None if none was."""
     has_roles: bool = False
     """Whether a profile gives messages a role, so that a card whose VFs no VM holds may have a part."""
-    missed: MissedLog = field(default_factory=MissedLog)
+    missed: MissedLog = msgspec.field(default_factory=MissedLog)
 
     def mailbox_lost(self, since_ns: int, until_ns: int | None) -> bool:
         """Whether records of mailboxes were lost that may belong to a migration from `since_ns` to `until_ns`."""

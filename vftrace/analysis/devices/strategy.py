@@ -7,7 +7,8 @@ migration are stronger evidence than events before and after it.
 
 from collections.abc import Iterable
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.mailbox.driver import Role
 from vftrace.model.migration import Evidence, Strategy
 
@@ -26,8 +27,7 @@ QUIESCED = "driver puts it to rest"
 """`MailboxAgreement.what` where a VF's driver left the state up without a message of its own for that."""
 
 
-@dataclass(frozen=True)
-class MailboxAgreement:
+class MailboxAgreement(msgspec.Struct, frozen=True):
     """A card and a VF agreed on a message that an ordinary driver does not know; or, with no `role` and `assigned`, a
     VF's driver quiesced its VF or brought it up again.
 
@@ -47,8 +47,7 @@ class MailboxAgreement:
         return Evidence(f"{self.what}: {self.function}, {how}", self.at_ns)
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What both sides did. Times are CLOCK_BOOTTIME ns; a pair is a time and a device's label."""
 
     started_ns: int

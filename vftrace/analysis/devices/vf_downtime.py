@@ -4,13 +4,13 @@
 from collections.abc import Mapping
 from itertools import pairwise
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.model.migration import Snapshot
 from vftrace.model.vf import VfHistory
 
 
-@dataclass(frozen=True, slots=True)
-class VfDowntime:
+class VfDowntime(msgspec.Struct, frozen=True):
     """One VF now. `up` None: no VM of this host has it, and its driver does not have it up.
 
     `ns`: how long its driver did not have it up the last time, or does not have it up so far; None: not known, or
@@ -22,8 +22,7 @@ class VfDowntime:
     ns: int | None
 
 
-@dataclass
-class _Assignment:
+class _Assignment(msgspec.Struct):
     """The process that has a VF open (None: none), and since when, as far as that was looked at."""
 
     pid: int | None

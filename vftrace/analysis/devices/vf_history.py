@@ -6,10 +6,11 @@ Times are those of the events; nothing here reads a clock.
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import field, replace
 from functools import cached_property
 
-from vftrace.dataclass import dataclass
+import msgspec
+from msgspec.structs import replace
+
 from vftrace.events import Event, Mailbox, MailboxFlood, Tick, VfAddress, VfReset, Virtchnl
 from vftrace.faults import FAULTS, Where
 from vftrace.mailbox.driver import Direction, Driver, Drivers, Result, Stage
@@ -46,32 +47,33 @@ UNKNOWN = "unknown"
 """Names in the counts: messages above the recorded rate, and opcodes that no table has."""
 
 
-@dataclass
-class _Vf:
+class _Vf(msgspec.Struct):
     pf: str
     vf: int
     pf_driver: Driver
     max_recent: int
     address: str | None = None
-    states: deque[StateSpan] = field(default_factory=lambda: deque(maxlen=MAX_STATES))
-    pairing: Pairing = field(default_factory=Pairing)
+    states: deque[StateSpan] = msgspec.field(default_factory=lambda: deque(maxlen=MAX_STATES))
+    pairing: Pairing = msgspec.field(default_factory=Pairing)
     opened: bool = False
     last_ns: int = 0
-    settings: dict[str, str] = field(default_factory=dict)
-    vlans: set[int] = field(default_factory=set)
-    changes: deque[Change] = field(default_factory=lambda: deque(maxlen=MAX_CHANGES))
-    resets: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_RESETS))
-    falls: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_FALLS))
+    settings: dict[str, str] = msgspec.field(default_factory=dict)
+    vlans: set[int] = msgspec.field(default_factory=set)
+    changes: deque[Change] = msgspec.field(default_factory=lambda: deque(maxlen=MAX_CHANGES))
+    resets: deque[int] = msgspec.field(default_factory=lambda: deque(maxlen=MAX_RESETS))
+    falls: deque[int] = msgspec.field(default_factory=lambda: deque(maxlen=MAX_FALLS))
     function_resets: int = 0
     message_resets: int = 0
     unanswered: int = 0
     complained_ns: int = -1
     refused: int = 0
     not_recorded: int = 0
-    recent: deque[Message] = field(default_factory=deque)
-    agreements: deque[Agreement] = field(default_factory=lambda: deque(maxlen=MAX_AGREEMENTS))
-    links: deque[LinkReport] = field(default_factory=lambda: deque(maxlen=MAX_LINKS))
-    counts: Counter[tuple[str, Direction, Result]] = field(default_factory=Counter)
+    recent: deque[Message] = msgspec.field(default_factory=deque)
+    agreements: deque[Agreement] = msgspec.field(
+        default_factory=lambda: deque(maxlen=MAX_AGREEMENTS)
+    )
+    links: deque[LinkReport] = msgspec.field(default_factory=lambda: deque(maxlen=MAX_LINKS))
+    counts: Counter[tuple[str, Direction, Result]] = msgspec.field(default_factory=Counter)
 
     @property
     def state(self) -> State:

@@ -2,7 +2,9 @@
 """The parts that forecasts and replays share: assumptions, the setting of the played rounds, the answer."""
 
 import math
-from dataclasses import replace
+
+import msgspec
+from msgspec.structs import replace
 
 from vftrace.analysis.forecast.channel import Channel, page_bytes
 from vftrace.analysis.forecast.costs import Fitted, strategy_costs
@@ -10,7 +12,6 @@ from vftrace.analysis.forecast.history import History
 from vftrace.analysis.forecast.limit import DOWNTIME_LIMIT_NS
 from vftrace.analysis.forecast.rounds import Run, Setting, Start
 from vftrace.analysis.forecast.working_set import WorkingSet
-from vftrace.dataclass import dataclass
 from vftrace.model.migration import Forecast, StrategyCost, Undecided
 from vftrace.uapi import PAGE_SIZE
 
@@ -18,8 +19,7 @@ MAX_ROUNDS = 30
 """The most rounds: a precopy that would need more does not converge."""
 
 
-@dataclass(frozen=True, slots=True)
-class Assumptions:
+class Assumptions(msgspec.Struct, frozen=True):
     """The assumptions of a forecast. None: as measured, or the default of this package."""
 
     bandwidth_bytes_per_second: float | None = None

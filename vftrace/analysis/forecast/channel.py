@@ -3,8 +3,9 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from vftrace.analysis.forecast.history import History, Step
-from vftrace.dataclass import dataclass
 from vftrace.uapi import PAGE_SIZE
 
 PAGE_ON_WIRE = PAGE_SIZE + 8
@@ -27,8 +28,7 @@ _FADING = 0.5
 """The weight of each round relative to the one after it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Channel:
+class Channel(msgspec.Struct, frozen=True):
     """Bytes per second over time (`rate`), and while nothing limits the channel (`link`)."""
 
     rate: float

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Computes the cost of each migration strategy from the forecast rounds."""
 
-from dataclasses import field, replace
+import msgspec
+from msgspec.structs import replace
 
 from vftrace.analysis.forecast.channel import Channel
 from vftrace.analysis.forecast.rounds import Run
 from vftrace.analysis.forecast.working_set import Shape
-from vftrace.dataclass import dataclass
 from vftrace.model.migration import StrategyCost
 
 FIXED_DOWNTIME_NS = 7_000_000
@@ -14,11 +14,10 @@ FIXED_DOWNTIME_NS = 7_000_000
 machine with plain QEMU devices; other devices add theirs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
+class Fitted(msgspec.Struct, frozen=True):
     """Constants that were fitted on real migrations (benchmarks/forecast_grid.py)."""
 
-    shape: Shape = field(default_factory=Shape)
+    shape: Shape = msgspec.field(default_factory=Shape)
     fixed_downtime_ns: int = FIXED_DOWNTIME_NS
     sustained: float = 1.0
     """How many times faster an unlimited channel is than a limited one in its bursts: at the beginning of each burst
@@ -34,8 +33,7 @@ SMALL_STOP_BYTES = 4 << 20
 """Fewer bytes than these take a time that is short compared with the fixed part."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(msgspec.Struct, frozen=True):
     """The bytes sent while the guest was stopped, and the length of the stop."""
 
     bytes: int

@@ -7,16 +7,16 @@ the forecast computes with positive times and non-negative counts only.
 
 from collections.abc import Sequence
 
+import msgspec
+
 from vftrace.analysis.forecast.working_set import SHORTEST_NS, Interval
-from vftrace.dataclass import dataclass
 from vftrace.model.migration import Round
 
 LATEST = 64
 """How many rounds the forecast uses besides the first: older ones have almost no weight, and would cost as much."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One round: from the sweep that begins it to the sweep that ends it."""
 
     ns: int
@@ -30,8 +30,7 @@ class Step:
     redirtied_pages: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(msgspec.Struct, frozen=True):
     """The first round and the latest ones that a sweep ended while the guest ran."""
 
     sweeps: int

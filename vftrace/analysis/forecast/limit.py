@@ -9,10 +9,11 @@ bytes that were left before it, and below those that were left one window earlie
 
 import math
 
+import msgspec
+
 from vftrace.analysis.forecast.channel import PAGE_ON_WIRE, WINDOW_NS, Channel
 from vftrace.analysis.forecast.history import History, Step
 from vftrace.analysis.forecast.working_set import RECENT
-from vftrace.dataclass import dataclass
 from vftrace.uapi import PAGE_SIZE
 
 DOWNTIME_LIMIT_NS = 300_000_000
@@ -32,8 +33,7 @@ _SLOWER = 1.1
 """A guest that is this much slower than before is throttled, or does something else."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(msgspec.Struct, frozen=True):
     """The bounds of the threshold in bytes; `high` is infinite if no round bounds it."""
 
     low: float = 0.0

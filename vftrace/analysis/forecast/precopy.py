@@ -5,7 +5,8 @@ The answer is None if nothing is known yet. docs/explanation/forecast.md has the
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from vftrace.analysis.forecast.answer import (
     Assumptions,

@@ -6,7 +6,9 @@ of the first round, and the cost of the stop.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+import msgspec
+from msgspec.structs import replace
 
 from vftrace.analysis.forecast.answer import (
     MAX_ROUNDS,
@@ -24,7 +26,6 @@ from vftrace.analysis.forecast.history import History, sweeps_before
 from vftrace.analysis.forecast.limit import threshold_bounds
 from vftrace.analysis.forecast.rounds import Run, Start, first_round_ns, play
 from vftrace.analysis.forecast.working_set import WorkingSet
-from vftrace.dataclass import dataclass
 from vftrace.model.migration import Forecast, Migration, Outcome, Round
 
 _AT_ONCE_NS = 10_000_000
@@ -34,8 +35,7 @@ _LIMITS = tuple(2 ** (step / 2) for n in range(1, 17) for step in (-n, n))
 """Limits that are tried in place of the assumed one, nearest first: from a 256th of it to 256 times it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(msgspec.Struct, frozen=True):
     """The data that a replay takes from a finished migration."""
 
     rounds: tuple[Round, ...]
@@ -126,8 +126,7 @@ def _replay(
     return with_run(answer, run, start, history.setup_ns, channel, assumed, fitted)
 
 
-@dataclass(frozen=True, slots=True)
-class _Recording:
+class _Recording(msgspec.Struct, frozen=True):
     """The guest and the channel that the recorded rounds show."""
 
     history: History

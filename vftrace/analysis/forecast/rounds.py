@@ -9,16 +9,16 @@ stops the guest, else the next round begins.
 
 import math
 
+import msgspec
+
 from vftrace.analysis.forecast.channel import TURN_NS, WINDOW_NS, Channel
 from vftrace.analysis.forecast.working_set import WorkingSet
-from vftrace.dataclass import dataclass
 
 LONGEST_NS = 30 * 86_400 * 1_000_000_000
 """The longest play: a migration of a month does not converge."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """The values that stay the same in all played rounds."""
 
     known: WorkingSet
@@ -29,8 +29,7 @@ class Setting:
     max_rounds: int
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """The start of the play: after a sweep, or at the beginning of the first round."""
 
     left: float
@@ -45,8 +44,7 @@ class Start:
     """The time until QEMU knows its bandwidth; before that it stops only when all bytes are sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """A precopy that was played to its end."""
 
     converges: bool
@@ -59,8 +57,7 @@ class Run:
     last_round_ns: float
 
 
-@dataclass(slots=True)
-class _State:
+class _State(msgspec.Struct):
     """The migration while it is played."""
 
     setting: Setting

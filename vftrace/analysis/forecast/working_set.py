@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from vftrace.dataclass import dataclass
+import msgspec
 
 SHORTEST_NS = 2_000_000
 """The shortest interval that is used: in a shorter one, one tick of the guest's timer more or less decides."""
@@ -20,8 +20,7 @@ RECENT = 4
 """How many of the latest intervals count: a guest may not repeat what it did long ago."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(msgspec.Struct, frozen=True):
     """How many times faster pages become dirty at the beginning of the shortest interval than on its average.
 
     `alone`: if it is the only point. `full`: if several points all have the same pages, so that the set was full early;
@@ -32,16 +31,14 @@ class Shape:
     full: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(msgspec.Struct, frozen=True):
     """Pages that became dirty within `ns`, each counted once."""
 
     ns: int
     pages: int
 
 
-@dataclass(frozen=True, slots=True)
-class WorkingSet:
+class WorkingSet(msgspec.Struct, frozen=True):
     """The curve through the last intervals, longest last; `points` is never empty."""
 
     points: tuple[Interval, ...]

@@ -3,6 +3,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import msgspec
+
 from vftrace.analysis.hosts.clocks import (
     Bounds,
     ContradictionError,
@@ -14,7 +16,6 @@ from vftrace.analysis.hosts.clocks import (
     offset_between,
     tightest,
 )
-from vftrace.dataclass import dataclass
 from vftrace.events import PingGap
 from vftrace.model.migration import Checkpoint, Migration, Outcome, Phase
 from vftrace.model.report import ClockOffset, HostReport, PingRecording
@@ -27,16 +28,14 @@ CONTRADICTION = (
 UNBOUNDED = "nothing bounds the difference of the two hosts' clocks; the halves are not joined"
 
 
-@dataclass(frozen=True, slots=True)
-class Half:
+class Half(msgspec.Struct, frozen=True):
     """A migration as one host saw it."""
 
     host: HostReport
     migration: Migration
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(msgspec.Struct, frozen=True):
     """A source and a destination on two hosts that may be one migration."""
 
     source: Half

@@ -9,9 +9,10 @@ are difference constraints; the tightest ones are shortest paths (`tightest`).
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
-from vftrace.dataclass import dataclass
+import msgspec
+from msgspec.structs import replace
+
 from vftrace.model.report import ClockOffset, HostReport
 
 UNSYNCHRONISED_NS = 16_000_000_000
@@ -29,8 +30,7 @@ _UTC = "utc"
 _MILLION = 10**6
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True):
     """`first_ns` on the clock of one boot came before `then_ns` on that of another."""
 
     first: str
@@ -40,8 +40,7 @@ class Order:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(msgspec.Struct, frozen=True):
     """The most by which one clock is ahead of another, ns."""
 
     ns: int

@@ -4,6 +4,8 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+import msgspec
+
 from vftrace.analysis.hosts.causality import handover_ns
 from vftrace.analysis.hosts.clocks import (
     Bound,
@@ -19,13 +21,11 @@ from vftrace.analysis.hosts.clocks import (
     tightest,
 )
 from vftrace.analysis.hosts.match import MAX_PAIRS, handed_over
-from vftrace.dataclass import dataclass
 from vftrace.model.migration import Kind, Migration, Outcome, Role
 from vftrace.model.report import HostReport, MigrationReport, WaitingVm
 
 
-@dataclass(frozen=True, slots=True)
-class Couple:
+class Couple(msgspec.Struct, frozen=True):
     """A source and a VM that waited on another host; `tight` bounds the difference of their clocks.
 
     `loaded`: the VM set its registers after the source began, so not at its boot; None: not known.

@@ -4,8 +4,9 @@
 Times of both sides are on one clock here (`shift.shifted`).
 """
 
-from dataclasses import replace
 from itertools import zip_longest
+
+from msgspec.structs import replace
 
 from vftrace.model.migration import (
     DeviceDowntime,

@@ -7,11 +7,12 @@ order of their ends shows why the migration failed.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+
+import msgspec
+from msgspec.structs import replace
 
 from vftrace.analysis.hosts.couples import Couple, couples, failed, sure_of
 from vftrace.analysis.hosts.held import join_held
-from vftrace.dataclass import dataclass
 from vftrace.model.migration import Cause, Checkpoint, Migration, Outcome, Role
 from vftrace.model.report import HostReport, MigrationReport
 from vftrace.units import format_ns
@@ -21,8 +22,7 @@ UNCLEAR_ERROR = "the clocks do not show whether the destination ended before the
 UNCLEAR_RESUME = "the clocks do not show whether the destination ended before the source ran on"
 
 
-@dataclass(frozen=True, slots=True)
-class _Ending:
+class _Ending(msgspec.Struct, frozen=True):
     """The end of a migration according to both hosts; `warning` if their clocks do not show it."""
 
     outcome: Outcome | None

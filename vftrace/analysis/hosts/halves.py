@@ -2,7 +2,8 @@
 """Makes one migration of the halves that two hosts saw."""
 
 from collections import Counter
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from vftrace.analysis.calls.blackout import joined
 from vftrace.analysis.hosts.causality import Pair

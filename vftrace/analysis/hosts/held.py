@@ -4,7 +4,7 @@
 The destination's host knows such a VM only as one that waits: it sets the guest's clock when it is resumed.
 """
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from vftrace.analysis.hosts.causality import Half, Pair, offset_of, orders_of
 from vftrace.analysis.hosts.couples import Couple

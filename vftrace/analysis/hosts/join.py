@@ -2,7 +2,8 @@
 """Joins the halves of migrations that were seen on two hosts."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from vftrace.analysis.hosts.causality import offset_of, orders_of
 from vftrace.analysis.hosts.clocks import tightest_orders, with_clock_error, with_error

@@ -8,7 +8,8 @@ has the name that comes first in SPANS. For the rest of the time the hosts saw n
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.events import Event, NetAddress, NetLink, PingGap
 from vftrace.model.migration import Checkpoint, Migration, Role, VfUse
 from vftrace.model.report import Outage, OutageSpan, Side
@@ -55,8 +56,7 @@ AROUND_NS = 60_000_000_000
 """A gap that is further than this from the migration has another reason."""
 
 
-@dataclass(frozen=True)
-class HostSide:
+class HostSide(msgspec.Struct, frozen=True):
     """The other records of one host; `shift_ns` brings its times to the migration's clock."""
 
     pid: int | None

@@ -8,12 +8,13 @@ nearer to it than the uncertainty of the hosts' clocks, does not count.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
+
+import msgspec
+from msgspec.structs import replace
 
 from vftrace.analysis.hosts.clocks import slew
 from vftrace.analysis.hosts.service import SEVERAL_FIT, ping_offset
-from vftrace.dataclass import dataclass
 from vftrace.events import PingRoundTrips, PingSettings
 from vftrace.model.report import (
     HostReport,
@@ -28,8 +29,7 @@ AROUND_NS = 60_000_000_000
 """The length of the times before and after a migration with which it is compared."""
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(msgspec.Struct, frozen=True):
     """A time on a ping's clock, between two bounds."""
 
     least_ns: int
@@ -41,8 +41,7 @@ class Moment:
         return (self.least_ns + self.most_ns) // 2
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(msgspec.Struct, frozen=True):
     """A migration on a ping's clock; `running`: its end is not known, `end` is the end of the recording."""
 
     start: Moment

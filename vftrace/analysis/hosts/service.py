@@ -2,12 +2,13 @@
 """Finds the service downtime of migrations: the gaps of pings' recordings around their blackouts."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import pairwise
+
+import msgspec
+from msgspec.structs import replace
 
 from vftrace.analysis.hosts.clocks import Bounds, add_wall_clock, offset_between, tightest
 from vftrace.analysis.hosts.outage import HostSide, account
-from vftrace.dataclass import dataclass
 from vftrace.events import Event, PingGap, PingSettings, PingSummary
 from vftrace.model.migration import Checkpoint, Migration
 from vftrace.model.report import (
@@ -24,8 +25,7 @@ SEVERAL_FIT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceGap:
+class ServiceGap(msgspec.Struct, frozen=True):
     """The longest time without replies that overlaps a span. Times are CLOCK_BOOTTIME, ns.
 
     `ns` is 0 (and `start_at_ns` None) if every probe was answered in time. With one interruption

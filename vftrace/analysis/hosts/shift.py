@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Moves the times of a migration from one host's clock to another's."""
 
-from dataclasses import replace
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from vftrace.model.brownout import Brownout, VcpuSpan
 from vftrace.model.calls import BlackoutCalls

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Keeps the VMs of a host that waited for a migration, and the times at which their VMMs could listen for it."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from vftrace import events
 from vftrace.events import Event

@@ -2,11 +2,12 @@
 """Computes how slow a guest was while it migrated, from the samples of its vCPUs on both sides."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 
+import msgspec
+from msgspec.structs import replace
+
 from vftrace.analysis.vcpus.log import VcpuLog
-from vftrace.dataclass import dataclass
 from vftrace.events import VcpuBaseline
 from vftrace.model.brownout import (
     HOLDS,
@@ -38,8 +39,7 @@ STOP_SLACK_NS = 5_000_000
 """A vCPU leaves KVM_RUN, then it is held: what of that is seen lies so much later."""
 
 
-@dataclass(frozen=True)
-class Running:
+class Running(msgspec.Struct, frozen=True):
     """One side, while the guest ran on it: its log, from when to when."""
 
     side: CallSide

@@ -3,12 +3,12 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import field
 from itertools import pairwise
 from typing import Any
 
+import msgspec
+
 from vftrace import events
-from vftrace.dataclass import dataclass
 from vftrace.model.brownout import STATES, FaultWaits, HeldStop, VcpuSpan, VcpuState
 
 VcpuEvent = events.VcpuTime | events.VcpuBaseline
@@ -29,19 +29,18 @@ _HELD = {
 Times = tuple[int, ...]
 
 
-@dataclass
-class VcpuSamples:
+class VcpuSamples(msgspec.Struct):
     """The samples of one thread: when, and its totals since it was first followed."""
 
     number: int | None = None
     begun_ns: int = -1
-    at_ns: list[int] = field(default_factory=list)
-    times: list[Times] = field(default_factory=list)
+    at_ns: list[int] = msgspec.field(default_factory=list)
+    times: list[Times] = msgspec.field(default_factory=list)
     base: Times = (0,) * len(STATES)
     """The totals when it was followed anew: the kernel side counts from zero then."""
     first: events.VcpuTime | None = None
     last: events.VcpuTime | None = None
-    holds: list[HeldStop] = field(default_factory=list)
+    holds: list[HeldStop] = msgspec.field(default_factory=list)
     """The latest times that the VMM held the thread, as the samples show them."""
 
     def feed(self, event: events.VcpuTime) -> None:
@@ -130,14 +129,13 @@ class VcpuSamples:
         return tuple([a + (b - a) * part // whole if b != a else a for a, b in pairs])
 
 
-@dataclass
-class VcpuLog:
+class VcpuLog(msgspec.Struct):
     """Fed with what the collector wrote of one process's vCPUs. `version` changes with everything that comes."""
 
     version: int = 0
-    vcpus: dict[int, VcpuSamples] = field(default_factory=dict)
+    vcpus: dict[int, VcpuSamples] = msgspec.field(default_factory=dict)
     """By thread."""
-    baselines: dict[int, events.VcpuBaseline] = field(default_factory=dict)
+    baselines: dict[int, events.VcpuBaseline] = msgspec.field(default_factory=dict)
     made: tuple[object, Any] | None = None
     """The latest result, with the state of the logs that it was made of."""
     _samples: int = 0

@@ -8,13 +8,12 @@ CLOCK_BOOTTIME nanoseconds.
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import field
 
+import msgspec
 from prometheus_client.samples import Exemplar
 
 from vftrace.analysis.devices.vf_downtime import VfDowntime, VfDowntimes
 from vftrace.analysis.settled import settled as settled_at
-from vftrace.dataclass import dataclass
 from vftrace.events import Event
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
@@ -82,8 +81,7 @@ DESTINATION_PHASES = (Phase.INCOMING, Phase.DEVICE_LOAD, Phase.RESUME, Phase.POS
 """The phases without `running`, which is the VM's life and not a part of a migration."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """The present data.
 
     `ended`: there are no more events (a replay's end).
@@ -133,41 +131,37 @@ class Histogram:
         return buckets
 
 
-@dataclass
-class VmTotals:
+class VmTotals(msgspec.Struct):
     """The totals of one `vm`: bytes sent, pages dirtied by source, rounds, its vCPUs' time by state while it migrated,
     and its losses."""
 
     sent_bytes: int = 0
-    dirty_pages: Counter[str] = field(default_factory=Counter)
+    dirty_pages: Counter[str] = msgspec.field(default_factory=Counter)
     rounds: int = 0
-    vcpu_ns: Counter[VcpuState] = field(default_factory=Counter)
-    lost: Loss = field(default_factory=Loss)
+    vcpu_ns: Counter[VcpuState] = msgspec.field(default_factory=Counter)
+    lost: Loss = msgspec.field(default_factory=Loss)
 
 
-@dataclass
-class _Seen:
+class _Seen(msgspec.Struct):
     """The parts of one migration that have been added to the totals."""
 
     sent_bytes: int = 0
-    dirty_pages: Counter[str] = field(default_factory=Counter)
+    dirty_pages: Counter[str] = msgspec.field(default_factory=Counter)
     rounds: int = 0
-    vcpu_ns: Counter[VcpuState] = field(default_factory=Counter)
+    vcpu_ns: Counter[VcpuState] = msgspec.field(default_factory=Counter)
     syncs: int = 0
     counted: bool = False
-    phases: set[tuple[str, str]] = field(default_factory=set)
+    phases: set[tuple[str, str]] = msgspec.field(default_factory=set)
 
 
-@dataclass
-class _Kept:
+class _Kept(msgspec.Struct):
     """A present or past `vm`: its process, and the time at which it was last seen."""
 
     vm: Vm
     seen_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class LastOutcome:
+class LastOutcome(msgspec.Struct, frozen=True):
     """How the latest migration of a `vm` ended; `cause` None if it completed."""
 
     outcome: Outcome
@@ -175,8 +169,7 @@ class LastOutcome:
     ended_at_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class VmView:
+class VmView(msgspec.Struct, frozen=True):
     """One `vm` at one scrape.
 
     `source` and `destination` are its latest migrations seen from that side, each None without one that
@@ -214,8 +207,7 @@ class VmView:
         return tuple(m for m in self.migrations if m.kind == Kind.MOVE)
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(msgspec.Struct, frozen=True):
     """The data that a scrape reads."""
 
     reading: Reading

@@ -10,10 +10,11 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from itertools import product
 from typing import Literal
 
+import msgspec
+from msgspec.structs import asdict
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -25,7 +26,6 @@ from prometheus_client.registry import Collector
 from vftrace import __version__, events
 from vftrace.analysis.devices.vf_downtime import VfDowntime
 from vftrace.analysis.devices.vf_history import NOT_RECORDED
-from vftrace.dataclass import dataclass
 from vftrace.events import wire
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
@@ -49,8 +49,7 @@ Samples = Iterable[tuple[Labels, float | Histogram]]
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(msgspec.Struct, frozen=True):
     """One metric: `name` without the prefix, `unit` as in the docs, `probe` what feeds it,
     `alert` what to alert on."""
 

@@ -11,9 +11,9 @@ import base64
 import binascii
 import time
 from collections import OrderedDict, deque
-from dataclasses import field
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.outputs.exporter.webconfig import Users
 
 MAX_WAITING = 4
@@ -23,20 +23,19 @@ PAUSE = 4
 """The length of the pause after a check, as a multiple of the check's length."""
 
 
-@dataclass
-class _Check:
+class _Check(msgspec.Struct):
     users: Users
     user: str
     password: str
     done: "asyncio.Future[bool]"
 
 
-@dataclass
 class PasswordChecks:
     """Checks passwords without blocking the event loop of its user."""
 
-    _waiting: "OrderedDict[str, deque[_Check]]" = field(default_factory=OrderedDict)
-    _worker: "asyncio.Task[None] | None" = None
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[str, deque[_Check]] = OrderedDict()
+        self._worker: asyncio.Task[None] | None = None
 
     async def check(self, users: Users, address: str, user: str, password: str) -> bool | None:
         """Whether the password is the user's; None if this check is refused because too many wait."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
-from vftrace.dataclass import dataclass
+import msgspec
 
 App = Callable[[Any, Any], Iterable[bytes]]
 Asked = tuple[str, ...]
@@ -36,8 +36,7 @@ MIN_INTERVAL_S, MAX_INTERVAL_S = 1.0, 300.0
 _ASKED = ("HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING", "QUERY_STRING")
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
+class _Text(msgspec.Struct, frozen=True):
     status: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
@@ -47,8 +46,7 @@ class _Text:
     cpu_s: float
 
 
-@dataclass(slots=True)
-class _Scraper:
+class _Scraper(msgspec.Struct):
     """Somebody who scrapes one kind of text: the latest request, and when it came."""
 
     environ: Any

@@ -17,13 +17,12 @@ import time
 import urllib.parse
 from collections.abc import Callable, Coroutine, Iterable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import field
 from http import HTTPStatus
 from typing import Any
 
 import h11
+import msgspec
 
-from vftrace.dataclass import dataclass
 from vftrace.errors import VftraceError
 from vftrace.host import privileges
 from vftrace.outputs.exporter.pages import App, Environ, FileBody, takes_long
@@ -51,8 +50,7 @@ _NO_FDS_SECONDS = 0.05
 _FIRST_ACTIVATED_FD = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """One HTTP response."""
 
     status: HTTPStatus
@@ -100,8 +98,7 @@ def activated_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
     return sockets
 
 
-@dataclass(eq=False, slots=True)
-class _Connection:
+class _Connection(msgspec.Struct, eq=False):
     """One client's connection; `answering` while its request is answered."""
 
     address: str
@@ -109,17 +106,17 @@ class _Connection:
     answering: bool = False
 
 
-@dataclass
 class Places:
     """The open connections by client address: at most `limit` of them."""
 
-    limit: int = MAX_CONNECTIONS
-    _by_address: dict[str, dict[_Connection, None]] = field(default_factory=dict)
-    _count: int = 0
+    def __init__(self, limit: int = MAX_CONNECTIONS) -> None:
+        self._limit = limit
+        self._by_address: dict[str, dict[_Connection, None]] = {}
+        self._count = 0
 
     def take(self, connection: _Connection) -> None:
         """Add a connection. If the limit is reached, the oldest idle connection of the address with most is closed."""
-        if self._count >= self.limit:
+        if self._count >= self._limit:
             victim = self._victim()
             if victim is not None:
                 self.free(victim)

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import BinaryIO, Protocol
 
+import msgspec
+
 from vftrace import __version__
-from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Outcome, Snapshot, Vm
 from vftrace.outputs.text.glyphs import UNICODE
@@ -34,8 +35,7 @@ ID = re.compile(r"[0-9a-f]{8}-[0-9]{1,10}-[0-9]{1,20}")
 """The form of a migration's id in an address: never a path."""
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
+class Past(msgspec.Struct, frozen=True):
     """A migration that ended. Durations are nanoseconds, None is not known; `kept` if it has a recording."""
 
     id: str
@@ -53,8 +53,7 @@ class Past:
     kept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class HostView:
+class HostView(msgspec.Struct, frozen=True):
     """The present data of this host: `past` is newest first, `past_count` the number of all ended migrations.
 
     `recordings` names the directory of the recordings, None if migrations are not kept. `notes` are lines for the
@@ -72,8 +71,7 @@ class HostView:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Download:
+class Download(msgspec.Struct, frozen=True):
     """A recording to send: `size` bytes of `file`, which the sender closes."""
 
     name: str

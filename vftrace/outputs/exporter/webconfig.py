@@ -11,11 +11,11 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.errors import UsageError, VftraceError
 from vftrace.units import parse_duration
 
@@ -135,15 +135,14 @@ class RateLimit:
         return True
 
 
-@dataclass(frozen=True)
-class WebConfig:
+class WebConfig(msgspec.Struct, frozen=True):
     """The settings of the file. `tls` None: plain HTTP. `allowed_sans` empty: every verified client."""
 
     tls: ssl.SSLContext | None = None
     allowed_sans: frozenset[str] = frozenset()
-    users: Users = field(default_factory=lambda: Users({}))
+    users: Users = msgspec.field(default_factory=lambda: Users({}))
     headers: tuple[tuple[str, str], ...] = ()
-    rate_limit: RateLimit = field(default_factory=lambda: RateLimit(0, 0))
+    rate_limit: RateLimit = msgspec.field(default_factory=lambda: RateLimit(0, 0))
     files: tuple[Path, ...] = ()
     """The files that it was read from: the file itself, certificates, keys."""
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.model import figures
 from vftrace.model.figures import ClockSamples
 from vftrace.model.migration import Migration, Outcome
@@ -28,8 +29,7 @@ LONGEST_TEXT = 256
 """The longest name or path in characters: argv has no limit that suits a log."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One log line. `level` is one of the logging module's."""
 
     level: int

@@ -2,9 +2,8 @@
 """Limits the log lines of migrations, by process and in total; lines that are not logged are counted. Pure."""
 
 from collections import Counter
-from dataclasses import field
 
-from vftrace.dataclass import dataclass
+import msgspec
 
 WINDOW_NS = 60_000_000_000
 PER_PROCESS = 20
@@ -17,13 +16,12 @@ MAX_PROCESSES = 5000
 """How many processes are counted separately in a window; further ones are counted together."""
 
 
-@dataclass(slots=True)
-class Window:
+class Window(msgspec.Struct):
     """One process's lines since the window began; `more` counts by word the lines that were not logged."""
 
     who: str | None
     lines: int = 0
-    more: Counter[str] = field(default_factory=Counter)
+    more: Counter[str] = msgspec.field(default_factory=Counter)
 
 
 class Limit:

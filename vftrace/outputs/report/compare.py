@@ -2,13 +2,13 @@
 """Compares two migrations side by side, checkpoint by checkpoint."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
+import msgspec
+from msgspec.structs import asdict
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Outcome, Phase, Role
 from vftrace.model.report import MigrationReport, RoundTrips
@@ -20,8 +20,7 @@ from vftrace.units import format_bytes, format_ns, format_rate
 SCHEMA = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One figure of both migrations. `unit` is ns, bytes, bytes/s or count; `difference` is b - a, null if one figure
     is null."""
 
@@ -32,8 +31,7 @@ class Row:
     difference: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True):
     """Two migrations, and their figures."""
 
     a: MigrationReport

@@ -4,9 +4,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
 
+import msgspec
+
 from vftrace import __version__
 from vftrace.analysis.advice.advise import advise
-from vftrace.dataclass import dataclass
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.brownout import STATES, VcpuState
@@ -167,8 +168,7 @@ _LABEL = 36
 """The most characters of a label: the longest title of a thread, with its side, its name and its number."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Scale:
+class _Scale(msgspec.Struct, frozen=True):
     """Maps times to the drawing's coordinates."""
 
     start_ns: int

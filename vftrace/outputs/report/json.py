@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The report as JSON: the stable form that report.schema.json describes."""
 
-from dataclasses import asdict, replace
 from typing import Any
+
+from msgspec import to_builtins
+from msgspec.structs import asdict, replace
 
 from vftrace.analysis.advice.advise import advise
 from vftrace.faults import FAULTS, Where
@@ -294,8 +296,8 @@ def migration_json(found: MigrationReport) -> dict[str, Any]:
             }
             for v in m.vfs
         ],
-        "forecast": None if m.forecast is None else asdict(m.forecast),
-        "advice": [asdict(advice) for advice in advise(found)],
+        "forecast": None if m.forecast is None else to_builtins(m.forecast),
+        "advice": [to_builtins(advice) for advice in advise(found)],
         "brownout": None if m.brownout is None else _brownout(m.brownout),
         "round_trips": None if found.round_trips is None else _round_trips(found.round_trips),
     }

@@ -10,7 +10,8 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.errors import MachineError
 from vftrace.faults import FAULTS, Where
 from vftrace.mailbox.driver import Value
@@ -26,8 +27,7 @@ _SEQUENCE = 1
 Arguments = Mapping[str, Value]
 
 
-@dataclass(frozen=True, slots=True)
-class PerfettoTrace:
+class PerfettoTrace(msgspec.Struct, frozen=True):
     """A serialised `perfetto.protos.Trace`; `left_out` names the parts that could not be written."""
 
     data: bytes

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+import msgspec
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.migration import Kind, Migration, Outcome, Snapshot
 from vftrace.model.report import HostReport, MigrationReport, Report
@@ -57,8 +57,7 @@ def render_report(report: Report, *, ascii: bool) -> RenderableType:  # noqa: A0
     return _Text(report, ascii)
 
 
-@dataclass(frozen=True)
-class _Text:
+class _Text(msgspec.Struct, frozen=True):
     report: Report
     ascii: bool
 

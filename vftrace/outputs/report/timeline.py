@@ -3,7 +3,8 @@
 
 from collections.abc import Iterator
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.model import figures
 from vftrace.model.brownout import STATES, VcpuSpan
 from vftrace.model.calls import CallSpan
@@ -11,8 +12,7 @@ from vftrace.model.migration import Checkpoint, DeviceUse, Migration, Phase, Rol
 from vftrace.model.report import MigrationReport
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(msgspec.Struct, frozen=True):
     """An interval; times in ns on the clock of the report."""
 
     name: str
@@ -20,8 +20,7 @@ class Slice:
     end_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
+class Lane(msgspec.Struct, frozen=True):
     """Intervals of one kind in order: `source`, `destination`, `vcpus`, `blackout`, `gap`, `rounds`, `device`, `vf`,
     `vcpu`: what one vCPU did most, `calls` of one thread in the blackout"""
 
@@ -30,8 +29,7 @@ class Lane:
     slices: tuple[Slice, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(msgspec.Struct, frozen=True):
     """Values by time. `unit` is `bytes` for totals so far, or `bytes/s` and `%` for values that hold until the next."""
 
     title: str
@@ -39,8 +37,7 @@ class Counter:
     values: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
+class Timeline(msgspec.Struct, frozen=True):
     """One migration; `start_ns` to `end_ns` covers all lanes and counters."""
 
     title: str

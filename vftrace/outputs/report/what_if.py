@@ -2,8 +2,8 @@
 """Shows forecasts as text: one line for each migration, and the cost of each strategy."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from msgspec.structs import replace
 from rich.console import Group, RenderableType
 from rich.text import Text
 

@@ -3,11 +3,10 @@
 
 from collections.abc import Sequence
 
-from vftrace.dataclass import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Glyphs:
+class Glyphs(msgspec.Struct, frozen=True):
     """A set of characters. `levels` rise from an empty to a full cell."""
 
     ascii: bool

@@ -10,10 +10,10 @@ import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 
+import msgspec
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Role
 from vftrace.outputs.text.glyphs import Glyphs, glyphs
@@ -27,8 +27,7 @@ _GAP = 4
 _COLOURS = ((12, 12, 30), (60, 20, 110), (170, 40, 90), (240, 110, 30), (255, 240, 150))
 
 
-@dataclass(frozen=True, slots=True)
-class Strip:
+class Strip(msgspec.Struct, frozen=True):
     """One slot over the rounds. `rows` is (number of the sweep, cells): a cell is the part of its pages that
     became dirty, 0 to 1; None where that round is not known."""
 
@@ -62,8 +61,7 @@ def squeeze(cells: Sequence[float], columns: int) -> tuple[float, ...]:
     return tuple(sum(cells[start:end]) / (end - start) for start, end in pairwise(edges))
 
 
-@dataclass(frozen=True)
-class _Heatmap:
+class _Heatmap(msgspec.Struct, frozen=True):
     migration: Migration
     ascii: bool
 

@@ -3,10 +3,10 @@
 
 from collections.abc import Iterator
 
+import msgspec
 from rich.console import RenderableType
 from rich.text import Text
 
-from vftrace.dataclass import dataclass
 from vftrace.model import figures
 from vftrace.model.migration import Migration
 from vftrace.outputs.text.glyphs import Glyphs, sparkline
@@ -20,8 +20,7 @@ _FIXED = 52
 """The width of the columns beside the history and the heat strip."""
 
 
-@dataclass(frozen=True, slots=True)
-class SlotHistory:
+class SlotHistory(msgspec.Struct, frozen=True):
     """A slot over the rounds after the first; None if a round is not known, or if the slot did not exist then."""
 
     slot: int

@@ -2,14 +2,14 @@
 """Draws the list: running migrations, ended migrations and VMs, one line each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
+import msgspec
+from msgspec.structs import replace
 from rich.cells import set_cell_size
 from rich.console import RenderableType
 from rich.text import Text
 
-from vftrace.dataclass import dataclass
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
 from vftrace.model.migration import Kind, Migration, Outcome, Role, Snapshot, Vm
@@ -30,8 +30,7 @@ TITLE = "bold"
 WARNING = "bold yellow"
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(msgspec.Struct, frozen=True):
     """A column of the list: `width` 0 takes what is left. Shown from `from_width` columns on."""
 
     heading: str

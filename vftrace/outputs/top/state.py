@@ -2,10 +2,11 @@
 """Keeps the state of the live view, and changes it for each key."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Literal
 
-from vftrace.dataclass import dataclass
+import msgspec
+from msgspec.structs import replace
+
 from vftrace.model import figures
 from vftrace.model.migration import Migration, Snapshot, Vm
 from vftrace.model.vf import VfHistory
@@ -36,8 +37,7 @@ Action = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(msgspec.Struct, frozen=True):
     """Keys with the same effect. `footer` is the text in the bottom line, None: not shown there."""
 
     action: Action
@@ -83,8 +83,7 @@ MAX_FILTER = 40
 _FAR = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class ViewState:
+class ViewState(msgspec.Struct, frozen=True):
     """The state of the view, without the data."""
 
     screen: Screen = "list"

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Draws one frame of the live view from a snapshot, the time, and the state of the view."""
 
-from dataclasses import replace
 from functools import partial
 
+import msgspec
+from msgspec.structs import replace
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from vftrace.dataclass import dataclass
 from vftrace.faults import Where
 from vftrace.model.host import HostInfo
 from vftrace.model.migration import Migration, Snapshot
@@ -38,8 +38,7 @@ TALL = 40
 BAR = "reverse"
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """The data of one picture. `note`: another activity, such as a replay or a recording.
 
     `now_ns` is for the clock and for ages. Running times count up to the snapshot, which is slightly older:
@@ -96,8 +95,7 @@ class Frame:
         return replace(self.state, scroll=min(self.state.scroll, furthest))
 
 
-@dataclass(frozen=True)
-class Once:
+class Once(msgspec.Struct, frozen=True):
     """The whole list as lines, without a cursor, for a pipe or for `--once`."""
 
     frame: Frame

@@ -8,12 +8,13 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import field, replace
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
+from msgspec.structs import replace
+
 from vftrace import __version__
-from vftrace.dataclass import dataclass
 from vftrace.errors import MachineError, UsageError, VftraceError
 from vftrace.faults import FAULTS, Where
 from vftrace.model import figures
@@ -33,8 +34,7 @@ FROM_ENVIRONMENT = "env"
 Attributes = Mapping[str, str | int | float | bool]
 
 
-@dataclass(frozen=True, slots=True)
-class SpanNode:
+class SpanNode(msgspec.Struct, frozen=True):
     """The description of a span: times in ns since the Unix epoch, `path` unique within its trace."""
 
     name: str
@@ -47,8 +47,7 @@ class SpanNode:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(msgspec.Struct, frozen=True):
     """The trace of one attempt: `id` is 32 hex digits, `host` the host whose clock it uses.
 
     `half` distinguishes the spans of two hosts that write into one trace.
@@ -371,18 +370,18 @@ def _emit(
     span.end(node.end_ns)
 
 
-@dataclass
 class Sender:
-    """Sends traces from a thread of its own, so that tracing never waits for a collector.
-
-    `warn` gets a line for each trace that could not be sent. `close` sends the remaining traces.
+    """Sends traces from a thread of its own, so that tracing never waits for a collector. `close` sends the remaining
+    traces.
     """
 
-    endpoint: str
-    warn: Callable[[str], None]
-    _queue: "queue.Queue[Trace | None]" = field(default_factory=lambda: queue.Queue(1024))
-    _thread: threading.Thread | None = None
-    _seen: set[str] = field(default_factory=set)
+    def __init__(self, endpoint: str, warn: Callable[[str], None]) -> None:
+        """`warn` gets a line for each trace that could not be sent."""
+        self._endpoint = endpoint
+        self._warn = warn
+        self._queue: queue.Queue[Trace | None] = queue.Queue(1024)
+        self._thread: threading.Thread | None = None
+        self._seen: set[str] = set()
 
     def knows(self, trace: str) -> bool:
         """Whether a trace with this id was offered before."""
@@ -399,7 +398,7 @@ class Sender:
         try:
             self._queue.put_nowait(trace)
         except queue.Full:
-            self.warn("traces come faster than the collector takes them: one is dropped")
+            self._warn("traces come faster than the collector takes them: one is dropped")
 
     def close(self, timeout_seconds: float = 15.0) -> None:
         """Send the remaining traces, until the timeout."""
@@ -410,8 +409,8 @@ class Sender:
     def _run(self) -> None:
         while (trace := self._queue.get()) is not None:
             try:
-                send(self.endpoint, [trace])
+                send(self._endpoint, [trace])
             except VftraceError as error:
-                self.warn(str(error))
+                self._warn(str(error))
             except Exception as error:
                 FAULTS.contained(Where.TRACES, error, f"trace {trace.id} is not sent")

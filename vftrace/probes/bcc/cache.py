@@ -16,8 +16,9 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
+
+from msgspec.structs import asdict
 
 from vftrace.host import systemd
 from vftrace.probes.bpf.image import File, Image

@@ -10,7 +10,8 @@ import os
 import re
 from pathlib import Path
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.errors import MachineError
 from vftrace.probes import kernel
 from vftrace.probes.bpf import syscall
@@ -22,8 +23,7 @@ _OURS = re.compile(rf"^r\d*:({_GROUP}/\w+_(\d+)_\d+) ", re.MULTILINE)
 _serial = itertools.count()
 
 
-@dataclass(frozen=True)
-class Attached:
+class Attached(msgspec.Struct, frozen=True):
     """`fd`: the event that runs the program, or `linked` the link that holds the event; `probe`: its name in tracefs if
     it was made there."""
 

@@ -3,11 +3,11 @@
 
 import json
 from base64 import b64decode, b64encode
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from vftrace.dataclass import dataclass
+import msgspec
+from msgspec.structs import asdict
 
 _INSTRUCTION = 8
 _LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
@@ -26,8 +26,7 @@ _CALLBACKS = {
 CALLBACK_PREFIX = "loop_"
 
 
-@dataclass(frozen=True)
-class Map:
+class Map(msgspec.Struct, frozen=True):
     """The attributes with which bpf(2) makes a map, and BCC's descriptions of its keys and values (JSON)."""
 
     kind: int
@@ -39,8 +38,7 @@ class Map:
     value: str
 
 
-@dataclass(frozen=True)
-class Function:
+class Function(msgspec.Struct, frozen=True):
     """Instructions with zero for every map's fd. `maps`: the map at each such instruction; `callbacks`: the callback at
     each instruction that refers to one."""
 
@@ -81,8 +79,7 @@ class Function:
         return bytes(code)
 
 
-@dataclass(frozen=True)
-class File:
+class File(msgspec.Struct, frozen=True):
     """The state of a file when a program was compiled."""
 
     path: str
@@ -103,8 +100,7 @@ class File:
             return False
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(msgspec.Struct, frozen=True):
     """One whole compiled program text. `compiler`: the libraries that compiled it."""
 
     license: str

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from vftrace.dataclass import dataclass
+import msgspec
+
 from vftrace.probes import btf
 from vftrace.probes.bpf import events, functions, maps, syscall
 from vftrace.probes.bpf.image import Image
@@ -37,8 +38,7 @@ class BpfError(Exception):
     """The kernel refused a map, a program or an attachment. The message is one line."""
 
 
-@dataclass(frozen=True)
-class Missed:
+class Missed(msgspec.Struct, frozen=True):
     """A counter of the kernel: how many runs of a program it skipped since the program was loaded or the probe made.
     `counter` names it, for as long as vftrace runs."""
 
