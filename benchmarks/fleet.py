@@ -26,10 +26,12 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from processes import tree_of
 
@@ -387,8 +389,21 @@ def seen(
         "differs": differs,
         "downtimes": compared(downtimes, moved, resumed),
         "incomplete": sum(m["incomplete"] for m in migrations),
+        "why incomplete": Counter(
+            f"{'the fleet' if m['vm']['pid'] in moved else 'others'}: {why_incomplete(m)}"
+            for m in migrations
+            if m["incomplete"]
+        ),
+        "missed runs": report["hosts"][0]["missed_runs"],
         "lost": report["hosts"][0]["lost"],
     }
+
+
+def why_incomplete(migration: dict[str, Any]) -> str:
+    """What the report says is missing of a migration."""
+    found = [f"runs of {runs['probe']}" for runs in migration["missed_runs"]]
+    found += [f"{what} lost" for what, count in migration["loss"].items() if count]
+    return ", ".join(found) or "not said"
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from vftrace.analysis.devices.strategy import UNPLUG_WINDOW_NS
 from vftrace.analysis.forecast.precopy import of_migration
 from vftrace.analysis.incoming import IncomingMigration
 from vftrace.analysis.kinds import kind_of, loaded_from, saved_to
+from vftrace.analysis.missed import concerning
 from vftrace.analysis.outgoing import OutgoingMigration
 from vftrace.analysis.phases import checkpoint_times, downtime_of, phases_of
 from vftrace.analysis.process import BURST_NS, NEXT_LIFE, Process
@@ -114,7 +115,11 @@ def build_migration(sides: Sides) -> Migration:
     error = sides.internal_error
     if error is not None and (error[0] < started or (ended is not None and error[0] > ended)):
         error = None
-    missed_runs = sides.context.missed.between(started, ended)
+    missed_runs = concerning(
+        sides.context.missed.between(started, ended),
+        sends=outgoing is not None or sides.context.may_send_unseen(started, ended),
+        has_rings=outgoing is not None and outgoing.may_have_rings,
+    )
     handover = times.get(Checkpoint.STATE_SAVED) or times.get(Checkpoint.VCPUS_RUNNING)
     failed = verdict.outcome in (Outcome.FAILED, Outcome.CANCELLED)
     until = sides.context.now_ns if ended is None else ended

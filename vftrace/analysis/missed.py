@@ -14,6 +14,10 @@ MATTERS = frozenset({"ioctl", "channel", "dirty-ring", "vfio", "vfio-data"})
 - `process`: the collector finds a VMM's end by looking too (`events.Gone`), and marks it.
 - `mailbox` has marks of its own, for migrations that a VF has a part in.
 """
+SENDING = frozenset({"channel"})
+"""Probes that record what a source sends (bpf/channel.h, send_enter: only while its VM logs dirty pages)."""
+DIRTY_RINGS = frozenset({"dirty-ring"})
+"""Probes that record the dirty rings of vCPUs."""
 MAX_REPORTS = 1024
 """Reports of a probe that are kept; of more, the oldest two become one."""
 
@@ -53,3 +57,12 @@ class MissedLog:
                 if before >= since_ns and (until_ns is None or after <= until_ns):
                     found[probe] += count
         return tuple(sorted(found.items()))
+
+
+def concerning(
+    runs: tuple[tuple[str, int], ...], *, sends: bool, has_rings: bool
+) -> tuple[tuple[str, int], ...]:
+    """Return the skipped runs that may have belonged to a migration. `sends`: a process of this host may be its source;
+    `has_rings`: its source may have dirty rings."""
+    others = (frozenset() if sends else SENDING) | (frozenset() if has_rings else DIRTY_RINGS)
+    return tuple((probe, count) for probe, count in runs if probe not in others)

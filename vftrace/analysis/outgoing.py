@@ -189,6 +189,12 @@ class OutgoingMigration(msgspec.Struct):
         return self.memory_passed or bool(self.by_thread)
 
     @property
+    def may_have_rings(self) -> bool:
+        """Whether the VM has dirty rings, or no dirty log was read yet: KVM refuses to read one of a VM that has rings
+        (virt/kvm/kvm_main.c, kvm_get_dirty_log_protect). With a log beside the rings (arm64) their resets show them."""
+        return self.ring or not self.dirty_syncs
+
+    @property
     def throttled(self) -> bool:
         """Whether the VMM throttled the guest's vCPUs when it stopped them."""
         if len(self.pauses) < THROTTLE_PAUSES:

@@ -118,6 +118,11 @@ class CallWatch:
 
     # -- who is traced --------------------------------------------------------------------------
 
+    @property
+    def any_migrates(self) -> bool:
+        """Whether the calls of any process are traced."""
+        return bool(self._traced)
+
     def see(self, event: Event) -> None:
         """Look at an event of the kernel side."""
         kind = type(event)

@@ -31,8 +31,9 @@ from vftrace.probes.loader import Probes
 TICK_NS = 100_000_000
 SECOND_NS = 1_000_000_000
 MISSED_EVERY_NS = 500_000_000
-"""How often the kernel's counters of skipped runs are read: sooner than a migration that ended is counted (settled.py
-in analysis)."""
+"""How often the kernel's counters of skipped runs are read while no VM migrates: sooner than a migration that ended is
+counted (settled.py in analysis). Meanwhile each tick reads them, because every migration that was under way between two
+readings is marked."""
 POLL_MS = 20
 _LOOKED_AT = LOOKED_AT | calls.LOOKED_AT | vcpus.LOOKED_AT | {Kind.VFIO_MIGRATION}
 """Kinds of records that are decoded on arrival, because a process has to be found or watched then."""
@@ -196,7 +197,7 @@ class LiveSource:
             self._identifier.retry_functions()
             self._report_uncounted()
         if now >= self._next_missed_ns:
-            self._next_missed_ns = now + MISSED_EVERY_NS
+            self._next_missed_ns = now + (TICK_NS if self._calls.any_migrates else MISSED_EVERY_NS)
             self._report_missed_runs()
         if now >= self._next_tick_ns:
             self._next_tick_ns = now + TICK_NS

@@ -39,6 +39,24 @@ class HostContext(msgspec.Struct, frozen=True, dict=True):
         first, last = self.mailbox_loss
         return last >= since_ns and (until_ns is None or first <= until_ns + RESUMES_WITHIN_NS)
 
+    def may_send_unseen(self, since_ns: int, until_ns: int | None) -> bool:
+        """Whether a process of this host may be the source of a migration that only its destination shows: it read its
+        dirty log then, and no send of it was seen."""
+        return any(
+            (over is None or over >= since_ns) and (until_ns is None or began <= until_ns)
+            for began, over in self._without_sends
+        )
+
+    @cached_property
+    def _without_sends(self) -> list[tuple[int, int | None]]:
+        """When attempts without a seen send began, and when they were over."""
+        return [
+            (attempt.started_at_ns, attempt.over_at_ns or attempt.process_ended_at_ns)
+            for process in self.processes
+            for attempt in process.outgoing
+            if not attempt.is_migration
+        ]
+
     @cached_property
     def by_function(self) -> dict[tuple[str | None, int | None], list[Process]]:
         """The processes that ever held a function, by its card and number."""
