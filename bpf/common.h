@@ -144,6 +144,8 @@ BPF_TABLE("array", u32, struct owner, new_owner, 1);
 BPF_TABLE("array", u32, struct vm, new_vm, 1);
 BPF_TABLE("array", u32, u64, next_vm_id, 1);
 BPF_TABLE("array", u32, u64, full, NR_TABLES);
+/* By user, of the first users: the VMs for which `vms` had no room. Nothing else shows these VMs. */
+BPF_TABLE("hash", u32, u64, untraced, 64);
 #endif
 
 /* Called by helper number (include/uapi/linux/bpf.h). BCC reads all of /proc/kallsyms for each call
@@ -289,6 +291,19 @@ static __always_inline void count_full(struct vm *vm, u32 table)
 		__sync_fetch_and_add(count, 1);
 	if (vm)
 		__sync_fetch_and_add(&vm->not_counted, 1);
+}
+
+static __always_inline void count_untraced(u32 uid)
+{
+	u64 *count = untraced.lookup(&uid), first = 1;
+
+	count_full(NULL, TABLE_VMS);
+	/* Two CPUs may find no entry at once: the one that does not make it adds to it. */
+	if (!count && !untraced.insert(&uid, &first))
+		return;
+	count = untraced.lookup(&uid);
+	if (count)
+		__sync_fetch_and_add(count, 1);
 }
 
 static __always_inline struct owner *owner_of(u32 uid)

@@ -294,7 +294,7 @@ static __always_inline void vm_created(s32 fd)
 	if (fd < 0 || !vm || !id)
 		return;
 	if (!known && (!has_room(uid, TABLE_VMS, VMS) || vms.insert(&tgid, vm)))
-		count_full(NULL, TABLE_VMS);
+		count_untraced(uid);
 	vm = vms.lookup(&tgid);
 	if (!vm)
 		return;

@@ -230,6 +230,7 @@ def _tables() -> style.PanelBuilder:
             " an entry as incomplete; if the table is `vms`, vftrace does not trace them at all.",
             "none",
             _with_zero("kernel_table_full_total", "table"),
+            query(of("untraced_vms_total"), "{{instance}} VMs of user {{uid}}"),
         )
         .span(6)
         .height(6)

@@ -51,7 +51,7 @@ def lossy() -> Fault:
     gone = set(kernels[400:600:3] + kernels[401:601:3] + kernels[402:602:3])
     kept = [record for record in records if record not in gone]
     ticks = [n for n, record in enumerate(kept) if isinstance(wire.decode(record), events.Tick)]
-    middle, after, then, last = ticks[len(ticks) // 2 :][:4]
+    middle, after, then, later, last = ticks[len(ticks) // 2 :][:5]
     tick = wire.decode(kept[middle])
     kept[middle] = wire.encode(
         events.Lost(tick.at_ns, tick.seq, tick.tgid, tick.tid, count=len(gone))
@@ -64,6 +64,10 @@ def lossy() -> Fault:
     vmm = wire.decode(kernels[400]).tgid
     kept[then] = wire.encode(
         events.VmLost(tick.at_ns, tick.seq, tick.tgid, tick.tid, vmm, len(gone), 0)
+    )
+    tick = wire.decode(kept[later])
+    kept[later] = wire.encode(
+        events.Untraced(tick.at_ns, tick.seq, tick.tgid, tick.tid, uid=1000, count=1)
     )
     tick = wire.decode(kept[last])
     head = (tick.at_ns, tick.seq, tick.tgid, tick.tid)

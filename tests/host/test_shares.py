@@ -106,8 +106,11 @@ def test_a_user_gets_half_of_the_table_of_vms(
     before = source.probes.full()["vms"]
     with neighbour(program, "vms", str(VMS)):
         assert source.probes.full()["vms"] - before == VMS - TABLES["VMS"] // 2
+        assert source.probes.untraced() == {int(OTHER_USER): VMS - TABLES["VMS"] // 2}
         pid, new_pages = migrate()
         assert rounds_of(pump, pid, len(new_pages)) == new_pages
+        until(pump, lambda: bool(pump.snapshot().untraced))
+        assert pump.snapshot().untraced == ((int(OTHER_USER), VMS - TABLES["VMS"] // 2),)
 
 
 def test_a_user_gets_half_of_the_table_of_slots(

@@ -136,3 +136,24 @@ def test_reports_of_a_vm_that_always_loses_are_bounded() -> None:
     assert log.total.records == 3 * MAX_REPORTS - 1
     assert log.between((3 * MAX_REPORTS - 10) * SECOND, None).records == 10
     assert len(log._reports) == MAX_REPORTS
+
+
+def test_users_whose_vms_are_not_traced_are_named() -> None:
+    tracker = Tracker()
+    for seq, (uid, count) in enumerate(((1000, 3), (64055, 1), (1000, 40), (1000, 39))):
+        tracker.feed(events.Untraced(seq * SECOND, seq, events.COLLECTOR, 1, uid, count))
+    snapshot = tracker.snapshot()
+    assert Bench().scrape(snapshot, snapshot.at_ns).all("untraced_vms_total") == {
+        ("1000",): 40,
+        ("64055",): 1,
+    }
+    assert losses(snapshot) == (
+        "40 VMs OF USER 1000 NOT TRACED: no room for more",
+        "1 VM OF USER 64055 NOT TRACED: no room for more",
+    )
+    report = report_json(live_report(HOST, snapshot))
+    jsonschema.validate(json.loads(json.dumps(report)), SCHEMA)
+    assert report["hosts"][0]["untraced_vms"] == [
+        {"uid": 1000, "count": 40},
+        {"uid": 64055, "count": 1},
+    ]

@@ -132,6 +132,7 @@ def _own(head: tuple[int, int, int, int]) -> st.SearchStrategy[events.Event]:
         st.builds(lambda n, count: events.Uncounted(*head, n, count), U32, U64),
         st.builds(lambda *rest: events.VmLost(*head, *rest), U32, U64, U64, U64),
         st.builds(lambda table, count: events.TableFull(*head, table, count), TEXT, U64),
+        st.builds(lambda uid, count: events.Untraced(*head, uid, count), U32, U64),
         st.builds(lambda *rest: events.MissedRuns(*head, *rest), TEXT, TEXT, U64, U64, U64),
         st.builds(
             lambda *rest: events.Process(*head, *rest),

@@ -87,6 +87,7 @@ class Tracker:
         self._events = 0
         self._lost = 0
         self._tables_full: dict[str, int] = {}
+        self._untraced: dict[int, int] = {}
         self._missed_runs = MissedLog()
         self._unknown = 0
         self._clock = ClockSamples()
@@ -262,6 +263,9 @@ class Tracker:
 
     def _count_full(self, event: events.TableFull) -> None:
         self._tables_full[event.table] = max(self._tables_full.get(event.table, 0), event.count)
+
+    def _count_untraced(self, event: events.Untraced) -> None:
+        self._untraced[event.uid] = max(self._untraced.get(event.uid, 0), event.count)
 
     def _miss_runs(self, event: events.MissedRuns) -> None:
         if self._missed_runs.report(event) and event.probe == "mailbox":
@@ -484,6 +488,7 @@ class Tracker:
             network_missed=self._network_missed,
             stalls=tuple(self._stalls),
             tables_full=tuple(sorted(self._tables_full.items())),
+            untraced=tuple(sorted(self._untraced.items())),
             losses=self._vm_losses(),
             missed_runs=self._missed_runs.total,
         )
@@ -680,6 +685,7 @@ _TAKES: dict[type[Event], Callable[[Tracker, Any], None]] = {
     events.Uncounted: Tracker._uncounted,
     events.Lost: Tracker._count_lost,
     events.TableFull: Tracker._count_full,
+    events.Untraced: Tracker._count_untraced,
     events.MissedRuns: Tracker._miss_runs,
     events.RecordedMigration: Tracker._record_only,
     events.VmLost: Tracker._count_lost_of,

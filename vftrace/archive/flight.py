@@ -218,7 +218,13 @@ class FlightRecorder:
             self._take_identity(pid, event)
             return
         match event:
-            case events.Lost() | events.NetMissed() | events.TableFull() | events.MissedRuns():
+            case (
+                events.Lost()
+                | events.NetMissed()
+                | events.TableFull()
+                | events.Untraced()
+                | events.MissedRuns()
+            ):
                 self._counters[_counter(event)] = event.count
             case events.VfAddress():
                 self._addresses[event.pf, event.vf] = event
@@ -504,14 +510,20 @@ def _row(migration: Migration, file: _File, name: str) -> index.Row:
     return index.row_of(found, name, 1)
 
 
-_COUNTERS = (events.Lost, events.NetMissed, events.TableFull, events.MissedRuns)
+_COUNTERS = (
+    events.Lost,
+    events.NetMissed,
+    events.TableFull,
+    events.Untraced,
+    events.MissedRuns,
+)
 
 
 def _counter(event: Event) -> Any:
     """Return the key of a counter of losses, whose records have its total since vftrace started."""
     if isinstance(event, events.MissedRuns):
         return type(event), event.probe, event.reason
-    return type(event), getattr(event, "table", None)
+    return type(event), getattr(event, "table", getattr(event, "uid", None))
 
 
 def _began_ns(part: _Part) -> int:

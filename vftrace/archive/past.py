@@ -302,6 +302,7 @@ def _one(host: _Host) -> HostReport:
         network_missed=max(shot.network_missed for shot in shots),
         stalls=tuple(sorted({stall for shot in shots for stall in shot.stalls})),
         tables_full=latest.tables_full,
+        untraced=latest.untraced,
         missed_runs=latest.missed_runs,
     )
     return HostReport(

@@ -27,6 +27,7 @@ from vftrace.host import devices, namespaces, processes
 from vftrace.mailbox.profile import drivers_of
 from vftrace.model.host import HostInfo
 from vftrace.probes.loader import Probes
+from vftrace.probes.tables import VMS
 
 TICK_NS = 100_000_000
 SECOND_NS = 1_000_000_000
@@ -80,6 +81,7 @@ class LiveSource:
         self._vm_lost: dict[int, tuple[int, int, int]] = {}
         self._uncounted: dict[int, int] = {}
         self._full: Counter[str] = Counter()
+        self._untraced: Counter[int] = Counter()
         self._missed: dict[tuple[str, str], int] = {}
         self._missed_read_ns = boottime_ns()
         self._next_tick_ns = 0
@@ -225,6 +227,14 @@ class LiveSource:
             if count > self._full[table]:
                 self._full[table] = count
                 self._intake.write(events.TableFull, table=table, count=count)
+                if table == VMS:
+                    self._report_untraced()
+
+    def _report_untraced(self) -> None:
+        for uid, count in self.probes.untraced().items():
+            if count > self._untraced[uid]:
+                self._untraced[uid] = count
+                self._intake.write(events.Untraced, uid=uid, count=count)
 
     def _report_missed_runs(self) -> None:
         since, self._missed_read_ns = self._missed_read_ns, boottime_ns()

@@ -19,6 +19,7 @@ from vftrace.events.host import (
     TableFull,
     Tick,
     Uncounted,
+    Untraced,
     VmLost,
 )
 from vftrace.events.kvm import (
@@ -104,6 +105,7 @@ __all__ = [
     "ThreadExit",
     "Tick",
     "Uncounted",
+    "Untraced",
     "Unknown",
     "Userfault",
     "VcpuBaseline",

@@ -78,6 +78,16 @@ class TableFull(Event, frozen=True):
     count: int
 
 
+class Untraced(Event, frozen=True):
+    """VMs of a user that are not traced, because the kernel side's table of VMs had no room for them: how many, in total
+    since vftrace started."""
+
+    KIND = Kind.UNTRACED
+
+    uid: int
+    count: int
+
+
 class MissedRuns(Event, frozen=True):
     """Runs of a probe's programs that the kernel skipped since vftrace started, in total.
 

@@ -64,6 +64,7 @@ class Kind(IntEnum):
     VM_LOST = 126
     PING_ROUND_TRIPS = 127
     MISSED_RUNS = 128
+    UNTRACED = 129
     CALLS_TRACED = 140
     CALL_THREAD = 141
     CALL_FD = 142

@@ -569,6 +569,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """The times in which the collector, which writes a tick every 100 ms, did not run: the host was too busy."""
     tables_full: tuple[tuple[str, int], ...] = ()
     """For each table of the kernel side: how often it had no room for an entry."""
+    untraced: tuple[tuple[int, int], ...] = ()
+    """By user (uid): VMs that are not traced, because the table of VMs had no room for them."""
     losses: tuple[VmLoss, ...] = ()
     """The VMs with losses, the one that lost most first."""
     missed_runs: tuple[tuple[str, str, int], ...] = ()

@@ -192,6 +192,10 @@ class Probes:
         """Return for each table of the kernel side the entries so far for which it had no room."""
         return self._tables.full()
 
+    def untraced(self) -> dict[int, int]:
+        """Return by user the VMs that are not traced, because the table of VMs had no room for them."""
+        return self._tables.untraced()
+
     def missed_runs(self) -> dict[tuple[str, str], int]:
         """Return by probe and reason the runs so far that the kernel skipped."""
         loaded = (

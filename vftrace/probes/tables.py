@@ -17,7 +17,8 @@ from typing import Any
 from vftrace.events.layout import Kind
 from vftrace.uapi import KVM_CREATE_VM
 
-NAMES = ("vms", "threads", "slot_pages", "channels", "sending", "chunks", "touched")
+VMS = "vms"
+NAMES = (VMS, "threads", "slot_pages", "channels", "sending", "chunks", "touched")
 """Tables that may be full, in the order of enum table in bpf/common.h."""
 BY_VM = ("slot_pages", "channels", "touched", "deleted_channels")
 """Tables whose keys begin with a VM's id; `chunks` too, whose values are too large to read all."""
@@ -66,6 +67,13 @@ class Tables:
         """Return for each table the entries for which there was no room so far."""
         counts = self._bpf["full"]
         return {name: int(counts[at].value) for at, name in enumerate(NAMES)}
+
+    def untraced(self) -> dict[int, int]:
+        """Return by user the VMs for which the table of VMs had no room so far."""
+        return {
+            _u32(uid, 0): int.from_bytes(n, "little")
+            for uid, n in self._bpf.raw("untraced").items()
+        }
 
     def not_counted(self) -> dict[int, int]:
         """Return for each process the calls and sends for which a table had no room so far."""

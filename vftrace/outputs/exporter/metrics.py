@@ -130,6 +130,11 @@ def _tables_full(view: View) -> Samples:
         yield (table,), count
 
 
+def _untraced(view: View) -> Samples:
+    for uid, count in view.reading.snapshot.untraced:
+        yield (str(uid),), count
+
+
 def _missed_runs(view: View) -> Samples:
     for probe, reason, count in view.reading.snapshot.missed_runs:
         yield (probe, reason), count
@@ -553,11 +558,22 @@ METRICS = (
         _tables_full,
     ),
     Metric(
+        "untraced_vms_total",
+        "counter",
+        "VMs that vftrace does not trace, because the kernel table of VMs had no room for them, by the user (uid) who"
+        " started them; for the first 64 users.",
+        "VMs",
+        ("uid",),
+        "all",
+        "any increase: this user has far more VMs than usual, and their migrations are not seen",
+        _untraced,
+    ),
+    Metric(
         "probe_missed_runs_total",
         "counter",
         "Runs of a probe's programs that the kernel skipped: another program was under way on that CPU (`recursion`),"
         " or the probe was hit inside another one or had no instance left (`kprobe`). Migrations under way are marked"
-        " incomplete, except for probes `calls`, `vcpus` and `process`.",
+        " incomplete if the probe may concern them; `calls`, `vcpus` and `process` mark none.",
         "runs",
         ("probe", "reason"),
         "all",

@@ -49,6 +49,7 @@ def host_json(host: HostReport) -> dict[str, Any]:
         "events": snapshot.events,
         "lost": snapshot.lost,
         "losses": [{"vm": vm.key, "pid": vm.pid, **asdict(vm.loss)} for vm in snapshot.losses],
+        "untraced_vms": [{"uid": uid, "count": count} for uid, count in snapshot.untraced],
         "missed_runs": [
             {"probe": probe, "reason": reason, "count": count}
             for probe, reason, count in snapshot.missed_runs

@@ -319,6 +319,10 @@ def losses(snapshot: Snapshot) -> tuple[str, ...]:
         for probe, _, count in snapshot.missed_runs:
             by_probe[figures.printable(probe)] += count
         said.append(f"RUNS MISSED: {_missed(list(by_probe.items()))}")
+    for uid, count in snapshot.untraced:
+        said.append(
+            f"{count} VM{'' if count == 1 else 's'} OF USER {uid} NOT TRACED: no room for more"
+        )
     if snapshot.unknown_records:
         said.append(f"{snapshot.unknown_records} records of kinds this version does not know")
     return tuple(said)
