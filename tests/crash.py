@@ -31,6 +31,9 @@ ROOT = Path(__file__).parents[1]
 KEPT_NS = 200_000_000
 """Events this long before the kill must be in the recording."""
 
+LATE_NS = 100_000_000
+"""Ticks are 100 ms apart. A recording that ends longer before the kill is printed with its command."""
+
 SETTLED_NS = 60_000_000
 """Records of several CPUs are in order within this time."""
 
@@ -209,6 +212,9 @@ def main() -> int:
     parser.add_argument("commands", nargs="*", default=[*COMMANDS], metavar="COMMAND")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--latest", type=float, default=2.5, help="the latest kill, seconds after the first sync"
+    )
     args = parser.parse_args()
     chance = random.Random(args.seed)
     kills: list[Kill] = []
@@ -219,12 +225,18 @@ def main() -> int:
             for number in range(args.kills):
                 command = args.commands[number % len(args.commands)]
                 try:
-                    kills.append(kill_once(command, directory / "killed.vft", load, chance))
+                    kills.append(
+                        kill_once(command, directory / "killed.vft", load, chance, args.latest)
+                    )
                 except AssertionError as error:
                     failed += 1
                     print(f"kill {number}: {command}: {error}"[:300], flush=True)
                 (directory / "killed.vft").unlink(missing_ok=True)
     lost = sorted(kill.lost_ns for kill in kills)
+    for kill in kills:
+        if kill.lost_ns > LATE_NS:
+            print(f"{kill.command}: ends {kill.lost_ns / 1e6:.0f} ms before the kill")
+    print(f"ms: {' '.join(f'{ns / 1e6:.0f}' for ns in lost)}")
     print(
         f"{len(kills)} kills of {', '.join(args.commands)}: {sum(k.syncs for k in kills)} dirty syncs, none missing;"
         f" recordings end {lost[len(lost) // 2] / 1e6:.0f} ms before the kill in the median,"

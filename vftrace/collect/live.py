@@ -38,8 +38,9 @@ readings is marked."""
 POLL_MS = 20
 _LOOKED_AT = LOOKED_AT | calls.LOOKED_AT | vcpus.LOOKED_AT | {Kind.VFIO_MIGRATION}
 """Kinds of records that are decoded on arrival, because a process has to be found or watched then."""
-READ_S = 0.2
-"""How long one `read` continues if records arrive faster than it takes them."""
+READ_S = 0.05
+"""How long one `read` continues if records arrive faster than it takes them. Together with the main process's reads
+(remote.py) this bounds how old a record is when it reaches the recording."""
 
 
 def host_info(probes: Probes, profiles: tuple[str, ...]) -> HostInfo:
