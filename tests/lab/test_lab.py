@@ -43,7 +43,7 @@ IOMMUFD = ("steer-dma-phys", "unplug-iommufd", "late-unplug-iommufd", "iommufd-r
 # Minutes of compiling under emulation, a flood, or no other tracer beside it: LAB_FULL=1 runs these too.
 LONG = {"late", "doctor", "mailbox-flood"}
 # LAB_FULL=1: with no other tracer beside it; in a boot where vftrace starts before the modules it traces.
-ALONE, FOLLOW = ("late-kvm", "missed-runs", "killed", "ways"), "follow"
+ALONE, FOLLOW = ("late-kvm", "missed-runs", "killed", "clock-set", "ways"), "follow"
 # LAB_FULL=1: each with a recording of its own, as their cards have the same address, and a card has one driver.
 OUTAGES = ("outage-i40e", "outage-ice")
 # What the messages of the helped migration are called.

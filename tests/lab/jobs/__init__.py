@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from vftlab.job import Job
 
-from jobs import attach, basic, igb, iommufd, mailbox, outage, steer, tiny, tracer, vfio
+from jobs import attach, basic, clocks, igb, iommufd, mailbox, outage, steer, tiny, tracer, vfio
 
 JOBS: dict[str, Callable[[Job], None]] = {
     **basic.JOBS,
@@ -20,4 +20,5 @@ JOBS: dict[str, Callable[[Job], None]] = {
     **tiny.JOBS,
     **iommufd.JOBS,
     **tracer.JOBS,
+    **clocks.JOBS,
 }

@@ -88,7 +88,7 @@ def tracers(
             process.wait()
 
 
-def _report(recording: Path) -> Any:
+def report_of(recording: Path) -> Any:
     """Return the result of `vftrace report --format json` for a recording."""
     command = [sys.executable, "-m", "vftrace", "report", "--format", "json", str(recording)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -98,7 +98,7 @@ def _report(recording: Path) -> Any:
 
 
 def _replayed(recording: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = _report(recording)["migrations"]
+    found: list[dict[str, Any]] = report_of(recording)["migrations"]
     return found
 
 
@@ -206,7 +206,7 @@ def ways(job: Job) -> None:
                     "migration": migration_truth(migration),
                 }
             )
-    _ways_agree({way: _report(recording) for way, recording in recordings.items()})
+    _ways_agree({way: report_of(recording) for way, recording in recordings.items()})
 
 
 def late(job: Job) -> None:
@@ -347,7 +347,7 @@ def missed_runs(job: Job) -> None:
         time.sleep(2)
         migrations.append(_plain(job.results))
     job.write_truth({"migrations": [migration_truth(m) for m in migrations]})
-    host = _report(recordings["missed"])["hosts"][0]
+    host = report_of(recordings["missed"])["hosts"][0]
     missed = {m["probe"]: m["count"] for m in host["missed_runs"] if m["reason"] == "kprobe"}
     found = _replayed(recordings["missed"])
     marks = [(m["incomplete"], sorted(r["probe"] for r in m["missed_runs"])) for m in found]
