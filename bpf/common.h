@@ -144,7 +144,8 @@ BPF_TABLE("array", u32, struct owner, new_owner, 1);
 BPF_TABLE("array", u32, struct vm, new_vm, 1);
 BPF_TABLE("array", u32, u64, next_vm_id, 1);
 BPF_TABLE("array", u32, u64, full, NR_TABLES);
-/* By user, of the first users: the VMs for which `vms` had no room. Nothing else shows these VMs. */
+/* By user, of the first users: the VMs for which `vms` had no room. Nothing else shows these VMs.
+ */
 BPF_TABLE("hash", u32, u64, untraced, 64);
 #endif
 

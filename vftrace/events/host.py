@@ -79,8 +79,8 @@ class TableFull(Event, frozen=True):
 
 
 class Untraced(Event, frozen=True):
-    """VMs of a user that are not traced, because the kernel side's table of VMs had no room for them: how many, in total
-    since vftrace started."""
+    """VMs of a user that are not traced, because the kernel side's table of VMs had no room for them: how many since
+    vftrace started."""
 
     KIND = Kind.UNTRACED
 

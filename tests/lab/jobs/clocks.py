@@ -77,7 +77,7 @@ def _traced(results: Path, name: str, jump: Callable[[], None]) -> dict[str, Any
         asleep_ns, wall_ns = _asleep_ns(), time.time_ns()
         migration: Migration = migrate(source, during=jump)
         wait_resumed(destination)
-        found = {
+        found: dict[str, Any] = {
             "name": name,
             "pid": source.pid,
             "asleep_ns": _asleep_ns() - asleep_ns,
