@@ -82,8 +82,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
 
         def record(tree: Path) -> AbstractContextManager[None]:
-            vftrace = f"{tree}/.venv/bin/vftrace"
-            return tracer([vftrace, "record", "-o", f"{directory}/r.vft", "--force"], "ready")
+            # Earlier versions do not write over a file.
+            file = f"{directory}/{time.monotonic_ns()}.vft"
+            return tracer([f"{tree}/.venv/bin/vftrace", "record", "-o", file], "ready")
 
         tracers: dict[str, Callable[[], AbstractContextManager[None]]] = {
             "bare": lambda: nullcontext(),

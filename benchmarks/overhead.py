@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -74,15 +74,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         binary = Path(directory) / "loops"
         subprocess.run(["gcc", "-O2", "-o", str(binary), str(HERE / "loops.c")], check=True)
-        record = ["record", "-o", f"{directory}/x.vft", "--force"]
+
+        def record(tree: Path) -> AbstractContextManager[None]:
+            # Earlier versions do not write over a file.
+            file = f"{directory}/{time.monotonic_ns()}.vft"
+            return tracer([f"{tree}/.venv/bin/vftrace", "record", "-o", file], "ready")
+
         ways = {
             "bare": (nothing, [], LOOPS),
-            "vftrace": (lambda: tracer([f"{TREE}/.venv/bin/vftrace", *record], "ready"), [], LOOPS),
+            "vftrace": (lambda: record(TREE), [], LOOPS),
         }
         if args.other:
-            ways["other"] = (
-                lambda: tracer([f"{args.other}/.venv/bin/vftrace", *record], "ready"), [], LOOPS
-            )  # fmt: skip
+            ways["other"] = (lambda: record(args.other), [], LOOPS)
         if shutil.which("bpftrace"):
             ways["bpftrace"] = (
                 lambda: tracer(["bpftrace", "-e", BPFTRACE], "Attaching"), [], LOOPS
