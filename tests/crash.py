@@ -7,6 +7,7 @@ which is at most 200 ms before the kill. It must consist of whole records up to 
 """
 
 import argparse
+import os
 import random
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,6 +34,8 @@ KEPT_NS = 200_000_000
 
 LATE_NS = 100_000_000
 """Ticks are 100 ms apart. A recording that ends longer before the kill is printed with its command."""
+
+WATCHED_S = 0.4
 
 SETTLED_NS = 60_000_000
 """Records of several CPUs are in order within this time."""
@@ -141,6 +144,8 @@ class Kill:
     command: str
     syncs: int
     lost_ns: int
+    waited_ms: str = ""
+    """What the recorder's processes waited for a CPU in the last `WATCHED_S` seconds, and the load."""
 
 
 def kill_once(
@@ -151,12 +156,38 @@ def kill_once(
     with recorder(command, path) as process:
         ready_ns = boottime_ns()
         load.wait_for_sync(ready_ns)
-        time.sleep(chance.uniform(0.5, latest_s))
+        time.sleep(chance.uniform(0.5, latest_s) - WATCHED_S)
+        pids = process.pid, *_children(process.pid)
+        before = [_use_ms(pid) for pid in pids]
+        time.sleep(WATCHED_S)
+        after = [_use_ms(pid) for pid in pids]
         killed_ns = boottime_ns()
         process.send_signal(signal.SIGKILL)
         process.wait()
     _gone(process.pid)
-    return checked(command, path, load, ready_ns, killed_ns)
+    kill = checked(command, path, load, ready_ns, killed_ns)
+    used = [
+        f"ran {then[0] - now[0]:.0f}, waited {then[1] - now[1]:.0f}"
+        for now, then in zip(before, after, strict=True)
+    ]
+    return replace(kill, waited_ms=f"{'; '.join(used)}; load {os.getloadavg()[0]:.0f}")
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _use_ms(pid: int) -> tuple[float, float]:
+    """How long a process's threads have run, and waited for a CPU (Linux Documentation/scheduler/sched-stats.rst)."""
+    ran = waited = 0
+    for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            words = stat.read_text().split()
+        except OSError:
+            continue
+        ran += int(words[0])
+        waited += int(words[1])
+    return ran / 1e6, waited / 1e6
 
 
 def checked(command: str, path: Path, load: Load, ready_ns: int, killed_ns: int) -> Kill:
@@ -235,7 +266,10 @@ def main() -> int:
     lost = sorted(kill.lost_ns for kill in kills)
     for kill in kills:
         if kill.lost_ns > LATE_NS:
-            print(f"{kill.command}: ends {kill.lost_ns / 1e6:.0f} ms before the kill")
+            print(
+                f"{kill.command}: ends {kill.lost_ns / 1e6:.0f} ms before the kill; main process and reader, ms in"
+                f" the last {WATCHED_S * 1000:.0f}: {kill.waited_ms}"
+            )
     print(f"ms: {' '.join(f'{ns / 1e6:.0f}' for ns in lost)}")
     print(
         f"{len(kills)} kills of {', '.join(args.commands)}: {sum(k.syncs for k in kills)} dirty syncs, none missing;"

@@ -26,6 +26,7 @@ BY_TID = frozenset(("callers", "vcpus"))
 BY_FD = frozenset(("device_fds", "data_fds", "data_of_device"))
 """Tables whose keys begin with a tgid, of devices."""
 NOT_OF_A_VM = {
+    "untraced": "by user: counts of the first 64 users whose VMs had no room",
     "owners": "by user: those who have had a VM lately; the collector forgets the others",
     "flows": "by virtual function, of which a host has a few",
     "exportable_words": "set once",

@@ -58,6 +58,12 @@ class Tracer:
         """Resident memory of the reader, and of this process."""
         return _resident_kib(self.reader), _resident_kib(os.getpid())
 
+    def entries_of_ended(self, before: set[int]) -> int:
+        """Entries of the kernel tables that are not of a VM that runs, or was there `before`: other tests may start VMs
+        at any time."""
+        others = {pid for pid in vms_of(self.reader) if Path(f"/proc/{pid}").exists()}
+        return entries(self.reader, before | others).total()
+
     def is_late(self) -> bool:
         """Whether what happened lately is not known yet."""
         return boottime_ns() - self.pump.snapshot().at_ns > LATE_NS
@@ -152,8 +158,7 @@ def test_a_victims_migration_is_right_or_marked(name: str, program: Path, tracer
     _within(BACK_S, pump, lambda: not tracer.is_late())
     truth, migration = migrated(pump)
     assert is_right(truth, migration)
-    others |= {pid for pid in vms_of(tracer.reader) if Path(f"/proc/{pid}").exists()}
-    until(pump, lambda: not any(entries(tracer.reader, others).values()))
+    until(pump, lambda: not tracer.entries_of_ended(others))
     after = tracer.resident_kib()
     assert after[0] - reader_kib < READER_KIB
     assert after[1] - main_kib < MAIN_KIB
