@@ -365,6 +365,7 @@ def _read_proc(given: tuple[str, bytes]) -> None:
     text = data.decode(errors="replace")
     with (
         mock.patch.object(Path, "read_text", return_value=text),
+        mock.patch.object(Path, "read_bytes", return_value=data),
         mock.patch.object(Path, "iterdir", lambda self: iter([self / "7"])),
     ):
         if name == "stat":
@@ -375,10 +376,10 @@ def _read_proc(given: tuple[str, bytes]) -> None:
             descriptors._flags(Path("/proc/1"), 7)
             devices._syspath(1, 7)
         else:
-            for address in descriptors._read_sockets(Path("/proc/1")).values():
-                if address is not None:
-                    found = descriptors._address(address)
-                    assert found is None or found.rpartition(":")[2].isdigit()
+            descriptors._tables.clear()
+            for inode in {word for word in text.split() if word.isdecimal()}:
+                peer = descriptors._socket(Path("/proc/1"), inode).peer
+                assert peer is None or peer.rpartition(":")[2].isdigit()
 
 
 @cache

@@ -24,15 +24,15 @@ def test_tables_are_read_again_only_after_a_rest(
 ) -> None:
     now = 0.0
     reads: list[Path] = []
-    rows = descriptors._rows
+    text_of = descriptors._text_of
 
-    def slow_rows(table: Path) -> list[list[str]]:
+    def slow(table: Path) -> bytes:
         nonlocal now
         now += 0.01
         reads.append(table)
-        return rows(table)
+        return text_of(table)
 
-    monkeypatch.setattr(descriptors, "_rows", slow_rows)
+    monkeypatch.setattr(descriptors, "_text_of", slow)
     monkeypatch.setattr("vftrace.host.descriptors.time.monotonic", lambda: now)
     _table(tmp_path, range(100))
     assert descriptors._socket(tmp_path, "7").peer == "127.0.0.2:49152"
@@ -56,3 +56,42 @@ def test_a_socket_that_was_not_connected_is_looked_up_again(
     _table(tmp_path, range(2))
     now += 1
     assert descriptors._socket(tmp_path, "1").peer == "127.0.0.2:49152"
+
+
+# As Linux 6.18 writes them; the inode of one is a part of another's, and a word of another column.
+UNIX = b"""Num       RefCount Protocol Flags    Type St Inode Path
+ffff0000: 00000003 00000000 00000000 0001 03 4711
+ffff0001: 00000003 00000000 00000000 0001 03   815 /run/vm 47 1
+"""
+TCP = b"""  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000   471        0 47111 1 ffff 100 0 0 10 0
+   1: 0100007F:1F91 0200007F:C000 01 00000000:00000000 00:00000000 00000000     0        0 471 1 ffff 20 4 30 10 -1
+"""
+
+
+def test_a_row_is_found_by_its_inode_alone(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "unix").write_bytes(UNIX)
+    (tmp_path / "net" / "tcp").write_bytes(TCP)
+    unix = descriptors.Descriptor("unix", None)
+    assert descriptors._socket(tmp_path, "4711") == descriptors._socket(tmp_path, "815") == unix
+    assert descriptors._socket(tmp_path, "471").peer == "127.0.0.2:49152"
+    assert descriptors._socket(tmp_path, "47111").peer == "0.0.0.0:0"
+    for other in ("47", "1", "4", "0", "100"):
+        assert descriptors._socket(tmp_path, other) is descriptors.UNKNOWN
+
+
+def test_tcp_sockets_are_not_read_for_a_unix_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+
+    def text_of(table: Path) -> bytes:
+        reads.append(table.name)
+        return table.read_bytes()
+
+    monkeypatch.setattr(descriptors, "_text_of", text_of)
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "unix").write_bytes(UNIX)
+    assert descriptors._socket(tmp_path, "4711").kind == "unix"
+    assert reads == ["unix"]
