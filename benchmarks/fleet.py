@@ -78,6 +78,8 @@ def control_groups() -> Iterator[tuple[Path, Path]]:
     ]
     for group in pair:
         group.mkdir()
+        # Each against the other as by default; against other work on the machine, as if there were none.
+        (group / "cpu.shares").write_text("16384")
     try:
         yield pair[0], pair[1]
     finally:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Events come out by time, each once, and no later than the window allows."""
 
+import sys
 from itertools import pairwise
 
 from hypothesis import example, given
@@ -101,6 +102,19 @@ def test_memory_is_bounded_where_time_stands_still() -> None:
     out = order.push([_tick(7, seq) for seq in range(1000)])
     assert [event.seq for event in out] == list(range(900))
     assert [event.seq for event in order.flush()] == list(range(900, 1000))
+
+
+def test_released_events_are_not_kept() -> None:
+    """A flood of bitmaps would stay in memory as long as the host is quiet afterwards."""
+    order = Order()
+    flood = [_tick(at, at) for at in range(3000)]
+    alone = sys.getrefcount(flood[0])
+    order.push(flood)
+    held = sys.getrefcount(flood[0])
+    for at in (2 * WINDOW_NS, 4 * WINDOW_NS):
+        order.push([_tick(at, at)])
+    after = sys.getrefcount(flood[0])
+    assert (held, after) == (alone + 1, alone)
 
 
 def test_a_pid_that_is_used_again_keeps_its_own_numbers() -> None:

@@ -106,9 +106,46 @@ def test_an_old_text_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(app)[2] == b"text 1"
     assert ask(app)[2] == b"text 1"
     monkeypatch.setattr(scrapes, "FRESH_S", 0.0)
+    monkeypatch.setattr(scrapes, "STALE_S", 0.0)
     metrics.gate.clear()
     threading.Timer(0.2, metrics.gate.set).start()
     assert ask(app)[2] == b"text 2"
+
+
+def test_nobody_waits_for_a_late_text_while_the_one_before_is_young(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metrics = Metrics()
+    app = Scrapes(metrics, costly)
+    assert ask(app)[2] == b"text 1"
+    monkeypatch.setattr(scrapes, "FRESH_S", 0.0)
+    metrics.gate.clear()
+    for _ in range(2):
+        begun = time.monotonic()
+        _, headers, body = ask(app)
+        assert (body, headers["Age"]) == (b"text 1", "0")
+        assert scrapes.PATIENCE_S <= time.monotonic() - begun < 10 * scrapes.PATIENCE_S
+    # Both asked for the one that is being made.
+    metrics.gate.set()
+    until(lambda: not app._making)
+    assert metrics.made == 2
+    monkeypatch.setattr(scrapes, "FRESH_S", 10.0)
+    assert ask(app)[2] == b"text 2"
+
+
+def test_only_a_text_that_is_there_is_prepared() -> None:
+    app = Scrapes(Metrics(), costly)
+    answer: list[str] = []
+    assert app.prepared({}, lambda status, _: answer.append(status)) is None
+    assert ask(app)[2] == b"text 1"
+    body = app.prepared({}, lambda status, _: answer.append(status))
+    assert body is not None
+    assert (answer, list(body)) == (["200 OK"], [b"text 1"])
+    assert app.prepared({"HTTP_ACCEPT": "other"}, lambda *_: None) is None
+    # Of a text that costs little each scrape has its own.
+    cheap = Scrapes(Metrics())
+    ask(cheap)
+    assert cheap.prepared({}, lambda *_: None) is None
 
 
 def test_those_who_ask_at_once_wait_for_one_text() -> None:

@@ -18,7 +18,6 @@ MAX_HELD = 32_768
 memory is bounded; a host has a few thousand events in a window."""
 
 _MAX_PROCESSES = 65_536
-_COMPACT = 4096
 _NEAR = 32
 """Most late records are at most this number of places late."""
 
@@ -67,7 +66,8 @@ class Order:
         released = self._due_until(first, newest_ns)
         due += held[first:released]
         first = released
-        if first > _COMPACT:
+        if 2 * first > len(held):
+            # Released events take memory, those with bitmaps much.
             del held[:first]
             first = 0
         self._first, self._newest_ns = first, newest_ns

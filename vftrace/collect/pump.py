@@ -28,10 +28,12 @@ from vftrace.model.migration import Snapshot
 SNAPSHOT_NS = 150_000_000
 """The least age at which a snapshot is built again, however often outputs request one."""
 
-TRIM_BYTES = 16 << 20
-"""After so many bytes of records, and when no more wait, free memory is given back."""
+TRIM_BYTES = 4 << 20
+"""After so many bytes of records, free memory is given back once no more wait."""
 FEW_BYTES = 64 << 10
 """A batch with less is all that there was to read."""
+QUIET_S = 0.5
+"""How long batches are that small before memory is given back: the latest large ones are still in use."""
 
 
 class Step(msgspec.Struct):
@@ -88,6 +90,7 @@ class Pump:
         self._evidence: Evidence | None = None
         self._built_ns = 0
         self._untrimmed = 0
+        self._flooded_at = 0.0
         self._closed = False
         self._snapshot = self._tracker.snapshot()
         self._is_brief = False
@@ -174,7 +177,9 @@ class Pump:
     def _trim(self, came: int) -> None:
         """Give back the memory of a flood that is over; `came`: bytes of the latest records."""
         self._untrimmed += came
-        if self._untrimmed > TRIM_BYTES and came < FEW_BYTES:
+        if came >= FEW_BYTES:
+            self._flooded_at = time.monotonic()
+        elif self._untrimmed > TRIM_BYTES and time.monotonic() - self._flooded_at > QUIET_S:
             self._untrimmed = 0
             memory.trim()
 

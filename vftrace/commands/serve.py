@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import sys
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -60,6 +61,8 @@ EXAMPLES = (
 DEFAULT_ADDRESS = "127.0.0.1:9843"
 DEFAULT_PATH = "/metrics"
 
+_SWITCH_SECONDS = 0.001
+"""How long a thread that answers waits at most for the interpreter lock while another one computes."""
 _UPDATE_SECONDS = 1.0
 _UPDATE_SHARE = 0.02
 """The share of time that updates may take. An update builds every running migration: more of them, fewer updates."""
@@ -336,6 +339,7 @@ def run(args: argparse.Namespace) -> int:
     if args.speed is not None and args.replay is None:
         raise UsageError("--speed is for --replay")
     priority.extend_to_session()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt(args.replay))
         deadline = Deadline(args.duration)

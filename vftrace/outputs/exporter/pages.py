@@ -70,19 +70,38 @@ def takes_long(path: str) -> bool:
     return path == "/" or path.startswith(MIGRATIONS)
 
 
+class Pages:
+    """The pages, and those of them that are there already."""
+
+    def __init__(self, app: App, metrics: Scrapes, path: str) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._path = path
+
+    def __call__(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
+        """Answer a request; never raises."""
+        return self._app(environ, start)
+
+    def prepared(self, environ: Environ, start: StartResponse) -> Iterable[bytes] | None:
+        """Answer a request for metrics whose text is there already; None for any other. Takes almost no time."""
+        if environ["REQUEST_METHOD"] != "GET" or environ.get("PATH_INFO") != self._path:
+            return None
+        return self._metrics.prepared(_readable(environ), start)
+
+
 def make_app(
     registry: CollectorRegistry,
     path: str,
     is_ready: Callable[[], bool],
     site: Site | None = None,
     cost_s: Callable[[], float] = lambda: 0.0,
-) -> App:
+) -> Pages:
     """Make the pages: metrics at `path`, a landing page, healthy and ready; with a `site` the host's page and reports.
 
     `cost_s` returns the CPU time of recent readings of the figures (scrapes.py).
     HEAD is answered as GET; the server leaves out the body (prometheus_client knows no HEAD).
     """
-    metrics: App = Scrapes(make_wsgi_app(registry), cost_s)
+    metrics = Scrapes(make_wsgi_app(registry), cost_s)
     links = ((path, "metrics"), (HEALTHY, "healthy"), (READY, "ready"))
 
     def route(environ: Environ, start: StartResponse) -> Iterable[bytes]:
@@ -114,7 +133,7 @@ def make_app(
             FAULTS.contained(Where.HTTP, error, "a request is answered with 500")
             return plain(start, HTTPStatus.INTERNAL_SERVER_ERROR)
 
-    return app
+    return Pages(app, metrics, path)
 
 
 def _readable(environ: Environ) -> Environ:

@@ -3,8 +3,9 @@
 
 The text of the metrics takes long to make if hundreds of migrations run, and longer if all CPUs are busy. Scrapers ask
 at regular intervals. If a text is costly, vftrace makes the next one shortly before the same scraper will ask again,
-and serves it at once. A scraper that asks at another time waits for a text of its own. If a text is cheap, vftrace
-makes one for each scrape.
+and serves it at once. If that text is late, the scraper gets the text before, as long as it is a few seconds old at
+most. A scraper that asks at another time waits for a text of its own. If a text is cheap, vftrace makes one for each
+scrape.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import msgspec
@@ -22,10 +23,16 @@ Asked = tuple[str, ...]
 
 COSTLY_S = 0.03
 """A text that costs more CPU time is made before the scraper comes."""
-FRESH_S = 1.0
+FRESH_S = 1.5
 """How long such a text is served after it was made."""
-MARGIN_S = 0.3
-"""How long before the scraper comes it is to be ready, even if it takes half as long again as the one before."""
+MARGIN_S = 0.4
+"""How long before the scraper comes it is to be ready, even if it takes twice as long as the one before."""
+MAX_LEAD_S = 2.0
+"""The longest time before the scrape at which the making begins, unless the one before took longer."""
+PATIENCE_S = 0.1
+"""How long a scrape waits for a costly text before it gets the one before."""
+STALE_S = 4.0
+"""The greatest age of the figures in that one."""
 MAX_KEPT = 8
 """How many different answers are kept: one for each combination of format, compression and `name[]`."""
 MAX_SCRAPERS = 16
@@ -73,17 +80,28 @@ class Scrapes:
 
     def __call__(self, environ: Any, start: Any) -> Iterable[bytes]:
         """Answer one scrape; raises what the application raises."""
-        asked = tuple(str(environ.get(name, "")) for name in _ASKED)
-        now = time.monotonic()
+        prepared = self.prepared(environ, start)
+        if prepared is not None:
+            return prepared
+        asked, now = _asked(environ), time.monotonic()
+        with self._lock:
+            before = self._kept.get(asked)
+        if before is None or not self._is_costly(before) or now - before.made_at > STALE_S:
+            text = self._new(asked, environ)
+        else:
+            text = self._new_or(before, asked, environ)
+        self._expect(asked, environ, now)
+        return _answer(text, start, now)
+
+    def prepared(self, environ: Any, start: Any) -> Iterable[bytes] | None:
+        """Answer one scrape if there is a fresh text for it; else return None. Takes almost no time."""
+        asked, now = _asked(environ), time.monotonic()
         with self._lock:
             text = self._kept.get(asked)
         if text is None or not self._is_costly(text) or now - text.ready_at > FRESH_S:
-            text = self._new(asked, environ)
-            start(text.status, list(text.headers))
-        else:
-            start(text.status, [*text.headers, ("Age", str(int(now - text.made_at)))])
+            return None
         self._expect(asked, environ, now)
-        return [text.body]
+        return _answer(text, start, now)
 
     def _is_costly(self, text: _Text | None) -> bool:
         return max(0.0 if text is None else text.cpu_s, self._cost_s()) > COSTLY_S
@@ -112,7 +130,7 @@ class Scrapes:
         text = self._kept.get(asked)
         if text is None or text.ready_at + FRESH_S < scraper.expected_at:
             took = self._cost_s() if text is None else text.ready_at - text.made_at
-            lead = took + min(took / 2, FRESH_S / 2) + MARGIN_S
+            lead = max(took, min(2 * took, MAX_LEAD_S - MARGIN_S)) + MARGIN_S
             scraper.due_at = scraper.expected_at - lead
 
     def _prepare(self) -> None:
@@ -148,14 +166,29 @@ class Scrapes:
 
     def _new(self, asked: Asked, environ: Any) -> _Text:
         """Make a text, or wait for one that is being made."""
-        with self._lock:
-            making = self._making.get(asked)
-            mine = making is None
-            if making is None:
-                making = self._making[asked] = Future()
+        making, mine = self._begin(asked)
         if mine:
             self._make(asked, environ, making)
         return making.result()
+
+    def _new_or(self, before: _Text, asked: Asked, environ: Any) -> _Text:
+        """Return a new text if it is there within PATIENCE_S, else the one before; the new one is made nevertheless."""
+        making, mine = self._begin(asked)
+        if mine:
+            # At most one for each text that is kept.
+            make = threading.Thread(target=self._make, args=(asked, environ, making), daemon=True)
+            make.start()
+        wait([making], PATIENCE_S)
+        return making.result() if making.done() else before
+
+    def _begin(self, asked: Asked) -> "tuple[Future[_Text], bool]":
+        """Return the making of a text, and whether the caller has to make it."""
+        with self._lock:
+            making = self._making.get(asked)
+            if making is not None:
+                return making, False
+            making = self._making[asked] = Future()
+            return making, True
 
     def _make(self, asked: Asked, environ: Any, making: "Future[_Text]") -> None:
         started: list[tuple[str, list[tuple[str, str]]]] = []
@@ -178,3 +211,14 @@ class Scrapes:
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         making.set_result(text)
+
+
+def _asked(environ: Any) -> Asked:
+    return tuple(str(environ.get(name, "")) for name in _ASKED)
+
+
+def _answer(text: _Text, start: Any, now: float) -> Iterable[bytes]:
+    """Answer with a text; one from before the request has an Age header (RFC 9111)."""
+    age = [("Age", str(int(now - text.made_at)))] if text.made_at < now else []
+    start(text.status, [*text.headers, *age])
+    return [text.body]

@@ -25,7 +25,7 @@ import msgspec
 
 from vftrace.errors import VftraceError
 from vftrace.host import privileges
-from vftrace.outputs.exporter.pages import App, Environ, FileBody, takes_long
+from vftrace.outputs.exporter.pages import Environ, FileBody, Pages, StartResponse, takes_long
 from vftrace.outputs.exporter.passwords import PasswordChecks, credentials
 from vftrace.outputs.exporter.webconfig import WebConfig
 
@@ -147,7 +147,7 @@ class Servers:
     def __init__(
         self,
         sockets: Iterable[socket.socket],
-        app: App,
+        app: Pages,
         config: Callable[[], WebConfig],
         user: str | None = None,
     ) -> None:
@@ -315,13 +315,17 @@ class Servers:
             if not right:
                 challenge = ("WWW-Authenticate", 'Basic realm="vftrace"')
                 return _with(config, _line(HTTPStatus.UNAUTHORIZED, challenge))
+        # A thread of its own would have to wait for the interpreter lock twice more.
+        prepared = _call(self._app.prepared, environ)
+        if prepared is not None:
+            return _with(config, prepared)
         if not takes_long(environ["PATH_INFO"]):
-            answer = await self._loop.run_in_executor(self._pool, _call, self._app, environ)
+            answer = await self._loop.run_in_executor(self._pool, _call_whole, self._app, environ)
             return _with(config, answer)
         if self._slow >= MAX_SLOW:
             return _with(config, _line(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", "5")))
         self._slow += 1
-        future = self._loop.run_in_executor(self._slow_pool, _call, self._app, environ)
+        future = self._loop.run_in_executor(self._slow_pool, _call_whole, self._app, environ)
         future.add_done_callback(self._slow_is_done)
         try:
             # If the client leaves meanwhile, only its wait ends, not the work.
@@ -410,10 +414,20 @@ async def _send(
     await writer.drain()
 
 
-def _call(app: App, environ: Environ) -> Answer:
-    """Run the WSGI application to its end."""
+def _call_whole(app: Pages, environ: Environ) -> Answer:
+    answer = _call(app, environ)
+    assert answer is not None
+    return answer
+
+
+def _call(
+    app: Callable[[Environ, StartResponse], Iterable[bytes] | None], environ: Environ
+) -> Answer | None:
+    """Run a WSGI application to its end; None if it does not answer."""
     started: list[tuple[str, list[tuple[str, str]]]] = []
     result = app(environ, lambda status, headers: started.append((status, headers)))
+    if result is None:
+        return None
     status, headers = started[-1]
     if isinstance(result, FileBody):
         return Answer(HTTPStatus(int(status.split()[0])), headers, b"", result)
