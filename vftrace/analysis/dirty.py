@@ -102,18 +102,17 @@ def heat(bitmap: Bitmap, pages: int) -> tuple[int, ...]:
     counts = [0] * -(-pages // width)
     for number, bits in bitmap.items():
         at = number * PIECE_PAGES
-        while bits:
-            unset = (bits & -bits).bit_length() - 1
-            bits >>= unset
-            at += unset
-            bucket, inside = divmod(at, width)
-            if bucket >= len(counts):
+        bucket = at // width
+        while bits and bucket < len(counts):
+            take = (bucket + 1) * width - at
+            if take >= bits.bit_length():
+                # A slot's size comes from its VMM, and may be any number: no mask is longer than a piece.
+                counts[bucket] += bits.bit_count()
                 break
-            # No longer than a piece: a slot's size comes from its VMM, and may be any number.
-            take = min(width - inside, PIECE_PAGES)
             counts[bucket] += (bits & ((1 << take) - 1)).bit_count()
             bits >>= take
             at += take
+            bucket += 1
     return tuple(counts)
 
 
