@@ -46,6 +46,11 @@ class Backlog:
         """Whether the backlog takes no more records: it is full, and its records may not be dropped."""
         return self._size > self._limit
 
+    @property
+    def size(self) -> int:
+        """The memory that its records take, in bytes."""
+        return self._size
+
     def add(self, taken_ns: int, records: list[bytes]) -> None:
         """Append records that the reader took."""
         if not records:

@@ -28,13 +28,6 @@ from vftrace.model.migration import Snapshot
 SNAPSHOT_NS = 150_000_000
 """The least age at which a snapshot is built again, however often outputs request one."""
 
-TRIM_BYTES = 4 << 20
-"""After so many bytes of records, free memory is given back once no more wait."""
-FEW_BYTES = 64 << 10
-"""A batch with less is all that there was to read."""
-QUIET_S = 0.5
-"""How long batches are that small before memory is given back: the latest large ones are still in use."""
-
 
 class Step(msgspec.Struct):
     """The result of one read of a source: the records that arrived, and the events that were due."""
@@ -89,8 +82,7 @@ class Pump:
         self._counts: Counter[type[Event]] = Counter()
         self._evidence: Evidence | None = None
         self._built_ns = 0
-        self._untrimmed = 0
-        self._flooded_at = 0.0
+        self._memory = memory.AfterFloods()
         self._closed = False
         self._snapshot = self._tracker.snapshot()
         self._is_brief = False
@@ -127,7 +119,7 @@ class Pump:
         count = self._take(step)
         if self._source.ended:
             self._finish()
-        self._trim(sum(map(len, step.came.records)))
+        self._memory.note(sum(map(len, step.came.records)))
         return count
 
     def snapshot(self, *, brief: bool = False) -> Snapshot:
@@ -173,15 +165,6 @@ class Pump:
             except Exception as error:
                 FAULTS.contained(Where.RECORDER, error, "recordings of migrations may miss records")
         return len(step.came.events)
-
-    def _trim(self, came: int) -> None:
-        """Give back the memory of a flood that is over; `came`: bytes of the latest records."""
-        self._untrimmed += came
-        if came >= FEW_BYTES:
-            self._flooded_at = time.monotonic()
-        elif self._untrimmed > TRIM_BYTES and time.monotonic() - self._flooded_at > QUIET_S:
-            self._untrimmed = 0
-            memory.trim()
 
     def _finish(self) -> None:
         try:

@@ -56,6 +56,7 @@ class Reader:
         self._source = source
         self._link = link
         self._backlog = Backlog()
+        self._memory = memory.AfterFloods()
         self._host = source.host
         self._faults = sum(FAULTS.counts.values())
         self._said: list[str] = []
@@ -88,6 +89,7 @@ class Reader:
         # Every message has the time: the oldest waiting message shows how late the main process is.
         now_ns = boottime_ns()
         self._backlog.add(now_ns, batch.records)
+        self._memory.note(self._backlog.size)
         if dropped := self._backlog.take_dropped():
             self._source.count_dropped(dropped)
         if self._source.host != self._host:
