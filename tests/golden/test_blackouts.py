@@ -46,7 +46,9 @@ def test_the_injected_cause_is_first_and_as_long(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(BLACKOUTS) - set(TIMED)))
 def test_all_injected_calls_are_counted(name: str) -> None:
     migration, truth = _kept(name)
-    assert judge(migration, truth).error == 0
+    judged = judge(migration, truth)
+    assert judged.error == 0
+    assert judged.as_clocked(truth)
 
 
 @pytest.mark.parametrize("name", BLACKOUTS)

@@ -20,6 +20,7 @@ from typing import Any
 
 from msgspec import structs
 
+from tests.host.clocked import requests
 from tests.host.fusedisk import fuse_disk
 from tests.host.plays import played, traced_vms
 from vftrace.analysis.tracker import Tracker
@@ -47,7 +48,7 @@ DIMMS = 200
 class Truth:
     """What was injected: a cause of this `kind` on this side, until this checkpoint, and how long it took (ns, at most
     `most_ns` where QEMU was asked to end it and took a while), or how many calls of this name it was, as somebody
-    else counts it."""
+    else counts it, and how long these took by the kernel's own tracer (`clocked_ns`, None in older recordings)."""
 
     checkpoint: str
     kind: str
@@ -56,6 +57,7 @@ class Truth:
     ns: int | None = None
     count: int | None = None
     most_ns: int | None = None
+    clocked_ns: int | None = None
 
     def fits(self, cause: Cause) -> bool:
         """Whether a cause is this one."""
@@ -211,15 +213,17 @@ async def _cpu_hog(run: Run) -> Truth:
     return Truth("devices-loaded", "run-queue", "destination", None, ended - saved)
 
 
-GET_DIRTY_LOG, IOEVENTFD = "0x4010ae42", "0x4040ae79"
+GET_DIRTY_LOG, IOEVENTFD = 0x4010AE42, 0x4040AE79
+TRACER_NS = 500
+"""What two tracers add to a call that both measure: the first of them has some of the other's time in it."""
 TRACE = ("-trace", "kvm_vm_ioctl")
 """QEMU's own account of its requests: `kvm_vm_ioctl type 0x4040ae79, arg ...` on its standard error."""
 
 
-def _requests(run: Run, number: int, request: str) -> int:
+def _requests(run: Run, number: int, request: int) -> int:
     """How often a VM made a request, so far, as QEMU's own trace has it; VMs are numbered as they started."""
     log = (run.directory / f"qemu-{number}.log").read_text()
-    return len(re.findall(rf"kvm_vm_ioctl type {request}\b", log))
+    return len(re.findall(rf"kvm_vm_ioctl type {request:#x}\b", log))
 
 
 async def _many_slots(run: Run) -> Truth:
@@ -236,8 +240,9 @@ async def _many_slots(run: Run) -> Truth:
     spec = structs.replace(run.firmware(SLOW), extra=(*memory, *dimms, *TRACE))
     source = await run.source(spec)
     destination = await run.destination(source)
-    migration = await run.migrate(source, destination, bandwidth=FAST, downtime_ms=20)
-    await run.arrived(migration)
+    with requests([source.qemu.pid], GET_DIRTY_LOG) as clocked:
+        migration = await run.migrate(source, destination, bandwidth=FAST, downtime_ms=20)
+        await run.arrived(migration)
     assert migration.last is not None
     # Each sync reads the log of every slot (accel/kvm/kvm-all.c, kvm_log_sync).
     syncs = migration.last.dirty_sync_count
@@ -246,7 +251,11 @@ async def _many_slots(run: Run) -> Truth:
     assert not rest
     assert count > DIMMS
     await _done(run, source, destination)
-    return Truth("final-sync-done", "call", "source", "KVM_GET_DIRTY_LOG", count=count)
+    assert len(clocked.ns) == count * syncs
+    took = round(sum(clocked.ns[-count:]))
+    return Truth(
+        "final-sync-done", "call", "source", "KVM_GET_DIRTY_LOG", count=count, clocked_ns=took
+    )
 
 
 async def _many_queues(run: Run) -> Truth:
@@ -259,12 +268,17 @@ async def _many_queues(run: Run) -> Truth:
     source = await run.source(spec)
     destination = await run.destination(source)
     before = _requests(run, 1, IOEVENTFD)
-    migration = await run.migrate(source, destination, bandwidth=FAST, downtime_ms=500)
-    await run.arrived(migration)
+    with requests([destination.qemu.pid], IOEVENTFD) as clocked:
+        migration = await run.migrate(source, destination, bandwidth=FAST, downtime_ms=500)
+        await run.arrived(migration)
     count = _requests(run, 1, IOEVENTFD) - before
     assert count >= QUEUES
     await _done(run, source, destination)
-    return Truth("vcpus-running", "call", "destination", "KVM_IOEVENTFD", count=count)
+    assert len(clocked.ns) == count
+    took = round(sum(clocked.ns))
+    return Truth(
+        "vcpus-running", "call", "destination", "KVM_IOEVENTFD", count=count, clocked_ns=took
+    )
 
 
 @dataclass(frozen=True)
@@ -326,6 +340,15 @@ class Judged:
     found: Cause | None
     error: float | None
     """The relative error of its length, or of its number of calls."""
+    clocked_error: float | None
+    """The relative error of the length of counted calls."""
+
+    def as_clocked(self, truth: Truth) -> bool:
+        """Whether counted calls are as long as by the kernel's own tracer: within 5 %, or what a tracer adds."""
+        if self.clocked_error is None or not truth.clocked_ns or not truth.count:
+            return False
+        error = abs(self.clocked_error)
+        return error <= 0.05 or error * truth.clocked_ns / truth.count <= TRACER_NS
 
 
 def judge(migration: Migration, truth: Truth) -> Judged:
@@ -343,8 +366,18 @@ def judge(migration: Migration, truth: Truth) -> Judged:
         error = ns / min(max(ns, truth.ns), most) - 1
     elif fitting and truth.count is not None:
         error = sum(cause.count for cause in fitting) / truth.count - 1
+    clocked_error = None
+    if fitting and truth.clocked_ns is not None:
+        clocked_error = sum(cause.ns for cause in fitting) / truth.clocked_ns - 1
     found = fitting[0] if fitting else None
-    return Judged(calls.ns, calls.named_ns / calls.ns, causes[0], found, error)
+    return Judged(calls.ns, calls.named_ns / calls.ns, causes[0], found, error, clocked_error)
+
+
+def _clocked(judged: Judged, truth: Truth) -> str:
+    if truth.clocked_ns is None or judged.clocked_error is None:
+        return "-"
+    each = truth.clocked_ns * judged.clocked_error / (truth.count or 1)
+    return f"{truth.clocked_ns / 1000:.0f} us, {100 * judged.clocked_error:+.1f} %, {each:+.0f} ns a call"
 
 
 def main() -> None:
@@ -357,7 +390,8 @@ def main() -> None:
             f"| {first.kind} {first.call or ''} {first.thread or ''} {first.ns / 1e6:.1f} ms "
             f"| {'yes' if right else 'NO'} "
             f"| {truth.count or f'{(truth.ns or 0) / 1e6:.1f} ms'} "
-            f"| {'-' if judged.error is None else f'{100 * judged.error:+.1f} %'} |",
+            f"| {'-' if judged.error is None else f'{100 * judged.error:+.1f} %'} "
+            f"| {_clocked(judged, truth)} |",
             flush=True,
         )
 

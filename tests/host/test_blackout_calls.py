@@ -22,3 +22,4 @@ def test_the_cause_is_found(name: str, tmp_path: Path) -> None:
         assert judged.error == pytest.approx(0, abs=0.05), judged
     else:
         assert judged.error == 0, judged
+        assert judged.as_clocked(truth), judged
