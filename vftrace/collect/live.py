@@ -199,11 +199,11 @@ class LiveSource:
             self._network.begin_second()
             self._identifier.retry_functions()
             self._report_uncounted()
-        if now >= self._next_missed_ns:
-            self._next_missed_ns = now + (TICK_NS if self._calls.any_migrates else MISSED_EVERY_NS)
-            self._report_missed_runs()
         if now >= self._next_tick_ns:
             self._next_tick_ns = now + TICK_NS
+            if self._calls.any_migrates or now >= self._next_missed_ns:
+                self._next_missed_ns = now + MISSED_EVERY_NS
+                self._report_missed_runs()
             self._report_lost()
             self._network.report_missed()
             for pid in self._identifier.report_gone() if emptied else ():
