@@ -221,7 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    # Imports leave nothing to collect. The search for garbage would take a sixth of their time.
+    # Imports leave nothing to collect. The search for garbage would take a sixth of their time, during them or once
+    # after them.
     gc.disable()
     try:
         parser = build_parser(argv)
@@ -229,6 +230,7 @@ def _run(argv: Sequence[str]) -> int:
         if unknown:
             raise UsageError(_unknown_arguments(args, unknown))
     finally:
+        gc.freeze()
         gc.enable()
     if args.command is None:
         parser.print_help(sys.stderr)

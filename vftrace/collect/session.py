@@ -171,6 +171,7 @@ class Opening:
         """Return the session as soon as the reader has attached."""
         assert self._reader is not None
         reader, self._reader = self._reader, None
+        gc.freeze()
         gc.enable()
         session = LiveSession(
             reader.wait(), self._output, force=self._force, only=self._only, lose=self._lose

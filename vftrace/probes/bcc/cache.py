@@ -10,11 +10,13 @@ the text is compiled again and the file is replaced.
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
-import secrets
 import stat
+
+# The module in which hashlib finds it. hashlib and secrets would load OpenSSL, 3.4 MiB that the reader needs for
+# nothing else.
+from _blake2 import blake2b
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -70,7 +72,11 @@ def key(text: str, flags: Sequence[str], bcc: Path) -> str:
         [os.environ.get(name) for name in _VARIABLES],
         asdict(File.of(bcc / "libbcc.py")),
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return _digest(json.dumps(parts).encode())
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=32).hexdigest()
 
 
 def read(name: str) -> Image | None:
@@ -84,7 +90,7 @@ def read(name: str) -> Image | None:
                 checksum, _, packed = file.read().partition(b"\n")
                 with contextlib.suppress(OSError):
                     os.utime(file.fileno())
-        if hashlib.sha256(packed).hexdigest().encode() != checksum:
+        if _digest(packed).encode() != checksum:
             return None
         image = Image.unpacked(packed)
         return image if all(file.unchanged() for file in image.compiler) else None
@@ -95,9 +101,9 @@ def read(name: str) -> Image | None:
 def write(name: str, image: Image) -> None:
     """Keep an image, if it can be written."""
     packed = image.packed()
-    checksum = hashlib.sha256(packed).hexdigest().encode()
+    checksum = _digest(packed).encode()
     with contextlib.suppress(OSError), _opened() as place:
-        temporary = secrets.token_hex(16) + _SUFFIX
+        temporary = os.urandom(16).hex() + _SUFFIX
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=place)
         try:
             with os.fdopen(fd, "wb") as file:
