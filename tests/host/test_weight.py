@@ -82,10 +82,12 @@ def _memory(pid: int) -> list[tuple[int, int]]:
 
 
 def _is_small(pid: int, kept: str) -> bool:
-    residents, shares = zip(*_memory(pid), strict=True)
+    memory = _memory(pid)
+    residents = [resident for resident, _ in memory]
+    if max(residents) > MOST_KIB or sum(share for _, share in memory) > MOST_KIB:
+        return False
     # Without kept programs the first start compiles Python's bytecode too, which takes memory.
-    most_of_both = MOST_OF_BOTH_KIB if kept == "kept" else sum(residents)
-    return max(residents) <= MOST_KIB and sum(shares) <= MOST_KIB and sum(residents) <= most_of_both
+    return kept != "kept" or sum(residents) <= MOST_OF_BOTH_KIB
 
 
 def test_a_text_that_is_none() -> None:

@@ -94,7 +94,7 @@ def read(name: str) -> Image | None:
             return None
         image = Image.unpacked(packed)
         return image if all(file.unchanged() for file in image.compiler) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
 
 

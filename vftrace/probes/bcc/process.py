@@ -54,7 +54,7 @@ def compile_text(text: str, flags: Sequence[str]) -> Image:
         raise CompileError(complaint(done.stderr.decode(errors="replace"), done.returncode))
     try:
         return Image.unpacked(done.stdout)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise CompileError(f"the compiler's answer cannot be read: {error}") from error
 
 

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: MIT
 """A compiled program text as data: its maps, and its functions' instructions with maps by name."""
 
-import json
-from base64 import b64decode, b64encode
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import msgspec
-from msgspec.structs import asdict
 
 _INSTRUCTION = 8
 _LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
@@ -140,33 +137,12 @@ class Image(msgspec.Struct, frozen=True):
 
     def packed(self) -> bytes:
         """Return the image as JSON."""
-        functions = {
-            name: {"code": b64encode(f.code).decode(), "maps": f.maps, "callbacks": f.callbacks}
-            for name, f in self.functions.items()
-        }
-        maps = {name: asdict(m) for name, m in self.maps.items()}
-        whole = {
-            "license": self.license,
-            "maps": maps,
-            "functions": functions,
-            "compiler": [asdict(file) for file in self.compiler],
-        }
-        return json.dumps(whole, separators=(",", ":")).encode()
+        return msgspec.json.encode(self)
 
     @classmethod
     def unpacked(cls, data: bytes) -> Self:
-        """Read an image that `packed` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-        whole: dict[str, Any] = json.loads(data)
-        return cls(
-            whole["license"],
-            {name: Map(**m) for name, m in whole["maps"].items()},
-            {
-                name: Function(
-                    b64decode(f["code"]),
-                    tuple((at, m) for at, m in f["maps"]),
-                    tuple((at, called) for at, called in f["callbacks"]),
-                )
-                for name, f in whole["functions"].items()
-            },
-            tuple(File(**file) for file in whole["compiler"]),
-        )
+        """Read an image that `packed` wrote. Raises ValueError for anything else."""
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except msgspec.DecodeError as error:
+            raise ValueError(str(error)) from error
