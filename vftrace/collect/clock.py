@@ -21,6 +21,11 @@ class _Timex(ctypes.Structure):
     ]
 
 
+def realtime_offset_ns() -> int:
+    """Return CLOCK_REALTIME - CLOCK_BOOTTIME, wrong by as much as this process waits between the two."""
+    return time.clock_gettime_ns(time.CLOCK_REALTIME) - boottime_ns()
+
+
 def clock_sample() -> tuple[int, int]:
     """Return CLOCK_REALTIME - CLOCK_BOOTTIME and its error bound, ns: the kernel's maxerror plus the time of both
     reads."""

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from vftrace import __version__, events
 from vftrace.collect import calls, vcpus
 from vftrace.collect.batch import Batch, Intake
-from vftrace.collect.clock import boottime_ns, clock_sample
+from vftrace.collect.clock import boottime_ns, clock_sample, realtime_offset_ns
 from vftrace.collect.identify import LOOKED_AT, Identifier
 from vftrace.collect.network import NetworkWatch
 from vftrace.errors import VftraceError
@@ -31,6 +31,8 @@ from vftrace.probes.tables import VMS
 
 TICK_NS = 100_000_000
 SECOND_NS = 1_000_000_000
+CLOCK_SET_NS = 10_000_000
+"""A wall clock that has moved by this much within a second was set: it is slewed by half a millisecond at most."""
 MISSED_EVERY_NS = 500_000_000
 """How often the kernel's counters of skipped runs are read while no VM migrates: sooner than a migration that ended is
 counted (settled.py in analysis). Meanwhile each tick reads them, because every migration that was under way between two
@@ -85,6 +87,8 @@ class LiveSource:
         self._untraced: Counter[int] = Counter()
         self._missed: dict[tuple[str, str], int] = {}
         self._missed_read_ns = boottime_ns()
+        self._offset_ns = 0
+        """The wall clock minus CLOCK_BOOTTIME at the latest sample."""
         self._next_tick_ns = 0
         self._next_second_ns = 0
         self._next_missed_ns = 0
@@ -194,13 +198,13 @@ class LiveSource:
         now = boottime_ns()
         if now >= self._next_second_ns:
             self._next_second_ns = now + SECOND_NS
-            offset, error = clock_sample()
-            self._intake.write(events.ClockSample, realtime_offset_ns=offset, error_ns=error)
+            self._sample_clock()
             self._network.begin_second()
             self._identifier.retry_functions()
             self._report_uncounted()
         if now >= self._next_tick_ns:
             self._next_tick_ns = now + TICK_NS
+            self._notice_set_clock()
             if self._calls.any_migrates or now >= self._next_missed_ns:
                 self._next_missed_ns = now + MISSED_EVERY_NS
                 self._report_missed_runs()
@@ -217,6 +221,15 @@ class LiveSource:
             self.host = replace(self.host, probes=self.probes.status)
             self._report_floods()
             self._intake.write(events.Tick)
+
+    def _notice_set_clock(self) -> None:
+        """Take a sample if the wall clock was set: until the next one, times of day would be wrong by that much."""
+        if abs(realtime_offset_ns() - self._offset_ns) > CLOCK_SET_NS:
+            self._sample_clock()
+
+    def _sample_clock(self) -> None:
+        self._offset_ns, error = clock_sample()
+        self._intake.write(events.ClockSample, realtime_offset_ns=self._offset_ns, error_ns=error)
 
     def _report_uncounted(self) -> None:
         uncounted = self.probes.uncounted()

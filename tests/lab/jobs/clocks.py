@@ -16,7 +16,7 @@ from jobs.tracer import report_of, tracers
 
 HOUR_S = 3600
 AROUND_S = 1.5
-"""vftrace reads the wall clock once a second (vftrace/collect/live.py)."""
+"""vftrace notices within a tick that the wall clock was set (vftrace/collect/live.py); here ticks may be late."""
 NOISE_NS = 2_000_000_000
 """Threads share two emulated processors, so that times differ by up to a second. The jumps are longer."""
 DOWNTIME_NOISE_NS = 500_000_000
