@@ -2,7 +2,7 @@
 """Draws the tables of one migration, the same in the report and in the live view."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import replace  # noqa: TID251 - rich's columns are dataclasses
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
