@@ -2,17 +2,19 @@
 """Recordings of brownouts beside the guest's own count of its turns (tests/host/brownouts.py)."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from tests.golden import rendered
 from tests.host.blackouts import migration_of
-from tests.host.brownouts import KEPT, POINTS, Truth, judge, turns
+from tests.host.brownouts import KEPT, POINTS, Counts, Truth, judge, turns
 from vftrace.analysis.tracker import Tracker
 from vftrace.collect.merge import load
 from vftrace.collect.recording import Recording
 from vftrace.collect.replay import events_of
-from vftrace.model.brownout import VcpuState, VcpuUse
+from vftrace.model import brownout
+from vftrace.model.brownout import COULD_RUN, STATES, VcpuState, VcpuUse
 from vftrace.model.migration import Checkpoint, Migration
 from vftrace.outputs.exporter.accounts import Reading
 from vftrace.outputs.log import entries
@@ -31,6 +33,7 @@ def _kept(name: str) -> tuple[Migration, Truth]:
     said = json.loads((KEPT / f"{name}.truth.json").read_text())
     for side in ("source", "destination"):
         said[side] = [tuple(row) for row in said[side]]
+    said["reference"] = tuple([tuple(row) for row in each] for each in said.get("reference", ()))
     return migration_of(KEPT / f"{name}.vft.gz", name), Truth(**said)
 
 
@@ -38,6 +41,48 @@ def _kept(name: str) -> tuple[Migration, Truth]:
 def test_the_guests_speed_is_what_it_counted(name: str) -> None:
     judged = judge(*_kept(name))
     assert judged.error == pytest.approx(0, abs=POINTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("throttle-99", VcpuState.THROTTLE),
+        ("ring-full", VcpuState.RING_FULL),
+        ("dirty-limit", VcpuState.LIMIT),
+        ("one-hogged", VcpuState.QUEUE),
+        ("postcopy-slow", VcpuState.FAULT),
+    ],
+)
+def test_a_state_that_counts_as_running_does_not_fit_the_count(
+    name: str, state: VcpuState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither does the guest beside it, by which the count is corrected, hide that."""
+    running = tuple(at for at, each in enumerate(STATES) if each in {*COULD_RUN, state})
+    monkeypatch.setattr(brownout, "_COULD_RUN_AT", running)
+    assert judge(*_kept(name)).error > POINTS
+
+
+@pytest.mark.parametrize("pace", [0.8, 1.25])
+def test_a_faster_or_slower_machine_does_not_change_the_speed(pace: float) -> None:
+    """The kept count and that of the guest beside it, as if the CPU's speed had changed when the migration began."""
+    migration, truth = _kept("dirty-limit")
+    began = migration.started_at_ns
+
+    def changed(counts: Counts) -> Counts:
+        (at_ns, base) = next((row[0], row[1]) for row in counts if row[0] >= began)
+        return [
+            row if row[0] < at_ns else (row[0], base + round((row[1] - base) * pace), *row[2:])
+            for row in counts
+        ]
+
+    other = replace(
+        truth,
+        source=changed(truth.source),
+        reference=tuple(changed(each) for each in truth.reference),
+    )
+    assert judge(migration, other).error == pytest.approx(judge(migration, truth).error, abs=1.0)
+    alone = judge(migration, replace(other, reference=()))
+    assert alone.counted == pytest.approx(pace * judge(migration, truth).counted, rel=0.05)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,6 +96,7 @@ def test_each_vcpu_is_as_fast_as_it_counted(name: str) -> None:
     [
         ("throttle-99", [VcpuState.THROTTLE]),
         ("ring-full", [VcpuState.RING_FULL]),
+        ("dirty-limit", [VcpuState.LIMIT]),
         ("one-hogged", []),
         ("postcopy-slow", []),
     ],

@@ -6,13 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.host.blackouts import migration_of
-from tests.host.brownouts import judge, play
+from tests.host.brownouts import POINTS, judge, play
 from vftrace.model.brownout import VcpuState
-
-POINTS = 15.0
-"""How far the guest's own count may be from its reported speed. It makes up to a fifth more turns in one second than in
-the next where its CPU is a thread of another's core, or another guest's: no tracer of this host sees that. A hold that
-vftrace misses is 25 to 50 points. `python -m tests.host.brownouts` asks for 5 (docs/results/brownout.md)."""
 
 
 @pytest.mark.alone

@@ -256,10 +256,10 @@ def read_rom(rom: bytes) -> DirtySet:
     return DirtySet(steps, (loop - begin) // _STEP_FORMAT.size, prefill, per_tick, hz)
 
 
-def counting_rom(first_page: int, pages: int, turns_per_page: int) -> bytes:
+def counting_rom(first_page: int, pages: int, turns_per_page: int, rest: int = 0) -> bytes:
     """A firmware image whose vCPUs never rest: each counts its turns at `turns_address`, for ever, and writes to one
     page after each `turns_per_page` of them, to `pages` pages of its own in order, the first vCPU from `first_page`
-    on. Each turn is the same few instructions, so a counter says how fast its vCPU runs."""
+    on. Each turn is the same few instructions, `rest` of which do nothing, so a counter says how fast its vCPU runs."""
     if pages < 1 or not 1 <= turns_per_page < 1 << 32:
         raise GuestError("the guest must write at least one page, after at least one turn")
     code = _Code()
@@ -282,6 +282,7 @@ def counting_rom(first_page: int, pages: int, turns_per_page: int) -> bytes:
     code.emit("66 b9").raw(struct.pack("<I", turns_per_page))  # mov ecx,turns
     code.label("turn")
     code.emit("66 ff 07")  # inc dword [bx]
+    code.raw(b"\x90" * rest)  # nop
     code.emit("66 49").jump("75", "turn")  # dec ecx; jnz turn
     code.emit("66 67 89 17")  # mov [edi],edx: the write
     code.emit("66 81 c7 00 10 00 00")  # add edi,4096
