@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
 IDLE_S, BEGIN_S, SCRAPE_S = 10, 3, 15
 CONTROL_GROUPS = Path("/sys/fs/cgroup/cpu")
-SLOW_SCRAPE_S = 0.25
+SLOW_SCRAPE_S, OLD_S = 0.25, 2.0
 NEAR_NS = 1_000_000
 CLOCKS_NS = 1000
 """A metric in seconds has less digits than its time in ns."""
@@ -156,9 +156,10 @@ def scrape(
     took: list[tuple[float, float]],
     stop: threading.Event,
     every_s: float = SCRAPE_S,
-    ages: list[float] | None = None,
+    ages: list[tuple[float, float, float]] | None = None,
 ) -> None:
-    """Scrape as Prometheus does, and remember when each began, how long it took, and how old its figures were then."""
+    """Scrape as Prometheus does, and remember when each began, how long it took, and how old its figures were then:
+    in all, and of that the age of the text."""
     # What is measured is the tracer, not how long this thread waits for a CPU.
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -19)
     next_at = time.monotonic() + every_s
@@ -166,11 +167,12 @@ def scrape(
         begun = time.monotonic()
         next_at = max(begun, next_at + every_s)
         at = time.time()
-        text = urllib.request.urlopen(url, timeout=60).read()
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            text, text_age = answer.read(), float(answer.headers.get("Age", 0))
         took.append((begun, time.monotonic() - begun))
         of = re.search(rb"^vftrace_figures_timestamp_seconds (\S+)", text, re.M)
         if ages is not None and of is not None:
-            ages.append(at - float(of[1]))
+            ages.append((begun, at - float(of[1]), text_age))
 
 
 def run(
@@ -190,7 +192,7 @@ def run(
     fleet = [str(args.program), str(args.migrating), str(args.idle), str(args.gib)]
     fleet += [str(args.round_ms), str(args.seconds), "sums"]
     took: list[tuple[float, float]] = []
-    ages: list[float] = []
+    ages: list[tuple[float, float, float]] = []
     stop = threading.Event()
     with tracer(args.tree, arguments, args.nice, groups[0]) as traced:
         url = "".join(re.findall(r"serving (\S+)", traced.said))  # type: ignore[attr-defined]
@@ -266,7 +268,10 @@ def run(
         ):
             missing[kind] = missing.get(kind, 0) + float(value)
         result["lost of VMs"] = missing
-        result["ages s"] = [round(age, 1) for age in sorted(ages)[-5:]]
+        result["ages s"] = [round(age, 1) for _, age, _ in sorted(ages, key=lambda a: a[1])[-5:]]
+        result["old figures, s after the begin, age, text's age"] = [
+            (round(at - began, 1), round(age, 1), text) for at, age, text in ages if age > OLD_S
+        ]
     else:
         result |= seen(args.tree, recording, moved, resumed)
     if command == "flight":

@@ -207,7 +207,7 @@ class Service:
         archive = None if args.record_dir is None else IndexedArchive(args.record_dir)
         self._site = HostSite(self._reading, archive) if args.web_reports == "on" else None
         self._update_cost_s = 0.0
-        app = pages.make_app(
+        self._app = app = pages.make_app(
             registry,
             args.web_path,
             lambda: self._ready,
@@ -233,7 +233,8 @@ class Service:
         self._ready = True
 
     def tick(self) -> None:
-        """Count ended migrations, at most once a second, so that scrapes may be rare."""
+        """Make metrics that are due, and count ended migrations, at most once a second, so that scrapes may be rare."""
+        self._app.prepare()
         begun = time.monotonic()
         if begun >= self._next_update:
             try:

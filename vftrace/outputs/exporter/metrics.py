@@ -414,8 +414,8 @@ METRICS = (
     Metric(
         "figures_timestamp_seconds",
         "gauge",
-        "Unix time up to which the other metrics include this host's events. On a busy host, vftrace prepares them up "
-        "to a second before the scrape.",
+        "Unix time up to which the other metrics include this host's events. On a busy host, vftrace prepares them "
+        "one or two seconds before the scrape, and may serve them until they are four seconds old.",
         "seconds",
         (),
         "none",

@@ -82,6 +82,10 @@ class Pages:
         """Answer a request; never raises."""
         return self._app(environ, start)
 
+    def prepare(self) -> None:
+        """Make the metrics that scrapers will ask for soon, if making them is costly."""
+        self._metrics.prepare()
+
     def prepared(self, environ: Environ, start: StartResponse) -> Iterable[bytes] | None:
         """Answer a request for metrics whose text is there already; None for any other. Takes almost no time."""
         if environ["REQUEST_METHOD"] != "GET" or environ.get("PATH_INFO") != self._path:

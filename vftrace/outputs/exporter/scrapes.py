@@ -2,10 +2,11 @@
 """Scrapes that do not wait for a busy tracer.
 
 The text of the metrics takes long to make if hundreds of migrations run, and longer if all CPUs are busy. Scrapers ask
-at regular intervals. If a text is costly, vftrace makes the next one shortly before the same scraper will ask again,
-and serves it at once. If that text is late, the scraper gets the text before, as long as it is a few seconds old at
-most. A scraper that asks at another time waits for a text of its own. If a text is cheap, vftrace makes one for each
-scrape.
+at regular intervals. If a text is costly, the main thread makes the next one shortly before the same scraper will ask
+again, between two batches of records: another thread would wait for the interpreter lock and the tracker's lock, and
+take twice as long. The text is then served at once. If it is late, the scraper gets the text before, as long as it is a
+few seconds old at most. A scraper that asks at another time waits for a text of its own. If a text is cheap, vftrace
+makes one for each scrape.
 """
 
 import contextlib
@@ -27,10 +28,10 @@ FRESH_S = 1.5
 """How long such a text is served after it was made."""
 MARGIN_S = 0.4
 """How long before the scraper comes it is to be ready, even if it takes twice as long as the one before."""
-MAX_LEAD_S = 2.0
+MAX_LEAD_S = 1.6
 """The longest time before the scrape at which the making begins, unless the one before took longer."""
-PATIENCE_S = 0.1
-"""How long a scrape waits for a costly text before it gets the one before."""
+PATIENCE_S = 0.15
+"""How long a scrape waits for a costly text that nobody has begun before it gets the one before."""
 STALE_S = 4.0
 """The greatest age of the figures in that one."""
 MAX_KEPT = 8
@@ -72,11 +73,9 @@ class Scrapes:
         self._app = app
         self._cost_s = cost_s
         self._lock = threading.Lock()
-        self._due = threading.Condition(self._lock)
         self._making: dict[Asked, Future[_Text]] = {}
         self._kept: OrderedDict[Asked, _Text] = OrderedDict()
         self._scrapers: OrderedDict[tuple[Asked, str], _Scraper] = OrderedDict()
-        self._thread: threading.Thread | None = None
 
     def __call__(self, environ: Any, start: Any) -> Iterable[bytes]:
         """Answer one scrape; raises what the application raises."""
@@ -94,11 +93,15 @@ class Scrapes:
         return _answer(text, start, now)
 
     def prepared(self, environ: Any, start: Any) -> Iterable[bytes] | None:
-        """Answer one scrape if there is a fresh text for it; else return None. Takes almost no time."""
+        """Answer one scrape if there is a fresh text for it, or the one before while a new one is being made; else
+        return None. Takes almost no time."""
         asked, now = _asked(environ), time.monotonic()
         with self._lock:
             text = self._kept.get(asked)
-        if text is None or not self._is_costly(text) or now - text.ready_at > FRESH_S:
+            being_made = asked in self._making
+        if text is None or not self._is_costly(text):
+            return None
+        if now - text.ready_at > FRESH_S and not (being_made and now - text.made_at <= STALE_S):
             return None
         self._expect(asked, environ, now)
         return _answer(text, start, now)
@@ -119,10 +122,6 @@ class Scrapes:
                 return
             scraper.expected_at = now + interval
             self._plan(asked, scraper)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._prepare, name="metrics", daemon=True)
-                self._thread.start()
-            self._due.notify()
 
     def _plan(self, asked: Asked, scraper: _Scraper) -> None:
         """Set when the text of the expected scrape is to be begun, unless one is there that will do."""
@@ -133,10 +132,9 @@ class Scrapes:
             lead = max(took, min(2 * took, MAX_LEAD_S - MARGIN_S)) + MARGIN_S
             scraper.due_at = scraper.expected_at - lead
 
-    def _prepare(self) -> None:
-        """Make the texts that are due."""
-        while True:
-            asked, scraper = self._next_due()
+    def prepare(self) -> None:
+        """Make the texts that are due. The main thread calls this between batches; never raises."""
+        for asked, scraper in self._take_due():
             with self._lock:
                 costly = self._is_costly(self._kept.get(asked))
             if not costly:
@@ -149,20 +147,17 @@ class Scrapes:
                         # It was ready much earlier than the one before.
                         self._plan(asked, scraper)
 
-    def _next_due(self) -> tuple[Asked, _Scraper]:
-        """Wait until a text is due; returns which one, and for whom."""
+    def _take_due(self) -> list[tuple[Asked, _Scraper]]:
+        """Return whose texts are due, unless they are being made."""
         with self._lock:
-            while True:
-                now = time.monotonic()
-                next_at = None
-                for (asked, _), scraper in self._scrapers.items():
-                    if scraper.due_at is None:
-                        continue
-                    if scraper.due_at <= now:
-                        scraper.due_at = None
-                        return asked, scraper
-                    next_at = min(next_at or scraper.due_at, scraper.due_at)
-                self._due.wait(None if next_at is None else next_at - now)
+            now = time.monotonic()
+            due = []
+            for (asked, _), scraper in self._scrapers.items():
+                if scraper.due_at is not None and scraper.due_at <= now:
+                    scraper.due_at = None
+                    if asked not in self._making:
+                        due.append((asked, scraper))
+            return due
 
     def _new(self, asked: Asked, environ: Any) -> _Text:
         """Make a text, or wait for one that is being made."""
