@@ -83,7 +83,7 @@ class Pages:
         return self._app(environ, start)
 
     def prepare(self) -> None:
-        """Make the metrics that scrapers will ask for soon, if making them is costly."""
+        """Make the metrics that scrapers will request soon, if making them is costly."""
         self._metrics.prepare()
 
     def prepared(self, environ: Environ, start: StartResponse) -> Iterable[bytes] | None:
