@@ -136,8 +136,6 @@ def run(args: argparse.Namespace) -> int:
         if args.once:
             _once(pump, args, until, lambda: interrupt.set)
         elif args.json or not _can_draw():
-            if args.replay is None:
-                say_ready(json=args.log_format == "json")
             _lines(pump, args, until)
         else:
             watch(
@@ -286,6 +284,9 @@ def _lines(pump: "Pump", args: argparse.Namespace, until: Until) -> None:
     from vftrace.outputs.text.glyphs import glyphs
     from vftrace.outputs.top.lines import changes
 
+    if args.replay is None:
+        # Not before these imports, which may take half a second on a busy host: nothing is recorded meanwhile.
+        say_ready(json=args.log_format == "json")
     unicode = (sys.stdout.encoding or "ascii").lower().startswith("utf")
     g = glyphs(ascii=args.ascii or not unicode)
     before: Snapshot | None = None
