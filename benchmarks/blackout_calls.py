@@ -112,7 +112,7 @@ def programs(runs: int, path_ns: float) -> None:
         before = [times for at_ns, times in found if at_ns <= stop][-1]
         after = next(times for at_ns, times in found if at_ns >= resume)
         count, ns = (sum(after[name][i] - before[name][i] for name in after) for i in range(2))
-        calls = after["raw_call_exit"][0] - before["raw_call_exit"][0]
+        calls = after["typed__sys_exit"][0] - before["typed__sys_exit"][0]
         lasted = resume - stop
         part, whole = (100 * each / lasted for each in (ns, ns + calls * path_ns))
         parts.append(whole)

@@ -10,12 +10,17 @@
 
 /* TP_PROTO(struct pt_regs *regs, long id), and (regs, long ret) (include/trace/events/syscalls.h).
  */
-int raw_call_enter(struct raw_syscall *ctx)
+struct typed_syscall {
+	u64 regs;
+	u64 value;
+};
+
+int typed__sys_enter(struct typed_syscall *ctx)
 {
 	return call_enter((void *)ctx->regs, ctx->value);
 }
 
-int raw_call_exit(struct raw_syscall *ctx)
+int typed__sys_exit(struct typed_syscall *ctx)
 {
 	return call_exit((void *)ctx->regs, ctx->value);
 }

@@ -18,11 +18,11 @@ TABLES = frozenset((1, 9))
 
 BY_VM = frozenset(("slot_pages", "channels", "chunks", "touched", "deleted_channels"))
 """Tables whose keys begin with a VM's number."""
-BY_PROCESS = frozenset(("vms", "traced", "deleted_sums", "sums", "watched_vms", "dma_counts"))
+BY_PROCESS = frozenset(("vms", "deleted_sums", "sums", "watched_vms", "dma_counts"))
 """Tables whose keys begin with a tgid."""
 BY_THREAD = frozenset(("threads", "sending", "walks", "calls", "moving", "device_files"))
 """Tables whose keys are what bpf_get_current_pid_tgid() returns."""
-BY_TID = frozenset(("callers", "vcpus"))
+BY_TID = frozenset(("vcpus",))
 BY_FD = frozenset(("device_fds", "data_fds", "data_of_device"))
 """Tables whose keys begin with a tgid, of devices."""
 NOT_OF_A_VM = {
@@ -34,7 +34,7 @@ NOT_OF_A_VM = {
     "sends_in_flight": "the least used is replaced; of functions of a card, not of VMs",
     "resets_in_flight": "the least used is replaced; of functions of a card, not of VMs",
 }
-WHILE_TRACED = frozenset(("traced", "callers", "sums", "deleted_sums", "watched_vms", "vcpus"))
+WHILE_TRACED = frozenset(("sums", "deleted_sums", "watched_vms", "vcpus"))
 """Tables of the calls and vCPUs of VMs that migrate, which are traced until they have been quiet for 30 s."""
 KNOWN = BY_VM | BY_PROCESS | BY_THREAD | BY_TID | BY_FD | NOT_OF_A_VM.keys()
 

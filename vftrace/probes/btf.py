@@ -17,7 +17,7 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 _HEADER = struct.Struct("<HBBIIIII")
 _MAGIC = 0xEB9F
 _WORD = 4
-_STRUCT, _UNION, _FUNC, _FUNC_PROTO = 4, 5, 12, 13
+_STRUCT, _UNION, _TYPEDEF, _FUNC, _FUNC_PROTO = 4, 5, 8, 12, 13
 # Words behind the three of struct btf_type, by kind: (fixed, for each of its vlen members).
 _EXTRA = {
     1: (1, 0), 3: (3, 0), 4: (0, 3), 5: (0, 3), 6: (0, 2), 13: (0, 2), 14: (1, 0),
@@ -37,8 +37,8 @@ class _Btf(msgspec.Struct, frozen=True, eq=False):
 
 class _Functions(msgspec.Struct, frozen=True):
     """`functions`: the offset of each function's name, `ids` its type id, `types` the type id of its prototype;
-    `prototypes`: the type id of each prototype, ascending, and `prototypes_at` where in the words it begins; `count`:
-    how many types there are.
+    `prototypes`: the type id of each prototype, ascending, and `prototypes_at` where in the words it begins;
+    `typedefs` and `typedef_ids`: the offset of each typedef's name, and its type id; `count`: how many types there are.
 
     Arrays, because the memory of a hundred thousand Python numbers is not all given back.
     """
@@ -48,6 +48,8 @@ class _Functions(msgspec.Struct, frozen=True):
     types: "array[int]"
     prototypes: "array[int]"
     prototypes_at: "array[int]"
+    typedefs: "array[int]"
+    typedef_ids: "array[int]"
     count: int
 
     def prototype(self, number: int) -> int | None:
@@ -128,6 +130,21 @@ def function(name: str, modules: Sequence[str] = ()) -> tuple[int, str | None]:
     return number, None
 
 
+def tracepoint(name: str) -> int:
+    """The BTF type id of a tracepoint of the kernel itself, by its name without its category: it is the id of a
+    typedef (include/trace/bpf_probe.h). Raises LookupError."""
+    try:
+        read = _read(VMLINUX)
+    except (OSError, struct.error, ValueError) as error:
+        raise LookupError(f"the BTF of the kernel cannot be read: {error}") from error
+    wanted = _name_offsets(read.strings, f"btf_trace_{name}")
+    found = _functions(read)
+    for offset, number in zip(found.typedefs, found.typedef_ids, strict=True):
+        if offset in wanted:
+            return number
+    raise LookupError(f"the BTF of the kernel does not have the tracepoint {name}")
+
+
 def _function_id(read: _Btf, strings: bytes, name: str) -> int | None:
     wanted = _name_offsets(strings, name)
     found = _functions(read)
@@ -203,6 +220,7 @@ def _parse(data: bytes) -> _Btf:
 def _functions(btf: _Btf) -> _Functions:
     """Look at every type, once: a kernel has a hundred thousand, and an emulated machine is slow."""
     functions, ids, types, prototypes, prototypes_at = (array("I") for _ in range(5))
+    typedefs, typedef_ids = array("I"), array("I")
     words, behind = btf.words, _WORDS_BEHIND
     at, end, number = 0, len(words), 0
     while at < end:
@@ -216,9 +234,14 @@ def _functions(btf: _Btf) -> _Functions:
         elif kind == _FUNC_PROTO:
             prototypes.append(number)
             prototypes_at.append(at)
+        elif kind == _TYPEDEF:
+            typedefs.append(words[at])
+            typedef_ids.append(number)
         fixed, each = behind[kind]
         at += 3 + fixed + each * (info & 0xFFFF)
-    return _Functions(functions, ids, types, prototypes, prototypes_at, number)
+    return _Functions(
+        functions, ids, types, prototypes, prototypes_at, typedefs, typedef_ids, number
+    )
 
 
 def _member_offset(btf: _Btf, strings: bytes, structure: str, member: str) -> int | None:

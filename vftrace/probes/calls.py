@@ -6,6 +6,7 @@ import platform
 import struct
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from vftrace.events import layout
@@ -21,6 +22,15 @@ _SUM = struct.Struct("=QQQQQQqQ")
 _RECORD = struct.Struct("=" + layout.HEADER[0] + layout.BODIES[Kind.CALL][0])
 """struct sum_key and struct sum of bpf/calls.h; struct vft_call of bpf/wire.h."""
 
+_CALLER = struct.Struct("=7QQ5I8B")
+"""struct caller of bpf/calls.h, without its kinds."""
+
+_TID, _TRACED, _NUMBER = 9, 10, 11
+_NO_FD = 0xFFFFFFFF << 32
+
+MAX_TRACED, MAX_CHAIN, BUCKETS, MAX_CALLERS = 1024, 8, 4096, 16384
+"""The sizes of the tables in bpf/calls.h."""
+
 _SETTLED_NS = 20_000_000
 """The age of a sum's last call after which the sum, of 10 ms, gets no further call."""
 
@@ -32,7 +42,11 @@ class CallProbes:
     def __init__(self, first: Any) -> None:
         """Load the programs. `first`: the BPF object whose ring buffer is used."""
         self._probes = OnDemand(CALLS, "calls.bpf.c", first)
-        self._traced: set[int] = set()
+        self._traced: dict[int, int] = {}
+        """By process: its entry in `traced`."""
+        self._chains: dict[int, list[int]] = {}
+        """By the last bits of a tgid: the entries of the processes that have them."""
+        self._number = 0
         self._deleted: dict[int, int] = {}
 
     @property
@@ -69,14 +83,17 @@ class CallProbes:
             return None
         if pid in self._traced:
             return 0
-        table = self._bpf["traced"]
-        entry = table.Leaf()
-        entry.always = always
-        try:
-            table[ctypes.c_uint32(pid)] = entry
-        except OSError:  # the table is full
+        taken = set(self._traced.values())
+        index = next((i for i in range(1, MAX_TRACED) if i not in taken), None)
+        chain = self._chains.setdefault(pid % BUCKETS, [])
+        if index is None or len(chain) == MAX_CHAIN:
             return None
-        self._traced.add(pid)
+        self._number += 1
+        table = self._bpf["traced"]
+        table[index] = table.Leaf(always=always, tgid=pid, number=self._number, index=index)
+        chain.append(index)
+        self._write_chain(pid)
+        self._traced[pid] = index
         took = self._probes.attach()
         if took is None:
             self.untrace(pid)
@@ -84,35 +101,60 @@ class CallProbes:
 
     def mark_running(self, pid: int, tids: Iterable[int]) -> None:
         """Note the threads that have been inside KVM_RUN since before they were traced."""
-        callers, traced = self._bpf["callers"], self._bpf["traced"]
-        marked = 0
-        for tid in tids:
-            key = ctypes.c_uint32(tid)
-            if key in callers:
-                continue
-            caller = callers.Leaf()
-            caller.tgid, caller.in_run = pid, 1
-            caller.nr, caller.cmd = NUMBERS[platform.machine()]["SYS_IOCTL"], KVM_RUN
-            callers[key] = caller
-            marked += 1
-        key = ctypes.c_uint32(pid)
-        if marked and key in traced:
-            entry = traced[key]
+        index = self._traced.get(pid)
+        if index is None:
+            return
+        traced = self._bpf["traced"]
+        marked = sum(self._mark_running(index, traced[index].number, tid) for tid in tids)
+        if marked:
+            entry = traced[index]
             entry.running += marked
-            traced[key] = entry
+            traced[index] = entry
+
+    def _mark_running(self, index: int, number: int, tid: int) -> bool:
+        """Make the entry of a thread in KVM_RUN; returns whether it had none and there was room."""
+        callers = self._bpf.raw("callers")
+        numbers = {i: self._bpf["traced"][i].number for i in self._traced.values()}
+        places = [struct.pack("=I", place) for place in places_of(tid)]
+        found = [_CALLER.unpack_from(callers.get(place)) for place in places]
+        owners = [(each[_TID], each[_NUMBER]) for each in found]
+        if (tid, number) in owners:
+            return False
+        for place, each in zip(places, found, strict=True):
+            if not each[_NUMBER] or numbers.get(each[_TRACED]) != each[_NUMBER]:
+                call = NUMBERS[platform.machine()]["SYS_IOCTL"] | _NO_FD
+                in_call, in_run = 1, 1
+                head = _CALLER.pack(
+                    *(0, 0, 0, 0, 0, 0, call, 0),
+                    *(KVM_RUN, tid, index, number, 0),
+                    *(in_call, in_run, 0, 0, 0, 0, 0, 0),
+                )
+                callers.set(place, head)
+                return True
+        return False
+
+    def _write_chain(self, pid: int) -> None:
+        """Let the kernel side find the processes whose tgid has the same last bits."""
+        bucket = pid % BUCKETS
+        chain = [*self._chains[bucket], 0]
+        # From the end, so that each entry that can be found leads to the next one.
+        for before, index in reversed([*pairwise(chain)]):
+            self._bpf["traced_next"][before] = ctypes.c_uint32(index)
+        self._bpf["traced_first"][bucket] = ctypes.c_uint32(chain[0])
+        if not self._chains[bucket]:
+            del self._chains[bucket]
 
     def untrace(self, pid: int) -> None:
         """Stop tracing a process."""
         if pid not in self._traced:
             return
         self._take_sums(pid)
-        self._traced.discard(pid)
-        for name in ("traced", "deleted_sums"):
-            self._bpf.raw(name).delete([struct.pack("=I", pid)])
+        index = self._traced.pop(pid)
+        self._chains[pid % BUCKETS].remove(index)
+        self._write_chain(pid)
+        self._bpf["traced"][index] = self._bpf["traced"].Leaf()
+        self._bpf.raw("deleted_sums").delete([struct.pack("=I", pid)])
         self._deleted.pop(pid, None)
-        at = self._bpf["callers"].Leaf.tgid.offset
-        callers = self._bpf.raw("callers")
-        callers.delete([key for key, value in callers.items() if _u32(value, at) == pid])
         self._probes.left()
 
     def detach_unused(self) -> None:
@@ -130,11 +172,8 @@ class CallProbes:
         """Return for each process the number of calls that were not recorded so far, because there were too many."""
         if not self._traced:
             return {}
-        at = self._bpf["traced"].Leaf.missed.offset
-        return {
-            _u32(key, 0): int.from_bytes(value[at : at + 8], "little")
-            for key, value in self._bpf.raw("traced").items()
-        }
+        traced = self._bpf["traced"]
+        return {pid: traced[index].missed for pid, index in self._traced.items()}
 
     def close(self) -> None:
         """Detach everything."""
@@ -160,6 +199,11 @@ class CallProbes:
         for tgid, count in self._deleted.items():
             self._bpf["deleted_sums"][ctypes.c_uint32(tgid)] = ctypes.c_uint64(count)
         return found
+
+
+def places_of(tid: int) -> tuple[int, int]:
+    """Return the two places that a thread may have in `callers` (place_of in bpf/calls.h)."""
+    return tid % MAX_CALLERS, (tid * 0x9E3779B1 & 0xFFFFFFFF) >> 16 & MAX_CALLERS - 1
 
 
 def _u32(data: bytes, at: int) -> int:

@@ -223,8 +223,8 @@ MAILBOX = Probe(
 
 
 _SCHED = (
-    Hook("sched:sched_switch", "raw_switch", raw=True),
-    Hook("sched:sched_wakeup", "raw_wakeup", raw=True),
+    Hook("sched:sched_switch", "typed__sched_switch", raw=True),
+    Hook("sched:sched_wakeup", "typed__sched_wakeup", raw=True),
 )
 """bpf/thread.h"""
 
@@ -235,8 +235,8 @@ CALLS = Probe(
         Way(
             TRACEPOINT,
             (
-                Hook("raw_syscalls:sys_enter", "raw_call_enter", raw=True),
-                Hook("raw_syscalls:sys_exit", "raw_call_exit", raw=True),
+                Hook("raw_syscalls:sys_enter", "typed__sys_enter", raw=True),
+                Hook("raw_syscalls:sys_exit", "typed__sys_exit", raw=True),
                 *_SCHED,
             ),
         ),

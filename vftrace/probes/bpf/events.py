@@ -44,9 +44,10 @@ def tracepoint(program: int, name: str) -> Attached:
     return Attached(_running(program, _event_in(place)))
 
 
-def raw_tracepoint(program: int, name: str) -> Attached:
-    """Attach to a raw tracepoint, which has no category in its name. Raises OSError."""
-    text = ctypes.create_string_buffer(name.encode())
+def raw_tracepoint(program: int, name: str | None) -> Attached:
+    """Attach to a raw tracepoint, which has no category in its name; None: the one that the program was loaded for.
+    Raises OSError."""
+    text = None if name is None else ctypes.create_string_buffer(name.encode())
     opened = syscall.RawTracepoint(name=syscall.address(text), prog_fd=program)
     return Attached(syscall.bpf(syscall.RAW_TRACEPOINT_OPEN, opened))
 

@@ -24,6 +24,10 @@ SHARED = ("events", "bulk", "vms", "lost", "mailbox_seq")
 TRACING_PREFIXES = {"fentry__": syscall.TRACE_FENTRY, "fexit__": syscall.TRACE_FEXIT}
 """The prefixes of programs that are tied to a kernel function, whose name follows (bpf/common.h)."""
 
+TYPED_PREFIX = "typed__"
+"""The prefix of programs for one raw tracepoint, whose name follows. The verifier knows the types of its arguments, so
+the program reads them directly."""
+
 RECURSION, KPROBE = "recursion", "kprobe"
 """Why the kernel skips a run: another program (of the same name, or any on a kprobe or tracepoint) is under way on the
 CPU; or the probe is hit inside another probe, or all instances of a return probe are in use."""
@@ -123,8 +127,9 @@ class Object:
         """Run a program at `category:event`, with the tracepoint's own arguments. It costs half as much as
         `attach_tracepoint`, which first makes a record of them. Raises BpfError."""
         program = self.load(name, self.RAW_TRACEPOINT)
+        event = None if name.startswith(TYPED_PREFIX) else place.partition(":")[2]
         try:
-            self._attached[place, name] = events.raw_tracepoint(program, place.partition(":")[2])
+            self._attached[place, name] = events.raw_tracepoint(program, event)
         except OSError as error:
             raise _refused(f"cannot attach {name}", error) from error
 
@@ -264,6 +269,12 @@ class Object:
         if name not in self.image.programs:
             raise BpfError(f"there is no program {name}")
         label = name.removeprefix("fentry__").removeprefix("fexit__")
+        if name.startswith(TYPED_PREFIX):
+            label = name.removeprefix(TYPED_PREFIX)
+            try:
+                kind, attach = self.TRACING, (syscall.TRACE_RAW_TP, btf.tracepoint(label), 0)
+            except LookupError as error:
+                raise BpfError(str(error)) from error
         try:
             fd = self._load_linked(name, kind, attach, label)
         except OSError as error:
