@@ -34,10 +34,12 @@ from vftrace.collect.live import LiveSource
 from vftrace.demo import guest, qemu
 from vftrace.demo.qemu import boottime_ns
 from vftrace.demo.scenarios import MIB, Run
-from vftrace.probes.bpf import syscall
+from vftrace.probes.bpf import events, syscall
 from vftrace.probes.loader import Probes
 
 CALLS = 300_000
+_EXIT = "typed__sys_exit"
+"""bpf/calls.bpf.c"""
 
 
 def trace(*, calls: bool, log: Path | None = None) -> None:
@@ -95,13 +97,52 @@ def run_times() -> Iterator[None]:
         os.close(fd)
 
 
-def programs(runs: int, path_ns: float) -> None:
+_RETURN_ZERO = bytes.fromhex("b700000000000000 9500000000000000")
+"""BPF: r0 = 0; exit."""
+
+
+def counting_ns() -> tuple[float, float]:
+    """What the kernel counts for an empty program, and how much longer a call takes with one at its entry and one at
+    its return while nothing is counted."""
+    fds = [
+        syscall.load_program(syscall.RAW_TRACEPOINT, _RETURN_ZERO, "GPL", name)
+        for name in ("empty_enter", "empty_exit")
+    ]
+
+    def call_ns() -> float:
+        begun = time.process_time_ns()
+        for _ in range(CALLS):
+            os.getppid()
+        return (time.process_time_ns() - begun) / CALLS
+
+    plain = min(call_ns() for _ in range(5))
+    attached = [
+        events.raw_tracepoint(fd, name)
+        for fd, name in zip(fds, ("sys_enter", "sys_exit"), strict=True)
+    ]
+    path = min(call_ns() for _ in range(5)) - plain
+    with run_times():
+        call_ns()
+        text = Path(f"/proc/self/fdinfo/{fds[0]}").read_text()
+    said = dict(line.split(":\t") for line in text.splitlines())
+    for each in attached:
+        each.close()
+    for fd in fds:
+        os.close(fd)
+    return int(said["run_time_ns"]) / int(said["run_cnt"]), path
+
+
+def programs(runs: int) -> None:
     """How long the calls' programs ran in each blackout, of all processes and on all CPUs together, beside its length.
 
-    `path_ns`: what a call of another process takes longer, which is the kernel's own way to the programs.
+    As the kernel counts it; without what it counts for an empty program; and with the kernel's own way to a program.
     """
-    print(f"The way to the programs: {path_ns:.0f} ns a call")
-    print("| blackout, ms | calls | runs | us | of the blackout | with the way to them |")
+    with Probes(lambda _: None):
+        empty_ns, path_ns = counting_ns()
+    print(
+        f"Counted for an empty program: {empty_ns:.0f} ns; the way to two: {path_ns:.0f} ns a call"
+    )
+    print("| blackout, ms | calls | runs | counted | without counting | with the way |")
     print("|---|---|---|---|---|---|")
     parts = []
     for _ in range(runs):
@@ -112,15 +153,16 @@ def programs(runs: int, path_ns: float) -> None:
         before = [times for at_ns, times in found if at_ns <= stop][-1]
         after = next(times for at_ns, times in found if at_ns >= resume)
         count, ns = (sum(after[name][i] - before[name][i] for name in after) for i in range(2))
-        calls = after["typed__sys_exit"][0] - before["typed__sys_exit"][0]
+        calls = after[_EXIT][0] - before[_EXIT][0]
         lasted = resume - stop
-        part, whole = (100 * each / lasted for each in (ns, ns + calls * path_ns))
-        parts.append(whole)
-        print(
-            f"| {lasted / 1e6:.1f} | {calls} | {count} | {ns / 1e3:.0f} | {part:.2f} % | {whole:.2f} % |",
-            flush=True,
-        )
-    print(f"median {statistics.median(parts):.2f} %, largest {max(parts):.2f} %")
+        own = ns - count * empty_ns
+        parts.append([100 * each / lasted for each in (ns, own, own + calls * path_ns)])
+        cells = " | ".join(f"{part:.2f} %" for part in parts[-1])
+        print(f"| {lasted / 1e6:.1f} | {calls} | {count} | {cells} |", flush=True)
+    for what, of in zip(
+        ("counted", "without counting", "with the way"), zip(*parts, strict=True), strict=True
+    ):
+        print(f"{what}: median {statistics.median(of):.2f} %, largest {max(of):.2f} %")
 
 
 @contextlib.contextmanager
@@ -145,9 +187,9 @@ def first(*pids: int) -> None:
             os.sched_setscheduler(int(task.name), os.SCHED_FIFO, os.sched_param(1))
 
 
-async def migrate() -> tuple[float, int, int, float]:
+async def migrate(bandwidth: int = 256) -> tuple[float, int, int, float]:
     """One migration, by QEMU: milliseconds in all, and when its events STOP and RESUME came. The last is how many
-    milliseconds of CPU both QEMUs took for it without their vCPUs."""
+    milliseconds of CPU both QEMUs took for it without their vCPUs. `bandwidth`: in MiB/s."""
     with tempfile.TemporaryDirectory() as directory:
         async with AsyncExitStack() as stack:
             run = Run("benchmark", qemu.find_qemu(), Path(directory), stack, lambda _: None)
@@ -160,7 +202,9 @@ async def migrate() -> tuple[float, int, int, float]:
                 for vm in (source, destination)
             }
             before = sum(starmap(cpu_ns, vcpus.items()))
-            migration = await run.migrate(source, destination, bandwidth=256 * MIB, downtime_ms=100)
+            migration = await run.migrate(
+                source, destination, bandwidth=bandwidth * MIB, downtime_ms=100
+            )
             await run.arrived(migration)
             cpu = sum(starmap(cpu_ns, vcpus.items())) - before
             figures = migration.last
@@ -178,7 +222,7 @@ def cpu_ns(pid: int, without: int) -> int:
     return process - int(Path(f"/proc/{pid}/task/{without}/schedstat").read_text().split()[0])
 
 
-def migrations(pairs: int, log: Path | None) -> None:
+def migrations(pairs: int, log: Path | None, bandwidth: int) -> None:
     found: dict[str, list[tuple[float, float, float]]] = {"plain": [], "calls": []}
     if log is not None and log.exists():
         found = json.loads(log.read_text())
@@ -186,7 +230,7 @@ def migrations(pairs: int, log: Path | None) -> None:
         # Each way comes first as often as the other.
         for how in sorted(found, reverse=number % 2 == 0):
             with tracer(calls=how == "calls"):
-                total_ms, stop, resume, cpu_ms = asyncio.run(migrate())
+                total_ms, stop, resume, cpu_ms = asyncio.run(migrate(bandwidth))
                 found[how].append((total_ms, (resume - stop) / 1e6, cpu_ms))
         if log is not None:
             log.write_text(json.dumps(found))
@@ -234,11 +278,8 @@ for line in sys.stdin:
 """
 
 
-def each_call(rounds: int = 9) -> float:
-    """Nanoseconds of CPU that getppid takes, a Python loop around it included.
-
-    Returns how many more they are while another VMM migrates.
-    """
+def each_call(rounds: int = 9) -> None:
+    """Nanoseconds of CPU that getppid takes, a Python loop around it included."""
     loop = subprocess.Popen(
         [sys.executable, "-c", _LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -273,7 +314,6 @@ def each_call(rounds: int = 9) -> float:
     none = least["no VM migrates"]
     for name, ns in least.items():
         print(f"| {name} | {ns:.0f} | {ns - none:+.0f} |", flush=True)
-    return least["another VMM migrates"] - none
 
 
 def _running(probes: Probes, pid: int) -> None:
@@ -286,6 +326,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--log", type=Path, metavar="FILE")
+    parser.add_argument("--bandwidth", type=int, default=256, metavar="MIB", help="MiB/s")
     parser.add_argument("--trace", choices=("calls", "plain"))
     parser.add_argument("--only", choices=("calls", "programs", "migrations"))
     arguments = parser.parse_args()
@@ -293,12 +334,12 @@ def main() -> None:
         trace(calls=arguments.trace == "calls", log=arguments.log)
         return
     print(f"{os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
-    if arguments.only != "migrations":
-        path_ns = each_call()
-        if arguments.only != "calls":
-            programs(arguments.pairs, path_ns)
+    if arguments.only in (None, "calls"):
+        each_call()
+    if arguments.only in (None, "programs"):
+        programs(arguments.pairs)
     if arguments.only in (None, "migrations"):
-        migrations(arguments.pairs, arguments.log)
+        migrations(arguments.pairs, arguments.log, arguments.bandwidth)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@
  * If a thread has made BURST calls of a kind in a row that took less than SHORT_NS, all of its
  * calls of that kind are counted, but only one in MIN_UNTIMED + 1 to MAX_UNTIMED + 1 is timed, and
  * the mean stands for the others. A call that leaves the CPU or lasts until the next jiffy is timed
- * in any case, and a longer one ends the burst.
+ * in any case, and a longer one interrupts the burst. The short calls of a thread are added to
+ * their sum when it sleeps.
  */
 #define LONG_NS 100000
 #define SUM_NS 10000000
@@ -30,7 +31,7 @@
 #define LONGEST_JIFFY_NS 10000000 /* HZ=100 */
 
 /* Powers of two, so that a mask bounds an index for the verifier. */
-#define KINDS 4
+#define KINDS 8
 #define MAX_CALLERS 16384
 #define TRACED_BUCKETS 4096
 
@@ -52,15 +53,24 @@ struct traced {
 	u32 index; /* of this entry */
 };
 
-/* The short calls of one kind that a thread makes. */
+/* The short calls of one kind that a thread makes. `count` and what follows are those that are in
+ * no sum yet. */
 struct kind {
 	u64 call;
 	u64 timed_ns; /* end of the latest one that was timed */
+	u64 begun_ns;
+	u64 ns;
+	u32 count;
+	u32 longest_ns;
+	u32 sleep_ns;
+	u32 queue_ns;
 	u32 cmd;
 	u32 mean_ns;
-	u32 untimed; /* counted since then, and in no sum yet */
-	u16 in_row; /* short ones in a row, up to BURST */
-	u16 left; /* how many of the next ones are not timed */
+	s32 ret; /* of the latest one that was timed */
+	u8 untimed; /* since timed_ns */
+	u8 in_row; /* short ones in a row, up to BURST */
+	u8 left; /* how many of the next ones are not timed */
+	u8 pad;
 };
 
 struct caller {
@@ -82,7 +92,7 @@ struct caller {
 	u8 stopped; /* the call began while the guest was stopped */
 	u8 seen; /* it has entered or left a call since the tracing began */
 	u8 counted; /* 1 + index of its kind if the call is not timed */
-	u8 untimed; /* some kind has untimed calls */
+	u8 unbooked; /* some kind has calls that are in no sum */
 	u8 next_kind; /* the one that gives way to a new one */
 	u8 pad;
 	struct kind kinds[KINDS];
@@ -305,18 +315,29 @@ static __always_inline void key_of(struct sum_key *key, struct traced *p, struct
 	key->fd = call >> 32;
 }
 
-/* Adds the untimed calls of a kind to its sum. */
-static __always_inline void book_untimed(struct traced *p, struct caller *c, struct kind *k,
-					 u64 now)
+/* Adds the calls of a kind to its sum. */
+static __always_inline void book(struct traced *p, struct caller *c, struct kind *k, u64 now)
 {
-	u64 count = k->untimed, ns = count * k->mean_ns;
 	struct sum_key key = {};
-	struct sum one = { .start_ns = k->timed_ns, .end_ns = now, .count = count, .ns = ns };
+	struct sum one = { .start_ns = k->begun_ns, .ret = k->ret };
+	u64 each;
 
-	if (!count)
+	if (!k->count && !k->untimed)
 		return;
-	k->untimed = 0;
-	one.longest_ns = k->mean_ns;
+	if (!k->count)
+		one.start_ns = k->timed_ns;
+	/* The untimed ones came as fast as those before them. */
+	each = k->count ? (k->timed_ns - k->begun_ns) / k->count : k->mean_ns;
+	one.end_ns = k->timed_ns + k->untimed * each;
+	if (one.end_ns > now)
+		one.end_ns = now;
+	one.count = k->count + k->untimed;
+	one.ns = k->ns + (u64)k->untimed * k->mean_ns;
+	one.longest_ns = k->count ? k->longest_ns : k->mean_ns;
+	one.sleep_ns = k->sleep_ns;
+	one.queue_ns = k->queue_ns;
+	k->ns = 0;
+	k->count = k->untimed = k->longest_ns = k->sleep_ns = k->queue_ns = 0;
 	key_of(&key, p, c, k->call, k->cmd);
 	add_to_sum(p, &key, &one);
 }
@@ -333,45 +354,54 @@ static __always_inline struct kind *kind_of(struct caller *c, u64 call, u32 cmd,
 	return found < KINDS ? &c->kinds[found & (KINDS - 1)] : NULL;
 }
 
-/* Books a short call that was timed. The mean is an average in which earlier ones fade. */
-static __always_inline void book_short(struct traced *p, struct caller *c, u64 start, u64 now,
-				       s64 ret)
+/* Returns whether a kind's calls have to be booked before one more is added: they are old, or they
+ * began before the guest stopped (is_over). */
+static __always_inline bool is_full(struct traced *p, struct kind *k, u64 now)
 {
-	u64 ns = now - start;
-	struct sum_key key = {};
-	struct sum one = { .start_ns = start, .end_ns = now, .count = 1, .ns = ns, .ret = ret };
-	u32 index;
-	struct kind *k = kind_of(c, c->call, c->cmd, &index);
+	return k->count && (now - k->begun_ns > SUM_NS || k->begun_ns < p->still_ns);
+}
 
-	if (!k) {
+/* Counts a short call that was timed, and the untimed ones before it. The mean is an average in
+ * which earlier ones fade. */
+static __always_inline void add_short(struct traced *p, struct caller *c, u64 start, u64 now,
+				      s64 ret)
+{
+	u32 ns = now - start, index;
+	struct kind *k = kind_of(c, c->call, c->cmd, &index);
+	bool fresh = !k;
+
+	if (fresh)
 		k = &c->kinds[c->next_kind++ & (KINDS - 1)];
-		book_untimed(p, c, k, now);
+	if (fresh || is_full(p, k, now))
+		book(p, c, k, now);
+	if (fresh) {
 		k->call = c->call;
 		k->cmd = c->cmd;
 		k->mean_ns = ns;
 		k->in_row = k->left = 0;
 	}
 	if (ns < SHORT_NS) {
-		k->mean_ns = (3 * k->mean_ns + (u32)ns) / 4;
+		k->mean_ns = (3 * k->mean_ns + ns) / 4;
 		if (k->in_row < BURST)
 			k->in_row++;
 		else
 			k->left = MIN_UNTIMED + (now >> 4) % (MAX_UNTIMED - MIN_UNTIMED + 1);
 	} else {
-		k->in_row = k->left = 0;
+		k->in_row /= 2;
+		k->left = 0;
 	}
-	if (k->untimed) {
-		one.start_ns = k->timed_ns;
-		one.count += k->untimed;
-		one.ns += (u64)k->untimed * k->mean_ns;
-		k->untimed = 0;
-	}
+	if (!k->count)
+		k->begun_ns = k->untimed ? k->timed_ns : start;
+	k->count += 1 + k->untimed;
+	k->ns += ns + (u64)k->untimed * k->mean_ns;
+	k->untimed = 0;
+	if (ns > k->longest_ns)
+		k->longest_ns = ns;
+	k->sleep_ns += c->sleep_ns;
+	k->queue_ns += c->queue_ns;
 	k->timed_ns = now;
-	one.longest_ns = ns;
-	one.sleep_ns = c->sleep_ns;
-	one.queue_ns = c->queue_ns;
-	key_of(&key, p, c, c->call, c->cmd);
-	add_to_sum(p, &key, &one);
+	k->ret = ret;
+	c->unbooked = 1;
 }
 
 static __always_inline int call_enter(void *regs, u32 nr)
@@ -449,7 +479,7 @@ static __always_inline int call_exit(void *regs, s64 ret)
 		passed = jiffies() - c->jiffies;
 		if (!passed) {
 			k->untimed++;
-			c->untimed = 1;
+			c->unbooked = 1;
 			return 0;
 		}
 		/* It began after the thread's latest reading, and less than a jiffy before the
@@ -465,7 +495,7 @@ static __always_inline int call_exit(void *regs, s64 ret)
 	}
 	c->read_ns = now;
 	if (start && now - start < LONG_NS) {
-		book_short(p, c, start, now, ret);
+		add_short(p, c, start, now, ret);
 		return 0;
 	}
 	if (within_budget(p, now, 1)) {
@@ -487,7 +517,7 @@ static __always_inline int call_exit(void *regs, s64 ret)
 }
 
 /* sched_switch runs in the thread that leaves its CPU. A thread that sleeps may never call again,
- * so its untimed calls are booked. */
+ * so its calls are booked. */
 static __always_inline void switch_out(u32 tid, u64 state)
 {
 	struct traced *p = traced_of(bpf_get_current_pid_tgid() >> 32);
@@ -503,12 +533,12 @@ static __always_inline void switch_out(u32 tid, u64 state)
 		c->start_ns = c->off_ns;
 	c->wake_ns = 0;
 	c->state = state & TASK_STATES;
-	if (!c->state || !c->untimed)
+	if (!c->state || !c->unbooked)
 		return;
-	c->untimed = 0;
+	c->unbooked = 0;
 #pragma unroll
 	for (u32 i = 0; i < KINDS; i++)
-		book_untimed(p, c, &c->kinds[i], c->off_ns);
+		book(p, c, &c->kinds[i], c->off_ns);
 }
 
 static __always_inline void send_off_cpu(struct traced *p, struct caller *c, u64 start, u64 end,

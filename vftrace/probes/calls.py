@@ -22,7 +22,7 @@ _SUM = struct.Struct("=QQQQQQqQ")
 _RECORD = struct.Struct("=" + layout.HEADER[0] + layout.BODIES[Kind.CALL][0])
 """struct sum_key and struct sum of bpf/calls.h; struct vft_call of bpf/wire.h."""
 
-_CALLER = struct.Struct("=7QQ5I8B")
+_CALLER = struct.Struct("=8Q5I8B")
 """struct caller of bpf/calls.h, without its kinds."""
 
 _TID, _TRACED, _NUMBER = 9, 10, 11
