@@ -404,6 +404,17 @@ static __always_inline void add_short(struct traced *p, struct caller *c, u64 st
 	c->unbooked = 1;
 }
 
+/* Returns when an untimed call began that still lasts: now, if no jiffy has passed. Else it began
+ * less than a jiffy before the first one that passed, and after the thread's latest reading. */
+static __always_inline u64 untimed_start(struct caller *c, u64 now)
+{
+	u64 passed = jiffies() - c->jiffies, start = now - (passed + 1) * LONGEST_JIFFY_NS;
+
+	if (!passed)
+		return now;
+	return start < c->read_ns ? c->read_ns : start;
+}
+
 static __always_inline int call_enter(void *regs, u32 nr)
 {
 	u64 id = bpf_get_current_pid_tgid(), first;
@@ -444,7 +455,7 @@ static __always_inline int call_enter(void *regs, u32 nr)
 
 static __always_inline int call_exit(void *regs, s64 ret)
 {
-	u64 id = bpf_get_current_pid_tgid(), now, start, passed;
+	u64 id = bpf_get_current_pid_tgid(), now, start;
 	struct traced *p = traced_of(id >> 32);
 	struct caller *c;
 	bool in_call, stopped;
@@ -476,18 +487,13 @@ static __always_inline int call_exit(void *regs, s64 ret)
 	if (c->counted && !start) {
 		struct kind *k = &c->kinds[(c->counted - 1) & (KINDS - 1)];
 
-		passed = jiffies() - c->jiffies;
-		if (!passed) {
+		if (jiffies() == c->jiffies) {
 			k->untimed++;
 			c->unbooked = 1;
 			return 0;
 		}
-		/* It began after the thread's latest reading, and less than a jiffy before the
-		 * first one that passed. */
 		now = now_ns();
-		start = now - (passed + 1) * LONGEST_JIFFY_NS;
-		if (start < c->read_ns)
-			start = c->read_ns;
+		start = untimed_start(c, now);
 	} else {
 		if (!stopped && !stands_still(p))
 			return 0;
@@ -530,7 +536,7 @@ static __always_inline void switch_out(u32 tid, u64 state)
 		return;
 	c->off_ns = now_ns();
 	if (c->counted && c->in_call && !c->start_ns)
-		c->start_ns = c->off_ns;
+		c->start_ns = untimed_start(c, c->off_ns);
 	c->wake_ns = 0;
 	c->state = state & TASK_STATES;
 	if (!c->state || !c->unbooked)
