@@ -44,9 +44,8 @@ BEFORE_S, DURING_S, AFTER_S = 3.0, 5.0, 0.5
 SAMPLE_S = 0.02
 PAGES, TURNS = 3000, 12
 REST = 40
-"""Instructions between two writes with which KVM (PVM) notices a full ring in time. It emulates several hundred
-instructions of a guest in real mode at once, and if they write more than the 64 entries that a ring has in reserve
-(KVM_DIRTY_RING_RSVD_ENTRIES), the ring overflows and stays full."""
+"""Further instructions a turn with which KVM (PVM) notices a full ring in time (docs/results/brownout.md). With few, a
+ring stays full: probably more writes come than the 64 entries that it has in reserve (KVM_DIRTY_RING_RSVD_ENTRIES)."""
 REFERENCE_NICE = -3
 """A tenth of the CPU beside a guest of niceness -10."""
 REFERENCE_S = 0.1
@@ -434,7 +433,7 @@ class Pace:
 def paced(counts: Counts, reference: Sequence[Counts], before: tuple[int, int]) -> Counts:
     """The counts as they were if each CPU had always been as fast as its mean between the two times `before`.
 
-    Not in the reference's own unit: of two guests on one CPU one may be a fifth slower all the time.
+    Not in the reference's own unit: in one run it was a fifth slower all the time than the guest on the same CPU.
     """
     if not reference:
         return counts
