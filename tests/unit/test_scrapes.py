@@ -88,6 +88,25 @@ def test_a_text_is_ready_when_a_scraper_comes_again(monkeypatch: pytest.MonkeyPa
     metrics.gate.set()
 
 
+def test_a_text_waits_for_late_records_as_long_as_there_is_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
+    monkeypatch.setattr(scrapes, "MARGIN_S", 0.6)
+    monkeypatch.setattr(scrapes, "FRESH_S", 0.1)
+    metrics = Metrics()
+    app = Scrapes(metrics, lambda: 2 * COSTLY_S)
+    ask(app)
+    time.sleep(1.0)
+    ask(app)
+    asked_at = time.monotonic()
+    while metrics.made == 2 and time.monotonic() < asked_at + 2:
+        app.prepare(late=True)
+        time.sleep(0.01)
+    # It was due 0.6 s before the third scrape, and has to begin 0.3 s before it.
+    assert 0.65 < time.monotonic() - asked_at < 1.9
+
+
 def test_a_scraper_that_does_not_come_again_costs_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
     monkeypatch.setattr(scrapes, "MARGIN_S", 0.1)

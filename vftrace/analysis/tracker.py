@@ -100,6 +100,11 @@ class Tracker:
         self._stalls: deque[tuple[int, int]] = deque(maxlen=MAX_NETWORK)
         self._recorded: events.RecordedMigration | None = None
 
+    @property
+    def now_ns(self) -> int:
+        """The time of the latest event."""
+        return self._now_ns
+
     def feed(self, event: Event) -> None:
         """Take one event. Never raises: senseless events are counted or ignored. An error in vftrace itself
         costs the event, and makes the migrations incomplete that it may belong to."""

@@ -111,6 +111,10 @@ class Pump:
         """CLOCK_BOOTTIME of the traced host; in a replay the time that the replay has reached."""
         return self._source.now_ns()
 
+    def behind_ns(self) -> int:
+        """Return how old the latest event is that the tracker has."""
+        return max(0, self.now_ns() - self._tracker.now_ns)
+
     def step(self) -> int:
         """Read once (waiting some 20 ms if no record arrives) and feed; returns the number of records."""
         if self._closed:

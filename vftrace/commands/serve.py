@@ -63,6 +63,8 @@ DEFAULT_PATH = "/metrics"
 
 _SWITCH_SECONDS = 0.001
 """How long a thread that answers waits at most for the interpreter lock while another one computes."""
+_LATE_NS = 300_000_000
+"""The tracker is late beyond this: it gets ten ticks a second."""
 _UPDATE_SECONDS = 1.0
 _UPDATE_SHARE = 0.02
 """The share of time that updates may take. An update builds every running migration: more of them, fewer updates."""
@@ -217,6 +219,7 @@ class Service:
         self._servers = http.Servers(sockets, app, config, args.user)
         self._ready = False
         self._read: _Read | None = None
+        self._pump: Pump | None = None
         self._next_update = 0.0
         self._update_every = _UPDATE_SECONDS
         self.urls = tuple(url + args.web_path for url in self._servers.urls)
@@ -229,12 +232,13 @@ class Service:
         traced = self._sender is not None
         read = partial(reading_of, pump, wanted, traced=traced, recorder=recorder)
         self._read = read
+        self._pump = pump
         self._exporter.read = partial(read, brief=True)
         self._ready = True
 
     def tick(self) -> None:
         """Make metrics that are due, and count ended migrations, at most once a second, so that scrapes may be rare."""
-        self._app.prepare()
+        self._app.prepare(late=self._pump is not None and self._pump.behind_ns() > _LATE_NS)
         begun = time.monotonic()
         if begun >= self._next_update:
             try:

@@ -82,9 +82,9 @@ class Pages:
         """Answer a request; never raises."""
         return self._app(environ, start)
 
-    def prepare(self) -> None:
-        """Make the metrics that scrapers will request soon, if making them is costly."""
-        self._metrics.prepare()
+    def prepare(self, *, late: bool) -> None:
+        """Make the metrics that scrapers will request soon, if making them is costly; `late` as in `Scrapes`."""
+        self._metrics.prepare(late=late)
 
     def prepared(self, environ: Environ, start: StartResponse) -> Iterable[bytes] | None:
         """Answer a request for metrics whose text is there already; None for any other. Takes almost no time."""

@@ -26,7 +26,7 @@ COSTLY_S = 0.03
 """A text that costs more CPU time is made before the scraper comes."""
 FRESH_S = 1.5
 """How long such a text is served after it was made."""
-MARGIN_S = 0.4
+MARGIN_S = 0.8
 """How long before the scraper comes it is to be ready, even if it takes twice as long as the one before."""
 MAX_LEAD_S = 1.6
 """The longest time before the scrape at which the making begins, unless the one before took longer."""
@@ -62,7 +62,9 @@ class _Scraper(msgspec.Struct):
     expected_at: float | None = None
     """When it will come again, if it keeps its interval."""
     due_at: float | None = None
-    """When the next text is to be begun."""
+    """When the next text is to be begun, if vftrace has taken all records by then."""
+    last_at: float = 0.0
+    """When it is to be begun even if not."""
 
 
 class Scrapes:
@@ -131,10 +133,15 @@ class Scrapes:
             took = self._cost_s() if text is None else text.ready_at - text.made_at
             lead = max(took, min(2 * took, MAX_LEAD_S - MARGIN_S)) + MARGIN_S
             scraper.due_at = scraper.expected_at - lead
+            scraper.last_at = scraper.expected_at - took - MARGIN_S / 2
 
-    def prepare(self) -> None:
-        """Make the texts that are due. The main thread calls this between batches; never raises."""
-        for asked, scraper in self._take_due():
+    def prepare(self, *, late: bool = False) -> None:
+        """Make the texts that are due. The main thread calls this between batches; never raises.
+
+        `late`: older records wait. Then a text is put off as long as it would be ready in time, because its figures
+        would be old.
+        """
+        for asked, scraper in self._take_due(late=late):
             with self._lock:
                 costly = self._is_costly(self._kept.get(asked))
             if not costly:
@@ -147,13 +154,15 @@ class Scrapes:
                         # It was ready much earlier than the one before.
                         self._plan(asked, scraper)
 
-    def _take_due(self) -> list[tuple[Asked, _Scraper]]:
+    def _take_due(self, *, late: bool) -> list[tuple[Asked, _Scraper]]:
         """Return whose texts are due, unless they are being made."""
         with self._lock:
             now = time.monotonic()
             due = []
             for (asked, _), scraper in self._scrapers.items():
-                if scraper.due_at is not None and scraper.due_at <= now:
+                if scraper.due_at is None:
+                    continue
+                if (max(scraper.due_at, scraper.last_at) if late else scraper.due_at) <= now:
                     scraper.due_at = None
                     if asked not in self._making:
                         due.append((asked, scraper))
