@@ -107,6 +107,22 @@ def test_a_text_waits_for_late_records_as_long_as_there_is_time(
     assert 0.65 < time.monotonic() - asked_at < 1.9
 
 
+def test_a_text_that_is_overdue_makes_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
+    monkeypatch.setattr(scrapes, "FRESH_S", 0.1)
+    metrics = Metrics()
+    app = Scrapes(metrics, costly)
+    ask(app)
+    time.sleep(0.3)
+    ask(app)
+    # The main thread is busy: it begins no text. One that nobody expects now is still made.
+    time.sleep(0.3)
+    begun = time.monotonic()
+    assert ask(app)[2] == b"text 2"
+    assert time.monotonic() - begun < scrapes.PATIENCE_S
+    assert ask(app, REMOTE_ADDR="another")[2] == b"text 3"
+
+
 def test_a_scraper_that_does_not_come_again_costs_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
     monkeypatch.setattr(scrapes, "MARGIN_S", 0.1)

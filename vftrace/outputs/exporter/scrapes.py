@@ -95,15 +95,17 @@ class Scrapes:
         return _answer(text, start, now)
 
     def prepared(self, environ: Any, start: Any) -> Iterable[bytes] | None:
-        """Answer one scrape if there is a fresh text for it, or the one before while a new one is being made; else
-        return None. Takes almost no time."""
+        """Answer one scrape if there is a fresh text for it, or if the next one is late and the one before is not too
+        old; else return None. Takes almost no time."""
         asked, now = _asked(environ), time.monotonic()
         with self._lock:
             text = self._kept.get(asked)
-            being_made = asked in self._making
+            scraper = self._scrapers.get((asked, _address(environ)))
+            overdue = scraper is not None and scraper.due_at is not None and scraper.due_at <= now
+            late = overdue or asked in self._making
         if text is None or not self._is_costly(text):
             return None
-        if now - text.ready_at > FRESH_S and not (being_made and now - text.made_at <= STALE_S):
+        if now - text.ready_at > FRESH_S and not (late and now - text.made_at <= STALE_S):
             return None
         self._expect(asked, environ, now)
         return _answer(text, start, now)
@@ -113,7 +115,7 @@ class Scrapes:
 
     def _expect(self, asked: Asked, environ: Any, now: float) -> None:
         """Have the next text begun in time if this scraper keeps its interval."""
-        who = asked, str(environ.get("REMOTE_ADDR", ""))
+        who = asked, _address(environ)
         with self._lock:
             before = self._scrapers.pop(who, None)
             self._scrapers[who] = scraper = _Scraper(environ, now)
@@ -219,6 +221,10 @@ class Scrapes:
 
 def _asked(environ: Any) -> Asked:
     return tuple(str(environ.get(name, "")) for name in _ASKED)
+
+
+def _address(environ: Any) -> str:
+    return str(environ.get("REMOTE_ADDR", ""))
 
 
 def _answer(text: _Text, start: Any, now: float) -> Iterable[bytes]:
