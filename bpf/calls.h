@@ -25,9 +25,9 @@
 #define MAX_FD_ARGUMENT 1048576
 #define KVM_RUN 0xae80
 #define SHORT_NS 16000
-#define BURST 8
-#define MIN_UNTIMED 4
-#define MAX_UNTIMED 11
+#define BURST 16
+#define MIN_UNTIMED 1
+#define MAX_UNTIMED 5
 #define LONGEST_JIFFY_NS 10000000 /* HZ=100 */
 
 /* Powers of two, so that a mask bounds an index for the verifier. */
@@ -380,8 +380,8 @@ static __always_inline void add_short(struct traced *p, struct caller *c, u64 st
 		k->mean_ns = ns;
 		k->in_row = k->left = 0;
 	}
+	k->mean_ns = (3 * k->mean_ns + ns) / 4;
 	if (ns < SHORT_NS) {
-		k->mean_ns = (3 * k->mean_ns + ns) / 4;
 		if (k->in_row < BURST)
 			k->in_row++;
 		else
