@@ -208,7 +208,8 @@ static __always_inline bool is_over(struct traced *p, struct sum *s, u64 now)
 
 /* Adds a call to its sum. A sum that is over is sent and begun anew. Only the thread itself
  * changes its sums; the collector takes those that are left. */
-static __always_inline void add_to_sum(struct traced *p, struct sum_key *key, struct sum *one)
+static __always_inline void add_to_sum(struct traced *p, struct sum_key *key, struct sum *one,
+				       u64 now)
 {
 	struct sum *s = (struct sum *)sums.lookup((struct sum_key_bytes *)key);
 	u64 *deleted;
@@ -223,7 +224,7 @@ static __always_inline void add_to_sum(struct traced *p, struct sum_key *key, st
 		return;
 	}
 	if (is_over(p, s, one->end_ns)) {
-		send_sum(p, key, s, one->end_ns);
+		send_sum(p, key, s, now);
 		*s = *one;
 		return;
 	}
@@ -339,7 +340,7 @@ static __always_inline void book(struct traced *p, struct caller *c, struct kind
 	k->ns = 0;
 	k->count = k->untimed = k->longest_ns = k->sleep_ns = k->queue_ns = 0;
 	key_of(&key, p, c, k->call, k->cmd);
-	add_to_sum(p, &key, &one);
+	add_to_sum(p, &key, &one, now);
 }
 
 static __always_inline struct kind *kind_of(struct caller *c, u64 call, u32 cmd, u32 *index)
