@@ -29,8 +29,8 @@ NOT_CONVERGING = "ALERTS{alertname='VftracePrecopyNotConverging', alertstate='fi
 COUNTED = "sum(vftrace_migrations_total{outcome='completed', role='stitched'} offset 1s) > 0"
 """A step of a range query ago: a rate that is asked for earlier may have been taken at no time since."""
 
-NOT_HERE = ("vfio_device_state", 'kind="device"', "vm_events_lost_total")
-"""The guest has no device passed through, and nothing is lost."""
+NOT_HERE = ("vfio_device_state", 'kind="device"', "vm_events_lost_total", "untraced_vms_total")
+"""The guest has no device passed through, nothing is lost, and every VM has room in the tables."""
 
 
 @pytest.fixture
