@@ -62,6 +62,7 @@ struct walker {
 	struct walk *walk;
 	struct vm *vm;
 	struct thread *t;
+	u64 ones; /* bit n: group n of the copy may have ones */
 };
 
 /* Writes a head for one more block of ones, or counts it in the head before. Returns how many
@@ -122,35 +123,54 @@ static __always_inline void pack_block(struct walk *walk, u64 *word, u64 number)
 	walk->used = used;
 }
 
-/* Writes the entries of a group of blocks. Four independent chains look for bits, so that no
- * operation waits for the one before: most groups have none. */
+/* Writes the entries of a group of blocks. */
 int loop_group(u64 index)
 {
 	struct walker *w;
-	u64 *word, a = 0, b = 0, c = 0, d = 0, group;
+	u64 *word, group;
 
 	LOOP_CONTEXT(w);
 	if (index >= GROUPS)
 		return 1;
+	if (!(w->ones >> index & 1))
+		return 0;
 	/* The verifier of 6.1 does not apply a comparison to a copy that was spilled before it. */
 	group = index;
 	asm volatile("" : "+r"(group));
 	group &= GROUPS - 1;
 	word = w->walk->word + group * GROUP_WORDS;
-#pragma unroll
-	for (u32 i = 0; i < GROUP_WORDS; i += 4) {
-		a |= word[i];
-		b |= word[i + 1];
-		c |= word[i + 2];
-		d |= word[i + 3];
-	}
-	if (!(a | b | c | d))
-		return 0;
 #pragma nounroll
 	for (u32 i = 0; i < GROUP_WORDS / VFT_BLOCK_WORDS; i++)
 		pack_block(w->walk, word + i * VFT_BLOCK_WORDS,
 			   index * (GROUP_WORDS / VFT_BLOCK_WORDS) + i);
 	return 0;
+}
+
+/* Returns which groups of a whole copy have ones. Most copies have none, and a callback for each of
+ * their groups would take longer than this. Four independent chains, so that no operation waits
+ * for the one before; a group in each turn, because the verifier follows every turn. */
+static __always_inline u64 groups_with_ones(struct walk *walk)
+{
+	u64 ones = 0;
+
+#pragma nounroll
+	for (u32 group = 0; group < GROUPS; group++) {
+		u64 *word = walk->word + group * GROUP_WORDS, a = 0, b = 0, c = 0, d = 0, negative;
+
+#pragma unroll
+		for (u32 i = 0; i < GROUP_WORDS; i += 4) {
+			a |= word[i];
+			b |= word[i + 1];
+			c |= word[i + 2];
+			d |= word[i + 3];
+		}
+		a |= b | c | d;
+		negative = -a;
+		/* Hides the value from LLVM, which would make a branch of it. */
+		asm volatile("" : "+r"(negative));
+		ones |= (a | negative) >> 63 << group;
+	}
+	return ones;
 }
 
 /* Begins a record. */
@@ -225,7 +245,9 @@ int loop_copy(u64 index)
 	copy_words(walk, w->t);
 	begin_entries(walk);
 	groups = (walk->part + GROUP_WORDS * 8 - 1) / (GROUP_WORDS * 8);
-	loop(groups, LOOP_GROUP, w, 0);
+	w->ones = groups < GROUPS ? ALL_ONES : groups_with_ones(walk);
+	if (w->ones)
+		loop(groups, LOOP_GROUP, w, 0);
 	ship_entries(walk, w->vm, w->t, w->t->first_page + walk->offset * 8, w->t->slot,
 		     walk->part / 8);
 	walk->offset += walk->part;

@@ -136,6 +136,7 @@ static __always_inline bool ship_chunk(struct walker *w, u32 index)
 	}
 	touched.delete(&at);
 	begin_entries(walk);
+	w->ones = ALL_ONES;
 	loop(CHUNK_WORDS / GROUP_WORDS, LOOP_GROUP, w, 0);
 	ship_entries(walk, w->vm, w->t, first_page, slot, CHUNK_WORDS);
 	return true;
