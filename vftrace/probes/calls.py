@@ -46,6 +46,8 @@ class CallProbes:
         """By process: its entry in `traced`."""
         self._chains: dict[int, list[int]] = {}
         """By the last bits of a tgid: the entries of the processes that have them."""
+        self._numbers: dict[int, int] = {}
+        """The number of each entry that is in use."""
         self._number = 0
         self._deleted: dict[int, int] = {}
 
@@ -83,8 +85,7 @@ class CallProbes:
             return None
         if pid in self._traced:
             return 0
-        taken = set(self._traced.values())
-        index = next((i for i in range(1, MAX_TRACED) if i not in taken), None)
+        index = next((i for i in range(1, MAX_TRACED) if i not in self._numbers), None)
         chain = self._chains.setdefault(pid % BUCKETS, [])
         if index is None or len(chain) == MAX_CHAIN:
             return None
@@ -94,6 +95,7 @@ class CallProbes:
         chain.append(index)
         self._write_chain(pid)
         self._traced[pid] = index
+        self._numbers[index] = self._number
         took = self._probes.attach()
         if took is None:
             self.untrace(pid)
@@ -105,23 +107,23 @@ class CallProbes:
         if index is None:
             return
         traced = self._bpf["traced"]
-        marked = sum(self._mark_running(index, traced[index].number, tid) for tid in tids)
+        marked = sum(self._mark_running(index, tid) for tid in tids)
         if marked:
             entry = traced[index]
             entry.running += marked
             traced[index] = entry
 
-    def _mark_running(self, index: int, number: int, tid: int) -> bool:
+    def _mark_running(self, index: int, tid: int) -> bool:
         """Make the entry of a thread in KVM_RUN; returns whether it had none and there was room."""
         callers = self._bpf.raw("callers")
-        numbers = {i: self._bpf["traced"][i].number for i in self._traced.values()}
+        number = self._numbers[index]
         places = [struct.pack("=I", place) for place in places_of(tid)]
         found = [_CALLER.unpack_from(callers.get(place)) for place in places]
         owners = [(each[_TID], each[_NUMBER]) for each in found]
         if (tid, number) in owners:
             return False
         for place, each in zip(places, found, strict=True):
-            if not each[_NUMBER] or numbers.get(each[_TRACED]) != each[_NUMBER]:
+            if not each[_NUMBER] or self._numbers.get(each[_TRACED]) != each[_NUMBER]:
                 call = NUMBERS[platform.machine()]["SYS_IOCTL"] | _NO_FD
                 in_call, in_run = 1, 1
                 head = _CALLER.pack(
@@ -150,6 +152,7 @@ class CallProbes:
             return
         self._take_sums(pid)
         index = self._traced.pop(pid)
+        del self._numbers[index]
         self._chains[pid % BUCKETS].remove(index)
         self._write_chain(pid)
         self._bpf["traced"][index] = self._bpf["traced"].Leaf()
@@ -179,6 +182,7 @@ class CallProbes:
         """Detach everything."""
         self._probes.close()
         self._traced.clear()
+        self._numbers.clear()
 
     def _take_sums(self, pid: int | None) -> list[bytes]:
         """Delete sums and return them as records: all sums of one process, or the complete sums of all processes."""
