@@ -15,15 +15,16 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+
+from tracers import TREE, record, tracer
 
 HERE = Path(__file__).resolve().parent
 STATES = ("idle", "cold", "half")
@@ -39,26 +40,6 @@ END { clear(@enter); }
 """
 
 Times = dict[str, list[float]]
-
-
-@contextmanager
-def tracer(command: list[str], ready: str) -> Iterator[None]:
-    """Run a tracer, from its ready line on."""
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=HERE.parent)
-        try:
-            deadline = time.monotonic() + 60
-            said = ""
-            while ready not in said:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    sys.exit(f"{command[0]} did not start: {said.strip()[-500:]}")
-                time.sleep(0.05)
-                out.seek(0)
-                said = out.read()
-            yield
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=30)
 
 
 def measure(gib: int) -> dict[str, float]:
@@ -80,18 +61,12 @@ def main() -> None:
     parser.add_argument("--other", type=Path, help="another checkout of vftrace, measured as well")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-
-        def record(tree: Path) -> AbstractContextManager[None]:
-            # Earlier versions do not write over a file.
-            file = f"{directory}/{time.monotonic_ns()}.vft"
-            return tracer([f"{tree}/.venv/bin/vftrace", "record", "-o", file], "ready")
-
         tracers: dict[str, Callable[[], AbstractContextManager[None]]] = {
             "bare": lambda: nullcontext(),
-            "vftrace": lambda: record(HERE.parent),
+            "vftrace": lambda: record(TREE, directory),
         }
         if args.other:
-            tracers["other"] = lambda: record(args.other)
+            tracers["other"] = lambda: record(args.other, directory)
         if shutil.which("bpftrace"):
             tracers["bpftrace"] = lambda: tracer(["bpftrace", "-e", BPFTRACE], "Attaching")
         found: dict[str, dict[int, Times]] = {

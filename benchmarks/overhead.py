@@ -12,17 +12,16 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
+from tracers import TREE, record, tracer
+
 HERE = Path(__file__).resolve().parent
-TREE = HERE.parent
 LOOPS = {"getppid": 1_000_000, "ioctl": 500_000, "clock": 100_000, "exits": 20_000}
 STRACE_LOOPS = {"getppid": 20_000, "ioctl": 5_000, "clock": 5_000, "exits": 5_000}
 
@@ -32,32 +31,6 @@ tracepoint:syscalls:sys_enter_ioctl { @cmd[tid] = args->cmd; }
 tracepoint:syscalls:sys_exit_ioctl /@cmd[tid] == 0xae80/ { @exit[tid] = nsecs; }
 tracepoint:syscalls:sys_exit_ioctl /@cmd[tid] == 0x8030ae7c/ { @clock = count(); }
 """
-
-
-@contextmanager
-def tracer(command: list[str], ready: str) -> Iterator[None]:
-    """Run a tracer beside the loop, from its ready line on."""
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=TREE)
-        try:
-            for _ in range(600):
-                out.seek(0)
-                if ready in out.read():
-                    break
-                time.sleep(0.05)
-            else:
-                raise SystemExit(f"{command[0]} did not get ready")
-            time.sleep(0.3)
-            yield
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(20)
-
-
-@contextmanager
-def nothing() -> Iterator[None]:
-    """No tracer."""
-    yield
 
 
 def loop(binary: Path, name: str, count: int, prefix: list[str]) -> float:
@@ -74,29 +47,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         binary = Path(directory) / "loops"
         subprocess.run(["gcc", "-O2", "-o", str(binary), str(HERE / "loops.c")], check=True)
-
-        def record(tree: Path) -> AbstractContextManager[None]:
-            # Earlier versions do not write over a file.
-            file = f"{directory}/{time.monotonic_ns()}.vft"
-            return tracer([f"{tree}/.venv/bin/vftrace", "record", "-o", file], "ready")
-
         ways = {
-            "bare": (nothing, [], LOOPS),
-            "vftrace": (lambda: record(TREE), [], LOOPS),
+            "bare": (nullcontext, [], LOOPS),
+            "vftrace": (lambda: record(TREE, directory), [], LOOPS),
         }
         if args.other:
-            ways["other"] = (lambda: record(args.other), [], LOOPS)
+            ways["other"] = (lambda: record(args.other, directory), [], LOOPS)
         if shutil.which("bpftrace"):
             ways["bpftrace"] = (
                 lambda: tracer(["bpftrace", "-e", BPFTRACE], "Attaching"), [], LOOPS
             )  # fmt: skip
         if shutil.which("strace"):
             strace = ["strace", "-f", "-e", "trace=ioctl", "-o", "/dev/null"]
-            ways["strace"] = (nothing, strace, STRACE_LOOPS)
+            ways["strace"] = (nullcontext, strace, STRACE_LOOPS)
         figures: dict[str, dict[str, list[float]]] = {w: {n: [] for n in LOOPS} for w in ways}
         for _ in range(args.rounds):
             for way, (around, prefix, counts) in ways.items():
                 with around():
+                    time.sleep(0.3)
                     for name, count in counts.items():
                         figures[way][name].append(loop(binary, name, count, prefix))
     print(f"{'ns a turn':10}" + "".join(f"{way:>20}" for way in ways))
