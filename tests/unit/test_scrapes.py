@@ -64,6 +64,20 @@ def costly() -> float:
     return 2 * COSTLY_S
 
 
+def came_twice(
+    monkeypatch: pytest.MonkeyPatch, apart_s: float, **times: float
+) -> tuple[Scrapes, Metrics]:
+    """A scraper of costly texts whose interval is known from now on; `times` are those of scrapes.py."""
+    for name, seconds in {"MIN_INTERVAL_S": 0.1, **times}.items():
+        monkeypatch.setattr(scrapes, name, seconds)
+    metrics = Metrics()
+    app = Scrapes(metrics, costly)
+    assert ask(app)[2] == b"text 1"
+    time.sleep(apart_s)
+    assert ask(app)[2] == b"text 2"
+    return app, metrics
+
+
 def test_every_scrape_is_of_its_own_moment() -> None:
     app = Scrapes(Metrics())
     assert [ask(app)[2] for _ in range(3)] == [b"text 1", b"text 2", b"text 3"]
@@ -71,14 +85,7 @@ def test_every_scrape_is_of_its_own_moment() -> None:
 
 
 def test_a_text_is_ready_when_a_scraper_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
-    monkeypatch.setattr(scrapes, "MARGIN_S", 0.3)
-    metrics = Metrics()
-    app = Scrapes(metrics, costly)
-    assert ask(app)[2] == b"text 1"
-    time.sleep(FRESH_S + 0.1)
-    # It comes for the second time: from now on its interval is known.
-    assert ask(app)[2] == b"text 2"
+    app, metrics = came_twice(monkeypatch, FRESH_S + 0.1, MARGIN_S=0.3)
     run(app, lambda: metrics.made == 3)
     metrics.gate.clear()
     begun = time.monotonic()
@@ -91,14 +98,7 @@ def test_a_text_is_ready_when_a_scraper_comes_again(monkeypatch: pytest.MonkeyPa
 def test_a_text_waits_for_late_records_as_long_as_there_is_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
-    monkeypatch.setattr(scrapes, "MARGIN_S", 0.6)
-    monkeypatch.setattr(scrapes, "FRESH_S", 0.1)
-    metrics = Metrics()
-    app = Scrapes(metrics, lambda: 2 * COSTLY_S)
-    ask(app)
-    time.sleep(1.0)
-    ask(app)
+    app, metrics = came_twice(monkeypatch, 1.0, MARGIN_S=0.6, FRESH_S=0.1)
     asked_at = time.monotonic()
     while metrics.made == 2 and time.monotonic() < asked_at + 2:
         app.prepare(late=True)
@@ -108,13 +108,7 @@ def test_a_text_waits_for_late_records_as_long_as_there_is_time(
 
 
 def test_a_text_that_is_overdue_makes_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
-    monkeypatch.setattr(scrapes, "FRESH_S", 0.1)
-    metrics = Metrics()
-    app = Scrapes(metrics, costly)
-    ask(app)
-    time.sleep(0.3)
-    ask(app)
+    app, _ = came_twice(monkeypatch, 0.3, FRESH_S=0.1)
     # The main thread is busy: it begins no text. One that nobody expects now is still made.
     time.sleep(0.3)
     begun = time.monotonic()
@@ -124,14 +118,7 @@ def test_a_text_that_is_overdue_makes_nobody_wait(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_scraper_that_does_not_come_again_costs_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrapes, "MIN_INTERVAL_S", 0.1)
-    monkeypatch.setattr(scrapes, "MARGIN_S", 0.1)
-    monkeypatch.setattr(scrapes, "FRESH_S", 0.2)
-    metrics = Metrics()
-    app = Scrapes(metrics, costly)
-    ask(app)
-    time.sleep(0.4)
-    ask(app)
+    app, metrics = came_twice(monkeypatch, 0.4, MARGIN_S=0.1, FRESH_S=0.2)
     run(app, lambda: metrics.made == 3)
     run_for(app, 0.6)
     assert metrics.made == 3
